@@ -1,0 +1,77 @@
+"""Every error that a user can see.
+
+::
+
+    TriptychError                 the user's to mend; printed without a traceback
+    ├── RecipeError               a field of the recipe is unknown, missing or wrong
+    ├── DataError                 rows of a file are wrong; names file, line, field, and what was expected
+    ├── ModelError                a model folder, tokenizer or template cannot be used, or not safely
+    ├── RunError                  a run folder is in use, damaged, or cannot be written (a full disk)
+    ├── TrainingError             losses or gradients stayed non-finite
+    ├── AuditError                the reward model may not train anything
+    └── ReleaseError              a release does not match its manifest
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+class TriptychError(ValueError):
+    """Something that the user can mend; the message says what would be right."""
+
+
+class RecipeError(TriptychError):
+    """The recipe names a field or value that cannot be used."""
+
+
+class ModelError(TriptychError):
+    """A model folder, tokenizer or chat template that cannot be used."""
+
+
+class RunError(TriptychError):
+    """The run folder is in use, damaged or not writable."""
+
+
+class TrainingError(TriptychError):
+    """Training stopped because its numbers stayed non-finite."""
+
+
+class AuditError(TriptychError):
+    """A reward model failed its audit."""
+
+
+class ReleaseError(TriptychError):
+    """A release does not match its manifest."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """One wrong row: where it stands and what would be right."""
+
+    file: str
+    line: int | None
+    field: str | None
+    message: str
+
+    def __str__(self) -> str:
+        place = self.file if self.line is None else f"{self.file}:{self.line}"
+        return f"{place}: {self.field}: {self.message}" if self.field else f"{place}: {self.message}"
+
+
+class DataError(TriptychError):
+    """Rows that cannot be used, reported together.
+
+    Args:
+        faults: every wrong row found, in file order.
+    """
+
+    SHOWN = 20
+
+    def __init__(self, faults: Sequence[Fault]) -> None:
+        self.faults = tuple(faults)
+        lines = [str(fault) for fault in self.faults[: self.SHOWN]]
+        if len(self.faults) > self.SHOWN:
+            lines.append(f"and {len(self.faults) - self.SHOWN} more")
+        super().__init__("\n".join(lines))
