@@ -1,0 +1,182 @@
+"""Take a base model that others trained: from a folder, a `.gguf` file or the Hugging Face Hub.
+
+Whatever it came as, it ends as a plain folder of safetensors, checked, with a chat template and a padding token
+of its own, so that no later stage meets a special case.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from huggingface_hub import snapshot_download
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from triptych.data import template
+from triptych.engine import models
+from triptych.errors import ModelError
+
+Kind = Literal["folder", "gguf", "hub"]
+
+HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+HUB_FILES = (
+    "model*.safetensors",
+    "model.safetensors.index.json",
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+)
+"""What is downloaded: weights as safetensors, settings, the tokenizer; never code, pickles or other copies."""
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where a base model came from and what was done to it.
+
+    Attributes:
+        kind: what it came as.
+        origin: the Hub's name, or the last part of the path (never the whole, which is this machine's own).
+        digest: the Hub's revision, or the sha256 of the file or of the folder's model files.
+        parameters: how many.
+        changes: what is not as it was, one sentence each.
+    """
+
+    kind: Kind
+    origin: str
+    digest: str
+    parameters: int
+    changes: tuple[str, ...]
+
+
+def take(
+    name: str,
+    folder: Path,
+    *,
+    chat_template: str | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> Source:
+    """Write the model that `name` stands for into `folder`, as a plain Hugging Face folder.
+
+    Args:
+        name: a Hugging Face folder, a `.gguf` file, or a name on the Hub, in this order of trial.
+        folder: where it is written.
+        chat_template: the Jinja source of a chat template; if None the model keeps its own, or gets ChatML.
+        dtype: what the weights are written in.
+
+    Raises:
+        ModelError: if there is no such model, or it cannot be used safely, with what to do.
+    """
+    kind, path = _find(name)
+    changes: list[str] = []
+    if kind == "gguf":
+        model, tokenizer = models.load_gguf(path)
+        origin, digest = path.name, _digest([path])
+        changes.append("weights dequantised from GGUF")
+    else:
+        # The Hub's cache keeps each file once, in `blobs`, and a revision as links to them.
+        within = path.parents[1] if kind == "hub" else None
+        model = models.load_policy(path, within=within)
+        tokenizer = models.load_tokenizer(path)
+        origin = name if kind == "hub" else path.resolve().name
+        digest = path.name if kind == "hub" else _digest(_model_files(path))
+    changes += _attach_template(tokenizer, chat_template)
+    padding = template.mend_padding(tokenizer)
+    if padding is not None:
+        changes.append(f"padding token: {padding}")
+    template.check(tokenizer)
+    changes += _fit_vocabulary(model, tokenizer)
+    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if context is not None and tokenizer.model_max_length > context:
+        tokenizer.model_max_length = context
+    models.save(model, tokenizer, folder, dtype=dtype)
+    models.inspect(folder)
+    return Source(kind, origin, digest, models.parameters(model), tuple(changes))
+
+
+def _find(name: str) -> tuple[Kind, Path]:
+    path = Path(name).expanduser()
+    if path.suffix.lower() == ".gguf":
+        return "gguf", path  # whether it is there, its reader says
+    if path.is_dir():
+        return "folder", path
+    if path.exists():
+        raise ModelError(
+            f"{name}: a base model is a folder, a .gguf file or a name on the Hub; this is a file"
+        )
+    if not HUB_NAME.fullmatch(name):
+        raise ModelError(f"{name}: there is no such folder, and it cannot be a name on the Hub")
+    return "hub", _download(name)
+
+
+def _download(name: str) -> Path:
+    """The newest revision's folder in the Hub's cache; the cache alone where there is no network."""
+    try:
+        with models.quiet():
+            # The second pattern leaves out what lies in subfolders: other formats of the same weights.
+            return Path(snapshot_download(name, allow_patterns=list(HUB_FILES), ignore_patterns=["*/*"]))
+    except Exception as error:  # the Hub's client and the network raise errors of many families
+        reason = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+        raise ModelError(
+            f"{name}: there is no folder of this name, and the Hugging Face Hub did not give it. Check the name; "
+            "for a gated model accept its terms and run `hf auth login`; without a network, download it "
+            f"elsewhere (`hf download {name} --local-dir DIR`), copy DIR here and name its path ({reason})"
+        ) from error
+
+
+def _attach_template(tokenizer: PreTrainedTokenizerFast, chat_template: str | None) -> list[str]:
+    if chat_template is not None:
+        template.attach(tokenizer, chat_template)
+        return ["chat template: the recipe's"]
+    if tokenizer.chat_template is None:
+        template.attach(tokenizer, template.CHATML)
+        return ["chat template: ChatML, as it had none"]
+    return []
+
+
+def _fit_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> list[str]:
+    """Give every token of the tokenizer an embedding; new ones start as the mean of the old.
+
+    The mean, because a random row can have a larger logit than every trained one and then is sampled at once.
+    """
+    needed = max(tokenizer.get_vocab().values()) + 1
+    rows = model.get_input_embeddings().weight.shape[0]
+    if needed <= rows:
+        return []
+    model.resize_token_embeddings(needed, mean_resizing=False)
+    tables: dict[int, Tensor] = {}
+    for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
+        if isinstance(layer, nn.Embedding | nn.Linear):
+            tables[layer.weight.data_ptr()] = layer.weight.data  # one table where the two are tied
+            if isinstance(layer, nn.Linear) and layer.bias is not None:
+                tables[layer.bias.data_ptr()] = layer.bias.data
+    for table in tables.values():
+        table[rows:] = table[:rows].mean(0)
+    return [f"{needed - rows} tokens added to the vocabulary, with the mean embedding"]
+
+
+def _model_files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.suffix in {".safetensors", ".json", ".jinja"})
+
+
+def _digest(files: list[Path]) -> str:
+    """One sha256 over names and contents; over a single file's content alone, so that anyone can check it."""
+    digests = []
+    for path in files:
+        with path.open("rb") as file:
+            digests.append(hashlib.file_digest(file, "sha256").hexdigest())
+    if len(files) == 1:
+        return digests[0]
+    listing = "".join(f"{digest}  {path.name}\n" for digest, path in zip(digests, files, strict=True))
+    return hashlib.sha256(listing.encode()).hexdigest()
