@@ -1,0 +1,176 @@
+"""How long records are in tokens, and what becomes of those that exceed the context."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Generic, Literal, TypeVar, overload
+
+from triptych.data.template import answer_tokens, prompt_tokens
+from triptych.records import Comparison, Conversation, Prompt
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+Overlong = Literal["drop", "truncate"]
+
+
+@dataclass(frozen=True, slots=True)
+class TokenizedConversation:
+    """A prompt's tokens and its answer's, end token included unless the answer was cut."""
+
+    prompt: tuple[int, ...]
+    answer: tuple[int, ...]
+
+    @property
+    def length(self) -> int:
+        """Tokens of the whole."""
+        return len(self.prompt) + len(self.answer)
+
+
+@dataclass(frozen=True, slots=True)
+class TokenizedComparison:
+    """A prompt's tokens and those of its two answers, end token included unless an answer was cut."""
+
+    prompt: tuple[int, ...]
+    chosen: tuple[int, ...]
+    rejected: tuple[int, ...]
+    margin: float | None = None
+
+    @property
+    def length(self) -> int:
+        """Tokens of the prompt with the longer answer."""
+        return len(self.prompt) + max(len(self.chosen), len(self.rejected))
+
+
+T = TypeVar("T", TokenizedConversation, TokenizedComparison)
+
+
+@dataclass(frozen=True, slots=True)
+class Fitted(Generic[T]):
+    """Rows that fit the context, and what it took.
+
+    Attributes:
+        rows: what was kept, in the records' order.
+        dropped: how many records were left out.
+        truncated: how many of `rows` had an answer cut.
+        limit: the context's length in tokens.
+    """
+
+    rows: tuple[T, ...]
+    dropped: int
+    truncated: int
+    limit: int
+
+    def __str__(self) -> str:
+        count = len(self.rows) + self.dropped
+        return (
+            f"{count} rows: {len(self.rows)} kept, {self.truncated} of them truncated to {self.limit} tokens, "
+            f"{self.dropped} dropped as longer"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class LengthReport:
+    """Lengths in tokens over records, prompt and (longer) answer together."""
+
+    count: int
+    median: float
+    longest: int
+    over: int
+    limit: int
+
+    def __str__(self) -> str:
+        return (
+            f"{self.count} rows, median {self.median:g} tokens, longest {self.longest}, "
+            f"{self.over} over the limit of {self.limit}"
+        )
+
+
+def measure(
+    records: Iterable[Prompt | Conversation | Comparison], tokenizer: PreTrainedTokenizerBase, limit: int
+) -> LengthReport:
+    """Counts the tokens of every record."""
+    lengths = [
+        len(prompt_tokens(tokenizer, record.messages))
+        if isinstance(record, Prompt)
+        else tokenized(record, tokenizer).length
+        for record in records
+    ]
+    return LengthReport(
+        count=len(lengths),
+        median=statistics.median(lengths) if lengths else 0,
+        longest=max(lengths, default=0),
+        over=sum(length > limit for length in lengths),
+        limit=limit,
+    )
+
+
+@overload
+def tokenized(record: Conversation, tokenizer: PreTrainedTokenizerBase) -> TokenizedConversation: ...
+@overload
+def tokenized(record: Comparison, tokenizer: PreTrainedTokenizerBase) -> TokenizedComparison: ...
+def tokenized(
+    record: Conversation | Comparison, tokenizer: PreTrainedTokenizerBase
+) -> TokenizedConversation | TokenizedComparison:
+    """The record's tokens, whole."""
+    prompt = tuple(prompt_tokens(tokenizer, record.prompt.messages))
+    if isinstance(record, Conversation):
+        return TokenizedConversation(prompt, tuple(answer_tokens(tokenizer, record.answer)))
+    chosen, rejected = answer_tokens(tokenizer, record.chosen), answer_tokens(tokenizer, record.rejected)
+    return TokenizedComparison(prompt, tuple(chosen), tuple(rejected), record.margin)
+
+
+@overload
+def fit(
+    records: Sequence[Conversation], tokenizer: PreTrainedTokenizerBase, limit: int, overlong: Overlong
+) -> Fitted[TokenizedConversation]: ...
+@overload
+def fit(
+    records: Sequence[Comparison], tokenizer: PreTrainedTokenizerBase, limit: int, overlong: Overlong
+) -> Fitted[TokenizedComparison]: ...
+def fit(
+    records: Sequence[Conversation] | Sequence[Comparison],
+    tokenizer: PreTrainedTokenizerBase,
+    limit: int,
+    overlong: Overlong,
+) -> Fitted[TokenizedConversation] | Fitted[TokenizedComparison]:
+    """Tokenises records and drops or truncates those longer than the context, counting both.
+
+    Truncating cuts the end of the answer, so that a cut answer has no end token: a model must not learn
+    to stop there. A record is dropped in any case where its prompt leaves no room for an answer, or
+    where cutting makes the two answers of a comparison the same.
+
+    Args:
+        records: conversations or comparisons, of one kind.
+        tokenizer: with a chat template.
+        limit: the most tokens that a prompt and one answer may have together.
+        overlong: what to do with longer ones.
+    """
+    conversations: list[TokenizedConversation] = []
+    comparisons: list[TokenizedComparison] = []
+    truncated = 0
+    for record in records:
+        if isinstance(record, Conversation):
+            conversation = tokenized(record, tokenizer)
+            if conversation.length > limit:
+                room = limit - len(conversation.prompt)
+                if overlong == "drop" or room <= 0:
+                    continue
+                conversation = TokenizedConversation(conversation.prompt, conversation.answer[:room])
+                truncated += 1
+            conversations.append(conversation)
+        else:
+            pair = tokenized(record, tokenizer)
+            if pair.length > limit:
+                room = limit - len(pair.prompt)
+                if overlong == "drop" or room <= 0 or pair.chosen[:room] == pair.rejected[:room]:
+                    continue
+                pair = TokenizedComparison(pair.prompt, pair.chosen[:room], pair.rejected[:room], pair.margin)
+                truncated += 1
+            comparisons.append(pair)
+    dropped = len(records) - len(conversations) - len(comparisons)
+    if comparisons:
+        return Fitted(tuple(comparisons), dropped, truncated, limit)
+    return Fitted(tuple(conversations), dropped, truncated, limit)
