@@ -1,0 +1,57 @@
+"""A training's state on disk: complete or absent.
+
+Written to a file of its own, flushed, then renamed over the last one, so that a kill at any instant leaves
+either the old state or the new. Weights, optimizer, step and the curve so far: the order of the batches and
+the sampling noise are functions of (seed, step), so there is nothing else to keep.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+
+@dataclass(slots=True)
+class Checkpoint:
+    """Saves a training's state at most every `seconds`, and restores it.
+
+    Attributes:
+        path: the file.
+        seconds: between two saves; saving never changes a result, only what a crash costs.
+    """
+
+    path: Path
+    seconds: float
+    saved: float = field(default_factory=time.monotonic)
+
+    def due(self) -> bool:
+        """Whether it is time to save."""
+        return time.monotonic() - self.saved >= self.seconds
+
+    def save(self, model: nn.Module, optimizer: Optimizer, state: dict[str, Any]) -> None:
+        """Writes the state; the last one stays until this one is on disk."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        partial = self.path.with_suffix(".partial")
+        with open(partial, "wb") as file:
+            torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict(), "state": state}, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, self.path)
+        self.saved = time.monotonic()
+
+    def restore(self, model: nn.Module, optimizer: Optimizer) -> dict[str, Any] | None:
+        """Loads the last state into model and optimizer; None where there is none."""
+        if not self.path.exists():
+            return None
+        content = torch.load(self.path, weights_only=True, map_location="cpu")
+        model.load_state_dict(content["model"])
+        optimizer.load_state_dict(content["optimizer"])
+        state: dict[str, Any] = content["state"]
+        return state

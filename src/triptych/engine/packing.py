@@ -1,0 +1,214 @@
+"""One row of tokens for many sequences: no padding, and a prompt computed once for all its answers.
+
+A :class:`Pack` is a row of tokens cut into segments. A segment may have a parent, an earlier segment that it
+continues: a preference pair is one prompt and two children, a GRPO group one prompt and G children. Every
+layer but attention works on the row as it is. Attention gathers, for each segment, its own queries and the
+keys of its chain (its ancestors' tokens, then its own) into a few padded blocks of similar length, so that
+only the attention scores are padded, never the matrix products of the model.
+
+Shapes: T tokens in the row, N segments of a block, Q and K its longest query and key lengths, H query heads,
+J key-value heads, D the head's width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+SHORT = 1024
+"""Up to this many keys, plain products are faster on a CPU than the fused kernel, whose backward pass is slow."""
+
+WASTE = 1.3
+"""A block may hold at most this many times the query-key products that its segments need."""
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """Tokens that continue the segment `parent` (its place in the same pack), or start anew."""
+
+    tokens: Sequence[int]
+    parent: int | None = None
+
+
+@dataclass(slots=True)
+class Block:
+    """Segments of similar length, whose attention is computed together.
+
+    Attributes:
+        queries: `[N, Q]` places in the row; padding repeats a place and is dropped by `kept`.
+        keys: `[N, K]` places in the row.
+        query_positions, key_positions: `[N, Q]`, `[N, K]` positions in the chain; -1 for padded keys.
+        kept: `[N * Q]` which queries are real, or None where all are.
+    """
+
+    queries: Tensor
+    keys: Tensor
+    query_positions: Tensor
+    key_positions: Tensor
+    kept: Tensor | None
+
+    def mask(self, window: int | None) -> Tensor:
+        """`[N, 1, Q, K]`: which key each query sees."""
+        q, k = self.query_positions[:, :, None], self.key_positions[:, None, :]
+        seen = (k <= q) & (k >= 0)
+        if window is not None:
+            seen &= q - k < window
+        return seen[:, None]
+
+
+class Pack:
+    """A row of tokens in segments, with what attention needs to keep them apart.
+
+    Attributes:
+        tokens: `[T]` token ids.
+        positions: `[T]` each token's position in its chain.
+        starts, ends: `[S]` places of each segment's first and last token.
+    """
+
+    def __init__(self, segments: Sequence[Segment]) -> None:
+        lengths = np.array([len(segment.tokens) for segment in segments])
+        assert len(segments) > 0 and lengths.min() > 0, "a pack needs segments with tokens"
+        offsets = np.concatenate([[0], np.cumsum(lengths)])
+        chains: list[np.ndarray] = []
+        positions: list[np.ndarray] = []
+        for index, segment in enumerate(segments):
+            own = np.arange(offsets[index], offsets[index + 1])
+            assert segment.parent is None or segment.parent < index, "a parent comes before its children"
+            chain = own if segment.parent is None else np.concatenate([chains[segment.parent], own])
+            chains.append(chain)
+            positions.append(np.arange(len(chain) - len(own), len(chain)))
+        self.tokens = torch.tensor([token for segment in segments for token in segment.tokens])
+        self.positions = torch.from_numpy(np.concatenate(positions))
+        self.starts = torch.from_numpy(offsets[:-1].copy())
+        self.ends = torch.from_numpy(offsets[1:] - 1)
+        self.blocks = [self._block(group, offsets, chains, positions) for group in _groups(lengths, chains)]
+        order = torch.cat([block.queries.flatten() if block.kept is None else
+                           block.queries.flatten()[block.kept] for block in self.blocks])
+        self.order = torch.empty_like(order)
+        self.order[order] = torch.arange(len(order))
+        self._masks: dict[tuple[int, int | None, torch.dtype], Tensor] = {}
+
+    @staticmethod
+    def _block(
+        group: list[int], offsets: np.ndarray, chains: list[np.ndarray], positions: list[np.ndarray]
+    ) -> Block:
+        longest_query = max(len(positions[i]) for i in group)
+        longest_key = max(len(chains[i]) for i in group)
+        queries = np.empty((len(group), longest_query), dtype=np.int64)
+        keys = np.empty((len(group), longest_key), dtype=np.int64)
+        query_positions = np.zeros((len(group), longest_query), dtype=np.int64)
+        key_positions = np.full((len(group), longest_key), -1, dtype=np.int64)
+        kept = np.zeros((len(group), longest_query), dtype=bool)
+        for row, i in enumerate(group):
+            count, depth = len(positions[i]), len(chains[i])
+            queries[row] = offsets[i]
+            queries[row, :count] = np.arange(offsets[i], offsets[i] + count)
+            keys[row] = chains[i][0]
+            keys[row, :depth] = chains[i]
+            query_positions[row, :count] = positions[i]
+            key_positions[row, :depth] = np.arange(depth)
+            kept[row, :count] = True
+        return Block(
+            *(torch.from_numpy(part) for part in (queries, keys, query_positions, key_positions)),
+            kept=None if kept.all() else torch.from_numpy(kept.ravel()),
+        )
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def to(self, device: torch.device) -> Pack:
+        """Moves the pack in place and returns it."""
+        for name in ("tokens", "positions", "starts", "ends", "order"):
+            setattr(self, name, getattr(self, name).to(device))
+        for block in self.blocks:
+            for name in ("queries", "keys", "query_positions", "key_positions", "kept"):
+                part = getattr(block, name)
+                setattr(block, name, None if part is None else part.to(device))
+        return self
+
+    def attend(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor,
+        scaling: float, window: int | None, softcap: float | None,
+    ) -> Tensor:
+        """Causal attention within each chain.
+
+        Args:
+            query: `[1, H, T, D]`.
+            key, value: `[1, J, T, D]`, J dividing H.
+
+        Returns:
+            `[1, T, H, D]`.
+        """
+        query, key, value = (part[0].transpose(0, 1) for part in (query, key, value))
+        heads, kv_heads, width = query.shape[1], key.shape[1], query.shape[2]
+        shared = heads // kv_heads
+        outputs = []
+        for index, block in enumerate(self.blocks):
+            n, q = block.queries.shape
+            k = block.keys.shape[1]
+            # The query heads that share a key-value head become extra rows of one product.
+            rows = query.index_select(0, block.queries.flatten()).view(n, q, kv_heads, shared, width)
+            rows = rows.permute(0, 2, 3, 1, 4).reshape(n, kv_heads, shared * q, width)
+            columns = key.index_select(0, block.keys.flatten()).view(n, k, kv_heads, width).transpose(1, 2)
+            values = value.index_select(0, block.keys.flatten()).view(n, k, kv_heads, width).transpose(1, 2)
+            mask = self._mask(index, window, shared, rows.dtype)
+            out = scaled_attention(rows, columns, values, mask, scaling, softcap)
+            out = out.view(n, kv_heads, shared, q, width).permute(0, 3, 1, 2, 4).reshape(n * q, heads, width)
+            outputs.append(out if block.kept is None else out[block.kept])
+        return torch.cat(outputs)[self.order][None]
+
+    def _mask(self, index: int, window: int | None, shared: int, dtype: torch.dtype) -> Tensor:
+        """The block's additive mask, made once for all layers."""
+        name = (index, window, dtype)
+        if name not in self._masks:
+            seen = self.blocks[index].mask(window)
+            mask = torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(~seen, float("-inf"))
+            self._masks[name] = mask.repeat(1, 1, shared, 1)
+        return self._masks[name]
+
+
+def scaled_attention(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scaling: float, softcap: float | None
+) -> Tensor:
+    """Attention with an additive mask; `softcap` bounds the scores as c·tanh(s / c) (Gemma 2)."""
+    if softcap is None and (query.is_cuda or key.shape[2] > SHORT):
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scaling)
+    scores = (query * scaling) @ key.transpose(-1, -2)
+    if softcap is not None:
+        scores = softcap * torch.tanh(scores / softcap)
+    return torch.softmax(scores + mask, dim=-1) @ value
+
+
+def _groups(lengths: np.ndarray, chains: list[np.ndarray]) -> Iterator[list[int]]:
+    """Segments sorted by length and cut where a block would waste more than `WASTE` allows."""
+    depths = np.array([len(chain) for chain in chains])
+    group: list[int] = []
+    needed = 0
+    longest = [0, 0]
+    for i in np.lexsort((lengths, depths)):
+        grown = [max(longest[0], int(lengths[i])), max(longest[1], int(depths[i]))]
+        needed_now = needed + int(lengths[i]) * int(depths[i])
+        if group and grown[0] * grown[1] * (len(group) + 1) > WASTE * needed_now + 4096:
+            yield group
+            group, needed_now, grown = [], int(lengths[i] * depths[i]), [int(lengths[i]), int(depths[i])]
+        group.append(int(i))
+        needed, longest = needed_now, grown
+    yield group
+
+
+def fill(sizes: Iterable[int], budget: int) -> list[list[int]]:
+    """Items in their order, cut into batches of at most `budget` tokens (one item may exceed it alone)."""
+    batches: list[list[int]] = []
+    used = budget + 1
+    for index, size in enumerate(sizes):
+        if used + size > budget:
+            batches.append([])
+            used = 0
+        batches[-1].append(index)
+        used += size
+    return batches

@@ -1,0 +1,181 @@
+"""The train loop: one for every stage, which gives batches and a loss.
+
+A step is one update of the weights. Its batches are accumulated by what counts (tokens, pairs, answers), not
+by rows: the loss of a batch is a *sum*, divided by the step's total weight. A loss or gradient that is not
+finite leaves the weights untouched.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Generic, Literal, TypeVar
+
+import torch
+from torch import Tensor
+
+from triptych.configuration import Config
+from triptych.engine.checkpoint import Checkpoint
+from triptych.engine.device import autocast
+from triptych.errors import TrainingError
+from triptych.progress import Progress
+
+Batch = TypeVar("Batch")
+
+
+class Optimization(Config):
+    """How the weights are updated: AdamW with warm-up, decay and clipping.
+
+    Attributes:
+        learning_rate: at its peak.
+        warmup: share of the steps over which the rate rises from zero.
+        decay: how it falls after that: "cosine" or "linear" to a tenth of the peak, or "constant".
+        weight_decay: on matrices only.
+        clip: the largest norm of a gradient; larger ones are scaled down to it.
+        patience: steps in a row that may be skipped for non-finite numbers before the run stops.
+    """
+
+    learning_rate: float
+    warmup: float = 0.05
+    decay: Literal["cosine", "linear", "constant"] = "cosine"
+    weight_decay: float = 0.0
+    betas: tuple[float, float] = (0.9, 0.95)
+    clip: float = 1.0
+    patience: int = 5
+
+    def rate(self, step: int, steps: int) -> float:
+        """The learning rate of a step (counted from 0) of so many."""
+        warm = max(1, round(self.warmup * steps))
+        if step < warm:
+            return self.learning_rate * (step + 1) / warm
+        if self.decay == "constant":
+            return self.learning_rate
+        progress = (step - warm) / max(1, steps - warm)
+        fall = 1 - progress if self.decay == "linear" else 0.5 * (1 + math.cos(math.pi * progress))
+        return self.learning_rate * (0.1 + 0.9 * fall)
+
+
+@dataclass(slots=True)
+class Step(Generic[Batch]):
+    """What one update is computed from.
+
+    Attributes:
+        batches: accumulated one after the other.
+        weight: what the summed losses are divided by: the tokens, pairs or answers of all batches.
+        numbers: measured while the step was prepared (rewards, lengths), recorded with the loss.
+    """
+
+    batches: Sequence[Batch]
+    weight: float
+    numbers: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class Loss:
+    """A batch's loss, summed over what counts, and numbers to record (summed likewise)."""
+
+    total: Tensor
+    numbers: dict[str, Tensor] = field(default_factory=dict)
+
+
+Curve = list[dict[str, float]]
+
+
+def train(
+    model: Any,
+    steps: int,
+    prepare: Callable[[int], Step[Batch]],
+    loss: Callable[[Batch], Loss],
+    optimization: Optimization,
+    *,
+    checkpoint: Checkpoint | None,
+    progress: Progress,
+    unit: str = "tokens",
+    after: Callable[[int, dict[str, float]], None] | None = None,
+) -> Curve:
+    """Trains `model` in place and returns the curve: a row for each step.
+
+    Args:
+        prepare: the batches of a step; a function of the step's number and the current weights only, so
+            that a resumed run sees the same.
+        loss: the summed loss of a batch, computed under autocast.
+        unit: what `Step.weight` counts, for the progress line.
+        after: called when a step is done, with its row, which it may extend.
+
+    Raises:
+        TrainingError: `optimization.patience` steps in a row had non-finite numbers.
+    """
+    optimizer = torch.optim.AdamW(_parameter_groups(model, optimization), betas=optimization.betas, fused=True)
+    state = checkpoint.restore(model, optimizer) if checkpoint else None
+    curve: Curve = state["curve"] if state else []
+    skipped: int = state["skipped"] if state else 0
+    seen = curve[-1]["seen"] if curve else 0.0
+    if curve:
+        progress.say(f"going on from step {len(curve)} of {steps}")
+    model.train()
+    for number in range(len(curve), steps):
+        step = prepare(number)
+        rate = optimization.rate(number, steps)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        row, finite = _accumulate(model, step, loss)
+        norm = float(torch.nn.utils.clip_grad_norm_(model.parameters(), optimization.clip))
+        if finite and math.isfinite(norm):
+            optimizer.step()
+            skipped = 0
+        else:
+            skipped += 1
+            progress.say(f"step {number}: loss or gradient is not finite; the weights were left as they are")
+            if skipped >= optimization.patience:
+                raise TrainingError(
+                    f"{skipped} steps in a row had a non-finite loss or gradient (the last was step {number}); "
+                    f"lower the learning rate (now {optimization.learning_rate:g}) or look at the data"
+                )
+        optimizer.zero_grad(set_to_none=True)
+        seen += step.weight
+        row |= {"step": number + 1, "seen": seen, "learning_rate": rate, "gradient_norm": norm, **step.numbers}
+        row["skipped"] = float(skipped > 0)
+        if after:
+            after(number, row)
+        curve.append(row)
+        shown = {name: row[name] for name in ("loss", "accuracy", "reward", "kl") if name in row}
+        progress.step(number + 1, steps, unit, int(seen), **shown)
+        if checkpoint and skipped == 0 and number + 1 < steps and checkpoint.due():
+            checkpoint.save(model, optimizer, {"curve": curve, "skipped": skipped})
+    model.eval()
+    return curve
+
+
+def _accumulate(
+    model: Any, step: Step[Batch], loss: Callable[[Batch], Loss]
+) -> tuple[dict[str, float], bool]:
+    """Adds up the gradients of a step's batches; says what was measured and whether it was finite."""
+    totals: dict[str, float] = {"loss": 0.0}
+    for batch in step.batches:
+        with autocast():
+            result = loss(batch)
+        (result.total / step.weight).backward()  # type: ignore[no-untyped-call]
+        totals["loss"] += float(result.total.detach()) / step.weight
+        for name, value in result.numbers.items():
+            totals[name] = totals.get(name, 0.0) + float(value.detach()) / step.weight
+    return totals, math.isfinite(totals["loss"])
+
+
+def _parameter_groups(model: Any, optimization: Optimization) -> list[dict[str, Any]]:
+    """Matrices with weight decay; norms and biases without."""
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    matrices = [parameter for parameter in parameters if parameter.ndim >= 2]
+    vectors = [parameter for parameter in parameters if parameter.ndim < 2]
+    groups = [
+        {"params": matrices, "weight_decay": optimization.weight_decay},
+        {"params": vectors, "weight_decay": 0.0},
+    ]
+    return [group | {"lr": optimization.learning_rate} for group in groups if group["params"]]
+
+
+def shuffled(count: int, epoch: int, seed: int) -> list[int]:
+    """The order of an epoch: a function of the seed and the epoch alone."""
+    generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+    order: list[int] = torch.randperm(count, generator=generator).tolist()
+    return order

@@ -1,0 +1,48 @@
+"""What happened in a run and when: one line of JSON for each event, appended and flushed.
+
+Times live here and nowhere else, so that artifacts stay the same bytes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Ledger:
+    """The events of a run, in the file `path`."""
+
+    path: Path
+
+    def add(self, event: str, stage: str, **details: Any) -> None:
+        """Appends an event: "started", "finished", "reused", "stopped" or "failed"."""
+        row = {"time": round(time.time(), 3), "event": event, "stage": stage, **details}
+        with open(self.path, "a", encoding="utf-8") as file:
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+    def events(self) -> Iterator[dict[str, Any]]:
+        """The events in order; a last line cut by a kill is left out."""
+        if not self.path.exists():
+            return
+        for line in self.path.read_text(encoding="utf-8").splitlines():
+            try:
+                yield json.loads(line)
+            except json.JSONDecodeError:
+                continue
+
+    def seconds(self) -> dict[str, float]:
+        """For each fingerprint, the time spent on it, over all attempts that were not killed."""
+        spent: dict[str, float] = {}
+        for event in self.events():
+            if event["event"] in ("finished", "stopped", "failed"):
+                name = event["fingerprint"]
+                spent[name] = spent.get(name, 0.0) + event["seconds"]
+        return spent

@@ -1,0 +1,169 @@
+"""Runs stages in a run folder: skips what is done, resumes what was begun, keeps what was computed.
+
+::
+
+    runs/NAME/
+      recipe.yaml         the resolved recipe of the last command
+      ledger.jsonl        what happened when
+      artifacts/STAGE-FINGERPRINT/   finished stages
+      work/STAGE-FINGERPRINT/        a stage under way: its output so far and its checkpoints
+
+A changed recipe gives other fingerprints and so other folders: nothing that was computed is overwritten.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import platform
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from triptych import __version__
+from triptych.errors import RunError
+from triptych.pipeline.artifact import Artifact, seal
+from triptych.pipeline.fingerprint import code_version, fingerprint
+from triptych.pipeline.ledger import Ledger
+from triptych.pipeline.stage import Desk, Stage
+from triptych.progress import Progress
+
+
+class Until(Exception):  # noqa: N818 (it is no error: the user asked to stop here)
+    """The stage named by `--until` is done."""
+
+
+@dataclass
+class Runner:
+    """Runs one run folder's stages.
+
+    Attributes:
+        folder: `runs/NAME`.
+        until: the stage after which to stop.
+        done: the artifacts of this run, in order.
+    """
+
+    folder: Path
+    progress: Progress
+    seed: int
+    checkpoint_seconds: float = 60.0
+    until: str | None = None
+    done: list[Artifact] = field(default_factory=list)
+
+    @property
+    def ledger(self) -> Ledger:
+        """The run's ledger."""
+        return Ledger(self.folder / "ledger.jsonl")
+
+    def run(self, stage: Stage) -> Artifact:
+        """The stage's artifact: found, or computed now."""
+        mark = self._fingerprint(stage)
+        label = f"{stage.name.replace('/', '-')}-{mark[:12]}"
+        destination = self.folder / "artifacts" / label
+        artifact = Artifact.open(stage.name, destination)
+        if artifact is not None:
+            damage = artifact.damage()
+            if damage:
+                raise RunError(f"{destination}: {damage}; delete this folder to compute it again")
+            self.progress.stage(stage.name, "(done before)")
+        else:
+            artifact = self._compute(stage, mark, self.folder / "work" / label, destination)
+        self.done.append(artifact)
+        if stage.name == self.until:
+            raise Until(stage.name)
+        return artifact
+
+    def _fingerprint(self, stage: Stage) -> str:
+        modules = [stage.work.__module__, *(type(tool).__module__ for tool in stage.tools.values())]
+        inputs = {name: artifact.digest for name, artifact in stage.inputs.items()} | dict(stage.sources)
+        config = [stage.name, self.seed, stage.config.model_dump(mode="json"), repr(sorted(stage.tools.items()))]
+        return fingerprint(config, inputs, code_version(*modules))
+
+    def _compute(self, stage: Stage, mark: str, work: Path, destination: Path) -> Artifact:
+        output = work / "output"
+        shutil.rmtree(output, ignore_errors=True)
+        output.mkdir(parents=True)
+        self.progress.stage(stage.name)
+        self.ledger.add("started", stage.name, fingerprint=mark)
+        began = time.monotonic()
+
+        def finish(event: str) -> None:
+            seconds = round(time.monotonic() - began, 3)
+            self.ledger.add(event, stage.name, fingerprint=mark, seconds=seconds)
+
+        desk = Desk(output, work, self.progress, self.seed, self.checkpoint_seconds)
+        try:
+            folders = {name: artifact.folder for name, artifact in stage.inputs.items()}
+            metrics = stage.work(desk, stage.config, **folders, **stage.tools)
+            seal(output, destination, self._manifest(stage, mark, metrics))
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise RunError(
+                    f"the disk is full: {stage.name} could not write to {work}. Free some space and give the same "
+                    "command again; everything finished is kept"
+                ) from error
+            raise
+        except KeyboardInterrupt:
+            finish("stopped")
+            raise
+        except Exception:
+            finish("failed")
+            raise
+        shutil.rmtree(work)
+        finish("finished")
+        artifact = Artifact.open(stage.name, destination)
+        assert artifact is not None
+        return artifact
+
+    def _manifest(self, stage: Stage, mark: str, metrics: dict[str, Any]) -> dict[str, Any]:
+        import torch
+        import transformers
+
+        return {
+            "kind": stage.work.__module__.removeprefix("triptych."),
+            "stage": stage.name,
+            "fingerprint": mark,
+            "seed": self.seed,
+            "config": stage.config.model_dump(mode="json"),
+            "parents": {
+                name: {"stage": artifact.name, "digest": artifact.digest}
+                for name, artifact in sorted(stage.inputs.items())
+            },
+            "sources": dict(sorted(stage.sources.items())),
+            "metrics": metrics,
+            "versions": {
+                "triptych": __version__,
+                "python": platform.python_version(),
+                "torch": torch.__version__,
+                "transformers": transformers.__version__,
+            },
+        }
+
+
+@contextmanager
+def claimed(folder: Path) -> Iterator[None]:
+    """Holds the run folder for this process; the system lets go of it however the process ends."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = open(folder / "lock", "a+", encoding="ascii")  # noqa: SIM115 (held for the whole run)
+    except OSError as error:
+        raise RunError(f"{folder} cannot be written: {error.strerror}") from None
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            lock.seek(0)
+            owner = lock.read().strip() or "unknown"
+            raise RunError(
+                f"{folder} is in use by another process (pid {owner}); wait for it, stop it, or give this run "
+                "another name with --set name=..."
+            ) from None
+        lock.truncate(0)
+        lock.write(str(os.getpid()))
+        lock.flush()
+        yield

@@ -1,0 +1,58 @@
+"""A stage: what it is called, what it does, what it is computed from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from triptych.configuration import Config
+from triptych.engine.checkpoint import Checkpoint
+from triptych.pipeline.artifact import Artifact
+from triptych.progress import Progress
+
+Metrics = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Desk:
+    """Where a stage works.
+
+    Attributes:
+        output: the folder that becomes the artifact; empty when the stage begins.
+        scratch: what survives a kill, until the stage is done.
+        progress: who watches.
+        seed: the run's seed, for everything that is drawn.
+        checkpoint_seconds: time between two checkpoints.
+    """
+
+    output: Path
+    scratch: Path
+    progress: Progress
+    seed: int
+    checkpoint_seconds: float
+
+    def checkpoint(self, name: str = "training") -> Checkpoint:
+        """The checkpoint of a training of this stage."""
+        return Checkpoint(self.scratch / f"{name}.pt", self.checkpoint_seconds)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One step of the cycle.
+
+    Attributes:
+        name: unique in the run, as "round-1/reward".
+        work: called as `work(desk, config, **inputs, **tools)`, inputs as folders; returns the metrics.
+        inputs: the artifacts it is computed from, by the parameter's name.
+        tools: objects it is given (a judge), which must have a `repr` that says what they are.
+        sources: digests of the user's own files that it reads, by path.
+    """
+
+    name: str
+    work: Callable[..., Metrics]
+    config: Config
+    inputs: Mapping[str, Artifact] = field(default_factory=dict)
+    tools: Mapping[str, object] = field(default_factory=dict)
+    sources: Mapping[str, str] = field(default_factory=dict)
