@@ -1,7 +1,7 @@
 """Take a base model that others trained: from a folder, a `.gguf` file or the Hugging Face Hub.
 
-Whatever it came as, it ends as a plain folder of safetensors, checked, with a chat template and a padding token
-of its own, so that no later stage meets a special case.
+Whatever it came as, it ends as a plain folder of safetensors, checked, with a chat template and a padding
+token of its own, so that no later stage meets a special case.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ HUB_FILES = (
     "merges.txt",
     "chat_template.jinja",
 )
-"""What is downloaded: weights as safetensors, settings, the tokenizer; never code, pickles or other copies."""
+"""What is downloaded: weights as safetensors, settings, the tokenizer; never code or pickles."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,8 +129,8 @@ def _download(name: str) -> Path:
     except Exception as error:  # the Hub's client and the network raise errors of many families
         reason = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
         raise ModelError(
-            f"{name}: there is no folder of this name, and the Hugging Face Hub did not give it. Check the name; "
-            "for a gated model accept its terms and run `hf auth login`; without a network, download it "
+            f"{name}: there is no folder of this name, and the Hugging Face Hub did not give it. Check the "
+            "name; for a gated model accept its terms and run `hf auth login`; without a network download it "
             f"elsewhere (`hf download {name} --local-dir DIR`), copy DIR here and name its path ({reason})"
         ) from error
 

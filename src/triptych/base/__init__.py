@@ -1,0 +1,1 @@
+"""The base model: taken from others, or trained from scratch."""

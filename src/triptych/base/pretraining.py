@@ -1,0 +1,123 @@
+"""A small Base trained from scratch: a Llama on the recipe's own text.
+
+Next-token prediction over packed documents, no document attending to another: the loss is the mean of
+−log p(token | the document so far) over all tokens.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import Field
+from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
+
+from triptych.base.tokenizer import train_tokenizer
+from triptych.configuration import Config
+from triptych.data.files import read_documents
+from triptych.engine import attention
+from triptych.engine.curve import write_curve
+from triptych.engine.forward import AnswerPack, answer_logprobs, pack_answers
+from triptych.engine.models import parameters, save
+from triptych.engine.packing import fill
+from triptych.engine.perplexity import bits_per_byte
+from triptych.engine.training import Loss, Optimization, Step, shuffled, train
+from triptych.errors import DataError, Fault
+from triptych.pipeline.stage import Desk, Metrics
+from triptych.records import Document
+
+
+class Pretraining(Config):
+    """A Base trained from scratch.
+
+    Attributes:
+        vocabulary: entries of the byte-level BPE tokenizer.
+        width, layers, heads, key_value_heads: of the Llama.
+        context: its longest sequence, in tokens; longer documents are cut into pieces.
+        tokens: how many it sees; the text is repeated as often as that takes.
+        batch: tokens in an update.
+    """
+
+    vocabulary: int = Field(default=1024, ge=300)
+    width: int = Field(default=128, ge=8)
+    layers: int = Field(default=4, ge=1)
+    heads: int = Field(default=4, ge=1)
+    key_value_heads: int = Field(default=2, ge=1)
+    context: int = Field(default=512, ge=16)
+    tokens: int = Field(default=1_500_000, ge=1)
+    batch: int = Field(default=4096, ge=64)
+    optimization: Optimization = Optimization(learning_rate=3e-3, weight_decay=0.1)
+
+
+def pretrain(desk: Desk, config: Pretraining, data: Path) -> Metrics:
+    """Trains a tokenizer and a Base on `data/text.jsonl`; measures it on `data/text_heldout.jsonl`."""
+    documents = read_documents(data / "text.jsonl")
+    tokenizer = train_tokenizer(documents, config.vocabulary, config.context)
+    rows = tokenized_documents(tokenizer, documents, config.context)
+    steps = math.ceil(config.tokens / config.batch)
+    plan = _plan(rows, config.batch, steps, desk.seed)
+    torch.manual_seed(desk.seed)
+    model: Any = LlamaForCausalLM(architecture(config, tokenizer))
+    model.set_attn_implementation(attention.NAME)
+
+    def prepare(step: int) -> Step[AnswerPack]:
+        packed = pack_answers([([], [rows[i]]) for i in plan[step]])
+        return Step([packed], weight=len(packed.predictions.targets))
+
+    curve = train(
+        model, steps, prepare, lambda packed: Loss(-answer_logprobs(model, packed)[0].sum()),
+        config.optimization, checkpoint=desk.checkpoint(), progress=desk.progress,
+    )
+    write_curve(desk.output / "curve.jsonl", curve)
+    save(model, tokenizer, desk.output / "model", GenerationConfig(do_sample=True, temperature=1.0))
+    heldout = read_documents(data / "text_heldout.jsonl")
+    return {
+        "source": "trained from scratch",
+        "parameters": parameters(model),
+        "vocabulary": len(tokenizer),
+        "tokens_seen": int(curve[-1]["seen"]),
+        "bits_per_byte": bits_per_byte(model, tokenizer, heldout, config.context),
+    }
+
+
+def architecture(config: Pretraining, tokenizer: Any) -> LlamaConfig:
+    """The Llama that the configuration describes."""
+    return LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=config.width,
+        intermediate_size=-(-config.width * 8 // 3 // 32) * 32,
+        num_hidden_layers=config.layers,
+        num_attention_heads=config.heads,
+        num_key_value_heads=config.key_value_heads,
+        max_position_embeddings=config.context,
+        tie_word_embeddings=True,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+
+
+def tokenized_documents(tokenizer: Any, documents: list[Document], context: int) -> list[list[int]]:
+    """Each document between separators, cut into pieces of at most `context` tokens."""
+    separator = tokenizer.bos_token_id
+    rows = []
+    for encoded in tokenizer([document.text for document in documents], add_special_tokens=False)["input_ids"]:
+        tokens = [separator, *encoded, separator]
+        rows += [piece for start in range(0, len(tokens) - 1, context)
+                 if len(piece := tokens[start : start + context]) > 1]
+    return rows
+
+
+def _plan(rows: list[list[int]], batch: int, steps: int, seed: int) -> list[list[int]]:
+    """The rows of every step, epoch after epoch, each epoch in its own order."""
+    plan: list[list[int]] = []
+    epoch = 0
+    if not rows:
+        raise DataError([Fault("text", None, None, "has no document with two tokens or more")])
+    while len(plan) < steps:
+        order = shuffled(len(rows), epoch, seed)
+        plan += [[order[i] for i in group] for group in fill((len(rows[i]) for i in order), batch)]
+        epoch += 1
+    return plan[:steps]

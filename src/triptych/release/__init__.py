@@ -1,0 +1,1 @@
+"""The release: three models as one family, with cards, lineage and a manifest of every file."""

@@ -1,0 +1,108 @@
+"""Model cards: what a reader of the release needs to know, with metadata that the Hub understands."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from huggingface_hub import ModelCardData
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from triptych.release.lineage import Lineage, RewardExample, Role
+from triptych.report.summary import Audit, Interval, ModelScore, Summary
+
+TITLES: dict[Role, str] = {"base": "Base", "instruct": "Instruct", "reward": "Reward"}
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """What the cards speak of; `recipe` is the digest of the resolved recipe."""
+
+    name: str
+    version: str
+    license: str
+    language: str
+    recipe: str
+    lineage: Mapping[Role, Lineage]
+    summary: Summary
+    reward_examples: tuple[RewardExample, ...] = ()
+
+    @property
+    def champion(self) -> ModelScore | None:
+        """The scores of the model released as Instruct."""
+        return next((model for model in self.summary.models if model.champion), None)
+
+    @property
+    def first(self) -> ModelScore | None:
+        """The scores of round 0's Instruct, from which improvement started."""
+        return next((model for model in self.summary.models if model.round == 0), None)
+
+    @property
+    def prompted(self) -> ModelScore | None:
+        """The scores of the Base with examples in its prompt."""
+        return next((model for model in self.summary.models if model.round is None), None)
+
+    @property
+    def audit(self) -> Audit | None:
+        """The audit of the released Reward model, the last that was trained."""
+        return self.summary.audits[-1] if self.summary.audits else None
+
+
+def repository(family: Family, role: str) -> str:
+    """The name under which a model would stand on the Hub."""
+    words = "".join(letter if letter.isalnum() or letter in "._" else "-" for letter in family.name)
+    return f"{words.strip('-.')}-{role}"
+
+
+def model_card(role: Role, family: Family) -> str:
+    """The README of one model."""
+    return _render(f"{role}.md.jinja", family, role, front_matter=_front_matter(role, family))
+
+
+def family_card(family: Family) -> str:
+    """The README of the whole release."""
+    return _render("family.md.jinja", family, None)
+
+
+def _front_matter(role: Role, family: Family) -> str:
+    parents = [
+        parent.name if parent.hub else repository(family, parent.name)
+        for parent in family.lineage[role].parents
+        if parent.hub or parent.name in TITLES  # a file's name is nothing that the Hub could link to
+    ]
+    data = ModelCardData(
+        model_name=f"{family.name} {TITLES[role]} {family.version}",
+        license=family.license,
+        language=family.language,
+        library_name="transformers",
+        pipeline_tag="text-classification" if role == "reward" else "text-generation",
+        base_model=parents or None,
+        base_model_relation="finetune" if parents else None,
+        tags=["triptych", role, *(["reward-model"] if role == "reward" else [])],
+    )
+    return f"---\n{data.to_yaml()}\n---"
+
+
+def _interval(interval: Interval) -> str:
+    return f"[{interval[0]:.3f}, {interval[1]:.3f}]"
+
+
+def _cell(text: object) -> str:
+    """Text that cannot end a table's cell or row."""
+    return " ".join(str(text).split()).replace("|", "\\|")
+
+
+def _render(template: str, family: Family, role: Role | None, **fields: str) -> str:
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent / "cards"),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        autoescape=False,  # Markdown, not HTML
+    )
+    environment.filters |= {"interval": _interval, "cell": _cell}
+    return environment.get_template(template).render(
+        family=family, summary=family.summary, role=role, titles=TITLES, **fields
+    )

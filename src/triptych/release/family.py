@@ -1,0 +1,123 @@
+"""Put the three models together as one family: files, cards, lineage, manifest."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from triptych.engine import models as engine
+from triptych.errors import ReleaseError
+from triptych.records import Message
+from triptych.release import card
+from triptych.release.lineage import ROLES, Lineage, RewardExample, Role
+from triptych.release.verification import FORMAT, DataEntry, Manifest, ModelEntry, ParentEntry, listing, seal
+from triptych.report.summary import Summary
+
+MODEL_FILES = (
+    "*.safetensors",
+    "model.safetensors.index.json",
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "chat_template.jinja",
+)
+"""What of a model's folder is released: what other programs read, nothing of how a stage worked."""
+
+SHARED = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+EXAMPLES = "examples.jsonl"
+
+
+def assemble(
+    folder: Path,
+    *,
+    name: str,
+    version: str,
+    license: str,
+    models: Mapping[Role, Path],
+    lineage: Mapping[Role, Lineage],
+    summary: Summary,
+    recipe: str,
+    reward_examples: Sequence[RewardExample] = (),
+    language: str = "en",
+) -> None:
+    """Write the release into `folder`; the same models and numbers give the same bytes.
+
+    Args:
+        folder: made if it is missing; must be empty.
+        name: the family's.
+        version: shared by the three models.
+        license: a licence by its name on the Hub, such as `apache-2.0`.
+        models: the folder of each role's model.
+        lineage: what each was made from.
+        summary: the run's; the cards quote its scores, never its durations.
+        recipe: digest of the resolved recipe.
+        reward_examples: scored answers, released beside the Reward model.
+        language: of the text, as the Hub names it.
+
+    Raises:
+        ReleaseError: if a role is missing, the folder is not empty, or the three do not share one tokenizer.
+        ModelError: if a model's folder cannot be used safely.
+    """
+    for given in (models, lineage):
+        if absent := [role for role in ROLES if role not in given]:
+            raise ReleaseError(f"a family needs base, instruct and reward; there is no {', '.join(absent)}")
+    if folder.exists() and any(folder.iterdir()):
+        raise ReleaseError(f"{folder}: a release is written into an empty folder, and this one is not")
+    for role in ROLES:
+        engine.inspect(models[role])
+    _check_shared(models)
+
+    family = card.Family(name, version, license, language, recipe, lineage, summary, tuple(reward_examples))
+    for role in ROLES:
+        target = folder / role
+        target.mkdir(parents=True)
+        for pattern in MODEL_FILES:
+            for source in sorted(models[role].glob(pattern)):
+                shutil.copyfile(source, target / source.name)
+        _write(target / "README.md", card.model_card(role, family))
+    if reward_examples:
+        _write(folder / "reward" / EXAMPLES, "".join(_example(example) for example in reward_examples))
+    _write(folder / "README.md", card.family_card(family))
+    seal(folder, _manifest(folder, family))
+
+
+def _check_shared(models: Mapping[Role, Path]) -> None:
+    for name in SHARED:
+        contents = {
+            (models[role] / name).read_bytes() if (models[role] / name).is_file() else None for role in ROLES
+        }
+        if len(contents) > 1:
+            raise ReleaseError(f"{name}: differs between the models, and a family shares one tokenizer")
+
+
+def _example(example: RewardExample) -> str:
+    turns = [dataclasses.asdict(turn) for turn in (*example.prompt, Message("assistant", example.answer))]
+    return json.dumps({"messages": turns, "score": round(example.score, 6)}, ensure_ascii=False) + "\n"
+
+
+def _manifest(folder: Path, family: card.Family) -> Manifest:
+    entries: dict[Role, ModelEntry] = {}
+    for role in ROLES:
+        lineage = family.lineage[role]
+        entries[role] = ModelEntry(
+            parents=[ParentEntry(name=parent.name, digest=parent.digest) for parent in lineage.parents],
+            data=[DataEntry(name=file.name, sha256=file.sha256, rows=file.rows) for file in lineage.data],
+            fingerprint=lineage.fingerprint,
+        )
+    return Manifest(
+        format=FORMAT,
+        name=family.name,
+        version=family.version,
+        license=family.license,
+        recipe=family.recipe,
+        models=entries,
+        files=listing(folder),
+    )
+
+
+def _write(path: Path, text: str) -> None:
+    path.write_bytes(text.encode())  # the same line ends on every system

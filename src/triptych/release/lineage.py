@@ -1,0 +1,59 @@
+"""What each model of a family was made from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from triptych.records import Messages
+
+Role = Literal["base", "instruct", "reward"]
+ROLES: tuple[Role, ...] = ("base", "instruct", "reward")
+
+
+@dataclass(frozen=True, slots=True)
+class Parent:
+    """A model that this one started from.
+
+    Attributes:
+        name: a role of this family, a name on the Hub, or a file's name.
+        digest: of its files, or the Hub's revision.
+        hub: whether the name can be looked up on the Hub.
+    """
+
+    name: str
+    digest: str
+    hub: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class DataFile:
+    """A file that a model was trained on; the name without the folders of the machine it lay on."""
+
+    name: str
+    sha256: str
+    rows: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Lineage:
+    """How one model came to be.
+
+    Attributes:
+        fingerprint: of the stage that made it (configuration, inputs and code).
+        parents: what it started from; none where it was trained from scratch.
+        data: what it was trained on.
+    """
+
+    fingerprint: str
+    parents: tuple[Parent, ...] = ()
+    data: tuple[DataFile, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class RewardExample:
+    """A scored answer, by which a user sees that the Reward model was loaded rightly."""
+
+    prompt: Messages
+    answer: str
+    score: float
