@@ -1,0 +1,321 @@
+"""The page that a person looks at: `render` turns a run's summary and samples into one HTML file.
+
+Everything on it comes from the summary. The page needs no network and no script; the script only adds values
+under the pointer and shows the sample prompts one at a time. What models wrote is untrusted: the template
+escapes it, and the page's own policy lets no script run but ours and nothing be loaded.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from triptych.report.charts import (
+    NOT_MEASURED,
+    Estimate,
+    Line,
+    Node,
+    Rule,
+    interval_chart,
+    line_chart,
+    lineage_chart,
+    number,
+    percent,
+    reliability_chart,
+)
+from triptych.report.summary import Audit, Interval, Loss, ModelScore, Round, Sample, StageRow, Summary
+
+FOLDER = Path(__file__).parent
+LONG_ANSWER = 700
+MOST_POINTS = 150
+
+
+def render(summary: Summary, samples: Sequence[Sample]) -> str:
+    """The whole report as one self-contained HTML document."""
+    script = (FOLDER / "page.js").read_text(encoding="utf-8")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    template = _environment().get_template("page.html.j2")
+    return template.render(
+        summary=summary,
+        samples=samples,
+        headline=headline(summary),
+        champion=next((model for model in summary.models if model.champion), None),
+        reward=next((audit for audit in reversed(summary.audits) if audit.passed), None),
+        tasks=_tasks(summary.models),
+        score_charts=_score_charts(summary),
+        rounds=[(round_, *_round_charts(round_)) for round_ in summary.rounds],
+        win_rates=_win_rates(summary.rounds),
+        audits=[(audit, *_audit_charts(audit)) for audit in summary.audits],
+        losses=[(name, *_loss_chart(name, points)) for name, points in summary.losses.items()],
+        lineage=_lineage(summary.stages),
+        longest_stage=max((stage.seconds for stage in summary.stages), default=0.0) or 1.0,
+        style=Markup((FOLDER / "page.css").read_text(encoding="utf-8")),
+        script=Markup(script),
+        script_digest=digest,
+    )
+
+
+@dataclass(frozen=True)
+class Headline:
+    """The first sentence of the page, and the tone it is set in: "good", "bad" or "open"."""
+
+    text: str
+    tone: str
+
+
+def headline(summary: Summary) -> Headline:
+    """Whether the loop made the model better, in one sentence that says no more than the numbers do."""
+    verdict = summary.verdict
+    before = next((model for model in summary.models if model.round == 0), None)
+    after = next((model for model in summary.models if model.champion), None)
+    if verdict is None:
+        return Headline("This run has no verdict: it ended before its models were compared.", "open")
+    if not summary.rounds:
+        return Headline("No round of improvement was run, so there is nothing to compare.", "open")
+    digits = _digits(verdict.gain_interval)
+    gain = f"{number(verdict.gain, digits, sign=True)}, {interval_text(verdict.gain_interval, digits)}"
+    if before and after and before.name == after.name:
+        found = f"{number(before.score, digits)} on {before.prompts:,} test prompts"
+        return Headline(f"No round's model proved better, so Instruct was kept: {found}.", "open")
+    if before and after:
+        scores = f"{number(before.score, digits)} → {number(after.score, digits)}"
+        found = f"{scores} on {after.prompts:,} test prompts ({gain})"
+    else:
+        found = f"{gain} on the test prompts"
+    if verdict.better:
+        return Headline(f"The loop made the model better: {found}.", "good")
+    if verdict.gain_interval[1] < 0:
+        return Headline(f"The loop made the model worse: {found}.", "bad")
+    return Headline(f"No proof that the loop made the model better: {found}.", "open")
+
+
+def interval_text(interval: Interval | None, digits: int = 2) -> str:
+    """An interval in words."""
+    if interval is None or not all(math.isfinite(end) for end in interval):
+        return f"interval {NOT_MEASURED}"
+    return f"95% interval {number(interval[0], digits)} to {number(interval[1], digits)}"
+
+
+def duration(seconds: float) -> str:
+    """A time as a person says it."""
+    if seconds < 60:
+        return f"{seconds:.1f} s" if seconds < 9.95 else f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s"
+    return f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def count(value: int | None) -> str:
+    """A count, shortened from a million on."""
+    if value is None:
+        return NOT_MEASURED
+    for size, letter in ((1_000_000_000, "B"), (1_000_000, "M")):
+        if value >= size:
+            return f"{value / size:.1f}{letter}"
+    return f"{value:,}"
+
+
+def thin(points: Sequence[Loss], most: int = MOST_POINTS) -> list[Loss]:
+    """At most `most` of the points, evenly spaced, the first and the last among them."""
+    if len(points) <= most:
+        return list(points)
+    return [points[round(i * (len(points) - 1) / (most - 1))] for i in range(most)]
+
+
+def _environment() -> Environment:
+    environment = Environment(
+        loader=FileSystemLoader(FOLDER),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "number": number,
+        "percent": percent,
+        "interval": _bracket,
+        "percent_interval": _percent_bracket,
+        "duration": duration,
+        "count": count,
+    }
+    environment.globals["LONG_ANSWER"] = LONG_ANSWER
+    return environment
+
+
+def _bracket(interval: Interval, digits: int = 2) -> str:
+    return f"{number(interval[0], digits)} to {number(interval[1], digits)}"
+
+
+def _percent_bracket(interval: Interval) -> str:
+    return f"{percent(interval[0])} to {percent(interval[1])}"
+
+
+def _digits(interval: Interval) -> int:
+    """Digits that tell the ends of an interval apart, so that a small gain is not printed as 0.00."""
+    width = interval[1] - interval[0]
+    return 3 if math.isfinite(width) and width < 0.02 else 2
+
+
+def _tasks(models: Sequence[ModelScore]) -> list[str]:
+    return list(dict.fromkeys(task for model in models for task in model.by_task))
+
+
+def _judge_scale(summary: Summary) -> tuple[str, tuple[float, float]]:
+    """What the judge's scores are called, and their bounds: [0, 1] or a reward model's own units."""
+    ends = [end for model in summary.models for end in (model.score, *model.interval)]
+    if all(0 <= end <= 1 for end in ends):
+        return "mean judge score (0 to 1)", (0.0, 1.0)
+    return "mean judge score (the judge's own units)", (-math.inf, math.inf)
+
+
+def _tone(model: ModelScore) -> str:
+    if model.champion:
+        return "green"
+    return {None: "grey", 0: "blue"}.get(model.round, "orange")
+
+
+def _score_charts(summary: Summary) -> list[tuple[str, Markup]]:
+    """The overall chart, then one for each task."""
+    axis, bounds = _judge_scale(summary)
+    charts = []
+    for task in [None, *_tasks(summary.models)]:
+        rows = []
+        for model in summary.models:
+            part = model if task is None else model.by_task.get(task)
+            if part is not None:
+                rows.append(Estimate(model.name, part.score, part.interval, _tone(model)))
+        name = "All test prompts" if task is None else task
+        title = f"{name}: {axis} with 95% intervals. " + _listed(rows)
+        charts.append((name, interval_chart(rows, title=title, x_label=axis, bounds=bounds)))
+    return charts
+
+
+def _listed(rows: Sequence[Estimate]) -> str:
+    return "; ".join(f"{row.label} {number(row.value)}" for row in rows)
+
+
+def _round_charts(round_: Round) -> tuple[Markup, Markup]:
+    """Reward and judge over KL, in two panels because their units differ."""
+
+    def panel(values: Sequence[float | None], name: str, unit: str, tone: str) -> Markup:
+        kept = [
+            (point, value) for point, value in zip(round_.curve, values, strict=True) if value is not None
+        ]
+        line = Line(
+            [(point.kl, value) for point, value in kept],
+            [
+                f"step {point.step}: {name} {number(value)}, KL {number(point.kl)} nats"
+                for point, value in kept
+            ],
+            tone,
+        )
+        ends = f"from {number(kept[0][1])} to {number(kept[-1][1])}" if kept else NOT_MEASURED
+        return line_chart(
+            [line],
+            title=f"Round {round_.round}: {name} over KL, {ends}",
+            x_label="KL, nats per answer (root scale)",
+            y_label=f"{name} ({unit})",
+            square_root_x=True,
+        )
+
+    rewards = panel([point.reward for point in round_.curve], "reward", "the reward model's units", "orange")
+    judged = panel([point.judge for point in round_.curve], "judge", "mean score", "blue")
+    return rewards, judged
+
+
+def _win_rates(rounds: Sequence[Round]) -> Markup:
+    rows = [
+        Estimate(
+            f"round {r.round}", r.win_rate, r.interval, "green" if r.decision == "promoted" else "orange"
+        )
+        for r in rounds
+    ]
+    return interval_chart(
+        rows,
+        title="Win rate of each round's candidate against the champion: "
+        + "; ".join(f"{row.label} {percent(row.value)}" for row in rows),
+        x_label="prompts where the judge prefers the candidate",
+        text=lambda value: percent(value, 0),
+        rules=[Rule(0.5, "no difference")],
+        bounds=(0.0, 1.0),
+    )
+
+
+def _audit_charts(audit: Audit) -> tuple[Markup, Markup, Markup]:
+    """Accuracy among its baselines, accuracy by group, reliability."""
+    rows = [Estimate("reward model", audit.accuracy, audit.interval, "orange")]
+    rows += [Estimate(name, value, None, "grey", strong=False) for name, value in audit.baselines.items()]
+    rules = [] if audit.ceiling is None else [Rule(audit.ceiling, "noise ceiling")]
+    shared = "comparisons ordered as labelled"
+    name = f"Reward model of round {audit.round}"
+
+    def chart(rows: Sequence[Estimate], title: str, rules: Sequence[Rule]) -> Markup:
+        return interval_chart(
+            rows,
+            title=f"{name}, {title}: " + "; ".join(f"{row.label} {percent(row.value)}" for row in rows),
+            x_label=shared,
+            text=lambda value: percent(value, 0),
+            rules=rules,
+            bounds=(0.0, 1.0),
+        )
+
+    groups = [Estimate(g, part.score, part.interval, "orange") for g, part in audit.by_group.items()]
+    bins = [(b.confidence, b.accuracy, b.count) for b in audit.bins]
+    reliability = reliability_chart(
+        bins, title=f"{name}, reliability: calibration error {percent(audit.calibration_error)}"
+    )
+    return chart(rows, "accuracy", rules), chart(groups, "accuracy by group", []), reliability
+
+
+def _loss_chart(name: str, points: Sequence[Loss]) -> tuple[str, Markup]:
+    """What the chart shows in words, and the chart: the points, and a running mean where they are many."""
+    kept = thin([point for point in points if math.isfinite(point.loss)])
+    tips = [f"step {p.step:,}: {number(p.loss, 4)} ({p.seen:,} seen)" for p in kept]
+    raw = [(float(p.step), p.loss) for p in kept]
+    many = len(kept) > 25
+    lines = [Line(raw, tips, "blue", dots=not many, faint=many)]
+    if many:
+        lines.append(Line(_smoothed(raw), tone="blue", dots=False))
+    words = NOT_MEASURED
+    if kept:
+        words = f"{number(kept[0].loss, 3)} → {number(kept[-1].loss, 3)}, {points[-1].seen:,} seen"
+    if len(points) > len(kept) > 0:
+        words += f"; {len(kept)} of {len(points):,} points drawn"
+    return words, line_chart(lines, title=f"Loss of {name}: {words}", x_label="step", y_label="loss")
+
+
+def _smoothed(points: Sequence[tuple[float, float]], share: float = 0.08) -> list[tuple[float, float]]:
+    """A centred running mean over a share of the points."""
+    reach = max(1, round(share * len(points) / 2))
+    means = []
+    for i, (x, _) in enumerate(points):
+        near = [y for _, y in points[max(0, i - reach) : i + reach + 1]]
+        means.append((x, sum(near) / len(near)))
+    return means
+
+
+def _lineage(stages: Sequence[StageRow]) -> Markup:
+    tones = {"base": "blue", "instruct": "green", "improve": "green", "reward": "orange"}
+    named = {
+        key: stage.name for stage in stages for key in (stage.name, stage.digest, stage.fingerprint) if key
+    }
+    nodes = [
+        Node(
+            stage.name,
+            f"{stage.kind} · {duration(stage.seconds)}",
+            stage.fingerprint[:12],
+            # A stage may name its parents by name or by digest.
+            [named.get(parent, parent) for parent in stage.parents],
+            tones.get(stage.kind, "plain"),
+        )
+        for stage in stages
+    ]
+    return lineage_chart(nodes, title=f"How the {len(nodes)} stages follow from one another")

@@ -1,0 +1,566 @@
+"""The report page: what it says, that it is safe and self-contained, and that a browser really draws it."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import math
+import random
+import re
+import shutil
+import subprocess
+from html import unescape
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from triptych.report.charts import Estimate, Line, Node, interval_chart, line_chart, lineage_chart, number
+from triptych.report.page import duration, headline, render, thin
+from triptych.report.summary import (
+    Answer,
+    Audit,
+    Base,
+    Bin,
+    Interval,
+    Loss,
+    ModelScore,
+    Point,
+    Round,
+    Sample,
+    StageRow,
+    Summary,
+    TaskScore,
+    Verdict,
+)
+
+ATTACK = '<script>window.broken = 1</script><img src="https://evil.example/x.png" onerror="alert(1)">'
+
+
+def around(value: float, half: float) -> Interval:
+    return (value - half, value + half)
+
+
+def model(name: str, round_: int | None, score: float, champion: bool = False) -> ModelScore:
+    tasks = {
+        task: TaskScore(score=score + shift, interval=around(score + shift, 0.06), prompts=100)
+        for task, shift in (("story", 0.06), ("question", -0.04), ("translation", -0.02))
+    }
+    return ModelScore(
+        name=name,
+        round=round_,
+        score=score,
+        interval=around(score, 0.031),
+        prompts=300,
+        greedy_score=None if round_ is None else score + 0.03,
+        reward=None if round_ is None else 4 * score - 3.1,
+        kl=None if round_ is None else 9.0 * round_,
+        mean_length=41.3,
+        champion=champion,
+        by_task=tasks,
+    )
+
+
+def audit(round_: int, accuracy: float, passed: bool) -> Audit:
+    bins = [(0.53, 0.51, 70), (0.61, 0.63, 92), (0.7, 0.66, 101), (0.8, 0.77, 120), (0.93, 0.84, 217)]
+    return Audit(
+        round=round_,
+        comparisons=600,
+        trained_on=2400,
+        accuracy=accuracy,
+        interval=around(accuracy, 0.033),
+        ceiling=0.9,
+        baselines={"random": 0.5, "longer wins": 0.571, "shorter wins": 0.429},
+        by_group={
+            group: TaskScore(score=accuracy + shift, interval=around(accuracy + shift, 0.06), prompts=200)
+            for group, shift in (("story", -0.05), ("question", 0.04), ("translation", 0.01))
+        },
+        calibration_error=0.041,
+        bins=[Bin(confidence=c, accuracy=a, count=n) for c, a, n in bins],
+        length_correlation=-0.12,
+        when_longer=0.871,
+        when_shorter=None if round_ > 1 else 0.812,
+        passed=passed,
+        reasons=[] if passed else ["Accuracy 78.0% is under 90% of the noise ceiling (81.0%)."],
+    )
+
+
+def a_round(round_: int, decision: str, reason: str, gain: float) -> Round:
+    noise = random.Random(round_)
+    curve = [
+        Point(
+            step=step,
+            kl=max(0.0, 0.32 * step + noise.gauss(0, 0.15)),
+            reward=-1.2 + 2.3 * (1 - math.exp(-step / 14)) + noise.gauss(0, 0.12),
+            judge=0.56 + gain * (1 - math.exp(-step / 9)) - 0.0001 * step**2 if step % 5 == 0 else None,
+            length=40 + 0.2 * step,
+            entropy=None if round_ == 2 else 1.4 - 0.01 * step,
+        )
+        for step in range(0, 41)
+    ]
+    return Round(
+        round=round_,
+        method="grpo",
+        reward_before=-1.21,
+        reward_after=0.94,
+        judge_before=0.56,
+        judge_after=0.56 + gain,
+        win_rate=0.5 + gain,
+        interval=around(0.5 + gain, 0.05),
+        prompts=200,
+        kl=12.4,
+        length_before=41.0,
+        length_after=48.2,
+        decision=decision,
+        reason=reason,
+        curve=curve,
+    )
+
+
+def stages() -> list[StageRow]:
+    edges: list[tuple[str, str, float, list[str]]] = [
+        ("world", "data", 1.2, []),
+        ("tokenizer", "tokenizer", 2.3, ["world"]),
+        ("base", "base", 71.0, ["world", "tokenizer"]),
+        ("instruct", "instruct", 24.1, ["base", "world"]),
+    ]
+    before = "instruct"
+    for r in (1, 2):
+        edges += [
+            (f"feedback-{r}", "feedback", 9.3, [before, "world"]),
+            (f"reward-{r}", "reward", 31.7, [before if r == 1 else "reward-1", f"feedback-{r}"]),
+            (f"audit-{r}", "audit", 2.2, [f"reward-{r}", f"feedback-{r}"]),
+            (f"improve-{r}", "improve", 48.0, [before, f"reward-{r}", f"audit-{r}"]),
+            (f"gate-{r}", "gate", 6.0, [f"improve-{r}", before]),
+        ]
+        before = f"gate-{r}"
+    edges += [
+        ("evaluate", "evaluate", 14.0, ["base", "gate-2"]),
+        ("release", "release", 1.1, ["gate-2", "evaluate"]),
+    ]
+
+    def digest(text: str) -> str:
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    return [
+        StageRow(
+            name=name,
+            kind=kind,
+            seconds=seconds,
+            fingerprint=digest(name),
+            digest=digest(name + "!"),
+            parents=parents,
+        )
+        for name, kind, seconds, parents in edges
+    ]
+
+
+def losses(steps: int, start: float, end: float, seed: int) -> list[Loss]:
+    noise = random.Random(seed)
+    return [
+        Loss(
+            step=s, loss=end + (start - end) * math.exp(-5 * s / steps) + noise.gauss(0, 0.04), seen=s * 4096
+        )
+        for s in range(1, steps + 1)
+    ]
+
+
+@pytest.fixture
+def summary() -> Summary:
+    rejected = "The interval of the win rate reaches below one half (47% to 57%)."
+    return Summary(
+        name="quickstart",
+        version="0.1.0",
+        judge="the storybook's exact judge, in [0, 1]",
+        verdict=Verdict(
+            better=True,
+            gain=0.25,
+            gain_interval=(0.21, 0.29),
+            missed=["Reward model's accuracy is 86.2% of what label noise allows; the target is 90%."],
+        ),
+        base=Base(
+            source="trained from scratch",
+            parameters=912_384,
+            vocabulary=2048,
+            bits_per_byte=0.713,
+            tokens_seen=1_843_200,
+        ),
+        models=[
+            model("base, few-shot", None, 0.31),
+            model("instruct", 0, 0.56),
+            model("round 1", 1, 0.81, champion=True),
+            model("round 2", 2, 0.82),
+        ],
+        audits=[audit(1, 0.853, True), audit(2, 0.78, False)],
+        rounds=[
+            a_round(
+                1, "promoted", "The judge prefers it on 75% of 200 prompts (70% to 80%), in budget.", 0.25
+            ),
+            a_round(2, "rejected", rejected, 0.02),
+        ],
+        stages=stages(),
+        losses={
+            "base": losses(900, 7.6, 2.1, 1),
+            "instruct": losses(120, 2.4, 1.1, 2),
+            "reward-1": losses(20, 0.69, 0.38, 3),
+            "reward-2": [Loss(step=1, loss=0.41, seen=64)],
+        },
+        seconds=257.4,
+        peak_memory_gib=1.83,
+        release="runs/quickstart/release",
+    )
+
+
+@pytest.fixture
+def samples() -> list[Sample]:
+    long = "The fox went to the old mill and looked for the red ball. " * 40
+    story = "Write a short story with a fox, a ball and a mill."
+    texts = {
+        "base, few-shot": ATTACK,
+        "instruct": "Once there was a fox. The fox had a ball.\nIt went to the mill.",
+        "round 1": "A small fox lost a red ball near the mill. She looked for it, and was glad to find it.",
+        "round 2": long,
+    }
+    answers = [
+        Answer(model=name, text=text, judge=0.2 * i if i else None, reward=-1.5 + i)
+        for i, (name, text) in enumerate(texts.items())
+    ]
+    empty = Sample(
+        prompt="Say nothing.", task=None, answers=[Answer(model="instruct", text="", judge=0, reward=None)]
+    )
+    return [Sample(prompt=story, task="story", answers=answers), empty]
+
+
+@pytest.fixture
+def bare() -> Summary:
+    """A run that was stopped early: nothing but a Base."""
+    return Summary(
+        name="stopped",
+        version="0.1.0",
+        judge="none",
+        verdict=None,
+        base=Base(source="a folder", parameters=1, vocabulary=2, bits_per_byte=None, tokens_seen=None),
+        models=[],
+        audits=[],
+        rounds=[],
+        stages=[],
+        losses={},
+        seconds=3.0,
+        peak_memory_gib=0.2,
+        release=None,
+    )
+
+
+class Page(HTMLParser):
+    """Tags with their attributes, the visible text, and whether every tag was closed in order."""
+
+    void = ("meta", "br", "img", "link", "input", "hr")
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.open: list[str] = []
+        self.words: list[str] = []
+        self.feed(html)
+        assert self.open == [], "tags left open"
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in self.void:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open, f"</{tag}> closes nothing"
+        assert self.open.pop() == tag, f"</{tag}> out of order"
+
+    def handle_data(self, data: str) -> None:
+        if not {"style", "script"} & set(self.open):
+            self.words.append(data)
+
+    @property
+    def text(self) -> str:
+        return re.sub(r"\s+", " ", " ".join(self.words))
+
+
+def test_headline_says_what_the_numbers_say(summary: Summary) -> None:
+    assert headline(summary).text == (
+        "The loop made the model better: 0.56 → 0.81 on 300 test prompts (+0.25, 95% interval 0.21 to 0.29)."
+    )
+
+
+@pytest.mark.parametrize(
+    ("better", "gain", "interval", "start"),
+    [
+        (False, 0.02, (-0.01, 0.05), "No proof that the loop made the model better"),
+        (False, -0.3, (-0.4, -0.2), "The loop made the model worse"),
+    ],
+)
+def test_headline_is_honest(
+    summary: Summary, better: bool, gain: float, interval: Interval, start: str
+) -> None:
+    verdict = Verdict(better=better, gain=gain, gain_interval=interval, missed=[])
+    assert headline(summary.model_copy(update={"verdict": verdict})).text.startswith(start)
+
+
+def test_headline_where_instruct_was_kept(summary: Summary) -> None:
+    models = [m.model_copy(update={"champion": m.round == 0}) for m in summary.models]
+    verdict = Verdict(better=False, gain=0.0, gain_interval=(0.0, 0.0), missed=[])
+    kept = summary.model_copy(update={"models": models, "verdict": verdict})
+    assert headline(kept).text.startswith("No round's model proved better, so Instruct was kept: 0.56")
+
+
+def test_small_gains_are_not_rounded_away(summary: Summary) -> None:
+    verdict = Verdict(better=True, gain=0.004, gain_interval=(0.001, 0.007), missed=[])
+    assert (
+        "+0.004, 95% interval 0.001 to 0.007"
+        in headline(summary.model_copy(update={"verdict": verdict})).text
+    )
+
+
+def test_page_is_well_formed_and_complete(summary: Summary, samples: list[Sample]) -> None:
+    page = Page(render(summary, samples))
+    for words in [
+        headline(summary).text,
+        summary.verdict.missed[0] if summary.verdict else "",
+        "base, few-shot",
+        "not measured",
+        "85.3%",
+        "The interval of the win rate reaches below one half",
+        "Accuracy 78.0% is under",
+        "4 min 17 s",
+        "runs/quickstart/release",
+        "(an empty answer)",
+        summary.stages[3].fingerprint[:12],
+    ]:
+        assert words in page.text
+    headings = [tag for tag, _ in page.tags if tag in {"h1", "h2"}]
+    assert headings == ["h1"] + 6 * ["h2"]
+    assert all("scope" in attrs for tag, attrs in page.tags if tag == "th")
+    plots = [attrs for tag, attrs in page.tags if tag == "svg"]
+    # 4 of scores, the gate, 2 for each round, 3 for each audit, 4 losses, the lineage
+    assert len(plots) == 4 + 1 + 4 + 6 + 4 + 1
+    assert all(attrs.get("role") == "img" and attrs.get("aria-label") for attrs in plots)
+    ids = [attrs["id"] for _, attrs in page.tags if "id" in attrs]
+    assert len(ids) == len(set(ids))
+
+
+def test_page_loads_nothing(summary: Summary, samples: list[Sample]) -> None:
+    html = render(summary, samples)
+    page = Page(html)
+    links = [v for _, attrs in page.tags for k, v in attrs.items() if k in {"src", "href", "srcset", "data"}]
+    assert links
+    assert all(link and link.startswith("#") for link in links)
+    assert "@import" not in html
+    assert not re.search(r"url\((?!#)", html)
+    assert "default-src 'none'" in html
+
+
+def test_untrusted_text_is_escaped(summary: Summary, samples: list[Sample]) -> None:
+    row = summary.models[1].model_copy(
+        update={"name": ATTACK, "by_task": {ATTACK: summary.models[1].by_task["story"]}}
+    )
+    stage = summary.stages[0].model_copy(update={"name": ATTACK, "kind": ATTACK})
+    changed = summary.model_copy(
+        update={
+            "name": ATTACK,
+            "models": [row],
+            "stages": [stage],
+            "losses": {ATTACK: summary.losses["instruct"]},
+            "audits": [summary.audits[0].model_copy(update={"baselines": {ATTACK: 0.5}})],
+        }
+    )
+    page = Page(render(changed, samples))
+    assert [tag for tag, _ in page.tags].count("script") == 1
+    assert "img" not in {tag for tag, _ in page.tags}
+    assert not any(name.startswith("on") for _, attrs in page.tags for name in attrs)
+
+
+def test_policy_allows_our_script_only(summary: Summary) -> None:
+    html = render(summary, [])
+    script = html.split("<script>")[1].split("</script>")[0]
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert f"script-src 'sha256-{digest}'" in html
+
+
+def test_nothing_to_show(bare: Summary) -> None:
+    page = Page(render(bare, []))
+    assert "svg" not in {tag for tag, _ in page.tags}
+    assert "no verdict" in page.text
+    assert "Nothing was released" in page.text
+    assert "None" not in page.text
+
+
+def test_odd_numbers_never_break_the_page(summary: Summary, samples: list[Sample]) -> None:
+    """A judge in reward units, intervals out to the extremes, values not finite, one-point curves."""
+    models = [
+        m.model_copy(update={"score": -7.5 + i, "interval": (-1000.0, 900.0), "kl": math.nan})
+        for i, m in enumerate(summary.models)
+    ]
+    curve = [Point(step=0, kl=-0.01, reward=-3.0, judge=None, length=3, entropy=None)]
+    rounds = [
+        summary.rounds[0].model_copy(update={"curve": curve}),
+        summary.rounds[1].model_copy(update={"curve": []}),
+    ]
+    audits = [
+        summary.audits[0].model_copy(
+            update={"bins": [], "ceiling": None, "by_group": {}, "interval": (0.0, 1.0)}
+        )
+    ]
+    broken = [Loss(step=1, loss=math.inf, seen=1), Loss(step=2, loss=math.nan, seen=2)]
+    changed = summary.model_copy(
+        update={"models": models, "rounds": rounds, "audits": audits, "losses": {"base": broken}}
+    )
+    html = render(changed, samples)
+    page = Page(html)
+    coordinates = [
+        v
+        for _, a in page.tags
+        for k, v in a.items()
+        if k in {"cx", "cy", "x", "y", "x1", "x2", "points", "d"}
+    ]
+    assert coordinates
+    assert not any("nan" in str(v) or "inf" in str(v) for v in coordinates)
+    assert "the judge&#39;s own units" in html
+
+
+def test_marks_stand_where_their_numbers_say() -> None:
+    chart = line_chart(
+        [Line([(0.0, 1.0), (1.0, 2.0), (4.0, 3.0)])], title="t", x_label="x", y_label="y", square_root_x=True
+    )
+    spots = [(float(x), float(y)) for x, y in re.findall(r'cx="([\d.]+)" cy="([\d.]+)"', chart)]
+    (x0, y0), (x1, y1), (x2, y2) = spots
+    assert x1 - x0 == pytest.approx(x2 - x1, abs=0.2)  # at the roots 0, 1, 2
+    assert y0 - y1 == pytest.approx(y1 - y2, abs=0.2)
+    assert y0 > y1
+    intervals = interval_chart([Estimate("m", 0.5, (0.4, 0.8))], title="t", x_label="x")
+    whisker = re.search(r'class="mark whisker[^"]*" x1="([\d.]+)" y1="[\d.]+" x2="([\d.]+)"', intervals)
+    dot = re.search(r'<circle[^>]*cx="([\d.]+)"', intervals)
+    assert whisker
+    assert dot
+    low, high, at = float(whisker[1]), float(whisker[2]), float(dot[1])
+    assert (at - low) / (high - low) == pytest.approx(0.25, abs=0.01)
+
+
+def test_lineage_has_a_row_for_each_round_and_no_box_on_another() -> None:
+    rows = [Node(s.name, s.kind, s.fingerprint[:8], s.parents) for s in stages()]
+    chart = lineage_chart(rows, title="t")
+    boxes = [(float(x), float(y)) for x, y in re.findall(r'<rect[^>]* x="([\d.]+)" y="([\d.]+)"', chart)]
+    assert len(set(boxes)) == len(rows)
+    y = {row.name: spot[1] for row, spot in zip(rows, boxes, strict=True)}
+    assert y["instruct"] < y["feedback-1"] == y["reward-1"] == y["gate-1"] < y["gate-2"] < y["release"]
+    assert chart.count('class="edge"') == sum(len(row.parents) for row in rows)
+
+
+def test_numbers_in_print() -> None:
+    assert number(-0.5) == "−0.50"
+    assert number(0.25, sign=True) == "+0.25"
+    assert number(-0.001) == "0.00"
+    assert number(None) == number(math.nan) == "not measured"
+    assert duration(4.2) == "4.2 s"
+    assert duration(59.9) == "60 s"
+    assert duration(3725) == "1 h 02 min"
+
+
+def test_thinning_keeps_both_ends() -> None:
+    points = losses(2000, 5, 1, 0)
+    kept = thin(points, 150)
+    assert len(kept) == 150
+    assert (kept[0], kept[-1]) == (points[0], points[-1])
+
+
+CHROMIUM = next(
+    (found for name in ("chromium", "google-chrome", "chromium-browser") if (found := shutil.which(name))),
+    None,
+)
+
+WATCH = """
+const errors = [];
+window.addEventListener("error", (event) => errors.push(String(event.message)));
+document.addEventListener("securitypolicyviolation", (event) => {
+  errors.push("refused: " + event.violatedDirective);
+});
+window.addEventListener("load", () => {
+  const empty = [];
+  const plots = document.querySelectorAll("svg[data-plot]");
+  for (const plot of plots) {
+    const drawn = [...plot.querySelectorAll(".mark")].filter((mark) => {
+      const box = mark.getBBox();
+      return box.width > 0 || box.height > 0;
+    });
+    if (!drawn.length || !plot.getBoundingClientRect().width) empty.push(plot.getAttribute("aria-label"));
+  }
+  const buttons = document.querySelectorAll("[data-sample]");
+  if (buttons.length > 1) buttons[1].click();
+  const shown = [...document.querySelectorAll(".sample")].filter((s) => s.offsetParent).map((s) => s.id);
+  const frame = document.createElement("pre");
+  const found = { errors, empty, plots: plots.length, shown, inner: innerWidth,
+                  room: document.documentElement.clientWidth, wide: document.documentElement.scrollWidth };
+  frame.id = "found";
+  frame.textContent = JSON.stringify(found);
+  document.body.append(frame);
+});
+"""
+
+
+def opened(html: str, folder: Path, width: int) -> dict[str, object]:
+    """What a browser finds on the page, `width` pixels wide.
+
+    A headless window cannot be as narrow as a phone, so a frame stands in for it.
+    """
+    digest = base64.b64encode(hashlib.sha256(WATCH.encode()).digest()).decode()
+    html = html.replace("script-src ", f"script-src 'sha256-{digest}' ", 1)
+    html = html.replace("<title>", f"<script>{WATCH}</script><title>", 1)
+    (folder / "report.html").write_text(html, encoding="utf-8")
+    (folder / "phone.html").write_text(
+        f'<!doctype html><iframe src="report.html" width="{width}" height="800" style="border:0"></iframe>'
+        '<pre id="found"></pre><script>onload = () => setTimeout(() => {'
+        'const found = (page) => page.getElementById("found"); '
+        "found(document).textContent = found(frames[0].document).textContent; }, 50)</script>",
+        encoding="utf-8",
+    )
+    flags = [
+        *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
+        *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
+        *("--disable-dev-shm-usage", "--enable-logging=stderr", "--v=0"),
+        *("--allow-file-access-from-files", "--virtual-time-budget=3000", "--dump-dom"),
+    ]
+    assert CHROMIUM
+    done = subprocess.run(
+        [CHROMIUM, *flags, f"--user-data-dir={folder / 'profile'}", (folder / "phone.html").as_uri()],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    found = re.search(r'<pre id="found">(.+?)</pre>', done.stdout, re.DOTALL)
+    assert found, done.stdout[-2000:] + done.stderr[-2000:]
+    console = [line for line in done.stderr.splitlines() if ":CONSOLE" in line]
+    return {**json.loads(unescape(found[1])), "console": console}
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no chromium or google-chrome is installed")
+@pytest.mark.parametrize("width", [375, 1200])
+def test_in_a_browser(summary: Summary, samples: list[Sample], tmp_path: Path, width: int) -> None:
+    found = opened(render(summary, samples), tmp_path, width)
+    assert found["errors"] == found["console"] == []
+    assert found["empty"] == []
+    assert found["plots"] == 20
+    assert found["shown"] == ["sample-2"]
+    assert found["inner"] == width
+    assert found["wide"] == found["room"]
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no chromium or google-chrome is installed")
+def test_browser_test_can_fail(summary: Summary, samples: list[Sample], tmp_path: Path) -> None:
+    """An empty plot, a script error and a page too wide for a phone are all seen."""
+    html = render(summary, samples).replace("<main>", '<main style="width:500px">')
+    html = html.replace("polyline", "g").replace('r="3.4"', 'r="0"').replace('id="sample-1"', 'id="gone"')
+    found = opened(html, tmp_path, 375)
+    assert "TypeError" in str(found["errors"])
+    assert "TypeError" in str(found["console"])
+    assert "Loss of base" in str(found["empty"])
+    assert found["wide"] == 500
