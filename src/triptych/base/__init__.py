@@ -1,1 +1,1 @@
-"""The base model: taken from others, or trained from scratch."""
+"""A Base: taken from others, or trained from scratch."""

@@ -23,6 +23,7 @@ from triptych.errors import ModelError
 
 Kind = Literal["folder", "gguf", "hub"]
 
+PADDING = "<|pad|>"
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 HUB_FILES = (
     "model*.safetensors",
@@ -72,7 +73,8 @@ def take(
     Args:
         name: a Hugging Face folder, a `.gguf` file, or a name on the Hub, in this order of trial.
         folder: where it is written.
-        chat_template: the Jinja source of a chat template; if None the model keeps its own, or gets ChatML.
+        chat_template: `chatml`, the path of a `.jinja` file or a template's text; if None the model keeps
+            its own, or gets ChatML where it has none.
         dtype: what the weights are written in.
 
     Raises:
@@ -91,11 +93,7 @@ def take(
         tokenizer = models.load_tokenizer(path)
         origin = name if kind == "hub" else path.resolve().name
         digest = path.name if kind == "hub" else _digest(_model_files(path))
-    changes += _attach_template(tokenizer, chat_template)
-    padding = template.mend_padding(tokenizer)
-    if padding is not None:
-        changes.append(f"padding token: {padding}")
-    template.check(tokenizer)
+    changes += _prepare(tokenizer, chat_template)
     changes += _fit_vocabulary(model, tokenizer)
     context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if context is not None and tokenizer.model_max_length > context:
@@ -135,14 +133,22 @@ def _download(name: str) -> Path:
         ) from error
 
 
-def _attach_template(tokenizer: PreTrainedTokenizerFast, chat_template: str | None) -> list[str]:
+def _prepare(tokenizer: PreTrainedTokenizerFast, chat_template: str | None) -> list[str]:
+    """Give the tokenizer a chat template and a padding token of its own; says what was changed."""
+    changes = []
     if chat_template is not None:
-        template.attach(tokenizer, chat_template)
-        return ["chat template: the recipe's"]
-    if tokenizer.chat_template is None:
-        template.attach(tokenizer, template.CHATML)
-        return ["chat template: ChatML, as it had none"]
-    return []
+        changes.append("chat template: the recipe's")
+    elif tokenizer.chat_template is None:
+        chat_template = "chatml"
+        changes.append("chat template: ChatML, as it had none")
+    changes += template.attach(tokenizer, chat_template)
+    try:
+        padding = template.mend_padding(tokenizer)
+    except ModelError:  # every special token is in use
+        tokenizer.add_special_tokens({"pad_token": PADDING})
+        padding = f"padding is now {PADDING}, added to the vocabulary: every special token was in use"
+    template.check(tokenizer)
+    return [*changes, padding] if padding is not None else changes
 
 
 def _fit_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> list[str]:

@@ -1,0 +1,114 @@
+"""A policy that writes answers: prompts in, answers with the sampler's log-probabilities out."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from triptych.data.template import end_token, prompt_tokens
+from triptych.engine import attention
+from triptych.engine.device import autocast, compute_dtype
+from triptych.engine.forward import AnswerPack, Model, answer_logprobs, pack_answers
+from triptych.engine.generation import Sampling, generate
+from triptych.engine.models import load_policy, load_tokenizer
+from triptych.engine.packing import fill
+from triptych.progress import Progress
+from triptych.records import Prompt, Rollout
+
+Render = Callable[[Prompt], list[int]]
+
+
+class Policy:
+    """A causal language model and its tokenizer, as an author of answers.
+
+    Attributes:
+        model: the model whose weights count, in float32; sampling runs on a copy in the compute type.
+    """
+
+    def __init__(self, model: Model, tokenizer: Any) -> None:
+        self.model = model
+        self.tokenizer = tokenizer
+        self._sampler = model if compute_dtype() == torch.float32 else copy.deepcopy(model).to(compute_dtype())
+        self._sampler.requires_grad_(self._sampler is model).eval()
+
+    @classmethod
+    def open(cls, folder: Path) -> Policy:
+        """The model in a Hugging Face folder."""
+        return cls(load_policy(folder, attention=attention.NAME), load_tokenizer(folder))
+
+    def refresh(self) -> None:
+        """Takes over the weights after an update."""
+        if self._sampler is self.model:
+            return
+        with torch.no_grad():
+            for mine, theirs in zip(self._sampler.parameters(), self.model.parameters(), strict=True):
+                mine.copy_(theirs)
+
+    def write(
+        self, prompts: Sequence[Prompt], sampling: Sampling, *,
+        n: int = 1, render: Render | None = None, progress: Progress | None = None,
+    ) -> list[list[Rollout]]:
+        """Samples n answers to each prompt.
+
+        Args:
+            render: how a prompt becomes tokens; by default the chat template.
+        """
+        render = render or self.render
+        tokens = [render(prompt) for prompt in prompts]
+        total = len(prompts) * n
+
+        def watch(done: int, sampled: int) -> None:
+            if progress:
+                progress.step(done, total, "tokens", sampled)
+
+        was_training = self.model.training
+        self.model.eval()
+        written = generate(self._sampler, tokens, end_token(self.tokenizer), sampling, n=n, watch=watch)
+        self.model.train(was_training)
+        return [
+            [self._rollout(prompt, row, sample.tokens, sample.logprobs, sample.finished) for sample in samples]
+            for prompt, row, samples in zip(prompts, tokens, written, strict=True)
+        ]
+
+    def render(self, prompt: Prompt) -> list[int]:
+        """The prompt's tokens by the chat template."""
+        return prompt_tokens(self.tokenizer, prompt.messages)
+
+    def _rollout(
+        self, prompt: Prompt, row: list[int], tokens: list[int], logprobs: list[float], finished: bool
+    ) -> Rollout:
+        text = self.tokenizer.decode(tokens[:-1] if finished else tokens, skip_special_tokens=True)
+        return Rollout(prompt, tuple(row), tuple(tokens), tuple(logprobs), text, finished)
+
+    def logprobs(self, groups: Sequence[Sequence[Rollout]], budget: int = 8192) -> list[Tensor]:
+        """For each answer in order, the log-probabilities of its tokens, without gradient."""
+        found: list[Tensor] = []
+        sizes = [len(g[0].prompt_tokens) + sum(len(r.tokens) for r in g) for g in groups]
+        for batch in fill(sizes, budget):
+            packed = pack_rollouts([groups[i] for i in batch])
+            with torch.no_grad(), autocast():
+                values, _ = answer_logprobs(self.model, packed)
+            counts = torch.bincount(packed.predictions.rows, minlength=packed.answers).tolist()
+            found += list(values.split(counts))
+        return found
+
+
+def pack_rollouts(groups: Sequence[Sequence[Rollout]]) -> AnswerPack:
+    """Packs groups of answers, each group's prompt once."""
+    return pack_answers([(group[0].prompt_tokens, [rollout.tokens for rollout in group]) for group in groups])
+
+
+def divergence(policy: Policy, reference: Policy, groups: Sequence[Sequence[Rollout]]) -> float:
+    """KL(policy ‖ reference) in nats per answer, estimated on the policy's own answers.
+
+    The mean over answers of Σ_t log p(token) − log p_ref(token), which is unbiased for answers sampled from
+    the policy at temperature 1.
+    """
+    pairs = zip(policy.logprobs(groups), reference.logprobs(groups), strict=True)
+    differences = [float((mine - theirs).sum()) for mine, theirs in pairs]
+    return sum(differences) / len(differences)

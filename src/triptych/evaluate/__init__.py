@@ -1,0 +1,1 @@
+"""Proof: scores with intervals, and the gate between candidate and champion."""

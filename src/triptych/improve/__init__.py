@@ -1,0 +1,1 @@
+"""Improvement against a reward model: one file for each method over one loop."""

@@ -1,0 +1,1 @@
+"""From Base to Instruct: fine-tuning on demonstrations, and prompting as the baseline."""

@@ -1,0 +1,109 @@
+"""Supervised fine-tuning: the model learns to answer, and only the answers count in the loss.
+
+The loss is the mean of −log p(token | prompt, answer so far) over the answers' tokens, end token included
+(Ouyang et al. 2022, step 1).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+from transformers import GenerationConfig
+
+from triptych.configuration import Config
+from triptych.data.files import read_conversations
+from triptych.data.lengths import TokenizedConversation, fit
+from triptych.engine import attention
+from triptych.engine.curve import write_curve
+from triptych.engine.device import autocast
+from triptych.engine.forward import AnswerPack, answer_logprobs, pack_answers
+from triptych.engine.models import load_policy, load_tokenizer, parameters, save
+from triptych.engine.packing import fill
+from triptych.engine.training import Loss, Optimization, Step, shuffled, train
+from triptych.pipeline.stage import Desk, Metrics
+
+
+class Finetuning(Config):
+    """How the Base learns to follow instructions.
+
+    Attributes:
+        epochs: passes over the conversations.
+        batch: tokens in an update, prompts included.
+        micro_batch: tokens computed at once; only memory and speed depend on it.
+        context: longest conversation, in tokens.
+        overlong: what happens to longer ones: left out, or their answers cut. Either is counted and reported.
+    """
+
+    epochs: float = Field(default=2, gt=0)
+    batch: int = Field(default=8192, ge=64)
+    micro_batch: int = Field(default=4096, ge=64)
+    context: int = Field(default=512, ge=16)
+    overlong: Literal["drop", "truncate"] = "drop"
+    optimization: Optimization = Optimization(learning_rate=2e-5)
+
+
+def finetune(desk: Desk, config: Finetuning, base: Path, data: Path) -> Metrics:
+    """Trains on `data/demonstrations.jsonl`; the loss on `data/demonstrations_heldout.jsonl` is measured."""
+    tokenizer = load_tokenizer(base / "model")
+    fitted = fit(read_conversations(data / "demonstrations.jsonl"), tokenizer, config.context, config.overlong)
+    heldout = fit(
+        read_conversations(data / "demonstrations_heldout.jsonl"), tokenizer, config.context, config.overlong
+    )
+    if fitted.dropped or fitted.truncated:
+        desk.progress.say(f"demonstrations: {fitted}")
+    rows = fitted.rows
+    plan = _plan(rows, config, desk.seed)
+    model: Any = load_policy(base / "model", attention=attention.NAME)
+
+    def prepare(step: int) -> Step[AnswerPack]:
+        order = plan[step]
+        batches = [
+            pack_answers([(rows[order[i]].prompt, [rows[order[i]].answer]) for i in group])
+            for group in fill((rows[i].length for i in order), config.micro_batch)
+        ]
+        return Step(batches, weight=sum(len(batch.predictions.targets) for batch in batches))
+
+    before = heldout_loss(model, heldout.rows, config.micro_batch)
+    curve = train(
+        model, len(plan), prepare, lambda packed: Loss(-answer_logprobs(model, packed)[0].sum()),
+        config.optimization, checkpoint=desk.checkpoint(), progress=desk.progress,
+    )
+    write_curve(desk.output / "curve.jsonl", curve)
+    save(model, tokenizer, desk.output / "model", GenerationConfig(do_sample=True, temperature=1.0))
+    return {
+        "parameters": parameters(model),
+        "demonstrations": len(rows),
+        "dropped": fitted.dropped,
+        "truncated": fitted.truncated,
+        "answer_tokens_seen": int(curve[-1]["seen"]),
+        "heldout_loss_before": before,
+        "heldout_loss": heldout_loss(model, heldout.rows, config.micro_batch),
+    }
+
+
+@torch.no_grad()
+def heldout_loss(model: Any, rows: Sequence[TokenizedConversation], batch: int) -> float:
+    """Mean −log p over the answers' tokens, in nats."""
+    nats = tokens = 0.0
+    for group in fill((row.length for row in rows), batch):
+        packed = pack_answers([(rows[i].prompt, [rows[i].answer]) for i in group])
+        with autocast():
+            nats -= float(answer_logprobs(model, packed)[0].sum())
+        tokens += len(packed.predictions.targets)
+    return nats / tokens
+
+
+def _plan(rows: Sequence[TokenizedConversation], config: Finetuning, seed: int) -> list[list[int]]:
+    """The rows of every step; a fractional epoch takes the first part of its order."""
+    plan: list[list[int]] = []
+    whole, part = divmod(config.epochs, 1)
+    for epoch in range(int(whole) + (part > 0)):
+        order = shuffled(len(rows), epoch, seed)
+        if epoch == int(whole):
+            order = order[: max(1, round(part * len(rows)))]
+        plan += [[order[i] for i in group] for group in fill((rows[i].length for i in order), config.batch)]
+    return plan

@@ -1,0 +1,1 @@
+"""Reward models: trained on comparisons, and audited before they may train anything."""
