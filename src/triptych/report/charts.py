@@ -85,9 +85,18 @@ class Node:
 
 
 def line_chart(
-    lines: Sequence[Line], *, title: str, x_label: str, y_label: str, square_root_x: bool = False
+    lines: Sequence[Line],
+    *,
+    title: str,
+    x_label: str,
+    y_label: str,
+    square_root_x: bool = False,
+    x_reach: float = -math.inf,
 ) -> Markup:
-    """Lines over a shared axis. With `square_root_x` x is placed at its root and labelled as it is."""
+    """Lines over a shared axis, which reaches at least to `x_reach` so that charts side by side compare.
+
+    With `square_root_x` x is placed at its root and labelled as it is.
+    """
 
     def warp(x: float) -> float:
         # A sampled KL can fall slightly below zero; on the root scale it sits at zero.
@@ -100,7 +109,7 @@ def line_chart(
     height, left, right, top, bottom = 244.0, 52.0, WIDTH - 14, 34.0, 196.0
     xs, ys = [x for x, _ in everything], [y for _, y in everything]
     y_low, y_high = _padded(min(ys), max(ys))
-    x_low, x_high = (0.0, max(*xs, 1e-9)) if square_root_x else (min(xs), max(xs))
+    x_low, x_high = (0.0, max(*xs, x_reach, 1e-9)) if square_root_x else (min(xs), max(*xs, x_reach))
     if x_low == x_high:
         x_low, x_high = x_low - 1, x_high + 1
     px = _scale(warp(x_low), warp(x_high), left, right)
@@ -110,7 +119,7 @@ def line_chart(
     for tick in y_ticks:
         parts.append(_segment(left, py(tick), right, py(tick), "grid"))
         parts.append(_text(left - 8, py(tick) + 4, y_text(tick), "end", "tick"))
-    x_ticks, x_text = _ticks(x_low, x_high, 5)
+    x_ticks, x_text = _root_ticks(x_high) if square_root_x else _ticks(x_low, x_high, 5)
     shown = -math.inf
     for tick in x_ticks:
         at = px(warp(tick))
@@ -143,8 +152,13 @@ def interval_chart(
     text: Callable[[float], str] = number,
     rules: Sequence[Rule] = (),
     bounds: tuple[float, float] = (-math.inf, math.inf),
+    also: Sequence[Estimate] = (),
 ) -> Markup:
-    """One row for each estimate: its name, a dot, its interval and its value in figures."""
+    """One row for each estimate: its name, a dot, its interval and its value in figures.
+
+    The axis stays inside `bounds`, the values that are possible, and has room for the estimates `also`, so
+    that charts side by side share it.
+    """
     rows = [row for row in rows if _finite(row.value)]
     rules = [rule for rule in rules if _finite(rule.value)]
     if not rows:
@@ -153,7 +167,7 @@ def interval_chart(
     left = min(40 + 6.6 * longest, 158) if longest > 8 else 88.0
     right, top, step = WIDTH - 62, 30.0 if rules else 12.0, 30.0
     bottom = top + step * len(rows)
-    values = [v for row in rows for v in (row.value, *(row.interval or ())) if _finite(v)]
+    values = [v for row in (*rows, *also) for v in (row.value, *(row.interval or ())) if _finite(v)]
     low, high = _padded(min(values + [r.value for r in rules]), max(values + [r.value for r in rules]))
     low, high = max(low, bounds[0]), min(high, bounds[1])
     px = _scale(low, high, left, right)
@@ -372,7 +386,7 @@ def _ticks(low: float, high: float, about: int) -> tuple[list[float], Callable[[
     """Round values inside the range, and how to print them with the digits that their step needs."""
     raw = (high - low) / about or 1.0
     power = 10.0 ** math.floor(math.log10(raw))
-    step = next(m * power for m in (1, 2, 2.5, 5, 10) if m * power >= raw * 0.999)
+    step = next(m * power for m in (1, 2, 2.5, 5, 10) if m * power >= raw * 0.75)
     first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
     digits = max(0, -math.floor(math.log10(step) + 1e-9))
     if not math.isclose(step * 10**digits, round(step * 10**digits)):
@@ -384,3 +398,10 @@ def _ticks(low: float, high: float, about: int) -> tuple[list[float], Callable[[
         return number(value, digits)
 
     return [i * step for i in range(first, last + 1)], text
+
+
+def _root_ticks(high: float) -> tuple[list[float], Callable[[float], str]]:
+    """Ticks from zero for a root scale, closer together near zero: 0, 1, 2, 5, 10, ..."""
+    power = math.floor(math.log10(high))
+    steps = [m * 10.0**p for p in (power - 2, power - 1, power) for m in (1, 2, 5)]
+    return [0.0] + [step for step in steps if step <= high], lambda value: f"{value:,.6g}"

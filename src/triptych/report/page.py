@@ -30,7 +30,17 @@ from triptych.report.charts import (
     percent,
     reliability_chart,
 )
-from triptych.report.summary import Audit, Interval, Loss, ModelScore, Round, Sample, StageRow, Summary
+from triptych.report.summary import (
+    Audit,
+    Interval,
+    Loss,
+    ModelScore,
+    Round,
+    Sample,
+    StageRow,
+    Summary,
+    TaskScore,
+)
 
 FOLDER = Path(__file__).parent
 LONG_ANSWER = 700
@@ -185,16 +195,16 @@ def _tone(model: ModelScore) -> str:
 def _score_charts(summary: Summary) -> list[tuple[str, Markup]]:
     """The overall chart, then one for each task."""
     axis, bounds = _judge_scale(summary)
+    groups: dict[str, list[Estimate]] = {}
+    for model in summary.models:
+        parts: dict[str, ModelScore | TaskScore] = {"All test prompts": model, **model.by_task}
+        for name, part in parts.items():
+            groups.setdefault(name, []).append(Estimate(model.name, part.score, part.interval, _tone(model)))
+    everything = [row for rows in groups.values() for row in rows]
     charts = []
-    for task in [None, *_tasks(summary.models)]:
-        rows = []
-        for model in summary.models:
-            part = model if task is None else model.by_task.get(task)
-            if part is not None:
-                rows.append(Estimate(model.name, part.score, part.interval, _tone(model)))
-        name = "All test prompts" if task is None else task
+    for name, rows in groups.items():
         title = f"{name}: {axis} with 95% intervals. " + _listed(rows)
-        charts.append((name, interval_chart(rows, title=title, x_label=axis, bounds=bounds)))
+        charts.append((name, interval_chart(rows, title=title, x_label=axis, bounds=bounds, also=everything)))
     return charts
 
 
@@ -224,6 +234,7 @@ def _round_charts(round_: Round) -> tuple[Markup, Markup]:
             x_label="KL, nats per answer (root scale)",
             y_label=f"{name} ({unit})",
             square_root_x=True,
+            x_reach=max((point.kl for point in round_.curve if math.isfinite(point.kl)), default=0.0),
         )
 
     rewards = panel([point.reward for point in round_.curve], "reward", "the reward model's units", "orange")
