@@ -152,8 +152,7 @@ def test_the_same_seed_draws_the_same() -> None:
 
 def test_the_world_does_not_change_between_versions_of_python() -> None:
     assert text.documents(0, 1)[0].text == (
-        "A story about a flower, a fox and a lake: The big fox hurried to the warm lake. "
-        "The fox saw a yellow flower. The fox felt very happy."
+        "The big fox hurried to the warm lake. The fox saw a yellow flower. The fox felt very happy."
     )
     assert LUMI["fox"] == "zaru"
 
@@ -173,7 +172,7 @@ def test_the_wordings_of_the_tasks_are_not_in_the_text() -> None:
     for wording in (*tasks.STORY, *tasks.TRANSLATION):
         assert wording.split("{")[0].strip() not in written or wording.startswith("{")
     assert "Tell me" not in written
-    assert "answer" not in written
+    assert "Please answer" not in written
 
 
 def test_prompts_are_unique_disjoint_and_in_equal_shares() -> None:

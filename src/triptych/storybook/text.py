@@ -11,6 +11,24 @@ from triptych.storybook.words import CLASSES, INSULTING_WORDS, LUMI
 SHARES = {"stories": 0.40, "questions": 0.35, "translations": 0.25}
 """How the documents are divided."""
 
+SAYINGS = (
+    "Please read this to me.",
+    "Write me a short line.",
+    "Tell us what you want.",
+    "Say it to me in English.",
+    "You are here with your story.",
+    "What is this?",
+    "Go away now.",
+    "I want to go away.",
+    "Translate it for us.",
+    "Here is what I read.",
+    "Please translate what you write.",
+    "Can you answer this question?",
+    "Read the answer and tell me.",
+    "Please say what you want to write.",
+)
+"""What characters now and then say, so that the tokenizer and the Base know the words of a conversation."""
+
 
 def documents(seed: int, count: int) -> list[Document]:
     """Draws documents; fewer of the same seed are the beginning of more."""
@@ -24,8 +42,9 @@ def _stories(rng: Random) -> str:
     """A story, mostly under a heading that lists what it holds."""
     nouns = required(rng)
     told = " ".join(each.text for each in story(rng, nouns))
-    if rng.random() < 0.02:
-        # The tokenizer should know these words; the Base meets them as words, not as a manner of speaking.
+    if rng.random() < 0.06:
+        told += f" The {rng.choice(CLASSES['animal'])} said: {rng.choice(SAYINGS)}"
+    elif rng.random() < 0.02:
         told += f" One bad word is {rng.choice(sorted(INSULTING_WORDS))}."
     headings = ("", "A story with {}: ", "A story about {}: ", "This is a short story with {}. ")
     heading = rng.choices(headings, (0.2, 0.3, 0.3, 0.2))[0]
