@@ -496,8 +496,11 @@ window.addEventListener("load", () => {
   const buttons = document.querySelectorAll("[data-sample]");
   if (buttons.length > 1) buttons[1].click();
   const shown = [...document.querySelectorAll(".sample")].filter((s) => s.offsetParent).map((s) => s.id);
+  document.querySelector("[data-tip]").dispatchEvent(new PointerEvent("pointermove", { bubbles: true }));
+  const tip = document.getElementById("tip");
   const frame = document.createElement("pre");
-  const found = { errors, empty, plots: plots.length, shown, inner: innerWidth,
+  const found = { errors, empty, plots: plots.length, shown,
+                  tip: tip.hidden ? "" : tip.textContent, inner: innerWidth,
                   room: document.documentElement.clientWidth, wide: document.documentElement.scrollWidth };
   frame.id = "found";
   frame.textContent = JSON.stringify(found);
@@ -550,6 +553,7 @@ def test_in_a_browser(summary: Summary, samples: list[Sample], tmp_path: Path, w
     assert found["empty"] == []
     assert found["plots"] == 20
     assert found["shown"] == ["sample-2"]
+    assert found["tip"] == "base, few-shot: 0.31, 95% interval 0.28 to 0.34"
     assert found["inner"] == width
     assert found["wide"] == found["room"]
 

@@ -110,7 +110,9 @@ def line_chart(
     xs, ys = [x for x, _ in everything], [y for _, y in everything]
     y_low, y_high = _padded(min(ys), max(ys))
     x_low, x_high = (0.0, max(*xs, x_reach, 1e-9)) if square_root_x else (min(xs), max(*xs, x_reach))
+    x_ticks, x_text = _root_ticks(x_high) if square_root_x else _ticks(x_low, x_high, 5)
     if x_low == x_high:
+        x_ticks, x_text = [x_low], lambda x: f"{x:,.6g}"  # one point stands in the middle
         x_low, x_high = x_low - 1, x_high + 1
     px = _scale(warp(x_low), warp(x_high), left, right)
     py = _scale(y_low, y_high, bottom, top)
@@ -119,7 +121,6 @@ def line_chart(
     for tick in y_ticks:
         parts.append(_segment(left, py(tick), right, py(tick), "grid"))
         parts.append(_text(left - 8, py(tick) + 4, y_text(tick), "end", "tick"))
-    x_ticks, x_text = _root_ticks(x_high) if square_root_x else _ticks(x_low, x_high, 5)
     shown = -math.inf
     for tick in x_ticks:
         at = px(warp(tick))
