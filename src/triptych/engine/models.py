@@ -291,16 +291,17 @@ def save(
     """
     _refuse_non_finite(folder, model)
     dtype = dtype or model.dtype
-    model_config, settings = model.config, model.generation_config
+    config = model.config
     try:
-        model.config = copy.deepcopy(model_config)
+        model.config = copy.deepcopy(config)
         _tell_tokens(model.config.get_text_config(), tokenizer)
-        if model.can_generate():
-            model.generation_config = copy.deepcopy(generation or settings)
-            model.generation_config._from_model_config = False
-            _tell_tokens(model.generation_config, tokenizer)
         with quiet():
             model.save_pretrained(folder, state_dict=_cast(model.state_dict(), dtype))
+            if model.can_generate():
+                settings = copy.deepcopy(generation or model.generation_config)
+                settings._from_model_config = False  # it would be made anew from the config on loading
+                _tell_tokens(settings, tokenizer)
+                settings.save_pretrained(folder)
             # How often it was called with padding is no part of a tokenizer.
             tokenizer.backend_tokenizer.no_padding()
             tokenizer.backend_tokenizer.no_truncation()
@@ -308,7 +309,7 @@ def save(
     except (ValueError, OSError) as error:
         raise ModelError(f"{folder}: cannot be written: {_first_line(error)}") from error
     finally:
-        model.config, model.generation_config = model_config, settings
+        model.config = config
     for weights in folder.glob("*.safetensors"):  # written for the owner alone, unlike the other files
         weights.chmod((folder / "config.json").stat().st_mode)
     _mend(folder / "config.json", {"dtype": str(dtype).removeprefix("torch.")})

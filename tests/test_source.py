@@ -1,0 +1,165 @@
+"""A base is taken from a folder, a GGUF file or the Hub, and ends as a plain folder that can be trained."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, pre_tokenizers
+from tokenizers.models import BPE
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from triptych.base import source
+from triptych.data import template
+from triptych.engine import models
+from triptych.errors import ModelError
+
+
+def write_model(folder: Path, *, tied: bool = True, rows: int = 257) -> None:
+    """A model of another's: no chat template, and the end token for padding."""
+    letters = ["<|endoftext|>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
+    backend = Tokenizer(BPE(vocab={letter: number for number, letter in enumerate(letters)}, merges=[]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    end = "<|endoftext|>"
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, pad_token=end, eos_token=end)
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=rows,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        max_position_embeddings=64,
+        tie_word_embeddings=tied,
+    )
+    models.save(LlamaForCausalLM(config), tokenizer, folder)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_folder_gets_a_template_and_padding(tmp_path: Path, tied: bool) -> None:
+    write_model(tmp_path / "theirs", tied=tied)
+    taken = source.take(str(tmp_path / "theirs"), tmp_path / "ours")
+    assert (taken.kind, taken.origin) == ("folder", "theirs")
+    assert taken.changes[0] == "chat template: ChatML, as it had none"
+    assert taken.changes[-1] == "2 tokens added to the vocabulary, with the mean embedding"
+    tokenizer, model = models.load_tokenizer(tmp_path / "ours"), models.load_policy(tmp_path / "ours")
+    template.check(tokenizer)
+    assert tokenizer.eos_token == template.TURN_END
+    assert tokenizer.pad_token == "<|endoftext|>"
+    assert tokenizer.model_max_length == 64
+    assert model.generation_config.eos_token_id == tokenizer.eos_token_id
+    assert taken.parameters == models.parameters(model)
+
+    old = models.load_policy(tmp_path / "theirs")
+    for table, new in (
+        (old.get_input_embeddings().weight, model.get_input_embeddings().weight),
+        (old.get_output_embeddings().weight, model.get_output_embeddings().weight),
+    ):
+        assert torch.equal(new[:257], table)
+        assert torch.allclose(new[257:], table.mean(0).expand(2, -1))
+    assert (model.get_input_embeddings().weight is model.get_output_embeddings().weight) is tied
+
+
+def test_taking_twice_gives_the_same_bytes(tmp_path: Path) -> None:
+    write_model(tmp_path / "theirs")
+    first, second = (source.take(str(tmp_path / "theirs"), tmp_path / name) for name in "ab")
+    assert first == second
+    for path in (tmp_path / "a").iterdir():
+        assert path.read_bytes() == (tmp_path / "b" / path.name).read_bytes(), path.name
+
+
+def test_what_is_taken_can_be_taken_again_unchanged(tmp_path: Path) -> None:
+    write_model(tmp_path / "theirs")
+    source.take(str(tmp_path / "theirs"), tmp_path / "ours")
+    assert source.take(str(tmp_path / "ours"), tmp_path / "again").changes == ()
+
+
+def test_spare_rows_of_the_embedding_are_used(tmp_path: Path) -> None:
+    write_model(tmp_path / "theirs", rows=300)
+    taken = source.take(str(tmp_path / "theirs"), tmp_path / "ours")
+    assert not any("embedding" in change for change in taken.changes)
+    assert models.load_policy(tmp_path / "ours").config.vocab_size == 300
+
+
+def test_a_template_of_the_callers(tmp_path: Path) -> None:
+    write_model(tmp_path / "theirs")
+    own = (
+        "{% for m in messages %}{{ m['role'] + ': ' + m['content'] }}"
+        "{% if m['role'] == 'assistant' %}<|endoftext|>{% else %}\n{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}assistant: {% endif %}"
+    )
+    taken = source.take(str(tmp_path / "theirs"), tmp_path / "ours", chat_template=own)
+    tokenizer = models.load_tokenizer(tmp_path / "ours")
+    assert tokenizer.chat_template == own
+    # Its one special token ends the answers, so padding needs a token that it did not have.
+    assert (tokenizer.eos_token, tokenizer.pad_token) == ("<|endoftext|>", source.PADDING)
+    assert any(source.PADDING in change for change in taken.changes)
+    assert models.load_policy(tmp_path / "ours").config.vocab_size == 258
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("nowhere.gguf", "no such file"),
+        ("./no/where/at/all", "no such folder"),
+        (__file__, "this is a file"),
+    ],
+)
+def test_what_is_not_there_is_named(tmp_path: Path, name: str, reason: str) -> None:
+    with pytest.raises(ModelError, match=reason):
+        source.take(name, tmp_path)
+
+
+def test_a_file_that_only_calls_itself_gguf_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "model.gguf").write_bytes(b"not a model" * 10)
+    with pytest.raises(ModelError, match="cannot be read as GGUF"):
+        source.take(str(tmp_path / "model.gguf"), tmp_path / "ours")
+
+
+def hub_cache(root: Path) -> Path:
+    """One model as the Hub's cache keeps it: files in `blobs`, a revision as links to them."""
+    write_model(root / "theirs")
+    revision = root / "models--someone--tiny" / "snapshots" / ("0" * 40)
+    blobs = root / "models--someone--tiny" / "blobs"
+    revision.mkdir(parents=True)
+    blobs.mkdir()
+    for number, path in enumerate(sorted((root / "theirs").iterdir())):
+        path.rename(blobs / str(number))
+        (revision / path.name).symlink_to(Path("..", "..", "blobs", str(number)))
+    (root / "models--someone--tiny" / "refs").mkdir()
+    (root / "models--someone--tiny" / "refs" / "main").write_text("0" * 40)
+    return root
+
+
+def test_a_hub_name_is_read_from_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = hub_cache(tmp_path / "hub")
+    download = source.snapshot_download
+    monkeypatch.setattr(
+        source,
+        "snapshot_download",
+        lambda name, **settings: download(name, **settings, cache_dir=cache, local_files_only=True),
+    )
+    taken = source.take("someone/tiny", tmp_path / "ours")
+    assert (taken.kind, taken.origin, taken.digest) == ("hub", "someone/tiny", "0" * 40)
+    assert not any(path.is_symlink() for path in (tmp_path / "ours").iterdir())
+
+    with pytest.raises(ModelError, match="hf download someone/other --local-dir"):
+        source.take("someone/other", tmp_path / "other")
+
+
+GGUF = Path(__file__).parents[1] / "models" / "SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not GGUF.exists(), reason="make smollm2 fetches the file")
+def test_a_gguf_file_becomes_a_plain_folder(tmp_path: Path) -> None:
+    taken = source.take(str(GGUF), tmp_path)
+    assert (taken.kind, taken.parameters) == ("gguf", 134_515_008)
+    tokenizer, model = models.load_tokenizer(tmp_path), models.load_policy(tmp_path)
+    text = "Hello  world 123\n\tdéjà vu 你好"
+    assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
+    prompt = torch.tensor([tokenizer("The capital of France is")["input_ids"]])
+    assert tokenizer.decode(model(prompt).logits[0, -1].argmax()) == " Paris"
