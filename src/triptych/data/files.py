@@ -265,7 +265,7 @@ def _line_rows(path: Path) -> Iterator[Row | Fault]:
                 raw = raw.removeprefix(b"\xef\xbb\xbf")
             if not raw.strip():
                 continue
-            line = _line(file, number, raw)
+            line = _line(file, number, raw.rstrip(b"\r\n"))
             yield line if isinstance(line, Fault) else _parsed(file, number, line)
 
 
@@ -353,7 +353,7 @@ def _conversation(row: Row) -> Conversation | None:
     turns = row.turns("messages")
     if turns is None or not _ends_with_assistant(row, "messages", turns):
         return None
-    prompt = _asked(row, "messages", turns[:-1])
+    prompt = _asked(row, "messages", turns, answered=True)
     return None if prompt is None else Conversation(prompt, turns[-1].content)
 
 
@@ -397,28 +397,29 @@ def _shared_prompt(row: Row) -> Prompt | None:
         return None
     if not _ends_with_assistant(row, "chosen", chosen):
         return None
-    return _asked(row, "chosen", chosen[:-1])
+    return _asked(row, "chosen", chosen, answered=True)
 
 
-def _asked(row: Row, field: str, turns: Messages) -> Prompt | None:
-    """Checks the turns before an answer: an optional system turn, then user and assistant by turns."""
-    first = 1 if turns and turns[0].role == "system" else 0
+def _asked(row: Row, field: str, turns: Messages, answered: bool = False) -> Prompt | None:
+    """The turns as a prompt, without the answer at their end where there is one.
+
+    After an optional system turn, user and assistant must take turns, and the user asks last.
+    """
+    first = 1 if turns[0].role == "system" else 0
     for index, turn in enumerate(turns[first:]):
         expected = ("user", "assistant")[index % 2]
         if turn.role != expected:
             place = f"{field}[{first + index}].role"
             row.fault(place, f"must be {expected}, got {turn.role}: user and assistant take turns")
             return None
-    if len(turns) == first:
-        row.fault(field, "must hold a user turn before the answer")
-        return None
-    if turns[-1].role != "user":
-        row.fault(field, f"must end with the user, got {turns[-1].role}")
-        return None
-    if not turns[-1].content.strip():
+    asked = turns[:-1] if answered else turns
+    if asked[-1].role != "user":
+        row.fault(field, f"must end with the user, got {asked[-1].role}")
+    elif not asked[-1].content.strip():
         row.fault(field, "empty: expected a user turn with some text")
-        return None
-    return Prompt(turns, row.text("reference"), row.text("task"))
+    else:
+        return Prompt(asked, row.text("reference"), row.text("task"))
+    return None
 
 
 def _answer(row: Row, field: str, prompt: Prompt | None) -> str | None:
@@ -496,7 +497,9 @@ def _missing(path: Path) -> DataError:
     folder = path.parent
     if not folder.is_dir():
         return DataError([Fault(str(path), None, None, f"no such file: there is no folder {folder}")])
-    near = difflib.get_close_matches(path.name, sorted(file.name for file in folder.iterdir()), n=1)
+    near = difflib.get_close_matches(
+        path.name, sorted(file.name for file in folder.iterdir()), n=1, cutoff=0.7
+    )
     hint = f"; did you mean {folder / near[0]}?" if near else f" in {folder.resolve()}"
     return DataError([Fault(str(path), None, None, f"no such file{hint}")])
 

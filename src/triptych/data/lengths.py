@@ -66,8 +66,8 @@ class Fitted(Generic[T]):
     def __str__(self) -> str:
         count = len(self.rows) + self.dropped
         return (
-            f"{count} rows: {len(self.rows)} kept, {self.truncated} of them truncated to {self.limit} tokens, "
-            f"{self.dropped} dropped as longer"
+            f"{count} rows: {len(self.rows)} kept, {self.truncated} of them truncated to {self.limit} "
+            f"tokens, {self.dropped} dropped as longer"
         )
 
 

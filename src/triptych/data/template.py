@@ -134,8 +134,8 @@ def check(tokenizer: PreTrainedTokenizerBase) -> None:
         )
     if not whole[len(opening) :].startswith(_ANSWER + tokenizer.eos_token):
         raise ModelError(
-            f"the chat template ends an answer with {whole[len(opening) + len(_ANSWER) :]!r} and not with EOS, "
-            f"{tokenizer.eos_token}, so that a model would not learn where to stop; {_SET_TEMPLATE}"
+            f"the chat template ends an answer with {whole[len(opening) + len(_ANSWER) :]!r} and not with "
+            f"EOS, {tokenizer.eos_token}, so that a model would not learn where to stop; {_SET_TEMPLATE}"
         )
     if tokenizer.pad_token_id is None:
         raise ModelError(f"the tokenizer has no padding token; {_WHY_PAD}")

@@ -1,0 +1,460 @@
+"""Reading files, splits and lengths: each bad input by its exact message, each record by value."""
+
+import json
+import random
+from pathlib import Path
+
+import pytest
+
+from triptych.data import files, splits
+from triptych.errors import DataError, Fault
+from triptych.records import Comparison, Conversation, Document, Message, Prompt, Rating, user
+
+SHARED = Path(__file__).parent.parent.parent / "shared" / "data"
+
+HI = {"role": "user", "content": "Hi"}
+HELLO = {"role": "assistant", "content": "Hello"}
+BYE = {"role": "assistant", "content": "Bye"}
+
+
+def lines(folder: Path, *rows: object, name: str = "rows.jsonl") -> Path:
+    path = folder / name
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def faults(read, path) -> list[str]:
+    with pytest.raises(DataError) as caught:
+        read(path)
+    return [str(fault).removeprefix(str(path)) for fault in caught.value.faults]
+
+
+@pytest.mark.parametrize(
+    ("read", "row", "record"),
+    [
+        (files.read_documents, {"text": " a\n"}, Document(" a\n")),
+        (files.read_conversations, {"messages": [HI, HELLO]}, Conversation(Prompt(user("Hi")), "Hello")),
+        (
+            files.read_conversations,
+            {"prompt": "Hi", "completion": " Hello "},
+            Conversation(Prompt(user("Hi")), " Hello "),
+        ),
+        (
+            files.read_conversations,
+            {"prompt": [HI], "completion": [HELLO]},
+            Conversation(Prompt(user("Hi")), "Hello"),
+        ),
+        (
+            files.read_conversations,
+            {"messages": [{"role": "system", "content": "s"}, HI, HELLO, HI, BYE], "task": "t"},
+            Conversation(
+                Prompt(
+                    (
+                        Message("system", "s"),
+                        Message("user", "Hi"),
+                        Message("assistant", "Hello"),
+                        Message("user", "Hi"),
+                    ),
+                    task="t",
+                ),
+                "Bye",
+            ),
+        ),
+        (
+            files.read_prompts,
+            {"prompt": "Hi", "reference": "r", "task": "t"},
+            Prompt(user("Hi"), "r", "t"),
+        ),
+        (
+            files.read_comparisons,
+            {
+                "prompt": "Hi",
+                "chosen": "Hello",
+                "rejected": "Bye",
+                "margin": 2,
+                "source": "people",
+                "votes_for_chosen": 2,
+                "num_annotators": 3,
+            },
+            Comparison(Prompt(user("Hi")), "Hello", "Bye", 2.0, "people", 2, 3),
+        ),
+        (
+            files.read_comparisons,
+            {"chosen": [HI, HELLO], "rejected": [HI, BYE]},
+            Comparison(Prompt(user("Hi")), "Hello", "Bye"),
+        ),
+        (
+            files.read_comparisons,
+            {"prompt": "Hi", "chosen": [HI, HELLO], "rejected": [HI, BYE]},
+            Comparison(Prompt(user("Hi")), "Hello", "Bye"),
+        ),
+        (
+            files.read_ratings,
+            {"prompt": "Hi", "response": "Hello", "scores": {"help": 4, "truth": 0.5}},
+            Rating(Prompt(user("Hi")), "Hello", {"help": 4.0, "truth": 0.5}),
+        ),
+    ],
+)
+def test_each_format_becomes_its_record(tmp_path, read, row, record):
+    assert read(lines(tmp_path, row)) == [record]
+
+
+CONVERSATION_FAULTS = [
+    ([HI, HELLO], ":1: must be an object, got a list"),
+    ({"turns": []}, ':1: messages: missing: expected {"messages"} or {"prompt", "completion"}'),
+    ({"messages": "Hi"}, ':1: messages: must be text or a list of messages, got the text "Hi"'),
+    ({"messages": []}, ":1: messages: must be text or a list of messages, got an empty list"),
+    ({"messages": ["Hi"]}, ':1: messages[0]: must be an object {"role", "content"}, got the text "Hi"'),
+    (
+        {"messages": [HI, {"role": "bot", "content": "x"}]},
+        ':1: messages[1].role: must be one of system, user, assistant, got "bot"',
+    ),
+    (
+        {"messages": [HI, {"role": "assistant", "content": 3}]},
+        ":1: messages[1].content: must be text, got 3",
+    ),
+    ({"messages": [HI]}, ":1: messages: must end with the assistant, got user"),
+    (
+        {"messages": [HI, {"role": "assistant", "content": " \n"}]},
+        ":1: messages: empty answer: expected some text from the assistant",
+    ),
+    (
+        {"messages": [HI, HELLO, BYE]},
+        ":1: messages[2].role: must be user, got assistant: user and assistant take turns",
+    ),
+    (
+        {"messages": [HI, HI, HELLO]},
+        ":1: messages[1].role: must be assistant, got user: user and assistant take turns",
+    ),
+    (
+        {"messages": [HI, {"role": "system", "content": "s"}, HELLO]},
+        ":1: messages[1].role: must be assistant, got system: user and assistant take turns",
+    ),
+    (
+        {"messages": [{"role": "system", "content": "s"}, HELLO]},
+        ":1: messages[1].role: must be user, got assistant: user and assistant take turns",
+    ),
+    (
+        {"messages": [HELLO]},
+        ":1: messages[0].role: must be user, got assistant: user and assistant take turns",
+    ),
+    (
+        {"prompt": [{"role": "system", "content": "s"}], "completion": "a"},
+        ":1: prompt: must end with the user, got system",
+    ),
+    (
+        {"messages": [{"role": "user", "content": " "}, HELLO]},
+        ":1: messages: empty: expected a user turn with some text",
+    ),
+    ({"prompt": "Hi"}, ":1: completion: missing"),
+    ({"prompt": "Hi", "completion": None}, ":1: completion: missing"),
+    ({"prompt": 4, "completion": "a"}, ":1: prompt: must be text or a list of messages, got 4"),
+    ({"prompt": "", "completion": "a"}, ":1: prompt: empty: expected a user turn with some text"),
+    ({"prompt": [HI, HELLO], "completion": "a"}, ":1: prompt: must end with the user, got assistant"),
+    ({"prompt": "Hi", "completion": "a", "task": 1}, ":1: task: must be text, got 1"),
+]
+
+
+@pytest.mark.parametrize(("row", "message"), CONVERSATION_FAULTS, ids=[m for _, m in CONVERSATION_FAULTS])
+def test_a_wrong_conversation_is_named(tmp_path, row, message):
+    assert faults(files.read_conversations, lines(tmp_path, row)) == [message]
+
+
+COMPARISON_FAULTS = [
+    (
+        {"prompt": "Hi", "chosen": "a", "rejected": "a "},
+        [":1: chosen: the same as rejected: expected two different answers"],
+    ),
+    (
+        {"prompt": "Hi", "chosen": " ", "rejected": ""},
+        [
+            ":1: chosen: empty answer: expected some text from the assistant",
+            ":1: rejected: empty answer: expected some text from the assistant",
+        ],
+    ),
+    ({"prompt": "Hi", "chosen": "a"}, [":1: rejected: missing"]),
+    (
+        {"chosen": "a", "rejected": "b"},
+        [":1: prompt: missing: expected a prompt, or a whole conversation in chosen"],
+    ),
+    (
+        {"chosen": [HI, HELLO], "rejected": [{"role": "user", "content": "Ho"}, BYE]},
+        [":1: rejected: must be the same conversation as chosen but for its last turn, or give a prompt"],
+    ),
+    (
+        {"prompt": "Ho", "chosen": [HI, HELLO], "rejected": "b"},
+        [":1: chosen: must be one assistant turn, or the prompt's turns and one more; got 2 turns"],
+    ),
+    (
+        {"prompt": "Hi", "chosen": "a", "rejected": "b", "margin": "big"},
+        [':1: margin: must be a number, got the text "big"'],
+    ),
+    (
+        {"prompt": "Hi", "chosen": "a", "rejected": "b", "votes_for_chosen": 4, "num_annotators": 3},
+        [":1: votes_for_chosen: must be at most num_annotators, 3, got 4"],
+    ),
+    (
+        {"prompt": "Hi", "chosen": "a", "rejected": "b", "num_annotators": True},
+        [":1: num_annotators: must be a whole number from 0, got true"],
+    ),
+]
+
+
+@pytest.mark.parametrize(("row", "messages"), COMPARISON_FAULTS, ids=[m[0] for _, m in COMPARISON_FAULTS])
+def test_a_wrong_comparison_is_named(tmp_path, row, messages):
+    assert faults(files.read_comparisons, lines(tmp_path, row)) == messages
+
+
+def test_wrong_scores_are_named(tmp_path):
+    row = {"prompt": "Hi", "response": "a"}
+    path = lines(
+        tmp_path,
+        row,
+        row | {"scores": {}},
+        row | {"scores": {"help": True, "truth": float("nan")}},
+    )
+    assert faults(files.read_ratings, path) == [
+        ":1: scores: missing",
+        ":2: scores: must be an object of at least one attribute and its number, got an empty object",
+        ":3: scores.help: must be a number, got true",
+        ":3: scores.truth: must be a finite number, got nan",
+    ]
+
+
+def test_all_faults_of_a_file_come_together_with_their_lines(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(
+        b'\xef\xbb\xbf{"prompt": "a"}\r\n'
+        b"\n"
+        b'{"prompt": "b"\n'
+        b'{"prompt": "caf\xe9"}\n'
+        b'"c"\n'
+        b'{"prompt": "\\ud800"}\n'
+        b'{"prompt": "d\0"}\n'
+        b'{"prompt": "e"}'
+    )
+    messages = [
+        ":3: invalid JSON at column 15: Expecting ',' delimiter; expected one whole object on each line",
+        ":4: not UTF-8: byte 0xe9 at byte 16 of the line; save the file as UTF-8",
+        ':5: must be an object, got the text "c"',
+        ":6: holds half of a surrogate pair (\\ud800 to \\udfff): not a character",
+        ":7: holds a NUL at byte 14 of the line: expected text in UTF-8",
+    ]
+    assert faults(files.read_prompts, path) == messages
+    skipped: list[Fault] = []
+    assert files.read_prompts(path, skipped) == [Prompt(user("a")), Prompt(user("e"))]
+    assert [str(fault).removeprefix(str(path)) for fault in skipped] == messages
+
+
+def test_a_file_with_no_right_row_is_an_error_even_where_faults_are_skipped(tmp_path):
+    with pytest.raises(DataError, match="prompt: missing"):
+        files.read_prompts(lines(tmp_path, {"a": 1}), [])
+
+
+def test_faults_beyond_the_twentieth_are_counted(tmp_path):
+    with pytest.raises(DataError, match=r"(?s)rows.jsonl:20: prompt: missing\nand 5 more$"):
+        files.read_prompts(lines(tmp_path, *[{}] * 25))
+
+
+def test_files_that_are_none_are_named(tmp_path):
+    lines(tmp_path, {"prompt": "a"}, name="questions.jsonl")
+    (tmp_path / "empty.jsonl").write_text("\n\n")
+    (tmp_path / "rows.csv").write_text("a,b")
+    (tmp_path / "rows").write_text("{}")
+    (tmp_path / "bad.parquet").write_text("{}")
+    (tmp_path / "wide.jsonl").write_bytes('{"prompt": "a"}'.encode("utf-16"))
+    read = files.read_prompts
+    near = f": no such file; did you mean {tmp_path / 'questions.jsonl'}?"
+    assert faults(read, tmp_path / "question.jsonl") == [near]
+    assert faults(read, tmp_path / "zzz.jsonl") == [f": no such file in {tmp_path}"]
+    folder = tmp_path / "no" / "a.jsonl"
+    assert faults(read, folder) == [f": no such file: there is no folder {tmp_path / 'no'}"]
+    assert faults(read, tmp_path) == [": is a folder: expected a file"]
+    assert faults(read, tmp_path / "empty.jsonl") == [": empty: expected at least one row"]
+    known = "expected one of .jsonl, .ndjson, .json, .parquet"
+    assert faults(read, tmp_path / "rows.csv") == [f": unknown extension .csv: {known}"]
+    assert faults(read, tmp_path / "rows") == [f": no extension: {known}"]
+    assert faults(read, tmp_path / "wide.jsonl") == [":1: not UTF-8 but UTF-16: save the file as UTF-8"]
+    (fault,) = faults(read, tmp_path / "bad.parquet")
+    assert fault.startswith(": cannot be read as Parquet: ")
+
+
+def test_parquet_rows_are_read_and_their_faults_numbered(tmp_path):
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    path = tmp_path / "rows.parquet"
+    rows = [{"prompt": [HI], "task": None}, {"prompt": [HI, HELLO], "task": "t"}]
+    parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+    skipped: list[Fault] = []
+    assert files.read_prompts(path, skipped) == [Prompt(user("Hi"))]
+    assert skipped == [Fault(str(path), 2, "prompt", "must end with the user, got assistant")]
+
+
+def test_a_dataset_name_is_told_from_a_file(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "here").mkdir()
+    assert files.dataset_name("trl-lib/tldr") == ("trl-lib/tldr", "train")
+    assert files.dataset_name("trl-lib/tldr:validation") == ("trl-lib/tldr", "validation")
+    assert files.dataset_name("trl-lib/tldr:train[:10%]") == ("trl-lib/tldr", "train[:10%]")
+    for file in ("here/rows", "support/rows.jsonl", "rows", "a/b/c", str(tmp_path), "../a"):
+        assert files.dataset_name(file) is None
+
+
+def test_a_dataset_is_read_by_its_name(monkeypatch):
+    datasets = pytest.importorskip("datasets")
+    asked = []
+
+    def load_dataset(name: str, split: str) -> object:
+        asked.append((name, split))
+        if split == "none":
+            raise ValueError("Unknown split")
+        return datasets.Dataset.from_list([{"text": "a"}])
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    assert files.read_documents("someone/thing:test") == [Document("a")]
+    assert asked == [("someone/thing", "test")]
+    message = "no such file, and datasets cannot load it as someone/thing, split none: Unknown split"
+    assert faults(files.read_documents, "someone/thing:none") == [f": {message}"]
+
+
+def test_records_survive_writing(tmp_path):
+    odd = ' "quote" \\ \u2028 \u0085 é \U0001f600 \r\n\t\0 '
+    asked = Prompt((Message("system", ""), *user(odd)), reference="r", task="t")
+    for read, records in (
+        (files.read_documents, [Document(odd), Document("b")]),
+        (files.read_prompts, [asked, Prompt(user("b"))]),
+        (files.read_conversations, [Conversation(asked, odd)]),
+        (files.read_comparisons, [Comparison(asked, odd, "b", -0.1, "s", 0, 1), Comparison(asked, "a", "b")]),
+        (files.read_ratings, [Rating(asked, odd, {"é": 1 / 3})]),
+    ):
+        path = tmp_path / "rows.jsonl"
+        files.write(path, records)
+        assert read(path) == records
+
+
+def test_text_is_cut_at_paragraphs_and_stays_exact(tmp_path):
+    draw = random.Random(1)
+    words = ["a" * 300, "b\n" * 40, "é\r\n", "\n", "\n \t\n", "\r\n\r\n", "\n\n\n", "c" * 2500, "d\f"]
+    for _ in range(50):
+        text = "x" + "".join(draw.choice(words) for _ in range(60))
+        (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbf" + text.encode())
+        texts = [document.text for document in files.read_documents(tmp_path / "a.txt")]
+        assert "".join(texts) == text
+        assert all(part.strip() for part in texts)
+        # Only a paragraph that is longer by itself makes a longer document.
+        assert all(len(part) <= 2000 or "\n\n" not in part.strip("\r\n\t ") for part in texts)
+
+
+def test_text_that_is_none_is_named(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_bytes(b"good\n\n  \xff bad\n")
+    assert faults(files.read_documents, path) == [
+        ":3: not UTF-8: byte 0xff at byte 3 of the line; save the file as UTF-8"
+    ]
+    path.write_text(" \n")
+    assert faults(files.read_documents, path) == [": empty: expected some text"]
+
+
+def test_digest_changes_with_contents_and_names(tmp_path):
+    assert files.digest(lines(tmp_path, name="none.jsonl")) == (
+        "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
+    )
+    folder = tmp_path / "folder"
+    (folder / "inner").mkdir(parents=True)
+    (folder / "inner" / "a").write_text("a")
+    first = files.digest(folder)
+    assert files.digest(folder) == first
+    (folder / "inner" / "a").rename(folder / "inner" / "b")
+    renamed = files.digest(folder)
+    (folder / "inner" / "b").write_text("b")
+    assert len({first, renamed, files.digest(folder)}) == 3
+    with pytest.raises(DataError, match="no such file"):
+        files.digest(tmp_path / "missing")
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="needs ../shared/data")
+def test_real_files_are_read_whole():
+    conversations = files.read_conversations(SHARED / "instruct/alpaca_5000.jsonl")
+    assert len(conversations) == 4998
+    assert conversations[1].answer == "E, G, B"
+    pandalm = files.read_comparisons(SHARED / "preferences/pandalm.jsonl")
+    assert len(pandalm) == 586
+    assert len({comparison.prompt.key for comparison in pandalm}) == 106
+    longer = sum(len(comparison.chosen) > len(comparison.rejected) for comparison in pandalm)
+    assert round(longer / len(pandalm), 2) == 0.66
+    prompts = files.read_prompts(SHARED / "prompts/self_instruct_seeds.jsonl")
+    assert len(prompts) == 175
+    assert {prompt.task for prompt in prompts} >= {"generation"}
+    text = SHARED / "text/tinyshakespeare.txt"
+    assert "".join(document.text for document in files.read_documents(text)).encode() == text.read_bytes()
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="needs ../shared/data")
+def test_real_comparisons_with_roles_out_of_order_are_named_and_can_be_skipped():
+    path = SHARED / "preferences/hh_harmless.jsonl"
+    skipped: list[Fault] = []
+    assert len(files.read_comparisons(path, skipped)) == 1496
+    rule = "must be user, got assistant: user and assistant take turns"
+    assert [fault.message for fault in skipped] == [rule] * 3
+    with pytest.raises(DataError) as caught:
+        files.read_comparisons(path)
+    assert list(caught.value.faults) == skipped
+
+
+def asked(count: int) -> list[Prompt]:
+    return [Prompt(user(f"question {number}")) for number in range(count)]
+
+
+def test_fraction_is_uniform_and_fixed():
+    places = [splits.fraction(str(number), 0) for number in range(4000)]
+    assert all(0 <= place < 1 for place in places)
+    assert abs(sum(places) / 4000 - 0.5) < 4 * (1 / 12 / 4000) ** 0.5
+    # From the definition: the first 53 bits of sha256("7:key").
+    assert splits.fraction("key", 7) == 0.4469623401400372
+    assert splits.fraction("key", 7) != splits.fraction("key", 8)
+
+
+def test_a_prompt_is_in_one_split_whatever_the_order():
+    rows = [Conversation(prompt, answer) for prompt in asked(1000) for answer in ("a", "b")]
+    shares = {"train": 0.8, "none": 0.0, "test": 0.15, "judge": 0.05}
+    parts = splits.split(rows, shares, seed=3)
+    keys = {name: {row.prompt.key for row in part} for name, part in parts.items()}
+    assert sum(map(len, keys.values())) == len(set().union(*keys.values())) == 1000
+    assert sum(map(len, parts.values())) == 2000
+    assert parts["none"] == []
+    for name, share in shares.items():
+        assert abs(len(keys[name]) - 1000 * share) <= 4 * (1000 * share * (1 - share)) ** 0.5
+    shuffled = random.Random(0).sample(rows, len(rows))
+    again = splits.split(shuffled[:1500], shares, seed=3)
+    assert all({row.prompt.key for row in part} <= keys[name] for name, part in again.items())
+    assert splits.split(rows, shares, seed=4) != parts
+    with pytest.raises(ValueError, match="add up to 1"):
+        splits.split(rows, {"train": 0.5}, seed=0)
+
+
+def test_duplicates_go_and_the_order_stays():
+    a, b = asked(2)
+    rating = Rating(a, "x", {"help": 1.0, "truth": 2.0})
+    assert splits.deduplicate([b, a, b, Prompt(b.messages, task="t")]) == (
+        [b, a, Prompt(b.messages, task="t")],
+        1,
+    )
+    assert splits.deduplicate([rating, Rating(a, "x", {"truth": 2.0, "help": 1.0})]) == ([rating], 1)
+
+
+def test_contradictions_are_the_same_pair_labelled_both_ways():
+    a, b = asked(2)
+    one, other = Comparison(a, "x", "y"), Comparison(a, "y", "x")
+    assert splits.contradictions([one, Comparison(b, "y", "x"), Comparison(a, "x", "z"), other]) == [
+        (one, other)
+    ]
+    assert splits.contradictions([one, one]) == []
+
+
+def test_held_out_prompts_leave_training():
+    history = (Message("user", "Q?"), Message("assistant", "A"), Message("user", "What  is IT?"))
+    train = [Conversation(Prompt(user(text)), "a") for text in ("what is it", "What is that?", "!?", "?!")]
+    kept, removed = splits.decontaminate(train, [Prompt(history), Prompt(user("!?"))])
+    # Turns without words are compared whole, not as the empty text that they normalise to.
+    assert [row.prompt.messages[0].content for row in kept] == ["What is that?", "?!"]
+    assert removed == 2
