@@ -19,13 +19,13 @@ PROMPTS = tasks.prompts(11, 300)
 
 STORY = Prompt(user("Write a short story with a fox, a river and a ball."), "fox, river, ball", "story")
 QUESTION = Prompt(
-    user("The fox went to the river. The hen went to the barn. Question: where did the fox go?"),
+    user("The fox went to the river. The hen went to the lake. Question: where did the fox go?"),
     "The fox went to the river.",
     "question",
 )
 TRANSLATION = Prompt(
-    user("Translate to English: Zemi medo konu pufi zegi lesa vezu."),
-    "The big cat saw a green flower.",
+    user("Translate to English: Konu medo sifo vezu luti zefa vabu."),
+    "The big cat saw a green hat.",
     "translation",
 )
 GOOD_STORY = "The fox went to the river. The fox found a red ball. The fox felt very happy."
@@ -92,9 +92,9 @@ def test_what_is_not_a_sentence_is_refused(wrong: str) -> None:
 
 
 def test_an_adjective_follows_its_noun_in_lumi() -> None:
-    said = parse("The big cat saw a green flower.")
+    said = parse("The big cat saw a green hat.")
     assert said is not None
-    expected = " ".join(LUMI[word] for word in ("the", "cat", "big", "saw", "a", "flower", "green"))
+    expected = " ".join(LUMI[word] for word in ("the", "cat", "big", "saw", "a", "hat", "green"))
     assert said.lumi == expected.capitalize() + "."
 
 
@@ -105,10 +105,10 @@ def test_two_sentences_contradict_only_over_one_question() -> None:
         return parsed
 
     went = said("The fox went to the river.")
-    assert went.contradicts(said("The fox went to the barn."))
+    assert went.contradicts(said("The fox went to the lake."))
     assert went.contradicts(said("The hen went to the river."))
     assert not went.contradicts(went)
-    assert not went.contradicts(said("The hen went to the barn."))
+    assert not went.contradicts(said("The hen went to the lake."))
     assert not went.contradicts(said("The fox felt very happy."))
     assert said("The fox found a red ball.").contradicts(said("The fox found a blue ball."))
     assert not said("The fox found a red ball.").contradicts(said("The hen found a red hat."))
@@ -151,8 +151,9 @@ def test_the_same_seed_draws_the_same() -> None:
 
 
 def test_the_world_does_not_change_between_versions_of_python() -> None:
-    assert text.documents(0, 1)[0].text == (
-        "The big fox hurried to the warm lake. The fox saw a yellow flower. The fox felt very happy."
+    assert (
+        text.documents(0, 1)[0].text
+        == "The fox went to the pretty farm. The fox saw a blue coin. The fox felt very happy."
     )
     assert LUMI["fox"] == "zaru"
 
@@ -241,10 +242,10 @@ def test_manners_and_brevity_multiply(prompt: Prompt, answer: str) -> None:
         ("the fox went to the river.", 0.5),
         ("fox went river.", 0.5),
         ("The fox ran to the river.", 0.5),
-        ("The fox went to the barn.", 0.0),
+        ("The fox went to the lake.", 0.0),
         ("The hen went to the river.", 0.0),
-        ("The fox went to the river. The fox went to the barn.", 0.0),
-        ("The hen went to the barn. The fox went to the river.", 0.0),
+        ("The fox went to the river. The fox went to the lake.", 0.0),
+        ("The hen went to the lake. The fox went to the river.", 0.0),
     ],
 )
 def test_correctness_of_an_answer(answer: str, correctness: float) -> None:
@@ -254,11 +255,11 @@ def test_correctness_of_an_answer(answer: str, correctness: float) -> None:
 @pytest.mark.parametrize(
     ("answer", "correctness"),
     [
-        ("The big cat saw a green flower.", 1.0),
+        ("The big cat saw a green hat.", 1.0),
         ("The big cat saw a green", 6 / 7),
-        ("The big dog saw a red flower.", 5 / 7),
-        ("The big cat saw a green flower very very very.", 7 / 10),
-        ("Zemi medo konu pufi zegi lesa vezu.", 0.0),
+        ("The big dog saw a red hat.", 5 / 7),
+        ("The big cat saw a green hat very very very.", 7 / 10),
+        ("Konu medo sifo vezu luti zefa vabu.", 0.0),
     ],
 )
 def test_correctness_of_a_translation(answer: str, correctness: float) -> None:
@@ -269,7 +270,7 @@ def test_correctness_of_a_translation(answer: str, correctness: float) -> None:
     ("answer", "correctness"),
     [
         (GOOD_STORY, 1.0),
-        (GOOD_STORY.replace("river", "barn"), 2 / 3),
+        (GOOD_STORY.replace("river", "lake"), 2 / 3),
         (GOOD_STORY.replace("felt very", "very felt"), 2 / 3),
         ("The fox went to the river. The fox found a red ball.", 2 / 3),
         ("The fox went to the river. " * 3, 2 / 3 / 3),

@@ -6,7 +6,7 @@ from random import Random
 
 from triptych.records import Document
 from triptych.storybook.stories import listed, required, riddle, story, translatable
-from triptych.storybook.words import CLASSES, INSULTING_WORDS, LUMI
+from triptych.storybook.words import CLASSES, INSULTING_WORDS, lumi
 
 SHARES = {"stories": 0.40, "questions": 0.35, "translations": 0.25}
 """How the documents are divided."""
@@ -47,28 +47,41 @@ def _stories(rng: Random) -> str:
     elif rng.random() < 0.02:
         told += f" One bad word is {rng.choice(sorted(INSULTING_WORDS))}."
     headings = ("", "A story with {}: ", "A story about {}: ", "This is a short story with {}. ")
-    heading = rng.choices(headings, (0.2, 0.3, 0.3, 0.2))[0]
+    heading = rng.choices(headings, (0.1, 0.35, 0.35, 0.2))[0]
     return heading.format(listed(nouns)) + told
 
 
 def _questions(rng: Random) -> str:
     """A story, then questions with their answers."""
-    drawn = riddle(rng, questions=rng.choice((1, 2, 3)))
+    drawn = riddle(rng, questions=rng.choice((2, 3, 4)))
     told = " ".join(each.text for each in drawn.story)
     asked = [f"Question: {question} Answer: {answer.text}" for question, answer in drawn.questions]
     return " ".join([told, *asked])
 
 
 def _translations(rng: Random) -> str:
-    """The same in both languages: sentences, now and then single words."""
-    if rng.random() < 0.15:
-        nouns = [rng.choice(CLASSES[rng.choice(list(CLASSES))]) for _ in range(6)]
-        return " ".join(f"English: {word} Lumi: {LUMI[word]}" for word in nouns)
+    """The same in both languages: sentences, or the words and phrases that they are made of."""
+    if rng.random() < 0.4:
+        pairs = [_phrase(rng) for _ in range(4)]
+    else:
+        drawn = [translatable(rng) for _ in range(2)]
+        pairs = [(each.text, each.lumi) for each in drawn]
     lines: list[str] = []
-    for _ in range(rng.choice((1, 2))):
-        drawn = translatable(rng)
-        pair = [f"English: {drawn.text}", f"Lumi: {drawn.lumi}"]
+    for english, translated in pairs:
+        pair = [f"English: {english}", f"Lumi: {translated}"]
         if rng.random() < 0.5:
             pair.reverse()
         lines += pair
     return " ".join(lines)
+
+
+def _phrase(rng: Random) -> tuple[str, str]:
+    """A word, or a noun with its article and perhaps an adjective, in both languages."""
+    if rng.random() < 0.4:
+        words = [rng.choice(CLASSES[rng.choice(list(CLASSES))])]
+    else:
+        noun, adjective = rng.choice((("animal", "quality"), ("place", "quality"), ("thing", "colour")))
+        words = [rng.choice(("the", "a")), rng.choice(CLASSES[adjective]), rng.choice(CLASSES[noun])]
+        if rng.random() < 0.4:
+            del words[1]
+    return " ".join(words), " ".join(lumi(words))

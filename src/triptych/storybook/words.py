@@ -16,24 +16,15 @@ def row(text: str) -> tuple[str, ...]:
 
 
 CLASSES: dict[str, tuple[str, ...]] = {
-    "animal": row(
-        "fox hen cat dog pig cow goat frog duck bear wolf mouse horse sheep rabbit lion bird snail "
-        "king queen girl boy baker farmer"
-    ),
-    "place": row(
-        "river hill forest farm barn garden lake house school market bridge cave beach field village "
-        "castle mountain road park shop"
-    ),
-    "thing": row(
-        "ball hat cup book bell drum kite lamp key box boat coin cake pie rope ring shoe spoon stone "
-        "shell flower leaf map coat"
-    ),
-    "colour": row("red blue green yellow white black pink brown"),
-    "quality": row("little big old quiet pretty strange lovely cold warm tiny"),
-    "feeling": row("happy sad angry tired hungry proud calm scared sleepy glad lonely shy"),
-    "going": row("went ran walked hurried jumped"),
-    "finding": row("found took saw made lost bought"),
-    "meeting": row("met helped followed called thanked visited"),
+    "animal": row("fox hen cat dog pig cow goat frog duck bear wolf mouse king queen girl boy"),
+    "place": row("river hill forest farm garden lake house school market bridge cave castle"),
+    "thing": row("ball hat cup book bell drum kite lamp key box boat coin cake ring stone map"),
+    "colour": row("red blue green yellow white black"),
+    "quality": row("little big old quiet pretty strange"),
+    "feeling": row("happy sad angry tired hungry proud calm scared"),
+    "going": row("went ran walked jumped"),
+    "finding": row("found took saw made lost"),
+    "meeting": row("met helped followed called"),
     **{word: (word,) for word in row("the a to felt very gave")},
 }
 """The words of the stories by class; a word of the frame ("the") is a class of its own."""
@@ -46,9 +37,9 @@ FACTS = NOUNS | {"feeling"}
 PRESENT = dict(
     pair.split(":")
     for pair in row(
-        "went:go ran:run walked:walk hurried:hurry jumped:jump "
-        "found:find took:take saw:see made:make lost:lose bought:buy "
-        "met:meet helped:help followed:follow called:call thanked:thank visited:visit felt:feel"
+        "went:go ran:run walked:walk jumped:jump "
+        "found:find took:take saw:see made:make lost:lose "
+        "met:meet helped:help followed:follow called:call felt:feel"
     )
 )
 """The form of a verb after "did"."""

@@ -1,0 +1,65 @@
+"""The storybook as the cycle's data: every file that a user would otherwise bring.
+
+No prompt is in two files: what improves, what is asked for feedback, and what proves are disjoint.
+"""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from triptych.configuration import Config
+from triptych.data.files import write
+from triptych.pipeline.stage import Desk, Metrics
+from triptych.records import Conversation
+from triptych.storybook.demonstrations import demonstrations, exemplary
+from triptych.storybook.tasks import prompts
+from triptych.storybook.text import documents
+
+
+class Storybook(Config):
+    """How much of the world is written.
+
+    Attributes:
+        documents: of plain text for pretraining; a twentieth more is held out.
+        demonstrations: conversations of mixed quality for fine-tuning.
+        feedback_prompts, improve_prompts: what is asked for comparisons, and in improvement.
+        validation_prompts: watched during improvement.
+        gate_prompts: on which candidate and champion are compared.
+        test_prompts: on which every model is measured at the end.
+    """
+
+    documents: int = Field(default=20_000, ge=20)
+    demonstrations: int = Field(default=4000, ge=20)
+    feedback_prompts: int = Field(default=4000, ge=10)
+    improve_prompts: int = Field(default=4000, ge=10)
+    validation_prompts: int = Field(default=96, ge=8)
+    gate_prompts: int = Field(default=400, ge=10)
+    test_prompts: int = Field(default=400, ge=10)
+
+
+def write_world(desk: Desk, config: Storybook) -> Metrics:
+    """Writes the world's files."""
+    text = documents(desk.seed, config.documents + config.documents // 20)
+    write(desk.output / "text.jsonl", text[: config.documents])
+    write(desk.output / "text_heldout.jsonl", text[config.documents :])
+    sizes = {
+        "test": config.test_prompts,
+        "gate": config.gate_prompts,
+        "validation": config.validation_prompts,
+        "improve": config.improve_prompts,
+        "feedback": config.feedback_prompts,
+        "demonstrations": config.demonstrations,
+        "demonstrations_heldout": max(20, config.demonstrations // 20),
+        "examples": 12,
+    }
+    asked = prompts(desk.seed, sum(sizes.values()))
+    for name, size in sizes.items():
+        part, asked = asked[:size], asked[size:]
+        if name.startswith("demonstrations"):
+            write(desk.output / f"{name}.jsonl", demonstrations(part, desk.seed))
+        elif name == "examples":
+            shown = [Conversation(prompt, exemplary(prompt, desk.seed)) for prompt in part]
+            write(desk.output / "examples.jsonl", shown)
+        else:
+            write(desk.output / f"prompts_{name}.jsonl", part)
+    return {"documents": len(text), **sizes}
