@@ -10,7 +10,7 @@ import difflib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar, get_args, get_origin
 
 import annotated_types
 import yaml
@@ -57,6 +57,9 @@ def load(path: str | Path, model: type[T], overrides: Sequence[str] = ()) -> T:
     raise RecipeError("\n".join(dict.fromkeys(lines)))
 
 
+_AFTER_THE_FILE = 1_000_000_000
+
+
 class _Origin:
     """Where a value was written: a line of the file, or an override."""
 
@@ -89,6 +92,7 @@ class _Source:
         self.file = str(path)
         self.origins: dict[Place, _Origin] = {(): _Origin(self.file, 0)}
         self.problems: list[_Problem] = []
+        self.overridden = 0
         node, loader = _composed(Path(path))
         if not isinstance(node, yaml.MappingNode):
             raise RecipeError(f"{self.file}:{_line(node)}: must hold fields, as in `name: my-model`")
@@ -141,7 +145,8 @@ class _Source:
 
     def override(self, text: str) -> None:
         """Sets one value; a field that no model has is left for the model to refuse."""
-        origin = _Origin(f"--set {text}", 1_000_000_000)
+        self.overridden += 1
+        origin = _Origin(f"--set {text}", _AFTER_THE_FILE + self.overridden)
         name, equals, value = text.partition("=")
         steps = name.strip().split(".")
         if not equals or not all(steps):
@@ -252,17 +257,19 @@ def _line(node: yaml.Node) -> int:
 
 def _problems(error: ValidationError, model: type[BaseModel], source: _Source) -> list[_Problem]:
     """pydantic's errors in the recipe's terms; of a union's members only the nearest ones complain."""
-    found = [(*_resolved(details["loc"], source.values), details) for details in error.errors()]
-    tried: dict[Place, dict[str | int, int]] = {}
-    for place, member, _ in found:
+    found = [(*_resolved(details["loc"], model, source.values), details) for details in error.errors()]
+    faults: dict[Place, dict[str, int]] = {}
+    for place, member, details in found:
         if member is not None:
-            counts = tried.setdefault(place[: member[0]], {})
-            counts[member[1]] = counts.get(member[1], 0) + 1
+            around = faults.setdefault(member.place, {})
+            # A member that wants another shape altogether (text, where there is a mapping) is the farthest.
+            wrong_shape = place == member.place and details["type"].endswith("_type")
+            around[member.name] = around.get(member.name, 0) + (1000 if wrong_shape else 1)
     messages: dict[Place, list[str]] = {}
     for place, member, details in found:
         if member is not None:
-            counts = tried[place[: member[0]]]
-            if counts[member[1]] > min(counts.values()):
+            around = faults[member.place]
+            if around[member.name] > min(around.values()):
                 continue
         messages.setdefault(place, []).append(_message(details, place, model, source.values))
     return [_Problem(source.origin(place), place, _together(said)) for place, said in messages.items()]
@@ -279,41 +286,54 @@ def _together(messages: list[str]) -> str:
     return f"must be {' or '.join(wanted)}, got {split[0][2]}"
 
 
-def _resolved(loc: tuple[str | int, ...], values: Any) -> tuple[Place, tuple[int, str | int] | None]:
+class _Member(NamedTuple):
+    """A member of a union without tags, as an error's `loc` names it, and where the union stands."""
+
+    place: Place
+    name: str
+
+
+def _resolved(
+    loc: tuple[str | int, ...], model: type[BaseModel], values: Any
+) -> tuple[Place, _Member | None]:
     """The place that an error's `loc` means.
 
-    Besides keys and indices, `loc` holds a union's tags and the names of its members.
-
-    Returns:
-        The place, and where in it a union's member was named, and which.
+    Besides keys and indices, `loc` holds the tags of unions and the names of their members.
     """
-    place: list[str | int] = []
-    member: tuple[int, str | int] | None = None
-    for number, step in enumerate(loc):
-        rest = number < len(loc) - 1
-        if isinstance(values, dict) and step in values:
-            # `{kind: file, file: x}` with ("file", "file"): the first is the tag, since x holds nothing.
-            if rest and step in values.values() and not isinstance(values[step], dict | list):
-                continue
-            values = values[step]
-        elif isinstance(values, list) and isinstance(step, int) and step < len(values):
-            values = values[step]
-        elif isinstance(values, dict) and not rest and not _is_member(step):
-            values = None
+    place: Place = ()
+    member: _Member | None = None
+    first = True
+    for step in loc:
+        if first and _is_tag(step, place, model, values):
+            first = False
+        elif _leads_on(step, place, model, values):
+            place, first = (*place, step), True
         else:
-            if not (isinstance(values, dict) and step in values.values()):
-                member = member or (len(place), step)
-            continue
-        place.append(step)
-    return tuple(place), member
+            member, first = member or _Member(place, str(step)), False
+    return place, member
 
 
-def _is_member(step: str | int) -> bool:
-    """Whether a step names a type, as pydantic writes a union's members: `Trained`, `list[int]`, `str`."""
-    return isinstance(step, str) and (step[:1].isupper() or "[" in step or step in _SCALARS)
+def _is_tag(step: str | int, place: Place, model: type[BaseModel], values: Any) -> bool:
+    """Whether a step is the tag of a union: `file` in `{kind: file, file: x}`, before its field `file`."""
+    models, here = _candidates(place, model, values)
+    return (
+        len(models) > 1
+        and isinstance(here, dict)
+        and any(
+            get_origin(field.annotation) is Literal and here.get(name) == step
+            for owner in models
+            for name, field in _fields(owner).items()
+        )
+    )
 
 
-_SCALARS = {"str": "text", "int": "a whole number", "float": "a number", "bool": "true or false"}
+def _leads_on(step: str | int, place: Place, model: type[BaseModel], values: Any) -> bool:
+    """Whether a step is a key or an index there, or a field that is missing, and not a member's name."""
+    here = _candidates(place, model, values)[1]
+    if isinstance(here, dict):
+        return step in here or any(step in _fields(owner) for owner in _models_at(place, model, values))
+    return isinstance(here, list) and isinstance(step, int)
+
 
 _WANTED = {
     "string": "text",
@@ -345,8 +365,8 @@ def _message(details: ErrorDetails, place: Place, model: type[BaseModel], values
         return f"must be {_one_of(choices, got)}"
     if kind == "union_tag_invalid":
         choices = [choice.strip(" '") for choice in str(context["expected_tags"]).split(",")]
-        field = str(context["discriminator"]).strip("'")
-        return f"{field} must be {_one_of(choices, context['tag'])}"
+        tag = str(context["discriminator"]).strip("'")
+        return f"{tag} must be {_one_of(choices, context['tag'])}"
     if kind == "union_tag_not_found":
         return f"missing {str(context['discriminator']).strip(chr(39))}, which says of what kind it is"
     if kind in ("value_error", "assertion_error"):
@@ -355,8 +375,9 @@ def _message(details: ErrorDetails, place: Place, model: type[BaseModel], values
         least = kind == "too_short"
         number = context["min_length" if least else "max_length"]
         return f"must have at {'least' if least else 'most'} {number}, got {context['actual_length']}"
+    field = _field_at(place, model, values)
     if family in ("greater", "less"):
-        family = "int" if isinstance(got, int) else "float"
+        family = "float" if field is None or float in _types_in(field.annotation) else "int"
     if family == "multiple":
         return f"must be a multiple of {context['multiple_of']}, got {_shown(got)}"
     if family not in _WANTED or kind in ("string_too_short", "string_pattern_mismatch", "string_too_long"):
@@ -364,7 +385,7 @@ def _message(details: ErrorDetails, place: Place, model: type[BaseModel], values
     hint = ""
     if family == "string" and isinstance(got, bool | int | float):
         hint = "; put it in quotes"
-    return f"must be {_WANTED[family]}{_bounds(place, model, values)}, got {_shown(got)}{hint}"
+    return f"must be {_WANTED[family]}{_bounds(field)}, got {_shown(got)}{hint}"
 
 
 def _one_of(choices: list[str], got: Any) -> str:
@@ -386,16 +407,16 @@ def _fields(model: type[BaseModel]) -> dict[str, FieldInfo]:
     return {field.alias or name: field for name, field in model.model_fields.items()}
 
 
-def _bounds(place: Place, model: type[BaseModel], values: Any) -> str:
+def _bounds(field: FieldInfo | None) -> str:
     """The field's limits in words: ` greater than 0 and at most 1`."""
-    if not place or not isinstance(place[-1], str):
+    if field is None:
         return ""
-    for owner in _models_at(place[:-1], model, values):
-        field = _fields(owner).get(place[-1])
-        if field is not None:
-            limits = [text for mark in (*field.metadata, *_marks(field.annotation)) for text in _limit(mark)]
-            return f" {' and '.join(limits)}" if limits else ""
-    return ""
+    limits = [text for mark in (*field.metadata, *_marks(field.annotation)) for text in _limit(mark)]
+    return f" {' and '.join(limits)}" if limits else ""
+
+
+def _types_in(annotation: Any) -> set[Any]:
+    return {annotation, *(inner for part in get_args(annotation) for inner in _types_in(part))}
 
 
 def _marks(annotation: Any) -> Iterator[Any]:
@@ -420,19 +441,31 @@ def _limit(mark: Any) -> Iterator[str]:
         yield f"at most {mark.le}"
 
 
+def _field_at(place: Place, model: type[BaseModel], values: Any) -> FieldInfo | None:
+    """The field that describes the value at a place, where one does."""
+    owners = _models_at(place[:-1], model, values) if place else []
+    return next((_fields(owner)[str(place[-1])] for owner in owners if place[-1] in _fields(owner)), None)
+
+
 def _models_at(place: Place, model: type[BaseModel], values: Any) -> list[type[BaseModel]]:
-    """The models that may describe the value at a place."""
+    """The models that may describe the value at a place, as far as its tag tells."""
+    return _fitting(*_candidates(place, model, values))
+
+
+def _candidates(place: Place, model: type[BaseModel], values: Any) -> tuple[list[type[BaseModel]], Any]:
+    """All members of the union at a place (or the one model there), and the value there."""
     annotations: list[Any] = [model]
     for step in place:
-        values = _inside(values, step)
-        inner: list[Any] = []
-        for owner in _models_in(annotations):
-            if step in _fields(owner):
-                inner.append(_fields(owner)[str(step)].annotation)
+        owners = _fitting(_models_in(annotations), values)
+        fields = [_fields(owner)[str(step)] for owner in owners if step in _fields(owner)]
         # An index, or a key of a plain mapping, leads into the same annotation.
-        annotations = inner or annotations
-    models = _models_in(annotations)
-    return [owner for owner in models if _may_describe(owner, values)] or models
+        annotations = [field.annotation for field in fields] or annotations
+        values = _inside(values, step)
+    return _models_in(annotations), values
+
+
+def _fitting(models: list[type[BaseModel]], values: Any) -> list[type[BaseModel]]:
+    return [model for model in models if _may_describe(model, values)] or models
 
 
 def _models_in(annotations: Sequence[Any]) -> list[type[BaseModel]]:
