@@ -8,6 +8,7 @@ are not finite are refused.
 from __future__ import annotations
 
 import copy
+import errno
 import json
 import warnings
 from collections.abc import Iterator
@@ -288,6 +289,10 @@ def save(
         generation: how the model generates by default; its own settings if None. End and padding tokens are
             the tokenizer's.
         dtype: what the weights are written in; the model's own if None.
+
+    Raises:
+        ModelError: if weights are not finite, or settings contradict one another.
+        OSError: if the folder cannot be written.
     """
     _refuse_non_finite(folder, model)
     dtype = dtype or model.dtype
@@ -306,8 +311,11 @@ def save(
             tokenizer.backend_tokenizer.no_padding()
             tokenizer.backend_tokenizer.no_truncation()
             tokenizer.save_pretrained(folder)
-    except (ValueError, OSError) as error:
+    except ValueError as error:
         raise ModelError(f"{folder}: cannot be written: {_first_line(error)}") from error
+    except SafetensorError as error:  # safetensors has its own error for a disk that is full
+        full = "os error 28" in str(error) or "No space left" in str(error)
+        raise OSError(errno.ENOSPC if full else errno.EIO, str(error), str(folder)) from error
     finally:
         model.config = config
     for weights in folder.glob("*.safetensors"):  # written for the owner alone, unlike the other files

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,7 +70,8 @@ def _front_matter(role: Role, family: Family) -> str:
     parents = [
         parent.name if parent.hub else repository(family, parent.name)
         for parent in family.lineage[role].parents
-        if parent.hub or parent.name in TITLES  # a file's name is nothing that the Hub could link to
+        # A file's name is nothing that the Hub could link to, and a Reward model guides but is not continued.
+        if parent.hub or parent.name in ("base", "instruct")
     ]
     data = ModelCardData(
         model_name=f"{family.name} {TITLES[role]} {family.version}",
@@ -103,6 +105,7 @@ def _render(template: str, family: Family, role: Role | None, **fields: str) -> 
         autoescape=False,  # Markdown, not HTML
     )
     environment.filters |= {"interval": _interval, "cell": _cell}
-    return environment.get_template(template).render(
+    text = environment.get_template(template).render(
         family=family, summary=family.summary, role=role, titles=TITLES, **fields
     )
+    return re.sub(r"\n{3,}", "\n\n", text)  # where a part was left out

@@ -1,0 +1,351 @@
+"""A release loads without Triptych, says what it is, and shows every change."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from huggingface_hub import ModelCard
+from tokenizers import Tokenizer, decoders, pre_tokenizers
+from tokenizers.models import BPE
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from triptych.data import template
+from triptych.engine import models
+from triptych.errors import ModelError, ReleaseError
+from triptych.records import user
+from triptych.release.family import assemble
+from triptych.release.lineage import ROLES, DataFile, Lineage, Parent, RewardExample, Role
+from triptych.release.verification import digest, verify
+from triptych.report.summary import Audit, Base, ModelScore, Round, StageRow, Summary, TaskScore, Verdict
+
+ANSWERS = ["A language model.", "Go away!", "déjà vu\n\n你好 <|im_end|> and more", "x"]
+
+
+def tokenizer() -> PreTrainedTokenizerFast:
+    letters = ["<|pad|>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
+    backend = Tokenizer(BPE(vocab={letter: number for number, letter in enumerate(letters)}, merges=[]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    made = PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="<|pad|>")
+    template.attach(made, "chatml")
+    return made
+
+
+def train(folder: Path) -> dict[Role, Path]:
+    """Three models as the stages would leave them, with a file beside each that is none of the release's."""
+    shared = tokenizer()
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(shared),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=256,
+        initializer_range=0.3,
+        tie_word_embeddings=True,
+    )
+    paths: dict[Role, Path] = {role: folder / role for role in ROLES}
+    for role in ("base", "instruct"):
+        models.save(LlamaForCausalLM(config), shared, paths[role])
+    reward = models.load_reward(paths["instruct"], fresh=True, seed=1)
+    with torch.no_grad():
+        reward.score.weight.mul_(50)  # so that scores differ by far more than the tolerance
+    models.save(reward, shared, paths["reward"])
+    for path in paths.values():
+        (path / "metrics.jsonl").write_text('{"seconds": 12.5}\n')
+    return paths
+
+
+def summary(seconds: float = 98765.4321) -> Summary:
+    task = {"story | long": TaskScore(score=0.7, interval=(0.6, 0.8), prompts=100)}
+    scores = [
+        ModelScore(
+            name=name,
+            round=number,
+            score=score,
+            interval=(score - 0.05, score + 0.05),
+            prompts=300,
+            greedy_score=None,
+            reward=None,
+            kl=None if number is None else 0.25 * number,
+            mean_length=40.0,
+            champion=number == 2,
+            by_task=task,
+        )
+        for name, number, score in [
+            ("base, few-shot", None, 0.2111),
+            ("instruct", 0, 0.4222),
+            ("round 1", 1, 0.5333),
+            ("round 2", 2, 0.6444),
+        ]
+    ]
+    audit = Audit(
+        round=2,
+        comparisons=400,
+        trained_on=2000,
+        accuracy=0.8767,
+        interval=(0.8432, 0.9012),
+        ceiling=0.9,
+        baselines={"longer wins": 0.55, "random": 0.5},
+        by_group=task,
+        calibration_error=0.03,
+        bins=[],
+        length_correlation=-0.1,
+        when_longer=0.88,
+        when_shorter=None,
+        passed=True,
+        reasons=[],
+    )
+    gate = Round(
+        round=1,
+        method="grpo",
+        reward_before=0.0,
+        reward_after=1.0,
+        judge_before=0.42,
+        judge_after=0.53,
+        win_rate=0.61,
+        interval=(0.56, 0.66),
+        prompts=300,
+        kl=0.25,
+        length_before=41.0,
+        length_after=40.0,
+        decision="promoted",
+        reason="the judge prefers it",
+        curve=[],
+    )
+    stage = StageRow(name="base", kind="model", seconds=seconds, fingerprint="f", digest="d", parents=[])
+    return Summary(
+        name="tiny",
+        version="1.0",
+        judge="exact judge",
+        verdict=Verdict(better=True, gain=0.2222, gain_interval=(0.15, 0.29), missed=["too slow"]),
+        base=Base(
+            source="trained from scratch",
+            parameters=12345,
+            vocabulary=259,
+            bits_per_byte=1.234,
+            tokens_seen=1_000_000,
+        ),
+        models=scores,
+        audits=[audit],
+        rounds=[gate],
+        stages=[stage],
+        losses={},
+        seconds=seconds,
+        peak_memory_gib=1.5,
+        release=None,
+    )
+
+
+LINEAGE: dict[Role, Lineage] = {
+    "base": Lineage("fp-base", data=(DataFile("stories.jsonl", "aa" * 32, 5000),)),
+    "instruct": Lineage("fp-instruct", parents=(Parent("base", "bb" * 32), Parent("reward", "cc" * 32))),
+    "reward": Lineage("fp-reward", parents=(Parent("someone/model", "dd" * 20, hub=True),)),
+}
+EXAMPLES = (RewardExample(user("Who are you?"), "A language model.", 0.1234567),)
+
+
+def release(folder: Path, paths: dict[Role, Path], numbers: Summary | None = None) -> Path:
+    assemble(
+        folder,
+        name="Tiny Family",
+        version="1.0",
+        license="apache-2.0",
+        models=paths,
+        lineage=LINEAGE,
+        summary=numbers or summary(),
+        recipe="ee" * 32,
+        reward_examples=EXAMPLES,
+    )
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[Role, Path]:
+    return train(tmp_path_factory.mktemp("trained"))
+
+
+@pytest.fixture
+def made(tmp_path: Path, trained: dict[Role, Path]) -> Path:
+    return release(tmp_path / "release", trained)
+
+
+def code(card: Path) -> str:
+    return "\n".join(re.findall(r"^```python\n(.*?)^```", card.read_text(), re.DOTALL | re.MULTILINE))
+
+
+def run_without_triptych(folder: Path, program: str) -> str:
+    """What the program prints where importing triptych fails."""
+    guard = "import sys\nsys.modules['triptych'] = None\n"
+    done = subprocess.run(
+        [sys.executable, "-c", guard + program], cwd=folder, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_the_cards_code_runs_without_triptych_and_scores_the_same(made: Path) -> None:
+    program = "\n".join(code(made / role / "README.md") for role in ROLES)
+    program += f"""
+import json
+import transformers
+assert type(tokenizer).__module__.startswith("transformers.")
+scores = {{}}
+for side in ("left", "right"):
+    tokenizer.padding_side = side
+    scores[side] = score([{{"role": "user", "content": "Who are you?"}}], {ANSWERS!r})
+print(json.dumps(scores))
+"""
+    scores = json.loads(run_without_triptych(made, program).splitlines()[-1])
+
+    inside, words = models.load_reward(made / "reward", fresh=False), models.load_tokenizer(made / "reward")
+    expected = []
+    for answer in ANSWERS:
+        tokens = template.prompt_tokens(words, user("Who are you?")) + template.answer_tokens(words, answer)
+        with torch.no_grad():
+            states = inside.model(torch.tensor([tokens])).last_hidden_state[0, -1]
+            expected.append(inside.score(states).item())
+    assert max(expected) - min(expected) > 0.1, "the scores must differ for the comparison to mean something"
+    for side in ("left", "right"):
+        assert scores[side] == pytest.approx(expected, abs=1e-4), side
+
+
+def test_cards_have_metadata_that_the_hub_understands(made: Path) -> None:
+    for role, pipeline in zip(
+        ROLES, ("text-generation", "text-generation", "text-classification"), strict=True
+    ):
+        data = ModelCard.load(made / role / "README.md").data
+        assert (data.license, data.language) == ("apache-2.0", "en")
+        assert (data.library_name, data.pipeline_tag) == ("transformers", pipeline)
+        assert {"triptych", role} <= set(data.tags)
+    assert ModelCard.load(made / "base" / "README.md").data.base_model is None
+    assert ModelCard.load(made / "reward" / "README.md").data.base_model == ["someone/model"]
+    parents = ModelCard.load(made / "instruct" / "README.md").data.base_model
+    assert parents == ["Tiny-Family-base"], "a reward model is no starting point of a policy"
+
+
+def test_cards_quote_the_summary(made: Path) -> None:
+    card = {role: (made / role / "README.md").read_text() for role in ROLES}
+    for role in ROLES:
+        for section in ("How to use it", "Parents and data", "Evaluation", "Limits", "Licence"):
+            assert f"\n## {section}\n" in card[role], (role, section)
+        assert "too slow" in card[role]
+        assert "\n\n\n" not in card[role]
+        assert f"fp-{role}" in card[role]
+    assert "1.234 bits per byte" in card["base"]
+    assert f"| stories.jsonl | 5000 | `{'aa' * 32}` |" in card["base"]
+    assert "| round 2 (**released**) | 0.644 | [0.594, 0.694] |" in card["instruct"]
+    assert "gain +0.222 [0.150, 0.290]" in card["instruct"]
+    assert "| story \\| long | 0.700 |" in card["instruct"]
+    assert "**0.877** [0.843, 0.901]" in card["reward"]
+    assert "| longer wins | 0.550 |" in card["reward"]
+    assert json.loads((made / "reward" / "examples.jsonl").read_text())["score"] == 0.123457
+    assert "0.644 [0.594, 0.694]" in (made / "README.md").read_text()
+
+
+def test_a_run_that_measured_little_still_has_cards(tmp_path: Path, trained: dict[Role, Path]) -> None:
+    bare = summary().model_copy(update={"verdict": None, "models": [], "audits": [], "rounds": []})
+    made = release(tmp_path / "release", trained, bare)
+    assert "No scores were measured" in (made / "instruct" / "README.md").read_text()
+    assert "was not audited" in (made / "reward" / "README.md").read_text()
+
+
+def test_equal_runs_are_equal_bytes_whatever_time_they_took(
+    tmp_path: Path, trained: dict[Role, Path]
+) -> None:
+    first = release(tmp_path / "first", trained, summary(seconds=1.0))
+    second = release(tmp_path / "second", trained, summary(seconds=2.0))
+    names = sorted(path.relative_to(first) for path in first.rglob("*"))
+    assert names == sorted(path.relative_to(second) for path in second.rglob("*"))
+    for name in names:
+        if (first / name).is_file():
+            assert (first / name).read_bytes() == (second / name).read_bytes(), name
+            assert str(tmp_path).encode() not in (first / name).read_bytes(), name
+            assert name.name != "metrics.jsonl", "only what other programs read is released"
+
+
+def test_the_manifest_lists_everything(made: Path) -> None:
+    manifest = json.loads((made / "manifest.json").read_text())
+    assert (manifest["format"], manifest["name"], manifest["version"]) == (1, "Tiny Family", "1.0")
+    assert manifest["recipe"] == "ee" * 32
+    assert manifest["models"]["instruct"]["parents"][0] == {"name": "base", "digest": "bb" * 32}
+    assert manifest["models"]["base"]["data"] == [
+        {"name": "stories.jsonl", "sha256": "aa" * 32, "rows": 5000}
+    ]
+    files = {path.relative_to(made).as_posix() for path in made.rglob("*") if path.is_file()}
+    assert set(manifest["files"]) == files - {"manifest.json", "manifest.sha256"}
+    for name, entry in manifest["files"].items():
+        assert entry == {"sha256": digest(made / name), "size": (made / name).stat().st_size}
+    assert verify(made) == []
+
+
+def test_verify_names_what_was_changed_missing_and_added(made: Path) -> None:
+    weights = bytearray((made / "reward" / "model.safetensors").read_bytes())
+    weights[-1] ^= 1
+    (made / "reward" / "model.safetensors").write_bytes(weights)
+    (made / "base" / "config.json").unlink()
+    (made / "instruct" / "notes.txt").write_text("hello")
+    assert verify(made) == [
+        "base/config.json: is missing",
+        "instruct/notes.txt: was added; the manifest does not list it",
+        "reward/model.safetensors: was changed",
+    ]
+
+
+def test_verify_sees_an_edited_manifest(made: Path) -> None:
+    path = made / "manifest.json"
+    path.write_text(path.read_text().replace('"version": "1.0"', '"version": "2.0"'))
+    assert verify(made) == ["manifest.json: was changed; manifest.sha256 has another digest"]
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        ("{", "manifest.json: is malformed: Invalid JSON"),
+        ("{}", "manifest.json: is malformed: format: Field required"),
+        (None, "manifest.json: is missing"),
+    ],
+)
+def test_verify_says_what_is_wrong_with_a_manifest(made: Path, content: str | None, problem: str) -> None:
+    if content is None:
+        (made / "manifest.json").unlink()
+    else:
+        (made / "manifest.json").write_text(content)
+    assert any(line.startswith(problem) for line in verify(made)), verify(made)
+
+
+def test_verify_names_a_missing_seal_and_folder(made: Path) -> None:
+    (made / "manifest.sha256").unlink()
+    assert verify(made) == ["manifest.sha256: is missing"]
+    assert "no such folder" in verify(made / "nowhere")[0]
+
+
+def test_a_family_is_three_models_with_one_tokenizer(tmp_path: Path, trained: dict[Role, Path]) -> None:
+    two = {role: path for role, path in trained.items() if role != "reward"}
+    with pytest.raises(ReleaseError, match="there is no reward"):
+        release(tmp_path / "two", two)
+
+    other = tokenizer()
+    other.chat_template = "{{ messages }}"
+    models.save(models.load_policy(trained["base"]), other, tmp_path / "base")
+    with pytest.raises(ReleaseError, match=r"chat_template\.jinja: differs"):
+        release(tmp_path / "mixed", {**trained, "base": tmp_path / "base"})
+
+
+def test_a_release_overwrites_nothing_and_carries_no_code(
+    tmp_path: Path, made: Path, trained: dict[Role, Path]
+) -> None:
+    with pytest.raises(ReleaseError, match="empty folder"):
+        release(made, trained)
+    models.save(models.load_policy(trained["base"]), tokenizer(), tmp_path / "base")
+    (tmp_path / "base" / "config.json").write_text('{"auto_map": {"AutoConfig": "x.Y"}}')
+    with pytest.raises(ModelError, match="asks for code"):
+        release(tmp_path / "coded", {**trained, "base": tmp_path / "base"})
