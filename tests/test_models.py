@@ -93,8 +93,11 @@ def test_a_tokenizer_comes_back(folder: Path) -> None:
     assert back.chat_template == "{{ messages }}"
 
 
-def test_the_attention_is_the_callers(folder: Path) -> None:
-    assert models.load_policy(folder, attention="eager").config._attn_implementation == "eager"
+def test_the_attention_is_the_callers(tmp_path: Path, folder: Path) -> None:
+    model = models.load_policy(folder, attention="eager")
+    assert model.config._attn_implementation == "eager"
+    models.save(model, tokenizer(), tmp_path / "again")
+    assert "eager" not in (tmp_path / "again" / "config.json").read_text(), "it is no property of the model"
     assert models.load_reward(folder, fresh=True, attention="eager").config._attn_implementation == "eager"
 
 
