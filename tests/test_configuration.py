@@ -246,6 +246,36 @@ def test_a_wrong_field_is_named_with_its_line(tmp_path, text, messages):
         assert found == messages
 
 
+class Forms(Config):
+    """Unions without tags: the nearest member complains."""
+
+    feedback: list[File | People | str] = Field(default_factory=list)
+    rounds: int | Literal["auto"] = 1
+    where: str | Path | None = None
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("feedback: [{store: 3}]", "feedback.0.store: must be text, got 3; put it in quotes"),
+        (
+            "feedback: [{store: x, file: y}]",
+            "feedback.0.store: unknown field; it does not go with the other fields here; "
+            "feedback.0.file: unknown field; it does not go with the other fields here",
+        ),
+        ("feedback: [3]", "feedback.0: must be a mapping of fields or text, got 3"),
+        ("rounds: many", "rounds: must be a whole number or auto, got 'many'"),
+        ("rounds: [1]", "rounds: must be a whole number or auto, got a list"),
+        ("where: {a: 1}", "where: must be text or a path, got a mapping"),
+    ],
+)
+def test_of_a_union_the_nearest_member_complains(tmp_path, text, message):
+    path = recipe(tmp_path, text)
+    with pytest.raises(RecipeError) as caught:
+        load(path, Forms)
+    assert str(caught.value).replace(f"{path}:1: ", "").replace("\n", "; ") == message
+
+
 def test_all_problems_come_in_the_order_of_the_file(tmp_path):
     path = recipe(tmp_path, "nam: a\nreward:\n  ratio: x\nprompts:\n- 1\nbold: 7\n")
     assert refused(path, "reward.learning_rate=0", "feedback.0.file=x") == [

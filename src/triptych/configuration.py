@@ -120,7 +120,7 @@ class _Source:
             loader.flatten_mapping(node)
             values = {}
             for key, value in node.value:
-                name = str(loader.construct_object(key)) if isinstance(key, yaml.ScalarNode) else "?"
+                name = str(key.value) if isinstance(key, yaml.ScalarNode) else "?"
                 self.origins[*place, name] = self._at(key)
                 values[name] = self._built(value, loader, (*place, name), around)
             return values
@@ -246,7 +246,7 @@ def _names(folder: Path) -> list[str]:
 
 def _syntax(error: yaml.YAMLError) -> str:
     if not isinstance(error, yaml.MarkedYAMLError):
-        return str(error)
+        return str(error).splitlines()[0]
     column = f" (column {error.problem_mark.column + 1})" if error.problem_mark is not None else ""
     return ", ".join(part for part in (error.context, error.problem) if part) + column
 
@@ -262,9 +262,7 @@ def _problems(error: ValidationError, model: type[BaseModel], source: _Source) -
     for place, member, details in found:
         if member is not None:
             around = faults.setdefault(member.place, {})
-            # A member that wants another shape altogether (text, where there is a mapping) is the farthest.
-            wrong_shape = place == member.place and details["type"].endswith("_type")
-            around[member.name] = around.get(member.name, 0) + (1000 if wrong_shape else 1)
+            around[member.name] = around.get(member.name, 0) + _distance(details, place, member)
     messages: dict[Place, list[str]] = {}
     for place, member, details in found:
         if member is not None:
@@ -273,6 +271,14 @@ def _problems(error: ValidationError, model: type[BaseModel], source: _Source) -
                 continue
         messages.setdefault(place, []).append(_message(details, place, model, source.values))
     return [_Problem(source.origin(place), place, _together(said)) for place, said in messages.items()]
+
+
+def _distance(details: ErrorDetails, place: Place, member: _Member) -> int:
+    """How far an error shows a union's member to be from what was meant."""
+    kind = details["type"]
+    if place == member.place and kind not in ("value_error", "assertion_error"):
+        return 100  # the value as a whole is none: text, where there is a mapping
+    return 10 if kind == "extra_forbidden" else 1
 
 
 def _together(messages: list[str]) -> str:
@@ -396,6 +402,8 @@ def _one_of(choices: list[str], got: Any) -> str:
 
 def _known_fields(place: Place, model: type[BaseModel], values: Any) -> str:
     names = sorted({name for owner in _models_at(place[:-1], model, values) for name in _fields(owner)})
+    if place[-1] in names:
+        return "it does not go with the other fields here"
     near = difflib.get_close_matches(str(place[-1]), names, n=1)
     if near:
         return f"did you mean {near[0]}?"
