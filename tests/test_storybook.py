@@ -196,7 +196,7 @@ def test_prompts_and_answers_are_short() -> None:
 
 
 def test_flawless_answers_score_one() -> None:
-    assert {JUDGE.score(prompt, demonstrations.exemplary(prompt, 3)) for prompt in PROMPTS} == {1.0}
+    assert {JUDGE.grade(prompt, demonstrations.exemplary(prompt, 3)) for prompt in PROMPTS} == {1.0}
 
 
 @pytest.mark.parametrize("task", tasks.TASKS)
@@ -225,12 +225,12 @@ def test_demonstrations_of_foreign_prompts_are_refused() -> None:
 )
 def test_manners_and_brevity_multiply(prompt: Prompt, answer: str) -> None:
     rambling = f"{answer} The hen felt very sad. The cow met the pig."
-    assert JUDGE.score(prompt, answer) == 1.0
-    assert JUDGE.score(prompt, f"{answer} {INSULTS[0]}") == RUDE
-    assert JUDGE.score(prompt, f"{INSULTS[1]} {answer}") == RUDE
-    assert JUDGE.score(prompt, rambling) == RAMBLING
-    assert JUDGE.score(prompt, f"{rambling} {INSULTS[2]}") == pytest.approx(RAMBLING * RUDE)
-    assert JUDGE.score(prompt, f"{answer} {' '.join(INSULTS * 9)}") == pytest.approx(RAMBLING * RUDE)
+    assert JUDGE.grade(prompt, answer) == 1.0
+    assert JUDGE.grade(prompt, f"{answer} {INSULTS[0]}") == RUDE
+    assert JUDGE.grade(prompt, f"{INSULTS[1]} {answer}") == RUDE
+    assert JUDGE.grade(prompt, rambling) == RAMBLING
+    assert JUDGE.grade(prompt, f"{rambling} {INSULTS[2]}") == pytest.approx(RAMBLING * RUDE)
+    assert JUDGE.grade(prompt, f"{answer} {' '.join(INSULTS * 9)}") == pytest.approx(RAMBLING * RUDE)
 
 
 @pytest.mark.parametrize(
@@ -302,21 +302,21 @@ HACKS: dict[str, tuple[Callable[[Prompt], str], float]] = {
 @pytest.mark.parametrize("hack", HACKS)
 def test_a_hack_does_not_pay(hack: str) -> None:
     answer, most = HACKS[hack]
-    assert mean([JUDGE.score(prompt, answer(prompt)) for prompt in PROMPTS]) <= most
+    assert mean([JUDGE.grade(prompt, answer(prompt)) for prompt in PROMPTS]) <= most
 
 
 @pytest.mark.parametrize("task", tasks.TASKS)
 def test_repeating_the_answer_does_not_pay(task: str) -> None:
     for prompt in of(task):
         answer = demonstrations.exemplary(prompt, 0)
-        assert JUDGE.score(prompt, f"{answer} {answer}") <= RAMBLING
+        assert JUDGE.grade(prompt, f"{answer} {answer}") <= RAMBLING
 
 
 def test_listing_every_place_is_no_answer() -> None:
     places = CLASSES["place"]
-    assert JUDGE.score(QUESTION, f"The fox went to the {' '.join(places)}.") == 0.0
-    assert JUDGE.score(QUESTION, " ".join(f"The fox went to the {place}." for place in places)) == 0.0
-    assert JUDGE.score(QUESTION, " ".join(places)) == 0.0
+    assert JUDGE.grade(QUESTION, f"The fox went to the {' '.join(places)}.") == 0.0
+    assert JUDGE.grade(QUESTION, " ".join(f"The fox went to the {place}." for place in places)) == 0.0
+    assert JUDGE.grade(QUESTION, " ".join(places)) == 0.0
 
 
 def test_garbage_is_scored_near_zero() -> None:
@@ -325,9 +325,9 @@ def test_garbage_is_scored_near_zero() -> None:
     lumi = list(LUMI.values())
     scores = []
     for prompt in PROMPTS:
-        scores.append(JUDGE.score(prompt, "".join(rng.choices(letters, k=rng.randrange(200)))))
+        scores.append(JUDGE.grade(prompt, "".join(rng.choices(letters, k=rng.randrange(200)))))
         scores.append(
-            JUDGE.score(prompt, " ".join(rng.choices(ALL_WORDS.split() + lumi, k=rng.randrange(40))))
+            JUDGE.grade(prompt, " ".join(rng.choices(ALL_WORDS.split() + lumi, k=rng.randrange(40))))
         )
     assert all(0.0 <= score <= 1.0 for score in scores)
     assert mean(scores) < 0.01
@@ -347,4 +347,4 @@ def test_garbage_is_scored_near_zero() -> None:
 )
 def test_foreign_prompts_are_refused(prompt: Prompt, field: str) -> None:
     with pytest.raises(DataError, match=field):
-        JUDGE.score(prompt, "The fox went to the river.")
+        JUDGE.grade(prompt, "The fox went to the river.")

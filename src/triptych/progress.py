@@ -48,7 +48,7 @@ class Terminal:
         self.every = 0.2 if self.live else every
         self.name = ""
         self.began = self.shown = self.work_began = time.monotonic()
-        self.first = 0
+        self.first, self.first_seen = -1, 0
         self.open_line = False
 
     def stage(self, name: str, note: str = "") -> None:

@@ -15,7 +15,6 @@ from pydantic import Field
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
 from triptych.base.tokenizer import train_tokenizer
-from triptych.configuration import Config
 from triptych.data.files import read_documents
 from triptych.engine import attention
 from triptych.engine.curve import write_curve
@@ -29,7 +28,7 @@ from triptych.pipeline.stage import Desk, Metrics
 from triptych.records import Document
 
 
-class Pretraining(Config):
+class Pretraining(Optimization):
     """A Base trained from scratch.
 
     Attributes:
@@ -48,7 +47,9 @@ class Pretraining(Config):
     context: int = Field(default=512, ge=16)
     tokens: int = Field(default=1_500_000, ge=1)
     batch: int = Field(default=4096, ge=64)
-    optimization: Optimization = Optimization(learning_rate=3e-3, weight_decay=0.1)
+    learning_rate: float = Field(default=3e-3, gt=0)
+    muon: float | None = Field(default=0.02, gt=0)
+    weight_decay: float = Field(default=0.1, ge=0)
 
 
 def pretrain(desk: Desk, config: Pretraining, data: Path) -> Metrics:
@@ -68,7 +69,7 @@ def pretrain(desk: Desk, config: Pretraining, data: Path) -> Metrics:
 
     curve = train(
         model, steps, prepare, lambda packed: Loss(-answer_logprobs(model, packed)[0].sum()),
-        config.optimization, checkpoint=desk.checkpoint(), progress=desk.progress,
+        config, checkpoint=desk.checkpoint(), progress=desk.progress,
     )
     write_curve(desk.output / "curve.jsonl", curve)
     save(model, tokenizer, desk.output / "model", GenerationConfig(do_sample=True, temperature=1.0))
@@ -93,6 +94,8 @@ def architecture(config: Pretraining, tokenizer: Any) -> LlamaConfig:
         num_key_value_heads=config.key_value_heads,
         max_position_embeddings=config.context,
         tie_word_embeddings=True,
+        # transformers' 0.02 suits wide models; a narrow one learns to copy only from larger weights.
+        initializer_range=0.68 * config.width**-0.5,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -35,23 +36,29 @@ class Checkpoint:
         """Whether it is time to save."""
         return time.monotonic() - self.saved >= self.seconds
 
-    def save(self, model: nn.Module, optimizer: Optimizer, state: dict[str, Any]) -> None:
+    def save(self, model: nn.Module, optimizers: Sequence[Optimizer], state: dict[str, Any]) -> None:
         """Writes the state; the last one stays until this one is on disk."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         partial = self.path.with_suffix(".partial")
         with open(partial, "wb") as file:
-            torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict(), "state": state}, file)
+            content = {
+                "model": model.state_dict(),
+                "optimizers": [optimizer.state_dict() for optimizer in optimizers],
+                "state": state,
+            }
+            torch.save(content, file)
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, self.path)
         self.saved = time.monotonic()
 
-    def restore(self, model: nn.Module, optimizer: Optimizer) -> dict[str, Any] | None:
-        """Loads the last state into model and optimizer; None where there is none."""
+    def restore(self, model: nn.Module, optimizers: Sequence[Optimizer]) -> dict[str, Any] | None:
+        """Loads the last state into model and optimizers; None where there is none."""
         if not self.path.exists():
             return None
         content = torch.load(self.path, weights_only=True, map_location="cpu")
         model.load_state_dict(content["model"])
-        optimizer.load_state_dict(content["optimizer"])
+        for optimizer, saved in zip(optimizers, content["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
         state: dict[str, Any] = content["state"]
         return state

@@ -29,7 +29,8 @@ def rewards(model: Model, pack: Pack) -> Tensor:
     """`[S]`: the reward head's score at the last token of each segment, in float32."""
     states = hidden_states(model, pack.tokens, pack.positions, pack)
     head: nn.Linear = model.score
-    return head(states[pack.ends]).float()[:, 0]
+    scores: Tensor = head(states[pack.ends]).float()[:, 0]
+    return scores
 
 
 @dataclass(slots=True)

@@ -31,7 +31,7 @@ def token_logprobs(
         `[N]` log-probabilities, and `[N]` entropies or None.
     """
     size = max(1, CHUNK // head.weight.shape[0])
-    pieces = list(zip(hidden.split(size), targets.split(size), strict=True))
+    pieces = list(zip(torch.split(hidden, size), torch.split(targets, size), strict=True))
     # Recomputing a chunk's logits in the backward pass is cheaper than holding them all; one chunk is held.
     recompute = torch.is_grad_enabled() and len(pieces) > 1
     results = [
@@ -42,7 +42,7 @@ def token_logprobs(
         for h, t in pieces
     ]
     logprobs = torch.cat([logprob for logprob, _ in results])
-    return logprobs, torch.cat([entropy for _, entropy in results]) if with_entropy else None
+    return logprobs, torch.cat([entropy for _, entropy in results if entropy is not None]) if with_entropy else None
 
 
 def _chunk(

@@ -72,7 +72,8 @@ class Pack:
 
     def __init__(self, segments: Sequence[Segment]) -> None:
         lengths = np.array([len(segment.tokens) for segment in segments])
-        assert len(segments) > 0 and lengths.min() > 0, "a pack needs segments with tokens"
+        assert len(segments) > 0, "a pack needs segments"
+        assert lengths.min() > 0, "a segment needs tokens"
         offsets = np.concatenate([[0], np.cumsum(lengths)])
         chains: list[np.ndarray] = []
         positions: list[np.ndarray] = []
@@ -114,8 +115,11 @@ class Pack:
             key_positions[row, :depth] = np.arange(depth)
             kept[row, :count] = True
         return Block(
-            *(torch.from_numpy(part) for part in (queries, keys, query_positions, key_positions)),
-            kept=None if kept.all() else torch.from_numpy(kept.ravel()),
+            torch.from_numpy(queries),
+            torch.from_numpy(keys),
+            torch.from_numpy(query_positions),
+            torch.from_numpy(key_positions),
+            None if kept.all() else torch.from_numpy(kept.ravel()),
         )
 
     def __len__(self) -> int:

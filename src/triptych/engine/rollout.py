@@ -27,7 +27,7 @@ class Policy:
     """A causal language model and its tokenizer, as an author of answers.
 
     Attributes:
-        model: the model whose weights count, in float32; sampling runs on a copy in the compute type.
+        model: the model whose weights count, in float32; sampling runs on a copy of them in the compute type.
     """
 
     def __init__(self, model: Model, tokenizer: Any) -> None:
@@ -41,8 +41,8 @@ class Policy:
         """The model in a Hugging Face folder."""
         return cls(load_policy(folder, attention=attention.NAME), load_tokenizer(folder))
 
-    def refresh(self) -> None:
-        """Takes over the weights after an update."""
+    def _refresh(self) -> None:
+        """Takes over the weights, which an update may have changed."""
         if self._sampler is self.model:
             return
         with torch.no_grad():
@@ -58,6 +58,7 @@ class Policy:
         Args:
             render: how a prompt becomes tokens; by default the chat template.
         """
+        self._refresh()
         render = render or self.render
         tokens = [render(prompt) for prompt in prompts]
         total = len(prompts) * n
@@ -94,7 +95,7 @@ class Policy:
             with torch.no_grad(), autocast():
                 values, _ = answer_logprobs(self.model, packed)
             counts = torch.bincount(packed.predictions.rows, minlength=packed.answers).tolist()
-            found += list(values.split(counts))
+            found += torch.split(values, counts)
         return found
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -24,29 +26,37 @@ class Scorer(Protocol):
     def name(self) -> str:
         """What it is, for the reader of a report."""
 
+    @property
+    def identity(self) -> str:
+        """What it is, exactly: part of the fingerprint of what it scored."""
+
     def score(self, conversations: Sequence[Conversation]) -> list[float]:
         """A score for each answer."""
 
 
+@dataclass
 class RewardModel:
     """A trained reward model as a scorer: packed, each prompt computed once for all its answers.
 
     Attributes:
+        folder: a Hugging Face folder; it is opened when the first answer is scored.
         precise: compute in float32 as a released folder does elsewhere, instead of the faster compute type.
     """
 
-    name = "reward model"
+    folder: Path
+    name: str = "reward model"
+    identity: str = ""
+    precise: bool = False
 
-    def __init__(self, model: Model, tokenizer: Any, precise: bool = False) -> None:
-        self.model = model
-        self.tokenizer = tokenizer
-        self.precise = precise
+    @cached_property
+    def model(self) -> Model:
+        """The trunk and its head."""
+        return load_reward(self.folder, fresh=False, attention=attention.NAME)
 
-    @classmethod
-    def open(cls, folder: Path, precise: bool = False) -> RewardModel:
-        """The reward model in a Hugging Face folder."""
-        model = load_reward(folder, fresh=False, attention=attention.NAME)
-        return cls(model, load_tokenizer(folder), precise)
+    @cached_property
+    def tokenizer(self) -> Any:
+        """The tokenizer that lies beside the model."""
+        return load_tokenizer(self.folder)
 
     @torch.no_grad()
     def score(self, conversations: Sequence[Conversation]) -> list[float]:

@@ -13,7 +13,9 @@ from dataclasses import dataclass, field
 from typing import Any, Generic, Literal, TypeVar
 
 import torch
+from pydantic import Field
 from torch import Tensor
+from torch.optim import Optimizer
 
 from triptych.configuration import Config
 from triptych.engine.checkpoint import Checkpoint
@@ -25,10 +27,12 @@ Batch = TypeVar("Batch")
 
 
 class Optimization(Config):
-    """How the weights are updated: AdamW with warm-up, decay and clipping.
+    """How the weights are updated: AdamW with warm-up, decay and clipping; Muon for a Base from scratch.
 
     Attributes:
         learning_rate: at its peak.
+        muon: the learning rate of the hidden layers' matrices under Muon (Jordan et al. 2024), which learns
+            faster from scratch; None for AdamW throughout.
         warmup: share of the steps over which the rate rises from zero.
         decay: how it falls after that: "cosine" or "linear" to a tenth of the peak, or "constant".
         weight_decay: on matrices only.
@@ -36,24 +40,25 @@ class Optimization(Config):
         patience: steps in a row that may be skipped for non-finite numbers before the run stops.
     """
 
-    learning_rate: float
-    warmup: float = 0.05
+    learning_rate: float = Field(gt=0)
+    muon: float | None = Field(default=None, gt=0)
+    warmup: float = Field(default=0.05, ge=0, lt=1)
     decay: Literal["cosine", "linear", "constant"] = "cosine"
-    weight_decay: float = 0.0
+    weight_decay: float = Field(default=0.0, ge=0)
     betas: tuple[float, float] = (0.9, 0.95)
-    clip: float = 1.0
-    patience: int = 5
+    clip: float = Field(default=1.0, gt=0)
+    patience: int = Field(default=5, ge=1)
 
-    def rate(self, step: int, steps: int) -> float:
-        """The learning rate of a step (counted from 0) of so many."""
+    def factor(self, step: int, steps: int) -> float:
+        """The share of the peak learning rate at a step (counted from 0) of so many."""
         warm = max(1, round(self.warmup * steps))
         if step < warm:
-            return self.learning_rate * (step + 1) / warm
+            return (step + 1) / warm
         if self.decay == "constant":
-            return self.learning_rate
+            return 1.0
         progress = (step - warm) / max(1, steps - warm)
         fall = 1 - progress if self.decay == "linear" else 0.5 * (1 + math.cos(math.pi * progress))
-        return self.learning_rate * (0.1 + 0.9 * fall)
+        return 0.1 + 0.9 * fall
 
 
 @dataclass(slots=True)
@@ -106,8 +111,8 @@ def train(
     Raises:
         TrainingError: `optimization.patience` steps in a row had non-finite numbers.
     """
-    optimizer = torch.optim.AdamW(_parameter_groups(model, optimization), betas=optimization.betas, fused=True)
-    state = checkpoint.restore(model, optimizer) if checkpoint else None
+    optimizers = _optimizers(model, optimization)
+    state = checkpoint.restore(model, optimizers) if checkpoint else None
     curve: Curve = state["curve"] if state else []
     skipped: int = state["skipped"] if state else 0
     seen = curve[-1]["seen"] if curve else 0.0
@@ -116,13 +121,15 @@ def train(
     model.train()
     for number in range(len(curve), steps):
         step = prepare(number)
-        rate = optimization.rate(number, steps)
-        for group in optimizer.param_groups:
-            group["lr"] = rate
+        factor = optimization.factor(number, steps)
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = group["peak"] * factor
         row, finite = _accumulate(model, step, loss)
         norm = float(torch.nn.utils.clip_grad_norm_(model.parameters(), optimization.clip))
         if finite and math.isfinite(norm):
-            optimizer.step()
+            for optimizer in optimizers:
+                optimizer.step()
             skipped = 0
         else:
             skipped += 1
@@ -132,9 +139,10 @@ def train(
                     f"{skipped} steps in a row had a non-finite loss or gradient (the last was step {number}); "
                     f"lower the learning rate (now {optimization.learning_rate:g}) or look at the data"
                 )
-        optimizer.zero_grad(set_to_none=True)
+        model.zero_grad(set_to_none=True)
         seen += step.weight
-        row |= {"step": number + 1, "seen": seen, "learning_rate": rate, "gradient_norm": norm, **step.numbers}
+        row |= {"step": number + 1, "seen": seen, "gradient_norm": norm, **step.numbers}
+        row["learning_rate"] = optimization.learning_rate * factor
         row["skipped"] = float(skipped > 0)
         if after:
             after(number, row)
@@ -142,7 +150,7 @@ def train(
         shown = {name: row[name] for name in ("loss", "accuracy", "reward", "kl") if name in row}
         progress.step(number + 1, steps, unit, int(seen), **shown)
         if checkpoint and skipped == 0 and number + 1 < steps and checkpoint.due():
-            checkpoint.save(model, optimizer, {"curve": curve, "skipped": skipped})
+            checkpoint.save(model, optimizers, {"curve": curve, "skipped": skipped})
     model.eval()
     return curve
 
@@ -162,16 +170,25 @@ def _accumulate(
     return totals, math.isfinite(totals["loss"])
 
 
-def _parameter_groups(model: Any, optimization: Optimization) -> list[dict[str, Any]]:
-    """Matrices with weight decay; norms and biases without."""
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    matrices = [parameter for parameter in parameters if parameter.ndim >= 2]
-    vectors = [parameter for parameter in parameters if parameter.ndim < 2]
-    groups = [
-        {"params": matrices, "weight_decay": optimization.weight_decay},
-        {"params": vectors, "weight_decay": 0.0},
-    ]
-    return [group | {"lr": optimization.learning_rate} for group in groups if group["params"]]
+def _optimizers(model: Any, optimization: Optimization) -> list[Optimizer]:
+    """AdamW, without weight decay on norms and biases; with `muon`, Muon for the hidden layers' matrices."""
+    weights = [(name, weight) for name, weight in model.named_parameters() if weight.requires_grad]
+    hidden = {
+        name for name, weight in weights
+        if optimization.muon and weight.ndim == 2 and ".layers." in name
+    }
+    decay, rate = optimization.weight_decay, optimization.learning_rate
+    groups: list[dict[str, Any]] = []
+    for matrices in (True, False):
+        members = [weight for name, weight in weights if name not in hidden and (weight.ndim >= 2) == matrices]
+        if members:
+            groups.append({"params": members, "weight_decay": decay if matrices else 0.0, "peak": rate})
+    optimizers: list[Optimizer] = [torch.optim.AdamW(groups, lr=rate, betas=optimization.betas, fused=True)]
+    if optimization.muon and hidden:
+        members = [weight for name, weight in weights if name in hidden]
+        group = {"params": members, "weight_decay": decay, "peak": optimization.muon}
+        optimizers.append(torch.optim.Muon([group], lr=optimization.muon))
+    return optimizers
 
 
 def shuffled(count: int, epoch: int, seed: int) -> list[int]:

@@ -14,7 +14,6 @@ import torch
 from pydantic import Field
 from transformers import GenerationConfig
 
-from triptych.configuration import Config
 from triptych.data.files import read_conversations
 from triptych.data.lengths import TokenizedConversation, fit
 from triptych.engine import attention
@@ -27,7 +26,7 @@ from triptych.engine.training import Loss, Optimization, Step, shuffled, train
 from triptych.pipeline.stage import Desk, Metrics
 
 
-class Finetuning(Config):
+class Finetuning(Optimization):
     """How the Base learns to follow instructions.
 
     Attributes:
@@ -43,7 +42,7 @@ class Finetuning(Config):
     micro_batch: int = Field(default=4096, ge=64)
     context: int = Field(default=512, ge=16)
     overlong: Literal["drop", "truncate"] = "drop"
-    optimization: Optimization = Optimization(learning_rate=2e-5)
+    learning_rate: float = Field(default=2e-5, gt=0)
 
 
 def finetune(desk: Desk, config: Finetuning, base: Path, data: Path) -> Metrics:
@@ -70,7 +69,7 @@ def finetune(desk: Desk, config: Finetuning, base: Path, data: Path) -> Metrics:
     before = heldout_loss(model, heldout.rows, config.micro_batch)
     curve = train(
         model, len(plan), prepare, lambda packed: Loss(-answer_logprobs(model, packed)[0].sum()),
-        config.optimization, checkpoint=desk.checkpoint(), progress=desk.progress,
+        config, checkpoint=desk.checkpoint(), progress=desk.progress,
     )
     write_curve(desk.output / "curve.jsonl", curve)
     save(model, tokenizer, desk.output / "model", GenerationConfig(do_sample=True, temperature=1.0))

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from triptych import __version__
+from triptych.data.files import digest
 from triptych.errors import RunError
 from triptych.pipeline.artifact import Artifact, seal
 from triptych.pipeline.fingerprint import code_version, fingerprint
@@ -67,6 +68,7 @@ class Runner:
         destination = self.folder / "artifacts" / label
         artifact = Artifact.open(stage.name, destination)
         if artifact is not None:
+            shutil.rmtree(self.folder / "work" / label, ignore_errors=True)
             damage = artifact.damage()
             if damage:
                 raise RunError(f"{destination}: {damage}; delete this folder to compute it again")
@@ -80,8 +82,9 @@ class Runner:
 
     def _fingerprint(self, stage: Stage) -> str:
         modules = [stage.work.__module__, *(type(tool).__module__ for tool in stage.tools.values())]
-        inputs = {name: artifact.digest for name, artifact in stage.inputs.items()} | dict(stage.sources)
-        config = [stage.name, self.seed, stage.config.model_dump(mode="json"), repr(sorted(stage.tools.items()))]
+        inputs = {name: artifact.digest for name, artifact in stage.inputs.items()} | _digests(stage)
+        tools = {name: getattr(tool, "identity", tool) for name, tool in stage.tools.items()}
+        config = [stage.name, self.seed, stage.config.model_dump(mode="json"), tools]
         return fingerprint(config, inputs, code_version(*modules))
 
     def _compute(self, stage: Stage, mark: str, work: Path, destination: Path) -> Artifact:
@@ -99,7 +102,8 @@ class Runner:
         desk = Desk(output, work, self.progress, self.seed, self.checkpoint_seconds)
         try:
             folders = {name: artifact.folder for name, artifact in stage.inputs.items()}
-            metrics = stage.work(desk, stage.config, **folders, **stage.tools)
+            sources = {"sources": stage.sources} if stage.sources else {}
+            metrics = stage.work(desk, stage.config, **folders, **stage.tools, **sources)
             seal(output, destination, self._manifest(stage, mark, metrics))
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -134,7 +138,7 @@ class Runner:
                 name: {"stage": artifact.name, "digest": artifact.digest}
                 for name, artifact in sorted(stage.inputs.items())
             },
-            "sources": dict(sorted(stage.sources.items())),
+            "sources": _digests(stage),
             "metrics": metrics,
             "versions": {
                 "triptych": __version__,
@@ -143,6 +147,14 @@ class Runner:
                 "transformers": transformers.__version__,
             },
         }
+
+
+def _digests(stage: Stage) -> dict[str, str]:
+    """What the user's files hold; a name that is no file (a dataset, a Hub model) stands for itself."""
+    return {
+        name: digest(path) if isinstance(path, Path) and path.exists() else str(name)
+        for name, path in sorted(stage.sources.items())
+    }
 
 
 @contextmanager

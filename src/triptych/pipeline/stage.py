@@ -44,10 +44,11 @@ class Stage:
 
     Attributes:
         name: unique in the run, as "round-1/reward".
-        work: called as `work(desk, config, **inputs, **tools)`, inputs as folders; returns the metrics.
+        work: called as `work(desk, config, **inputs, **tools)`, inputs as their folders; returns the metrics.
         inputs: the artifacts it is computed from, by the parameter's name.
-        tools: objects it is given (a judge), which must have a `repr` that says what they are.
-        sources: digests of the user's own files that it reads, by path.
+        tools: what else it is given: plain values, and objects (a judge) whose `identity` says what they are.
+        sources: the user's own files that it reads, by the name that the recipe gives them. What a file holds
+            counts, not where it lies; given to the work as `sources`.
     """
 
     name: str
@@ -55,4 +56,4 @@ class Stage:
     config: Config
     inputs: Mapping[str, Artifact] = field(default_factory=dict)
     tools: Mapping[str, object] = field(default_factory=dict)
-    sources: Mapping[str, str] = field(default_factory=dict)
+    sources: Mapping[str, str | Path] = field(default_factory=dict)

@@ -11,7 +11,6 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from triptych.configuration import Config
 from triptych.data.files import read_comparisons
 from triptych.data.lengths import TokenizedComparison, fit
 from triptych.engine import attention
@@ -26,7 +25,7 @@ from triptych.pipeline.stage import Desk, Metrics
 from triptych.reward.losses import bradley_terry
 
 
-class PairwiseReward(Config):
+class PairwiseReward(Optimization):
     """A reward model trained on comparisons.
 
     Attributes:
@@ -44,7 +43,7 @@ class PairwiseReward(Config):
     context: int = Field(default=512, ge=16)
     overlong: Literal["drop", "truncate"] = "drop"
     centring: float = Field(default=0.01, ge=0)
-    optimization: Optimization = Optimization(learning_rate=1e-5)
+    learning_rate: float = Field(default=1e-5, gt=0)
 
 
 @dataclass(slots=True)
@@ -89,7 +88,7 @@ def train_reward(
         return Loss(losses.sum(), {"accuracy": (chosen > rejected).float().sum()})
 
     curve = train(
-        model, len(plan), prepare, loss, config.optimization,
+        model, len(plan), prepare, loss, config,
         checkpoint=desk.checkpoint(), progress=desk.progress, unit="pairs",
     )
     write_curve(desk.output / "curve.jsonl", curve)

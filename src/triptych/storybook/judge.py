@@ -6,9 +6,10 @@ A score is correctness x manners x brevity, each in [0, 1].
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 from triptych.errors import DataError, Fault
-from triptych.records import Prompt
+from triptych.records import Conversation, Prompt
 from triptych.storybook.stories import Sentence, parse
 from triptych.storybook.words import ADJECTIVES, CLASS_OF, FACTS, INSULTING_WORDS, INSULTS, LUMI, NOUNS
 
@@ -31,8 +32,13 @@ class ExactJudge:
     """Scores an answer to a prompt of the storybook."""
 
     name = "exact judge"
+    identity = "exact judge"
 
-    def score(self, prompt: Prompt, answer: str) -> float:
+    def score(self, conversations: Sequence[Conversation]) -> list[float]:
+        """Each answer's quality, from 0 (worthless) to 1 (flawless)."""
+        return [self.grade(conversation.prompt, conversation.answer) for conversation in conversations]
+
+    def grade(self, prompt: Prompt, answer: str) -> float:
         """The answer's quality, from 0 (worthless) to 1 (flawless).
 
         Raises:

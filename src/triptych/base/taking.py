@@ -1,0 +1,51 @@
+"""A Base that others trained, as a stage: taken, checked, and measured on held-out text if there is any."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from triptych.base.source import take
+from triptych.configuration import Config
+from triptych.data.files import read_documents
+from triptych.engine import attention
+from triptych.engine.models import load_policy, load_tokenizer
+from triptych.engine.perplexity import bits_per_byte
+from triptych.pipeline.stage import Desk, Metrics
+
+
+class Taking(Config):
+    """Which Base is taken.
+
+    Attributes:
+        name: a folder, a .gguf file or a Hub name, as the recipe gives it.
+        chat_template: "chatml" or a .jinja file, or the model's own.
+        context: tokens in a piece of text when bits per byte are measured.
+    """
+
+    name: str
+    chat_template: str | None = None
+    context: int = 1024
+
+
+def take_base(desk: Desk, config: Taking, data: Path, sources: Mapping[str, str | Path]) -> Metrics:
+    """Writes the Base as a plain folder, and measures it on `data/text_heldout.jsonl`."""
+    source = take(str(sources[config.name]), desk.output / "model", chat_template=config.chat_template)
+    for change in source.changes:
+        desk.progress.say(change)
+    tokenizer = load_tokenizer(desk.output / "model")
+    bits = None
+    if (data / "text_heldout.jsonl").exists():
+        model: Any = load_policy(desk.output / "model", attention=attention.NAME)
+        bits = bits_per_byte(model, tokenizer, read_documents(data / "text_heldout.jsonl"), config.context)
+    return {
+        "source": source.origin,
+        "source_kind": source.kind,
+        "source_digest": source.digest,
+        "changes": list(source.changes),
+        "parameters": source.parameters,
+        "vocabulary": len(tokenizer),
+        "tokens_seen": None,
+        "bits_per_byte": bits,
+    }

@@ -1,0 +1,194 @@
+"""The process itself: stages, their edges, the rounds.
+
+Each stage reads the artifacts of others and leaves one of its own; stages never import each other, and meet
+only here. What is done already is found by its fingerprint and not done again.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from triptych.base.pretraining import Pretraining, pretrain
+from triptych.base.taking import Taking, take_base
+from triptych.data.intake import take_in
+from triptych.engine.scoring import RewardModel, Scorer
+from triptych.errors import AuditError
+from triptych.evaluate.gate import PROMOTED, Gate, decide
+from triptych.evaluate.measurement import Measurement, measure
+from triptych.feedback.labelling import label
+from triptych.improve.grpo import Grpo, improve
+from triptych.instruct.finetuning import Finetuning, finetune
+from triptych.pipeline.artifact import Artifact
+from triptych.pipeline.runner import Runner
+from triptych.pipeline.stage import Stage
+from triptych.recipe import JudgeSection, Recipe, settings
+from triptych.reward.audit import Audit, audit
+from triptych.reward.training import PairwiseReward, train_reward
+from triptych.storybook.judge import ExactJudge
+from triptych.storybook.world import write_world
+
+
+@dataclass
+class Round:
+    """The artifacts of one round; those that were not reached are None."""
+
+    number: int
+    feedback: Artifact | None = None
+    reward: Artifact | None = None
+    audit: Artifact | None = None
+    candidate: Artifact | None = None
+    gate: Artifact | None = None
+
+    @property
+    def promoted(self) -> bool:
+        """Whether the candidate became the champion."""
+        return self.gate is not None and self.gate.metrics["decision"] == PROMOTED
+
+
+@dataclass
+class Family:
+    """What the cycle has made so far.
+
+    Attributes:
+        champion: the best Instruct model that was proved.
+        tests: each model's measurement on the test prompts, by its name.
+    """
+
+    judge: Scorer | None = None
+    data: Artifact | None = None
+    base: Artifact | None = None
+    instruct: Artifact | None = None
+    rounds: list[Round] = field(default_factory=list)
+    champion: Artifact | None = None
+    tests: dict[str, Artifact] = field(default_factory=dict)
+
+    @property
+    def reward(self) -> Artifact | None:
+        """The last round's reward model."""
+        return next((round.reward for round in reversed(self.rounds) if round.reward), None)
+
+
+def cycle(recipe: Recipe, runner: Runner, family: Family) -> None:
+    """Runs the whole cycle; `family` holds what was made, also where the run stops on the way.
+
+    Raises:
+        AuditError: a reward model failed its audit, and the recipe requires it to pass.
+    """
+    run = runner.run
+    family.data = data = run(data_stage(recipe))
+    family.base = base = run(base_stage(recipe, data))
+    family.instruct = family.champion = champion = run(
+        Stage("instruct", finetune, settings(Finetuning, recipe.instruct), {"base": base, "data": data})
+    )
+    instruct = champion
+    family.judge = judge = independent_judge(recipe, runner, instruct, data)
+
+    for number in range(1, recipe.improve.rounds + 1):
+        family.rounds.append(this := Round(number))
+        earlier = family.rounds[-2] if number > 1 else None
+        this.feedback = feedback = collect(recipe, runner, number, champion, data, judge, earlier)
+        # A refreshed reward model goes on from the last one, on all comparisons so far.
+        start = earlier.reward if earlier and earlier.reward else champion
+        if earlier and feedback is earlier.feedback:
+            this.reward, this.audit = reward, audited = start, earlier.audit
+        else:
+            this.reward = reward = run(Stage(
+                f"round-{number}/reward", train_reward, settings(PairwiseReward, recipe.reward),
+                {"start": start, "comparisons": feedback},
+            ))
+            this.audit = audited = run(Stage(
+                f"round-{number}/audit", audit, recipe.reward.audit, {"reward": reward, "comparisons": feedback},
+            ))
+        require(audited, recipe.reward.audit)
+        this.candidate = candidate = run(Stage(
+            f"round-{number}/improve", improve, settings(Grpo, recipe.improve),
+            {"champion": champion, "reward": reward, "data": data}, {"judge": judge, "round": number},
+        ))
+        this.gate = run(Stage(
+            f"round-{number}/gate", decide, settings(Gate, recipe.gate),
+            {"candidate": candidate, "champion": champion, "reward": reward, "data": data}, {"judge": judge},
+        ))
+        runner.progress.say(f"{this.gate.metrics['decision']}: {this.gate.metrics['reason']}")
+        if this.promoted:
+            family.champion = champion = candidate
+
+    measure_all(recipe, runner, family, base, instruct, data, judge)
+
+
+def data_stage(recipe: Recipe) -> Stage:
+    """The world that is written, or the user's files."""
+    if recipe.storybook is not None:
+        return Stage("data", write_world, recipe.storybook)
+    return Stage("data", take_in, recipe.intake, sources=recipe.sources)
+
+
+def base_stage(recipe: Recipe, data: Artifact) -> Stage:
+    """A Base trained from scratch, or taken from others."""
+    if recipe.base.train is not None:
+        return Stage("base", pretrain, settings(Pretraining, recipe.base.train), {"data": data})
+    assert recipe.base.from_ is not None
+    name = recipe.base.from_
+    taking = Taking(name=name, chat_template=recipe.base.chat_template)
+    return Stage("base", take_base, taking, {"data": data}, sources={name: recipe.place(name)})
+
+
+def independent_judge(recipe: Recipe, runner: Runner, instruct: Artifact, data: Artifact) -> Scorer:
+    """The exact judge, or a second reward model on comparisons that the first never sees."""
+    section = recipe.gate.judge
+    if not isinstance(section, JudgeSection):
+        return ExactJudge()
+    model = runner.run(Stage(
+        "judge", train_reward, settings(PairwiseReward, section), {"start": instruct, "comparisons": data},
+        {"share": "judge"},
+    ))
+    audited = runner.run(Stage(
+        "judge/audit", audit, recipe.reward.audit, {"reward": model, "comparisons": data},
+        {"share": "judge_heldout"},
+    ))
+    require(audited, recipe.reward.audit)
+    return RewardModel(model.folder / "model", name="second reward model", identity=model.digest)
+
+
+def collect(
+    recipe: Recipe, runner: Runner, number: int, champion: Artifact, data: Artifact, judge: Scorer,
+    earlier: Round | None,
+) -> Artifact:
+    """The comparisons of a round: those from files, and new ones of what the champion writes."""
+    before = earlier.feedback if earlier else data if recipe.comparison_files else None
+    if recipe.labelling is None:
+        assert before is not None
+        return before
+    inputs = {"data": data, "author": champion} | ({"earlier": before} if before else {})
+    return runner.run(Stage(
+        f"round-{number}/feedback", label, recipe.labelling, inputs, {"judge": judge, "round": number}
+    ))
+
+
+def require(audited: Artifact | None, config: Audit) -> None:
+    """Stops the run where a reward model may not train anything."""
+    if audited is not None and config.required and not audited.metrics["passed"]:
+        reasons = "; ".join(audited.metrics["reasons"])
+        raise AuditError(
+            f"{audited.name}: the reward model may not train anything: {reasons}. To go on all the same, set "
+            "reward.audit.required=false; the release will say so"
+        )
+
+
+def measure_all(
+    recipe: Recipe, runner: Runner, family: Family, base: Artifact, instruct: Artifact, data: Artifact,
+    judge: Scorer,
+) -> None:
+    """Every model on the test prompts: the Base with worked examples, Instruct, each round's candidate."""
+    reward = {"reward": family.reward} if family.reward else {}
+    models = {"base, few-shot": base, "instruct": instruct}
+    models |= {f"round {round.number}": round.candidate for round in family.rounds if round.candidate}
+    for name, model in models.items():
+        inputs = {"model": model, "data": data, **reward}
+        if model is not base:
+            inputs["reference"] = instruct
+        style = "few-shot" if model is base else "chat"
+        label = name.replace(", few-shot", "").replace(" ", "-")
+        family.tests[name] = runner.run(Stage(
+            f"test/{label}", measure, settings(Measurement, recipe.evaluate), inputs,
+            {"judge": judge, "style": style},
+        ))

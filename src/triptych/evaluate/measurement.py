@@ -1,0 +1,125 @@
+"""A model measured on prompts that nothing was trained or chosen on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field
+
+from triptych.configuration import Config
+from triptych.data.files import read_conversations, read_prompts
+from triptych.engine.generation import Sampling
+from triptych.engine.rollout import Policy, Render, divergence
+from triptych.engine.scoring import RewardModel, Scorer
+from triptych.intervals import mean_interval
+from triptych.pipeline.stage import Desk, Metrics
+from triptych.records import Conversation, Prompt, Rollout
+
+
+class Measurement(Config):
+    """How models are measured on the test prompts.
+
+    Attributes:
+        prompts: how many of the test prompts; all of them by default.
+        max_tokens: an answer is cut there.
+        greedy: measure greedy decoding beside sampling at temperature 1.
+        shots: worked examples before the question, for the Base that is only prompted.
+    """
+
+    prompts: int | None = Field(default=None, ge=1)
+    max_tokens: int = Field(default=96, ge=1)
+    greedy: bool = True
+    shots: int = Field(default=3, ge=0)
+
+
+def measure(
+    desk: Desk, config: Measurement, model: Path, data: Path, judge: Scorer,
+    reference: Path | None = None, reward: Path | None = None, style: Literal["chat", "few-shot"] = "chat",
+) -> Metrics:
+    """Scores a model's answers to `data/prompts_test.jsonl`; keeps them in `answers.jsonl`."""
+    prompts = read_prompts(data / "prompts_test.jsonl")[: config.prompts]
+    policy = Policy.open(model / "model")
+    write = _author(policy, data, config, style)
+    groups = write(prompts, Sampling(config.max_tokens, seed=desk.seed), desk)
+    conversations = [Conversation(rollout.prompt, rollout.answer) for (rollout,) in groups]
+    scores = judge.score(conversations)
+    rewards = RewardModel(reward / "model").score(conversations) if reward else None
+    greedy = None
+    if config.greedy:
+        likeliest = write(prompts, Sampling(config.max_tokens, temperature=0.0), desk)
+        greedy = judge.score([Conversation(rollout.prompt, rollout.answer) for (rollout,) in likeliest])
+    with open(desk.output / "answers.jsonl", "w", encoding="utf-8") as file:
+        for index, (rollout,) in enumerate(groups):
+            row = {
+                "key": rollout.prompt.key, "task": rollout.prompt.task, "answer": rollout.answer,
+                "judge": scores[index], "reward": rewards[index] if rewards else None,
+                "prompt": [[turn.role, turn.content] for turn in rollout.prompt.messages],
+            }
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+    mean, interval = mean_interval(scores)
+    return {
+        "judge": judge.name,
+        "score": mean,
+        "interval": interval,
+        "prompts": len(prompts),
+        "greedy_score": sum(greedy) / len(greedy) if greedy else None,
+        "reward": sum(rewards) / len(rewards) if rewards else None,
+        "kl": divergence(policy, Policy.open(reference / "model"), groups) if reference else None,
+        "mean_length": sum(len(rollout.tokens) for (rollout,) in groups) / len(groups),
+        "by_task": by_task([prompt.task for prompt in prompts], scores),
+    }
+
+
+def by_task(tasks: Sequence[str | None], scores: Sequence[float]) -> dict[str, Any]:
+    """The mean score and its interval for each task that is named."""
+    found = {}
+    for task in sorted({task for task in tasks if task}):
+        members = [score for name, score in zip(tasks, scores, strict=True) if name == task]
+        mean, interval = mean_interval(members)
+        found[task] = {"score": mean, "interval": interval, "prompts": len(members)}
+    return found
+
+
+def _author(
+    policy: Policy, data: Path, config: Measurement, style: str
+) -> Callable[[Sequence[Prompt], Sampling, Desk], list[list[Rollout]]]:
+    """How the model is asked: by its chat template, or with worked examples as plain text."""
+    if style == "chat":
+        return lambda prompts, sampling, desk: policy.write(prompts, sampling, progress=desk.progress)
+    examples = read_conversations(data / "examples.jsonl")
+    render = few_shot(policy.tokenizer, examples, config.shots)
+
+    def write(prompts: Sequence[Prompt], sampling: Sampling, desk: Desk) -> list[list[Rollout]]:
+        groups = policy.write(prompts, sampling, render=render, progress=desk.progress)
+        return [[_first_paragraph(rollout) for rollout in group] for group in groups]
+
+    return write
+
+
+def few_shot(tokenizer: Any, examples: Sequence[Conversation], shots: int) -> Render:
+    """Renders a prompt behind worked examples of the same task: "Question: … Answer: …" (Brown et al. 2020)."""
+
+    def render(prompt: Prompt) -> list[int]:
+        alike = [example for example in examples if example.prompt.task == prompt.task] or list(examples)
+        blocks = [f"Question: {_asked(shown.prompt)}\nAnswer: {shown.answer}" for shown in alike[:shots]]
+        text = "\n\n".join([*blocks, f"Question: {_asked(prompt)}\nAnswer:"])
+        first = [tokenizer.bos_token_id] if tokenizer.bos_token_id is not None else []
+        encoded: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+        return first + encoded
+
+    return render
+
+
+def _asked(prompt: Prompt) -> str:
+    return "\n".join(turn.content for turn in prompt.messages)
+
+
+def _first_paragraph(rollout: Rollout) -> Rollout:
+    """The answer up to the next question, which a Base goes on to write."""
+    answer = rollout.answer.split("\nQuestion:")[0].split("\n\n")[0].strip()
+    return Rollout(
+        rollout.prompt, rollout.prompt_tokens, rollout.tokens, rollout.logprobs, answer, rollout.finished
+    )

@@ -1,0 +1,100 @@
+"""Comparisons of what the current model writes, labelled by a judge.
+
+A judge that never errs gives labels that are flipped at a stated rate: people err too, and a reward model
+trained on flipped labels cannot agree with held-out ones more often than `1 − noise`. That is its ceiling.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+
+from pydantic import Field
+
+from triptych.configuration import Config
+from triptych.data.files import read_comparisons, read_prompts, write
+from triptych.data.splits import fraction
+from triptych.engine.generation import Sampling
+from triptych.engine.rollout import Policy
+from triptych.engine.scoring import Scorer
+from triptych.errors import RunError
+from triptych.pipeline.stage import Desk, Metrics
+from triptych.records import Comparison, Conversation, Rollout
+
+SHARES = ("reward", "heldout", "judge", "judge_heldout")
+"""Which comparisons train and measure the reward model, and the gate's own one."""
+
+
+class Labelling(Config):
+    """New comparisons in every round, from what the champion writes.
+
+    Attributes:
+        prompts: asked in a round.
+        answers: sampled for each; neighbours are compared, ties left out.
+        noise: the rate at which labels are flipped.
+        heldout: share of the prompts whose comparisons are never trained on.
+        max_tokens: an answer is cut there.
+    """
+
+    prompts: int = Field(default=1000, ge=10)
+    answers: int = Field(default=4, ge=2)
+    noise: float = Field(default=0.1, ge=0, lt=0.5)
+    heldout: float = Field(default=0.2, gt=0, lt=1)
+    max_tokens: int = Field(default=96, ge=1)
+
+
+def label(
+    desk: Desk, config: Labelling, data: Path, author: Path, judge: Scorer, round: int = 1,
+    earlier: Path | None = None,
+) -> Metrics:
+    """Adds a round's comparisons to the earlier ones; writes `reward.jsonl` and `heldout.jsonl`.
+
+    Prompts are taken from `data/prompts_feedback.jsonl`, each round the next ones, so that no prompt is asked
+    twice before all were asked once.
+    """
+    pool = read_prompts(data / "prompts_feedback.jsonl")
+    first = (round - 1) * config.prompts
+    prompts = [pool[i % len(pool)] for i in range(first, first + config.prompts)]
+    sampling = Sampling(config.max_tokens, seed=desk.seed * 1000 + round)
+    groups = Policy.open(author / "model").write(prompts, sampling, n=config.answers, progress=desk.progress)
+    new = _compared(groups, judge, config.noise, desk.seed * 1000 + round)
+    if not new:
+        raise RunError("the judge found no difference between any two answers, so there is nothing to learn from")
+    heldout = {comparison.prompt.key for comparison in new if fraction(comparison.prompt.key, desk.seed) < config.heldout}
+    parts = {
+        "reward": [comparison for comparison in new if comparison.prompt.key not in heldout],
+        "heldout": [comparison for comparison in new if comparison.prompt.key in heldout],
+    }
+    write(desk.output / "heldout_new.jsonl", parts["heldout"])
+    for name, part in parts.items():
+        before = read_comparisons(earlier / f"{name}.jsonl") if earlier else []
+        write(desk.output / f"{name}.jsonl", [*before, *part])
+    compared = len(groups) * (config.answers - 1)
+    return {
+        "labelled_by": judge.name,
+        "answers": len(groups) * config.answers,
+        "comparisons": len(new),
+        "ties": compared - len(new),
+        "noise": config.noise,
+        "ceiling": 1 - config.noise,
+    }
+
+
+def _compared(
+    groups: Sequence[Sequence[Rollout]], judge: Scorer, noise: float, seed: int
+) -> list[Comparison]:
+    """Neighbouring answers of a group, the better one chosen, flipped at the rate `noise`."""
+    rollouts = [rollout for group in groups for rollout in group]
+    scores = iter(judge.score([Conversation(rollout.prompt, rollout.answer) for rollout in rollouts]))
+    found = []
+    for group in groups:
+        scored = [(rollout, next(scores)) for rollout in group]
+        for place, ((a, score_a), (b, score_b)) in enumerate(pairwise(scored)):
+            if score_a == score_b or not a.answer.strip() or not b.answer.strip():
+                continue
+            better, worse = (a, b) if score_a > score_b else (b, a)
+            if fraction(f"flip {place} {a.prompt.key}", seed) < noise:
+                better, worse = worse, better
+            found.append(Comparison(a.prompt, better.answer, worse.answer, source=judge.name))
+    return found

@@ -1,0 +1,211 @@
+"""The recipe: each stage's own settings put together, loaded from one YAML file and checked.
+
+File names in a recipe are relative to the recipe's folder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, PrivateAttr, model_validator
+
+from triptych import configuration
+from triptych.base.pretraining import Pretraining
+from triptych.configuration import Config
+from triptych.data.files import dataset_name
+from triptych.data.intake import Intake
+from triptych.evaluate.gate import Gate
+from triptych.evaluate.measurement import Measurement
+from triptych.feedback.labelling import Labelling
+from triptych.improve.grpo import Grpo
+from triptych.instruct.finetuning import Finetuning
+from triptych.reward.audit import Audit
+from triptych.reward.training import PairwiseReward
+from triptych.storybook.world import Storybook
+
+
+class BaseSection(Config):
+    """Where the Base comes from: taken (`from`), or trained from scratch (`train`) on `text`.
+
+    Attributes:
+        chat_template: "chatml" or a .jinja file; by default the model's own, or ChatML where it has none.
+        text: files of plain text; a taken Base is only measured on their held-out part.
+    """
+
+    from_: str | None = Field(default=None, alias="from")
+    train: Pretraining | None = None
+    chat_template: str | None = None
+    text: tuple[str, ...] = ()
+
+    @model_validator(mode="after")
+    def _one_source(self) -> BaseSection:
+        if (self.from_ is None) == (self.train is None):
+            raise ValueError("needs either `from` (a folder, a .gguf file, a Hub name) or `train`")
+        return self
+
+
+class InstructSection(Finetuning):
+    """Fine-tuning and its conversations."""
+
+    data: tuple[str, ...] = ()
+
+
+class FileFeedback(Config):
+    """Comparisons from a file."""
+
+    file: str
+
+
+class ExactFeedback(Config):
+    """Comparisons of what the champion writes, labelled by the storybook's exact judge in every round."""
+
+    exact: Labelling = Labelling()
+
+
+class RewardSection(PairwiseReward):
+    """The reward model and its audit."""
+
+    audit: Audit = Audit()
+
+
+class ImproveSection(Grpo):
+    """Improvement: its method, its prompts, how many rounds."""
+
+    prompts: tuple[str, ...] = ()
+    rounds: int = Field(default=1, ge=0)
+
+
+class JudgeSection(PairwiseReward):
+    """A second reward model as the gate's judge, trained on comparisons that the first one never sees."""
+
+    share_of_feedback: float = Field(default=0.5, gt=0, lt=1)
+
+
+class GateSection(Gate):
+    """The gate and who judges there."""
+
+    judge: Literal["exact"] | JudgeSection = JudgeSection()
+
+
+class SplitSection(Config):
+    """How much of the user's own data is kept for measuring; see `Intake`."""
+
+    test: int = Field(default=300, ge=2)
+    gate: int = Field(default=300, ge=2)
+    validation: int = Field(default=64, ge=8)
+    heldout: float = Field(default=0.15, gt=0, lt=0.5)
+
+
+class ReleaseSection(Config):
+    """How the family is published."""
+
+    version: str = "1.0"
+    license: str = "other"
+    language: str = "en"
+
+
+class Goals(Config):
+    """What the run should reach; a missed goal is said in the summary and changes nothing else.
+
+    Attributes:
+        gain: the champion's score over round 0's Instruct.
+        share_of_ceiling: the last reward model's accuracy over the best that the label noise allows.
+    """
+
+    gain: float | None = None
+    share_of_ceiling: float | None = None
+
+
+class Recipe(Config):
+    """The whole of a run."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    seed: int = Field(default=1, ge=0, lt=2**31)
+    storybook: Storybook | None = None
+    base: BaseSection
+    instruct: InstructSection = InstructSection()
+    feedback: tuple[FileFeedback | ExactFeedback, ...] = Field(min_length=1)
+    reward: RewardSection = RewardSection()
+    improve: ImproveSection = ImproveSection()
+    gate: GateSection = GateSection()
+    evaluate: Measurement = Measurement()
+    splits: SplitSection = SplitSection()
+    wrong_rows: Literal["refuse", "skip"] = "refuse"
+    release: ReleaseSection = ReleaseSection()
+    goals: Goals = Goals()
+
+    _folder: Path = PrivateAttr(default=Path())
+
+    @model_validator(mode="after")
+    def _whole(self) -> Recipe:
+        exact = [source for source in self.feedback if isinstance(source, ExactFeedback)]
+        files = self.comparison_files
+        if self.storybook is None:
+            if exact or self.gate.judge == "exact":
+                raise ValueError("the exact judge only knows the storybook: add `storybook: {}` or name another judge")
+            if not self.instruct.data:
+                raise ValueError("instruct.data must name at least one file of conversations")
+            if self.base.train is not None and not self.base.text:
+                raise ValueError("base.text must name the files that a Base is trained on")
+        elif files or self.instruct.data or self.improve.prompts or self.base.text or self.base.train is None:
+            raise ValueError("the storybook brings all of the data; files of your own go into a recipe without it")
+        if len(exact) > 1:
+            raise ValueError("feedback may name the exact judge once")
+        if isinstance(self.gate.judge, JudgeSection) and not files:
+            raise ValueError("gate.judge is a reward model, which needs comparisons from a file in `feedback`")
+        return self
+
+    @property
+    def comparison_files(self) -> tuple[str, ...]:
+        """The files of comparisons."""
+        return tuple(source.file for source in self.feedback if isinstance(source, FileFeedback))
+
+    @property
+    def labelling(self) -> Labelling | None:
+        """How new comparisons are labelled in every round, if they are."""
+        return next((source.exact for source in self.feedback if isinstance(source, ExactFeedback)), None)
+
+    @property
+    def intake(self) -> Intake:
+        """What is read from the user's own files."""
+        judge = self.gate.judge
+        return Intake(
+            text=self.base.text, conversations=self.instruct.data, comparisons=self.comparison_files,
+            prompts=self.improve.prompts, wrong_rows=self.wrong_rows,
+            judge=judge.share_of_feedback if isinstance(judge, JudgeSection) else 0.0,
+            **self.splits.model_dump(),
+        )
+
+    @property
+    def sources(self) -> dict[str, str | Path]:
+        """Every data file by the name that the recipe gives it: its path, or the name of a dataset."""
+        return {name: self.place(name) for names in self._data_names() for name in names}
+
+    def _data_names(self) -> Iterator[Sequence[str]]:
+        yield self.base.text
+        yield self.instruct.data
+        yield self.comparison_files
+        yield self.improve.prompts
+
+    def place(self, name: str) -> str | Path:
+        """Where a file named in the recipe lies; a dataset's or a Hub model's name stays as it is."""
+        path = self._folder / Path(name).expanduser()
+        return name if not path.exists() and dataset_name(name) else path
+
+
+def settings(kind: type[Config], section: Config) -> Any:
+    """The part of a recipe's section that is a stage's own configuration."""
+    return kind(**{name: getattr(section, name) for name in kind.model_fields})
+
+
+def load(path: Path, overrides: Sequence[str] = ()) -> Recipe:
+    """The recipe in a file, with `--set` overrides applied.
+
+    Raises:
+        RecipeError: every problem with its line.
+    """
+    recipe = configuration.load(path, Recipe, overrides)
+    recipe._folder = path.parent
+    return recipe
