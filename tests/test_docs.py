@@ -1,0 +1,159 @@
+"""The documents match the disk: the tree, the links, the recipe's fields and their defaults."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
+
+from triptych.recipe import Recipe
+
+ROOT = Path(__file__).resolve().parents[1]
+SOURCE = ROOT / "src" / "triptych"
+DOCS = ROOT / "docs"
+README = ROOT / "README.md"
+PAGES = [README, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted(DOCS.rglob("*.md"))]
+
+LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
+FENCE = re.compile(r"```.*?```", re.DOTALL)
+
+
+def tree_of_the_readme() -> list[str]:
+    """The files that the README's source tree names, as paths below `src/triptych`; a folder ends with a slash."""
+    (block,) = re.findall(r"```\nsrc/triptych/\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+    named, folder = [], ""
+    for line in block.splitlines():
+        match = re.fullmatch(r"( +)([\w.]+/?)(?:  +(\S.*))?", line)
+        assert match, f"not a line of a tree: {line!r}"
+        indent, name, gloss = len(match[1]), match[2], match[3]
+        folder = folder if indent == 4 else ""
+        if name.endswith("/") and gloss is None:
+            folder = name
+            continue
+        assert gloss, f"{name} has no gloss"
+        named.append(folder + name)
+    return named
+
+
+def test_the_readme_names_every_source_file_and_no_other() -> None:
+    named = tree_of_the_readme()
+    code = [path.relative_to(SOURCE).as_posix() for path in SOURCE.rglob("*.py") if path.name != "__init__.py"]
+    folders = [name for name in named if name.endswith("/")]
+    files = {name for name in code if not name.startswith(tuple(folders))}
+    assert files - set(named) == set(), "these are missing in the README's tree"
+    assert set(named) - files - set(folders) == set(), "the README's tree names these, which are not there"
+    assert all((SOURCE / name).is_dir() for name in folders)
+    assert len(named) == len(set(named))
+
+
+def anchors(page: Path) -> set[str]:
+    """The fragments that a page's headings can be linked by, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.*)$", FENCE.sub("", page.read_text(encoding="utf-8")), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def links(page: Path) -> Iterator[str]:
+    """The relative links of a page."""
+    for target in LINK.findall(FENCE.sub("", page.read_text(encoding="utf-8"))):
+        if not re.match(r"[a-z]+:", target):
+            yield target
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_every_relative_link_leads_somewhere(page: Path) -> None:
+    broken = []
+    for target in links(page):
+        path, _, fragment = target.partition("#")
+        found = (page.parent / path).resolve() if path else page
+        if not found.exists() or (fragment and fragment not in anchors(found)):
+            broken.append(target)
+    assert not broken, f"{page.name} has links that lead nowhere: {broken}"
+
+
+def test_every_page_is_linked_from_the_readme() -> None:
+    linked = {(ROOT / target.partition("#")[0]).resolve() for target in links(README)}
+    assert [page.name for page in DOCS.rglob("*.md") if page not in linked] == []
+
+
+def documented() -> dict[str, dict[str, str]]:
+    """For each section of docs/recipe.md, by the words of its heading, its fields and their defaults as written."""
+    sections: dict[str, dict[str, str]] = {}
+    fields: dict[str, str] = {}
+    for line in (DOCS / "recipe.md").read_text(encoding="utf-8").splitlines():
+        if heading := re.match(r"#+ (.*)", line):
+            fields = sections.setdefault(heading[1].strip("`"), {})
+        elif row := re.match(r"\| `([\w.]+)` \| (.*?) ?\| ", line):
+            fields[row[1]] = row[2].strip("` ")
+    return sections
+
+
+def models(kind: type[BaseModel], place: str = "") -> Iterator[tuple[str, type[BaseModel]]]:
+    """The recipe's models, each with the heading under which its fields are documented."""
+    yield place or "The whole", kind
+    for name, info in kind.model_fields.items():
+        for inner in models_in(info.annotation):
+            section = "feedback" if name == "feedback" else f"{place}.{info.alias or name}".lstrip(".")
+            section = "feedback.N.exact" if section == "feedback.exact" else section
+            yield from models(inner, section)
+
+
+def models_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    """The models that an annotation names, also inside unions and tuples."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for argument in get_args(annotation):
+        yield from models_in(argument)
+
+
+MODELS = [pytest.param(place, kind, id=place) for place, kind in models(Recipe)]
+
+
+@pytest.mark.parametrize(("place", "kind"), MODELS)
+def test_every_field_of_the_recipe_is_documented_with_its_default(place: str, kind: type[BaseModel]) -> None:
+    sections = documented()
+    optimizer = sections["The optimizer"]
+    judge = sections["reward"] | {"share_of_feedback": sections["gate"]["judge.share_of_feedback"]}
+    own = judge if place == "gate.judge" else sections[place]
+    for name, info in kind.model_fields.items():
+        known = info.alias or name
+        assert known in own or known in optimizer, f"docs/recipe.md does not name {known} under {place}"
+        written = own.get(known, optimizer.get(known, ""))
+        expected = default_of(info)
+        if expected is not None:
+            assert number_or_text(written) == expected, f"{place}.{known}: the default is {expected}, not {written}"
+
+
+def default_of(info: FieldInfo) -> object:
+    """The default as a page shows it; None where it shows none or says it in words."""
+    default = info.default
+    if default is PydanticUndefined or default is None or isinstance(default, BaseModel) or default == ():
+        return None
+    return list(default) if isinstance(default, tuple) else default
+
+
+def number_or_text(written: str) -> object:
+    """A default read from a page."""
+    if written.startswith("["):
+        return [float(part) for part in written.strip("[]").split(",")]
+    if written in ("true", "false"):
+        return written == "true"
+    try:
+        return float(written)
+    except ValueError:
+        return written.strip('"')
+
+
+def test_no_documented_field_is_unknown_to_the_recipe() -> None:
+    known: dict[str, set[str]] = {}
+    for place, kind in models(Recipe):
+        known.setdefault(place, set()).update(info.alias or name for name, info in kind.model_fields.items())
+    known["gate"].add("judge.share_of_feedback")
+    known["The optimizer"] = known["base.train"]
+    for place, fields in documented().items():
+        assert set(fields) <= known.get(place, set()), place
