@@ -1,0 +1,521 @@
+"""What a run will meet, found out before it: every file, the model, lengths, splits, memory and time.
+
+Nothing is trained or kept. The files are read and split just as a run does it, into a folder that is thrown
+away, so that what is counted here is what the run will see.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from pydantic import ConfigDict
+from safetensors import safe_open
+from transformers import AutoConfig
+
+from triptych import configuration
+from triptych.base import source
+from triptych.base.pretraining import Pretraining
+from triptych.base.tokenizer import train_tokenizer
+from triptych.configuration import Config
+from triptych.data import files
+from triptych.data.intake import Intake, take_in
+from triptych.data.lengths import LengthReport, tokenized
+from triptych.data.template import prompt_tokens
+from triptych.engine import models
+from triptych.engine.device import compute_dtype
+from triptych.errors import DataError, Fault, ModelError, RecipeError, TriptychError
+from triptych.pipeline.stage import Desk
+from triptych.progress import Silent
+from triptych.recipe import JudgeSection, Recipe, load
+from triptych.records import Comparison, Conversation, Prompt, Record
+
+TRAINING_EFFICIENCY = 0.3
+"""The share of the measured matrix-product rate that training reaches, roughly."""
+SAMPLING_EFFICIENCY = 0.08
+"""The share that sampling reaches, which waits for memory more than it computes."""
+FEW_PROMPTS = 100
+"""Fewer than these in a test, and an interval is too wide to show a usual gain."""
+SOME_TEXT = 5_000_000
+"""Characters of text on which a stand-in for a tokenizer that is still to be trained is trained."""
+GIB = 2**30
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What a stage takes, roughly."""
+
+    stage: str
+    tokens: int
+    seconds: float
+    gib: float
+
+
+@dataclass(slots=True)
+class Findings:
+    """All that a check found.
+
+    Attributes:
+        problems: what would stop the run, or make it worthless; nothing where it may start.
+        notes: what one should know.
+        lengths: in tokens, of what each stage trains on.
+        costs: for each stage, in the cycle's order.
+        assumption: how the times were estimated.
+    """
+
+    problems: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    lengths: dict[str, LengthReport] = field(default_factory=dict)
+    costs: list[Cost] = field(default_factory=list)
+    assumption: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Architecture:
+    """What of a model decides memory and time.
+
+    Attributes:
+        context: the longest sequence that it knows; None where it does not say.
+    """
+
+    parameters: int
+    width: int
+    inner: int
+    layers: int
+    key_value_width: int
+    context: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Texts:
+    """The tokens of a split: all of them together, and the longest row."""
+
+    rows: int = 0
+    tokens: int = 0
+    longest: int = 0
+
+
+def check(path: Path, overrides: Sequence[str] = ()) -> Findings:
+    """Looks at everything that the recipe names; problems of all kinds are found together."""
+    findings = Findings()
+    try:
+        recipe: Recipe | None = load(path, overrides)
+    except RecipeError as error:
+        findings.problems += str(error).splitlines()
+        recipe = inputs_alone(path, overrides)
+    if recipe is None:
+        return findings
+    if recipe.storybook is not None:
+        findings.notes.append("nothing to read: the storybook writes all of its own data and trains its own Base")
+        return findings
+    with TemporaryDirectory() as folder:
+        counts = check_data(recipe, Path(folder), findings)
+        opened = check_model(recipe, Path(folder), findings)
+        if opened and counts is not None:
+            tokenizer, architecture = opened
+            texts = check_lengths(recipe, Path(folder), tokenizer, architecture, findings)
+            estimate(recipe, architecture, texts, counts, findings)
+    return findings
+
+
+def stage_names(recipe: Recipe) -> list[str]:
+    """Every stage of the recipe's cycle, in order; where no comparisons are added, later rounds keep the reward."""
+    names = ["data", "base", "instruct"]
+    if isinstance(recipe.gate.judge, JudgeSection):
+        names += ["judge", "judge/audit"]
+    rounds = range(1, recipe.improve.rounds + 1)
+    for number in rounds:
+        parts = ["improve", "gate"]
+        if number == 1 or recipe.labelling:
+            parts = ["reward", "audit", *parts]
+        if recipe.labelling:
+            parts = ["feedback", *parts]
+        names += [f"round-{number}/{part}" for part in parts]
+    return [*names, "test/base", "test/instruct", *(f"test/round-{number}" for number in rounds)]
+
+
+class _Loose(Config):
+    """A recipe of which nothing is asked."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+
+def inputs_alone(path: Path, overrides: Sequence[str]) -> Recipe | None:
+    """Of a recipe with faults the model and files that it names, so that they can be checked all the same."""
+    try:
+        values = configuration.load(path, _Loose, overrides).model_extra or {}
+
+        def texts(section: str, name: str) -> list[str]:
+            found = values[section].get(name) if isinstance(values.get(section), dict) else None
+            return [text for text in found if isinstance(text, str)] if isinstance(found, list) else []
+
+        feedback = values.get("feedback")
+        entries = feedback if isinstance(feedback, list) else []
+        named = [entry["file"] for entry in entries if isinstance(entry, dict) and isinstance(entry.get("file"), str)]
+        base = values["base"] if isinstance(values.get("base"), dict) else {}
+        kept = {name: base[name] for name in ("from", "train", "chat_template") if name in base}
+        recipe = Recipe.model_validate({
+            "name": "check",
+            "base": kept | {"text": texts("base", "text")},
+            "instruct": {"data": texts("instruct", "data")},
+            "feedback": [{"file": name} for name in named],
+            "improve": {"prompts": texts("improve", "prompts")},
+        })
+    except ValueError:
+        return None
+    recipe._folder = path.parent
+    return recipe
+
+
+def check_data(recipe: Recipe, folder: Path, findings: Findings) -> Mapping[str, int] | None:
+    """Reads every file and splits the rows into `folder`; returns the intake's counts where it could."""
+    intake = recipe.intake
+    sources = recipe.sources
+    readable: dict[str, tuple[str, ...]] = {}
+    readers: dict[str, Callable[..., Sequence[Record]]] = {
+        "text": files.read_documents, "conversations": files.read_conversations,
+        "comparisons": files.read_comparisons, "prompts": files.read_prompts,
+    }
+    for kind, reader in readers.items():
+        good = []
+        for name in getattr(intake, kind):
+            skipped: list[Fault] = []
+            try:
+                reader(sources[name], skipped)
+                good.append(name)
+            except DataError as error:
+                findings.problems += map(str, error.faults)
+            if intake.wrong_rows == "refuse":
+                findings.problems += map(str, skipped)
+            else:
+                findings.notes += [f"left out: {fault}" for fault in skipped]
+        readable[kind] = tuple(good)
+    if any(set(getattr(intake, kind)) and not good for kind, good in readable.items()) or not readable["conversations"]:
+        return None  # how the rest would be split says nothing about the run
+    counts = take_in(
+        Desk(folder, folder, Silent(), recipe.seed, 60.0),
+        intake.model_copy(update={**readable, "wrong_rows": "skip"}), sources,
+    )
+    judge_splits(recipe, intake, counts, findings)
+    return counts
+
+
+def judge_splits(recipe: Recipe, intake: Intake, counts: Mapping[str, int], findings: Findings) -> None:
+    """What the counts of the intake mean for the run."""
+    explained = {
+        "duplicate_conversations": "conversations are exact repetitions and are left out",
+        "duplicate_comparisons": "comparisons are exact repetitions and are left out",
+        "contradictions": "pairs of comparisons contradict each other: the same two answers, opposite preferences",
+        "prompts_removed": "prompts to improve on are also held out and are removed from training",
+        "conversations_removed": "conversations have a held-out prompt and are removed from training",
+        "comparisons_removed": "comparisons have a held-out prompt and are removed",
+    }
+    findings.notes += [f"{counts[name]:,} {what}" for name, what in explained.items() if counts[name]]
+
+    for name in ("test", "gate", "validation"):
+        count = counts[f"prompts_{name}"]
+        if count == 0:
+            findings.problems.append(
+                f"no prompt is left for the {name} split: give at least 5 different prompts, better 1,000"
+            )
+        elif count < FEW_PROMPTS and name != "validation":
+            findings.notes.append(
+                f"only {count} {name} prompts: an interval over so few hides all but large gains; "
+                f"give {5 * FEW_PROMPTS:,} prompts or more"
+            )
+    for name, count in {"to learn from": counts["demonstrations"], "to improve on": counts["prompts_improve"]}.items():
+        if count == 0:
+            what = "conversation" if name == "to learn from" else "prompt"
+            findings.problems.append(f"no {what} is left {name} once those for measuring are set apart: give more")
+
+    if not intake.comparisons:
+        return
+    audit = recipe.reward.audit
+    models_trained = {"reward": "heldout"} | ({"judge": "judge_heldout"} if intake.judge else {})
+    for trained, measured in models_trained.items():
+        what = {"reward": "the reward model", "judge": "the gate's judge"}[trained]
+        if counts[f"comparisons_{trained}"] == 0:
+            findings.problems.append(f"no comparison is left to train {what}: give more")
+        count = counts[f"comparisons_{measured}"]
+        few = f"only {count} held-out comparisons to audit {what}, where {audit.least_comparisons} are the least"
+        if count == 0 or (count < audit.least_comparisons and audit.required):
+            findings.problems.append(f"{few}: give more comparisons, or raise splits.heldout ({intake.heldout:g})")
+        elif count < audit.least_comparisons:
+            findings.notes.append(f"{few}; the audit will fail, and the run goes on as reward.audit.required is false")
+
+
+def check_model(recipe: Recipe, folder: Path, findings: Findings) -> tuple[Any, Architecture] | None:
+    """Opens model and tokenizer as the run will; a Base from scratch is measured by its configuration."""
+    if recipe.base.train is not None:
+        text = folder / "text.jsonl"
+        if not text.exists():
+            return None
+        documents, read = [], 0
+        for document in files.read_documents(text):
+            documents.append(document)
+            read += len(document.text)
+            if read > SOME_TEXT:
+                break
+        config = recipe.base.train
+        return train_tokenizer(documents, config.vocabulary, config.context), from_scratch(config)
+    assert recipe.base.from_ is not None
+    try:
+        return open_model(str(recipe.place(recipe.base.from_)), recipe.base.chat_template, findings)
+    except TriptychError as error:
+        findings.problems.append(f"base.from: {error}")
+        return None
+
+
+def open_model(name: str, chat_template: str | None, findings: Findings) -> tuple[Any, Architecture]:
+    """The tokenizer as a run will have it, and the model's measures.
+
+    The weights are loaded, which proves them whole and finite, unless training them would not fit anyway.
+    """
+    kind, path = source._find(name)
+    if kind == "gguf":
+        model, tokenizer = models.load_gguf(path)
+        config, parameters = model.config, models.parameters(model)
+    else:
+        within = path.parents[1] if kind == "hub" else None
+        models.inspect(path, within)
+        tokenizer = models.load_tokenizer(path)
+        parameters = _stored(path)
+        if 4 * parameters < memory():
+            model = models.load_policy(path, within=within)
+            config, parameters = model.config, models.parameters(model)
+        else:
+            try:
+                config = AutoConfig.from_pretrained(path, trust_remote_code=False, local_files_only=True)
+            except Exception as error:  # transformers raises whatever its readers meet
+                raise ModelError(f"{name}: config.json cannot be read: {error}") from error
+    findings.notes += [f"base: {change}" for change in source._prepare(tokenizer, chat_template)]
+    return tokenizer, _architecture(config.get_text_config(), parameters)
+
+
+def _stored(folder: Path) -> int:
+    """How many numbers the folder's safetensors hold, by their headers."""
+    total = 0
+    for path in folder.glob("*.safetensors"):
+        with safe_open(path, "pt") as weights:
+            for name in weights.keys():  # noqa: SIM118 (the file is no mapping)
+                size = 1
+                for length in weights.get_slice(name).get_shape():
+                    size *= length
+                total += size
+    return total
+
+
+def _architecture(config: Any, parameters: int) -> Architecture:
+    width = int(config.hidden_size)
+    heads = int(getattr(config, "num_attention_heads", 0) or 1)
+    key_value_heads = int(getattr(config, "num_key_value_heads", None) or heads)
+    return Architecture(
+        parameters, width, int(getattr(config, "intermediate_size", None) or 4 * width),
+        int(config.num_hidden_layers), key_value_heads * (getattr(config, "head_dim", None) or width // heads),
+        getattr(config, "max_position_embeddings", None),
+    )
+
+
+def from_scratch(config: Pretraining) -> Architecture:
+    """The Llama that pretraining makes."""
+    width, inner = config.width, -(-config.width * 8 // 3 // 32) * 32
+    key_value_width = width // config.heads * config.key_value_heads
+    layer = 2 * width * width + 2 * width * key_value_width + 3 * width * inner + 2 * width
+    parameters = config.layers * layer + config.vocabulary * width + width
+    return Architecture(parameters, width, inner, config.layers, key_value_width, config.context)
+
+
+def check_lengths(
+    recipe: Recipe, folder: Path, tokenizer: Any, model: Architecture, findings: Findings
+) -> dict[str, Texts]:
+    """The tokens of every split, and what becomes of rows that are too long."""
+    texts: dict[str, Texts] = {}
+    prompts = {
+        "prompts_improve": recipe.improve.max_tokens, "prompts_gate": recipe.gate.max_tokens,
+        "prompts_test": recipe.evaluate.max_tokens,
+    }
+    trained = [("demonstrations", "instruct", recipe.instruct)]
+    if recipe.comparison_files:
+        trained += [("reward", "reward", recipe.reward)]  # type: ignore[list-item]
+        if isinstance(recipe.gate.judge, JudgeSection):
+            trained += [("judge", "gate.judge", recipe.gate.judge)]  # type: ignore[list-item]
+    for name, section, config in trained:
+        reader: Callable[..., Any] = files.read_conversations if name == "demonstrations" else files.read_comparisons
+        lengths, sizes = measured(_split(folder / f"{name}.jsonl", reader), tokenizer)
+        findings.lengths[name] = report = length_report(lengths, config.context)
+        fits = [place for place, length in enumerate(lengths) if length <= config.context]
+        if report.over:
+            what = "will be left out" if config.overlong == "drop" else "will have their answers cut"
+            findings.notes.append(
+                f"{name}: {report.over:,} of {report.count:,} rows are longer than {section}.context, "
+                f"{config.context} tokens, and {what} (the longest has {report.longest:,})"
+            )
+        if report.count and not fits and config.overlong == "drop":
+            findings.problems.append(f"{name}: every row is longer than {section}.context, {config.context} tokens")
+        longest = min(report.longest, config.context)
+        if model.context is not None and longest > model.context:
+            findings.problems.append(
+                f"{name}: rows have up to {longest:,} tokens, and the model knows {model.context:,} positions; "
+                f"set {section}.context to {model.context} at most"
+            )
+        texts[name] = Texts(len(fits), sum(sizes[place] for place in fits), longest)
+    for name, answer in prompts.items():
+        lengths, _ = measured(_split(folder / f"{name}.jsonl", files.read_prompts), tokenizer)
+        limit = (model.context or max(lengths, default=0) + answer) - answer
+        findings.lengths[name] = report = length_report(lengths, limit)
+        texts[name] = Texts(report.count, sum(lengths), report.longest)
+        if report.over:
+            findings.problems.append(
+                f"{name}: {report.over:,} of {report.count:,} prompts leave no room for an answer of {answer} tokens: "
+                f"the model knows {model.context:,} positions (the longest prompt has {report.longest:,} tokens)"
+            )
+    return texts
+
+
+def measured(
+    records: Sequence[Prompt | Conversation | Comparison], tokenizer: Any
+) -> tuple[list[int], list[int]]:
+    """For each record its length, as it counts against a context, and the tokens that are computed for it."""
+    lengths, sizes = [], []
+    for record in records:
+        if isinstance(record, Prompt):
+            lengths.append(len(prompt_tokens(tokenizer, record.messages)))
+            sizes.append(lengths[-1])
+            continue
+        if isinstance(record, Comparison):
+            pair = tokenized(record, tokenizer)
+            lengths.append(pair.length)
+            sizes.append(len(pair.prompt) + len(pair.chosen) + len(pair.rejected))
+            continue
+        lengths.append(tokenized(record, tokenizer).length)
+        sizes.append(lengths[-1])
+    return lengths, sizes
+
+
+def length_report(lengths: Sequence[int], limit: int) -> LengthReport:
+    """The lengths against their limit."""
+    over = sum(length > limit for length in lengths)
+    return LengthReport(len(lengths), median(lengths) if lengths else 0, max(lengths, default=0), over, limit)
+
+
+def _split(path: Path, reader: Callable[..., Any]) -> Any:
+    """A split's rows; an empty one is no fault of its file here, for it was reported as too few."""
+    return reader(path) if path.exists() and path.stat().st_size else []
+
+
+def estimate(
+    recipe: Recipe, model: Architecture, texts: Mapping[str, Texts], counts: Mapping[str, int], findings: Findings
+) -> None:
+    """Roughly what each stage takes; memory that is not there is a problem.
+
+    Training a token costs 6 products and sums for each parameter, applying the model 2 (Kaplan et al. 2020).
+    """
+    rate = matrix_rate()
+    size = model.parameters
+
+    def add(stage: str, trained: int = 0, applied: int = 0, sampled: int = 0, gib: float = 0.0) -> None:
+        work = (6 * trained + 2 * applied) / TRAINING_EFFICIENCY + 2 * sampled / SAMPLING_EFFICIENCY
+        findings.costs.append(Cost(stage, trained + applied + sampled, size * work / rate, gib))
+
+    training = 16 * size / GIB  # float32 weights, gradients and AdamW's two moments
+    sampler = size * (2 if compute_dtype() == torch.bfloat16 else 0) / GIB
+    policy = 4 * size / GIB + sampler
+    if recipe.base.train is not None:
+        pretraining = recipe.base.train
+        add("base", pretraining.tokens, gib=training + activations(model, pretraining.batch))
+    else:
+        add("base", gib=4 * size / GIB)
+    instruct = recipe.instruct
+    tokens = round(texts["demonstrations"].tokens * instruct.epochs)
+    add("instruct", tokens, gib=training + activations(model, instruct.micro_batch))
+    for name, stage in (("judge", "judge"), ("reward", "round-1/reward")):
+        if name in texts:
+            section = recipe.gate.judge if name == "judge" else recipe.reward
+            assert isinstance(section, JudgeSection | type(recipe.reward))
+            gib = training + activations(model, section.micro_batch)
+            add(stage, texts[name].tokens * section.epochs, gib=gib)
+    judge = policy if isinstance(recipe.gate.judge, JudgeSection) else 0.0
+    improve = recipe.improve
+    asked = improve.steps * improve.prompts_per_step
+    written = asked * improve.group * improve.max_tokens
+    prompt = texts["prompts_improve"].tokens // max(1, texts["prompts_improve"].rows)
+    for number in range(1, improve.rounds + 1):
+        longest = texts["prompts_improve"].longest + improve.max_tokens
+        kept = cache(model, improve.prompts_per_step * improve.group, longest)
+        # The policy in training, its sampler, the reference, the reward model, and the judge of the curves.
+        gib = training + sampler + 2 * policy + judge + max(kept, activations(model, improve.micro_batch))
+        add(f"round-{number}/improve", asked * prompt + written, 2 * written, written, gib)
+        gate = texts["prompts_gate"]
+        sampled = 2 * gate.rows * recipe.gate.max_tokens
+        gib = 3 * policy + judge + cache(model, 128, gate.longest + recipe.gate.max_tokens)
+        add(f"round-{number}/gate", 0, 2 * (gate.tokens + sampled), sampled, gib)
+    test = texts["prompts_test"]
+    sampled = (2 + improve.rounds) * test.rows * recipe.evaluate.max_tokens * (2 if recipe.evaluate.greedy else 1)
+    gib = 3 * policy + judge + cache(model, 128, test.longest + recipe.evaluate.max_tokens)
+    add("test", 0, 2 * (test.tokens + sampled), sampled, gib)
+    findings.assumption = (
+        f"{size / 1e6:,.1f}M parameters; this machine multiplies matrices at {rate / 1e9:,.0f} GFLOP/s in "
+        f"{str(compute_dtype()).removeprefix('torch.')}, of which training reaches {TRAINING_EFFICIENCY:.0%} and "
+        f"sampling {SAMPLING_EFFICIENCY:.0%} (assumed); answers as long as they may be"
+    )
+    most, there = max(cost.gib for cost in findings.costs), memory() / GIB
+    if most > there:
+        stage = max(findings.costs, key=lambda cost: cost.gib).stage
+        findings.problems.append(
+            f"{stage} needs about {most:.1f} GiB of memory and this machine has {there:.1f}: take a smaller model, "
+            "or lower micro_batch, context and max_tokens"
+        )
+    judges = int(isinstance(recipe.gate.judge, JudgeSection))
+    folders = 2 + judges + improve.rounds + 1 + 3  # base, instruct, judge, candidates, reward, the release
+    disk = (4 * folders + 12) * size / GIB
+    free = shutil.disk_usage(Path.cwd()).free / GIB
+    if disk > free:
+        findings.notes.append(f"the run writes about {disk:.1f} GiB, and the disk of this folder has {free:.1f} free")
+
+
+def activations(model: Architecture, tokens: int) -> float:
+    """GiB that backward needs of so many tokens: for each layer about ten rows of the width, four of the MLP."""
+    numbers = tokens * model.layers * (10 * model.width + 4 * model.inner)
+    return numbers * (2 if compute_dtype() == torch.bfloat16 else 4) / GIB
+
+
+def cache(model: Architecture, sequences: int, length: int) -> float:
+    """GiB of the keys and values of so many sequences."""
+    numbers = 2 * sequences * length * model.layers * model.key_value_width
+    return numbers * (2 if compute_dtype() == torch.bfloat16 else 4) / GIB
+
+
+def matrix_rate(seconds: float = 0.3) -> float:
+    """Products and sums a second of a large matrix product in the compute type, on the CPU."""
+    side = 1024
+    a = torch.ones(side, side, dtype=compute_dtype())
+    a @ a  # the first call chooses its algorithm
+    began, times = time.perf_counter(), 0
+    while (spent := time.perf_counter() - began) < seconds:
+        a @ a
+        times += 1
+    return 2 * side**3 * times / spent
+
+
+def memory() -> int:
+    """Bytes of memory that this process may use: the machine's, or its container's where that is less."""
+    limits = list(_limits())
+    return min([os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), *limits])
+
+
+def _limits() -> Iterator[int]:
+    for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        try:
+            text = Path(path).read_text(encoding="ascii").strip()
+        except OSError:
+            continue
+        if text.isdecimal():
+            yield int(text)

@@ -1,0 +1,619 @@
+"""The command line: parsing and printing only.
+
+What computes is imported inside the commands, so that `--help` and `status` answer at once.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import random
+import sys
+import time
+import webbrowser
+from collections.abc import Iterator, Sequence
+from importlib import resources
+from importlib.resources.abc import Traversable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+from typer.core import TyperGroup
+
+from triptych import __version__
+from triptych.errors import AuditError, ModelError, RecipeError, ReleaseError, RunError, TriptychError
+
+if TYPE_CHECKING:
+    from triptych.check import Findings
+    from triptych.recipe import Recipe
+    from triptych.report.summary import Summary
+
+INTERRUPTED = 130
+"""The exit code of a program that Ctrl-C ended: 128 + SIGINT."""
+RUNS = Path("runs")
+
+out = Console(highlight=False)
+err = Console(highlight=False, stderr=True)
+
+
+class Commands(TyperGroup):
+    """The commands; what a user can mend is printed as one block, without a traceback."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Runs the command that was named."""
+        try:
+            return super().invoke(ctx)
+        except TriptychError as error:
+            fail(str(error))
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                fail("the disk is full; free some space and give the same command again")
+            if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+                fail(f"{error.filename}: {error.strerror}")
+            raise
+        except KeyboardInterrupt:
+            raise typer.Exit(INTERRUPTED) from None
+
+
+def fail(message: str) -> NoReturn:
+    """Prints what is wrong and ends with exit code 1."""
+    show_error(message)
+    raise typer.Exit(1)
+
+
+def show_error(message: str) -> None:
+    """One block on stderr; the lines after the first are indented below it."""
+    err.print(Text("error: ", "bold red") + Text(message.replace("\n", "\n       ")), soft_wrap=True)
+
+
+def say(text: str = "") -> None:
+    """A plain line, never broken: paths must be copied whole."""
+    out.print(text, markup=False, soft_wrap=True)
+
+
+app = typer.Typer(
+    cls=Commands, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
+    rich_markup_mode="rich", context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe, a YAML file.", show_default=False)]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="FIELD=VALUE", show_default=False,
+        help="Sets a field of the recipe, as in reward.learning_rate=1e-5; may be given several times.",
+    ),
+]
+RunFolder = Annotated[
+    str, typer.Argument(metavar="RUN", help="A run's folder, or its name in runs/.", show_default=False)
+]
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        say(f"triptych {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def triptych(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Prints the version.")
+    ] = False,
+) -> None:
+    """Develops a family of three language models, Base, Instruct and Reward, from one recipe.
+
+    Start with [bold]triptych init my-model[/bold], put your own files into it, then
+    [bold]triptych check my-model/recipe.yaml[/bold] and [bold]triptych run my-model/recipe.yaml[/bold].
+    """
+
+
+@app.command()
+def init(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A new or empty folder.", show_default=False)],
+) -> None:
+    """Writes a commented recipe and small example files to begin with.
+
+    Example: [bold]triptych init my-model[/bold]
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise RunError(f"{folder} is not an empty folder; nothing was written. Name a new one")
+    for name, source in _starter(resources.files("triptych") / "starter"):
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(source.read_bytes())
+        say(f"wrote {path}")
+    say(f"\nNext: triptych check {folder / 'recipe.yaml'}")
+
+
+def _starter(folder: Traversable, inside: Path = Path()) -> Iterator[tuple[Path, Traversable]]:
+    for entry in sorted(folder.iterdir(), key=lambda entry: entry.name):
+        if entry.is_dir():
+            if entry.name != "__pycache__":
+                yield from _starter(entry, inside / entry.name)
+        elif not entry.name.endswith((".py", ".pyc")):
+            yield inside / entry.name, entry
+
+
+@app.command()
+def check(recipe: RecipeFile, overrides: Overrides = None) -> None:
+    """Reads and checks everything a run needs, and estimates its memory and time.
+
+    Every file is read, the model and its tokenizer are opened, lengths are counted. Exit code 1 with every
+    problem listed, 0 where the run may start. A model on the Hugging Face Hub is downloaded.
+
+    Example: [bold]triptych check recipe.yaml --set base.from=models/mine[/bold]
+    """
+    from triptych.check import check as look
+    from triptych.engine.device import settle
+
+    settle()
+    findings = look(recipe, overrides or ())
+    _show_findings(findings)
+    if findings.problems:
+        count = len(findings.problems)
+        fail(f"{count} problem{'s' if count > 1 else ''}:\n" + "\n".join(findings.problems))
+    say(f"{recipe} is fine: triptych run {recipe}")
+
+
+def _show_findings(findings: Findings) -> None:
+    if findings.lengths:
+        table = _table("tokens in a row of", "rows", "median", "longest", "limit", "over", right=5)
+        for name, report in findings.lengths.items():
+            numbers = (report.count, round(report.median), report.longest, report.limit, report.over)
+            table.add_row(name, *(f"{number:,}" for number in numbers))
+        out.print(table)
+    if findings.costs:
+        table = _table("stage", "tokens", "time, about", "memory, about", right=3)
+        for cost in findings.costs:
+            table.add_row(cost.stage, f"{cost.tokens:,}", _duration(cost.seconds), f"{cost.gib:.2f} GiB")
+        total = sum(cost.seconds for cost in findings.costs)
+        most = max(cost.gib for cost in findings.costs)
+        table.add_section()
+        table.add_row("all", "", _duration(total), f"{most:.2f} GiB at most")
+        out.print(table)
+        say(f"Estimated from {findings.assumption}.")
+    for note in findings.notes:
+        say(f"note: {note}")
+
+
+@app.command()
+def run(
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    until: Annotated[
+        str | None,
+        typer.Option(metavar="STAGE", help="Stops after this stage, as in round-1/audit.", show_default=False),
+    ] = None,
+    runs: Annotated[Path, typer.Option(metavar="DIR", help="Where runs are kept.")] = RUNS,
+) -> None:
+    """Runs the cycle, or goes on with it: what is done already is not done again.
+
+    Results go to runs/NAME: summary.json, report.html and release/. Ctrl-C stops it; the same command goes on.
+
+    Example: [bold]triptych run recipe.yaml --set improve.rounds=3 --until round-1/audit[/bold]
+    """
+    from triptych import outcome
+    from triptych.check import stage_names
+    from triptych.cycle import Family, cycle
+    from triptych.engine.device import settle
+    from triptych.pipeline.runner import Runner, Until, claimed
+    from triptych.progress import Terminal
+    from triptych.recipe import load
+
+    loaded = load(recipe, overrides or ())
+    names = stage_names(loaded)
+    if until is not None and until not in names:
+        raise RecipeError(f"--until {until}: this recipe has no such stage; it has {', '.join(names)}")
+    seconds = _checkpoint_seconds()
+    settle()
+    folder = runs / loaded.name
+    failure: AuditError | None = None
+    stopped = False
+    with claimed(folder):
+        _store(loaded, recipe, folder / "recipe.yaml")
+        runner = Runner(folder, Terminal(), loaded.seed, seconds, until)
+        family = Family()
+        try:
+            cycle(loaded, runner, family)
+        except Until:
+            pass
+        except AuditError as error:
+            failure = error
+        except KeyboardInterrupt:
+            stopped = True
+        if family.base is not None:
+            _show_outcome(outcome.write(loaded, family, folder, runner.ledger), folder)
+    if failure is not None:
+        raise failure
+    if stopped:
+        say("stopped; the same command goes on from here")
+        raise typer.Exit(INTERRUPTED)
+
+
+def _checkpoint_seconds() -> float:
+    text = os.environ.get("TRIPTYCH_CHECKPOINT_SECONDS", "60")
+    try:
+        return float(text)
+    except ValueError:
+        raise RunError(f"TRIPTYCH_CHECKPOINT_SECONDS must be a number of seconds, got {text!r}") from None
+
+
+def _store(recipe: Recipe, path: Path, destination: Path) -> None:
+    """Keeps the resolved recipe beside its results."""
+    import yaml
+
+    content = yaml.safe_dump(recipe.model_dump(mode="json", by_alias=True), sort_keys=False, allow_unicode=True)
+    _replace(destination, f"# {path} with every default; file names are relative to {path.parent}\n{content}")
+
+
+def _replace(path: Path, text: str) -> None:
+    """Writes a file that is there whole, or as it was."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, path)
+
+
+def _show_outcome(summary: Summary, folder: Path) -> None:
+    from triptych.report.page import headline
+
+    found = headline(summary)
+    tone = {"good": "green", "bad": "red"}.get(found.tone, "yellow")
+    out.print(Text("\n" + found.text, f"bold {tone}"), soft_wrap=True)
+    for missed in summary.verdict.missed if summary.verdict else ():
+        out.print(Text("missed: ", "yellow") + Text(missed), soft_wrap=True)
+    say(f"report   {folder / 'report.html'}")
+    if summary.release:
+        say(f"release  {folder / summary.release}")
+
+
+@app.command()
+def status(name: RunFolder) -> None:
+    """Shows how far a run is: each stage, its state, time and result.
+
+    Example: [bold]triptych status quickstart[/bold]
+    """
+    from triptych.pipeline.ledger import Ledger
+
+    folder = _run(name)
+    ledger = Ledger(folder / "ledger.jsonl")
+    owner = _owner(folder)
+    spent = ledger.seconds()
+    last = {event["stage"]: event for event in ledger.events()}
+    if not last:
+        say(f"{folder}: nothing was run yet")
+    table = _table("stage", "state", "time", "result", "fingerprint")
+    for stage, event in last.items():
+        mark = event["fingerprint"]
+        seconds = spent.get(mark, 0.0)
+        state, tone = {
+            "finished": ("done", "green"), "reused": ("reused", "green"), "stopped": ("stopped", "yellow"),
+            "failed": ("failed", "red"),
+        }.get(event["event"], ("under way", "blue"))
+        if state == "under way":
+            seconds += max(0.0, time.time() - event["time"])
+            if owner is None:
+                state, tone, seconds = "interrupted", "yellow", spent.get(mark, 0.0)
+        result = _result(folder / "artifacts" / f"{stage.replace('/', '-')}-{mark[:12]}" / "manifest.json")
+        table.add_row(stage, Text(state, tone), _duration(seconds), result, mark[:12])
+    if last:
+        out.print(table)
+    say("no process is at work on it" if owner is None else f"process {owner} is at work on it")
+    if (folder / "report.html").exists():
+        say(f"report   {folder / 'report.html'}")
+    if (folder / "release").exists():
+        say(f"release  {folder / 'release'}")
+
+
+def _owner(folder: Path) -> str | None:
+    """The process that holds the run, by the lock that `triptych run` keeps."""
+    try:
+        with open(folder / "lock", encoding="ascii") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except OSError:
+                return lock.read().strip() or "unknown"
+    except OSError:
+        pass
+    return None
+
+
+def _result(manifest: Path) -> str:
+    """The one number that a reader of a stage's row looks for."""
+    try:
+        metrics = json.loads(manifest.read_text(encoding="utf-8"))["metrics"]
+    except (OSError, ValueError, KeyError):
+        return ""
+    if "decision" in metrics:
+        return f"{metrics['decision']}, win rate {metrics['win_rate']:.1%}"
+    if "accuracy" in metrics:
+        return f"accuracy {metrics['accuracy']:.1%}, {'passed' if metrics['passed'] else 'not passed'}"
+    if "score" in metrics:
+        return f"score {metrics['score']:.3f}"
+    if metrics.get("bits_per_byte") is not None:
+        return f"{metrics['bits_per_byte']:.3f} bits per byte"
+    return ""
+
+
+@app.command()
+def report(
+    name: RunFolder, open_: Annotated[bool, typer.Option("--open", help="Opens it in the browser.")] = False
+) -> None:
+    """Writes report.html again from a run's summary and samples, and prints its path.
+
+    Example: [bold]triptych report quickstart --open[/bold]
+    """
+    from pydantic import TypeAdapter, ValidationError
+
+    from triptych.report.page import render
+    from triptych.report.summary import Sample, Summary
+
+    folder = _run(name)
+    try:
+        summary = Summary.model_validate_json((folder / "summary.json").read_bytes())
+        samples = TypeAdapter(list[Sample]).validate_json((folder / "samples.json").read_bytes())
+    except FileNotFoundError as error:
+        raise RunError(f"{error.filename} is not there: it is written when the run has a Base or more") from None
+    except ValidationError as error:
+        raise RunError(f"{folder}: summary.json or samples.json is damaged; run the recipe again: {error}") from None
+    _replace(folder / "report.html", render(summary, samples))
+    say(str(folder / "report.html"))
+    if open_:
+        webbrowser.open((folder / "report.html").resolve().as_uri())
+
+
+@app.command()
+def chat(
+    model: Annotated[
+        str,
+        typer.Argument(metavar="MODEL", help="A model's folder, a release, or a run.", show_default=False),
+    ],
+    temperature: Annotated[float, typer.Option(min=0.0, help="0 always takes the likeliest word.")] = 0.7,
+    max_tokens: Annotated[int, typer.Option(min=1, help="The longest answer.")] = 256,
+    seed: Annotated[
+        int | None, typer.Option(min=0, help="Gives the same answers again.", show_default=False)
+    ] = None,
+) -> None:
+    """Talks with a model; of a release the Reward model scores each answer.
+
+    /reset begins anew, /quit or Ctrl-D leaves. Reads lines from a pipe as well, one for each turn.
+
+    Example: [bold]triptych chat runs/quickstart/release --temperature 0.3[/bold]
+    """
+    folder, release = _model(model, "instruct")
+
+    from triptych.engine.device import settle
+    from triptych.engine.generation import Sampling
+    from triptych.engine.rollout import Policy
+    from triptych.engine.scoring import RewardModel
+    from triptych.records import Conversation, Message, Prompt
+
+    settle()
+    policy = Policy.open(folder)
+    scorer = RewardModel(release / "reward") if release else None
+    context = getattr(policy.model.config.get_text_config(), "max_position_embeddings", None)
+    seed = random.randrange(2**31) if seed is None else seed
+    turns: list[Message] = []
+    for number, line in enumerate(_lines()):
+        if line == "/quit":
+            break
+        if line == "/reset":
+            turns = []
+            say("(a new conversation)")
+            continue
+        turns.append(Message("user", line))
+        forgotten = 0
+        while context and len(turns) > 1 and len(policy.render(Prompt(tuple(turns)))) + max_tokens > context:
+            turns, forgotten = turns[2:], forgotten + 2
+        if forgotten:
+            say(f"(the first {forgotten} turns no longer fit the model's {context} tokens and are forgotten)")
+        prompt = Prompt(tuple(turns))
+        sampling = Sampling(max_tokens, temperature, seed=seed + number)
+        ((rollout,),) = policy.write([prompt], sampling)
+        turns.append(Message("assistant", rollout.answer))
+        say(_printable(rollout.answer) + ("" if rollout.finished else " …"))
+        if scorer:
+            score = scorer.score([Conversation(prompt, rollout.answer)])[0]
+            out.print(f"[dim]reward {score:.2f}[/]")
+
+
+def _lines() -> Iterator[str]:
+    """What the user types, or what comes from a pipe; empty lines are passed over."""
+    if sys.stdin.isatty():
+        import readline  # noqa: F401 (gives input() its history and editing)
+    while True:
+        try:
+            line = input("› " if sys.stdin.isatty() else "")
+        except EOFError:
+            return
+        if line.strip():
+            yield line.strip()
+
+
+def _printable(text: str) -> str:
+    """Without control characters, by which a model's answer could steer the terminal."""
+    return "".join(letter for letter in text if letter in "\n\t" or letter.isprintable())
+
+
+@app.command()
+def evaluate(
+    model: Annotated[
+        str,
+        typer.Argument(metavar="MODEL", help="A model's folder, a release, or a run.", show_default=False),
+    ],
+    prompts: Annotated[
+        Path | None, typer.Option(help="Rows of {prompt}: the model answers each.", show_default=False)
+    ] = None,
+    reward: Annotated[
+        Path | None, typer.Option(help="A reward model's folder: it scores the answers.", show_default=False)
+    ] = None,
+    comparisons: Annotated[
+        Path | None,
+        typer.Option(help="Rows of {prompt, chosen, rejected}: how often a reward model agrees.", show_default=False),
+    ] = None,
+    text: Annotated[
+        Path | None, typer.Option(help="Plain text: how well the model predicts it.", show_default=False)
+    ] = None,
+    max_tokens: Annotated[int, typer.Option(min=1, help="The longest answer.")] = 96,
+    temperature: Annotated[float, typer.Option(min=0.0, help="Of the answers; 0 takes the likeliest word.")] = 1.0,
+    seed: Annotated[int, typer.Option(min=0, help="Of the answers.")] = 1,
+    output: Annotated[Path | None, typer.Option(help="Writes the numbers as JSON.", show_default=False)] = None,
+) -> None:
+    """Measures a model: its answers, its reading of plain text, or a reward model's agreement with people.
+
+    Of a release, --comparisons measures the Reward model and the others the Instruct model.
+
+    Example: [bold]triptych evaluate runs/quickstart/release/instruct --prompts questions.jsonl
+    --reward runs/quickstart/release/reward[/bold]
+    """
+    if prompts is None and comparisons is None and text is None:
+        raise RecipeError("nothing to measure: give --prompts, --comparisons or --text")
+    if reward is not None and prompts is None:
+        raise RecipeError("--reward scores answers to prompts: give --prompts as well")
+    from triptych.engine.device import settle
+
+    settle()
+    numbers: dict[str, Any] = {}
+    if comparisons is not None:
+        numbers |= _agreement(_model(model, "reward")[0], comparisons)
+    if prompts is not None or text is not None:
+        folder = _model(model, "instruct")[0]
+        if prompts is not None:
+            numbers |= _answers(folder, prompts, reward, max_tokens, temperature, seed)
+        if text is not None:
+            numbers |= _prediction(folder, text)
+    table = _table("measured", "value", right=1)
+    for name, value in numbers.items():
+        table.add_row(name.replace("_", " "), _number(value))
+    out.print(table)
+    if output is not None:
+        _replace(output, json.dumps(numbers, indent=1, ensure_ascii=False) + "\n")
+        say(str(output))
+
+
+def _answers(
+    folder: Path, prompts: Path, reward: Path | None, max_tokens: int, temperature: float, seed: int
+) -> dict[str, Any]:
+    from triptych.data.files import read_prompts
+    from triptych.engine.generation import Sampling
+    from triptych.engine.rollout import Policy
+    from triptych.engine.scoring import RewardModel
+    from triptych.intervals import mean_interval
+    from triptych.progress import Terminal
+    from triptych.records import Conversation
+
+    asked = read_prompts(prompts)
+    scorer = RewardModel(_model(str(reward), "reward")[0]) if reward is not None else None
+    written = Policy.open(folder).write(asked, Sampling(max_tokens, temperature, seed=seed), progress=Terminal())
+    answers = [group[0] for group in written]
+    numbers: dict[str, Any] = {
+        "prompts": len(asked),
+        "mean_length": sum(len(answer.tokens) for answer in answers) / len(answers),
+        "cut": sum(not answer.finished for answer in answers) / len(answers),
+        "distinct": len({answer.answer for answer in answers}) / len(answers),
+    }
+    if scorer:
+        scores = scorer.score([Conversation(answer.prompt, answer.answer) for answer in answers])
+        numbers["reward"], numbers["reward_interval"] = mean_interval(scores)
+    return numbers
+
+
+def _agreement(folder: Path, comparisons: Path) -> dict[str, Any]:
+    from triptych.data.files import read_comparisons
+    from triptych.engine.scoring import RewardModel
+    from triptych.records import Conversation
+    from triptych.reward.audit import Audit, audited
+
+    rows = read_comparisons(comparisons)
+    pairs = [Conversation(row.prompt, answer) for row in rows for answer in (row.chosen, row.rejected)]
+    scores = RewardModel(folder).score(pairs)
+    measured = audited(rows, scores[0::2], scores[1::2], Audit(), None)
+    names = ("comparisons", "accuracy", "interval", "calibration_error", "length_correlation")
+    numbers = {name: measured[name] for name in names}
+    return numbers | {f"accuracy_of_{name.replace(' ', '_')}": share for name, share in measured["baselines"].items()}
+
+
+def _prediction(folder: Path, text: Path) -> dict[str, Any]:
+    from triptych.data.files import read_documents
+    from triptych.engine.perplexity import bits_per_byte
+    from triptych.engine.rollout import Policy
+
+    policy = Policy.open(folder)
+    context = min(getattr(policy.model.config.get_text_config(), "max_position_embeddings", None) or 1024, 1024)
+    return {"bits_per_byte": bits_per_byte(policy.model, policy.tokenizer, read_documents(text), context)}
+
+
+@app.command()
+def verify(
+    name: Annotated[str, typer.Argument(metavar="RELEASE", help="A release's folder, or a run.", show_default=False)],
+) -> None:
+    """Says whether a release still holds what its manifest lists: no file changed, missing or added.
+
+    Example: [bold]triptych verify runs/quickstart/release[/bold]
+    """
+    from triptych.release.verification import verify as problems_of
+
+    folder = Path(name)
+    if not (folder / "manifest.json").exists():
+        folder = next((run / "release" for run in (folder, RUNS / name) if (run / "release").is_dir()), folder)
+    problems = problems_of(folder)
+    if problems:
+        raise ReleaseError(f"{folder} is not what was released:\n" + "\n".join(problems))
+    say(f"OK: {folder} holds what its manifest lists")
+
+
+def _run(name: str) -> Path:
+    """The folder of a run, given by its path or its name."""
+    for folder in (Path(name), RUNS / name):
+        if (folder / "ledger.jsonl").exists() or (folder / "summary.json").exists():
+            return folder
+    there = sorted(path.parent.name for path in RUNS.glob("*/ledger.jsonl"))
+    known = f"; {RUNS}/ has {', '.join(there)}" if there else ""
+    raise RunError(f"{name}: neither a run's folder nor a name in {RUNS}/{known}")
+
+
+def _model(name: str, role: str) -> tuple[Path, Path | None]:
+    """The model's folder that a path stands for, and the release it is part of where that was named."""
+    for place in (Path(name), RUNS / name):
+        for release in (place, place / "release"):
+            if (release / "manifest.json").exists() and (release / role / "config.json").exists():
+                return release / role, release
+        for folder in (place, place / "model"):
+            if (folder / "config.json").exists():
+                scores = "SequenceClassification" in (folder / "config.json").read_text(encoding="utf-8")
+                if scores != (role == "reward"):
+                    does, wanted = ("scores", "writes") if scores else ("writes", "scores")
+                    raise ModelError(f"{folder}: this model {does} answers; one that {wanted} them is needed here")
+                return folder, None
+    raise ModelError(f"{name}: neither a model's folder, nor a release, nor a run with a release")
+
+
+def _table(*columns: str, right: int = 0) -> Table:
+    """A table without rules; the numbers after its first column stand to the right."""
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+    for place, column in enumerate(columns):
+        table.add_column(column, justify="right" if 1 <= place <= right else "left", overflow="fold")
+    return table
+
+
+def _number(value: float | Sequence[float]) -> str:
+    if isinstance(value, int):
+        return f"{value:,}"
+    return f"{value:.4g}" if isinstance(value, float) else " to ".join(map(_number, value))
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes >= 60:
+        return f"{minutes // 60} h {minutes % 60:02d} min"
+    return f"{minutes} min {rest:02d} s" if minutes else f"{seconds:.1f} s"
+
+
+def main() -> None:
+    """The entry point of the console command."""
+    app()
