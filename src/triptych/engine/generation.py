@@ -279,12 +279,15 @@ def _nucleus(probabilities: Tensor, top_p: float) -> Tensor:
 
 
 def uniforms(seed: int, requests: Sequence[int], positions: Sequence[int]) -> np.ndarray:
-    """`[N]` numbers in [0, 1), each a hash (splitmix64) of seed, request and position."""
+    """`[N]` numbers in [0, 1), each a hash (splitmix64) of seed, request and position.
+
+    24 bits of it: more would round up to 1 in float32, where `draw` would take a token that is impossible.
+    """
     with np.errstate(over="ignore"):
         state = _mix(np.full(len(requests), seed, dtype=np.uint64))
         state = _mix(state ^ np.asarray(requests, dtype=np.uint64))
         state = _mix(state ^ np.asarray(positions, dtype=np.uint64))
-    return (state >> np.uint64(11)).astype(np.float64) / float(1 << 53)
+    return (state >> np.uint64(40)).astype(np.float64) / float(1 << 24)
 
 
 def _mix(state: np.ndarray) -> np.ndarray:

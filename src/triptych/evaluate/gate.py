@@ -85,7 +85,7 @@ def verdict(config: Gate, numbers: dict[str, Any], needed: int) -> tuple[Decisio
     low, high = numbers["interval"]
     shown = f"win rate {numbers['win_rate']:.1%} (95% interval {low:.1%} to {high:.1%})"
     ratio = numbers["length_after"] / max(numbers["length_before"], 1e-9)
-    if config.max_kl is not None and numbers["kl"] > config.max_kl:
+    if config.max_kl is not None and not numbers["kl"] <= config.max_kl:  # a KL that is no number is over it too
         return REJECTED, f"KL of {numbers['kl']:.1f} nats per answer is over the budget of {config.max_kl:g}"
     if ratio > config.max_length_ratio:
         return REJECTED, f"answers are {ratio:.2f} times as long, over the budget of {config.max_length_ratio:g}"
