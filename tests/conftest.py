@@ -1,0 +1,108 @@
+"""Tiny random models of several families, and a folder of one with its tokenizer."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    Gemma2Config,
+    Gemma3TextConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    PretrainedConfig,
+    Qwen3Config,
+)
+
+from triptych.base.tokenizer import train_tokenizer
+from triptych.engine import attention
+from triptych.engine.models import save
+from triptych.records import Document
+
+VOCABULARY = 61
+WINDOW = 5
+SHAPE = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": 512,
+    "initializer_range": 0.3,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+MIXED = {"sliding_window": WINDOW, "layer_types": ["sliding_attention", "full_attention"]}
+FAMILIES: dict[str, Callable[..., PretrainedConfig]] = {
+    "llama": lambda **more: LlamaConfig(**SHAPE, **more),
+    "qwen3": lambda **more: Qwen3Config(**SHAPE, **more),
+    "mistral": lambda **more: MistralConfig(**SHAPE, sliding_window=WINDOW, **more),
+    "gemma2": lambda **more: Gemma2Config(
+        **SHAPE, **MIXED, attn_logit_softcapping=3.0, final_logit_softcapping=4.0, query_pre_attn_scalar=8, **more
+    ),
+    "gemma3": lambda **more: Gemma3TextConfig(
+        **SHAPE, **MIXED, final_logit_softcapping=4.0, query_pre_attn_scalar=8, **more
+    ),
+}
+"""Every family has grouped queries; the sliding windows are shorter than the tests' sequences."""
+
+
+def tiny(family: str, *, tied: bool = True, reward: bool = False, dtype: torch.dtype = torch.float64) -> Any:
+    """A random model with transformers' own attention, the same one every time."""
+    # Only `eager` knows soft caps, but it takes the softmax in float32 whatever the model is.
+    plain = "eager" if family == "gemma2" else "sdpa"
+    torch.manual_seed(7)
+    config = FAMILIES[family](tie_word_embeddings=tied, **({"num_labels": 1} if reward else {}))
+    kind = AutoModelForSequenceClassification if reward else AutoModelForCausalLM
+    model = kind.from_config(config, attn_implementation=plain, dtype=dtype).eval()
+    with torch.no_grad():  # norms start at one (Gemma's at zero) and biases at zero, which would hide mistakes
+        for weight in model.parameters():
+            weight.add_(0.1 * torch.randn_like(weight))
+    return model
+
+
+def with_our_attention(model: Any) -> Any:
+    """A copy with a config of its own: a changed attention would otherwise show in both models."""
+    mine = copy.deepcopy(model)
+    mine.set_attn_implementation(attention.NAME)
+    return mine
+
+
+def some_tokens(count: int, seed: int) -> list[int]:
+    """Random tokens, none of them special."""
+    drawn: list[int] = torch.randint(3, VOCABULARY, (count,), generator=torch.Generator().manual_seed(seed)).tolist()
+    return drawn
+
+
+def logprobs_alone(model: Any, prompt: list[int], answer: list[int]) -> Tensor:
+    """`[A]` log-probabilities of an answer's tokens by plain transformers, this one sequence alone."""
+    tokens = torch.tensor([prompt + answer])
+    logits = model(tokens, use_cache=False).logits[0, len(prompt) - 1 : -1]
+    return torch.log_softmax(logits.double(), dim=-1).gather(1, tokens[0, len(prompt) :, None])[:, 0]
+
+
+@pytest.fixture(scope="session")
+def policy_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An artifact's folder with a random policy and its tokenizer in `model`."""
+    folder = tmp_path_factory.mktemp("policy")
+    tokenizer = train_tokenizer([Document("a small cat sat on a red mat and saw a dog")] * 3, 300, 256)
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=16, intermediate_size=32, num_hidden_layers=2,
+        num_attention_heads=2, num_key_value_heads=1, max_position_embeddings=256, tie_word_embeddings=True,
+        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    ))
+    save(model, tokenizer, folder / "model")
+    return folder

@@ -1,0 +1,56 @@
+"""The gate's verdict: every way to pass it and to fail."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from triptych.evaluate.gate import PROMOTED, REJECTED, UNDECIDED, Gate, verdict
+
+EVEN = {
+    "win_rate": 0.6, "interval": (0.45, 0.75), "kl": 3.0, "judge": "exact judge",
+    "length_before": 20.0, "length_after": 22.0,
+}
+
+
+def decided(config: Gate | None = None, **numbers: Any) -> tuple[str, str]:
+    return verdict(config or Gate(), EVEN | numbers, needed=321)
+
+
+def test_an_interval_above_one_half_promotes() -> None:
+    decision, reason = decided(interval=(0.501, 0.7))
+    assert decision == PROMOTED
+    assert reason == "exact judge prefers the candidate: win rate 60.0% (95% interval 50.1% to 70.0%)"
+
+
+def test_an_interval_below_one_half_rejects() -> None:
+    decision, reason = decided(win_rate=0.4, interval=(0.3, 0.499))
+    assert decision == REJECTED
+    assert reason.startswith("exact judge prefers the champion: win rate 40.0%")
+
+
+@pytest.mark.parametrize("interval", [(0.45, 0.75), (0.5, 0.7), (0.3, 0.5)])
+def test_an_interval_that_touches_one_half_decides_nothing(interval: tuple[float, float]) -> None:
+    decision, reason = decided(interval=interval)
+    assert decision == UNDECIDED
+    assert "about 321 prompts would" in reason
+
+
+def test_a_winner_outside_the_kl_budget_is_rejected() -> None:
+    config = Gate(max_kl=2.5)
+    decision, reason = decided(config, interval=(0.6, 0.8))
+    assert decision == REJECTED
+    assert reason == "KL of 3.0 nats per answer is over the budget of 2.5"
+    assert decided(config, interval=(0.6, 0.8), kl=2.5)[0] == PROMOTED
+
+
+def test_a_winner_by_length_is_rejected() -> None:
+    decision, reason = decided(interval=(0.6, 0.8), length_after=31.0)
+    assert decision == REJECTED
+    assert reason == "answers are 1.55 times as long, over the budget of 1.5"
+    assert decided(interval=(0.6, 0.8), length_after=30.0)[0] == PROMOTED
+
+
+def test_a_distance_that_is_no_number_is_over_every_budget() -> None:
+    assert decided(Gate(max_kl=2.5), interval=(0.6, 0.8), kl=float("nan"))[0] == REJECTED

@@ -1,0 +1,178 @@
+"""A pack is nothing but its sequences: the same numbers and gradients as each sequence computed alone."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+from torch import Tensor
+
+from conftest import FAMILIES, logprobs_alone, some_tokens, tiny, with_our_attention
+from triptych.engine import packing
+from triptych.engine.forward import answer_logprobs, hidden_states, pack_answers, rewards
+from triptych.engine.packing import Pack, Segment, fill
+from triptych.engine.scoring import pack_scored
+
+GROUPS = [
+    (some_tokens(9, 0), [some_tokens(4, 1), some_tokens(1, 2), some_tokens(11, 3)]),
+    (some_tokens(1, 4), [some_tokens(13, 5), some_tokens(2, 6)]),
+    (some_tokens(6, 7), [some_tokens(8, 8)]),
+    (some_tokens(150, 9), [some_tokens(3, 10), some_tokens(60, 11)]),
+]
+"""Prompts with several answers and with one, long and short, most longer than the sliding windows."""
+
+
+def states(model: object, pack: Pack) -> Tensor:
+    return hidden_states(model, pack.tokens, pack.positions, pack)
+
+
+def assert_equal_gradients(mine: torch.nn.Module, theirs: torch.nn.Module, tolerance: float) -> None:
+    expected = dict(theirs.named_parameters())
+    for name, weight in mine.named_parameters():
+        assert weight.grad is not None, name
+        scale = float(expected[name].grad.abs().max())
+        assert scale > 0, name
+        torch.testing.assert_close(weight.grad, expected[name].grad, rtol=0, atol=tolerance * scale, msg=name)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_packed_answers_equal_each_answer_alone(family: str, tied: bool) -> None:
+    plain = tiny(family, tied=tied)
+    ours = with_our_attention(plain)
+    packed = pack_answers(GROUPS)
+    assert len(packed.pack.blocks) > 1
+
+    found, _ = answer_logprobs(ours, packed)
+    expected = torch.cat([logprobs_alone(plain, prompt, answer) for prompt, answers in GROUPS for answer in answers])
+    torch.testing.assert_close(found.double(), expected, rtol=0, atol=2e-6)  # the logits are float32
+
+    weight = torch.randn(len(expected), dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    (found * weight).sum().backward()
+    (expected * weight).sum().backward()
+    assert_equal_gradients(ours, plain, 1e-5)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_hidden_states_agree_to_the_last_digits_of_float64(family: str) -> None:
+    plain = tiny(family)
+    ours = with_our_attention(plain)
+    a, b, c, d = (some_tokens(count, count) for count in (7, 12, 3, 20))
+    # A tree: b and c continue a, d continues b.
+    pack = Pack([Segment(a), Segment(b, 0), Segment(c, 0), Segment(d, 1)])
+    found = states(ours, pack)
+
+    def alone(*parts: list[int]) -> Tensor:
+        tokens = torch.tensor([[token for part in parts for token in part]])
+        return plain.base_model(tokens, use_cache=False).last_hidden_state[0]
+
+    expected = torch.cat([alone(a), alone(a, b)[len(a) :], alone(a, c)[len(a) :], alone(a, b, d)[len(a + b) :]])
+    # Soft caps are compared with an attention that takes its softmax in float32.
+    torch.testing.assert_close(found, expected, rtol=0, atol=2e-6 if family == "gemma2" else 1e-11)
+
+    direction = torch.randn(found.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    (found * direction).sum().backward()
+    (expected * direction).sum().backward()
+    # transformers' norms go through float32 on their way back.
+    assert_equal_gradients(ours.base_model, plain.base_model, 1e-5 if family == "gemma2" else 1e-6)
+
+
+def test_float32_is_as_close_as_float32_can_be() -> None:
+    plain = tiny("llama", dtype=torch.float32)
+    found, _ = answer_logprobs(with_our_attention(plain), pack_answers(GROUPS))
+    expected = torch.cat([logprobs_alone(plain, prompt, answer) for prompt, answers in GROUPS for answer in answers])
+    torch.testing.assert_close(found.double(), expected, rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral"])
+def test_the_fused_kernel_for_long_keys_gives_the_same(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    ours = with_our_attention(tiny(family))
+    pack = pack_answers(GROUPS).pack
+    plain_products = states(ours, pack)
+    monkeypatch.setattr(packing, "SHORT", 0)
+    torch.testing.assert_close(states(ours, pack), plain_products, rtol=0, atol=1e-11)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_rewards_equal_transformers_on_a_padded_batch(family: str) -> None:
+    # In float64, eager attention gives padding no numbers at all.
+    plain = tiny(family, reward=True, dtype=torch.float32 if family == "gemma2" else torch.float64)
+    ours = with_our_attention(plain)
+    pack, scored = pack_scored(GROUPS)
+    rows = [prompt + answer for prompt, answers in GROUPS for answer in answers]
+    longest = max(len(row) for row in rows)
+    tokens = torch.tensor([row + [0] * (longest - len(row)) for row in rows])
+
+    found = rewards(ours, pack)[scored]
+    expected = plain(tokens, attention_mask=(tokens != 0).long(), use_cache=False).logits[:, 0]
+    torch.testing.assert_close(found.double(), expected.double(), rtol=0, atol=1e-5)
+
+    sign = torch.tensor([1.0, -1.0] * len(rows))[: len(rows)]
+    (found * sign).sum().backward()
+    (expected * sign).sum().backward()
+    assert_equal_gradients(ours, plain, 1e-4 if family == "gemma2" else 1e-5)
+
+
+def test_the_order_of_the_groups_does_not_matter() -> None:
+    ours = with_our_attention(tiny("mistral"))
+    found, _ = answer_logprobs(ours, pack_answers(GROUPS))
+    backwards = pack_answers(GROUPS[::-1])
+    other, _ = answer_logprobs(ours, backwards)
+    counts = [sum(len(answer) for answer in answers) for _, answers in GROUPS]
+    reordered = torch.cat(torch.split(other, counts[::-1])[::-1])
+    torch.testing.assert_close(found, reordered, rtol=0, atol=1e-6)
+
+
+def test_sharing_a_prompt_equals_repeating_it() -> None:
+    ours = with_our_attention(tiny("qwen3"))
+    shared, _ = answer_logprobs(ours, pack_answers(GROUPS))
+    repeated, _ = answer_logprobs(
+        ours, pack_answers([(prompt, [answer]) for prompt, answers in GROUPS for answer in answers])
+    )
+    torch.testing.assert_close(shared, repeated, rtol=0, atol=1e-6)
+
+
+def test_without_a_prompt_the_first_token_is_not_predicted() -> None:
+    packed = pack_answers([([], [[5, 6, 7]]), ([], [[8, 9]])])
+    assert packed.predictions.targets.tolist() == [6, 7, 9]
+    assert packed.predictions.places.tolist() == [0, 1, 3]
+    assert packed.predictions.rows.tolist() == [0, 0, 1]
+
+
+def test_predictions_name_place_target_and_row() -> None:
+    packed = pack_answers([([5, 6], [[7, 8], [9]]), ([4], [[3]])])
+    # The row: 5 6 | 7 8 | 9 | 4 3
+    assert packed.pack.tokens.tolist() == [5, 6, 7, 8, 9, 4, 3]
+    assert packed.pack.positions.tolist() == [0, 1, 2, 3, 2, 0, 1]
+    assert packed.predictions.targets.tolist() == [7, 8, 9, 3]
+    assert packed.predictions.places.tolist() == [1, 2, 1, 5]
+    assert packed.predictions.rows.tolist() == [0, 0, 1, 2]
+    assert packed.answers == 3
+
+
+def test_every_query_is_computed_once_and_blocks_waste_little() -> None:
+    draw = random.Random(0)
+    pack = Pack([Segment(some_tokens(draw.choice([3, 30, 300]), i)) for i in range(40)])
+    places = torch.cat([
+        block.queries.flatten() if block.kept is None else block.queries.flatten()[block.kept]
+        for block in pack.blocks
+    ])
+    assert sorted(places.tolist()) == list(range(len(pack)))
+    needed = sum(int(length) ** 2 for length in pack.ends - pack.starts + 1)
+    spent = sum(block.queries.numel() * block.keys.shape[1] for block in pack.blocks)
+    assert spent <= packing.WASTE * needed + 4096 * len(pack.blocks)
+
+
+def test_fill_keeps_the_order_and_the_budget() -> None:
+    assert fill([3, 3, 3, 9, 1], 6) == [[0, 1], [2], [3], [4]]
+    assert fill([], 10) == []
+    draw = random.Random(1)
+    for budget in (1, 17, 100):
+        sizes = [draw.randint(1, 40) for _ in range(200)]
+        batches = fill(sizes, budget)
+        assert [i for batch in batches for i in batch] == list(range(len(sizes)))
+        for batch, following in zip(batches, [*batches[1:], None], strict=True):
+            used = sum(sizes[i] for i in batch)
+            assert used <= budget or len(batch) == 1
+            assert following is None or used + sizes[following[0]] > budget  # no batch is cut too early
