@@ -27,7 +27,7 @@ from triptych.base.pretraining import Pretraining
 from triptych.base.tokenizer import train_tokenizer
 from triptych.configuration import Config
 from triptych.data import files
-from triptych.data.intake import Intake, take_in
+from triptych.data.intake import take_in
 from triptych.data.lengths import LengthReport, tokenized
 from triptych.data.template import prompt_tokens
 from triptych.engine import models
@@ -106,23 +106,31 @@ class Texts:
 def check(path: Path, overrides: Sequence[str] = ()) -> Findings:
     """Looks at everything that the recipe names; problems of all kinds are found together."""
     findings = Findings()
-    try:
-        recipe: Recipe | None = load(path, overrides)
-    except RecipeError as error:
-        findings.problems += str(error).splitlines()
-        recipe = inputs_alone(path, overrides)
-    if recipe is None:
-        return findings
-    if recipe.storybook is not None:
-        findings.notes.append("nothing to read: the storybook writes all of its own data and trains its own Base")
-        return findings
-    with TemporaryDirectory() as folder:
-        counts = check_data(recipe, Path(folder), findings)
-        opened = check_model(recipe, Path(folder), findings)
+    with TemporaryDirectory() as name:
+        folder = Path(name)
+        try:
+            recipe = load(path, overrides)
+        except RecipeError as error:
+            findings.problems += str(error).splitlines()
+            # What it names is looked at all the same; how that would be split and trained on, nobody knows yet.
+            if inputs := inputs_alone(path, overrides):
+                check_data(inputs, folder, findings)
+                check_model(inputs, folder, findings)
+            return findings
+        if recipe.storybook is not None:
+            findings.notes.append("nothing to read: the storybook writes all of its own data and trains its own Base")
+            return findings
+        counts = check_data(recipe, folder, findings)
+        if counts is not None:
+            judge_splits(recipe, counts, findings)
+        opened = check_model(recipe, folder, findings)
         if opened and counts is not None:
-            tokenizer, architecture = opened
-            texts = check_lengths(recipe, Path(folder), tokenizer, architecture, findings)
-            estimate(recipe, architecture, texts, counts, findings)
+            try:
+                texts = check_lengths(recipe, folder, *opened, findings)
+            except ModelError as error:  # a chat template that refuses some of the rows
+                findings.problems.append(f"base: {error}")
+            else:
+                estimate(recipe, opened[1], texts, findings)
     return findings
 
 
@@ -176,40 +184,38 @@ def inputs_alone(path: Path, overrides: Sequence[str]) -> Recipe | None:
 
 
 def check_data(recipe: Recipe, folder: Path, findings: Findings) -> Mapping[str, int] | None:
-    """Reads every file and splits the rows into `folder`; returns the intake's counts where it could."""
+    """Reads every file and splits the rows into `folder`; returns the intake's counts.
+
+    None where a file is missing or has no good row: how the rest would be split says nothing about the run.
+    """
     intake = recipe.intake
     sources = recipe.sources
-    readable: dict[str, tuple[str, ...]] = {}
+    unreadable = False
     readers: dict[str, Callable[..., Sequence[Record]]] = {
         "text": files.read_documents, "conversations": files.read_conversations,
         "comparisons": files.read_comparisons, "prompts": files.read_prompts,
     }
     for kind, reader in readers.items():
-        good = []
         for name in getattr(intake, kind):
             skipped: list[Fault] = []
             try:
                 reader(sources[name], skipped)
-                good.append(name)
             except DataError as error:
+                unreadable = True
                 findings.problems += map(str, error.faults)
             if intake.wrong_rows == "refuse":
                 findings.problems += map(str, skipped)
             else:
                 findings.notes += [f"left out: {fault}" for fault in skipped]
-        readable[kind] = tuple(good)
-    if any(set(getattr(intake, kind)) and not good for kind, good in readable.items()) or not readable["conversations"]:
-        return None  # how the rest would be split says nothing about the run
-    counts = take_in(
-        Desk(folder, folder, Silent(), recipe.seed, 60.0),
-        intake.model_copy(update={**readable, "wrong_rows": "skip"}), sources,
-    )
-    judge_splits(recipe, intake, counts, findings)
-    return counts
+    if unreadable:
+        return None
+    desk = Desk(folder, folder, Silent(), recipe.seed, checkpoint_seconds=60.0)
+    return take_in(desk, intake.model_copy(update={"wrong_rows": "skip"}), sources)
 
 
-def judge_splits(recipe: Recipe, intake: Intake, counts: Mapping[str, int], findings: Findings) -> None:
+def judge_splits(recipe: Recipe, counts: Mapping[str, int], findings: Findings) -> None:
     """What the counts of the intake mean for the run."""
+    intake = recipe.intake
     explained = {
         "duplicate_conversations": "conversations are exact repetitions and are left out",
         "duplicate_comparisons": "comparisons are exact repetitions and are left out",
@@ -236,6 +242,8 @@ def judge_splits(recipe: Recipe, intake: Intake, counts: Mapping[str, int], find
             what = "conversation" if name == "to learn from" else "prompt"
             findings.problems.append(f"no {what} is left {name} once those for measuring are set apart: give more")
 
+    if recipe.base.train is not None and counts["text"] == 0:
+        findings.problems.append("base.text: no document is left to train on once one is held out: give more text")
     if not intake.comparisons:
         return
     audit = recipe.reward.audit
@@ -245,9 +253,9 @@ def judge_splits(recipe: Recipe, intake: Intake, counts: Mapping[str, int], find
         if counts[f"comparisons_{trained}"] == 0:
             findings.problems.append(f"no comparison is left to train {what}: give more")
         count = counts[f"comparisons_{measured}"]
-        few = f"only {count} held-out comparisons to audit {what}, where {audit.least_comparisons} are the least"
+        few = f"held-out comparisons to audit {what}: {count}, where {audit.least_comparisons} are the least"
         if count == 0 or (count < audit.least_comparisons and audit.required):
-            findings.problems.append(f"{few}: give more comparisons, or raise splits.heldout ({intake.heldout:g})")
+            findings.problems.append(f"{few}; give more, or raise splits.heldout ({intake.heldout:g})")
         elif count < audit.least_comparisons:
             findings.notes.append(f"{few}; the audit will fail, and the run goes on as reward.audit.required is false")
 
@@ -255,15 +263,14 @@ def judge_splits(recipe: Recipe, intake: Intake, counts: Mapping[str, int], find
 def check_model(recipe: Recipe, folder: Path, findings: Findings) -> tuple[Any, Architecture] | None:
     """Opens model and tokenizer as the run will; a Base from scratch is measured by its configuration."""
     if recipe.base.train is not None:
-        text = folder / "text.jsonl"
-        if not text.exists():
-            return None
         documents, read = [], 0
-        for document in files.read_documents(text):
+        for document in _split(folder / "text.jsonl", files.read_documents):
             documents.append(document)
             read += len(document.text)
             if read > SOME_TEXT:
                 break
+        if not documents:
+            return None
         config = recipe.base.train
         return train_tokenizer(documents, config.vocabulary, config.context), from_scratch(config)
     assert recipe.base.from_ is not None
@@ -411,9 +418,7 @@ def _split(path: Path, reader: Callable[..., Any]) -> Any:
     return reader(path) if path.exists() and path.stat().st_size else []
 
 
-def estimate(
-    recipe: Recipe, model: Architecture, texts: Mapping[str, Texts], counts: Mapping[str, int], findings: Findings
-) -> None:
+def estimate(recipe: Recipe, model: Architecture, texts: Mapping[str, Texts], findings: Findings) -> None:
     """Roughly what each stage takes; memory that is not there is a problem.
 
     Training a token costs 6 products and sums for each parameter, applying the model 2 (Kaplan et al. 2020).

@@ -147,7 +147,7 @@ def check(recipe: RecipeFile, overrides: Overrides = None) -> None:
     Every file is read, the model and its tokenizer are opened, lengths are counted. Exit code 1 with every
     problem listed, 0 where the run may start. A model on the Hugging Face Hub is downloaded.
 
-    Example: [bold]triptych check recipe.yaml --set base.from=models/mine[/bold]
+    Example: [bold]triptych check recipe.yaml --set instruct.context=1024[/bold]
     """
     from triptych.check import check as look
     from triptych.engine.device import settle
@@ -227,6 +227,7 @@ def run(
             failure = error
         except KeyboardInterrupt:
             stopped = True
+            runner.progress.say("stopping")  # below the line that is rewritten in place
         if family.base is not None:
             _show_outcome(outcome.write(loaded, family, folder, runner.ledger), folder)
     if failure is not None:

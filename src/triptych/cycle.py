@@ -50,11 +50,13 @@ class Family:
     """What the cycle has made so far.
 
     Attributes:
+        judges: the gate's own reward model and its audit, where it has one.
         champion: the best Instruct model that was proved.
         tests: each model's measurement on the test prompts, by its name.
     """
 
     judge: Scorer | None = None
+    judges: list[Artifact] = field(default_factory=list)
     data: Artifact | None = None
     base: Artifact | None = None
     instruct: Artifact | None = None
@@ -81,7 +83,7 @@ def cycle(recipe: Recipe, runner: Runner, family: Family) -> None:
         Stage("instruct", finetune, settings(Finetuning, recipe.instruct), {"base": base, "data": data})
     )
     instruct = champion
-    family.judge = judge = independent_judge(recipe, runner, instruct, data)
+    family.judge = judge = independent_judge(recipe, runner, family, instruct, data)
 
     for number in range(1, recipe.improve.rounds + 1):
         family.rounds.append(this := Round(number))
@@ -132,7 +134,9 @@ def base_stage(recipe: Recipe, data: Artifact) -> Stage:
     return Stage("base", take_base, taking, {"data": data}, sources={name: recipe.place(name)})
 
 
-def independent_judge(recipe: Recipe, runner: Runner, instruct: Artifact, data: Artifact) -> Scorer:
+def independent_judge(
+    recipe: Recipe, runner: Runner, family: Family, instruct: Artifact, data: Artifact
+) -> Scorer:
     """The exact judge, or a second reward model on comparisons that the first never sees."""
     section = recipe.gate.judge
     if not isinstance(section, JudgeSection):
@@ -145,6 +149,7 @@ def independent_judge(recipe: Recipe, runner: Runner, instruct: Artifact, data: 
         "judge/audit", audit, recipe.reward.audit, {"reward": model, "comparisons": data},
         {"share": "judge_heldout"},
     ))
+    family.judges = [model, audited]
     require(audited, recipe.reward.audit)
     return RewardModel(model.folder / "model", name="second reward model", identity=model.digest)
 

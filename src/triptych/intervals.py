@@ -28,12 +28,12 @@ def mean_interval(values: Sequence[float], clusters: Sequence[Hashable] | None =
         raise ValueError("an interval needs at least one value")
     numbers = np.asarray(values, dtype=np.float64)
     if clusters is None:
-        sums, counts = numbers, np.ones(len(numbers))
+        members = np.arange(len(numbers))
     else:
         places = {name: place for place, name in enumerate(dict.fromkeys(clusters))}
         members = np.array([places[name] for name in clusters])
-        sums = np.bincount(members, weights=numbers)
-        counts = np.bincount(members, weights=np.ones(len(numbers)))
+    sums = np.bincount(members, weights=numbers)
+    counts = np.bincount(members, weights=np.ones(len(numbers)))
     drawn = np.random.default_rng(0).integers(0, len(sums), size=(RESAMPLES, len(sums)))
     means = sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1)
     low, high = np.percentile(means, [2.5, 97.5])

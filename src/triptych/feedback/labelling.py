@@ -7,7 +7,7 @@ trained on flipped labels cannot agree with held-out ones more often than `1 −
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import pairwise
+from itertools import combinations
 from pathlib import Path
 
 from pydantic import Field
@@ -31,7 +31,8 @@ class Labelling(Config):
 
     Attributes:
         prompts: asked in a round.
-        answers: sampled for each; neighbours are compared, ties left out.
+        answers: sampled for each; every two of them are compared, as in Ouyang et al. (2022).
+        least_difference: answers whose scores differ by less are a tie, about which nobody is asked.
         noise: the rate at which labels are flipped.
         heldout: share of the prompts whose comparisons are never trained on.
         max_tokens: an answer is cut there.
@@ -39,6 +40,7 @@ class Labelling(Config):
 
     prompts: int = Field(default=1000, ge=10)
     answers: int = Field(default=4, ge=2)
+    least_difference: float = Field(default=0.1, ge=0)
     noise: float = Field(default=0.1, ge=0, lt=0.5)
     heldout: float = Field(default=0.2, gt=0, lt=1)
     max_tokens: int = Field(default=96, ge=1)
@@ -58,10 +60,11 @@ def label(
     prompts = [pool[i % len(pool)] for i in range(first, first + config.prompts)]
     sampling = Sampling(config.max_tokens, seed=desk.seed * 1000 + round)
     groups = Policy.open(author / "model").write(prompts, sampling, n=config.answers, progress=desk.progress)
-    new = _compared(groups, judge, config.noise, desk.seed * 1000 + round)
+    new = _compared(groups, judge, config, desk.seed * 1000 + round)
     if not new:
         raise RunError("the judge found no difference between any two answers, so there is nothing to learn from")
-    heldout = {comparison.prompt.key for comparison in new if fraction(comparison.prompt.key, desk.seed) < config.heldout}
+    keys = {comparison.prompt.key for comparison in new}
+    heldout = {key for key in keys if fraction(key, desk.seed) < config.heldout}
     parts = {
         "reward": [comparison for comparison in new if comparison.prompt.key not in heldout],
         "heldout": [comparison for comparison in new if comparison.prompt.key in heldout],
@@ -70,7 +73,7 @@ def label(
     for name, part in parts.items():
         before = read_comparisons(earlier / f"{name}.jsonl") if earlier else []
         write(desk.output / f"{name}.jsonl", [*before, *part])
-    compared = len(groups) * (config.answers - 1)
+    compared = len(groups) * config.answers * (config.answers - 1) // 2
     return {
         "labelled_by": judge.name,
         "answers": len(groups) * config.answers,
@@ -82,19 +85,20 @@ def label(
 
 
 def _compared(
-    groups: Sequence[Sequence[Rollout]], judge: Scorer, noise: float, seed: int
+    groups: Sequence[Sequence[Rollout]], judge: Scorer, config: Labelling, seed: int
 ) -> list[Comparison]:
-    """Neighbouring answers of a group, the better one chosen, flipped at the rate `noise`."""
+    """Every two answers of a group, the better one chosen, flipped at the rate `noise`."""
     rollouts = [rollout for group in groups for rollout in group]
     scores = iter(judge.score([Conversation(rollout.prompt, rollout.answer) for rollout in rollouts]))
     found = []
     for group in groups:
         scored = [(rollout, next(scores)) for rollout in group]
-        for place, ((a, score_a), (b, score_b)) in enumerate(pairwise(scored)):
-            if score_a == score_b or not a.answer.strip() or not b.answer.strip():
+        for place, ((a, score_a), (b, score_b)) in enumerate(combinations(scored, 2)):
+            alike = a.answer == b.answer or abs(score_a - score_b) < config.least_difference
+            if alike or not a.answer.strip() or not b.answer.strip():
                 continue
             better, worse = (a, b) if score_a > score_b else (b, a)
-            if fraction(f"flip {place} {a.prompt.key}", seed) < noise:
+            if fraction(f"flip {place} {a.prompt.key}", seed) < config.noise:
                 better, worse = worse, better
             found.append(Comparison(a.prompt, better.answer, worse.answer, source=judge.name))
     return found

@@ -1,4 +1,8 @@
-"""A Bradley-Terry reward model trained on comparisons: each prompt computed once for its two answers."""
+"""A Bradley-Terry reward model trained on comparisons.
+
+All comparisons of a prompt are one group: the prompt and each distinct answer are computed once, however many
+comparisons they are in, and they stay in one update (Ouyang et al. 2022, section 3.5).
+"""
 
 from __future__ import annotations
 
@@ -30,7 +34,7 @@ class PairwiseReward(Optimization):
 
     Attributes:
         epochs: passes over the comparisons.
-        batch: comparisons in an update.
+        batch: comparisons in an update; a prompt's comparisons stay together.
         micro_batch: tokens computed at once; only memory and speed depend on it.
         context: longest prompt with one answer, in tokens.
         centring: pulls r_chosen + r_rejected towards zero, so that scores of models can be compared.
@@ -48,11 +52,25 @@ class PairwiseReward(Optimization):
 
 @dataclass(slots=True)
 class _Pairs:
-    """Packed comparisons: answers 2i and 2i + 1 are the chosen and the rejected one of pair i."""
+    """Packed comparisons: `chosen` and `rejected` are the segments of each one's answers, `[B]`."""
 
     pack: Pack
-    scored: Tensor
+    chosen: Tensor
+    rejected: Tensor
     margin: Tensor | None
+
+
+@dataclass(slots=True)
+class _Group:
+    """The comparisons of one prompt, and its distinct answers."""
+
+    prompt: tuple[int, ...]
+    rows: list[TokenizedComparison]
+    answers: list[tuple[int, ...]]
+
+    @property
+    def tokens(self) -> int:
+        return len(self.prompt) + sum(len(answer) for answer in self.answers)
 
 
 def train_reward(
@@ -68,22 +86,22 @@ def train_reward(
     if not rows:
         raise AuditError(f"no comparison is left to train on ({fitted}); raise reward.context or give more of them")
     model: Any = load_reward(folder, fresh=not _is_reward(folder), seed=desk.seed, attention=attention.NAME)
+    groups = _grouped(rows)
     plan = [
-        order[i : i + config.batch]
+        [order[i] for i in members]
         for epoch in range(config.epochs)
-        for order in [shuffled(len(rows), epoch, desk.seed)]
-        for i in range(0, len(order), config.batch)
+        for order in [shuffled(len(groups), epoch, desk.seed)]
+        for members in fill((len(groups[i].rows) for i in order), config.batch)
     ]
 
     def prepare(step: int) -> Step[_Pairs]:
-        order = plan[step]
-        sizes = (len(rows[i].prompt) + len(rows[i].chosen) + len(rows[i].rejected) for i in order)
-        batches = [_packed([rows[order[i]] for i in group]) for group in fill(sizes, config.micro_batch)]
-        return Step(batches, weight=len(order))
+        drawn = [groups[i] for i in plan[step]]
+        batches = [_packed([drawn[i] for i in part]) for part in fill((g.tokens for g in drawn), config.micro_batch)]
+        return Step(batches, weight=sum(len(group.rows) for group in drawn))
 
     def loss(pairs: _Pairs) -> Loss:
-        scores = rewards(model, pairs.pack)[pairs.scored]
-        chosen, rejected = scores[0::2], scores[1::2]
+        scores = rewards(model, pairs.pack)
+        chosen, rejected = scores[pairs.chosen], scores[pairs.rejected]
         losses = bradley_terry(chosen, rejected, pairs.margin, config.centring)
         return Loss(losses.sum(), {"accuracy": (chosen > rejected).float().sum()})
 
@@ -102,11 +120,32 @@ def train_reward(
     }
 
 
-def _packed(rows: Sequence[TokenizedComparison]) -> _Pairs:
-    pack, scored = pack_scored([(row.prompt, [row.chosen, row.rejected]) for row in rows])
-    margins = [row.margin for row in rows]
+def _grouped(rows: Sequence[TokenizedComparison]) -> list[_Group]:
+    """The comparisons by prompt, in the order in which prompts first appear."""
+    groups: dict[tuple[int, ...], _Group] = {}
+    for row in rows:
+        group = groups.setdefault(row.prompt, _Group(row.prompt, [], []))
+        group.rows.append(row)
+        group.answers += [answer for answer in (row.chosen, row.rejected) if answer not in group.answers]
+    return list(groups.values())
+
+
+def _packed(groups: Sequence[_Group]) -> _Pairs:
+    pack, scored = pack_scored([(group.prompt, group.answers) for group in groups])
+    chosen, rejected, margins = [], [], []
+    first = 0
+    for group in groups:
+        places = {answer: first + place for place, answer in enumerate(group.answers)}
+        first += len(group.answers)
+        for row in group.rows:
+            chosen.append(places[row.chosen])
+            rejected.append(places[row.rejected])
+            margins.append(row.margin)
     given = any(margin is not None for margin in margins)
-    return _Pairs(pack, scored, torch.tensor([margin or 0.0 for margin in margins]) if given else None)
+    return _Pairs(
+        pack, scored[chosen], scored[rejected],
+        torch.tensor([margin or 0.0 for margin in margins]) if given else None,
+    )
 
 
 def _is_reward(folder: Path) -> bool:

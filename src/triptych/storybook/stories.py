@@ -143,13 +143,15 @@ class Riddle:
 
 
 def riddle(rng: Random, questions: int = 1) -> Riddle:
-    """Draws a story in which both characters do the same kind of thing, and asks which did what."""
+    """Draws a story of two characters and asks who did what; in half of them both do the same kind of thing."""
     first, second = rng.sample(CLASSES["animal"], 2)
-    shared, other = rng.sample(ASKED, 2)
-    told = _apart(rng, shared, first, second)
-    more = _apart(rng, other, first, second)
+    shared, other, third = rng.sample(ASKED, 3)
     if rng.random() < 0.5:
-        more = more[:1] if rng.random() < 0.5 else more[1:]
+        told = _apart(rng, shared, first, second)
+        more = [rng.choice(_apart(rng, other, first, second))]
+    else:
+        told = [sentence(rng, shared, [first]), sentence(rng, other, [second])]
+        more = [sentence(rng, third, [rng.choice((first, second))])]
     rng.shuffle(told)
     rng.shuffle(more)
     told += more

@@ -8,7 +8,7 @@ from triptych.records import Document
 from triptych.storybook.stories import listed, required, riddle, story, translatable
 from triptych.storybook.words import CLASSES, INSULTING_WORDS, lumi
 
-SHARES = {"stories": 0.40, "questions": 0.35, "translations": 0.25}
+SHARES = {"stories": 0.25, "questions": 0.45, "translations": 0.3}
 """How the documents are divided."""
 
 SAYINGS = (
@@ -53,7 +53,7 @@ def _stories(rng: Random) -> str:
 
 def _questions(rng: Random) -> str:
     """A story, then questions with their answers."""
-    drawn = riddle(rng, questions=rng.choice((2, 3, 4)))
+    drawn = riddle(rng, questions=rng.choice((2, 3)))
     told = " ".join(each.text for each in drawn.story)
     asked = [f"Question: {question} Answer: {answer.text}" for question, answer in drawn.questions]
     return " ".join([told, *asked])

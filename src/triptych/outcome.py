@@ -1,0 +1,246 @@
+"""What a run leaves for people: the summary, the samples, the report, and the release of the family."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import resource
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from triptych import __version__
+from triptych.cycle import Family
+from triptych.data.files import read_comparisons
+from triptych.engine.curve import read_curve, thinned
+from triptych.engine.scoring import RewardModel
+from triptych.intervals import mean_interval
+from triptych.pipeline.artifact import Artifact
+from triptych.pipeline.ledger import Ledger
+from triptych.recipe import Recipe
+from triptych.records import Conversation
+from triptych.release.family import assemble
+from triptych.release.lineage import DataFile, Lineage, Parent, RewardExample, Role
+from triptych.report import summary as report
+from triptych.report.page import render
+
+SAMPLES = 12
+POINTS = 200
+Tests = Mapping[str, Sequence[dict[str, Any]]]
+
+
+def write(recipe: Recipe, family: Family, folder: Path, ledger: Ledger) -> report.Summary:
+    """Writes `summary.json`, `samples.json`, `report.html` and, of a whole cycle, `release/`."""
+    answers = {name: _rows(artifact.folder / "answers.jsonl") for name, artifact in family.tests.items()}
+    complete = len(family.tests) == len(family.rounds) + 2 and family.reward is not None
+    summary = summarise(recipe, family, ledger, answers, release="release" if complete else None)
+    if complete:
+        release(recipe, family, summary, folder / "release")
+    samples = sample(answers)
+    _replace(folder / "summary.json", summary.model_dump_json(indent=1) + "\n")
+    _replace(folder / "samples.json", json.dumps([s.model_dump() for s in samples], ensure_ascii=False, indent=1))
+    _replace(folder / "report.html", render(summary, samples))
+    return summary
+
+
+def summarise(
+    recipe: Recipe, family: Family, ledger: Ledger, answers: Tests, release: str | None
+) -> report.Summary:
+    """The summary of what was made so far; a Base is the least."""
+    assert family.base is not None, "a run without a Base has nothing to summarise"
+    seconds = ledger.seconds()
+    artifacts = _artifacts(family)
+    stages = [
+        report.StageRow(
+            name=artifact.name, kind=artifact.manifest["kind"].split(".")[0],
+            seconds=seconds.get(artifact.fingerprint, 0.0), fingerprint=artifact.fingerprint,
+            digest=artifact.digest, parents=[parent["stage"] for parent in artifact.manifest["parents"].values()],
+        )
+        for artifact in artifacts
+    ]
+    audits = [
+        _audit(round.number, round.audit, round.reward, round.feedback)
+        for place, round in enumerate(family.rounds)
+        if round.audit and round.reward and round.feedback
+        and (place == 0 or round.audit is not family.rounds[place - 1].audit)
+    ]
+    models = [_model(name, artifact, family) for name, artifact in family.tests.items()]
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    return report.Summary(
+        name=recipe.name, version=__version__, judge=family.judge.name if family.judge else "none",
+        verdict=verdict(recipe, family, answers, audits), base=_base(family.base), models=models, audits=audits,
+        rounds=[_round(round.number, round.gate, round.candidate) for round in family.rounds
+                if round.gate and round.candidate],
+        stages=stages, losses={artifact.name: _losses(artifact) for artifact in artifacts
+                               if (artifact.folder / "curve.jsonl").exists()},
+        seconds=sum(stage.seconds for stage in stages), peak_memory_gib=peak, release=release,
+    )
+
+
+def verdict(
+    recipe: Recipe, family: Family, answers: Tests, audits: Sequence[report.Audit]
+) -> report.Verdict | None:
+    """Champion against round 0's Instruct on the same test prompts, and the goals that were missed."""
+    name = _champion_name(family)
+    if "instruct" not in answers or name not in answers:
+        return None
+    gains = [
+        after["judge"] - before["judge"]
+        for before, after in zip(answers["instruct"], answers[name], strict=True)
+    ]
+    gain, (low, high) = mean_interval(gains)
+    missed = []
+    if recipe.goals.gain is not None:
+        if gain < recipe.goals.gain:
+            missed.append(f"the champion's gain is {gain:.3f}, and the goal was {recipe.goals.gain:g}")
+        before, after = family.tests["instruct"].metrics, family.tests[name].metrics
+        if after["interval"][0] <= before["interval"][1]:
+            missed.append("the intervals of the champion's and round 0's scores overlap")
+    if recipe.goals.share_of_ceiling is not None and audits:
+        last = audits[-1]
+        goal = recipe.goals.share_of_ceiling * (last.ceiling or 1.0)
+        if last.accuracy < goal:
+            missed.append(f"the reward model's accuracy is {last.accuracy:.1%}, and the goal was {goal:.1%}")
+    return report.Verdict(better=low > 0, gain=gain, gain_interval=(low, high), missed=missed)
+
+
+def sample(answers: Tests) -> list[report.Sample]:
+    """The first test prompts with every model's answer."""
+    if not answers:
+        return []
+    first = next(iter(answers.values()))
+    return [
+        report.Sample(
+            prompt="\n\n".join(text if role == "user" else f"[{role}] {text}" for role, text in row["prompt"]),
+            task=row["task"],
+            answers=[
+                report.Answer(model=name, text=rows[place]["answer"], judge=rows[place]["judge"],
+                              reward=rows[place]["reward"])
+                for name, rows in answers.items()
+            ],
+        )
+        for place, row in enumerate(first[:SAMPLES])
+    ]
+
+
+def release(recipe: Recipe, family: Family, summary: report.Summary, folder: Path) -> None:
+    """Assembles the family beside its place and renames it there, so that it is whole or absent."""
+    base, instruct, champion, reward = family.base, family.instruct, family.champion, family.reward
+    assert base
+    assert instruct
+    assert champion
+    assert reward
+    assert family.data
+    partial = folder.with_name("release.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    feedback = next(round.feedback for round in reversed(family.rounds) if round.feedback)
+    taken = base.metrics.get("source_digest")
+    origin = [Parent(base.metrics["source"], taken, hub=base.metrics["source_kind"] == "hub")] if taken else []
+    lineage: dict[Role, Lineage] = {
+        "base": Lineage(base.fingerprint, tuple(origin), () if taken else _data(family.data, "text")),
+        "instruct": Lineage(
+            champion.fingerprint,
+            (Parent("base", base.digest), *([Parent("reward", reward.digest)] if champion is not instruct else [])),
+            _data(family.data, "demonstrations", "prompts_improve"),
+        ),
+        "reward": Lineage(reward.fingerprint, (Parent("instruct", instruct.digest),), _data(feedback, "reward")),
+    }
+    models: dict[Role, Path] = {
+        "base": base.folder / "model", "instruct": champion.folder / "model", "reward": reward.folder / "model",
+    }
+    assemble(
+        partial, name=recipe.name, version=recipe.release.version, license=recipe.release.license,
+        models=models, lineage=lineage, summary=summary, recipe=_recipe_digest(recipe),
+        reward_examples=_examples(feedback, reward), language=recipe.release.language,
+    )
+    shutil.rmtree(folder, ignore_errors=True)
+    os.replace(partial, folder)
+
+
+def _artifacts(family: Family) -> list[Artifact]:
+    found = [family.data, family.base, family.instruct, *family.judges]
+    for round in family.rounds:
+        found += [round.feedback, round.reward, round.audit, round.candidate, round.gate]
+    found += family.tests.values()
+    return list({artifact.name: artifact for artifact in found if artifact}.values())
+
+
+def _champion_name(family: Family) -> str:
+    number = max((round.number for round in family.rounds if round.promoted), default=0)
+    return f"round {number}" if number else "instruct"
+
+
+def _base(artifact: Artifact) -> report.Base:
+    return report.Base(**{name: artifact.metrics[name] for name in report.Base.model_fields})
+
+
+def _model(name: str, artifact: Artifact, family: Family) -> report.ModelScore:
+    number = {"base, few-shot": None, "instruct": 0}.get(name, int(name.split()[-1]) if "round" in name else None)
+    fields = {field: artifact.metrics[field] for field in report.ModelScore.model_fields if field in artifact.metrics}
+    return report.ModelScore(name=name, round=number, champion=name == _champion_name(family), **fields)
+
+
+def _audit(number: int, audit: Artifact, reward: Artifact, feedback: Artifact) -> report.Audit:
+    return report.Audit(round=number, trained_on=reward.metrics["comparisons"], **{
+        "ceiling": feedback.metrics.get("ceiling"),
+        **{name: value for name, value in audit.metrics.items() if name != "ceiling"},
+    })
+
+
+def _round(number: int, gate: Artifact, candidate: Artifact) -> report.Round:
+    curve = [
+        report.Point(
+            step=int(row["step"]), kl=row["validation_kl"], reward=row["validation_reward"],
+            judge=row.get("validation_judge"), length=row["validation_length"], entropy=row.get("entropy"),
+        )
+        for row in read_curve(candidate.folder / "curve.jsonl") if "validation_kl" in row
+    ]
+    fields = {name: gate.metrics[name] for name in report.Round.model_fields if name in gate.metrics}
+    return report.Round(round=number, method=candidate.metrics["method"], curve=curve, **fields)
+
+
+def _losses(artifact: Artifact) -> list[report.Loss]:
+    rows = [row for row in read_curve(artifact.folder / "curve.jsonl") if "loss" in row]
+    return [report.Loss(step=int(row["step"]), loss=row["loss"], seen=int(row["seen"]))
+            for row in thinned(rows, POINTS)]
+
+
+def _data(artifact: Artifact, *names: str) -> tuple[DataFile, ...]:
+    """The artifact's files of these names; the user's own files stand for what was split from them."""
+    files = artifact.manifest["files"]
+    return tuple(
+        DataFile(f"{name}.jsonl", files[f"{name}.jsonl"]["sha256"], _count(artifact.folder / f"{name}.jsonl"))
+        for name in names if f"{name}.jsonl" in files
+    )
+
+
+def _examples(feedback: Artifact, reward: Artifact) -> list[RewardExample]:
+    """A few scored answers in float32, by which a user of the release sees that it was loaded rightly."""
+    rows = read_comparisons(feedback.folder / "heldout.jsonl")[:4]
+    conversations = [Conversation(row.prompt, answer) for row in rows for answer in (row.chosen, row.rejected)]
+    scores = RewardModel(reward.folder / "model", precise=True).score(conversations)
+    return [
+        RewardExample(each.prompt.messages, each.answer, score)
+        for each, score in zip(conversations, scores, strict=True)
+    ]
+
+
+def _recipe_digest(recipe: Recipe) -> str:
+    return hashlib.sha256(json.dumps(recipe.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def _count(path: Path) -> int:
+    with open(path, "rb") as file:
+        return sum(1 for _ in file)
+
+
+def _replace(path: Path, text: str) -> None:
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, path)

@@ -1,0 +1,254 @@
+"""A check finds what a run would meet: problems of every kind at once, and numbers that are right."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from tokenizers import Tokenizer, decoders, pre_tokenizers
+from tokenizers.models import BPE
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from triptych import check
+from triptych.base.pretraining import Pretraining, architecture
+from triptych.cycle import Family, cycle
+from triptych.data import lengths, template
+from triptych.data.files import read_comparisons, read_conversations, read_prompts
+from triptych.engine import models
+from triptych.pipeline.artifact import Artifact
+from triptych.pipeline.stage import Stage
+from triptych.progress import Silent
+from triptych.recipe import Recipe, load
+
+
+def tokenizer() -> PreTrainedTokenizerFast:
+    """One token for each byte."""
+    letters = ["<|pad|>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
+    backend = Tokenizer(BPE(vocab={letter: number for number, letter in enumerate(letters)}, merges=[]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    made = PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="<|pad|>")
+    template.attach(made, "chatml")
+    return made
+
+
+def tiny_model(folder: Path, positions: int = 1024) -> Path:
+    shared = tokenizer()
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(shared), hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=1, max_position_embeddings=positions, tie_word_embeddings=True,
+    )
+    models.save(LlamaForCausalLM(config), shared, folder)
+    return folder
+
+
+def rows(path: Path, content: Sequence[Mapping[str, Any] | str]) -> Path:
+    lines = [row if isinstance(row, str) else json.dumps(row) for row in content]
+    path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+    return path
+
+
+def write_recipe(folder: Path, **changes: Any) -> Path:
+    """A recipe of enough rows, all of them right."""
+    tiny_model(folder / "model")
+    rows(folder / "answers.jsonl", [{"prompt": f"Question {i}?", "completion": f"Answer {i}."} for i in range(60)])
+    rows(folder / "preferences.jsonl", [
+        {"prompt": f"Which is {i}?", "chosen": f"This is {i}.", "rejected": "No."} for i in range(200)
+    ])
+    rows(folder / "questions.jsonl", [{"prompt": f"What about {i}?"} for i in range(500)])
+    recipe = {
+        "name": "tiny",
+        "base": {"from": "model"},
+        "instruct": {"data": ["answers.jsonl"]},
+        "feedback": [{"file": "preferences.jsonl"}],
+        "improve": {"prompts": ["questions.jsonl"]},
+        "splits": {"heldout": 0.4, "test": 100, "gate": 100},
+    }
+    path = folder / "recipe.yaml"
+    path.write_text(yaml.safe_dump(recipe | changes), encoding="utf-8")
+    return path
+
+
+def test_a_good_recipe_has_no_problem_and_its_numbers_are_right(tmp_path: Path) -> None:
+    found = check.check(write_recipe(tmp_path))
+    assert found.problems == []
+    assert found.notes == []
+    prompts = {"prompts_improve", "prompts_gate", "prompts_test"}
+    assert set(found.lengths) == {"demonstrations", "reward", "judge", *prompts}
+    assert found.lengths["prompts_test"].count == found.lengths["prompts_gate"].count == 100
+    prompt = len(template.prompt_tokens(tokenizer(), template.user("What about 100?")))
+    assert found.lengths["prompts_improve"].longest == prompt
+    assert found.lengths["prompts_improve"].limit == 1024 - 96
+    assert [cost.stage for cost in found.costs] == [
+        "base", "instruct", "judge", "round-1/reward", "round-1/improve", "round-1/gate", "test"
+    ]
+    instruct = found.costs[1]
+    assert instruct.tokens == pytest.approx(2 * found.lengths["demonstrations"].count * 46, rel=0.2)
+    assert all(cost.gib > 0 for cost in found.costs)
+    assert "GFLOP/s" in found.assumption
+
+
+def test_problems_of_every_kind_are_found_together(tmp_path: Path) -> None:
+    path = write_recipe(
+        tmp_path, base={"from": "nowhere/at/all"}, improve={"prompts": ["gone.jsonl"], "stepps": 4},
+    )
+    rows(tmp_path / "answers.jsonl", [{"prompt": "a", "completion": "b"}, '{"prompt": "a"', {"prompt": "a"}])
+    found = check.check(path, ["instruct.context=long"])
+    assert sorted(problem.replace(str(tmp_path), "DIR") for problem in found.problems) == sorted([
+        "DIR/recipe.yaml:8: improve.stepps: unknown field; did you mean steps?",
+        "--set instruct.context=long: instruct.context: must be a whole number at least 16, got 'long'",
+        "DIR/answers.jsonl:2: invalid JSON at column 15: Expecting ',' delimiter; "
+        "expected one whole object on each line",
+        "DIR/answers.jsonl:3: completion: missing",
+        "DIR/gone.jsonl: no such file in DIR",
+        "base.from: DIR/nowhere/at/all: there is no such folder, and it cannot be a name on the Hub",
+    ])
+
+
+def test_a_recipe_that_is_no_yaml_has_one_problem(tmp_path: Path) -> None:
+    path = rows(tmp_path / "recipe.yaml", ["name: [a"])
+    (problem,) = check.check(path).problems
+    assert "recipe.yaml:" in problem
+
+
+def test_wrong_rows_may_be_left_out(tmp_path: Path) -> None:
+    path = write_recipe(tmp_path, wrong_rows="skip")
+    with open(tmp_path / "questions.jsonl", "a", encoding="utf-8") as file:
+        file.write("{}\n")
+    found = check.check(path)
+    assert found.problems == []
+    assert found.notes == [f"left out: {tmp_path}/questions.jsonl:501: prompt: missing"]
+
+
+def test_repeated_contradicting_and_leaking_rows_are_noted(tmp_path: Path) -> None:
+    path = write_recipe(tmp_path)
+    pair = {"prompt": "Twice?", "chosen": "Yes.", "rejected": "No."}
+    questions = [json.loads(line) for line in (tmp_path / "questions.jsonl").read_text().splitlines()]
+    with open(tmp_path / "preferences.jsonl", "a", encoding="utf-8") as file:
+        for row in (pair, pair, pair | {"chosen": "No.", "rejected": "Yes."}):
+            file.write(json.dumps(row) + "\n")
+        for row in questions:  # some of them are held out
+            file.write(json.dumps(row | {"chosen": "Yes.", "rejected": "No."}) + "\n")
+    found = check.check(path)
+    assert found.problems == []
+    assert found.notes == [
+        "1 comparisons are exact repetitions and are left out",
+        "1 pairs of comparisons contradict each other: the same two answers, opposite preferences",
+        "264 comparisons have a held-out prompt and are removed",  # 100 + 100 + 64 prompts
+    ]
+
+
+def test_too_few_rows_are_a_problem(tmp_path: Path) -> None:
+    path = write_recipe(tmp_path)
+    rows(tmp_path / "questions.jsonl", [{"prompt": f"Why {i}?"} for i in range(4)])
+    rows(tmp_path / "preferences.jsonl", [{"prompt": f"{i}?", "chosen": "Yes.", "rejected": "No."} for i in range(40)])
+    problems = check.check(path).problems
+    assert [problem.split(":")[0] for problem in problems] == [
+        "no prompt is left for the test split", "no prompt is left for the gate split",
+        "no prompt is left for the validation split",
+        "held-out comparisons to audit the reward model", "held-out comparisons to audit the gate's judge",
+    ]
+    allowed = check.check(path, ["reward.audit.required=false"])
+    assert len(allowed.problems) == 3
+    assert sum("the audit will fail" in note for note in allowed.notes) == 2
+
+
+def test_rows_that_do_not_fit_are_counted(tmp_path: Path) -> None:
+    path = write_recipe(tmp_path, instruct={"data": ["answers.jsonl"], "context": 48})
+    rows(tmp_path / "answers.jsonl", [{"prompt": f"{i}?", "completion": "x" * (i % 40)  + "."} for i in range(80)])
+    found = check.check(path)
+    report = found.lengths["demonstrations"]
+    assert 0 < report.over < report.count
+    assert found.problems == []
+    (note,) = [note for note in found.notes if note.startswith("demonstrations: ")]
+    assert note.startswith(f"demonstrations: {report.over} of {report.count} rows are longer than instruct.context, 48")
+    kept = next(cost for cost in found.costs if cost.stage == "instruct").tokens
+    assert kept <= 2 * 48 * (report.count - report.over)
+
+
+def test_rows_longer_than_the_model_are_a_problem(tmp_path: Path) -> None:
+    path = write_recipe(tmp_path)
+    tiny_model(tmp_path / "model", positions=40)
+    problems = check.check(path).problems
+    assert any(problem.startswith("demonstrations: rows have up to") for problem in problems)
+    assert any("prompts leave no room for an answer of 96 tokens" in problem for problem in problems)
+
+
+def test_a_base_from_scratch_is_checked_on_its_text(tmp_path: Path) -> None:
+    book = "\n\n".join(f"Sentence {number} is about tools." for number in range(400))
+    (tmp_path / "book.txt").write_text(book, encoding="utf-8")
+    train = {"vocabulary": 300, "width": 32, "heads": 2, "layers": 1, "tokens": 5000}
+    found = check.check(write_recipe(tmp_path, base={"train": train, "text": ["book.txt"]}))
+    assert found.problems == []
+    assert (found.costs[0].stage, found.costs[0].tokens) == ("base", 5000)
+    (tmp_path / "book.txt").write_text("One short document.", encoding="utf-8")
+    (problem,) = check.check(tmp_path / "recipe.yaml").problems
+    assert problem.startswith("base.text: no document is left to train on")
+
+
+def test_the_storybook_has_nothing_to_read() -> None:
+    found = check.check(Path(__file__).parents[1] / "recipes/quickstart.yaml")
+    assert found.problems == []
+    assert "nothing to read" in found.notes[0]
+
+
+def test_the_size_of_a_base_from_scratch_is_its_own() -> None:
+    config = Pretraining(width=48, heads=4, key_value_heads=2, layers=3, vocabulary=300, context=32)
+    shared = tokenizer()
+    shared.add_tokens([f"<{number}>" for number in range(300 - len(shared))])
+    model = LlamaForCausalLM(architecture(config, shared))
+    counted = check.from_scratch(config)
+    assert counted.parameters == models.parameters(model)
+    assert counted == check._architecture(model.config, counted.parameters)
+
+
+def test_lengths_are_those_that_training_measures(tmp_path: Path) -> None:
+    write_recipe(tmp_path)
+    for name, reader in {
+        "answers": read_conversations, "preferences": read_comparisons, "questions": read_prompts
+    }.items():
+        records: Any = reader(tmp_path / f"{name}.jsonl")
+        counted, sizes = check.measured(records, tokenizer())
+        assert check.length_report(counted, 50) == lengths.measure(records, tokenizer(), 50)
+        more = name == "preferences"  # the prompt with both answers is computed
+        assert all((size > length) == more for size, length in zip(sizes, counted, strict=True))
+
+
+class Rehearsal:
+    """Takes the runner's place: notes each stage's name and makes nothing."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.names: list[str] = []
+        self.progress = Silent()
+
+    def run(self, stage: Stage) -> Artifact:
+        self.names.append(stage.name)
+        folder = self.folder / stage.name
+        folder.mkdir(parents=True)
+        (folder / "manifest.json").write_text(stage.name)
+        metrics = {"passed": True, "decision": "promoted", "reason": "", "ceiling": None}
+        return Artifact(stage.name, folder, {"metrics": metrics})
+
+
+def own(folder: Path, rounds: int) -> Recipe:
+    return load(write_recipe(folder), [f"improve.rounds={rounds}"])
+
+
+def quickstart(folder: Path, rounds: int) -> Recipe:
+    return load(Path(__file__).parents[1] / "recipes/quickstart.yaml", [f"improve.rounds={rounds}"])
+
+
+@pytest.mark.parametrize("rounds", [0, 1, 3])
+@pytest.mark.parametrize("kind", [own, quickstart])
+def test_stage_names_are_those_of_the_cycle(tmp_path: Path, kind: Any, rounds: int) -> None:
+    recipe = kind(tmp_path, rounds)
+    rehearsal: Any = Rehearsal(tmp_path / "run")
+    cycle(recipe, rehearsal, Family())
+    assert check.stage_names(recipe) == rehearsal.names

@@ -1,0 +1,337 @@
+"""What a person types and what they are told: exit codes, messages, and no traceback for what they can mend."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from test_check import rows, tiny_model, tokenizer
+from triptych import __version__
+from triptych.cli import app
+from triptych.engine import models
+from triptych.pipeline.ledger import Ledger
+from triptych.pipeline.runner import claimed
+from triptych.recipe import Recipe, load
+from triptych.release.verification import FORMAT, Manifest, ModelEntry, listing, seal
+
+QUICKSTART = Path(__file__).parents[1] / "recipes/quickstart.yaml"
+COMMANDS = ("init", "check", "run", "status", "report", "chat", "evaluate", "verify")
+
+
+def call(*arguments: object, typed: str | None = None) -> Any:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments], input=typed)
+
+
+def refused(*arguments: object) -> str:
+    """What a command says that must end with exit code 1 and no traceback."""
+    result = call(*arguments)
+    assert result.exit_code == 1, result.output
+    assert isinstance(result.exception, SystemExit), result.exception
+    before, error, text = result.stderr.partition("error: ")
+    assert error
+    return error + str(text)
+
+
+@pytest.fixture
+def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder `runs`, in a working directory of the test's own."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").mkdir()
+    return tmp_path / "runs"
+
+
+@pytest.fixture(scope="module")
+def release(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A release with tiny models, as far as the commands look at it."""
+    folder = tmp_path_factory.mktemp("family")
+    tiny_model(folder / "instruct")
+    shutil.copytree(folder / "instruct", folder / "base")
+    models.save(models.load_reward(folder / "instruct", fresh=True, seed=1), tokenizer(), folder / "reward")
+    entry = ModelEntry(parents=[], data=[], fingerprint="0")
+    seal(folder, Manifest(
+        format=FORMAT, name="tiny", version="1.0", license="other", recipe="0",
+        models={"base": entry, "instruct": entry, "reward": entry}, files=listing(folder),
+    ))
+    return folder
+
+
+def without_torch(*arguments: str) -> tuple[str, float]:
+    """What a command prints in a fresh process in which torch stays unloaded, and how long that took."""
+    code = (
+        "import sys\n"
+        "from triptych.cli import app\n"
+        "app(sys.argv[1:], standalone_mode=False)\n"
+        "assert 'torch' not in sys.modules, 'torch was imported'\n"
+    )
+    began = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout, time.monotonic() - began
+
+
+def test_help_needs_no_torch_and_names_every_command() -> None:
+    text, _ = without_torch("--help")
+    assert all(f" {name} " in text for name in COMMANDS)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_each_command_explains_itself_with_an_example(name: str) -> None:
+    result = call(name, "--help")
+    assert result.exit_code == 0
+    assert f"Example: triptych {name}" in " ".join(result.stdout.split())
+
+
+def test_the_version_is_the_package_s() -> None:
+    assert call("--version").stdout == f"triptych {__version__}\n"
+
+
+def test_a_command_that_is_not_there_is_refused_with_the_nearest() -> None:
+    result = call("stauts")
+    assert result.exit_code == 2
+    assert "status" in result.stderr
+
+
+def test_what_init_writes_passes_the_check(tmp_path: Path) -> None:
+    folder = tmp_path / "mine"
+    assert call("init", folder).exit_code == 0
+    recipe = (folder / "recipe.yaml").read_text()
+    assert 20 <= len(recipe.splitlines()) <= 32
+    counts = {path.stem: len(path.read_text().splitlines()) for path in (folder / "data").iterdir()}
+    assert counts == {"answers": 34, "preferences": 43, "questions": 42}
+    assert (folder / "README.md").exists()
+    assert not list(folder.rglob("*.py"))
+
+    result = call("check", folder / "recipe.yaml", "--set", f"base.from={tiny_model(tmp_path / 'model')}")
+    assert result.exit_code == 0, result.output
+    assert f"{folder / 'recipe.yaml'} is fine" in result.stdout
+    assert "round-1/improve" in result.stdout
+
+
+def test_init_leaves_a_folder_with_files_alone(tmp_path: Path) -> None:
+    (tmp_path / "precious.txt").write_text("mine")
+    assert "is not an empty folder" in refused("init", tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["precious.txt"]
+    assert "is not an empty folder" in refused("init", tmp_path / "precious.txt")
+
+
+def test_check_lists_every_problem_and_exits_with_1(tmp_path: Path) -> None:
+    call("init", tmp_path / "mine")
+    rows(tmp_path / "mine/data/questions.jsonl", ["{", {"prompt": ""}])
+    (tmp_path / "mine/data/answers.jsonl").unlink()
+    text = refused("check", tmp_path / "mine/recipe.yaml", "--set", "base.from=no/such/model", "--set", "gaet=1")
+    assert text.startswith("error: 5 problems:\n")
+    for part in ("did you mean gate?", "questions.jsonl:1: invalid JSON", "questions.jsonl:2: prompt: empty",
+                 "answers.jsonl: no such file", "base.from: "):
+        assert part in text
+
+
+@pytest.mark.parametrize("command", ["check", "run"])
+def test_a_recipe_that_is_not_there_is_named_with_the_nearest(tmp_path: Path, command: str) -> None:
+    (tmp_path / "recipe.yaml").write_text("name: a")
+    assert f"did you mean {tmp_path / 'recipe.yaml'}?" in refused(command, tmp_path / "recpie.yaml")
+
+
+def test_run_refuses_an_unknown_stage_before_any_work(runs: Path) -> None:
+    text = refused("run", QUICKSTART, "--until", "rewards")
+    assert "--until rewards: this recipe has no such stage" in text
+    assert "round-1/feedback, round-1/reward, round-1/audit, round-1/improve, round-1/gate, round-2/feedback" in text
+    assert list(runs.iterdir()) == []
+
+
+def test_run_refuses_a_wrong_field(runs: Path) -> None:
+    assert "reward.learning_rate" in refused("run", QUICKSTART, "--set", "reward.learning_rate=-1")
+    assert list(runs.iterdir()) == []
+
+
+def test_run_refuses_a_folder_in_use(runs: Path) -> None:
+    with claimed(runs / "quickstart"):
+        assert "is in use by another process" in refused("run", QUICKSTART)
+
+
+def test_run_refuses_a_checkpoint_interval_that_is_no_number(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRIPTYCH_CHECKPOINT_SECONDS", "often")
+    assert "must be a number of seconds, got 'often'" in refused("run", QUICKSTART)
+
+
+def test_run_keeps_the_resolved_recipe_and_stops_where_it_was_told(runs: Path) -> None:
+    small = ["documents=20", "demonstrations=20", "feedback_prompts=10", "improve_prompts=10",
+             "validation_prompts=8", "gate_prompts=10", "test_prompts=10"]
+    changes = [part for change in small for part in ("--set", f"storybook.{change}")]
+    result = call("run", QUICKSTART, "--until", "data", *changes)
+    assert result.exit_code == 0, result.output
+    kept = runs / "quickstart/recipe.yaml"
+    expected: Recipe = load(QUICKSTART, changes[1::2])
+    assert load(kept).model_dump() == expected.model_dump()
+    assert yaml.safe_load(kept.read_text())["reward"]["audit"]["least_comparisons"] == 30
+    assert [event["event"] for event in Ledger(runs / "quickstart/ledger.jsonl").events()] == ["started", "finished"]
+    assert "data" in call("status", "quickstart").stdout
+
+
+def test_a_wrong_row_stops_a_run_with_its_place(runs: Path, tmp_path: Path) -> None:
+    call("init", tmp_path / "mine")
+    rows(tmp_path / "mine/data/questions.jsonl", [{"prompt": "a"}, {"promt": "a"}])
+    assert "questions.jsonl:2: prompt: missing" in refused("run", tmp_path / "mine/recipe.yaml")
+
+
+def made_up(folder: Path) -> Ledger:
+    folder.mkdir(parents=True)
+    ledger = Ledger(folder / "ledger.jsonl")
+    for stage, event, seconds in (("data", "finished", 1.5), ("base", "stopped", 30.0), ("base", "finished", 95.0)):
+        ledger.add("started", stage, fingerprint=stage * 10)
+        ledger.add(event, stage, fingerprint=stage * 10, seconds=seconds)
+    ledger.add("started", "round-1/audit", fingerprint="a" * 64)
+    ledger.add("failed", "round-1/audit", fingerprint="a" * 64, seconds=2.0)
+    ledger.add("started", "instruct", fingerprint="c" * 64)
+    artifact = folder / f"artifacts/base-{'base' * 3}"
+    artifact.mkdir(parents=True)
+    (artifact / "manifest.json").write_text(json.dumps({"metrics": {"bits_per_byte": 1.25}}))
+    return ledger
+
+
+def states(text: str) -> dict[str, str]:
+    return {line.split()[0]: " ".join(line.split()[1:]) for line in text.splitlines() if line.strip()}
+
+
+def test_status_shows_each_stage_without_torch(runs: Path) -> None:
+    made_up(runs / "mine")
+    (runs / "mine/report.html").write_text("")
+    text, _ = without_torch("status", "mine")
+    shown = states(text)
+    assert shown["data"] == "done 1.5 s datadatadata"
+    assert shown["base"] == "done 2 min 05 s 1.250 bits per byte basebasebase"
+    assert shown["round-1/audit"] == f"failed 2.0 s {'a' * 12}"
+    assert shown["instruct"].startswith("interrupted")
+    assert "no process is at work on it" in text
+    assert shown["report"] == "runs/mine/report.html"
+    assert call("status", runs / "mine").stdout.splitlines()[:5] == text.splitlines()[:5]
+
+
+def test_status_knows_that_a_process_is_at_work(runs: Path) -> None:
+    made_up(runs / "mine")
+    with open(runs / "mine/lock", "w", encoding="ascii") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        lock.write("4711")
+        lock.flush()
+        text = call("status", "mine").stdout
+    assert states(text)["instruct"].startswith("under way")
+    assert "process 4711 is at work on it" in text
+
+
+def test_a_run_that_is_not_there_is_refused_with_those_that_are(runs: Path) -> None:
+    made_up(runs / "mine")
+    for command in ("status", "report"):
+        assert "nope: neither a run's folder nor a name in runs/; runs/ has mine" in refused(command, "nope")
+
+
+def small_summary() -> dict[str, Any]:
+    base = {"source": "x", "parameters": 1, "vocabulary": 1, "bits_per_byte": None, "tokens_seen": None}
+    return {
+        "name": "mine", "version": "0", "judge": "none", "verdict": None, "base": base, "models": [], "audits": [],
+        "rounds": [], "stages": [], "losses": {}, "seconds": 0.0, "peak_memory_gib": 0.0, "release": None,
+    }
+
+
+def test_report_is_written_again(runs: Path) -> None:
+    made_up(runs / "mine")
+    assert "summary.json is not there" in refused("report", "mine")
+    (runs / "mine/summary.json").write_text(json.dumps(small_summary()))
+    (runs / "mine/samples.json").write_text("[]")
+    result = call("report", "mine")
+    assert result.exit_code == 0, result.output
+    assert result.stdout == "runs/mine/report.html\n"
+    assert "<html" in (runs / "mine/report.html").read_text()
+    (runs / "mine/summary.json").write_text('{"name": 1}')
+    assert "is damaged" in refused("report", "mine")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+def test_a_full_disk_is_said_plainly(runs: Path) -> None:
+    made_up(runs / "mine")
+    (runs / "mine/summary.json").write_text(json.dumps(small_summary()))
+    (runs / "mine/samples.json").write_text("[]")
+    (runs / "mine/report.html.partial").symlink_to("/dev/full")
+    assert "the disk is full" in refused("report", "mine")
+
+
+def test_verify_names_what_was_changed(release: Path, tmp_path: Path, runs: Path) -> None:
+    result = call("verify", release)
+    assert (result.exit_code, result.stdout) == (0, f"OK: {release} holds what its manifest lists\n")
+    copy = shutil.copytree(release, runs / "mine/release")
+    (copy / "base/config.json").write_text("{}")
+    (copy / "instruct/generation_config.json").unlink()
+    (copy / "note.txt").write_text("added")
+    text = refused("verify", "mine")
+    for part in ("base/config.json: was changed", "instruct/generation_config.json: is missing", "note.txt: was added"):
+        assert part in text
+    assert "is missing, so this is not a release" in refused("verify", tmp_path)
+
+
+def test_chat_reads_a_pipe_remembers_and_begins_anew(release: Path) -> None:
+    typed = "Hello\nAgain\n\n/reset\nHello\n/quit\nnever read\n"
+    settings = ("--max-tokens", 8, "--temperature", 0)
+    result = call("chat", release, *settings, typed=typed)
+    assert result.exit_code == 0, result.output
+    assert result.stdout.count("reward ") == 3
+    first, rest = result.stdout.split("(a new conversation)\n")
+    # Greedy decoding: the same question gets the same answer when nothing went before.
+    assert first.startswith(rest)
+    assert "reward" not in call("chat", release / "instruct", *settings, typed="Hello\n").stdout
+
+
+def test_chat_forgets_what_no_longer_fits(tmp_path: Path) -> None:
+    model = tiny_model(tmp_path / "model", positions=100)
+    result = call("chat", model, "--max-tokens", 30, typed="One\nTwo\nThree\n")
+    assert result.exit_code == 0, result.output
+    assert "turns no longer fit the model's 100 tokens" in result.stdout
+
+
+def test_chat_draws_the_same_answers_from_a_seed(release: Path) -> None:
+    drawn = [call("chat", release / "instruct", "--max-tokens", 12, "--seed", seed, typed="Hi\n").stdout
+             for seed in (1, 1, 2)]
+    assert drawn[0] == drawn[1] != drawn[2]
+
+
+def test_chat_needs_a_model_that_writes(release: Path, tmp_path: Path) -> None:
+    assert "neither a model's folder, nor a release, nor a run" in refused("chat", tmp_path)
+    assert "this model scores answers; one that writes them is needed" in refused("chat", release / "reward")
+
+
+def test_evaluate_measures_answers_agreement_and_text(release: Path, tmp_path: Path) -> None:
+    prompts = rows(tmp_path / "prompts.jsonl", [{"prompt": f"{i}?"} for i in range(3)])
+    pairs = rows(tmp_path / "pairs.jsonl", [{"prompt": "a", "chosen": "longer", "rejected": "b"},
+                                            {"prompt": "b", "chosen": "also longer", "rejected": "c"}])
+    (tmp_path / "book.txt").write_text("Some text.", encoding="utf-8")
+    output = tmp_path / "numbers.json"
+    result = call(
+        "evaluate", release, "--prompts", prompts, "--reward", release, "--comparisons", pairs,
+        "--text", tmp_path / "book.txt", "--max-tokens", 4, "--output", output,
+    )
+    assert result.exit_code == 0, result.output
+    numbers = json.loads(output.read_text())
+    assert (numbers["prompts"], numbers["comparisons"]) == (3, 2)
+    assert 1 <= numbers["mean_length"] <= 4
+    low, high = numbers["reward_interval"]
+    assert low <= numbers["reward"] <= high
+    assert (numbers["accuracy_of_longer_wins"], numbers["accuracy_of_shorter_wins"]) == (1.0, 0.0)
+    # An untrained model of 260 tokens, one for each byte, knows next to nothing: log2 260 bits for each.
+    assert numbers["bits_per_byte"] == pytest.approx(8.02, abs=0.3)
+    assert "bits per byte" in result.stdout
+
+
+def test_evaluate_needs_something_to_measure_and_the_right_model(release: Path, tmp_path: Path) -> None:
+    assert "nothing to measure" in refused("evaluate", release)
+    prompts = rows(tmp_path / "prompts.jsonl", [{"prompt": "a"}])
+    assert "this model scores answers" in refused("evaluate", release / "reward", "--prompts", prompts)
+    wrong = ("evaluate", release / "instruct", "--comparisons", prompts)
+    assert "this model writes answers; one that scores them is needed" in refused(*wrong)
+    assert "chosen: missing" in refused("evaluate", release, "--comparisons", prompts)
