@@ -533,7 +533,7 @@ def _agreement(folder: Path, comparisons: Path) -> dict[str, Any]:
     rows = read_comparisons(comparisons)
     pairs = [Conversation(row.prompt, answer) for row in rows for answer in (row.chosen, row.rejected)]
     scores = RewardModel(folder).score(pairs)
-    measured = audited(rows, scores[0::2], scores[1::2], Audit(), None)
+    measured = audited(rows, scores[0::2], scores[1::2], Audit())
     names = ("comparisons", "accuracy", "interval", "calibration_error", "length_correlation")
     numbers = {name: measured[name] for name in names}
     return numbers | {f"accuracy_of_{name.replace(' ', '_')}": share for name, share in measured["baselines"].items()}

@@ -129,9 +129,11 @@ def base_stage(recipe: Recipe, data: Artifact) -> Stage:
     if recipe.base.train is not None:
         return Stage("base", pretrain, settings(Pretraining, recipe.base.train), {"data": data})
     assert recipe.base.from_ is not None
-    name = recipe.base.from_
-    taking = Taking(name=name, chat_template=recipe.base.chat_template)
-    return Stage("base", take_base, taking, {"data": data}, sources={name: recipe.place(name)})
+    name, template = recipe.base.from_, recipe.base.chat_template
+    sources = {name: recipe.base_place}
+    if template and template.endswith(".jinja"):
+        sources[template] = recipe.place(template)
+    return Stage("base", take_base, Taking(name=name, chat_template=template), {"data": data}, sources=sources)
 
 
 def independent_judge(

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from triptych import __version__
-from triptych.cycle import Family
+from triptych.cycle import Family, Round
 from triptych.data.files import read_comparisons
 from triptych.engine.curve import read_curve, thinned
 from triptych.engine.scoring import RewardModel
@@ -136,16 +136,17 @@ def release(recipe: Recipe, family: Family, summary: report.Summary, folder: Pat
     partial = folder.with_name("release.partial")
     shutil.rmtree(partial, ignore_errors=True)
     feedback = next(round.feedback for round in reversed(family.rounds) if round.feedback)
+    trained_by = next((round for round in reversed(family.rounds) if round.promoted), None)
     taken = base.metrics.get("source_digest")
     origin = [Parent(base.metrics["source"], taken, hub=base.metrics["source_kind"] == "hub")] if taken else []
     lineage: dict[Role, Lineage] = {
         "base": Lineage(base.fingerprint, tuple(origin), () if taken else _data(family.data, "text")),
         "instruct": Lineage(
             champion.fingerprint,
-            (Parent("base", base.digest), *([Parent("reward", reward.digest)] if champion is not instruct else [])),
+            (Parent("base", base.digest), *([_reward_parent(trained_by)] if trained_by else [])),
             _data(family.data, "demonstrations", "prompts_improve"),
         ),
-        "reward": Lineage(reward.fingerprint, (Parent("instruct", instruct.digest),), _data(feedback, "reward")),
+        "reward": Lineage(reward.fingerprint, (_start(family, reward),), _data(feedback, "reward")),
     }
     models: dict[Role, Path] = {
         "base": base.folder / "model", "instruct": champion.folder / "model", "reward": reward.folder / "model",
@@ -157,6 +158,18 @@ def release(recipe: Recipe, family: Family, summary: report.Summary, folder: Pat
     )
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(partial, folder)
+
+
+def _reward_parent(round: Round) -> Parent:
+    """The reward model that a round's candidate was improved against."""
+    assert round.reward
+    return Parent(f"reward, round {round.number}", round.reward.digest)
+
+
+def _start(family: Family, reward: Artifact) -> Parent:
+    """What the released reward model started from: the champion of its round, or an earlier reward model."""
+    start = reward.manifest["parents"]["start"]
+    return Parent(start["stage"], start["digest"])
 
 
 def _artifacts(family: Family) -> list[Artifact]:
@@ -184,8 +197,7 @@ def _model(name: str, artifact: Artifact, family: Family) -> report.ModelScore:
 
 def _audit(number: int, audit: Artifact, reward: Artifact, feedback: Artifact) -> report.Audit:
     return report.Audit(round=number, trained_on=reward.metrics["comparisons"], **{
-        "ceiling": feedback.metrics.get("ceiling"),
-        **{name: value for name, value in audit.metrics.items() if name != "ceiling"},
+        "ceiling": feedback.metrics.get("ceiling"), **audit.metrics,
     })
 
 

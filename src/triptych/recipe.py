@@ -189,6 +189,14 @@ class Recipe(Config):
         yield self.comparison_files
         yield self.improve.prompts
 
+    @property
+    def base_place(self) -> str | Path:
+        """The Base's folder or .gguf file; what is neither stays as it is, a name on the Hub."""
+        assert self.base.from_ is not None
+        path = self._folder / Path(self.base.from_).expanduser()
+        return path if path.exists() or path.suffix == ".gguf" or self.base.from_.startswith((".", "/", "~")) \
+            else self.base.from_
+
     def place(self, name: str) -> str | Path:
         """Where a file named in the recipe lies; a dataset's or a Hub model's name stays as it is."""
         path = self._folder / Path(name).expanduser()

@@ -31,7 +31,8 @@ class Taking(Config):
 
 def take_base(desk: Desk, config: Taking, data: Path, sources: Mapping[str, str | Path]) -> Metrics:
     """Writes the Base as a plain folder, and measures it on `data/text_heldout.jsonl`."""
-    source = take(str(sources[config.name]), desk.output / "model", chat_template=config.chat_template)
+    template = config.chat_template and str(sources.get(config.chat_template, config.chat_template))
+    source = take(str(sources[config.name]), desk.output / "model", chat_template=template)
     for change in source.changes:
         desk.progress.say(change)
     tokenizer = load_tokenizer(desk.output / "model")

@@ -20,6 +20,7 @@ from triptych.pipeline.stage import Desk, Metrics
 from triptych.records import Comparison, Conversation, Document, Prompt
 
 R = TypeVar("R", Document, Conversation, Prompt, Comparison)
+A = TypeVar("A", Conversation, Comparison)
 
 
 class Intake(Config):
@@ -66,11 +67,14 @@ def take_in(desk: Desk, config: Intake, sources: Mapping[str, str | Path]) -> Me
     ordered = sorted(unique, key=lambda prompt: fraction(f"hold out {prompt.key}", desk.seed))
     held: list[Prompt] = []
     for name, count in measured.items():
-        part = ordered[: min(count, len(unique) // 5)]
+        part = ordered[: max(1, min(count, len(unique) // 5))]
         ordered = ordered[len(part) :]
         held += part
         files.write(desk.output / f"prompts_{name}.jsonl", part)
         metrics[f"prompts_{name}"] = len(part)
+    if not ordered:
+        what = f"{len(unique)} different prompts are too few: some improve, others are held out for test, gate, curves"
+        raise DataError([Fault("prompts", None, None, what)])
     improve, removed = decontaminate(ordered, held)
     conversations, removed_conversations = decontaminate(conversations, held)
     comparisons, removed_comparisons = decontaminate(comparisons, held)
@@ -80,7 +84,7 @@ def take_in(desk: Desk, config: Intake, sources: Mapping[str, str | Path]) -> Me
         "comparisons_removed": removed_comparisons,
     }
 
-    parts = split(conversations, {"heldout": 0.04, "train": 0.96}, desk.seed)
+    parts = divided(conversations, {"heldout": 0.04, "train": 0.96}, desk.seed)
     files.write(desk.output / "demonstrations.jsonl", parts["train"])
     files.write(desk.output / "demonstrations_heldout.jsonl", parts["heldout"])
     files.write(desk.output / "examples.jsonl", parts["train"][:12])
@@ -90,10 +94,9 @@ def take_in(desk: Desk, config: Intake, sources: Mapping[str, str | Path]) -> Me
         "reward": (1 - config.judge) * (1 - config.heldout), "heldout": (1 - config.judge) * config.heldout,
         "judge": config.judge * (1 - config.heldout), "judge_heldout": config.judge * config.heldout,
     }
-    for name, rows in split(comparisons, shares, desk.seed).items():
-        if comparisons:
-            files.write(desk.output / f"{name}.jsonl", rows)
-            metrics[f"comparisons_{name}"] = len(rows)
+    for name, rows in divided(comparisons, shares, desk.seed).items() if comparisons else ():
+        files.write(desk.output / f"{name}.jsonl", rows)
+        metrics[f"comparisons_{name}"] = len(rows)
     files.write(desk.output / "prompts_improve.jsonl", improve)
     files.write(desk.output / "prompts_feedback.jsonl", improve)
     metrics["prompts_improve"] = len(improve)
@@ -104,6 +107,26 @@ def take_in(desk: Desk, config: Intake, sources: Mapping[str, str | Path]) -> Me
             files.write(desk.output / f"{name}.jsonl", documents)
             metrics[name] = len(documents)
     return metrics
+
+
+def divided(records: Sequence[A], shares: Mapping[str, float], seed: int) -> dict[str, list[A]]:
+    """The records split by prompt, no part empty: in small data chance may leave one without any.
+
+    Raises:
+        DataError: there are fewer prompts than parts.
+    """
+    parts = split(records, shares, seed)
+    for name, share in shares.items():
+        if share > 0 and not parts[name]:
+            donor = max(parts.values(), key=len)
+            moved = donor[0].prompt.key if donor else ""
+            parts[name] = [record for record in donor if record.prompt.key == moved]
+            donor[:] = [record for record in donor if record.prompt.key != moved]
+            if not donor:
+                kind = type(records[0]).__name__.lower() + "s" if records else "conversations"
+                what = f"too few different prompts to divide into {', '.join(shares)}; give more of them"
+                raise DataError([Fault(kind, None, None, what)])
+    return parts
 
 
 class Found:

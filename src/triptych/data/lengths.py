@@ -138,8 +138,9 @@ def fit(
 ) -> Fitted[TokenizedConversation] | Fitted[TokenizedComparison]:
     """Tokenises records and drops or truncates those longer than the context, counting both.
 
-    Truncating cuts the end of the answer, so that a cut answer has no end token: a model must not learn
-    to stop there. A record is dropped in any case where its prompt leaves no room for an answer, or
+    Truncating cuts the end of the answer. A conversation's cut answer has no end token: a model must not learn
+    to stop there. A comparison's has one, because a reward is read there, in training as in scoring. A record is
+    dropped in any case where its prompt leaves no room for an answer, or
     where cutting makes the two answers of a comparison the same.
 
     Args:
@@ -165,12 +166,18 @@ def fit(
             pair = tokenized(record, tokenizer)
             if pair.length > limit:
                 room = limit - len(pair.prompt)
-                if overlong == "drop" or room <= 0 or pair.chosen[:room] == pair.rejected[:room]:
+                chosen, rejected = _cut(pair.chosen, room), _cut(pair.rejected, room)
+                if overlong == "drop" or room <= 1 or chosen == rejected:
                     continue
-                pair = TokenizedComparison(pair.prompt, pair.chosen[:room], pair.rejected[:room], pair.margin)
+                pair = TokenizedComparison(pair.prompt, chosen, rejected, pair.margin)
                 truncated += 1
             comparisons.append(pair)
     dropped = len(records) - len(conversations) - len(comparisons)
     if comparisons:
         return Fitted(tuple(comparisons), dropped, truncated, limit)
     return Fitted(tuple(conversations), dropped, truncated, limit)
+
+
+def _cut(answer: tuple[int, ...], room: int) -> tuple[int, ...]:
+    """The answer in at most `room` tokens, its last one always the end token."""
+    return answer if len(answer) <= room else (*answer[: max(room - 1, 0)], answer[-1])

@@ -7,6 +7,7 @@ the sampling noise are functions of (seed, step), so there is nothing else to ke
 
 from __future__ import annotations
 
+import errno
 import os
 import time
 from collections.abc import Sequence
@@ -46,7 +47,10 @@ class Checkpoint:
                 "optimizers": [optimizer.state_dict() for optimizer in optimizers],
                 "state": state,
             }
-            torch.save(content, file)
+            try:
+                torch.save(content, file)
+            except RuntimeError as error:  # so torch says that a write failed
+                raise OSError(errno.ENOSPC, f"{partial} could not be written: {error}") from error
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, self.path)

@@ -17,6 +17,7 @@ from triptych.engine.forward import AnswerPack, Model, answer_logprobs, pack_ans
 from triptych.engine.generation import Sampling, generate
 from triptych.engine.models import load_policy, load_tokenizer
 from triptych.engine.packing import fill
+from triptych.errors import ModelError
 from triptych.progress import Progress
 from triptych.records import Prompt, Rollout
 
@@ -75,6 +76,24 @@ class Policy:
             [self._rollout(prompt, row, sample.tokens, sample.logprobs, sample.finished) for sample in samples]
             for prompt, row, samples in zip(prompts, tokens, written, strict=True)
         ]
+
+    def fitting(
+        self, prompts: Sequence[Prompt], max_tokens: int, progress: Progress, render: Render | None = None
+    ) -> list[Prompt]:
+        """The prompts that leave room for an answer in the model's context; the others are counted and said."""
+        context = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        if context is None:
+            return list(prompts)
+        render = render or self.render
+        kept = [prompt for prompt in prompts if len(render(prompt)) + max_tokens <= context]
+        if len(kept) < len(prompts):
+            progress.say(
+                f"{len(prompts) - len(kept)} of {len(prompts)} prompts left out: with {max_tokens} tokens for an "
+                f"answer they exceed the model's context of {context}"
+            )
+        if not kept:
+            raise ModelError(f"no prompt fits the model's context of {context} tokens; lower max_tokens ({max_tokens})")
+        return kept
 
     def render(self, prompt: Prompt) -> list[int]:
         """The prompt's tokens by the chat template."""

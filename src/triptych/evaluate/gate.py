@@ -53,6 +53,7 @@ def decide(
     policies = {}
     for place, (name, folder) in enumerate({"champion": champion, "candidate": candidate}.items()):
         policies[name] = policy = Policy.open(folder / "model")
+        prompts = policy.fitting(prompts, config.max_tokens, desk.progress)
         # Independent noise for the two: equal models must not tie on every prompt by writing the same.
         sampling = Sampling(config.max_tokens, seed=desk.seed * 10 + place)
         groups = policy.write(prompts, sampling, progress=desk.progress)

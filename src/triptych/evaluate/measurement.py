@@ -42,6 +42,7 @@ def measure(
     """Scores a model's answers to `data/prompts_test.jsonl`; keeps them in `answers.jsonl`."""
     prompts = read_prompts(data / "prompts_test.jsonl")[: config.prompts]
     policy = Policy.open(model / "model")
+    prompts = policy.fitting(prompts, config.max_tokens, desk.progress)
     write = _author(policy, data, config, style)
     groups = write(prompts, Sampling(config.max_tokens, seed=desk.seed), desk)
     conversations = [Conversation(rollout.prompt, rollout.answer) for (rollout,) in groups]
@@ -94,7 +95,7 @@ def _author(
 
     def write(prompts: Sequence[Prompt], sampling: Sampling, desk: Desk) -> list[list[Rollout]]:
         groups = policy.write(prompts, sampling, render=render, progress=desk.progress)
-        return [[_first_paragraph(rollout) for rollout in group] for group in groups]
+        return [[_first_paragraph(rollout, policy.tokenizer) for rollout in group] for group in groups]
 
     return write
 
@@ -117,9 +118,8 @@ def _asked(prompt: Prompt) -> str:
     return "\n".join(turn.content for turn in prompt.messages)
 
 
-def _first_paragraph(rollout: Rollout) -> Rollout:
+def _first_paragraph(rollout: Rollout, tokenizer: Any) -> Rollout:
     """The answer up to the next question, which a Base goes on to write."""
     answer = rollout.answer.split("\nQuestion:")[0].split("\n\n")[0].strip()
-    return Rollout(
-        rollout.prompt, rollout.prompt_tokens, rollout.tokens, rollout.logprobs, answer, rollout.finished
-    )
+    kept = tuple(tokenizer(answer, add_special_tokens=False)["input_ids"])
+    return Rollout(rollout.prompt, rollout.prompt_tokens, kept, rollout.logprobs[: len(kept)], answer, True)

@@ -57,9 +57,11 @@ def label(
     """
     pool = read_prompts(data / "prompts_feedback.jsonl")
     first = (round - 1) * config.prompts
-    prompts = [pool[i % len(pool)] for i in range(first, first + config.prompts)]
+    policy = Policy.open(author / "model")
+    drawn = [pool[i % len(pool)] for i in range(first, first + config.prompts)]
+    prompts = policy.fitting(drawn, config.max_tokens, desk.progress)
     sampling = Sampling(config.max_tokens, seed=desk.seed * 1000 + round)
-    groups = Policy.open(author / "model").write(prompts, sampling, n=config.answers, progress=desk.progress)
+    groups = policy.write(prompts, sampling, n=config.answers, progress=desk.progress)
     new = _compared(groups, judge, config, desk.seed * 1000 + round)
     if not new:
         raise RunError("the judge found no difference between any two answers, so there is nothing to learn from")

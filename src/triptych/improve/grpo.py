@@ -44,7 +44,7 @@ class Grpo(Optimization):
         prompts_per_step: asked before each update.
         group: answers to each prompt.
         kl: β, what a nat of distance from the round's champion costs, in normalised rewards.
-        clip: ε of the surrogate.
+        ratio_clip: ε of the surrogate.
         max_tokens: an answer is cut there.
         micro_batch: tokens computed at once; only memory and speed depend on it.
         watch_every: steps between two measurements on the validation prompts, for the report's curves.
@@ -56,7 +56,7 @@ class Grpo(Optimization):
     prompts_per_step: int = Field(default=32, ge=1)
     group: int = Field(default=8, ge=2)
     kl: float = Field(default=0.04, ge=0)
-    clip: float = Field(default=0.2, gt=0)
+    ratio_clip: float = Field(default=0.2, gt=0)
     max_tokens: int = Field(default=96, ge=1)
     micro_batch: int = Field(default=4096, ge=64)
     watch_every: int = Field(default=10, ge=1)
@@ -88,8 +88,10 @@ def improve(
     model: Any = load_policy(folder, attention=attention.NAME)
     policy, reference = Policy(model, tokenizer), Policy.open(folder)
     scorer = RewardModel(reward / "model")
-    prompts = read_prompts(data / "prompts_improve.jsonl")
-    validation = read_prompts(data / "prompts_validation.jsonl")[: config.watch_prompts]
+    prompts = policy.fitting(read_prompts(data / "prompts_improve.jsonl"), config.max_tokens, desk.progress)
+    validation = policy.fitting(
+        read_prompts(data / "prompts_validation.jsonl")[: config.watch_prompts], config.max_tokens, desk.progress
+    )
     plan = _plan(len(prompts), config, desk.seed * 1000 + round)
 
     def prepare(step: int) -> Step[_Batch]:
@@ -104,7 +106,8 @@ def improve(
         logprobs, entropy = answer_logprobs(model, batch.packed, with_entropy=True)
         assert entropy is not None
         # One update for each sampling: π_old is the policy itself, and the ratio carries only the gradient.
-        surrogate = clipped_surrogate(logprobs, logprobs.detach(), batch.advantages, config.clip, config.clip)
+        epsilon = config.ratio_clip
+        surrogate = clipped_surrogate(logprobs, logprobs.detach(), batch.advantages, epsilon, epsilon)
         losses = surrogate + config.kl * kl_penalty(logprobs, batch.reference)
         counted = batch.counted
         return Loss((losses * counted).sum(), {

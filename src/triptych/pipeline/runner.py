@@ -73,6 +73,7 @@ class Runner:
             if damage:
                 raise RunError(f"{destination}: {damage}; delete this folder to compute it again")
             self.progress.stage(stage.name, "(done before)")
+            self.ledger.add("reused", stage.name, fingerprint=mark)
         else:
             artifact = self._compute(stage, mark, self.folder / "work" / label, destination)
         self.done.append(artifact)
@@ -106,6 +107,7 @@ class Runner:
             metrics = stage.work(desk, stage.config, **folders, **stage.tools, **sources)
             seal(output, destination, self._manifest(stage, mark, metrics))
         except OSError as error:
+            finish("failed")
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise RunError(
                     f"the disk is full: {stage.name} could not write to {work}. Free some space and give the same "

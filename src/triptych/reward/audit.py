@@ -39,8 +39,7 @@ class Audit(Config):
 
 
 def audit(
-    desk: Desk, config: Audit, reward: Path, comparisons: Path, ceiling: float | None = None,
-    share: str = "heldout", trained_on: int = 0,
+    desk: Desk, config: Audit, reward: Path, comparisons: Path, share: str = "heldout"
 ) -> Metrics:
     """Measures a reward model on `comparisons/{share}.jsonl`; the metrics are the audit."""
     rows = read_comparisons(comparisons / f"{share}.jsonl")
@@ -48,12 +47,11 @@ def audit(
     scores = scorer.score([
         Conversation(row.prompt, answer) for row in rows for answer in (row.chosen, row.rejected)
     ])
-    return audited(rows, scores[0::2], scores[1::2], config, ceiling)
+    return audited(rows, scores[0::2], scores[1::2], config)
 
 
 def audited(
-    rows: Sequence[Comparison], chosen: Sequence[float], rejected: Sequence[float], config: Audit,
-    ceiling: float | None,
+    rows: Sequence[Comparison], chosen: Sequence[float], rejected: Sequence[float], config: Audit
 ) -> dict[str, Any]:
     """The audit's numbers from the scores of each comparison's two answers."""
     prompts = [row.prompt.key for row in rows]
@@ -83,7 +81,6 @@ def audited(
         "comparisons": len(rows),
         "accuracy": accuracy,
         "interval": interval,
-        "ceiling": ceiling,
         "baselines": baselines,
         "by_group": _by_group(rows, right),
         "calibration_error": error,

@@ -1,0 +1,259 @@
+"""The train loop: sums over what counts, no step with numbers that are not finite, resumption to the bit."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from conftest import some_tokens, tiny, with_our_attention
+from triptych.engine import training
+from triptych.engine.checkpoint import Checkpoint
+from triptych.engine.curve import read_curve, write_curve
+from triptych.engine.forward import AnswerPack, answer_logprobs, pack_answers
+from triptych.engine.training import Curve, Loss, Optimization, Step, shuffled, train
+from triptych.errors import TrainingError
+from triptych.progress import Silent
+
+ROWS = [([], [some_tokens(4 + 3 * (i % 5), i)]) for i in range(24)]
+STEPS = 8
+
+
+class Killed(Exception):
+    """What stands for the kill."""
+
+
+def policy() -> Any:
+    return with_our_attention(tiny("llama", tied=False, dtype=torch.float32))
+
+
+def learn(
+    model: Any, optimization: Optimization, *, split: int = 1, checkpoint: Checkpoint | None = None,
+    killed_at: int | None = None, steps: int = STEPS,
+) -> Curve:
+    """Language modelling of a few rows a step, in `split` batches, until it is killed."""
+
+    def prepare(step: int) -> Step[AnswerPack]:
+        if step == killed_at:
+            raise Killed
+        rows = [ROWS[i] for i in shuffled(len(ROWS), step, seed=1)[:6]]
+        size = -(-len(rows) // split)
+        batches = [pack_answers(rows[i : i + size]) for i in range(0, len(rows), size)]
+        return Step(batches, weight=sum(len(batch.predictions.targets) for batch in batches), numbers={"rows": 6.0})
+
+    def loss(packed: AnswerPack) -> Loss:
+        logprobs, _ = answer_logprobs(model, packed)
+        return Loss(-logprobs.sum(), {"likeliest": logprobs.max() * len(packed.predictions.targets)})
+
+    return train(model, steps, prepare, loss, optimization, checkpoint=checkpoint, progress=Silent())
+
+
+def quadratic(model: nn.Module, loss: Callable[[int, Tensor], Tensor], optimization: Optimization, **more: Any) -> Curve:
+    """Trains a linear layer on a loss of the step's number and its output."""
+    inputs = torch.eye(3)
+    return train(
+        model, more.pop("steps", 6), lambda step: Step([step], weight=1.0),
+        lambda step: Loss(loss(step, model(inputs))), optimization,
+        checkpoint=more.pop("checkpoint", None), progress=Silent(), **more,
+    )
+
+
+@pytest.fixture
+def exact(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Float32 throughout, so that sums in another order differ by rounding only."""
+    monkeypatch.setattr(training, "autocast", nullcontext)
+
+
+@pytest.mark.usefixtures("exact")
+@pytest.mark.parametrize("split", [2, 3, 6])
+def test_small_batches_accumulate_to_the_large_one(split: int) -> None:
+    # Plain AdamW would turn a gradient of rounding errors into a full step; its ε is what stands against it.
+    gradients: list[list[Tensor]] = []
+    for parts in (1, split):
+        model = policy()
+        original = torch.nn.utils.clip_grad_norm_
+
+        def remember(parameters: Any, clip: float, original: Any = original) -> Tensor:
+            weights = list(parameters)
+            gradients.append([weight.grad.clone() for weight in weights])
+            norm: Tensor = original(weights, clip)
+            return norm
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(torch.nn.utils, "clip_grad_norm_", remember)
+            curve = learn(model, Optimization(learning_rate=1e-3), split=parts, steps=1)
+        assert curve[0]["rows"] == 6
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=2e-6 * float(one.abs().max()) + 1e-9)
+
+
+@pytest.mark.usefixtures("exact")
+def test_the_loss_is_the_mean_over_tokens_and_the_gradient_that_of_plain_torch() -> None:
+    model, plain = policy(), tiny("llama", tied=False, dtype=torch.float32)
+    rows = [ROWS[i] for i in shuffled(len(ROWS), 0, seed=1)[:6]]
+    total, tokens = torch.zeros(()), 0
+    for _, (row,) in rows:
+        logits = plain(torch.tensor([row])).logits[0, :-1]
+        total = total + nn.functional.cross_entropy(logits, torch.tensor(row[1:]), reduction="sum")
+        tokens += len(row) - 1
+    (total / tokens).backward()
+    norm = torch.nn.utils.get_total_norm([weight.grad for weight in plain.parameters()])
+    curve = learn(model, Optimization(learning_rate=1e-3), split=3, steps=1)
+    assert curve[0]["loss"] == pytest.approx(float(total.detach()) / tokens, rel=1e-5)
+    assert curve[0]["gradient_norm"] == pytest.approx(float(norm), rel=1e-4)
+    assert curve[0]["seen"] == tokens
+
+
+@pytest.mark.usefixtures("exact")
+def test_the_first_update_is_adamws_of_the_clipped_gradient() -> None:
+    layer = nn.Linear(3, 1, bias=False)
+    nn.init.constant_(layer.weight, 2.0)
+    # The gradient is (30, 30, 30), clipped to norm 1; AdamW's first step is lr * sign, after the decay.
+    quadratic(
+        layer, lambda _, output: 30 * output.sum(),
+        Optimization(learning_rate=0.1, warmup=0, decay="constant", weight_decay=0.5), steps=1,
+    )
+    torch.testing.assert_close(layer.weight.detach(), torch.full((1, 3), 2.0 * (1 - 0.1 * 0.5) - 0.1))
+
+
+@pytest.mark.usefixtures("exact")
+def test_weight_decay_spares_biases() -> None:
+    layer = nn.Linear(3, 1)
+    nn.init.ones_(layer.weight)
+    nn.init.ones_(layer.bias)
+    quadratic(
+        layer, lambda _, output: 0 * output.sum(),
+        Optimization(learning_rate=0.1, warmup=0, decay="constant", weight_decay=0.5), steps=1,
+    )
+    torch.testing.assert_close(layer.weight.detach(), torch.full((1, 3), 0.95))
+    assert layer.bias.item() == 1.0
+
+
+def unusable_loss(output: Tensor) -> Tensor:
+    return output.sum() * float("nan")
+
+
+def unusable_gradient(output: Tensor) -> Tensor:
+    return (0 * output).sqrt().sum()  # the loss is zero, its gradient 0 * infinity
+
+
+@pytest.mark.parametrize("unusable", [unusable_loss, unusable_gradient])
+@pytest.mark.parametrize("muon", [None, 0.02])
+def test_a_step_that_is_not_finite_leaves_the_weights_and_is_recorded(
+    unusable: Callable[[Tensor], Tensor], muon: float | None
+) -> None:
+    layer = nn.Linear(3, 1)
+    seen: list[Tensor] = []
+
+    def after(step: int, row: dict[str, float]) -> None:
+        seen.append(layer.weight.detach().clone())
+
+    curve = quadratic(
+        layer, lambda step, output: unusable(output) if step in (2, 3, 5) else output.square().sum(),
+        Optimization(learning_rate=0.01, patience=3, muon=muon), after=after, steps=8,
+    )
+    assert [row["skipped"] for row in curve] == [0, 0, 1, 1, 0, 1, 0, 0]
+    changed = [not torch.equal(one, other) for one, other in zip(seen, seen[1:], strict=False)]
+    assert changed == [True, False, False, True, False, True, True]
+    assert all(torch.isfinite(weight).all() for weight in seen)
+
+
+def test_too_many_such_steps_in_a_row_stop_the_run_with_the_weights_as_they_were() -> None:
+    layer = nn.Linear(3, 1)
+    before = layer.weight.detach().clone()
+    with pytest.raises(TrainingError, match=r"3 steps in a row .* \(the last was step 2\); lower the learning rate"):
+        quadratic(layer, lambda _, output: unusable_loss(output), Optimization(learning_rate=0.01, patience=3))
+    assert torch.equal(layer.weight, before)
+
+
+def test_a_bad_state_is_never_saved(tmp_path: Path) -> None:
+    checkpoint = Checkpoint(tmp_path / "training.pt", seconds=0)
+    layer = nn.Linear(3, 1)
+    with pytest.raises(TrainingError):
+        quadratic(
+            layer, lambda step, output: unusable_loss(output) if step >= 2 else output.square().sum(),
+            Optimization(learning_rate=0.01, patience=2), checkpoint=checkpoint,
+        )
+    state = checkpoint.restore(layer, training._optimizers(layer, Optimization(learning_rate=0.01)))
+    assert state is not None
+    assert [row["step"] for row in state["curve"]] == [1, 2]
+
+
+def test_the_learning_rate_by_hand() -> None:
+    cosine = Optimization(learning_rate=1.0, warmup=0.2)
+    assert [cosine.factor(step, 10) for step in (0, 1, 2)] == [0.5, 1.0, 1.0]
+    assert cosine.factor(6, 10) == pytest.approx(0.1 + 0.9 * 0.5)
+    assert cosine.factor(9, 10) == pytest.approx(0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * 7 / 8)))
+    linear = Optimization(learning_rate=1.0, warmup=0.2, decay="linear")
+    assert [linear.factor(step, 10) for step in (2, 4, 9)] == pytest.approx([1.0, 0.775, 0.2125])
+    constant = Optimization(learning_rate=1.0, warmup=0, decay="constant")
+    assert {constant.factor(step, 10) for step in range(10)} == {1.0}
+    assert cosine.factor(0, 1) == 1.0
+
+
+def test_the_curve_shows_the_rate_of_every_step() -> None:
+    curve = learn(policy(), Optimization(learning_rate=2e-3, warmup=0.25, decay="linear"))
+    expected = [0.5, 1, 1, *(0.1 + 0.9 * (1 - k / 6) for k in range(1, 6))]
+    assert [row["learning_rate"] / 2e-3 for row in curve] == pytest.approx(expected)
+    assert [row["step"] for row in curve] == list(range(1, STEPS + 1))
+
+
+@pytest.mark.parametrize("muon", [None, 0.02])
+@pytest.mark.parametrize("kills", [[1], [5], [2, 3, 7]])
+def test_a_killed_training_goes_on_to_the_same_bits(tmp_path: Path, muon: float | None, kills: list[int]) -> None:
+    optimization = Optimization(learning_rate=3e-3, muon=muon, weight_decay=0.1)
+    whole = policy()
+    expected = learn(whole, optimization, split=2)
+    for killed_at in [*kills, None]:
+        model = policy()
+        checkpoint = Checkpoint(tmp_path / "training.pt", seconds=0)
+        if killed_at is None:
+            curve = learn(model, optimization, split=2, checkpoint=checkpoint)
+        else:
+            with pytest.raises(Killed):
+                learn(model, optimization, split=2, checkpoint=checkpoint, killed_at=killed_at)
+    assert curve == expected
+    for name, weight in whole.state_dict().items():
+        assert torch.equal(weight, model.state_dict()[name]), name
+
+
+def test_muon_takes_the_hidden_matrices_and_adamw_the_rest() -> None:
+    model = policy()
+    adamw, muon = training._optimizers(model, Optimization(learning_rate=1e-3, muon=0.02))
+    taken = {id(weight) for group in muon.param_groups for weight in group["params"]}
+    named = {name for name, weight in model.named_parameters() if id(weight) in taken}
+    assert named == {name for name, weight in model.named_parameters() if ".layers." in name and weight.ndim == 2}
+    others = {id(weight) for group in adamw.param_groups for weight in group["params"]}
+    assert not taken & others
+    assert taken | others == {id(weight) for weight in model.parameters()}
+
+
+def test_a_checkpoint_is_whole_or_absent(tmp_path: Path) -> None:
+    layer = nn.Linear(3, 1)
+    optimizers = training._optimizers(layer, Optimization(learning_rate=0.01))
+    checkpoint = Checkpoint(tmp_path / "deep" / "training.pt", seconds=3600)
+    assert checkpoint.restore(layer, optimizers) is None
+    assert not checkpoint.due()
+    checkpoint.save(layer, optimizers, {"curve": [], "skipped": 0})
+    (tmp_path / "deep" / "training.partial").write_bytes(b"cut off by a kill")
+    assert checkpoint.restore(layer, optimizers) == {"curve": [], "skipped": 0}
+
+
+def test_epochs_are_shuffled_differently_and_the_same_every_time() -> None:
+    orders = [shuffled(50, epoch, seed) for seed in (1, 2) for epoch in (0, 1)]
+    assert all(sorted(order) == list(range(50)) for order in orders)
+    assert len({tuple(order) for order in orders}) == 4
+    assert shuffled(50, 1, 2) == orders[-1]
+
+
+def test_a_curve_comes_back(tmp_path: Path) -> None:
+    curve = [{"step": 1.0, "loss": 0.5}, {"step": 2.0, "loss": 0.25, "reward": -1.0}]
+    write_curve(tmp_path / "curve.jsonl", curve)
+    assert read_curve(tmp_path / "curve.jsonl") == curve
+    assert read_curve(tmp_path / "none.jsonl") == []
