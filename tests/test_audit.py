@@ -25,18 +25,17 @@ FEW = Audit(least_comparisons=1)
 
 def test_accuracy_and_baselines_by_hand() -> None:
     rows = [comparison(0, 9, 4), comparison(1, 9, 4), comparison(2, 3, 4), comparison(3, 5, 5)]
-    found = audited(rows, [2.0, 1.0, 1.0, 0.5], [1.0, 2.0, 0.0, 0.5], FEW, ceiling=0.9)
+    found = audited(rows, [2.0, 1.0, 1.0, 0.5], [1.0, 2.0, 0.0, 0.5], FEW)
     assert found["accuracy"] == (1 + 0 + 1 + 0.5) / 4  # a tie is half right
     assert found["baselines"] == {"random": 0.5, "longer wins": 2.5 / 4, "shorter wins": 1.5 / 4}
     assert found["when_longer"] == 0.5
     assert found["when_shorter"] == 1.0
-    assert found["ceiling"] == 0.9
     assert found["interval"][0] <= found["accuracy"] <= found["interval"][1]
 
 
 def test_groups_are_by_task() -> None:
     rows = [comparison(0, 2, 1, "story"), comparison(1, 2, 1, "story"), comparison(2, 1, 2, "question")]
-    found = audited(rows, [1, 0, 1], [0, 1, 0], FEW, None)["by_group"]
+    found = audited(rows, [1, 0, 1], [0, 1, 0], FEW)["by_group"]
     assert {name: (group["score"], group["prompts"]) for name, group in found.items()} == {
         "story": (0.5, 2), "question": (1.0, 1),
     }
@@ -79,7 +78,7 @@ def scores_of(rows: list[Comparison], right: float) -> tuple[list[float], list[f
 
 
 def passes(rows: list[Comparison], scores: tuple[list[float], list[float]], config: Audit) -> dict[str, Any]:
-    return audited(rows, *scores, config, None)
+    return audited(rows, *scores, config)
 
 
 def test_a_model_that_likes_length_fails() -> None:
@@ -117,5 +116,5 @@ def test_comparisons_of_one_prompt_widen_the_interval() -> None:
     alike = [comparison(i // 10, 2, 1) for i in range(100)]
     apart = [comparison(i, 2, 1) for i in range(100)]
     chosen = [1.0 if (i // 10) % 3 else -1.0 for i in range(100)]
-    wide, narrow = (audited(rows, chosen, [0.0] * 100, FEW, None)["interval"] for rows in (alike, apart))
+    wide, narrow = (audited(rows, chosen, [0.0] * 100, FEW)["interval"] for rows in (alike, apart))
     assert wide[1] - wide[0] > 2 * (narrow[1] - narrow[0])

@@ -1,0 +1,313 @@
+"""Stages as artifacts: done once, kept for ever, the same bytes everywhere, nothing half done."""
+
+from __future__ import annotations
+
+import errno
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from triptych.configuration import Config
+from triptych.errors import RunError
+from triptych.pipeline import fingerprint as fingerprints
+from triptych.pipeline.artifact import Artifact, sha256
+from triptych.pipeline.fingerprint import code_version
+from triptych.pipeline.ledger import Ledger
+from triptych.pipeline.runner import Runner, Until, claimed
+from triptych.pipeline.stage import Desk, Metrics, Stage
+from triptych.progress import Silent
+
+
+class Words(Config):
+    text: str = "hello"
+
+
+calls: list[str] = []
+"""Which stages were really computed."""
+
+
+@pytest.fixture(autouse=True)
+def _forget() -> None:
+    calls.clear()
+
+
+def write_words(desk: Desk, config: Words, sources: Mapping[str, Path] | None = None) -> Metrics:
+    calls.append(config.text)
+    (desk.output / "deep").mkdir()
+    (desk.output / "deep" / "words.txt").write_text(config.text)
+    return {"length": len(config.text)}
+
+
+def shout(desk: Desk, config: Words, words: Path, times: int = 1) -> Metrics:
+    calls.append("shout")
+    (desk.output / "loud.txt").write_text((words / "deep" / "words.txt").read_text().upper() * times)
+    return {}
+
+
+def runner(folder: Path, **more: Any) -> Runner:
+    return Runner(folder, Silent(), seed=1, **more)
+
+
+def words(folder: Path, text: str = "hello", sources: Mapping[str, str | Path] | None = None) -> Artifact:
+    return runner(folder).run(Stage("words", write_words, Words(text=text), sources=sources or {}))
+
+
+def shouted(folder: Path, of: Artifact, times: int = 1) -> Artifact:
+    return runner(folder).run(Stage("round-1/shout", shout, Words(), {"words": of}, {"times": times}))
+
+
+def failing(error: BaseException) -> Callable[..., Metrics]:
+    def work(desk: Desk, config: Words) -> Metrics:
+        (desk.output / "half.txt").write_text("half")
+        raise error
+
+    return work
+
+
+def bytes_of(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_stage_is_done_once(tmp_path: Path) -> None:
+    first, again = words(tmp_path), words(tmp_path)
+    assert calls == ["hello"]
+    assert (first.folder, first.digest) == (again.folder, again.digest)
+    assert first.metrics == {"length": 5}
+    assert first.manifest["files"] == {
+        "deep/words.txt": {"bytes": 5, "sha256": sha256(first.folder / "deep" / "words.txt")}
+    }
+    assert not any((tmp_path / "work").iterdir())
+
+
+def test_a_changed_setting_is_computed_beside_what_is_there(tmp_path: Path) -> None:
+    before = words(tmp_path)
+    kept = bytes_of(before.folder)
+    after = words(tmp_path, "good bye")
+    assert after.folder != before.folder
+    assert bytes_of(before.folder) == kept
+    words(tmp_path)
+    assert calls == ["hello", "good bye"]
+
+
+def test_a_changed_input_or_tool_runs_what_depends_on_it(tmp_path: Path) -> None:
+    loud = shouted(tmp_path, words(tmp_path))
+    assert shouted(tmp_path, words(tmp_path)).folder == loud.folder
+    other = shouted(tmp_path, words(tmp_path, "good bye"))
+    twice = shouted(tmp_path, words(tmp_path), times=2)
+    assert calls == ["hello", "shout", "good bye", "shout", "shout"]
+    assert [(a.folder / "loud.txt").read_text() for a in (loud, other, twice)] == ["HELLO", "GOOD BYE", "HELLOHELLO"]
+    assert loud.manifest["parents"] == {"words": {"stage": "words", "digest": words(tmp_path).digest}}
+
+
+def test_what_a_source_holds_counts_and_not_where_it_lies(tmp_path: Path) -> None:
+    for name, text in {"a": "one", "b": "one", "c": "two"}.items():
+        (tmp_path / f"{name}.txt").write_text(text)
+    a, b, c = (words(tmp_path, sources={"mine.txt": tmp_path / f"{name}.txt"}) for name in "abc")
+    assert a.folder == b.folder != c.folder
+    (tmp_path / "a.txt").write_text("two")
+    assert words(tmp_path, sources={"mine.txt": tmp_path / "a.txt"}).folder == c.folder
+    assert len(calls) == 2
+
+
+def test_another_seed_is_another_artifact(tmp_path: Path) -> None:
+    stage = Stage("words", write_words, Words())
+    assert Runner(tmp_path, Silent(), seed=1).run(stage).folder != Runner(tmp_path, Silent(), seed=2).run(stage).folder
+
+
+@pytest.mark.parametrize(("error", "event"), [(ZeroDivisionError(), "failed"), (KeyboardInterrupt(), "stopped")])
+def test_a_crash_leaves_no_artifact_and_the_next_run_completes_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException, event: str
+) -> None:
+    stage = Stage("words", write_words, Words())
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_text", _raising(error))
+        with pytest.raises(type(error)):
+            runner(tmp_path).run(stage)
+    assert not (tmp_path / "artifacts").exists()
+    artifact = runner(tmp_path).run(stage)
+    assert (artifact.folder / "deep" / "words.txt").read_text() == "hello"
+    assert [entry["event"] for entry in runner(tmp_path).ledger.events()] == ["started", event, "started", "finished"]
+
+
+def _raising(error: BaseException) -> Callable[..., int]:
+    def write_text(self: Path, *_: Any, **__: Any) -> int:
+        raise error
+
+    return write_text
+
+
+def test_what_a_stage_kept_in_its_scratch_survives_a_crash(tmp_path: Path) -> None:
+    found: list[bool] = []
+
+    def work(desk: Desk, config: Words) -> Metrics:
+        assert not any(desk.output.iterdir())
+        found.append((desk.scratch / "training.pt").exists())
+        (desk.scratch / "training.pt").write_text("state")
+        (desk.output / "half.txt").write_text("half")
+        if len(found) == 1:
+            raise ZeroDivisionError
+        return {}
+
+    with pytest.raises(ZeroDivisionError):
+        runner(tmp_path).run(Stage("training", work, Words()))
+    artifact = runner(tmp_path).run(Stage("training", work, Words()))
+    assert found == [False, True]
+    assert set(bytes_of(artifact.folder)) == {"half.txt", "manifest.json"}
+
+
+@pytest.mark.parametrize("damage", ["missing", "shorter", "manifest"])
+def test_a_damaged_artifact_is_named(tmp_path: Path, damage: str) -> None:
+    artifact = words(tmp_path)
+    file = artifact.folder / "deep" / "words.txt"
+    if damage == "missing":
+        file.unlink()
+        message = "deep/words.txt is missing; delete this folder"
+    elif damage == "shorter":
+        file.write_text("hell")
+        message = "deep/words.txt has 4 bytes where 5 were written; delete this folder"
+    else:
+        (artifact.folder / "manifest.json").write_text('{"files": ')
+        message = "is damaged"
+    with pytest.raises(RunError, match=message) as raised:
+        words(tmp_path)
+    assert str(artifact.folder) in str(raised.value)
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_a_full_disk_is_said_plainly(tmp_path: Path, number: int) -> None:
+    with pytest.raises(RunError, match="the disk is full: words could not write") as raised:
+        runner(tmp_path).run(Stage("words", failing(OSError(number, "full")), Words()))
+    assert "give the same command again" in str(raised.value)
+    assert not (tmp_path / "artifacts").exists()
+
+
+def test_a_disk_that_is_really_full(tmp_path: Path) -> None:
+    full = Path("/dev/full")
+    if not full.exists():
+        pytest.skip("this system has no /dev/full")
+
+    def work(desk: Desk, config: Words) -> Metrics:
+        full.write_text("anything")
+        return {}
+
+    with pytest.raises(RunError, match="the disk is full"):
+        runner(tmp_path).run(Stage("words", work, Words()))
+
+
+def test_other_errors_of_the_system_stay_what_they_are(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="broken"):
+        runner(tmp_path).run(Stage("words", failing(OSError(errno.EIO, "broken")), Words()))
+
+
+def test_equal_runs_in_different_folders_give_the_same_bytes(tmp_path: Path) -> None:
+    folders = [tmp_path / "here", tmp_path / "some" / "where" / "else"]
+    for folder in folders:
+        folder.mkdir(parents=True)
+        (folder / "mine.txt").write_text("my own")
+        shouted(folder, words(folder, sources={"mine.txt": folder / "mine.txt"}))
+    one, other = (bytes_of(folder / "artifacts") for folder in folders)
+    assert one == other
+    manifest = next(content for name, content in one.items() if name.endswith("manifest.json")).decode()
+    assert str(tmp_path) not in manifest
+    assert not {"time", "seconds", "date"} & set(json.loads(manifest))
+
+
+def test_until_stops_behind_its_stage(tmp_path: Path) -> None:
+    run = runner(tmp_path, until="words")
+    with pytest.raises(Until):
+        run.run(Stage("words", write_words, Words()))
+    assert [artifact.name for artifact in run.done] == ["words"]
+    assert (run.done[0].folder / "manifest.json").exists()
+
+
+def test_a_run_folder_belongs_to_one_process(tmp_path: Path) -> None:
+    program = f"""
+from pathlib import Path
+from triptych.pipeline.runner import claimed
+with claimed(Path({str(tmp_path)!r})):
+    pass
+"""
+    with claimed(tmp_path):
+        second = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert second.returncode != 0
+    assert "RunError" in second.stderr
+    assert "is in use by another process (pid" in second.stderr
+    with claimed(tmp_path):
+        pass
+
+
+def test_a_run_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("no folder")
+    with pytest.raises(RunError, match="cannot be written"), claimed(tmp_path / "file"):
+        pass
+
+
+def test_the_ledger_survives_a_line_cut_by_a_kill(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "ledger.jsonl")
+    ledger.add("finished", "a", fingerprint="f", seconds=2.0)
+    ledger.add("failed", "a", fingerprint="f", seconds=1.5)
+    ledger.add("started", "a", fingerprint="f")
+    with open(ledger.path, "a") as file:
+        file.write('{"time": 1, "eve')
+    assert [entry["event"] for entry in ledger.events()] == ["finished", "failed", "started"]
+    assert ledger.seconds() == {"f": 3.5}
+
+
+@pytest.fixture
+def modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
+    """Writes sources of modules and gives the version of `triptych.stage_x`, which imports some of them."""
+    sources: dict[str, str] = {}
+
+    def version(**changes: str) -> str:
+        sources.update(changes)
+        for name, text in sources.items():
+            (tmp_path / f"{name}.py").write_text(text)
+        for cached in (fingerprints._digest, fingerprints._imports):
+            cached.cache_clear()
+        return code_version("triptych.stage_x")
+
+    def source(module: str) -> Path | None:
+        path = tmp_path / f"{module.removeprefix('triptych.')}.py"
+        return path if path.exists() else None
+
+    monkeypatch.setattr(fingerprints, "_source", source)
+    version(
+        stage_x="from triptych import near\nfrom triptych.progress import Progress\n",
+        near="def f():\n    import triptych.far\n", far="A = 1\n", progress="B = 1\n", other="C = 1\n",
+    )
+    return version
+
+
+def test_the_codes_version_is_that_of_all_it_imports(modules: Callable[..., str]) -> None:
+    first = modules()
+    assert modules() == first
+    assert modules(other="C = 2\n") == first
+    assert modules(progress="B = 2\n") == first
+    changed = {first, modules(far="A = 2\n"), modules(near="import triptych.far\n"), modules(stage_x="")}
+    assert len(changed) == 4
+
+
+def test_stages_depend_on_the_engine_and_not_on_each_other() -> None:
+    fingerprints._imports.cache_clear()
+
+    def reached(module: str) -> set[str]:
+        found: set[str] = set()
+        todo = [module]
+        while todo:
+            if (name := todo.pop()) not in found:
+                found.add(name)
+                todo += fingerprints._imports(name)
+        return found
+
+    rooms = ["base.pretraining", "instruct.finetuning", "feedback.labelling", "reward.training", "improve.grpo"]
+    for room in rooms:
+        names = reached(f"triptych.{room}")
+        assert "triptych.engine.packing" in names
+        assert "triptych.progress" not in names
+        foreign = {other.split(".")[0] for other in rooms} - {room.split(".")[0]}
+        assert not {name for name in names if name.split(".")[1] in foreign}
