@@ -146,17 +146,22 @@ def test_repeated_contradicting_and_leaking_rows_are_noted(tmp_path: Path) -> No
 
 def test_too_few_rows_are_a_problem(tmp_path: Path) -> None:
     path = write_recipe(tmp_path)
-    rows(tmp_path / "questions.jsonl", [{"prompt": f"Why {i}?"} for i in range(4)])
+    rows(tmp_path / "questions.jsonl", [{"prompt": f"Why {i}?"} for i in range(20)])
     rows(tmp_path / "preferences.jsonl", [{"prompt": f"{i}?", "chosen": "Yes.", "rejected": "No."} for i in range(40)])
     problems = check.check(path).problems
     assert [problem.split(":")[0] for problem in problems] == [
-        "no prompt is left for the test split", "no prompt is left for the gate split",
-        "no prompt is left for the validation split",
+        "too few test prompts", "too few gate prompts",
         "held-out comparisons to audit the reward model", "held-out comparisons to audit the gate's judge",
     ]
     allowed = check.check(path, ["reward.audit.required=false"])
-    assert len(allowed.problems) == 3
+    assert len(allowed.problems) == 2
     assert sum("the audit will fail" in note for note in allowed.notes) == 2
+
+
+def test_rows_that_cannot_be_split_are_a_problem(tmp_path: Path) -> None:
+    path = write_recipe(tmp_path)
+    rows(tmp_path / "questions.jsonl", [{"prompt": "Why?"}])
+    assert "too few" in check.check(path).problems[0]
 
 
 def test_rows_that_do_not_fit_are_counted(tmp_path: Path) -> None:
@@ -177,7 +182,7 @@ def test_rows_longer_than_the_model_are_a_problem(tmp_path: Path) -> None:
     tiny_model(tmp_path / "model", positions=40)
     problems = check.check(path).problems
     assert any(problem.startswith("demonstrations: rows have up to") for problem in problems)
-    assert any("prompts leave no room for an answer of 96 tokens" in problem for problem in problems)
+    assert any("leave no room for an answer of 96 tokens" in problem for problem in problems)
 
 
 def test_a_base_from_scratch_is_checked_on_its_text(tmp_path: Path) -> None:

@@ -116,6 +116,7 @@ def test_two_sentences_contradict_only_over_one_question() -> None:
 
 def test_a_question_has_exactly_one_answer() -> None:
     rng = random.Random(3)
+    shared = 0
     for _ in range(300):
         drawn = riddle(rng)
         ((question, answer),) = drawn.questions
@@ -127,7 +128,8 @@ def test_a_question_has_exactly_one_answer() -> None:
         }
         assert answers == {answer}
         assert not any(each.contradicts(answer) for each in drawn.story)
-        assert any(each.kind == drawn.story[0].kind for each in drawn.story[1:])
+        shared += len({each.kind for each in drawn.story}) < len(drawn.story)
+    assert 0.12 < shared / 300 < 0.28  # in a fifth of them both characters do the same kind of thing
 
 
 def test_translations_have_five_to_eight_words() -> None:
@@ -151,10 +153,7 @@ def test_the_same_seed_draws_the_same() -> None:
 
 
 def test_the_world_does_not_change_between_versions_of_python() -> None:
-    assert (
-        text.documents(0, 1)[0].text
-        == "The fox went to the pretty farm. The fox saw a blue coin. The fox felt very happy."
-    )
+    assert text.documents(0, 1)[0].text.startswith("The fox met the bear. The dog followed the cow.")
     assert LUMI["fox"] == "zaru"
 
 

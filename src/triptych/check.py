@@ -42,6 +42,8 @@ TRAINING_EFFICIENCY = 0.3
 """The share of the measured matrix-product rate that training reaches, roughly."""
 SAMPLING_EFFICIENCY = 0.08
 """The share that sampling reaches, which waits for memory more than it computes."""
+LEAST_PROMPTS = 6
+"""To win all of 5 has a probability of 2 / 2^5 by chance alone, which is more than 5%."""
 FEW_PROMPTS = 100
 """Fewer than these in a test, and an interval is too wide to show a usual gain."""
 SOME_TEXT = 5_000_000
@@ -210,7 +212,11 @@ def check_data(recipe: Recipe, folder: Path, findings: Findings) -> Mapping[str,
     if unreadable:
         return None
     desk = Desk(folder, folder, Silent(), recipe.seed, checkpoint_seconds=60.0)
-    return take_in(desk, intake.model_copy(update={"wrong_rows": "skip"}), sources)
+    try:
+        return take_in(desk, intake.model_copy(update={"wrong_rows": "skip"}), sources)
+    except DataError as error:  # too few rows to split
+        findings.problems += map(str, error.faults)
+        return None
 
 
 def judge_splits(recipe: Recipe, counts: Mapping[str, int], findings: Findings) -> None:
@@ -226,22 +232,20 @@ def judge_splits(recipe: Recipe, counts: Mapping[str, int], findings: Findings) 
     }
     findings.notes += [f"{counts[name]:,} {what}" for name, what in explained.items() if counts[name]]
 
-    for name in ("test", "gate", "validation"):
+    for name in ("test", "gate"):
         count = counts[f"prompts_{name}"]
-        if count == 0:
+        if count < LEAST_PROMPTS:
             findings.problems.append(
-                f"no prompt is left for the {name} split: give at least 5 different prompts, better 1,000"
+                f"too few {name} prompts: {count}, where not even winning all of {LEAST_PROMPTS - 1} proves anything; "
+                f"give at least {5 * LEAST_PROMPTS} different prompts, better {5 * FEW_PROMPTS:,}"
             )
-        elif count < FEW_PROMPTS and name != "validation":
+        elif count < FEW_PROMPTS:
             findings.notes.append(
                 f"only {count} {name} prompts: an interval over so few hides all but large gains; "
                 f"give {5 * FEW_PROMPTS:,} prompts or more"
             )
-    for name, count in {"to learn from": counts["demonstrations"], "to improve on": counts["prompts_improve"]}.items():
-        if count == 0:
-            what = "conversation" if name == "to learn from" else "prompt"
-            findings.problems.append(f"no {what} is left {name} once those for measuring are set apart: give more")
-
+    if counts["prompts_improve"] == 0:
+        findings.problems.append("no prompt is left to improve on once those for measuring are set apart: give more")
     if recipe.base.train is not None and counts["text"] == 0:
         findings.problems.append("base.text: no document is left to train on once one is held out: give more text")
     if not intake.comparisons:
@@ -250,8 +254,6 @@ def judge_splits(recipe: Recipe, counts: Mapping[str, int], findings: Findings) 
     models_trained = {"reward": "heldout"} | ({"judge": "judge_heldout"} if intake.judge else {})
     for trained, measured in models_trained.items():
         what = {"reward": "the reward model", "judge": "the gate's judge"}[trained]
-        if counts[f"comparisons_{trained}"] == 0:
-            findings.problems.append(f"no comparison is left to train {what}: give more")
         count = counts[f"comparisons_{measured}"]
         few = f"held-out comparisons to audit {what}: {count}, where {audit.least_comparisons} are the least"
         if count == 0 or (count < audit.least_comparisons and audit.required):
@@ -273,9 +275,11 @@ def check_model(recipe: Recipe, folder: Path, findings: Findings) -> tuple[Any, 
             return None
         config = recipe.base.train
         return train_tokenizer(documents, config.vocabulary, config.context), from_scratch(config)
-    assert recipe.base.from_ is not None
     try:
-        return open_model(str(recipe.place(recipe.base.from_)), recipe.base.chat_template, findings)
+        template = recipe.base.chat_template
+        if template and template.endswith(".jinja"):
+            template = str(recipe.place(template))
+        return open_model(str(recipe.base_place), template, findings)
     except TriptychError as error:
         findings.problems.append(f"base.from: {error}")
         return None
@@ -380,9 +384,9 @@ def check_lengths(
         findings.lengths[name] = report = length_report(lengths, limit)
         texts[name] = Texts(report.count, sum(lengths), report.longest)
         if report.over:
-            findings.problems.append(
-                f"{name}: {report.over:,} of {report.count:,} prompts leave no room for an answer of {answer} tokens: "
-                f"the model knows {model.context:,} positions (the longest prompt has {report.longest:,} tokens)"
+            (findings.problems if report.over == report.count else findings.notes).append(
+                f"{name}: {report.over:,} of {report.count:,} prompts will be left out, for they leave no room for an "
+                f"answer of {answer} tokens: the model knows {model.context:,} positions"
             )
     return texts
 

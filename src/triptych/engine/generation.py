@@ -23,6 +23,9 @@ from triptych.engine.packing import Pack, Segment, scaled_attention
 PREFILL = 8192
 """Prompt tokens computed together."""
 
+CACHE = 2 << 30
+"""Bytes that the keys and values of all slots may take."""
+
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
@@ -51,35 +54,46 @@ class Sample:
 
 
 class SlotCache:
-    """Keys and values of `slots` sequences, `[slots, J, length, D]` for each layer."""
+    """Keys and values of `slots` sequences, `[slots, J, depth, D]` for each layer.
 
-    def __init__(self, slots: int, length: int) -> None:
-        self.slots, self.length = slots, length
+    The depth grows with the longest sequence, so that the products read what is there and no more.
+    """
+
+    def __init__(self, slots: int) -> None:
+        self.slots = slots
+        self.depth = 0
         self.keys: dict[int, Tensor] = {}
         self.values: dict[int, Tensor] = {}
         self.active = torch.empty(0, dtype=torch.long)
         self.positions = torch.empty(0, dtype=torch.long)
-        self.depth = 0
         self._masks: dict[int | None, Tensor] = {}
 
     def fill(self, slots: Tensor, start: int, end: int, recorded: PrefillRecorder) -> None:
         """Copies the keys and values of one prompt, at `start:end` of the prefilled row, into slots."""
+        self._reach(end - start)
         for layer, (key, value) in recorded.layers.items():
-            if layer not in self.keys:
-                shape = (self.slots, key.shape[1], self.length, key.shape[3])
-                self.keys[layer] = torch.zeros(shape, dtype=key.dtype, device=key.device)
-                self.values[layer] = torch.zeros(shape, dtype=value.dtype, device=value.device)
-            for slot in slots.tolist():
-                self.keys[layer][slot, :, : end - start] = key[0, :, start:end]
-                self.values[layer][slot, :, : end - start] = value[0, :, start:end]
+            for cache, content in ((self.keys, key), (self.values, value)):
+                if layer not in cache:
+                    cache[layer] = content.new_zeros(self.slots, content.shape[1], self.depth, content.shape[3])
+                cache[layer][int(slots[0]) : int(slots[-1]) + 1, :, : end - start] = content[0, :, start:end]
 
     def advance(self, count: int, positions: Tensor) -> None:
         """The next tokens, one for each of the first `count` slots, stand at `positions`."""
         self.active = torch.arange(count)
         self.positions = positions
-        # Rounded up so that the shapes of the products do not change at every step.
-        self.depth = min(self.length, -(-(int(positions.max()) + 1) // 16) * 16)
+        self._reach(int(positions.max()) + 1)
         self._masks.clear()
+
+    def _reach(self, depth: int) -> None:
+        """Makes room for sequences of this length, in steps, so that room is seldom made."""
+        if depth <= self.depth:
+            return
+        grown = -(-depth // 32) * 32
+        for cache in (self.keys, self.values):
+            for layer, content in cache.items():
+                cache[layer] = content.new_zeros(*content.shape[:2], grown, content.shape[3])
+                cache[layer][:, :, : self.depth] = content
+        self.depth = grown
 
     def keep(self, slots: Tensor) -> None:
         """Moves these slots to the front."""
@@ -99,8 +113,7 @@ class SlotCache:
         values[self.active, :, self.positions] = value[0].transpose(0, 1).to(values.dtype)
         rows = query[0].transpose(0, 1).reshape(n, kv_heads, heads // kv_heads, width)
         out = scaled_attention(
-            rows, keys[:n, :, : self.depth], values[:n, :, : self.depth],
-            self._mask(window, rows.dtype), scaling, softcap,
+            rows, keys[:n], values[:n], self._mask(window, rows.dtype), scaling, softcap
         )
         return out.reshape(1, n, heads, width)
 
@@ -149,7 +162,7 @@ def generate(
     sampling: Sampling,
     *,
     n: int = 1,
-    slots: int = 128,
+    slots: int | None = None,
     watch: Callable[[int, int], None] | None = None,
 ) -> list[list[Sample]]:
     """Samples n answers to each prompt.
@@ -158,7 +171,7 @@ def generate(
         model: a causal language model with our attention.
         prompts: token ids, none empty.
         end: the token that ends an answer.
-        slots: sequences decoded together.
+        slots: sequences decoded together; by default as many as `CACHE` bytes hold, 256 at the most.
         watch: told the answers done and the tokens sampled, after each step.
 
     Returns:
@@ -167,10 +180,12 @@ def generate(
     assert all(len(prompt) > 0 for prompt in prompts), "a prompt has tokens"
     samples = [[Sample() for _ in range(n)] for _ in prompts]
     waiting = deque(range(len(prompts)))
+    if slots is None:
+        longest = max((len(prompt) for prompt in prompts), default=0) + sampling.max_tokens
+        slots = max(1, min(256, CACHE // (longest * _bytes_per_token(model))))
     # Slots are taken by whole groups, so that a prompt is computed once for all its answers.
     slots = max(n, slots // n * n)
-    length = max((len(prompt) for prompt in prompts), default=0) + sampling.max_tokens
-    cache = SlotCache(min(slots, len(prompts) * n), length)
+    cache = SlotCache(min(slots, len(prompts) * n))
     running: list[_Sequence] = []
     done = sampled = 0
 
@@ -191,6 +206,14 @@ def generate(
         if watch:
             watch(done, sampled)
     return samples
+
+
+def _bytes_per_token(model: Model) -> int:
+    """What a token's keys and values take over all layers."""
+    config = model.config.get_text_config()
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    return int(2 * config.num_hidden_layers * heads * width * model.dtype.itemsize)
 
 
 def _admit(waiting: deque[int], prompts: Sequence[Sequence[int]], groups: int) -> list[int]:

@@ -34,14 +34,17 @@ class PairwiseReward(Optimization):
 
     Attributes:
         epochs: passes over the comparisons.
+        refresh_epochs: passes when it goes on from the last round's reward model.
         batch: comparisons in an update; a prompt's comparisons stay together.
         micro_batch: tokens computed at once; only memory and speed depend on it.
         context: longest prompt with one answer, in tokens.
+        overlong: what happens to longer ones: left out, or their answers cut. Either is counted and reported.
         centring: pulls r_chosen + r_rejected towards zero, so that scores of models can be compared.
     """
 
     kind: Literal["pairwise"] = "pairwise"
     epochs: int = Field(default=2, ge=1)
+    refresh_epochs: int = Field(default=1, ge=1)
     batch: int = Field(default=32, ge=1)
     micro_batch: int = Field(default=4096, ge=64)
     context: int = Field(default=512, ge=16)
@@ -85,11 +88,13 @@ def train_reward(
     rows = fitted.rows
     if not rows:
         raise AuditError(f"no comparison is left to train on ({fitted}); raise reward.context or give more of them")
-    model: Any = load_reward(folder, fresh=not _is_reward(folder), seed=desk.seed, attention=attention.NAME)
+    refreshed = _is_reward(folder)
+    epochs = config.refresh_epochs if refreshed else config.epochs
+    model: Any = load_reward(folder, fresh=not refreshed, seed=desk.seed, attention=attention.NAME)
     groups = _grouped(rows)
     plan = [
         [order[i] for i in members]
-        for epoch in range(config.epochs)
+        for epoch in range(epochs)
         for order in [shuffled(len(groups), epoch, desk.seed)]
         for members in fill((len(groups[i].rows) for i in order), config.batch)
     ]
@@ -116,7 +121,7 @@ def train_reward(
         "comparisons": len(rows),
         "dropped": fitted.dropped,
         "truncated": fitted.truncated,
-        "epochs": config.epochs,
+        "epochs": epochs,
     }
 
 
