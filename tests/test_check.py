@@ -96,7 +96,7 @@ def test_a_good_recipe_has_no_problem_and_its_numbers_are_right(tmp_path: Path) 
 
 def test_problems_of_every_kind_are_found_together(tmp_path: Path) -> None:
     path = write_recipe(
-        tmp_path, base={"from": "nowhere/at/all"}, improve={"prompts": ["gone.jsonl"], "stepps": 4},
+        tmp_path, base={"from": "./nowhere"}, improve={"prompts": ["gone.jsonl"], "stepps": 4},
     )
     rows(tmp_path / "answers.jsonl", [{"prompt": "a", "completion": "b"}, '{"prompt": "a"', {"prompt": "a"}])
     found = check.check(path, ["instruct.context=long"])
@@ -107,7 +107,7 @@ def test_problems_of_every_kind_are_found_together(tmp_path: Path) -> None:
         "expected one whole object on each line",
         "DIR/answers.jsonl:3: completion: missing",
         "DIR/gone.jsonl: no such file in DIR",
-        "base.from: DIR/nowhere/at/all: there is no such folder, and it cannot be a name on the Hub",
+        "base.from: DIR/nowhere: there is no such folder, and it cannot be a name on the Hub",
     ])
 
 

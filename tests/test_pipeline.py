@@ -27,6 +27,8 @@ class Words(Config):
     text: str = "hello"
 
 
+needs_a_full_disk = pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+
 calls: list[str] = []
 """Which stages were really computed."""
 
@@ -186,14 +188,33 @@ def test_a_full_disk_is_said_plainly(tmp_path: Path, number: int) -> None:
     assert not (tmp_path / "artifacts").exists()
 
 
+@needs_a_full_disk
 def test_a_disk_that_is_really_full(tmp_path: Path) -> None:
-    full = Path("/dev/full")
-    if not full.exists():
-        pytest.skip("this system has no /dev/full")
-
     def work(desk: Desk, config: Words) -> Metrics:
-        full.write_text("anything")
+        Path("/dev/full").write_text("anything")
         return {}
+
+    with pytest.raises(RunError, match="the disk is full"):
+        runner(tmp_path).run(Stage("words", work, Words()))
+
+
+@needs_a_full_disk
+@pytest.mark.parametrize("done_before", [False, True])
+def test_so_is_one_where_not_even_the_ledger_can_be_written(tmp_path: Path, done_before: bool) -> None:
+    if done_before:
+        words(tmp_path)
+        (tmp_path / "ledger.jsonl").unlink()
+    (tmp_path / "ledger.jsonl").symlink_to("/dev/full")
+    with pytest.raises(RunError, match="the disk is full: words could not write"):
+        words(tmp_path)
+
+
+@needs_a_full_disk
+def test_a_disk_that_fills_up_during_the_work_is_said_plainly(tmp_path: Path) -> None:
+    def work(desk: Desk, config: Words) -> Metrics:
+        (tmp_path / "ledger.jsonl").unlink()
+        (tmp_path / "ledger.jsonl").symlink_to("/dev/full")
+        raise OSError(errno.ENOSPC, "full")
 
     with pytest.raises(RunError, match="the disk is full"):
         runner(tmp_path).run(Stage("words", work, Words()))

@@ -116,15 +116,14 @@ def check(path: Path, overrides: Sequence[str] = ()) -> Findings:
             findings.problems += str(error).splitlines()
             # What it names is looked at all the same; how that would be split and trained on, nobody knows yet.
             if inputs := inputs_alone(path, overrides):
-                check_data(inputs, folder, findings)
+                check_files(inputs, findings)
                 check_model(inputs, folder, findings)
             return findings
         if recipe.storybook is not None:
             findings.notes.append("nothing to read: the storybook writes all of its own data and trains its own Base")
             return findings
-        counts = check_data(recipe, folder, findings)
-        if counts is not None:
-            judge_splits(recipe, counts, findings)
+        # Where a file cannot be read, how the others would be split says nothing about the run.
+        counts = split_data(recipe, folder, findings) if check_files(recipe, findings) else None
         opened = check_model(recipe, folder, findings)
         if opened and counts is not None:
             try:
@@ -185,14 +184,10 @@ def inputs_alone(path: Path, overrides: Sequence[str]) -> Recipe | None:
     return recipe
 
 
-def check_data(recipe: Recipe, folder: Path, findings: Findings) -> Mapping[str, int] | None:
-    """Reads every file and splits the rows into `folder`; returns the intake's counts.
-
-    None where a file is missing or has no good row: how the rest would be split says nothing about the run.
-    """
-    intake = recipe.intake
-    sources = recipe.sources
-    unreadable = False
+def check_files(recipe: Recipe, findings: Findings) -> bool:
+    """Reads every file; False where one is missing or has no good row."""
+    intake, sources = recipe.intake, recipe.sources
+    readable = True
     readers: dict[str, Callable[..., Sequence[Record]]] = {
         "text": files.read_documents, "conversations": files.read_conversations,
         "comparisons": files.read_comparisons, "prompts": files.read_prompts,
@@ -203,20 +198,25 @@ def check_data(recipe: Recipe, folder: Path, findings: Findings) -> Mapping[str,
             try:
                 reader(sources[name], skipped)
             except DataError as error:
-                unreadable = True
+                readable = False
                 findings.problems += map(str, error.faults)
             if intake.wrong_rows == "refuse":
                 findings.problems += map(str, skipped)
             else:
                 findings.notes += [f"left out: {fault}" for fault in skipped]
-    if unreadable:
-        return None
+    return readable
+
+
+def split_data(recipe: Recipe, folder: Path, findings: Findings) -> Mapping[str, int] | None:
+    """Splits the good rows of all files into `folder` and judges the parts; None where there are too few."""
     desk = Desk(folder, folder, Silent(), recipe.seed, checkpoint_seconds=60.0)
     try:
-        return take_in(desk, intake.model_copy(update={"wrong_rows": "skip"}), sources)
-    except DataError as error:  # too few rows to split
+        counts = take_in(desk, recipe.intake.model_copy(update={"wrong_rows": "skip"}), recipe.sources)
+    except DataError as error:
         findings.problems += map(str, error.faults)
         return None
+    judge_splits(recipe, counts, findings)
+    return counts
 
 
 def judge_splits(recipe: Recipe, counts: Mapping[str, int], findings: Findings) -> None:

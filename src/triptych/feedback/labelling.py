@@ -40,7 +40,7 @@ class Labelling(Config):
 
     prompts: int = Field(default=1000, ge=10)
     answers: int = Field(default=4, ge=2)
-    least_difference: float = Field(default=0.1, ge=0)
+    least_difference: float = Field(default=0.1, gt=0)
     noise: float = Field(default=0.1, ge=0, lt=0.5)
     heldout: float = Field(default=0.2, gt=0, lt=1)
     max_tokens: int = Field(default=96, ge=1)

@@ -63,22 +63,33 @@ class Runner:
 
     def run(self, stage: Stage) -> Artifact:
         """The stage's artifact: found, or computed now."""
+        try:
+            artifact = self._found_or_computed(stage)
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise RunError(
+                    f"the disk is full: {stage.name} could not write to {self.folder}. Free some space and give the "
+                    "same command again; everything finished is kept"
+                ) from error
+            raise
+        self.done.append(artifact)
+        if stage.name == self.until:
+            raise Until(stage.name)
+        return artifact
+
+    def _found_or_computed(self, stage: Stage) -> Artifact:
         mark = self._fingerprint(stage)
         label = f"{stage.name.replace('/', '-')}-{mark[:12]}"
         destination = self.folder / "artifacts" / label
         artifact = Artifact.open(stage.name, destination)
-        if artifact is not None:
-            shutil.rmtree(self.folder / "work" / label, ignore_errors=True)
-            damage = artifact.damage()
-            if damage:
-                raise RunError(f"{destination}: {damage}; delete this folder to compute it again")
-            self.progress.stage(stage.name, "(done before)")
-            self.ledger.add("reused", stage.name, fingerprint=mark)
-        else:
-            artifact = self._compute(stage, mark, self.folder / "work" / label, destination)
-        self.done.append(artifact)
-        if stage.name == self.until:
-            raise Until(stage.name)
+        if artifact is None:
+            return self._compute(stage, mark, self.folder / "work" / label, destination)
+        shutil.rmtree(self.folder / "work" / label, ignore_errors=True)
+        damage = artifact.damage()
+        if damage:
+            raise RunError(f"{destination}: {damage}; delete this folder to compute it again")
+        self.progress.stage(stage.name, "(done before)")
+        self.ledger.add("reused", stage.name, fingerprint=mark)
         return artifact
 
     def _fingerprint(self, stage: Stage) -> str:
@@ -106,14 +117,6 @@ class Runner:
             sources = {"sources": stage.sources} if stage.sources else {}
             metrics = stage.work(desk, stage.config, **folders, **stage.tools, **sources)
             seal(output, destination, self._manifest(stage, mark, metrics))
-        except OSError as error:
-            finish("failed")
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise RunError(
-                    f"the disk is full: {stage.name} could not write to {work}. Free some space and give the same "
-                    "command again; everything finished is kept"
-                ) from error
-            raise
         except KeyboardInterrupt:
             finish("stopped")
             raise

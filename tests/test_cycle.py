@@ -1,0 +1,176 @@
+"""One small whole cycle: what it leaves, that a second run does nothing, and that kills change no byte."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+RECIPE = Path(__file__).parent / "tiny.yaml"
+
+# One process imports everything once and forks a child for each attempt; it uses no threads of its own before.
+FORKS = """
+import os, sys
+from pathlib import Path
+import triptych.outcome, triptych.cli
+import transformers.models.llama.modeling_llama
+for line in sys.stdin:
+    runs = line.strip()
+    child = os.fork()
+    if child == 0:
+        os.setsid()
+        log = os.open(runs + ".log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        os.dup2(log, 1), os.dup2(log, 2)
+        sys.argv = ["triptych", "run", sys.argv[1], "--runs", runs]
+        try:
+            triptych.cli.main()
+        except SystemExit as leave:
+            os._exit(leave.code or 0)
+        os._exit(0)
+    print(child, flush=True)
+    _, status = os.waitpid(child, 0)
+    print(status, flush=True)
+"""
+
+
+class Attempts:
+    """Runs the tiny recipe in children that can be killed."""
+
+    def __init__(self) -> None:
+        environment = os.environ | {"TRIPTYCH_CHECKPOINT_SECONDS": "0", "PYTHONWARNINGS": "ignore"}
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", FORKS, str(RECIPE)], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            text=True, env=environment,
+        )
+
+    def start(self, runs: Path) -> int:
+        assert self.process.stdin
+        assert self.process.stdout
+        self.process.stdin.write(f"{runs}\n")
+        self.process.stdin.flush()
+        return int(self.process.stdout.readline())
+
+    def status(self) -> int:
+        assert self.process.stdout
+        return int(self.process.stdout.readline())
+
+
+@pytest.fixture(scope="module")
+def attempts():
+    attempts = Attempts()
+    yield attempts
+    attempts.process.stdin.close()
+    attempts.process.wait(timeout=60)
+
+
+@pytest.fixture(scope="module")
+def whole(attempts, tmp_path_factory):
+    """An uninterrupted run."""
+    runs = tmp_path_factory.mktemp("whole")
+    attempts.start(runs)
+    assert attempts.status() == 0, (Path(f"{runs}.log")).read_text()
+    return runs / "tiny"
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def events(run: Path) -> list[dict]:
+    path = run / "ledger.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def test_a_run_leaves_summary_report_and_release(whole):
+    summary = json.loads((whole / "summary.json").read_text())
+    assert [model["name"] for model in summary["models"]] == ["base, few-shot", "instruct", "round 1", "round 2"]
+    assert len(summary["rounds"]) == 2
+    assert len(summary["audits"]) == 2
+    assert summary["audits"][0]["ceiling"] == 0.9
+    assert summary["verdict"] is not None
+    assert summary["base"]["bits_per_byte"] > 0
+    assert {"base", "instruct", "round-1/reward", "round-2/improve"} <= summary["losses"].keys()
+    assert [point["step"] for point in summary["rounds"][0]["curve"]] == [0, 2, 4]
+    assert summary["rounds"][0]["curve"][0]["kl"] == 0
+    assert (whole / "report.html").read_text().startswith("<!doctype html>")
+    assert {path.name for path in (whole / "release").iterdir()} >= {"base", "instruct", "reward", "manifest.json"}
+
+
+def test_the_release_is_verified_and_a_change_is_named(whole):
+    from triptych.release.verification import verify
+
+    assert verify(whole / "release") == []
+
+
+def test_the_release_holds_no_path_of_this_machine(whole):
+    for name, content in contents(whole / "release").items():
+        if not name.endswith(".safetensors"):
+            assert str(whole.parent).encode() not in content, name
+
+
+def test_no_prompt_proves_what_it_taught(whole):
+    data = next((whole / "artifacts").glob("data-*"))
+    seen: dict[str, str] = {}
+    for path in sorted(data.glob("*.jsonl")):
+        if path.name.startswith("text"):
+            continue
+        for line in path.read_text().splitlines():
+            row = json.loads(line)
+            prompt = json.dumps(row.get("prompt") or row["messages"][:-1])
+            assert seen.setdefault(prompt, path.name) == path.name
+
+
+def test_a_second_run_does_nothing(whole, attempts):
+    before = contents(whole / "artifacts")
+    attempts.start(whole.parent)
+    assert attempts.status() == 0
+    assert contents(whole / "artifacts") == before
+    started = [event for event in events(whole) if event["event"] == "started"]
+    assert len(started) == len({event["stage"] for event in started})
+
+
+def test_kills_at_any_moment_change_no_byte(whole, attempts, tmp_path):
+    seconds = {event["stage"]: event["seconds"] for event in events(whole) if event["event"] == "finished"}
+    stages = list(seconds)
+    draw = random.Random(7)
+    # A kill in every kind of stage, spread over the run; the later ones meet what the earlier ones left.
+    targets = [stage for stage in stages if not stage.startswith(("round-2/audit", "test/base", "test/round-1"))]
+    targets = sorted(draw.sample(targets, 12), key=stages.index)
+    assert {target.split("/")[-1] for target in targets} >= {"base", "instruct", "reward", "improve"}
+    run = tmp_path / "tiny"
+    kills = []
+    for target in targets:
+        child = attempts.start(tmp_path)
+        begun = wait_for_start(run, target)
+        if begun:
+            time.sleep(draw.random() * seconds[target])
+            kills.append(target)
+        try:
+            os.kill(child, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+        attempts.status()
+    attempts.start(tmp_path)
+    assert attempts.status() == 0, Path(f"{tmp_path}.log").read_text()
+    assert len(kills) == 12
+    assert contents(run / "release") == contents(whole / "release")
+    resumed = Path(f"{tmp_path}.log").read_text()
+    assert "going on from step" in resumed, "no training was interrupted between two checkpoints"
+
+
+def wait_for_start(run: Path, stage: str) -> bool:
+    """Waits until the newest attempt begins the stage; False if it was done before."""
+    count = len(events(run))
+    for _ in range(6000):
+        new = events(run)[count:]
+        if any(event["stage"] == stage and event["event"] == "started" for event in new):
+            return True
+        if any(event["stage"] == stage and event["event"] in ("reused", "finished") for event in new):
+            return False
+        time.sleep(0.01)
+    raise AssertionError(f"{stage} never began")
