@@ -1,5 +1,6 @@
 """One small whole cycle: what it leaves, that a second run does nothing, and that kills change no byte."""
 
+import contextlib
 import json
 import os
 import random
@@ -150,10 +151,8 @@ def test_kills_at_any_moment_change_no_byte(whole, attempts, tmp_path):
         if begun:
             time.sleep(draw.random() * seconds[target])
             kills.append(target)
-        try:
+        with contextlib.suppress(ProcessLookupError):
             os.kill(child, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
         attempts.status()
     attempts.start(tmp_path)
     assert attempts.status() == 0, Path(f"{tmp_path}.log").read_text()

@@ -206,7 +206,7 @@ def test_flaws_occur_at_the_stated_rates(task: str) -> None:
     for flaw, part in (("wrong", "correctness"), ("rambling", "brevity"), ("rude", "manners")):
         assert mean([float(each[part] < 1) for each in parts]) == pytest.approx(rates[flaw], abs=0.03)
     clean = (1 - rates["wrong"]) * (1 - rates["rambling"]) * (1 - rates["rude"])
-    assert clean == pytest.approx(0.55, abs=0.02)
+    assert clean == pytest.approx(0.508, abs=0.02)
     assert mean([float(set(each.values()) == {1.0}) for each in parts]) == pytest.approx(clean, abs=0.04)
 
 

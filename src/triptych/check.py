@@ -290,7 +290,7 @@ def open_model(name: str, chat_template: str | None, findings: Findings) -> tupl
 
     The weights are loaded, which proves them whole and finite, unless training them would not fit anyway.
     """
-    kind, path = source._find(name)
+    kind, path = source.find(name)
     if kind == "gguf":
         model, tokenizer = models.load_gguf(path)
         config, parameters = model.config, models.parameters(model)
@@ -307,7 +307,7 @@ def open_model(name: str, chat_template: str | None, findings: Findings) -> tupl
                 config = AutoConfig.from_pretrained(path, trust_remote_code=False, local_files_only=True)
             except Exception as error:  # transformers raises whatever its readers meet
                 raise ModelError(f"{name}: config.json cannot be read: {error}") from error
-    findings.notes += [f"base: {change}" for change in source._prepare(tokenizer, chat_template)]
+    findings.notes += [f"base: {change}" for change in source.prepare(tokenizer, chat_template)]
     return tokenizer, _architecture(config.get_text_config(), parameters)
 
 

@@ -34,8 +34,11 @@ def mean_interval(values: Sequence[float], clusters: Sequence[Hashable] | None =
         members = np.array([places[name] for name in clusters])
     sums = np.bincount(members, weights=numbers)
     counts = np.bincount(members, weights=np.ones(len(numbers)))
-    drawn = np.random.default_rng(0).integers(0, len(sums), size=(RESAMPLES, len(sums)))
-    means = sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1)
+    random = np.random.default_rng(0)
+    means = np.empty(RESAMPLES)
+    for place in range(RESAMPLES):
+        drawn = random.integers(0, len(sums), size=len(sums))
+        means[place] = sums[drawn].sum() / counts[drawn].sum()
     low, high = np.percentile(means, [2.5, 97.5])
     return float(numbers.mean()), (float(low), float(high))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import resource
 import shutil
@@ -86,10 +87,8 @@ def verdict(
     name = _champion_name(family)
     if "instruct" not in answers or name not in answers:
         return None
-    gains = [
-        after["judge"] - before["judge"]
-        for before, after in zip(answers["instruct"], answers[name], strict=True)
-    ]
+    before_scores = {row["key"]: row["judge"] for row in answers["instruct"]}
+    gains = [row["judge"] - before_scores[row["key"]] for row in answers[name]]
     gain, (low, high) = mean_interval(gains)
     missed = []
     if recipe.goals.gain is not None:
@@ -116,12 +115,12 @@ def sample(answers: Tests) -> list[report.Sample]:
             prompt="\n\n".join(text if role == "user" else f"[{role}] {text}" for role, text in row["prompt"]),
             task=row["task"],
             answers=[
-                report.Answer(model=name, text=rows[place]["answer"], judge=rows[place]["judge"],
-                              reward=rows[place]["reward"])
+                report.Answer(model=name, text=answer["answer"], judge=answer["judge"], reward=answer["reward"])
                 for name, rows in answers.items()
+                for answer in rows if answer["key"] == row["key"]
             ],
         )
-        for place, row in enumerate(first[:SAMPLES])
+        for row in first[:SAMPLES]
     ]
 
 
@@ -214,7 +213,7 @@ def _round(number: int, gate: Artifact, candidate: Artifact) -> report.Round:
 
 
 def _losses(artifact: Artifact) -> list[report.Loss]:
-    rows = [row for row in read_curve(artifact.folder / "curve.jsonl") if "loss" in row]
+    rows = [row for row in read_curve(artifact.folder / "curve.jsonl") if math.isfinite(row.get("loss", math.nan))]
     return [report.Loss(step=int(row["step"]), loss=row["loss"], seen=int(row["seen"]))
             for row in thinned(rows, POINTS)]
 

@@ -194,7 +194,7 @@ class Recipe(Config):
         """The Base's folder or .gguf file; what is neither stays as it is, a name on the Hub."""
         assert self.base.from_ is not None
         path = self._folder / Path(self.base.from_).expanduser()
-        return path if path.exists() or path.suffix == ".gguf" or self.base.from_.startswith((".", "/", "~")) \
+        return path if path.exists() or path.suffix.lower() == ".gguf" or self.base.from_.startswith((".", "/", "~")) \
             else self.base.from_
 
     def place(self, name: str) -> str | Path:

@@ -80,7 +80,7 @@ def take(
     Raises:
         ModelError: if there is no such model, or it cannot be used safely, with what to do.
     """
-    kind, path = _find(name)
+    kind, path = find(name)
     changes: list[str] = []
     if kind == "gguf":
         model, tokenizer = models.load_gguf(path)
@@ -93,7 +93,7 @@ def take(
         tokenizer = models.load_tokenizer(path)
         origin = name if kind == "hub" else path.resolve().name
         digest = path.name if kind == "hub" else _digest(_model_files(path))
-    changes += _prepare(tokenizer, chat_template)
+    changes += prepare(tokenizer, chat_template)
     changes += _fit_vocabulary(model, tokenizer)
     context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if context is not None and tokenizer.model_max_length > context:
@@ -103,7 +103,8 @@ def take(
     return Source(kind, origin, digest, models.parameters(model), tuple(changes))
 
 
-def _find(name: str) -> tuple[Kind, Path]:
+def find(name: str) -> tuple[Kind, Path]:
+    """What a name stands for: a folder, a .gguf file, or a model of the Hub, and where its files are."""
     path = Path(name).expanduser()
     if path.suffix.lower() == ".gguf":
         return "gguf", path  # whether it is there, its reader says
@@ -133,7 +134,7 @@ def _download(name: str) -> Path:
         ) from error
 
 
-def _prepare(tokenizer: PreTrainedTokenizerFast, chat_template: str | None) -> list[str]:
+def prepare(tokenizer: PreTrainedTokenizerFast, chat_template: str | None) -> list[str]:
     """Give the tokenizer a chat template and a padding token of its own; says what was changed."""
     changes = []
     if chat_template is not None:

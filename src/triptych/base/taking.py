@@ -10,6 +10,7 @@ from triptych.base.source import take
 from triptych.configuration import Config
 from triptych.data.files import read_documents
 from triptych.engine import attention
+from triptych.engine.exactness import prove
 from triptych.engine.models import load_policy, load_tokenizer
 from triptych.engine.perplexity import bits_per_byte
 from triptych.pipeline.stage import Desk, Metrics
@@ -35,6 +36,7 @@ def take_base(desk: Desk, config: Taking, data: Path, sources: Mapping[str, str 
     source = take(str(sources[config.name]), desk.output / "model", chat_template=template)
     for change in source.changes:
         desk.progress.say(change)
+    prove(desk.output / "model")
     tokenizer = load_tokenizer(desk.output / "model")
     bits = None
     if (data / "text_heldout.jsonl").exists():

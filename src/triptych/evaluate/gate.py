@@ -27,6 +27,10 @@ REJECTED: Decision = "rejected"
 UNDECIDED: Decision = "too few prompts to tell"
 
 
+LEAST_PROMPTS = 6
+"""Winning on every one of fewer prompts could be chance: 0.5^5 is over 2.5%."""
+
+
 class Gate(Config):
     """What a candidate must show.
 
@@ -83,6 +87,8 @@ def decide(
 
 def verdict(config: Gate, numbers: dict[str, Any], needed: int) -> tuple[Decision, str]:
     """The decision and why, from a gate's numbers."""
+    if numbers["prompts"] < LEAST_PROMPTS:
+        return UNDECIDED, f"{numbers['prompts']} prompts prove nothing; {LEAST_PROMPTS} are the least"
     low, high = numbers["interval"]
     shown = f"win rate {numbers['win_rate']:.1%} (95% interval {low:.1%} to {high:.1%})"
     ratio = numbers["length_after"] / max(numbers["length_before"], 1e-9)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -42,15 +42,22 @@ def measure(
     """Scores a model's answers to `data/prompts_test.jsonl`; keeps them in `answers.jsonl`."""
     prompts = read_prompts(data / "prompts_test.jsonl")[: config.prompts]
     policy = Policy.open(model / "model")
-    prompts = policy.fitting(prompts, config.max_tokens, desk.progress)
-    write = _author(policy, data, config, style)
-    groups = write(prompts, Sampling(config.max_tokens, seed=desk.seed), desk)
+    render = policy.render if style == "chat" else few_shot(policy.tokenizer, examples(data), config.shots)
+    prompts = policy.fitting(prompts, config.max_tokens, desk.progress, render)
+
+    def write(sampling: Sampling) -> list[list[Rollout]]:
+        groups = policy.write(prompts, sampling, render=render, progress=desk.progress)
+        if style == "chat":
+            return groups
+        return [[_first_paragraph(rollout, policy.tokenizer) for rollout in group] for group in groups]
+
+    groups = write(Sampling(config.max_tokens, seed=desk.seed))
     conversations = [Conversation(rollout.prompt, rollout.answer) for (rollout,) in groups]
     scores = judge.score(conversations)
     rewards = RewardModel(reward / "model").score(conversations) if reward else None
     greedy = None
     if config.greedy:
-        likeliest = write(prompts, Sampling(config.max_tokens, temperature=0.0), desk)
+        likeliest = write(Sampling(config.max_tokens, temperature=0.0))
         greedy = judge.score([Conversation(rollout.prompt, rollout.answer) for (rollout,) in likeliest])
     with open(desk.output / "answers.jsonl", "w", encoding="utf-8") as file:
         for index, (rollout,) in enumerate(groups):
@@ -84,28 +91,17 @@ def by_task(tasks: Sequence[str | None], scores: Sequence[float]) -> dict[str, A
     return found
 
 
-def _author(
-    policy: Policy, data: Path, config: Measurement, style: str
-) -> Callable[[Sequence[Prompt], Sampling, Desk], list[list[Rollout]]]:
-    """How the model is asked: by its chat template, or with worked examples as plain text."""
-    if style == "chat":
-        return lambda prompts, sampling, desk: policy.write(prompts, sampling, progress=desk.progress)
-    examples = read_conversations(data / "examples.jsonl")
-    render = few_shot(policy.tokenizer, examples, config.shots)
-
-    def write(prompts: Sequence[Prompt], sampling: Sampling, desk: Desk) -> list[list[Rollout]]:
-        groups = policy.write(prompts, sampling, render=render, progress=desk.progress)
-        return [[_first_paragraph(rollout, policy.tokenizer) for rollout in group] for group in groups]
-
-    return write
+def examples(data: Path) -> list[Conversation]:
+    """The worked examples that are shown to the Base."""
+    return read_conversations(data / "examples.jsonl")
 
 
-def few_shot(tokenizer: Any, examples: Sequence[Conversation], shots: int) -> Render:
+def few_shot(tokenizer: Any, shown: Sequence[Conversation], shots: int) -> Render:
     """Renders a prompt behind worked examples of the same task: "Question: … Answer: …" (Brown et al. 2020)."""
 
     def render(prompt: Prompt) -> list[int]:
-        alike = [example for example in examples if example.prompt.task == prompt.task] or list(examples)
-        blocks = [f"Question: {_asked(shown.prompt)}\nAnswer: {shown.answer}" for shown in alike[:shots]]
+        alike = [example for example in shown if example.prompt.task == prompt.task] or list(shown)
+        blocks = [f"Question: {_asked(example.prompt)}\nAnswer: {example.answer}" for example in alike[:shots]]
         text = "\n\n".join([*blocks, f"Question: {_asked(prompt)}\nAnswer:"])
         first = [tokenizer.bos_token_id] if tokenizer.bos_token_id is not None else []
         encoded: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]

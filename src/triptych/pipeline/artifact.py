@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -83,6 +84,7 @@ def seal(folder: Path, destination: Path, content: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(manifest, indent=1, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
     _flush(path)
     destination.parent.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(destination, ignore_errors=True)  # what lies there has no manifest, and so does not exist
     os.rename(folder, destination)
     _flush(destination.parent)
 

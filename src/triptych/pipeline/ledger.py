@@ -23,8 +23,9 @@ class Ledger:
     def add(self, event: str, stage: str, **details: Any) -> None:
         """Appends an event: "started", "finished", "reused", "stopped" or "failed"."""
         row = {"time": round(time.time(), 3), "event": event, "stage": stage, **details}
+        cut = self.path.exists() and not self.path.read_bytes().endswith(b"\n")
         with open(self.path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+            file.write("\n" * cut + json.dumps(row, ensure_ascii=False) + "\n")
             file.flush()
             os.fsync(file.fileno())
 

@@ -62,7 +62,13 @@ class Runner:
         return Ledger(self.folder / "ledger.jsonl")
 
     def run(self, stage: Stage) -> Artifact:
-        """The stage's artifact: found, or computed now."""
+        """The stage's artifact: found, or computed now.
+
+        Raises:
+            Until: the stage before this one was the last one wanted.
+        """
+        if self.done and self.done[-1].name == self.until:
+            raise Until(self.until)
         try:
             artifact = self._found_or_computed(stage)
         except OSError as error:
@@ -73,8 +79,6 @@ class Runner:
                 ) from error
             raise
         self.done.append(artifact)
-        if stage.name == self.until:
-            raise Until(stage.name)
         return artifact
 
     def _found_or_computed(self, stage: Stage) -> Artifact:

@@ -13,9 +13,9 @@ from triptych.records import Conversation, Prompt
 from triptych.storybook.stories import Sentence, parse
 from triptych.storybook.words import ADJECTIVES, CLASS_OF, FACTS, INSULTING_WORDS, INSULTS, LUMI, NOUNS
 
-RUDE = 0.5
+RUDE = 0.4
 """The manners of an answer with an insult."""
-RAMBLING = 0.6
+RAMBLING = 0.5
 """The brevity of an answer that goes on."""
 SENTENCES = {"story": 4, "question": 1, "translation": 1}
 """How many sentences an answer may have."""

@@ -1,0 +1,51 @@
+"""Proof that an architecture computes the same packed as alone, before anything is trained with it.
+
+Our attention takes the place of the model's own. An architecture whose attention does more than scaled products
+with a causal mask (sinks, biases), or that carries a state from token to token, would be silently wrong; here it
+is refused by its name.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from triptych.engine import attention
+from triptych.engine.forward import answer_logprobs, pack_answers
+from triptych.engine.models import load_policy
+from triptych.errors import ModelError
+
+TOLERANCE = 1e-3
+"""Largest difference of a log-probability, in float32."""
+
+
+@torch.no_grad()
+def prove(folder: Path) -> None:
+    """Compares a packed prompt with two answers to each of them alone in the model's own attention.
+
+    Raises:
+        ModelError: the log-probabilities differ, or the model cannot be called this way.
+    """
+    ours: Any = load_policy(folder, attention=attention.NAME)
+    plain: Any = load_policy(folder)
+    draw = torch.Generator().manual_seed(0)
+    size = min(ours.get_output_embeddings().weight.shape[0], ours.config.get_text_config().vocab_size)
+    prompt, *answers = (torch.randint(size, (length,), generator=draw).tolist() for length in (24, 9, 17))
+    name = type(ours).__name__
+    try:
+        packed, _ = answer_logprobs(ours, pack_answers([(prompt, answers)]))
+    except (AssertionError, TypeError, AttributeError, RuntimeError) as error:
+        raise ModelError(f"{folder}: {name} cannot be computed in packed rows: {error}") from error
+    alone = []
+    for answer in answers:
+        tokens = torch.tensor([[*prompt, *answer]])
+        logprobs = plain(input_ids=tokens).logits[0, len(prompt) - 1 : -1].float().log_softmax(-1)
+        alone.append(logprobs.gather(1, torch.tensor(answer)[:, None])[:, 0])
+    difference = float((packed - torch.cat(alone)).abs().max())
+    if not difference < TOLERANCE:
+        raise ModelError(
+            f"{folder}: {name} does not compute the same packed as alone (log-probabilities differ by "
+            f"{difference:.2g}); its attention does something that Triptych's engine does not know"
+        )
