@@ -18,7 +18,7 @@ from torch import Tensor
 
 from triptych.engine.attention import Layout
 from triptych.engine.forward import Model, hidden_states
-from triptych.engine.packing import Pack, Segment, scaled_attention
+from triptych.engine.packing import Pack, Segment, rounded, scaled_attention
 
 PREFILL = 8192
 """Prompt tokens computed together."""
@@ -245,12 +245,13 @@ def _prefill(
 
 
 def _decode(model: Model, cache: SlotCache, running: list[_Sequence], end: int, sampling: Sampling) -> None:
-    """One more token for every running sequence."""
-    tokens = torch.tensor([sequence.next_token for sequence in running])
-    positions = torch.tensor([s.prompt_length + len(s.sample.tokens) - 1 for s in running])
-    cache.advance(len(running), positions)
+    """One more token for every running sequence; free slots behind them fill the rows up to a usual number."""
+    padding = min(rounded(len(running)), cache.slots) - len(running)
+    tokens = torch.tensor([sequence.next_token for sequence in running] + [0] * padding)
+    positions = torch.tensor([s.prompt_length + len(s.sample.tokens) - 1 for s in running] + [0] * padding)
+    cache.advance(len(tokens), positions)
     states = hidden_states(model, tokens, positions, cache)
-    _extend(_logits(model, states), running, end, sampling)
+    _extend(_logits(model, states)[: len(running)], running, end, sampling)
 
 
 def _ended(sequence: _Sequence, sampling: Sampling) -> bool:

@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
+
+from triptych.engine.packing import rounded
 
 CHUNK = 1 << 24
 """Logits held at once: 2^24 of them are 64 MiB in float32."""
@@ -30,6 +33,9 @@ def token_logprobs(
     Returns:
         `[N]` log-probabilities, and `[N]` entropies or None.
     """
+    count = len(targets)
+    padding = rounded(count) - count
+    hidden, targets = F.pad(hidden, (0, 0, 0, padding)), F.pad(targets, (0, padding))
     size = max(1, CHUNK // head.weight.shape[0])
     pieces = list(zip(torch.split(hidden, size), torch.split(targets, size), strict=True))
     # Recomputing a chunk's logits in the backward pass is cheaper than holding them all; one chunk is held.
@@ -41,8 +47,10 @@ def token_logprobs(
         else _chunk(h, head, t, temperature, softcap, with_entropy)
         for h, t in pieces
     ]
-    logprobs = torch.cat([logprob for logprob, _ in results])
-    return logprobs, torch.cat([entropy for _, entropy in results if entropy is not None]) if with_entropy else None
+    logprobs = torch.cat([logprob for logprob, _ in results])[:count]
+    if not with_entropy:
+        return logprobs, None
+    return logprobs, torch.cat([entropy for _, entropy in results if entropy is not None])[:count]
 
 
 def _chunk(

@@ -40,7 +40,7 @@ class Block:
     """Segments of similar length, whose attention is computed together.
 
     Attributes:
-        queries: `[N, Q]` places in the row; padding repeats a place and is dropped by `kept`.
+        queries: `[N, Q]` places in the row; padding names the first place and is dropped by `kept`.
         keys: `[N, K]` places in the row.
         query_positions, key_positions: `[N, Q]`, `[N, K]` positions in the chain; -1 for padded keys.
         kept: `[N * Q]` which queries are real, or None where all are.
@@ -61,8 +61,20 @@ class Block:
         return seen[:, None]
 
 
+def rounded(count: int) -> int:
+    """The count rounded up by at most a sixteenth, so that few different shapes occur.
+
+    The CPU's matrix kernels are compiled for each shape that they meet, and kept: rows that all differ a little
+    in length cost more in compiling, and in memory, than the padding does.
+    """
+    step = max(1, 1 << max(0, count.bit_length() - 5))
+    return -(-count // step) * step
+
+
 class Pack:
     """A row of tokens in segments, with what attention needs to keep them apart.
+
+    The row ends in padding that nothing attends to, up to a length that occurs often.
 
     Attributes:
         tokens: `[T]` token ids.
@@ -83,14 +95,16 @@ class Pack:
             chain = own if segment.parent is None else np.concatenate([chains[segment.parent], own])
             chains.append(chain)
             positions.append(np.arange(len(chain) - len(own), len(chain)))
-        self.tokens = torch.tensor([token for segment in segments for token in segment.tokens])
-        self.positions = torch.from_numpy(np.concatenate(positions))
+        count = int(offsets[-1])
+        padding = rounded(count) - count
+        self.tokens = torch.tensor([token for segment in segments for token in segment.tokens] + [0] * padding)
+        self.positions = torch.from_numpy(np.concatenate([*positions, np.zeros(padding, dtype=np.int64)]))
         self.starts = torch.from_numpy(offsets[:-1].copy())
         self.ends = torch.from_numpy(offsets[1:] - 1)
         self.blocks = [self._block(group, offsets, chains, positions) for group in _groups(lengths, chains)]
         order = torch.cat([block.queries.flatten() if block.kept is None else
                            block.queries.flatten()[block.kept] for block in self.blocks])
-        self.order = torch.empty_like(order)
+        self.order = torch.zeros(count + padding, dtype=torch.long)
         self.order[order] = torch.arange(len(order))
         self._masks: dict[tuple[int, int | None, torch.dtype], Tensor] = {}
 
@@ -98,18 +112,18 @@ class Pack:
     def _block(
         group: list[int], offsets: np.ndarray, chains: list[np.ndarray], positions: list[np.ndarray]
     ) -> Block:
-        longest_query = max(len(positions[i]) for i in group)
-        longest_key = max(len(chains[i]) for i in group)
-        queries = np.empty((len(group), longest_query), dtype=np.int64)
-        keys = np.empty((len(group), longest_key), dtype=np.int64)
-        query_positions = np.zeros((len(group), longest_query), dtype=np.int64)
-        key_positions = np.full((len(group), longest_key), -1, dtype=np.int64)
-        kept = np.zeros((len(group), longest_query), dtype=bool)
+        n = rounded(len(group))
+        longest_query = rounded(max(len(positions[i]) for i in group))
+        longest_key = rounded(max(len(chains[i]) for i in group))
+        queries = np.zeros((n, longest_query), dtype=np.int64)
+        keys = np.zeros((n, longest_key), dtype=np.int64)
+        query_positions = np.zeros((n, longest_query), dtype=np.int64)
+        key_positions = np.full((n, longest_key), -1, dtype=np.int64)
+        key_positions[:, 0] = 0  # every query sees one key at least, the padding's too
+        kept = np.zeros((n, longest_query), dtype=bool)
         for row, i in enumerate(group):
             count, depth = len(positions[i]), len(chains[i])
-            queries[row] = offsets[i]
             queries[row, :count] = np.arange(offsets[i], offsets[i] + count)
-            keys[row] = chains[i][0]
             keys[row, :depth] = chains[i]
             query_positions[row, :count] = positions[i]
             key_positions[row, :depth] = np.arange(depth)
@@ -121,9 +135,6 @@ class Pack:
             torch.from_numpy(key_positions),
             None if kept.all() else torch.from_numpy(kept.ravel()),
         )
-
-    def __len__(self) -> int:
-        return len(self.tokens)
 
     def to(self, device: torch.device) -> Pack:
         """Moves the pack in place and returns it."""
