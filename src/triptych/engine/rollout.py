@@ -52,12 +52,13 @@ class Policy:
 
     def write(
         self, prompts: Sequence[Prompt], sampling: Sampling, *,
-        n: int = 1, render: Render | None = None, progress: Progress | None = None,
+        n: int = 1, render: Render | None = None, end: int | None = None, progress: Progress | None = None,
     ) -> list[list[Rollout]]:
         """Samples n answers to each prompt.
 
         Args:
             render: how a prompt becomes tokens; by default the chat template.
+            end: the token that ends an answer; by default the chat template's.
         """
         self._refresh()
         render = render or self.render
@@ -70,7 +71,8 @@ class Policy:
 
         was_training = self.model.training
         self.model.eval()
-        written = generate(self._sampler, tokens, end_token(self.tokenizer), sampling, n=n, watch=watch)
+        end = end_token(self.tokenizer) if end is None else end
+        written = generate(self._sampler, tokens, end, sampling, n=n, watch=watch)
         self.model.train(was_training)
         return [
             [self._rollout(prompt, row, sample.tokens, sample.logprobs, sample.finished) for sample in samples]

@@ -27,12 +27,15 @@ class Measurement(Config):
         max_tokens: an answer is cut there.
         greedy: measure greedy decoding beside sampling at temperature 1.
         shots: worked examples before the question, for the Base that is only prompted.
+        example: how an example is written, ending in its answer. Examples stand in paragraphs of their own, or, if
+            this has one line, one after the other.
     """
 
     prompts: int | None = Field(default=None, ge=1)
     max_tokens: int = Field(default=96, ge=1)
     greedy: bool = True
     shots: int = Field(default=3, ge=0)
+    example: str = Field(default="Question: {prompt}\nAnswer: {answer}", pattern=r"(?s)\{prompt\}.*\{answer\}$")
 
 
 def measure(
@@ -42,14 +45,16 @@ def measure(
     """Scores a model's answers to `data/prompts_test.jsonl`; keeps them in `answers.jsonl`."""
     prompts = read_prompts(data / "prompts_test.jsonl")[: config.prompts]
     policy = Policy.open(model / "model")
-    render = policy.render if style == "chat" else few_shot(policy.tokenizer, examples(data), config.shots)
+    render = policy.render if style == "chat" else few_shot(policy.tokenizer, examples(data), config)
     prompts = policy.fitting(prompts, config.max_tokens, desk.progress, render)
 
     def write(sampling: Sampling) -> list[list[Rollout]]:
-        groups = policy.write(prompts, sampling, render=render, progress=desk.progress)
         if style == "chat":
-            return groups
-        return [[_first_paragraph(rollout, policy.tokenizer) for rollout in group] for group in groups]
+            return policy.write(prompts, sampling, progress=desk.progress)
+        # A Base ends where its documents do.
+        end = policy.tokenizer.bos_token_id
+        groups = policy.write(prompts, sampling, render=render, end=end, progress=desk.progress)
+        return [[_before_the_next(rollout, policy.tokenizer, config) for rollout in group] for group in groups]
 
     groups = write(Sampling(config.max_tokens, seed=desk.seed))
     conversations = [Conversation(rollout.prompt, rollout.answer) for (rollout,) in groups]
@@ -96,15 +101,19 @@ def examples(data: Path) -> list[Conversation]:
     return read_conversations(data / "examples.jsonl")
 
 
-def few_shot(tokenizer: Any, shown: Sequence[Conversation], shots: int) -> Render:
-    """Renders a prompt behind worked examples of the same task: "Question: … Answer: …" (Brown et al. 2020)."""
+def few_shot(tokenizer: Any, shown: Sequence[Conversation], config: Measurement) -> Render:
+    """Renders a prompt behind worked examples of the same task (Brown et al. 2020)."""
+    between = "\n\n" if "\n" in config.example else " "
 
     def render(prompt: Prompt) -> list[int]:
         alike = [example for example in shown if example.prompt.task == prompt.task] or list(shown)
-        blocks = [f"Question: {_asked(example.prompt)}\nAnswer: {example.answer}" for example in alike[:shots]]
-        text = "\n\n".join([*blocks, f"Question: {_asked(prompt)}\nAnswer:"])
+        blocks = [
+            config.example.format(prompt=_asked(example.prompt), answer=example.answer)
+            for example in alike[: config.shots]
+        ]
+        blocks.append(config.example.format(prompt=_asked(prompt), answer="").rstrip())
         first = [tokenizer.bos_token_id] if tokenizer.bos_token_id is not None else []
-        encoded: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+        encoded: list[int] = tokenizer(between.join(blocks), add_special_tokens=False)["input_ids"]
         return first + encoded
 
     return render
@@ -114,8 +123,12 @@ def _asked(prompt: Prompt) -> str:
     return "\n".join(turn.content for turn in prompt.messages)
 
 
-def _first_paragraph(rollout: Rollout, tokenizer: Any) -> Rollout:
+def _before_the_next(rollout: Rollout, tokenizer: Any, config: Measurement) -> Rollout:
     """The answer up to the next question, which a Base goes on to write."""
-    answer = rollout.answer.split("\nQuestion:")[0].split("\n\n")[0].strip()
+    opening = config.example.split("{prompt}")[0].strip()
+    answer = rollout.answer.split("\n\n")[0]
+    if opening:
+        answer = answer.split(opening)[0]
+    answer = answer.strip()
     kept = tuple(tokenizer(answer, add_special_tokens=False)["input_ids"])
     return Rollout(rollout.prompt, rollout.prompt_tokens, kept, rollout.logprobs[: len(kept)], answer, True)
