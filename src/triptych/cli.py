@@ -27,6 +27,7 @@ from typer.core import TyperGroup
 
 from triptych import __version__
 from triptych.errors import AuditError, ModelError, RecipeError, ReleaseError, RunError, TriptychError
+from triptych.pipeline.artifact import write_whole
 
 if TYPE_CHECKING:
     from triptych.check import Findings
@@ -250,14 +251,7 @@ def _store(recipe: Recipe, path: Path, destination: Path) -> None:
     import yaml
 
     content = yaml.safe_dump(recipe.model_dump(mode="json", by_alias=True), sort_keys=False, allow_unicode=True)
-    _replace(destination, f"# {path} with every default; file names are relative to {path.parent}\n{content}")
-
-
-def _replace(path: Path, text: str) -> None:
-    """Writes a file that is there whole, or as it was."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
+    write_whole(destination, f"# {path} with every default; file names are relative to {path.parent}\n{content}")
 
 
 def _show_outcome(summary: Summary, folder: Path) -> None:
@@ -362,7 +356,7 @@ def report(
         raise RunError(f"{error.filename} is not there: it is written when the run has a Base or more") from None
     except ValidationError as error:
         raise RunError(f"{folder}: summary.json or samples.json is damaged; run the recipe again: {error}") from None
-    _replace(folder / "report.html", render(summary, samples))
+    write_whole(folder / "report.html", render(summary, samples))
     say(str(folder / "report.html"))
     if open_:
         webbrowser.open((folder / "report.html").resolve().as_uri())
@@ -493,7 +487,7 @@ def evaluate(
         table.add_row(name.replace("_", " "), _number(value))
     out.print(table)
     if output is not None:
-        _replace(output, json.dumps(numbers, indent=1, ensure_ascii=False) + "\n")
+        write_whole(output, json.dumps(numbers, indent=1, ensure_ascii=False) + "\n")
         say(str(output))
 
 

@@ -18,7 +18,7 @@ from triptych.data.files import read_comparisons
 from triptych.engine.curve import read_curve, thinned
 from triptych.engine.scoring import RewardModel
 from triptych.intervals import mean_interval
-from triptych.pipeline.artifact import Artifact
+from triptych.pipeline.artifact import Artifact, write_whole
 from triptych.pipeline.ledger import Ledger
 from triptych.recipe import Recipe
 from triptych.records import Conversation
@@ -40,9 +40,9 @@ def write(recipe: Recipe, family: Family, folder: Path, ledger: Ledger) -> repor
     if complete:
         release(recipe, family, summary, folder / "release")
     samples = sample(answers)
-    _replace(folder / "summary.json", summary.model_dump_json(indent=1) + "\n")
-    _replace(folder / "samples.json", json.dumps([s.model_dump() for s in samples], ensure_ascii=False, indent=1))
-    _replace(folder / "report.html", render(summary, samples))
+    write_whole(folder / "summary.json", summary.model_dump_json(indent=1) + "\n")
+    write_whole(folder / "samples.json", json.dumps([s.model_dump() for s in samples], ensure_ascii=False, indent=1))
+    write_whole(folder / "report.html", render(summary, samples))
     return summary
 
 
@@ -249,9 +249,3 @@ def _rows(path: Path) -> list[dict[str, Any]]:
 def _count(path: Path) -> int:
     with open(path, "rb") as file:
         return sum(1 for _ in file)
-
-
-def _replace(path: Path, text: str) -> None:
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)

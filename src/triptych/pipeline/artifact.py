@@ -89,6 +89,13 @@ def seal(folder: Path, destination: Path, content: Mapping[str, Any]) -> None:
     _flush(destination.parent)
 
 
+def write_whole(path: Path, text: str) -> None:
+    """Writes a file that is there whole, or as it was."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, path)
+
+
 def sha256(path: Path) -> str:
     """The digest of a file."""
     with open(path, "rb") as file:
