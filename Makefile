@@ -5,7 +5,7 @@
 
 # The Python that makes the environment: 3.11 or newer.
 PYTHON ?= python3
-# What pip is given for torch; a build for an accelerator: make run TORCH="torch --index-url URL"
+# What pip is given for torch; another build: make run TORCH="torch --index-url URL"
 TORCH ?= torch==2.13.0
 
 BIN := .venv/bin

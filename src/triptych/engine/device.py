@@ -1,30 +1,25 @@
-"""Where and in which precision the work is done."""
+"""In which precision, and on how many cores, the work is done. Accelerators are not used yet."""
 
 from __future__ import annotations
 
 import os
 from contextlib import AbstractContextManager
+from functools import cache
 
 import torch
 
 
-def device() -> torch.device:
-    """The accelerator if there is one, else the CPU."""
-    return torch.device("cuda") if torch.cuda.is_available() else torch.device("cpu")
-
-
+@cache
 def compute_dtype() -> torch.dtype:
-    """bfloat16 where the hardware multiplies it natively, else float32; masters are float32 either way."""
-    if torch.cuda.is_available():
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
-    native = "avx512_bf16" in _cpu_flags() or "amx_bf16" in _cpu_flags()
-    return torch.bfloat16 if native else torch.float32
+    """bfloat16 where the processor multiplies it natively, else float32; masters are float32 either way."""
+    flags = _cpu_flags()
+    return torch.bfloat16 if "avx512_bf16" in flags or "amx_bf16" in flags else torch.float32
 
 
 def autocast() -> AbstractContextManager[object]:
     """Matrix products in the compute type, float32 masters untouched."""
     dtype = compute_dtype()
-    return torch.autocast(device().type, dtype=dtype, enabled=dtype != torch.float32)
+    return torch.autocast("cpu", dtype=dtype, enabled=dtype != torch.float32)
 
 
 def settle() -> None:
