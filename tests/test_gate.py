@@ -10,7 +10,7 @@ from triptych.evaluate.gate import PROMOTED, REJECTED, UNDECIDED, Gate, verdict
 
 EVEN = {
     "win_rate": 0.6, "interval": (0.45, 0.75), "kl": 3.0, "judge": "exact judge",
-    "length_before": 20.0, "length_after": 22.0,
+    "length_before": 20.0, "length_after": 22.0, "prompts": 300,
 }
 
 
@@ -22,6 +22,11 @@ def test_an_interval_above_one_half_promotes() -> None:
     decision, reason = decided(interval=(0.501, 0.7))
     assert decision == PROMOTED
     assert reason == "exact judge prefers the candidate: win rate 60.0% (95% interval 50.1% to 70.0%)"
+
+
+def test_winning_on_every_one_of_a_few_prompts_proves_nothing() -> None:
+    assert decided(win_rate=1.0, interval=(1.0, 1.0), prompts=5)[0] == UNDECIDED
+    assert decided(win_rate=1.0, interval=(1.0, 1.0), prompts=6)[0] == PROMOTED
 
 
 def test_an_interval_below_one_half_rejects() -> None:
