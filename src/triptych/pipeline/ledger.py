@@ -23,11 +23,18 @@ class Ledger:
     def add(self, event: str, stage: str, **details: Any) -> None:
         """Appends an event: "started", "finished", "reused", "stopped" or "failed"."""
         row = {"time": round(time.time(), 3), "event": event, "stage": stage, **details}
-        cut = self.path.exists() and not self.path.read_bytes().endswith(b"\n")
+        line = json.dumps(row, ensure_ascii=False) + "\n"
         with open(self.path, "a", encoding="utf-8") as file:
-            file.write("\n" * cut + json.dumps(row, ensure_ascii=False) + "\n")
+            file.write("\n" * self._is_cut() + line)  # a kill may have left half a line
             file.flush()
             os.fsync(file.fileno())
+
+    def _is_cut(self) -> bool:
+        if not self.path.exists() or self.path.stat().st_size == 0:
+            return False
+        with open(self.path, "rb") as file:
+            file.seek(-1, os.SEEK_END)
+            return file.read(1) != b"\n"
 
     def events(self) -> Iterator[dict[str, Any]]:
         """The events in order; a last line cut by a kill is left out."""
