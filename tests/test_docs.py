@@ -125,6 +125,7 @@ def test_every_field_of_the_recipe_is_documented_with_its_default(place: str, ki
         assert known in own or known in optimizer, f"docs/recipe.md does not name {known} under {place}"
         written = own.get(known, optimizer.get(known, ""))
         expected = default_of(info)
+        expected = expected.replace("\n", "\\n") if isinstance(expected, str) else expected
         if expected is not None:
             assert number_or_text(written) == expected, f"{place}.{known}: the default is {expected}, not {written}"
 

@@ -37,7 +37,7 @@ def test_each_token_has_its_answers_advantage_and_its_own_logprobs(policies):
     policy, reference = policies
     groups = written(policy)
     rewards = torch.tensor([[0.0, 1.0, 2.0], [5.0, 5.0, 5.0]])
-    step = _step(policy, reference, groups, rewards, Grpo(micro_batch=64))
+    step = _step(policy, reference, groups, rewards, Grpo(group=3, micro_batch=64))
     position = {}
     for batch in step.batches:
         with torch.no_grad():

@@ -240,8 +240,9 @@ def test_equal_runs_in_different_folders_give_the_same_bytes(tmp_path: Path) -> 
 
 def test_until_stops_behind_its_stage(tmp_path: Path) -> None:
     run = runner(tmp_path, until="words")
+    words = run.run(Stage("words", write_words, Words()))
     with pytest.raises(Until):
-        run.run(Stage("words", write_words, Words()))
+        run.run(Stage("shout", write_words, Words(), {"words": words}))
     assert [artifact.name for artifact in run.done] == ["words"]
     assert (run.done[0].folder / "manifest.json").exists()
 

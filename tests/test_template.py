@@ -239,7 +239,9 @@ def test_long_comparisons_are_dropped_or_cut_and_counted(chatml):
     limit = len(prompt) + len(ab) - 1
     cut = lengths.fit(rows, chatml, limit, "truncate")
     # Cut there, the first pair's answers are the same: nothing is left to prefer.
-    second = lengths.TokenizedComparison(prompt, xy[:-1], abc[: len(ab) - 1], 2.0)
+    # The other keeps its end token, at which the reward is read.
+    end = ab[-1:]
+    second = lengths.TokenizedComparison(prompt, xy[: len(ab) - 2] + end, abc[: len(ab) - 2] + end, 2.0)
     assert cut == lengths.Fitted((second,), dropped=1, truncated=1, limit=limit)
     assert lengths.fit(rows, chatml, limit, "drop") == lengths.Fitted((), 2, 0, limit)
 
