@@ -18,6 +18,7 @@ from torch import Tensor
 
 from triptych.engine.attention import Layout
 from triptych.engine.forward import Model, hidden_states
+from triptych.engine.logprobs import output_logits
 from triptych.engine.packing import Pack, Segment, rounded, scaled_attention
 
 PREFILL = 8192
@@ -259,9 +260,8 @@ def _ended(sequence: _Sequence, sampling: Sampling) -> bool:
 
 
 def _logits(model: Model, states: Tensor) -> Tensor:
-    logits: Tensor = model.get_output_embeddings()(states).float()
     softcap = getattr(model.config, "final_logit_softcapping", None)
-    return logits if softcap is None else softcap * torch.tanh(logits / softcap)
+    return output_logits(states, model.get_output_embeddings(), softcap)
 
 
 def _extend(logits: Tensor, sequences: list[_Sequence], end: int, sampling: Sampling) -> None:

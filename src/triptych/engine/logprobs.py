@@ -53,13 +53,17 @@ def token_logprobs(
     return logprobs, torch.cat([entropy for _, entropy in results if entropy is not None])[:count]
 
 
+def output_logits(hidden: Tensor, head: nn.Linear, softcap: float | None) -> Tensor:
+    """`[N, V]` logits in float32 for `[N, E]` hidden states, bounded as c·tanh(l / c) where there is a cap."""
+    logits: Tensor = head(hidden).float()
+    return logits if softcap is None else softcap * torch.tanh(logits / softcap)
+
+
 def _chunk(
     hidden: Tensor, head: nn.Linear, targets: Tensor,
     temperature: float, softcap: float | None, with_entropy: bool,
 ) -> tuple[Tensor, Tensor | None]:
-    logits = head(hidden).float()
-    if softcap is not None:
-        logits = softcap * torch.tanh(logits / softcap)
+    logits = output_logits(hidden, head, softcap)
     if temperature != 1.0:
         logits = logits / temperature
     normaliser = torch.logsumexp(logits, dim=-1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +35,13 @@ class Policy:
     def __init__(self, model: Model, tokenizer: Any) -> None:
         self.model = model
         self.tokenizer = tokenizer
-        self._sampler = model if compute_dtype() == torch.float32 else copy.deepcopy(model).to(compute_dtype())
-        self._sampler.requires_grad_(self._sampler is model).eval()
+
+    @cached_property
+    def _sampler(self) -> Model:
+        """Made when the first answer is written: a reference never writes, and need not hold a second copy."""
+        if compute_dtype() == torch.float32:
+            return self.model
+        return copy.deepcopy(self.model).to(compute_dtype()).requires_grad_(False).eval()
 
     @classmethod
     def open(cls, folder: Path) -> Policy:
