@@ -526,7 +526,7 @@ def _agreement(folder: Path, comparisons: Path) -> dict[str, Any]:
 
     rows = read_comparisons(comparisons)
     pairs = [Conversation(row.prompt, answer) for row in rows for answer in (row.chosen, row.rejected)]
-    scores = RewardModel(folder).score(pairs)
+    scores = RewardModel(folder).raw(pairs)
     measured = audited(rows, scores[0::2], scores[1::2], Audit())
     names = ("comparisons", "accuracy", "interval", "calibration_error", "length_correlation")
     numbers = {name: measured[name] for name in names}

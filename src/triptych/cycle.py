@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from triptych.base.pretraining import Pretraining, pretrain
 from triptych.base.taking import Taking, take_base
 from triptych.data.intake import take_in
-from triptych.engine.scoring import RewardModel, Scorer
+from triptych.engine.scoring import Scorer
 from triptych.errors import AuditError
 from triptych.evaluate.gate import PROMOTED, Gate, decide
 from triptych.evaluate.measurement import Measurement, measure
@@ -23,6 +23,7 @@ from triptych.pipeline.runner import Runner
 from triptych.pipeline.stage import Stage
 from triptych.recipe import JudgeSection, Recipe, settings
 from triptych.reward.audit import Audit, audit
+from triptych.reward.kinds import open_reward
 from triptych.reward.training import PairwiseReward, train_reward
 from triptych.storybook.judge import ExactJudge
 from triptych.storybook.world import write_world
@@ -102,13 +103,16 @@ def cycle(recipe: Recipe, runner: Runner, family: Family) -> None:
                 f"round-{number}/audit", audit, recipe.reward.audit, {"reward": reward, "comparisons": feedback},
             ))
         require(audited, recipe.reward.audit)
+        scorer = open_reward(reward.folder, identity=reward.digest)
         this.candidate = candidate = run(Stage(
             f"round-{number}/improve", improve, settings(Grpo, recipe.improve),
-            {"champion": champion, "reward": reward, "data": data}, {"judge": judge, "round": number},
+            {"champion": champion, "data": data}, {"reward": scorer, "judge": judge, "round": number},
+            {"reward": reward},
         ))
         this.gate = run(Stage(
             f"round-{number}/gate", decide, settings(Gate, recipe.gate),
-            {"candidate": candidate, "champion": champion, "reward": reward, "data": data}, {"judge": judge},
+            {"candidate": candidate, "champion": champion, "data": data}, {"reward": scorer, "judge": judge},
+            {"reward": reward},
         ))
         runner.progress.say(f"{this.gate.metrics['decision']}: {this.gate.metrics['reason']}")
         if this.promoted:
@@ -153,7 +157,7 @@ def independent_judge(
     ))
     family.judges = [model, audited]
     require(audited, recipe.reward.audit)
-    return RewardModel(model.folder / "model", name="second reward model", identity=model.digest)
+    return open_reward(model.folder, identity=model.digest, name="second reward model")
 
 
 def collect(
@@ -187,15 +191,16 @@ def measure_all(
 ) -> None:
     """Every model on the test prompts: the Base with worked examples, Instruct, each round's candidate."""
     reward = {"reward": family.reward} if family.reward else {}
+    scorers = {name: open_reward(artifact.folder, identity=artifact.digest) for name, artifact in reward.items()}
     models = {"base, few-shot": base, "instruct": instruct}
     models |= {f"round {round.number}": round.candidate for round in family.rounds if round.candidate}
     for name, model in models.items():
-        inputs = {"model": model, "data": data, **reward}
+        inputs = {"model": model, "data": data}
         if model is not base:
             inputs["reference"] = instruct
         style = "few-shot" if model is base else "chat"
         label = name.replace(", few-shot", "").replace(" ", "-")
         family.tests[name] = runner.run(Stage(
             f"test/{label}", measure, settings(Measurement, recipe.evaluate), inputs,
-            {"judge": judge, "style": style},
+            {"judge": judge, "style": style, **scorers}, reward,
         ))

@@ -8,6 +8,7 @@
     ├── ModelError                a model folder, tokenizer or template cannot be used, or not safely
     ├── RunError                  a run folder is in use, damaged, or cannot be written (a full disk)
     ├── TrainingError             losses or gradients stayed non-finite
+    ├── RewardError               a reward cannot be computed: its settings, a function, a judge or its endpoint
     ├── AuditError                the reward model may not train anything
     └── ReleaseError              a release does not match its manifest
 """
@@ -36,6 +37,10 @@ class RunError(TriptychError):
 
 class TrainingError(TriptychError):
     """Training stopped because its numbers stayed non-finite."""
+
+
+class RewardError(TriptychError):
+    """A reward cannot be computed."""
 
 
 class AuditError(TriptychError):

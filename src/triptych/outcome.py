@@ -231,7 +231,7 @@ def _examples(feedback: Artifact, reward: Artifact) -> list[RewardExample]:
     """A few scored answers in float32, by which a user of the release sees that it was loaded rightly."""
     rows = read_comparisons(feedback.folder / "heldout.jsonl")[:4]
     conversations = [Conversation(row.prompt, answer) for row in rows for answer in (row.chosen, row.rejected)]
-    scores = RewardModel(reward.folder / "model", precise=True).score(conversations)
+    scores = RewardModel(reward.folder / "model", precise=True).raw(conversations)
     return [
         RewardExample(each.prompt.messages, each.answer, score)
         for each, score in zip(conversations, scores, strict=True)

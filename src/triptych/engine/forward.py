@@ -25,12 +25,17 @@ def hidden_states(model: Model, tokens: Tensor, positions: Tensor, layout: Layou
     return states
 
 
-def rewards(model: Model, pack: Pack) -> Tensor:
-    """`[S]`: the reward head's score at the last token of each segment, in float32."""
+def head_outputs(model: Model, pack: Pack) -> Tensor:
+    """`[S, K]`: the reward head's outputs at the last token of each segment, in float32."""
     states = hidden_states(model, pack.tokens, pack.positions, pack)
     head: nn.Linear = model.score
-    scores: Tensor = head(states[pack.ends]).float()[:, 0]
-    return scores
+    outputs: Tensor = head(states[pack.ends]).float()
+    return outputs
+
+
+def rewards(model: Model, pack: Pack) -> Tensor:
+    """`[S]`: the score of each segment by a reward head of one output, in float32."""
+    return head_outputs(model, pack)[:, 0]
 
 
 @dataclass(slots=True)

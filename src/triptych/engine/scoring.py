@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
+from torch import Tensor
 
 from triptych.data.template import answer_tokens, prompt_tokens
 from triptych.engine import attention
 from triptych.engine.device import autocast
-from triptych.engine.forward import Model, rewards
+from triptych.engine.forward import Model, head_outputs
 from triptych.engine.models import load_reward, load_tokenizer
 from triptych.engine.packing import Pack, Segment, fill
+from triptych.errors import ModelError
 from triptych.records import Conversation
 
 
@@ -32,6 +35,121 @@ class Scorer(Protocol):
 
     def score(self, conversations: Sequence[Conversation]) -> list[float]:
         """A score for each answer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """Scores of answers, with what they are made of where the scorer says so.
+
+    Attributes:
+        totals: what :meth:`Scorer.score` gives.
+        parts: for each part its value for each answer; None where it does not apply to one.
+    """
+
+    totals: list[float]
+    parts: Mapping[str, Sequence[float | None]] = field(default_factory=dict)
+
+    def by_task(self, tasks: Sequence[str | None]) -> dict[str, dict[str, float]]:
+        """Each part's mean over all answers (under "all") and over those to each named task."""
+        found: dict[str, dict[str, float]] = {}
+        for name, values in self.parts.items():
+            members: dict[str, list[float]] = {}
+            for task, value in zip(tasks, values, strict=True):
+                if value is not None:
+                    for key in ("all", task) if task else ("all",):
+                        members.setdefault(key, []).append(value)
+            found[name] = {key: sum(these) / len(these) for key, these in members.items()}
+        return found
+
+    def numbers(self, tasks: Sequence[str | None]) -> dict[str, float]:
+        """The same as flat numbers of a curve: "reward/length" and "reward/length/story"."""
+        return {
+            f"reward/{name}" if task == "all" else f"reward/{name}/{task}": mean
+            for name, means in self.by_task(tasks).items() for task, mean in means.items()
+        }
+
+
+@runtime_checkable
+class Detailed(Protocol):
+    """A scorer that says what its scores are made of."""
+
+    def details(self, conversations: Sequence[Conversation]) -> Scores:
+        """The scores and their parts."""
+
+
+def scored(scorer: Scorer, conversations: Sequence[Conversation]) -> Scores:
+    """The scorer's scores, with their parts where it knows them."""
+    return scorer.details(conversations) if isinstance(scorer, Detailed) else Scores(scorer.score(conversations))
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """One output z of a reward model's head, which stands for w · (m + s · z) in the raw score.
+
+    Attributes:
+        weight, mean, deviation: w, m, s; m and s are those of the attribute's ratings that it was trained on.
+    """
+
+    weight: float = 1.0
+    mean: float = 0.0
+    deviation: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """How the outputs of a reward model's head become one score; part of its `config.json`, as `reward_scale`.
+
+    raw = Σ_k w_k · (m_k + s_k · z_k), score = (raw − mean) / deviation
+
+    A model without it, trained elsewhere, has the sum of its outputs as its score.
+
+    Attributes:
+        outputs: by name, in the order of the head; the names are those of `id2label`.
+        mean, deviation: of the raw scores of a reference set of answers.
+    """
+
+    outputs: Mapping[str, Output]
+    mean: float = 0.0
+    deviation: float = 1.0
+
+    @classmethod
+    def of(cls, config: Any) -> Scale:
+        """The scale that a model's configuration holds.
+
+        Raises:
+            ModelError: it holds something else under that name.
+        """
+        names = [str(config.id2label[index]) for index in range(config.num_labels)]
+        given = getattr(config, "reward_scale", None)
+        if given is None:
+            return cls({name: Output() for name in names})
+        try:
+            scale = cls(
+                {name: Output(**given["outputs"][name]) for name in names}, float(given["mean"]),
+                float(given["deviation"]),
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise ModelError(f"config.json: reward_scale cannot be read: {error!r}") from error
+        if not scale.deviation > 0:
+            raise ModelError(f"config.json: reward_scale.deviation must be above 0, got {scale.deviation}")
+        return scale
+
+    def tell(self, config: Any) -> None:
+        """Writes the scale into a model's configuration."""
+        config.reward_scale = dataclasses.asdict(self)
+
+    def attributes(self, outputs: Tensor) -> Tensor:
+        """`[N, K]` attributes in the units of their ratings, for `[N, K]` outputs."""
+        parts = list(self.outputs.values())
+        return outputs * torch.tensor([part.deviation for part in parts]) + torch.tensor([part.mean for part in parts])
+
+    def raw(self, outputs: Tensor) -> Tensor:
+        """`[N]` raw scores for `[N, K]` outputs."""
+        return self.attributes(outputs) @ torch.tensor([part.weight for part in self.outputs.values()])
+
+    def normalised(self, raw: Tensor) -> Tensor:
+        """`[N]` scores for `[N]` raw ones: zero mean and unit deviation on the reference set."""
+        return (raw - self.mean) / self.deviation
 
 
 @dataclass
@@ -58,9 +176,31 @@ class RewardModel:
         """The tokenizer that lies beside the model."""
         return load_tokenizer(self.folder)
 
-    @torch.no_grad()
+    @cached_property
+    def scale(self) -> Scale:
+        """How its outputs become a score."""
+        return Scale.of(self.model.config)
+
     def score(self, conversations: Sequence[Conversation]) -> list[float]:
-        """The head's score at the end token of each answer."""
+        """Normalised scores: those of the reference set have mean 0 and deviation 1."""
+        return self.details(conversations).totals
+
+    def raw(self, conversations: Sequence[Conversation]) -> list[float]:
+        """Scores as the head gives them: σ of a difference is the chance that the first answer is preferred."""
+        found: list[float] = self.scale.raw(self.outputs(conversations)).tolist()
+        return found
+
+    def details(self, conversations: Sequence[Conversation]) -> Scores:
+        """The normalised scores and, of a model with several outputs, each attribute in its ratings' units."""
+        outputs = self.outputs(conversations)
+        totals = self.scale.normalised(self.scale.raw(outputs)).tolist()
+        columns = self.scale.attributes(outputs).T.tolist()
+        names = self.scale.outputs
+        return Scores(totals, dict(zip(names, columns, strict=True)) if len(names) > 1 else {})
+
+    @torch.no_grad()
+    def outputs(self, conversations: Sequence[Conversation]) -> Tensor:
+        """`[N, K]`: the head's outputs at the end token of each answer."""
         groups: dict[str, list[int]] = {}
         for index, conversation in enumerate(conversations):
             groups.setdefault(conversation.prompt.key, []).append(index)
@@ -71,20 +211,19 @@ class RewardModel:
         answers = [answer_tokens(self.tokenizer, conversation.answer) for conversation in conversations]
         keys = list(groups)
         sizes = [len(prompts[key]) + sum(len(answers[i]) for i in groups[key]) for key in keys]
-        scores = [0.0] * len(conversations)
+        found = torch.zeros(len(conversations), self.model.config.num_labels)
         for batch in fill(sizes, 8192):
             batch_groups = [(prompts[keys[g]], [answers[i] for i in groups[keys[g]]]) for g in batch]
             pack, ends = pack_scored(batch_groups)
             with torch.autocast("cpu", enabled=False) if self.precise else autocast():
-                values = rewards(self.model, pack)[ends].tolist()
-            for value, index in zip(values, (i for g in batch for i in groups[keys[g]]), strict=True):
-                scores[index] = value
-        return scores
+                values = head_outputs(self.model, pack)[ends]
+            found[[i for g in batch for i in groups[keys[g]]]] = values
+        return found
 
 
 def pack_scored(
     groups: Sequence[tuple[Sequence[int], Sequence[Sequence[int]]]],
-) -> tuple[Pack, torch.Tensor]:
+) -> tuple[Pack, Tensor]:
     """Packs `(prompt, answers)` groups; the second result is the segments that are answers, in order."""
     segments: list[Segment] = []
     scored: list[int] = []

@@ -16,7 +16,7 @@ from triptych.configuration import Config
 from triptych.data.files import read_prompts
 from triptych.engine.generation import Sampling
 from triptych.engine.rollout import Policy, divergence
-from triptych.engine.scoring import RewardModel, Scorer
+from triptych.engine.scoring import Scorer
 from triptych.intervals import mean_interval, prompts_needed, wins
 from triptych.pipeline.stage import Desk, Metrics
 from triptych.records import Conversation
@@ -48,11 +48,10 @@ class Gate(Config):
 
 
 def decide(
-    desk: Desk, config: Gate, candidate: Path, champion: Path, reward: Path, data: Path, judge: Scorer
+    desk: Desk, config: Gate, candidate: Path, champion: Path, data: Path, reward: Scorer, judge: Scorer
 ) -> Metrics:
     """Compares candidate and champion on `data/prompts_gate.jsonl`; the decision is in the metrics."""
     prompts = read_prompts(data / "prompts_gate.jsonl")[: config.prompts]
-    scorer = RewardModel(reward / "model")
     sides: dict[str, dict[str, Any]] = {}
     policies = {}
     for place, (name, folder) in enumerate({"champion": champion, "candidate": candidate}.items()):
@@ -65,7 +64,7 @@ def decide(
         sides[name] = {
             "groups": groups,
             "judge": judge.score(conversations),
-            "reward": scorer.score(conversations),
+            "reward": reward.score(conversations),
             "length": sum(len(rollout.tokens) for (rollout,) in groups) / len(groups),
         }
     won = wins(sides["candidate"]["judge"], sides["champion"]["judge"])

@@ -13,7 +13,7 @@ from triptych.configuration import Config
 from triptych.data.files import read_conversations, read_prompts
 from triptych.engine.generation import Sampling
 from triptych.engine.rollout import Policy, Render, divergence
-from triptych.engine.scoring import RewardModel, Scorer
+from triptych.engine.scoring import Scorer, scored
 from triptych.intervals import mean_interval
 from triptych.pipeline.stage import Desk, Metrics
 from triptych.records import Conversation, Prompt, Rollout
@@ -40,7 +40,7 @@ class Measurement(Config):
 
 def measure(
     desk: Desk, config: Measurement, model: Path, data: Path, judge: Scorer,
-    reference: Path | None = None, reward: Path | None = None, style: Literal["chat", "few-shot"] = "chat",
+    reference: Path | None = None, reward: Scorer | None = None, style: Literal["chat", "few-shot"] = "chat",
 ) -> Metrics:
     """Scores a model's answers to `data/prompts_test.jsonl`; keeps them in `answers.jsonl`."""
     prompts = read_prompts(data / "prompts_test.jsonl")[: config.prompts]
@@ -59,7 +59,8 @@ def measure(
     groups = write(Sampling(config.max_tokens, seed=desk.seed))
     conversations = [Conversation(rollout.prompt, rollout.answer) for (rollout,) in groups]
     scores = judge.score(conversations)
-    rewards = RewardModel(reward / "model").score(conversations) if reward else None
+    rewarded = scored(reward, conversations) if reward else None
+    rewards = rewarded.totals if rewarded else None
     greedy = None
     if config.greedy:
         likeliest = write(Sampling(config.max_tokens, temperature=0.0))
@@ -83,6 +84,7 @@ def measure(
         "kl": divergence(policy, Policy.open(reference / "model"), groups) if reference else None,
         "mean_length": sum(len(rollout.tokens) for (rollout,) in groups) / len(groups),
         "by_task": by_task([prompt.task for prompt in prompts], scores),
+        "reward_parts": rewarded.by_task([prompt.task for prompt in prompts]) if rewarded else {},
     }
 
 

@@ -27,7 +27,7 @@ from triptych.engine.generation import Sampling
 from triptych.engine.models import load_policy, load_tokenizer, save
 from triptych.engine.packing import fill
 from triptych.engine.rollout import Policy, divergence, pack_rollouts
-from triptych.engine.scoring import RewardModel, Scorer
+from triptych.engine.scoring import Scorer, scored
 from triptych.engine.training import Loss, Optimization, Step, shuffled, train
 from triptych.errors import TrainingError
 from triptych.improve.advantages import group_normalised
@@ -77,9 +77,9 @@ class _Batch:
 
 
 def improve(
-    desk: Desk, config: Grpo, champion: Path, reward: Path, data: Path, judge: Scorer | None, round: int = 1
+    desk: Desk, config: Grpo, champion: Path, data: Path, reward: Scorer, judge: Scorer | None, round: int = 1
 ) -> Metrics:
-    """Improves the champion against the reward model; the champion is also the reference.
+    """Improves the champion against the reward; the champion is also the reference.
 
     The judge only measures, on `data/prompts_validation.jsonl`; its scores reach neither the loss nor a choice.
     """
@@ -87,7 +87,6 @@ def improve(
     tokenizer = load_tokenizer(folder)
     model: Any = load_policy(folder, attention=attention.NAME)
     policy, reference = Policy(model, tokenizer), Policy.open(folder)
-    scorer = RewardModel(reward / "model")
     prompts = policy.fitting(read_prompts(data / "prompts_improve.jsonl"), config.max_tokens, desk.progress)
     validation = policy.fitting(
         read_prompts(data / "prompts_validation.jsonl")[: config.watch_prompts], config.max_tokens, desk.progress
@@ -97,10 +96,13 @@ def improve(
     def prepare(step: int) -> Step[_Batch]:
         sampling = Sampling(config.max_tokens, seed=(desk.seed * 1000 + round) * 100_000 + step)
         groups = policy.write([prompts[i] for i in plan[step]], sampling, n=config.group)
-        rewards = _scores(scorer, groups)
+        found = scored(reward, [Conversation(rollout.prompt, rollout.answer) for group in groups for rollout in group])
+        rewards = torch.tensor(found.totals).view(len(groups), -1)
         if not torch.isfinite(rewards).all():
-            raise TrainingError(f"step {step}: the reward model gave a score that is not finite")
-        return _step(policy, reference, groups, rewards, config)
+            raise TrainingError(f"step {step}: the {reward.name} gave a score that is not finite")
+        drawn = _step(policy, reference, groups, rewards, config)
+        drawn.numbers |= found.numbers([rollout.prompt.task for group in groups for rollout in group])
+        return drawn
 
     def loss(batch: _Batch) -> Loss:
         logprobs, entropy = answer_logprobs(model, batch.packed, with_entropy=True)
@@ -116,7 +118,7 @@ def improve(
         })
 
     def watch() -> dict[str, float]:
-        return _measured(policy, reference, scorer, judge, validation, config, desk.seed)
+        return _measured(policy, reference, reward, judge, validation, config, desk.seed)
 
     def after(step: int, row: dict[str, float]) -> None:
         if (step + 1) % config.watch_every == 0 or step + 1 == config.steps:
@@ -142,12 +144,6 @@ def _plan(count: int, config: Grpo, seed: int) -> list[list[int]]:
         epoch += 1
     size = config.prompts_per_step
     return [order[step * size : (step + 1) * size] for step in range(config.steps)]
-
-
-def _scores(scorer: Scorer, groups: Sequence[Sequence[Rollout]]) -> Tensor:
-    """`[P, G]` rewards."""
-    conversations = [Conversation(rollout.prompt, rollout.answer) for group in groups for rollout in group]
-    return torch.tensor(scorer.score(conversations)).view(len(groups), -1)
 
 
 def _step(
@@ -182,14 +178,14 @@ def _step(
 
 
 def _measured(
-    policy: Policy, reference: Policy, scorer: Scorer, judge: Scorer | None, prompts: Sequence[Prompt],
+    policy: Policy, reference: Policy, reward: Scorer, judge: Scorer | None, prompts: Sequence[Prompt],
     config: Grpo, seed: int,
 ) -> dict[str, float]:
     """Reward, judge, KL and length on the validation prompts, one answer each, always the same noise."""
     groups = policy.write(prompts, Sampling(config.max_tokens, seed=seed))
     conversations = [Conversation(group[0].prompt, group[0].answer) for group in groups]
     numbers = {
-        "validation_reward": sum(scorer.score(conversations)) / len(prompts),
+        "validation_reward": sum(reward.score(conversations)) / len(prompts),
         "validation_kl": divergence(policy, reference, groups),
         "validation_length": sum(len(group[0].tokens) for group in groups) / len(prompts),
     }

@@ -98,7 +98,8 @@ class Runner:
 
     def _fingerprint(self, stage: Stage) -> str:
         modules = [stage.work.__module__, *(type(tool).__module__ for tool in stage.tools.values())]
-        inputs = {name: artifact.digest for name, artifact in stage.inputs.items()} | _digests(stage)
+        parents = {**stage.inputs, **stage.parents}
+        inputs = {name: artifact.digest for name, artifact in parents.items()} | _digests(stage)
         tools = {name: getattr(tool, "identity", tool) for name, tool in stage.tools.items()}
         config = [stage.name, self.seed, stage.config.model_dump(mode="json"), tools]
         return fingerprint(config, inputs, code_version(*modules))
@@ -145,7 +146,7 @@ class Runner:
             "config": stage.config.model_dump(mode="json"),
             "parents": {
                 name: {"stage": artifact.name, "digest": artifact.digest}
-                for name, artifact in sorted(stage.inputs.items())
+                for name, artifact in sorted({**stage.inputs, **stage.parents}.items())
             },
             "sources": _digests(stage),
             "metrics": metrics,

@@ -47,6 +47,8 @@ class Stage:
         work: called as `work(desk, config, **inputs, **tools)`, inputs as their folders; returns the metrics.
         inputs: the artifacts it is computed from, by the parameter's name.
         tools: what else it is given: plain values, and objects (a judge) whose `identity` says what they are.
+        parents: the artifacts that tools were opened from, by the tool's name: part of the lineage, not given to
+            the work.
         sources: the user's own files that it reads, by the name that the recipe gives them. What a file holds
             counts, not where it lies; given to the work as `sources`.
     """
@@ -56,4 +58,5 @@ class Stage:
     config: Config
     inputs: Mapping[str, Artifact] = field(default_factory=dict)
     tools: Mapping[str, object] = field(default_factory=dict)
+    parents: Mapping[str, Artifact] = field(default_factory=dict)
     sources: Mapping[str, str | Path] = field(default_factory=dict)

@@ -44,7 +44,7 @@ def audit(
     """Measures a reward model on `comparisons/{share}.jsonl`; the metrics are the audit."""
     rows = read_comparisons(comparisons / f"{share}.jsonl")
     scorer = RewardModel(reward / "model")
-    scores = scorer.score([
+    scores = scorer.raw([
         Conversation(row.prompt, answer) for row in rows for answer in (row.chosen, row.rejected)
     ])
     return audited(rows, scores[0::2], scores[1::2], config)
