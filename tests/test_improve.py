@@ -1,15 +1,22 @@
 """What an update of GRPO is computed from: each token has its answer's advantage and its own log-probabilities."""
 
+import math
+from dataclasses import replace
+
 import pytest
 import torch
 
 from triptych.base.pretraining import Pretraining, architecture
 from triptych.base.tokenizer import train_tokenizer
+from triptych.data.files import write
 from triptych.engine import attention
+from triptych.engine.curve import read_curve
 from triptych.engine.forward import answer_logprobs
 from triptych.engine.generation import Sampling
 from triptych.engine.rollout import Policy, divergence
-from triptych.improve.grpo import Grpo, _plan, _step
+from triptych.improve.grpo import Grpo, _plan, _step, improve
+from triptych.pipeline.stage import Desk
+from triptych.progress import Silent
 from triptych.records import Document, Prompt, user
 
 
@@ -71,3 +78,44 @@ def test_every_prompt_is_asked_before_one_is_asked_again():
     assert [len(step) for step in plan] == [3] * 7
     assert sorted(asked[:10]) == list(range(10))
     assert sorted(asked[10:20]) == list(range(10))
+
+
+def test_a_reward_or_log_probability_that_is_not_finite_skips_the_step(policies):
+    policy, reference = policies
+    groups = written(policy)
+    rewards = torch.tensor([[0.0, 1.0, 2.0], [5.0, float("nan"), 5.0]])
+    config = Grpo(group=3, micro_batch=64)
+    assert _step(policy, reference, groups, rewards, config).fault == "reward"
+    assert _step(policy, reference, groups, rewards.nan_to_num(), config).fault is None
+    impossible = replace(groups[1][2], logprobs=(*groups[1][2].logprobs[:-1], -math.inf))
+    groups[1] = [*groups[1][:2], impossible]
+    assert _step(policy, reference, groups, rewards.nan_to_num(), config).fault == "sampler's log-probability"
+
+
+class Faulty:
+    """A reward model whose second batch of scores has one that is no number."""
+
+    name = identity = "faulty"
+
+    def __init__(self):
+        self.batches = 0
+
+    def score(self, conversations):
+        self.batches += 1
+        scores = [float(len(each.answer)) for each in conversations]
+        return [math.nan, *scores[1:]] if self.batches == 3 else scores  # the first batch is the watch's
+
+
+def test_grpo_goes_on_behind_a_reward_that_is_no_number(policy_folder, tmp_path):
+    for name in ("improve", "validation"):
+        write(tmp_path / f"prompts_{name}.jsonl", [Prompt(user(f"a {word} cat")) for word in ("small", "red", "sat")])
+    (tmp_path / "output").mkdir()
+    desk = Desk(tmp_path / "output", tmp_path, Silent(), seed=1, checkpoint_seconds=60)
+    config = Grpo(steps=3, prompts_per_step=2, group=2, max_tokens=4, watch_every=9, learning_rate=1e-4)
+    improve(desk, config, policy_folder, tmp_path, Faulty(), judge=None)
+    curve = read_curve(tmp_path / "output" / "curve.jsonl")
+    assert [row.get("skipped") for row in curve] == [None, 0, 1, 0]
+    assert curve[2]["fault"] == "reward"
+    assert len(curve[2]["rows"]) == 2
+    assert set(curve[2]["rows"]) <= {1, 2, 3}
+    assert math.isfinite(curve[3]["sampler_mismatch"])

@@ -23,7 +23,7 @@ ROWS = [
 
 
 def test_a_prompts_comparisons_are_one_group_with_each_answer_once():
-    groups = _grouped(ROWS)
+    groups = _grouped(ROWS, range(1, len(ROWS) + 1))
     assert [len(group.rows) for group in groups] == [3, 1]
     assert groups[0].answers == [(4, 5), (6,), (14, 15, 16)]
     assert groups[0].tokens == 3 + 2 + 1 + 3
@@ -36,7 +36,7 @@ def test_the_grouped_loss_is_that_of_each_pair_alone():
         num_key_value_heads=2, num_labels=1, pad_token_id=0, attn_implementation=attention.NAME,
     )
     model = LlamaForSequenceClassification(config).eval()
-    pairs = _packed(_grouped(ROWS))
+    pairs = _packed(_grouped(ROWS, range(1, len(ROWS) + 1)))
     scores = rewards(model, pairs.pack)
     grouped = bradley_terry(scores[pairs.chosen], scores[pairs.rejected], pairs.margin)
     model.set_attn_implementation("sdpa")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -61,7 +62,7 @@ def quadratic(
     """Trains a linear layer on a loss of the step's number and its output."""
     inputs = torch.eye(3)
     return train(
-        model, more.pop("steps", 6), lambda step: Step([step], weight=1.0),
+        model, more.pop("steps", 6), lambda step: Step([step], weight=1.0, rows=[10 * step, 10 * step + 1]),
         lambda step: Loss(loss(step, model(inputs))), optimization,
         checkpoint=more.pop("checkpoint", None), progress=Silent(), **more,
     )
@@ -145,30 +146,49 @@ def unusable_gradient(output: Tensor) -> Tensor:
     return (0 * output).sqrt().sum()  # the loss is zero, its gradient 0 * infinity
 
 
-@pytest.mark.parametrize("unusable", [unusable_loss, unusable_gradient])
-def test_a_step_that_is_not_finite_leaves_the_weights_and_is_recorded(
-    unusable: Callable[[Tensor], Tensor],
-) -> None:
+UNUSABLE = {"loss": unusable_loss, "gradient": unusable_gradient}
+
+
+@pytest.mark.parametrize("fault", list(UNUSABLE))
+def test_a_step_that_is_not_finite_leaves_the_weights_and_is_recorded_with_its_rows(fault: str) -> None:
     layer = nn.Linear(3, 1)
     seen: list[Tensor] = []
 
-    def after(step: int, row: dict[str, float]) -> None:
+    def after(step: int, row: dict[str, Any]) -> None:
         seen.append(layer.weight.detach().clone())
 
     curve = quadratic(
-        layer, lambda step, output: unusable(output) if step in (2, 3, 5) else output.square().sum(),
+        layer, lambda step, output: UNUSABLE[fault](output) if step in (2, 3, 5) else output.square().sum(),
         Optimization(learning_rate=0.01, patience=3), after=after, steps=8,
     )
     assert [row["skipped"] for row in curve] == [0, 0, 1, 1, 0, 1, 0, 0]
+    named = [(row["step"], row["fault"], row["rows"]) for row in curve if row["skipped"]]
+    assert named == [(3, fault, [20, 21]), (4, fault, [30, 31]), (6, fault, [50, 51])]
     changed = [not torch.equal(one, other) for one, other in pairwise(seen)]
     assert changed == [True, False, False, True, False, True, True]
     assert all(torch.isfinite(weight).all() for weight in seen)
 
 
+def test_what_is_not_finite_before_the_loss_skips_the_step_without_computing_it() -> None:
+    layer = nn.Linear(3, 1)
+    before = copy.deepcopy(layer.state_dict())
+
+    def loss(batch: int) -> Loss:
+        raise AssertionError("the loss of a step that is skipped is not computed")
+
+    curve = train(
+        layer, 2, lambda step: Step([step], 1.0, {"reward": math.nan}, rows=[7], fault="reward"), loss,
+        Optimization(learning_rate=0.01), checkpoint=None, progress=Silent(),
+    )
+    assert [(row["fault"], row["rows"]) for row in curve] == [("reward", [7])] * 2
+    assert all(torch.equal(before[name], weight) for name, weight in layer.state_dict().items())
+
+
 def test_too_many_such_steps_in_a_row_stop_the_run_with_the_weights_as_they_were() -> None:
     layer = nn.Linear(3, 1)
     before = layer.weight.detach().clone()
-    with pytest.raises(TrainingError, match=r"3 steps in a row .* \(the last was step 2\); lower the learning rate"):
+    told = r"3 steps in a row .* the loss of step 3 of the rows 20, 21\. Look at these rows, or lower the learning rate"
+    with pytest.raises(TrainingError, match=told):
         quadratic(layer, lambda _, output: unusable_loss(output), Optimization(learning_rate=0.01, patience=3))
     assert torch.equal(layer.weight, before)
 
@@ -184,6 +204,53 @@ def test_a_bad_state_is_never_saved(tmp_path: Path) -> None:
     state = checkpoint.restore(layer, training._optimizers(layer, Optimization(learning_rate=0.01)))
     assert state is not None
     assert [row["step"] for row in state["curve"]] == [1, 2]
+
+
+def test_weights_that_are_not_finite_are_never_saved(tmp_path: Path) -> None:
+    checkpoint = Checkpoint(tmp_path / "training.pt", seconds=0)
+    layer = nn.Linear(3, 1)
+
+    def after(step: int, row: dict[str, Any]) -> None:
+        if step == 2:  # as an update that overflows would leave them
+            with torch.no_grad():
+                layer.weight[0, 1] = math.inf
+
+    with pytest.raises(TrainingError):
+        quadratic(
+            layer, lambda _, output: output.square().sum(), Optimization(learning_rate=0.01, patience=1),
+            checkpoint=checkpoint, after=after,
+        )
+    state = checkpoint.restore(layer, training._optimizers(layer, Optimization(learning_rate=0.01)))
+    assert state is not None
+    assert [row["step"] for row in state["curve"]] == [1, 2]
+    assert all(torch.isfinite(weight).all() for weight in layer.parameters())
+
+
+def test_a_run_killed_behind_a_skipped_step_still_knows_of_it(tmp_path: Path) -> None:
+    optimization = Optimization(learning_rate=0.01, patience=3)
+
+    def run(killed: bool, checkpoint: Checkpoint | None) -> tuple[Curve, nn.Module]:
+        torch.manual_seed(0)
+        layer = nn.Linear(3, 1)
+
+        def loss(step: int, output: Tensor) -> Tensor:
+            if killed and step == 5:
+                raise Killed
+            return unusable_loss(output) if step in (1, 3) else output.square().sum()
+
+        return quadratic(layer, loss, optimization, checkpoint=checkpoint, steps=8), layer
+
+    expected, whole = run(killed=False, checkpoint=None)
+    checkpoint = Checkpoint(tmp_path / "training.pt", seconds=0)
+    with pytest.raises(Killed):
+        run(killed=True, checkpoint=checkpoint)
+    curve, layer = run(killed=False, checkpoint=checkpoint)
+    for rows in (curve, expected):  # no number equals what is no number
+        assert [row.get("rows") for row in rows if row["skipped"]] == [[10, 11], [30, 31]]
+        for row in rows:
+            row.update({name: "nan" for name, value in row.items() if value != value})
+    assert curve == expected
+    assert all(torch.equal(mine, theirs) for mine, theirs in zip(whole.parameters(), layer.parameters(), strict=True))
 
 
 def test_the_learning_rate_by_hand() -> None:
@@ -241,9 +308,9 @@ def test_a_checkpoint_is_whole_or_absent(tmp_path: Path) -> None:
     checkpoint = Checkpoint(tmp_path / "deep" / "training.pt", seconds=3600)
     assert checkpoint.restore(layer, optimizers) is None
     assert not checkpoint.due()
-    checkpoint.save(layer, optimizers, {"curve": [], "skipped": 0})
+    checkpoint.save(layer, optimizers, {"curve": []})
     (tmp_path / "deep" / "training.partial").write_bytes(b"cut off by a kill")
-    assert checkpoint.restore(layer, optimizers) == {"curve": [], "skipped": 0}
+    assert checkpoint.restore(layer, optimizers) == {"curve": []}
 
 
 def test_epochs_are_shuffled_differently_and_the_same_every_time() -> None:
@@ -257,4 +324,10 @@ def test_a_curve_comes_back(tmp_path: Path) -> None:
     curve = [{"step": 1.0, "loss": 0.5}, {"step": 2.0, "loss": 0.25, "reward": -1.0}]
     write_curve(tmp_path / "curve.jsonl", curve)
     assert read_curve(tmp_path / "curve.jsonl") == curve
+    skipped = {"loss": math.nan, "gradient_norm": math.inf, "rows": [3], "fault": "loss"}
+    write_curve(tmp_path / "skipped.jsonl", [skipped])
+    assert (tmp_path / "skipped.jsonl").read_text() == (
+        '{"loss": null, "gradient_norm": null, "rows": [3], "fault": "loss"}\n'
+    )
+    assert math.isnan(read_curve(tmp_path / "skipped.jsonl")[0]["loss"])
     assert read_curve(tmp_path / "none.jsonl") == []

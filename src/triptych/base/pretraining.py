@@ -56,7 +56,7 @@ def pretrain(desk: Desk, config: Pretraining, data: Path) -> Metrics:
     """Trains a tokenizer and a Base on `data/text.jsonl`; measures it on `data/text_heldout.jsonl`."""
     documents = read_documents(data / "text.jsonl")
     tokenizer = train_tokenizer(documents, config.vocabulary, config.context)
-    rows = tokenized_documents(tokenizer, documents, config.context)
+    rows, lines = tokenized_documents(tokenizer, documents, config.context)
     steps = math.ceil(config.tokens / config.batch)
     plan = _plan(rows, config.batch, steps, desk.seed)
     torch.manual_seed(desk.seed)
@@ -65,7 +65,7 @@ def pretrain(desk: Desk, config: Pretraining, data: Path) -> Metrics:
 
     def prepare(step: int) -> Step[AnswerPack]:
         packed = pack_answers([([], [rows[i]]) for i in plan[step]])
-        return Step([packed], weight=len(packed.predictions.targets))
+        return Step([packed], len(packed.predictions.targets), rows=sorted({lines[i] for i in plan[step]}))
 
     curve = train(
         model, steps, prepare, lambda packed: Loss(-answer_logprobs(model, packed)[0].sum()),
@@ -102,15 +102,20 @@ def architecture(config: Pretraining, tokenizer: Any) -> LlamaConfig:
     )
 
 
-def tokenized_documents(tokenizer: Any, documents: list[Document], context: int) -> list[list[int]]:
-    """Each document between separators, cut into pieces of at most `context` tokens."""
+def tokenized_documents(
+    tokenizer: Any, documents: list[Document], context: int
+) -> tuple[list[list[int]], list[int]]:
+    """Each document between separators, cut into pieces of at most `context` tokens; and each piece's document."""
     separator = tokenizer.bos_token_id
-    rows = []
-    for encoded in tokenizer([document.text for document in documents], add_special_tokens=False)["input_ids"]:
-        tokens = [separator, *encoded, separator]
-        rows += [piece for start in range(0, len(tokens) - 1, context)
-                 if len(piece := tokens[start : start + context]) > 1]
-    return rows
+    rows, lines = [], []
+    encoded = tokenizer([document.text for document in documents], add_special_tokens=False)["input_ids"]
+    for line, document in enumerate(encoded, start=1):
+        tokens = [separator, *document, separator]
+        pieces = [tokens[start : start + context] for start in range(0, len(tokens) - 1, context)]
+        kept = [piece for piece in pieces if len(piece) > 1]
+        rows += kept
+        lines += [line] * len(kept)
+    return rows, lines
 
 
 def _plan(rows: list[list[int]], batch: int, steps: int, seed: int) -> list[list[int]]:

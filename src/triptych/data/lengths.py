@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Generic, Literal, TypeVar, overload
 
 from triptych.data.template import answer_tokens, prompt_tokens
@@ -56,12 +56,14 @@ class Fitted(Generic[T]):
         dropped: how many records were left out.
         truncated: how many of `rows` had an answer cut.
         limit: the context's length in tokens.
+        lines: which record each row is, counted from 1.
     """
 
     rows: tuple[T, ...]
     dropped: int
     truncated: int
     limit: int
+    lines: tuple[int, ...] = field(default=(), compare=False)
 
     def __str__(self) -> str:
         count = len(self.rows) + self.dropped
@@ -151,8 +153,10 @@ def fit(
     """
     conversations: list[TokenizedConversation] = []
     comparisons: list[TokenizedComparison] = []
+    lines: list[int] = []
     truncated = 0
-    for record in records:
+    for place in range(len(records)):
+        record = records[place]
         if isinstance(record, Conversation):
             conversation = tokenized(record, tokenizer)
             if conversation.length > limit:
@@ -162,6 +166,7 @@ def fit(
                 conversation = TokenizedConversation(conversation.prompt, conversation.answer[:room])
                 truncated += 1
             conversations.append(conversation)
+            lines.append(place + 1)
         else:
             pair = tokenized(record, tokenizer)
             if pair.length > limit:
@@ -172,10 +177,11 @@ def fit(
                 pair = TokenizedComparison(pair.prompt, chosen, rejected, pair.margin)
                 truncated += 1
             comparisons.append(pair)
+            lines.append(place + 1)
     dropped = len(records) - len(conversations) - len(comparisons)
     if comparisons:
-        return Fitted(tuple(comparisons), dropped, truncated, limit)
-    return Fitted(tuple(conversations), dropped, truncated, limit)
+        return Fitted(tuple(comparisons), dropped, truncated, limit, tuple(lines))
+    return Fitted(tuple(conversations), dropped, truncated, limit, tuple(lines))
 
 
 def _cut(answer: tuple[int, ...], room: int) -> tuple[int, ...]:

@@ -3,27 +3,36 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from triptych.engine.training import Curve
 
 
 def write_curve(path: Path, curve: Curve) -> None:
-    """Writes the rows; numbers are rounded to what float32 can tell apart."""
+    """Writes the rows; numbers are rounded to what float32 can tell apart, those that are not finite are null."""
     with open(path, "w", encoding="utf-8") as file:
         for row in curve:
-            file.write(json.dumps({name: float(f"{value:.7g}") for name, value in row.items()}) + "\n")
+            file.write(json.dumps({name: _written(value) for name, value in row.items()}) + "\n")
+
+
+def _written(value: Any) -> Any:
+    if isinstance(value, int | float):
+        return float(f"{value:.7g}") if math.isfinite(value) else None
+    return value
 
 
 def read_curve(path: Path) -> Curve:
     """The rows; an empty curve where there is no file."""
     if not path.exists():
         return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return [{name: math.nan if value is None else value for name, value in row.items()} for row in rows]
 
 
-def thinned(curve: Curve, points: int) -> Sequence[dict[str, float]]:
+def thinned(curve: Curve, points: int) -> Sequence[dict[str, Any]]:
     """At most `points` rows, evenly spread, first and last among them."""
     if len(curve) <= points:
         return curve

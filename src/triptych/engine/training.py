@@ -1,8 +1,8 @@
 """The train loop: one for every stage, which gives batches and a loss.
 
 A step is one update of the weights. Its batches are accumulated by what counts (tokens, pairs, answers), not
-by rows: the loss of a batch is a *sum*, divided by the step's total weight. A loss or gradient that is not
-finite leaves the weights untouched.
+by rows: the loss of a batch is a *sum*, divided by the step's total weight. A step with a loss, gradient, reward
+or log-probability that is not finite leaves the weights untouched, and the curve says which rows it held.
 """
 
 from __future__ import annotations
@@ -69,11 +69,15 @@ class Step(Generic[Batch]):
         batches: accumulated one after the other.
         weight: what the summed losses are divided by: the tokens, pairs or answers of all batches.
         numbers: measured while the step was prepared (rewards, lengths), recorded with the loss.
+        rows: the lines of the stage's data that the batches hold, counted from 1; named where the step is skipped.
+        fault: what was found not to be finite while the step was prepared ("reward"); then it is skipped.
     """
 
     batches: Sequence[Batch]
     weight: float
     numbers: dict[str, float] = field(default_factory=dict)
+    rows: Sequence[int] = ()
+    fault: str | None = None
 
 
 @dataclass(slots=True)
@@ -84,7 +88,8 @@ class Loss:
     numbers: dict[str, Tensor] = field(default_factory=dict)
 
 
-Curve = list[dict[str, float]]
+Curve = list[dict[str, Any]]
+"""A row of numbers for each step; that of a skipped step also has the `fault` and the `rows` of the data."""
 
 
 def train(
@@ -109,12 +114,12 @@ def train(
         after: called when a step is done, with its row, which it may extend.
 
     Raises:
-        TrainingError: `optimization.patience` steps in a row had non-finite numbers.
+        TrainingError: `optimization.patience` steps in a row had numbers that are not finite.
     """
     optimizers = _optimizers(model, optimization)
     state = checkpoint.restore(model, optimizers) if checkpoint else None
     curve: Curve = state["curve"] if state else []
-    skipped: int = state["skipped"] if state else 0
+    skipped = 0  # a state is only saved behind a step that was not skipped
     seen = curve[-1]["seen"] if curve else 0.0
     if curve:
         progress.say(f"going on from step {len(curve)} of {steps}")
@@ -125,23 +130,20 @@ def train(
         for optimizer in optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = group["peak"] * factor
-        row, finite = _accumulate(model, step, loss)
-        norm = float(torch.nn.utils.clip_grad_norm_(model.parameters(), optimization.clip))
-        if finite and math.isfinite(norm):
+        row, fault = _accumulate(model, step, loss, optimization.clip)
+        if fault is None:
             for optimizer in optimizers:
                 optimizer.step()
             skipped = 0
         else:
             skipped += 1
-            progress.say(f"step {number}: loss or gradient is not finite; the weights were left as they are")
+            progress.say(f"step {number + 1}: its {fault} is not finite; the weights were left as they are")
             if skipped >= optimization.patience:
-                raise TrainingError(
-                    f"{skipped} steps in a row had a non-finite loss or gradient (the last was step {number}); "
-                    f"lower the learning rate (now {optimization.learning_rate:g}) or look at the data"
-                )
+                raise _hopeless(number, skipped, fault, step.rows, optimization)
+            row |= {"fault": fault, "rows": list(step.rows)}
         model.zero_grad(set_to_none=True)
         seen += step.weight
-        row |= {"step": number + 1, "seen": seen, "gradient_norm": norm, **step.numbers}
+        row |= {"step": number + 1, "seen": seen, **step.numbers}
         row["learning_rate"] = optimization.learning_rate * factor
         row["skipped"] = float(skipped > 0)
         if after:
@@ -149,17 +151,19 @@ def train(
         curve.append(row)
         shown = {name: row[name] for name in ("loss", "accuracy", "reward", "kl") if name in row}
         progress.step(number + 1, steps, unit, int(seen), **shown)
-        if checkpoint and skipped == 0 and number + 1 < steps and checkpoint.due():
-            checkpoint.save(model, optimizers, {"curve": curve, "skipped": skipped})
+        if checkpoint and skipped == 0 and number + 1 < steps and checkpoint.due() and _finite(model):
+            checkpoint.save(model, optimizers, {"curve": curve})
     model.eval()
     return curve
 
 
 def _accumulate(
-    model: Any, step: Step[Batch], loss: Callable[[Batch], Loss]
-) -> tuple[dict[str, float], bool]:
-    """Adds up the gradients of a step's batches; says what was measured and whether it was finite."""
-    totals: dict[str, float] = {"loss": 0.0}
+    model: Any, step: Step[Batch], loss: Callable[[Batch], Loss], clip: float
+) -> tuple[dict[str, Any], str | None]:
+    """Adds up the gradients of a step's batches and clips them; the numbers, and which is not finite."""
+    totals = {"loss": 0.0}
+    if step.fault is not None:
+        return {"loss": math.nan, "gradient_norm": math.nan}, step.fault
     for batch in step.batches:
         with autocast():
             result = loss(batch)
@@ -167,7 +171,24 @@ def _accumulate(
         totals["loss"] += float(result.total.detach()) / step.weight
         for name, value in result.numbers.items():
             totals[name] = totals.get(name, 0.0) + float(value.detach()) / step.weight
-    return totals, math.isfinite(totals["loss"])
+    totals["gradient_norm"] = float(torch.nn.utils.clip_grad_norm_(model.parameters(), clip))
+    fault = next((name for name in ("loss", "gradient_norm") if not math.isfinite(totals[name])), None)
+    return totals, fault and fault.removesuffix("_norm")
+
+
+def _hopeless(
+    number: int, skipped: int, fault: str, rows: Sequence[int], optimization: Optimization
+) -> TrainingError:
+    """What is said where a run stops for numbers that stay non-finite."""
+    named = f" of the rows {', '.join(map(str, sorted(rows)))}" if rows else ""
+    return TrainingError(
+        f"{skipped} steps in a row had numbers that are not finite; the last was the {fault} of step {number + 1}"
+        f"{named}. Look at these rows, or lower the learning rate (now {optimization.learning_rate:g})"
+    )
+
+
+def _finite(model: Any) -> bool:
+    return all(bool(torch.isfinite(weight).all()) for weight in model.parameters())
 
 
 def _optimizers(model: Any, optimization: Optimization) -> list[Optimizer]:

@@ -29,7 +29,6 @@ from triptych.engine.packing import fill
 from triptych.engine.rollout import Policy, divergence, pack_rollouts
 from triptych.engine.scoring import Scorer, scored
 from triptych.engine.training import Loss, Optimization, Step, shuffled, train
-from triptych.errors import TrainingError
 from triptych.improve.advantages import group_normalised
 from triptych.improve.losses import clipped_surrogate, kl_penalty
 from triptych.pipeline.stage import Desk, Metrics
@@ -87,7 +86,9 @@ def improve(
     tokenizer = load_tokenizer(folder)
     model: Any = load_policy(folder, attention=attention.NAME)
     policy, reference = Policy(model, tokenizer), Policy.open(folder)
-    prompts = policy.fitting(read_prompts(data / "prompts_improve.jsonl"), config.max_tokens, desk.progress)
+    asked = read_prompts(data / "prompts_improve.jsonl")
+    lines = {prompt.key: line for line, prompt in enumerate(asked, start=1)}
+    prompts = policy.fitting(asked, config.max_tokens, desk.progress)
     validation = policy.fitting(
         read_prompts(data / "prompts_validation.jsonl")[: config.watch_prompts], config.max_tokens, desk.progress
     )
@@ -98,10 +99,9 @@ def improve(
         groups = policy.write([prompts[i] for i in plan[step]], sampling, n=config.group)
         found = scored(reward, [Conversation(rollout.prompt, rollout.answer) for group in groups for rollout in group])
         rewards = torch.tensor(found.totals).view(len(groups), -1)
-        if not torch.isfinite(rewards).all():
-            raise TrainingError(f"step {step}: the {reward.name} gave a score that is not finite")
         drawn = _step(policy, reference, groups, rewards, config)
         drawn.numbers |= found.numbers([rollout.prompt.task for group in groups for rollout in group])
+        drawn.rows = [lines[prompts[i].key] for i in plan[step]]
         return drawn
 
     def loss(batch: _Batch) -> Loss:
@@ -168,7 +168,12 @@ def _step(
         ))
     answers = [rollout for group in groups for rollout in group]
     distance = sum(float(torch.tensor(r.logprobs).sum() - f.sum()) for r, f in zip(answers, far, strict=True))
-    return Step(batches, weight=max(1.0, sum(float(batch.counted.sum()) for batch in batches)), numbers={
+    sampled = torch.cat([batch.sampler for batch in batches])
+    fault = None if torch.isfinite(rewards).all() else "reward"
+    if fault is None and not torch.isfinite(sampled).all():
+        fault = "sampler's log-probability"
+    weight = max(1.0, sum(float(batch.counted.sum()) for batch in batches))
+    return Step(batches, weight, fault=fault, numbers={
         "reward": float(rewards.mean()),
         "reward_deviation": float(rewards.std(dim=1).mean()),
         "kl": distance / len(answers),

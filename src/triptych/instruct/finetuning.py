@@ -64,7 +64,8 @@ def finetune(desk: Desk, config: Finetuning, base: Path, data: Path) -> Metrics:
             pack_answers([(rows[order[i]].prompt, [rows[order[i]].answer]) for i in group])
             for group in fill((rows[i].length for i in order), config.micro_batch)
         ]
-        return Step(batches, weight=sum(len(batch.predictions.targets) for batch in batches))
+        weight = sum(len(batch.predictions.targets) for batch in batches)
+        return Step(batches, weight, rows=[fitted.lines[i] for i in order])
 
     before = heldout_loss(model, heldout.rows, config.micro_batch)
     curve = train(

@@ -7,7 +7,7 @@ comparisons they are in, and they stay in one update (Ouyang et al. 2022, sectio
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -65,11 +65,12 @@ class _Pairs:
 
 @dataclass(slots=True)
 class _Group:
-    """The comparisons of one prompt, and its distinct answers."""
+    """The comparisons of one prompt, the lines where they stand, and their distinct answers."""
 
     prompt: tuple[int, ...]
-    rows: list[TokenizedComparison]
-    answers: list[tuple[int, ...]]
+    rows: list[TokenizedComparison] = field(default_factory=list)
+    lines: list[int] = field(default_factory=list)
+    answers: list[tuple[int, ...]] = field(default_factory=list)
 
     @property
     def tokens(self) -> int:
@@ -91,7 +92,7 @@ def train_reward(
     refreshed = _is_reward(folder)
     epochs = config.refresh_epochs if refreshed else config.epochs
     model: Any = load_reward(folder, fresh=not refreshed, seed=desk.seed, attention=attention.NAME)
-    groups = _grouped(rows)
+    groups = _grouped(rows, fitted.lines)
     plan = [
         [order[i] for i in members]
         for epoch in range(epochs)
@@ -102,7 +103,8 @@ def train_reward(
     def prepare(step: int) -> Step[_Pairs]:
         drawn = [groups[i] for i in plan[step]]
         batches = [_packed([drawn[i] for i in part]) for part in fill((g.tokens for g in drawn), config.micro_batch)]
-        return Step(batches, weight=sum(len(group.rows) for group in drawn))
+        lines = [line for group in drawn for line in group.lines]
+        return Step(batches, weight=len(lines), rows=lines)
 
     def loss(pairs: _Pairs) -> Loss:
         scores = rewards(model, pairs.pack)
@@ -125,12 +127,13 @@ def train_reward(
     }
 
 
-def _grouped(rows: Sequence[TokenizedComparison]) -> list[_Group]:
+def _grouped(rows: Sequence[TokenizedComparison], lines: Sequence[int]) -> list[_Group]:
     """The comparisons by prompt, in the order in which prompts first appear."""
     groups: dict[tuple[int, ...], _Group] = {}
-    for row in rows:
-        group = groups.setdefault(row.prompt, _Group(row.prompt, [], []))
+    for row, line in zip(rows, lines, strict=True):
+        group = groups.setdefault(row.prompt, _Group(row.prompt))
         group.rows.append(row)
+        group.lines.append(line)
         group.answers += [answer for answer in (row.chosen, row.rejected) if answer not in group.answers]
     return list(groups.values())
 
