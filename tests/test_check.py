@@ -94,6 +94,21 @@ def test_a_good_recipe_has_no_problem_and_its_numbers_are_right(tmp_path: Path) 
     assert "GFLOP/s" in found.assumption
 
 
+def test_a_round_costs_what_its_method_computes(tmp_path: Path) -> None:
+    path = write_recipe(tmp_path)
+
+    def tokens(*overrides: str) -> int:
+        costs = check.check(path, ["improve.steps=10", "improve.prompts_per_step=4", *overrides]).costs
+        return next(cost.tokens for cost in costs if cost.stage == "round-1/improve")
+
+    prompts, answer = tokens("improve.max_tokens=1", "improve.group=2"), 96
+    prompts -= 40 * 2 * 4  # written, scored, given to the reference and learnt
+    assert tokens() == prompts + 40 * 8 * 4 * answer
+    assert tokens("improve.method=dpo") == prompts + 40 * (8 * 2 + 2 * 2) * answer
+    pairs = tokens("improve.method=dpo", "improve.pairs=comparisons")
+    assert pairs == pytest.approx(40 * 2 * 48, rel=0.1)  # a pair of 48 bytes
+
+
 def test_problems_of_every_kind_are_found_together(tmp_path: Path) -> None:
     path = write_recipe(
         tmp_path, base={"from": "./nowhere"}, improve={"prompts": ["gone.jsonl"], "stepps": 4},

@@ -119,7 +119,7 @@ def test_every_field_of_the_recipe_is_documented_with_its_default(place: str, ki
     sections = documented()
     optimizer = sections["The optimizer"]
     judge = sections["reward"] | {"share_of_feedback": sections["gate"]["judge.share_of_feedback"]}
-    own = judge if place == "gate.judge" else sections[place]
+    own = judge if place == "gate.judge" else sections[place] | sections.get(of_method(kind), {})
     for name, info in kind.model_fields.items():
         known = info.alias or name
         assert known in own or known in optimizer, f"docs/recipe.md does not name {known} under {place}"
@@ -128,6 +128,11 @@ def test_every_field_of_the_recipe_is_documented_with_its_default(place: str, ki
         expected = expected.replace("\n", "\\n") if isinstance(expected, str) else expected
         if expected is not None:
             assert number_or_text(written) == expected, f"{place}.{known}: the default is {expected}, not {written}"
+
+
+def of_method(kind: type[BaseModel]) -> str:
+    """The heading under which a method of improvement has its own fields."""
+    return f"method: {kind.model_fields['method'].default}" if "method" in kind.model_fields else ""
 
 
 def default_of(info: FieldInfo) -> object:
@@ -153,7 +158,9 @@ def number_or_text(written: str) -> object:
 def test_no_documented_field_is_unknown_to_the_recipe() -> None:
     known: dict[str, set[str]] = {}
     for place, kind in models(Recipe):
-        known.setdefault(place, set()).update(info.alias or name for name, info in kind.model_fields.items())
+        names = {info.alias or name for name, info in kind.model_fields.items()}
+        known.setdefault(place, set()).update(names)
+        known.setdefault(of_method(kind), set()).update(names)
     known["gate"].add("judge.share_of_feedback")
     known["The optimizer"] = known["base.train"]
     for place, fields in documented().items():

@@ -13,7 +13,7 @@ from conftest import some_tokens, tiny, with_our_attention
 from triptych.engine.forward import answer_logprobs, pack_answers, rewards
 from triptych.engine.scoring import pack_scored
 from triptych.improve.advantages import group_normalised
-from triptych.improve.losses import clipped_surrogate, kl_penalty
+from triptych.improve.losses import clipped_surrogate, dpo, ipo, kl_penalty, rpo
 from triptych.reward.losses import bradley_terry
 
 
@@ -93,6 +93,49 @@ def test_advantages_ignore_the_level_and_scale_of_rewards() -> None:
     torch.testing.assert_close(advantages.std(dim=1), torch.ones(6, dtype=torch.float64))
     level = torch.arange(6, dtype=torch.float64)[:, None]
     torch.testing.assert_close(group_normalised(3 * rewards + level, epsilon=0.0), advantages)
+
+
+CHOSEN, REJECTED = torch.tensor([0.0, 2.0, -1.0]), torch.tensor([0.0, -1.0, 3.0])  # h is 0, 3 and -4
+
+
+def test_dpo_by_hand() -> None:
+    expected = [math.log(2), math.log(1 + math.exp(-1.5)), math.log(1 + math.exp(2))]
+    torch.testing.assert_close(dpo(CHOSEN, REJECTED, beta=0.5), torch.tensor(expected))
+
+
+def test_dpo_is_bradley_terry_of_the_implicit_rewards() -> None:
+    torch.testing.assert_close(dpo(CHOSEN, REJECTED, 0.3), bradley_terry(0.3 * CHOSEN, 0.3 * REJECTED))
+
+
+def test_ipo_by_hand() -> None:
+    torch.testing.assert_close(ipo(CHOSEN, REJECTED, beta=0.25), torch.tensor([4.0, 1.0, 36.0]))
+
+
+def test_rpo_by_hand() -> None:
+    # Coins at σ(0) = 1/2 and at σ(ln 3) = 3/4: their KL is 3/4 ln(3/2) + 1/4 ln(1/2).
+    found = rpo(torch.tensor([0.0]), torch.tensor([0.0]), torch.tensor([math.log(3) / 2]), beta=0.7, scale=2.0)
+    torch.testing.assert_close(found, torch.tensor([0.75 * math.log(1.5) + 0.25 * math.log(0.5)]))
+
+
+def test_rpo_is_least_where_the_implicit_rewards_are_as_far_apart_as_the_rewards() -> None:
+    chosen = CHOSEN.clone().requires_grad_()
+    found = rpo(chosen, REJECTED, 0.5 * (CHOSEN - REJECTED), beta=0.5)
+    torch.testing.assert_close(found, torch.zeros(3), rtol=0, atol=1e-7)
+    (gradient,) = torch.autograd.grad(found.sum(), chosen)
+    torch.testing.assert_close(gradient, torch.zeros(3), rtol=0, atol=1e-6)
+    for gap in (-2.0, 0.0, 9.0):
+        assert (rpo(CHOSEN, REJECTED, torch.full((3,), gap), beta=0.5) >= 0).all()
+
+
+def test_rpo_of_a_certain_reward_is_dpo() -> None:
+    torch.testing.assert_close(rpo(CHOSEN, REJECTED, torch.full((3,), 60.0), beta=0.5), dpo(CHOSEN, REJECTED, 0.5))
+
+
+def test_losses_of_pairs_look_at_the_difference_only() -> None:
+    gap = torch.tensor([1.0, -0.5, 2.0])
+    torch.testing.assert_close(dpo(CHOSEN + 5, REJECTED + 5, 0.2), dpo(CHOSEN, REJECTED, 0.2))
+    torch.testing.assert_close(ipo(CHOSEN + 5, REJECTED + 5, 0.2), ipo(CHOSEN, REJECTED, 0.2))
+    torch.testing.assert_close(rpo(CHOSEN + 5, REJECTED + 5, gap, 0.2), rpo(CHOSEN, REJECTED, gap, 0.2))
 
 
 def test_the_answers_loss_equals_transformers_own() -> None:

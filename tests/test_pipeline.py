@@ -326,7 +326,10 @@ def test_stages_depend_on_the_engine_and_not_on_each_other() -> None:
                 todo += fingerprints._imports(name)
         return found
 
-    rooms = ["base.pretraining", "instruct.finetuning", "feedback.labelling", "reward.training", "improve.grpo"]
+    rooms = [
+        "base.pretraining", "instruct.finetuning", "feedback.labelling", "reward.training", "improve.grpo",
+        "improve.dpo",
+    ]
     for room in rooms:
         names = reached(f"triptych.{room}")
         assert "triptych.engine.packing" in names

@@ -33,6 +33,8 @@ from triptych.data.template import prompt_tokens
 from triptych.engine import models
 from triptych.engine.device import compute_dtype
 from triptych.errors import DataError, Fault, ModelError, RecipeError, TriptychError
+from triptych.improve.dpo import Dpo
+from triptych.improve.loop import Improvement
 from triptych.pipeline.stage import Desk
 from triptych.progress import Silent
 from triptych.recipe import JudgeSection, Recipe, load
@@ -453,15 +455,13 @@ def estimate(recipe: Recipe, model: Architecture, texts: Mapping[str, Texts], fi
             add(stage, texts[name].tokens * section.epochs, gib=gib)
     judge = policy if isinstance(recipe.gate.judge, JudgeSection) else 0.0
     improve = recipe.improve
-    asked = improve.steps * improve.prompts_per_step
-    written = asked * improve.group * improve.max_tokens
-    prompt = texts["prompts_improve"].tokens // max(1, texts["prompts_improve"].rows)
+    trained, applied, written = improvement(improve, texts)
     for number in range(1, improve.rounds + 1):
         longest = texts["prompts_improve"].longest + improve.max_tokens
-        kept = cache(model, improve.prompts_per_step * improve.group, longest)
+        kept = cache(model, improve.prompts_per_step * improve.group, longest) if written else 0.0
         # The policy in training, its sampler, the reference, the reward model, and the judge of the curves.
         gib = training + sampler + 2 * policy + judge + max(kept, activations(model, improve.micro_batch))
-        add(f"round-{number}/improve", asked * prompt + written, 2 * written, written, gib)
+        add(f"round-{number}/improve", trained, applied, written, gib)
         gate = texts["prompts_gate"]
         sampled = 2 * gate.rows * recipe.gate.max_tokens
         gib = 3 * policy + judge + cache(model, 128, gate.longest + recipe.gate.max_tokens)
@@ -488,6 +488,18 @@ def estimate(recipe: Recipe, model: Architecture, texts: Mapping[str, Texts], fi
     free = shutil.disk_usage(Path.cwd()).free / GIB
     if disk > free:
         findings.notes.append(f"the run writes about {disk:.1f} GiB, and the disk of this folder has {free:.1f} free")
+
+
+def improvement(config: Improvement, texts: Mapping[str, Texts]) -> tuple[int, int, int]:
+    """The tokens of a round that are trained on, that a model is applied to, and that are sampled."""
+    asked = config.steps * config.prompts_per_step
+    if isinstance(config, Dpo) and config.pairs == "comparisons":  # one of each prompt, the least there is
+        compared = asked * texts["reward"].tokens // max(1, texts["reward"].rows)
+        return compared, compared, 0
+    prompt = texts["prompts_improve"].tokens // max(1, texts["prompts_improve"].rows)
+    learnt = 2 if isinstance(config, Dpo) else config.group
+    written, kept = (asked * answers * config.max_tokens for answers in (config.group, learnt))
+    return asked * prompt + kept, written + kept, written  # the reward model scores all, the reference what is kept
 
 
 def activations(model: Architecture, tokens: int) -> float:

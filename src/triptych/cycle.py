@@ -6,6 +6,7 @@ only here. What is done already is found by its fingerprint and not done again.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from triptych.base.pretraining import Pretraining, pretrain
@@ -16,7 +17,7 @@ from triptych.errors import AuditError
 from triptych.evaluate.gate import PROMOTED, Gate, decide
 from triptych.evaluate.measurement import Measurement, measure
 from triptych.feedback.labelling import label
-from triptych.improve.grpo import Grpo, improve
+from triptych.improve import dpo, grpo
 from triptych.instruct.finetuning import Finetuning, finetune
 from triptych.pipeline.artifact import Artifact
 from triptych.pipeline.runner import Runner
@@ -104,11 +105,8 @@ def cycle(recipe: Recipe, runner: Runner, family: Family) -> None:
             ))
         require(audited, recipe.reward.audit)
         scorer = open_reward(reward.folder, identity=reward.digest)
-        this.candidate = candidate = run(Stage(
-            f"round-{number}/improve", improve, settings(Grpo, recipe.improve),
-            {"champion": champion, "data": data}, {"reward": scorer, "judge": judge, "round": number},
-            {"reward": reward},
-        ))
+        tools = {"reward": scorer, "judge": judge, "round": number}
+        this.candidate = candidate = run(improvement(recipe, number, champion, data, feedback, reward, tools))
         this.gate = run(Stage(
             f"round-{number}/gate", decide, settings(Gate, recipe.gate),
             {"candidate": candidate, "champion": champion, "data": data}, {"reward": scorer, "judge": judge},
@@ -173,6 +171,20 @@ def collect(
     return runner.run(Stage(
         f"round-{number}/feedback", label, recipe.labelling, inputs, {"judge": judge, "round": number}
     ))
+
+
+def improvement(
+    recipe: Recipe, number: int, champion: Artifact, data: Artifact, feedback: Artifact, reward: Artifact,
+    tools: Mapping[str, object],
+) -> Stage:
+    """The round's candidate by the recipe's method; what it is scored by, and measured with, are its tools."""
+    section, inputs = recipe.improve, {"champion": champion, "data": data}
+    name, parents = f"round-{number}/improve", {"reward": reward}
+    if isinstance(section, dpo.Dpo):
+        if section.pairs == "comparisons":
+            inputs["comparisons"] = feedback
+        return Stage(name, dpo.improve, settings(dpo.Dpo, section), inputs, tools, parents)
+    return Stage(name, grpo.improve, settings(grpo.Grpo, section), inputs, tools, parents)
 
 
 def require(audited: Artifact | None, config: Audit) -> None:

@@ -143,7 +143,7 @@ def release(recipe: Recipe, family: Family, summary: report.Summary, folder: Pat
         "instruct": Lineage(
             champion.fingerprint,
             (Parent("base", base.digest), *([_reward_parent(trained_by)] if trained_by else [])),
-            _data(family.data, "demonstrations", "prompts_improve"),
+            _data(family.data, "demonstrations", "prompts_improve") + _learnt_comparisons(trained_by),
         ),
         "reward": Lineage(reward.fingerprint, (_start(family, reward),), _data(feedback, "reward")),
     }
@@ -157,6 +157,13 @@ def release(recipe: Recipe, family: Family, summary: report.Summary, folder: Pat
     )
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(partial, folder)
+
+
+def _learnt_comparisons(round: Round | None) -> tuple[DataFile, ...]:
+    """The comparisons that a round's candidate itself was trained on, if it was."""
+    if round and round.candidate and round.feedback and "comparisons" in round.candidate.manifest["parents"]:
+        return _data(round.feedback, "reward")
+    return ()
 
 
 def _reward_parent(round: Round) -> Parent:

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, PrivateAttr, model_validator
+from pydantic import Field, PrivateAttr, field_validator, model_validator
 
 from triptych import configuration
 from triptych.base.pretraining import Pretraining
@@ -19,6 +19,7 @@ from triptych.data.intake import Intake
 from triptych.evaluate.gate import Gate
 from triptych.evaluate.measurement import Measurement
 from triptych.feedback.labelling import Labelling
+from triptych.improve.dpo import Dpo
 from triptych.improve.grpo import Grpo
 from triptych.instruct.finetuning import Finetuning
 from triptych.reward.audit import Audit
@@ -70,11 +71,19 @@ class RewardSection(PairwiseReward):
     audit: Audit = Audit()
 
 
-class ImproveSection(Grpo):
-    """Improvement: its method, its prompts, how many rounds."""
+class Rounds(Config):
+    """The prompts of improvement, whatever its method, and how many rounds."""
 
     prompts: tuple[str, ...] = ()
     rounds: int = Field(default=1, ge=0)
+
+
+class GrpoSection(Grpo, Rounds):
+    """Improvement by GRPO."""
+
+
+class DpoSection(Dpo, Rounds):
+    """Improvement by DPO, IPO or RPO."""
 
 
 class JudgeSection(PairwiseReward):
@@ -128,7 +137,7 @@ class Recipe(Config):
     instruct: InstructSection = InstructSection()
     feedback: tuple[FileFeedback | ExactFeedback, ...] = Field(min_length=1)
     reward: RewardSection = RewardSection()
-    improve: ImproveSection = ImproveSection()
+    improve: GrpoSection | DpoSection = Field(default=GrpoSection(), discriminator="method")
     gate: GateSection = GateSection()
     evaluate: Measurement = Measurement()
     splits: SplitSection = SplitSection()
@@ -137,6 +146,11 @@ class Recipe(Config):
     goals: Goals = Goals()
 
     _folder: Path = PrivateAttr(default=Path())
+
+    @field_validator("improve", mode="before")
+    @classmethod
+    def _grpo_by_default(cls, values: Any) -> Any:
+        return {"method": "grpo", **values} if isinstance(values, dict) else values
 
     @model_validator(mode="after")
     def _whole(self) -> Recipe:

@@ -1,9 +1,10 @@
-"""Losses of policies: pure functions of log-probabilities, one value for each token."""
+"""Losses of policies: pure functions of log-probabilities, one value for each token or each pair."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 
 def clipped_surrogate(
@@ -31,3 +32,52 @@ def kl_penalty(logprobs: Tensor, reference: Tensor) -> Tensor:
     """
     difference = reference - logprobs
     return torch.exp(difference) - difference - 1
+
+
+def dpo(chosen: Tensor, rejected: Tensor, beta: float) -> Tensor:
+    """−log σ(β·h) with h = log π/π_ref(chosen) − log π/π_ref(rejected), for each pair.
+
+    Rafailov et al. (2023), Direct Preference Optimization, equation 7.
+
+    Args:
+        chosen, rejected: `[B]` log-ratios of whole answers, log π(answer) − log π_ref(answer), in nats.
+
+    Returns:
+        `[B]`.
+    """
+    return -F.logsigmoid(beta * (chosen - rejected))
+
+
+def ipo(chosen: Tensor, rejected: Tensor, beta: float) -> Tensor:
+    """(h − 1/(2β))² with h as in :func:`dpo`: the pair is driven apart to a distance, and no further.
+
+    Azar et al. (2023), A General Theoretical Paradigm to Understand Learning from Human Preferences, equation 17,
+    where β is called τ. As there, h is of whole answers; TRL divides each log-ratio by its answer's length.
+
+    Args:
+        chosen, rejected: `[B]` log-ratios of whole answers.
+
+    Returns:
+        `[B]`.
+    """
+    return (chosen - rejected - 1 / (2 * beta)) ** 2
+
+
+def rpo(chosen: Tensor, rejected: Tensor, gap: Tensor, beta: float, scale: float = 1.0) -> Tensor:
+    """KL of two coins, one that shows heads at σ(η·gap) and one at σ(β·h), with h as in :func:`dpo`.
+
+    σ(b)·log(σ(b)/σ(a)) + (1 − σ(b))·log((1 − σ(b))/(1 − σ(a))) with a = β·h and b = η·gap: reward-aware preference
+    optimisation, Nemotron-4 340B technical report (NVIDIA 2024), section 3.3.2. An answer that is hardly better is
+    made hardly likelier, where :func:`dpo` would drive any pair apart.
+
+    Args:
+        chosen, rejected: `[B]` log-ratios of whole answers.
+        gap: `[B]` the chosen answer's reward less the rejected one's.
+        scale: η, by which rewards are multiplied.
+
+    Returns:
+        `[B]`, zero where β·h = η·gap.
+    """
+    implied, wanted = beta * (chosen - rejected), scale * gap
+    heads = torch.sigmoid(wanted) * (F.logsigmoid(wanted) - F.logsigmoid(implied))
+    return heads + torch.sigmoid(-wanted) * (F.logsigmoid(-wanted) - F.logsigmoid(-implied))

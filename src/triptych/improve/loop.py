@@ -1,0 +1,186 @@
+"""The loop that every method shares: prompts are drawn, answered and scored; the policy is updated and measured.
+
+A method adds its own two steps between: how scored answers become batches, and the loss of a batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import torch
+from pydantic import Field
+from torch import Tensor
+from transformers import GenerationConfig
+
+from triptych.data.files import read_prompts
+from triptych.engine import attention
+from triptych.engine.curve import write_curve
+from triptych.engine.generation import Sampling
+from triptych.engine.models import load_policy, load_tokenizer, save
+from triptych.engine.rollout import Policy, divergence
+from triptych.engine.scoring import Scorer, Scores, scored
+from triptych.engine.training import Curve, Loss, Optimization, Step, shuffled, train
+from triptych.pipeline.stage import Desk
+from triptych.records import Conversation, Prompt, Rollout
+
+Batch = TypeVar("Batch")
+
+
+class Improvement(Optimization):
+    """What every method can be told.
+
+    Attributes:
+        steps: updates in a round.
+        prompts_per_step: asked for each update.
+        group: answers to each prompt.
+        max_tokens: an answer is cut there.
+        micro_batch: tokens computed at once; only memory and speed depend on it.
+        watch_every: steps between two measurements on the validation prompts, for the report's curves.
+        watch_prompts: how many of them.
+    """
+
+    steps: int = Field(default=40, ge=1)
+    prompts_per_step: int = Field(default=32, ge=1)
+    group: int = Field(default=8, ge=2)
+    max_tokens: int = Field(default=96, ge=1)
+    micro_batch: int = Field(default=4096, ge=64)
+    watch_every: int = Field(default=10, ge=1)
+    watch_prompts: int = Field(default=96, ge=8)
+    learning_rate: float = Field(default=1e-6, gt=0)
+    decay: Literal["cosine", "linear", "constant"] = "constant"
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """G answers to each of P prompts, scored.
+
+    Attributes:
+        groups: the answers to one prompt together.
+        rewards: `[P, G]`.
+        scores: the rewards again, in order, with what they are made of.
+        lines: where the prompts stand in the data, counted from 1.
+    """
+
+    groups: Sequence[Sequence[Rollout]]
+    rewards: Tensor
+    scores: Scores | None = None
+    lines: Sequence[int] = ()
+
+    @property
+    def fault(self) -> str | None:
+        """What of them is not finite, so that nothing may be learnt from them."""
+        return None if torch.isfinite(self.rewards).all() else "reward"
+
+    @property
+    def numbers(self) -> dict[str, float]:
+        """What a curve shows of them."""
+        answers = [rollout for group in self.groups for rollout in group]
+        parts = self.scores.numbers([rollout.prompt.task for rollout in answers]) if self.scores else {}
+        return parts | {
+            "reward": float(self.rewards.mean()),
+            "reward_deviation": float(self.rewards.std(dim=1).mean()),
+            "length": sum(len(rollout.tokens) for rollout in answers) / len(answers),
+            "cut": sum(not rollout.finished for rollout in answers) / len(answers),
+        }
+
+
+class Loop:
+    """A round of improvement: the champion in training, and itself unchanged as the reference.
+
+    The judge only measures, on `data/prompts_validation.jsonl`; its scores reach neither a loss nor a choice.
+
+    Attributes:
+        policy, reference: the champion twice; only the policy is updated.
+        seed: of everything that is drawn in this round.
+    """
+
+    def __init__(
+        self, desk: Desk, config: Improvement, champion: Path, data: Path, reward: Scorer, judge: Scorer | None,
+        round: int,
+    ) -> None:
+        folder = champion / "model"
+        self.desk, self.config, self.data = desk, config, data
+        self.reward, self.judge = reward, judge
+        self.seed = desk.seed * 1000 + round
+        self.tokenizer = load_tokenizer(folder)
+        self.model: Any = load_policy(folder, attention=attention.NAME)
+        self.policy, self.reference = Policy(self.model, self.tokenizer), Policy.open(folder)
+
+    @cached_property
+    def lines(self) -> dict[str, int]:
+        """The line of each prompt in the data, by its key."""
+        return {prompt.key: line for line, prompt in enumerate(self._asked, start=1)}
+
+    @cached_property
+    def _asked(self) -> list[Prompt]:
+        return read_prompts(self.data / "prompts_improve.jsonl")
+
+    @cached_property
+    def prompts(self) -> list[Prompt]:
+        """The round's prompts, those that leave room for an answer."""
+        return self.policy.fitting(self._asked, self.config.max_tokens, self.desk.progress)
+
+    @cached_property
+    def validation(self) -> list[Prompt]:
+        """The prompts that are watched."""
+        watched = read_prompts(self.data / "prompts_validation.jsonl")[: self.config.watch_prompts]
+        return self.policy.fitting(watched, self.config.max_tokens, self.desk.progress)
+
+    @cached_property
+    def plan(self) -> list[list[int]]:
+        """Which prompts each step asks."""
+        return passes(len(self.prompts), self.config, self.seed)
+
+    def collect(self, author: Policy, step: int) -> Answers:
+        """A step's prompts answered and scored: a function of the step's number and the author's weights."""
+        prompts = [self.prompts[i] for i in self.plan[step]]
+        sampling = Sampling(self.config.max_tokens, seed=self.seed * 100_000 + step)
+        groups = author.write(prompts, sampling, n=self.config.group)
+        scores = scored(self.reward, [Conversation(each.prompt, each.answer) for group in groups for each in group])
+        rewards = torch.tensor(scores.totals).view(len(groups), -1)
+        return Answers(groups, rewards, scores, [self.lines[prompt.key] for prompt in prompts])
+
+    def run(self, prepare: Callable[[int], Step[Batch]], loss: Callable[[Batch], Loss], unit: str) -> Curve:
+        """Trains the policy, measuring on the way, and writes `curve.jsonl` and `model`."""
+        config, desk = self.config, self.desk
+
+        def after(step: int, row: dict[str, Any]) -> None:
+            if (step + 1) % config.watch_every == 0 or step + 1 == config.steps:
+                row |= self.measured()
+
+        start = self.measured()  # policy and reference are still one
+        curve = train(
+            self.model, config.steps, prepare, loss, config,
+            checkpoint=desk.checkpoint(), progress=desk.progress, unit=unit, after=after,
+        )
+        write_curve(desk.output / "curve.jsonl", [{"step": 0, **start}, *curve])
+        save(self.model, self.tokenizer, desk.output / "model", GenerationConfig(do_sample=True, temperature=1.0))
+        return curve
+
+    def measured(self) -> dict[str, float]:
+        """Reward, judge, KL and length on the validation prompts, one answer each, always the same noise."""
+        groups = self.policy.write(self.validation, Sampling(self.config.max_tokens, seed=self.desk.seed))
+        conversations = [Conversation(group[0].prompt, group[0].answer) for group in groups]
+        numbers = {
+            "validation_reward": sum(self.reward.score(conversations)) / len(groups),
+            "validation_kl": divergence(self.policy, self.reference, groups),
+            "validation_length": sum(len(group[0].tokens) for group in groups) / len(groups),
+        }
+        if self.judge is not None:
+            numbers["validation_judge"] = sum(self.judge.score(conversations)) / len(groups)
+        return numbers
+
+
+def passes(count: int, config: Improvement, seed: int) -> list[list[int]]:
+    """Of so many prompts those of every step, pass after pass over all of them."""
+    order: list[int] = []
+    epoch = 0
+    size = config.prompts_per_step
+    while len(order) < config.steps * size:
+        order += shuffled(count, epoch, seed)
+        epoch += 1
+    return [order[step * size : (step + 1) * size] for step in range(config.steps)]
