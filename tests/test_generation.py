@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import deque
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +12,7 @@ from conftest import FAMILIES, VOCABULARY, some_tokens, tiny, with_our_attention
 from triptych.engine import generation
 from triptych.engine.forward import answer_logprobs, pack_answers
 from triptych.engine.generation import Sample, Sampling, draw, generate, uniforms
+from triptych.engine.training import shuffled
 
 NEVER = VOCABULARY  # no token is this one, so that answers end at the limit
 PROMPTS = [some_tokens(length, length) for length in (7, 1, 23, 4, 11, 2, 16)]
@@ -73,6 +76,17 @@ def test_a_request_gets_the_same_tokens_whatever_else_is_in_the_batch(monkeypatc
         assert tokens(generate(model, mixed, end, sampling, n=2, slots=6))[place] == expected[place]
     monkeypatch.setattr(generation, "PREFILL", 1)
     assert tokens(generate(model, PROMPTS, end, sampling, n=2)) == expected
+
+
+def test_the_order_in_which_requests_are_taken_up_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = with_our_attention(tiny("llama"))
+    end, sampling = 5, Sampling(20, temperature=1.5, seed=3)
+    expected = tokens(generate(model, PROMPTS, end, sampling, n=2))
+    for seed in range(4):
+        # The numbers of the requests, and so their noise, stay; the queue is shuffled.
+        monkeypatch.setattr(generation, "deque", lambda queue, seed=seed: deque(shuffled(len(queue), 0, seed)))
+        for slots in (2, 6, 100):
+            assert tokens(generate(model, PROMPTS, end, sampling, n=2, slots=slots)) == expected
 
 
 def test_samples_of_one_prompt_differ_and_so_do_seeds() -> None:
