@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from triptych.engine import logprobs
 from triptych.engine.logprobs import token_logprobs
+from triptych.engine.packing import rounded
 
 POSITIONS, WIDTH, VOCABULARY = 23, 8, 50
 
@@ -30,14 +31,15 @@ def in_full(
     return everything.gather(1, targets[:, None])[:, 0], -(everything.exp() * everything).sum(-1)
 
 
-@pytest.mark.parametrize("chunk", [1 << 24, 5 * VOCABULARY, 1])
+@pytest.mark.parametrize(("block", "cached"), [(1 << 24, 1 << 21), (9 * VOCABULARY, 4 * VOCABULARY), (1, 1)])
 @pytest.mark.parametrize(
     ("temperature", "softcap", "bias"), list(itertools.product([1.0, 0.6], [None, 1.5], [False, True]))
 )
 def test_they_equal_a_full_log_softmax(
-    monkeypatch: pytest.MonkeyPatch, chunk: int, temperature: float, softcap: float | None, bias: bool
+    monkeypatch: pytest.MonkeyPatch, block: int, cached: int, temperature: float, softcap: float | None, bias: bool
 ) -> None:
-    monkeypatch.setattr(logprobs, "CHUNK", chunk)
+    monkeypatch.setattr(logprobs, "BLOCK", block)
+    monkeypatch.setattr(logprobs, "CACHED", cached)
     hidden, head, targets = problem(bias)
     found, entropies = token_logprobs(
         hidden, head, targets, temperature=temperature, softcap=softcap, with_entropy=True
@@ -56,10 +58,10 @@ def test_they_equal_a_full_log_softmax(
         torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-6)
 
 
-def test_chunks_equal_one_piece(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_blocks_equal_one_piece(monkeypatch: pytest.MonkeyPatch) -> None:
     hidden, head, targets = problem()
     whole, _ = token_logprobs(hidden, head, targets)
-    monkeypatch.setattr(logprobs, "CHUNK", 7 * VOCABULARY)
+    monkeypatch.setattr(logprobs, "BLOCK", 7 * VOCABULARY)
     pieces, nothing = token_logprobs(hidden, head, targets)
     torch.testing.assert_close(pieces, whole, rtol=0, atol=1e-6)
     assert nothing is None
@@ -75,7 +77,7 @@ def test_known_values() -> None:
 
 
 def test_no_tensor_of_all_logits_is_kept_for_the_backward_pass(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(logprobs, "CHUNK", 4 * VOCABULARY)
+    monkeypatch.setattr(logprobs, "BLOCK", 4 * VOCABULARY)
     hidden, head, targets = problem()
     largest = 0
 
@@ -88,4 +90,4 @@ def test_no_tensor_of_all_logits_is_kept_for_the_backward_pass(monkeypatch: pyte
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         found, _ = token_logprobs(hidden, head, targets)
     found.sum().backward()
-    assert largest <= POSITIONS * WIDTH
+    assert largest == rounded(POSITIONS) * WIDTH

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from triptych.engine.attention import Layout
 from triptych.engine.forward import Model, hidden_states
-from triptych.engine.logprobs import output_logits
-from triptych.engine.packing import Pack, Segment, rounded, scaled_attention
+from triptych.engine.logprobs import output_logits, rows_at_once
+from triptych.engine.packing import Pack, Segment, additive, rounded, scaled_attention, weighed_attention
 
 PREFILL = 8192
 """Prompt tokens computed together."""
@@ -54,79 +54,174 @@ class Sample:
     finished: bool = False
 
 
-class SlotCache:
-    """Keys and values of `slots` sequences, `[slots, J, depth, D]` for each layer.
+class Store:
+    """Keys and values of some sequences, `[rows, J, depth, D]` for each layer.
 
     The depth grows with the longest sequence, so that the products read what is there and no more.
     """
 
-    def __init__(self, slots: int) -> None:
-        self.slots = slots
+    def __init__(self, rows: int) -> None:
+        self.rows = rows
         self.depth = 0
         self.keys: dict[int, Tensor] = {}
         self.values: dict[int, Tensor] = {}
-        self.active = torch.empty(0, dtype=torch.long)
-        self.positions = torch.empty(0, dtype=torch.long)
-        self._masks: dict[int | None, Tensor] = {}
 
-    def fill(self, slots: Tensor, start: int, end: int, recorded: PrefillRecorder) -> None:
-        """Copies the keys and values of one prompt, at `start:end` of the prefilled row, into slots."""
-        self._reach(end - start)
-        for layer, (key, value) in recorded.layers.items():
-            for cache, content in ((self.keys, key), (self.values, value)):
-                if layer not in cache:
-                    cache[layer] = content.new_zeros(self.slots, content.shape[1], self.depth, content.shape[3])
-                cache[layer][int(slots[0]) : int(slots[-1]) + 1, :, : end - start] = content[0, :, start:end]
-
-    def advance(self, count: int, positions: Tensor) -> None:
-        """The next tokens, one for each of the first `count` slots, stand at `positions`."""
-        self.active = torch.arange(count)
-        self.positions = positions
-        self._reach(int(positions.max()) + 1)
-        self._masks.clear()
-
-    def _reach(self, depth: int) -> None:
+    def reach(self, depth: int) -> None:
         """Makes room for sequences of this length, in steps, so that room is seldom made."""
         if depth <= self.depth:
             return
         grown = -(-depth // 32) * 32
         for cache in (self.keys, self.values):
             for layer, content in cache.items():
-                cache[layer] = content.new_zeros(*content.shape[:2], grown, content.shape[3])
-                cache[layer][:, :, : self.depth] = content
+                larger = content.new_empty(*content.shape[:2], grown, content.shape[3])
+                larger[:, :, : self.depth] = content
+                larger[:, :, self.depth :] = 0  # nothing attends to what is not there, but it must be finite
+                cache[layer] = larger
         self.depth = grown
 
-    def keep(self, slots: Tensor) -> None:
-        """Moves these slots to the front."""
+    def put(self, first: int, last: int, start: int, end: int, recorded: PrefillRecorder) -> None:
+        """Copies the keys and values of one prompt, at `start:end` of the prefilled row, into rows."""
+        self.reach(end - start)
+        for layer, (key, value) in recorded.layers.items():
+            for cache, content in ((self.keys, key), (self.values, value)):
+                if layer not in cache:
+                    cache[layer] = content.new_zeros(self.rows, content.shape[1], self.depth, content.shape[3])
+                cache[layer][first:last, :, : end - start] = content[0, :, start:end]
+
+    def like(self, other: Store) -> None:
+        """Takes over the layers of another store, empty."""
+        for layer, content in other.keys.items():
+            shape = (self.rows, content.shape[1], self.depth, content.shape[3])
+            self.keys.setdefault(layer, content.new_zeros(shape))
+            self.values.setdefault(layer, content.new_zeros(shape))
+
+    def move(self, origins: Sequence[int], places: Sequence[int]) -> None:
+        """Copies rows into the places of others that have ended."""
         for cache in (self.keys, self.values):
             for content in cache.values():
-                content[: len(slots)] = content[slots]
+                for origin, place in zip(origins, places, strict=True):
+                    content[place] = content[origin]
+
+
+class SlotCache:
+    """A slot for each running sequence, and each prompt that several answers share held once.
+
+    A sequence's keys are its prompt's, in `prompts`, and its own, in `slots`. Where each prompt has one answer, the
+    prompt's lie in the slot too, and `prompts` is empty.
+
+    Attributes:
+        members: answers to each prompt.
+    """
+
+    def __init__(self, slots: int, members: int) -> None:
+        self.members = members
+        self.slots = Store(slots)
+        # Of a prompt with one answer left only a slot is used; places for twice the prompts let others begin.
+        self.prompts = Store(2 * slots // members if members > 1 else 0)
+        self.vacant = list(range(self.prompts.rows))
+        self._masks: dict[tuple[str, int | None], Tensor] = {}
+
+    @property
+    def shared(self) -> bool:
+        """Whether a prompt's keys are held once for several answers."""
+        return self.members > 1
+
+    def fill(self, slot: int, start: int, end: int, recorded: PrefillRecorder) -> int:
+        """Takes in a prompt, at `start:end` of the prefilled row; the place of its keys."""
+        if not self.shared:
+            self.slots.put(slot, slot + 1, start, end, recorded)
+            return slot
+        place = self.vacant.pop(0)
+        self.prompts.put(place, place + 1, start, end, recorded)
+        self.slots.like(self.prompts)
+        return place
+
+    def advance(self, running: Sequence[_Sequence], count: int) -> tuple[Tensor, Tensor]:
+        """Makes room for the next token of the first `count` slots; those behind the running ones are padding.
+
+        Returns:
+            The tokens and their positions, `[count]` each.
+        """
+        padding = [0] * (count - len(running))
+        self.active = torch.arange(count)
+        self.own = torch.tensor([(0 if self.shared else s.prompt_length) + len(s.sample.tokens) - 1
+                                 for s in running] + padding)
+        self.given = torch.tensor([s.prompt_length if self.shared else 0 for s in running] + padding)
+        # Each sequence's place among the rows of its prompt, and back.
+        self.places = torch.tensor([s.place * self.members + s.request % self.members for s in running])
+        self.returns = torch.cat([self.places, torch.tensor(padding, dtype=torch.long)])
+        self.occupied = max((s.place for s in running), default=0) + 1
+        self.slots.reach(int(self.own.max()) + 1)
+        self._masks.clear()
+        return torch.tensor([s.next_token for s in running] + padding), self.own + self.given
 
     def attend(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor,
         scaling: float, window: int | None, softcap: float | None,
     ) -> Tensor:
-        """Writes the new tokens' keys and values and attends to each slot's whole sequence."""
+        """Writes the new tokens' keys and values and attends to each sequence's prompt and its own tokens."""
         heads, n, width = query.shape[1:]
         kv_heads = key.shape[1]
-        keys, values = self.keys[layer], self.values[layer]
-        keys[self.active, :, self.positions] = key[0].transpose(0, 1).to(keys.dtype)
-        values[self.active, :, self.positions] = value[0].transpose(0, 1).to(values.dtype)
+        keys, values = self.slots.keys[layer], self.slots.values[layer]
+        keys[self.active, :, self.own] = key[0].transpose(0, 1).to(keys.dtype)
+        values[self.active, :, self.own] = value[0].transpose(0, 1).to(values.dtype)
+        # The query heads that share a key-value head are rows of one product.
         rows = query[0].transpose(0, 1).reshape(n, kv_heads, heads // kv_heads, width)
-        out = scaled_attention(
-            rows, keys[:n], values[:n], self._mask(window, rows.dtype), scaling, softcap
+        if not self.shared:
+            out = scaled_attention(rows, keys[:n], values[:n], self._own_mask(window, rows.dtype), scaling, softcap)
+            return out.reshape(1, n, heads, width)
+        out, weight = weighed_attention(
+            rows, keys[:n], values[:n], self._own_mask(window, rows.dtype), scaling, softcap
         )
-        return out.reshape(1, n, heads, width)
+        of_prompt, prompt_weight = self._attend_prompts(layer, rows, scaling, window, softcap)
+        # Two softmaxes over parts of the keys make one over all of them, each by its share of the whole.
+        share = torch.sigmoid(prompt_weight - weight).to(out.dtype)[..., None]
+        return torch.lerp(out, of_prompt, share).reshape(1, n, heads, width)
 
-    def _mask(self, window: int | None, dtype: torch.dtype) -> Tensor:
-        if window not in self._masks:
-            places = torch.arange(self.depth)
-            seen = places <= self.positions[:, None]
+    def _attend_prompts(
+        self, layer: int, rows: Tensor, scaling: float, window: int | None, softcap: float | None
+    ) -> tuple[Tensor, Tensor]:
+        """Attention of `[n, J, S, D]` queries to their prompts; the queries of a prompt are rows of one product."""
+        kv_heads, shared, width = rows.shape[1:]
+        groups, members = self.occupied, self.members
+        grouped = rows.new_zeros(groups * members, kv_heads, shared, width)
+        grouped[self.places] = rows[: len(self.places)]
+        grouped = grouped.view(groups, members, kv_heads, shared, width).transpose(1, 2)
+        keys, values = self.prompts.keys[layer][:groups], self.prompts.values[layer][:groups]
+        out, weight = weighed_attention(
+            grouped.reshape(groups, kv_heads, members * shared, width), keys, values,
+            self._prompt_mask(window, shared, rows.dtype), scaling, softcap,
+        )
+        out = out.view(groups, kv_heads, members, shared, width).transpose(1, 2)
+        weight = weight.view(groups, kv_heads, members, shared).transpose(1, 2)
+        return (out.reshape(-1, kv_heads, shared, width)[self.returns],
+                weight.reshape(-1, kv_heads, shared)[self.returns])
+
+    def _own_mask(self, window: int | None, dtype: torch.dtype) -> Tensor:
+        """`[n, 1, 1, depth]`."""
+        if ("own", window) not in self._masks:
+            places = torch.arange(self.slots.depth)
+            seen = places <= self.own[:, None]
             if window is not None:
-                seen &= places > self.positions[:, None] - window
-            mask = torch.zeros(seen.shape, dtype=dtype).masked_fill_(~seen, float("-inf"))
-            self._masks[window] = mask[:, None, None]
-        return self._masks[window]
+                seen &= places > self.own[:, None] - window
+            self._masks["own", window] = additive(seen, dtype)[:, None, None]
+        return self._masks["own", window]
+
+    def _prompt_mask(self, window: int | None, shared: int, dtype: torch.dtype) -> Tensor:
+        """`[groups, 1, members * S, depth]`."""
+        if ("prompt", window) not in self._masks:
+            running = len(self.places)
+            given = torch.zeros(self.occupied * self.members, dtype=torch.long)
+            positions = given.clone()
+            given[self.places] = self.given[:running]
+            positions[self.places] = (self.given + self.own)[:running]
+            places = torch.arange(self.prompts.depth)
+            seen = places < given[:, None]
+            if window is not None:
+                seen &= places > positions[:, None] - window
+            mask = additive(seen, dtype).view(self.occupied, self.members, 1, -1)
+            self._masks["prompt", window] = mask.expand(-1, -1, shared, -1).flatten(1, 2)[:, None]
+        return self._masks["prompt", window]
 
 
 class PrefillRecorder:
@@ -151,6 +246,7 @@ class _Sequence:
 
     request: int
     prompt_length: int
+    place: int
     sample: Sample
     next_token: int = 0
 
@@ -183,27 +279,27 @@ def generate(
     waiting = deque(range(len(prompts)))
     if slots is None:
         longest = max((len(prompt) for prompt in prompts), default=0) + sampling.max_tokens
-        slots = max(1, min(256, CACHE // (longest * _bytes_per_token(model))))
+        held = longest if n == 1 else sampling.max_tokens + longest // n
+        slots = max(1, min(256, CACHE // (held * _bytes_per_token(model))))
     # Slots are taken by whole groups, so that a prompt is computed once for all its answers.
     slots = max(n, slots // n * n)
-    cache = SlotCache(min(slots, len(prompts) * n))
+    slots = min(slots, len(prompts) * n)
+    cache = SlotCache(slots, n)
     running: list[_Sequence] = []
     done = sampled = 0
 
     while waiting or running:
-        free = cache.slots - len(running)
-        if waiting and free >= n and (not running or free >= max(n, cache.slots // 8)):
-            admitted = _admit(waiting, prompts, free // n)
+        free = slots - len(running)
+        groups = min(free // n, len(cache.vacant)) if cache.shared else free
+        if waiting and groups and (not running or free >= max(n, slots // 8)):
+            admitted = _admit(waiting, prompts, groups)
             running += _prefill(model, cache, prompts, admitted, samples, n, len(running), end, sampling)
         else:
             _decode(model, cache, running, end, sampling)
         sampled += len(running)
-        going = [i for i, sequence in enumerate(running) if not _ended(sequence, sampling)]
-        if len(going) < len(running):
-            done += len(running) - len(going)
-            if going:
-                cache.keep(torch.tensor(going))
-            running = [running[i] for i in going]
+        before = len(running)
+        running = _going(cache, running, sampling)
+        done += before - len(running)
         if watch:
             watch(done, sampled)
     return samples
@@ -237,9 +333,8 @@ def _prefill(
     states = hidden_states(model, pack.tokens, pack.positions, recorder)
     started: list[_Sequence] = []
     for place, i in enumerate(admitted):
-        taken = torch.arange(n) + first_slot + place * n
-        cache.fill(taken, int(pack.starts[place]), int(pack.ends[place]) + 1, recorder)
-        started += [_Sequence(i * n + k, len(prompts[i]), samples[i][k]) for k in range(n)]
+        kept = cache.fill(first_slot + place * n, int(pack.starts[place]), int(pack.ends[place]) + 1, recorder)
+        started += [_Sequence(i * n + k, len(prompts[i]), kept, samples[i][k]) for k in range(n)]
     logits = _logits(model, states[pack.ends]).repeat_interleave(n, dim=0)
     _extend(logits, started, end, sampling)
     return started
@@ -247,12 +342,23 @@ def _prefill(
 
 def _decode(model: Model, cache: SlotCache, running: list[_Sequence], end: int, sampling: Sampling) -> None:
     """One more token for every running sequence; free slots behind them fill the rows up to a usual number."""
-    padding = min(rounded(len(running)), cache.slots) - len(running)
-    tokens = torch.tensor([sequence.next_token for sequence in running] + [0] * padding)
-    positions = torch.tensor([s.prompt_length + len(s.sample.tokens) - 1 for s in running] + [0] * padding)
-    cache.advance(len(tokens), positions)
+    tokens, positions = cache.advance(running, min(rounded(len(running)), cache.slots.rows))
     states = hidden_states(model, tokens, positions, cache)
     _extend(_logits(model, states)[: len(running)], running, end, sampling)
+
+
+def _going(cache: SlotCache, running: list[_Sequence], sampling: Sampling) -> list[_Sequence]:
+    """The sequences that go on, in the first slots: the last ones move into the slots of those that ended."""
+    going = [i for i, sequence in enumerate(running) if not _ended(sequence, sampling)]
+    moved = [i for i in going if i >= len(going)]
+    places = sorted(set(range(len(going))) - set(going))
+    if cache.shared:
+        kept = {running[i].place for i in going}
+        cache.vacant = sorted({*cache.vacant, *(sequence.place for sequence in running)} - kept)
+    cache.slots.move(moved, places)
+    for origin, place in zip(moved, places, strict=True):
+        running[place] = running[origin]
+    return running[: len(going)]
 
 
 def _ended(sequence: _Sequence, sampling: Sampling) -> bool:
@@ -279,14 +385,22 @@ def _extend(logits: Tensor, sequences: list[_Sequence], end: int, sampling: Samp
 def draw(logits: Tensor, noise: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
     """Tokens and their log-probabilities from `[N, V]` logits and `[N]` uniform numbers.
 
-    The log-probability is that of the distribution sampled from (temperature applied, before `top_p`).
+    The log-probability is that of the distribution sampled from (temperature applied, before `top_p`). A few rows
+    at a time are turned into probabilities, so that they stay in the processor's cache.
     """
+    size = rows_at_once(logits.shape[1])
+    drawn = [_draw(rows, numbers, sampling)
+             for rows, numbers in zip(torch.split(logits, size), torch.split(noise, size), strict=True)]
+    return torch.cat([tokens for tokens, _ in drawn]), torch.cat([logprobs for _, logprobs in drawn])
+
+
+def _draw(logits: Tensor, noise: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
     if sampling.temperature == 0.0:
         tokens = logits.argmax(dim=-1)
-        return tokens, logits.gather(1, tokens[:, None])[:, 0] - logits.logsumexp(dim=-1)
-    logits = logits / sampling.temperature
-    probabilities = torch.softmax(logits, dim=-1)
-    logprobs = probabilities
+        scores = logits.float()
+        return tokens, scores.gather(1, tokens[:, None])[:, 0] - scores.logsumexp(dim=-1)
+    scores = logits.float() if sampling.temperature == 1.0 else logits.float() / sampling.temperature
+    probabilities = logprobs = torch.softmax(scores, dim=-1)
     if sampling.top_p < 1.0:
         probabilities = _nucleus(probabilities, sampling.top_p)
     cumulative = probabilities.cumsum(dim=-1)

@@ -1,19 +1,29 @@
 """Log-probabilities in one place: hidden states and targets in, `[tokens, vocabulary]` never held.
 
-SFT, DPO, GRPO, the distance from a reference and perplexity all call :func:`token_logprobs`.
+SFT, DPO, GRPO, the distance from a reference and perplexity all call :func:`token_logprobs`. Logits are made
+for a block of rows, in the compute type; what is done to them in float32 is done to a few rows at a time, which
+stay in the processor's cache. The backward pass makes each block's logits again, which costs less than to keep
+them, and turns them into gradients in place.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
 from triptych.engine.packing import rounded
 
-CHUNK = 1 << 24
-"""Logits held at once: 2^24 of them are 64 MiB in float32."""
+BLOCK = 1 << 24
+"""Logits held at once: 2^24 of them are 32 MiB in bfloat16."""
+
+CACHED = 1 << 21
+"""Logits worked on at once in float32: 8 MiB, which a processor's cache holds."""
 
 
 def token_logprobs(
@@ -28,7 +38,7 @@ def token_logprobs(
         targets: `[N]` token ids.
         temperature: divides the logits.
         softcap: bounds the logits as c·tanh(l / c).
-        with_entropy: also return the entropy of each distribution, in nats.
+        with_entropy: also return the entropy of each distribution, in nats; it carries no gradient.
 
     Returns:
         `[N]` log-probabilities, and `[N]` entropies or None.
@@ -36,39 +46,116 @@ def token_logprobs(
     count = len(targets)
     padding = rounded(count) - count
     hidden, targets = F.pad(hidden, (0, 0, 0, padding)), F.pad(targets, (0, padding))
-    size = max(1, CHUNK // head.weight.shape[0])
-    pieces = list(zip(torch.split(hidden, size), torch.split(targets, size), strict=True))
-    # Recomputing a chunk's logits in the backward pass is cheaper than holding them all; one chunk is held.
-    recompute = torch.is_grad_enabled() and len(pieces) > 1
-    results = [
-        checkpoint(_chunk, h, head, t, temperature, softcap, with_entropy,
-                   use_reentrant=False, preserve_rng_state=False)
-        if recompute
-        else _chunk(h, head, t, temperature, softcap, with_entropy)
-        for h, t in pieces
-    ]
-    logprobs = torch.cat([logprob for logprob, _ in results])[:count]
-    if not with_entropy:
-        return logprobs, None
-    return logprobs, torch.cat([entropy for _, entropy in results if entropy is not None])[:count]
+    shape = _Shape(temperature, softcap, with_entropy)
+    logprobs, entropies = _TokenLogprobs.apply(  # type: ignore[no-untyped-call]
+        hidden, head.weight, head.bias, targets, shape
+    )
+    return logprobs[:count], entropies[:count] if with_entropy else None
 
 
 def output_logits(hidden: Tensor, head: nn.Linear, softcap: float | None) -> Tensor:
-    """`[N, V]` logits in float32 for `[N, E]` hidden states, bounded as c·tanh(l / c) where there is a cap."""
-    logits: Tensor = head(hidden).float()
-    return logits if softcap is None else softcap * torch.tanh(logits / softcap)
+    """`[N, V]` logits for `[N, E]` hidden states, in the compute type, or float32 where a cap bounds them."""
+    logits: Tensor = head(hidden)
+    return logits if softcap is None else _capped(logits.float(), softcap)
 
 
-def _chunk(
-    hidden: Tensor, head: nn.Linear, targets: Tensor,
-    temperature: float, softcap: float | None, with_entropy: bool,
-) -> tuple[Tensor, Tensor | None]:
-    logits = output_logits(hidden, head, softcap)
-    if temperature != 1.0:
-        logits = logits / temperature
-    normaliser = torch.logsumexp(logits, dim=-1)
-    logprobs = logits.gather(1, targets[:, None])[:, 0] - normaliser
-    if not with_entropy:
-        return logprobs, None
-    expected = (torch.softmax(logits.detach(), dim=-1) * logits.detach()).sum(-1)
-    return logprobs, normaliser.detach() - expected
+def rows_at_once(vocabulary: int) -> int:
+    """How many rows of logits are worked on together in float32."""
+    return max(1, CACHED // vocabulary)
+
+
+def _capped(logits: Tensor, softcap: float) -> Tensor:
+    return logits.div_(softcap).tanh_().mul_(softcap)
+
+
+@dataclass(frozen=True, slots=True)
+class _Shape:
+    """What turns the head's outputs into a distribution, and what is wanted of it."""
+
+    temperature: float
+    softcap: float | None
+    with_entropy: bool
+
+    def scores(self, logits: Tensor) -> Tensor:
+        """A float32 copy of some logits, capped and divided by the temperature."""
+        scores = logits.to(torch.float32, copy=True)
+        if self.softcap is not None:
+            scores = _capped(scores, self.softcap)
+        return scores if self.temperature == 1.0 else scores.div_(self.temperature)
+
+
+class _TokenLogprobs(torch.autograd.Function):
+    """log softmax(W h)[target], block by block in both directions."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, shape: _Shape
+    ) -> tuple[Tensor, Tensor]:
+        kind = torch.get_autocast_dtype(hidden.device.type) if torch.is_autocast_enabled(hidden.device.type) else None
+        kind = kind or weight.dtype
+        normalisers = hidden.new_empty(len(targets), dtype=torch.float32)
+        logprobs, entropies = torch.empty_like(normalisers), torch.zeros_like(normalisers)
+        weight_, bias_ = weight.to(kind), None if bias is None else bias.to(kind)
+        for block in _blocks(len(targets), len(weight)):
+            logits = F.linear(hidden[block].to(kind), weight_, bias_)
+            for place, rows in _parts(block, len(weight)):
+                scores = shape.scores(logits[place])
+                normaliser = scores.logsumexp(dim=-1)
+                normalisers[rows] = normaliser
+                logprobs[rows] = scores.gather(1, targets[rows, None])[:, 0] - normaliser
+                if shape.with_entropy:
+                    probabilities = (scores - normaliser[:, None]).exp_()
+                    entropies[rows] = normaliser - (probabilities.mul_(scores)).sum(-1)
+        ctx.save_for_backward(hidden, weight, bias, targets, normalisers)
+        ctx.shape, ctx.kind = shape, kind
+        ctx.mark_non_differentiable(entropies)
+        return logprobs, entropies
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        """d logprob / d score_v = [v = target] − p_v."""
+        hidden, weight, bias, targets, normalisers = ctx.saved_tensors
+        shape, kind = ctx.shape, ctx.kind
+        wants_hidden, wants_weight, wants_bias = ctx.needs_input_grad[:3]
+        to_hidden = torch.empty_like(hidden) if wants_hidden else None
+        to_weight = torch.zeros_like(weight) if wants_weight else None
+        to_bias = torch.zeros_like(bias) if wants_bias else None
+        weight_, bias_ = weight.to(kind), None if bias is None else bias.to(kind)
+        with torch.autocast(hidden.device.type, enabled=False):
+            for block in _blocks(len(targets), len(weight)):
+                states = hidden[block].to(kind)
+                logits = F.linear(states, weight_, bias_)
+                for place, rows in _parts(block, len(weight)):
+                    scores = shape.scores(logits[place])
+                    slope = None
+                    if shape.softcap is not None:  # d (c·tanh(l/c)) / dl = 1 − tanh²(l/c)
+                        slope = 1 - (scores * (shape.temperature / shape.softcap)) ** 2
+                    scores.sub_(normalisers[rows, None]).exp_().neg_()
+                    scores.scatter_add_(1, targets[rows, None], torch.ones_like(scores[:, :1]))
+                    scores.mul_(gradient[rows, None] / shape.temperature)
+                    if slope is not None:
+                        scores.mul_(slope)
+                    logits[place] = scores
+                if to_hidden is not None:
+                    to_hidden[block] = logits @ weight_
+                if to_weight is not None:
+                    to_weight += logits.T @ states
+                if to_bias is not None:
+                    to_bias += logits.sum(0, dtype=torch.float32)
+        return to_hidden, to_weight, to_bias, None, None
+
+
+def _blocks(count: int, vocabulary: int) -> Iterator[slice]:
+    """Rows whose logits are held together."""
+    size = max(1, BLOCK // vocabulary)
+    for start in range(0, count, size):
+        yield slice(start, min(start + size, count))
+
+
+def _parts(block: slice, vocabulary: int) -> Iterator[tuple[slice, slice]]:
+    """A block's rows a few at a time: their places in the block, and in all rows."""
+    size = rows_at_once(vocabulary)
+    for start in range(block.start, block.stop, size):
+        stop = min(start + size, block.stop)
+        yield slice(start - block.start, stop - block.start), slice(start, stop)

@@ -182,8 +182,7 @@ class Pack:
         name = (index, window, dtype)
         if name not in self._masks:
             seen = self.blocks[index].mask(window)
-            mask = torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(~seen, float("-inf"))
-            self._masks[name] = mask.repeat(1, 1, shared, 1)
+            self._masks[name] = additive(seen, dtype).repeat(1, 1, shared, 1)
         return self._masks[name]
 
 
@@ -193,10 +192,30 @@ def scaled_attention(
     """Attention with an additive mask; `softcap` bounds the scores as c·tanh(s / c) (Gemma 2)."""
     if softcap is None and (query.is_cuda or key.shape[2] > SHORT):
         return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scaling)
+    return torch.softmax(_scores(query, key, mask, scaling, softcap), dim=-1) @ value
+
+
+def weighed_attention(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scaling: float, softcap: float | None
+) -> tuple[Tensor, Tensor]:
+    """Attention, and the log of the sum of the exponentials of its scores, by which parts are put together."""
+    scores = _scores(query, key, mask, scaling, softcap)
+    highest = scores.amax(dim=-1, keepdim=True)
+    exponentials = (scores - highest).exp_()
+    total = exponentials.sum(dim=-1, keepdim=True, dtype=torch.float32)
+    return (exponentials @ value) / total.to(value.dtype), (highest + total.log())[..., 0]
+
+
+def _scores(query: Tensor, key: Tensor, mask: Tensor, scaling: float, softcap: float | None) -> Tensor:
     scores = (query * scaling) @ key.transpose(-1, -2)
     if softcap is not None:
         scores = softcap * torch.tanh(scores / softcap)
-    return torch.softmax(scores + mask, dim=-1) @ value
+    return scores + mask
+
+
+def additive(seen: Tensor, dtype: torch.dtype) -> Tensor:
+    """A mask to be added to scores: zero where a key is seen; finite elsewhere, for rows that see none."""
+    return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(~seen, torch.finfo(dtype).min / 2)
 
 
 def _groups(lengths: np.ndarray, chains: list[np.ndarray]) -> Iterator[list[int]]:
