@@ -2,10 +2,14 @@
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, JambaConfig, LlamaConfig, LlamaForCausalLM, MambaConfig
 
+from triptych.base.taking import Taking, take_base
 from triptych.engine import exactness, packing
+from triptych.engine.models import load_tokenizer, save
 from triptych.errors import ModelError
+from triptych.pipeline.stage import Desk
+from triptych.progress import Silent
 
 
 @pytest.fixture
@@ -28,3 +32,27 @@ def test_one_whose_attention_does_more_is_refused(folder, monkeypatch):
     monkeypatch.setattr(packing, "scaled_attention", lambda *inputs: plain(*inputs) * 0.5)
     with pytest.raises(ModelError, match="LlamaForCausalLM does not compute the same packed as alone"):
         exactness.prove(folder)
+
+
+SMALL = {"hidden_size": 16, "num_hidden_layers": 2, "initializer_range": 0.5}
+STATEFUL = {
+    "MambaForCausalLM": lambda **more: MambaConfig(**SMALL, state_size=4, **more),
+    # Attention in the second layer, a state that runs from token to token, and so from answer to answer, in the first.
+    "JambaForCausalLM": lambda **more: JambaConfig(
+        **SMALL, num_attention_heads=4, num_key_value_heads=2, intermediate_size=24, num_experts=1,
+        num_experts_per_tok=1, attn_layer_period=2, attn_layer_offset=1, mamba_d_state=4, **more,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", STATEFUL)
+def test_a_base_that_carries_a_state_is_refused_by_its_name(name, policy_folder, tmp_path):
+    tokenizer = load_tokenizer(policy_folder / "model")
+    torch.manual_seed(0)
+    special = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id}
+    model = AutoModelForCausalLM.from_config(STATEFUL[name](vocab_size=len(tokenizer), **special))
+    save(model, tokenizer, tmp_path / "theirs")
+    (tmp_path / "output").mkdir()
+    desk = Desk(tmp_path / "output", tmp_path, Silent(), seed=1, checkpoint_seconds=60)
+    with pytest.raises(ModelError, match=name):
+        take_base(desk, Taking(name="theirs"), tmp_path, {"theirs": tmp_path / "theirs"})

@@ -159,7 +159,7 @@ def test_dpos_loss_and_gradient_are_those_of_each_pair_alone(micro_batch: int, b
         expected = expected - torch.nn.functional.logsigmoid(0.3 * (ratios[0] - ratios[1])) / len(ROWS)
     expected.backward()
 
-    model, config = with_our_attention(tiny("llama", dtype=torch.float32)), Dpo(beta=0.3)
+    model, config = with_our_attention(tiny("llama", dtype=torch.float32)), Dpo(kl=0.3)
     step = dpo.step(with_our_attention(reference), grouped(ROWS, range(1, 6)), micro_batch)
     assert step.weight == len(ROWS)
     assert len(step.batches) == batches
@@ -176,7 +176,7 @@ def test_where_policy_and_reference_are_one_each_loss_has_its_value_at_zero() ->
     model = with_our_attention(tiny("llama", dtype=torch.float32))
     groups = [PairGroup((5, 6), [(7, 8), (9,)], [(0, 1)], [0.0]), PairGroup((6,), [(3,), (4, 4)], [(1, 0)], [0.0])]
     (batch,) = dpo.step(model, groups, 4096).batches
-    values = {name: float(dpo.loss(model, batch, Dpo(loss=name, beta=0.5)).total.detach()) / 2  # type: ignore[arg-type]
+    values = {name: float(dpo.loss(model, batch, Dpo(loss=name, kl=0.5)).total.detach()) / 2  # type: ignore[arg-type]
               for name in ("dpo", "ipo", "rpo")}
     assert values == pytest.approx({"dpo": 0.6931472, "ipo": 1.0, "rpo": 0.0})
 
@@ -298,9 +298,9 @@ def recipe(folder: Path, improve: str, *overrides: str) -> Recipe:
 def test_a_recipe_chooses_its_method_and_grpo_without_a_choice(tmp_path: Path) -> None:
     assert isinstance(recipe(tmp_path, "{kl: 0.1}").improve, Grpo)
     assert isinstance(recipe(tmp_path, "{method: dpo, loss: ipo}").improve, Dpo)
-    chosen = recipe(tmp_path, "{rounds: 2, steps: 7}", "improve.method=dpo", "improve.beta=0.3").improve
+    chosen = recipe(tmp_path, "{rounds: 2, steps: 7}", "improve.method=dpo", "improve.kl=0.3").improve
     assert isinstance(chosen, Dpo)
-    assert (chosen.rounds, chosen.steps, chosen.beta) == (2, 7, 0.3)
+    assert (chosen.rounds, chosen.steps, chosen.kl) == (2, 7, 0.3)
 
 
 @pytest.mark.parametrize(
@@ -308,10 +308,10 @@ def test_a_recipe_chooses_its_method_and_grpo_without_a_choice(tmp_path: Path) -
     [
         ("{method: ppo}", "recipe.yaml:6: improve: method must be one of grpo, dpo, got 'ppo'"),
         ("{kl: -1}", "recipe.yaml:6: improve.kl: must be a number at least 0, got -1"),
-        ("{beta: 0.2}", "recipe.yaml:6: improve.beta: unknown field; it does not go with the other fields here"),
-        ("{method: dpo, kl: 1}", "recipe.yaml:6: improve.kl: unknown field; "),
+        ("{nll: 0.2}", "recipe.yaml:6: improve.nll: unknown field; it does not go with the other fields here"),
+        ("{method: dpo, ratio_clip: 1}", "recipe.yaml:6: improve.ratio_clip: unknown field; "),
         ("{method: dpo, los: ipo}", "recipe.yaml:6: improve.los: unknown field; did you mean loss?"),
-        ("{method: dpo, beta: 0}", "recipe.yaml:6: improve.beta: must be a number greater than 0, got 0"),
+        ("{method: dpo, kl: 0}", "recipe.yaml:6: improve.kl: must be a number greater than 0, got 0"),
     ],
 )
 def test_a_wrong_field_is_named_in_its_methods_terms(tmp_path: Path, improve: str, message: str) -> None:

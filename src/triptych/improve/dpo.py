@@ -38,7 +38,7 @@ class Dpo(Improvement):
         loss: how a pair is learnt: "dpo", "ipo", or "rpo", which also looks at how much better the answer is.
         pairs: "sampled" from the champion in every step and scored, the best against the worst of a group; or the
             round's "comparisons", each prompt with all of its own (`group` and `max_tokens` then do not matter).
-        beta: β, what a nat of distance from the champion costs (IPO's τ).
+        kl: β, what a nat of distance from the champion costs (IPO's τ).
         reward_scale: η, by which RPO multiplies the rewards.
         nll: what the chosen answer's mean −log p of a token adds to the loss (Pang et al. 2024).
         context: longest prompt with one answer in tokens, of comparisons; longer ones are left out.
@@ -47,7 +47,7 @@ class Dpo(Improvement):
     method: Literal["dpo"] = "dpo"
     loss: Literal["dpo", "ipo", "rpo"] = "dpo"
     pairs: Literal["sampled", "comparisons"] = "sampled"
-    beta: float = Field(default=0.1, gt=0)
+    kl: float = Field(default=0.1, gt=0)
     reward_scale: float = Field(default=1.0, gt=0)
     nll: float = Field(default=0.0, ge=0)
     context: int = Field(default=512, ge=16)
@@ -197,9 +197,9 @@ def loss(model: Model, pairs: Pairs, config: Dpo) -> Loss:
     chosen, rejected = ratios[pairs.chosen], ratios[pairs.rejected]
     if config.loss == "rpo":
         assert pairs.gap is not None, "RPO needs every pair's rewards"
-        each = losses.rpo(chosen, rejected, pairs.gap, config.beta, config.reward_scale)
+        each = losses.rpo(chosen, rejected, pairs.gap, config.kl, config.reward_scale)
     else:
-        each = {"dpo": losses.dpo, "ipo": losses.ipo}[config.loss](chosen, rejected, config.beta)
+        each = {"dpo": losses.dpo, "ipo": losses.ipo}[config.loss](chosen, rejected, config.kl)
     if config.nll > 0:
         lengths = torch.bincount(pairs.packed.predictions.rows, minlength=pairs.packed.answers)
         each = each - config.nll * (logprobs / lengths)[pairs.chosen]

@@ -1,0 +1,241 @@
+"""The same loss and the same first update as TRL's trainers, from the same weights on the same tokens.
+
+Everything is computed in float32. The loss is that of the step, the update is that of AdamW after the gradient was
+clipped. TRL is only a yardstick here; nothing of Triptych uses it.
+"""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
+
+from triptych.data.files import write
+from triptych.data.lengths import tokenized
+from triptych.data.pairs import grouped
+from triptych.engine import attention, device
+from triptych.engine.curve import read_curve
+from triptych.engine.models import load_policy, load_reward, load_tokenizer, save
+from triptych.engine.rollout import Policy
+from triptych.engine.training import Curve, Step, train
+from triptych.improve import dpo, grpo
+from triptych.improve.loop import Answers
+from triptych.instruct.finetuning import Finetuning, finetune
+from triptych.pipeline.stage import Desk
+from triptych.progress import Silent
+from triptych.records import Comparison, Conversation, Prompt, Rollout, user
+from triptych.reward.training import PairwiseReward, train_reward
+
+trl = pytest.importorskip("trl")
+datasets = pytest.importorskip("datasets")
+
+LOSS = 1e-5
+"""Largest difference of the losses, relative."""
+WEIGHTS = {"rtol": 1e-5, "atol": 2e-6}
+"""Largest difference of the weights after the update, each of which moved by up to a learning rate of 1e-3."""
+RATE, DECAY, BETAS = 1e-3, 0.1, (0.9, 0.95)
+OURS: dict[str, Any] = {
+    "learning_rate": RATE, "weight_decay": DECAY, "betas": BETAS, "clip": 1.0, "warmup": 0.0, "decay": "constant",
+}
+THEIRS: dict[str, Any] = {
+    "learning_rate": RATE, "weight_decay": DECAY, "adam_beta1": BETAS[0], "adam_beta2": BETAS[1], "adam_epsilon": 1e-8,
+    "max_grad_norm": 1.0, "warmup_steps": 0, "lr_scheduler_type": "constant", "optim": "adamw_torch",
+    "max_steps": 1, "bf16": False, "gradient_checkpointing": False, "use_cpu": True, "report_to": "none",
+    "save_strategy": "no", "logging_strategy": "no", "disable_tqdm": True,
+}
+QUESTIONS = ["a small cat", "a red mat and a dog", "on"]
+PAIRS = [
+    Comparison(Prompt(user(QUESTIONS[0])), "a red dog sat", "a cat"),
+    Comparison(Prompt(user(QUESTIONS[1])), "saw", "a mat on a small red cat"),
+    Comparison(Prompt(user(QUESTIONS[0])), "a cat", "no"),
+    Comparison(Prompt(user(QUESTIONS[2])), "the mat", "the dog and the cat"),
+]
+
+
+@pytest.fixture(autouse=True)
+def _float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device, "compute_dtype", lambda: torch.float32)
+
+
+@pytest.fixture
+def desk(tmp_path: Path) -> Desk:
+    (tmp_path / "output").mkdir()
+    return Desk(tmp_path / "output", tmp_path, Silent(), seed=1, checkpoint_seconds=60)
+
+
+@pytest.fixture(scope="module")
+def start(policy_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same small Llama with larger weights, so that its answers' probabilities differ."""
+    folder = tmp_path_factory.mktemp("start")
+    torch.manual_seed(2)
+    model = LlamaForCausalLM(LlamaConfig.from_pretrained(policy_folder / "model", initializer_range=0.2))
+    save(model, load_tokenizer(policy_folder / "model"), folder / "model")
+    return folder
+
+
+def plain(folder: Path, kind: Any = LlamaForCausalLM) -> Any:
+    return kind.from_pretrained(folder / "model", dtype=torch.float32, attn_implementation="sdpa")
+
+
+def updated(trainer: Any) -> float:
+    """One update by TRL; its loss."""
+    return float(trainer.train().training_loss)
+
+
+def assert_same(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], before: Any) -> None:
+    """The same weights, and not because nothing moved."""
+    for name, weight in before.named_parameters():
+        torch.testing.assert_close(found[name].detach(), expected[name].detach(), **WEIGHTS)
+        assert (found[name] - weight).abs().max() > 0.5 * RATE, name
+
+
+def our_update(model: Any, step: Step[Any], loss: Any, config: Any) -> Curve:
+    return train(model, 1, lambda _: step, loss, config, checkpoint=None, progress=Silent())
+
+
+def test_supervised_fine_tuning_equals_trls_sft(start: Path, desk: Desk, tmp_path: Path) -> None:
+    """TRL with `labels` on the answers only and `loss_type="nll"`, its mean over all answer tokens of the batch."""
+    rows = [Conversation(pair.prompt, pair.chosen) for pair in PAIRS]
+    write(tmp_path / "demonstrations.jsonl", rows)
+    write(tmp_path / "demonstrations_heldout.jsonl", rows[:1])
+    finetune(desk, Finetuning(epochs=1, micro_batch=64, **OURS), start, tmp_path)
+
+    tokens = [tokenized(row, load_tokenizer(start / "model")) for row in rows]
+    data = datasets.Dataset.from_list([
+        {"input_ids": [*row.prompt, *row.answer], "labels": [-100] * len(row.prompt) + list(row.answer)}
+        for row in tokens
+    ])
+    trainer = trl.SFTTrainer(
+        plain(start), trl.SFTConfig(str(tmp_path / "trl"), per_device_train_batch_size=4, loss_type="nll", **THEIRS),
+        train_dataset=data, processing_class=load_tokenizer(start / "model"),
+    )
+    assert read_curve(desk.output / "curve.jsonl")[0]["loss"] == pytest.approx(updated(trainer), rel=LOSS)
+    found = load_policy(desk.output / "model")
+    assert_same(dict(found.named_parameters()), dict(trainer.model.named_parameters()), plain(start))
+
+
+def test_a_reward_models_training_equals_trls(start: Path, desk: Desk, tmp_path: Path) -> None:
+    """TRL with `center_rewards_coefficient` at our `centring`."""
+    tokenizer = load_tokenizer(start / "model")
+    torch.manual_seed(3)
+    model = LlamaForSequenceClassification(LlamaConfig.from_pretrained(start / "model", num_labels=1))
+    torch.nn.init.normal_(model.score.weight)
+    save(model, tokenizer, tmp_path / "reward" / "model")
+    write(tmp_path / "reward.jsonl", PAIRS)
+    config = PairwiseReward(refresh_epochs=1, batch=8, micro_batch=64, centring=0.02, **OURS)
+    train_reward(desk, config, tmp_path / "reward", tmp_path)
+
+    tokens = [tokenized(pair, tokenizer) for pair in PAIRS]
+    data = datasets.Dataset.from_list([
+        {"chosen_ids": [*row.prompt, *row.chosen], "rejected_ids": [*row.prompt, *row.rejected]} for row in tokens
+    ])
+    settings = trl.RewardConfig(
+        str(tmp_path / "trl"), per_device_train_batch_size=4, center_rewards_coefficient=0.02, **THEIRS
+    )
+    kind = LlamaForSequenceClassification
+    trainer = trl.RewardTrainer(
+        plain(tmp_path / "reward", kind), settings, train_dataset=data, processing_class=tokenizer
+    )
+    assert read_curve(desk.output / "curve.jsonl")[0]["loss"] == pytest.approx(updated(trainer), rel=LOSS)
+    found = load_reward(desk.output / "model", fresh=False)
+    before = plain(tmp_path / "reward", kind)
+    assert_same(dict(found.named_parameters()), dict(trainer.model.named_parameters()), before)
+
+
+def moved(folder: Path) -> Any:
+    """Another model than the one in the folder, near it: a reference."""
+    model = plain(folder)
+    draw = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.add_(0.02 * torch.randn(weight.shape, generator=draw))
+    return model
+
+
+def with_our_attention(model: Any) -> Any:
+    mine = copy.deepcopy(model)
+    mine.set_attn_implementation(attention.NAME)
+    return mine
+
+
+def test_dpo_equals_trls(start: Path, tmp_path: Path) -> None:
+    """TRL with `loss_type="sigmoid"`, no label smoothing, and `beta` at our `kl`."""
+    tokenizer = load_tokenizer(start / "model")
+    tokens = [tokenized(pair, tokenizer) for pair in PAIRS]
+    reference, config = moved(start), dpo.Dpo(kl=0.3, **OURS)
+    model = load_policy(start / "model", attention=attention.NAME)
+    step = dpo.step(with_our_attention(reference), grouped(tokens, range(1, 5)), micro_batch=64)
+    assert len(step.batches) > 1
+    curve = our_update(model, step, lambda pairs: dpo.loss(model, pairs, config), config)
+
+    text = {"prompt": "a", "chosen": "b", "rejected": "c"}
+    settings = trl.DPOConfig(
+        str(tmp_path), per_device_train_batch_size=4, loss_type="sigmoid", beta=0.3, **THEIRS
+    )
+    trainer = trl.DPOTrainer(
+        plain(start), reference, settings, train_dataset=datasets.Dataset.from_list([text]), processing_class=tokenizer
+    )
+    trainer.train_dataset = datasets.Dataset.from_list([
+        {"prompt_ids": list(row.prompt), "chosen_ids": list(row.chosen), "rejected_ids": list(row.rejected)}
+        for row in tokens
+    ])
+    assert curve[0]["loss"] == pytest.approx(updated(trainer), rel=LOSS)
+    assert_same(dict(model.named_parameters()), dict(trainer.model.named_parameters()), plain(start))
+
+
+def test_grpo_equals_trls(start: Path, tmp_path: Path) -> None:
+    """TRL with the options below, handed our completions and our rewards.
+
+    `loss_type="dapo"` is the mean over all tokens that count, `scale_rewards="group"` our advantage,
+    `mask_truncated_completions` leaves answers out that were cut, `beta` is our `kl`, `epsilon` our `ratio_clip`, and
+    `use_bias_correction_kl=False` leaves the penalty's gradient as in Shao et al. (2024).
+    """
+    tokenizer = load_tokenizer(start / "model")
+    groups, rewards = some_answers(tokenizer), torch.tensor([[0.5, -1.0, 2.0], [0.0, 0.25, 1.0]])
+    reference, config = moved(start), grpo.Grpo(group=3, kl=0.2, ratio_clip=0.2, micro_batch=64, **OURS)
+    model = load_policy(start / "model", attention=attention.NAME)
+    step = grpo.step(Policy(with_our_attention(reference), tokenizer), Answers(groups, rewards), config)
+    assert len(step.batches) > 1
+    curve = our_update(model, step, lambda batch: grpo.loss(model, batch, config), config)
+
+    def rollout(prompts: list[str], trainer: Any) -> dict[str, Any]:
+        answers = [group[k] for text, group in zip(QUESTIONS, groups, strict=False) for k in range(3)]
+        assert prompts == [text for text in QUESTIONS[:2] for _ in range(3)]
+        return {
+            "prompt_ids": [list(each.prompt_tokens) for each in answers],
+            "completion_ids": [list(each.tokens) for each in answers],
+            "logprobs": [list(each.logprobs) for each in answers],
+            "reward": rewards.flatten().tolist(),
+        }
+
+    settings = trl.GRPOConfig(
+        str(tmp_path), per_device_train_batch_size=6, num_generations=3, max_completion_length=32, loss_type="dapo",
+        scale_rewards="group", mask_truncated_completions=True, beta=0.2, use_bias_correction_kl=False, epsilon=0.2,
+        num_iterations=1, temperature=1.0, shuffle_dataset=False, **THEIRS,
+    )
+    trainer = trl.GRPOTrainer(
+        plain(start), lambda reward, **_: reward, settings, rollout_func=rollout, processing_class=tokenizer,
+        train_dataset=datasets.Dataset.from_list([{"prompt": text} for text in QUESTIONS[:2]]),
+    )
+    trainer.ref_model.load_state_dict(reference.state_dict())
+    assert curve[0]["loss"] == pytest.approx(updated(trainer), rel=LOSS)
+    assert_same(dict(model.named_parameters()), dict(trainer.model.named_parameters()), plain(start))
+
+
+def some_answers(tokenizer: Any) -> list[list[Rollout]]:
+    """Three answers to each of two prompts; one of them was cut."""
+    answers = [["a red dog", "the mat on the mat", "no"], ["saw a cat", "a", "a small cat and a dog"]]
+    groups = []
+    for question, texts in zip(QUESTIONS, answers, strict=False):
+        group = []
+        for text in texts:
+            row = tokenized(Conversation(Prompt(user(question)), text), tokenizer)
+            cut = text == "the mat on the mat"
+            tokens = row.answer[:-1] if cut else row.answer
+            group.append(Rollout(Prompt(user(question)), row.prompt, tokens, (0.0,) * len(tokens), text, not cut))
+        groups.append(group)
+    return groups
