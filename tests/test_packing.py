@@ -7,6 +7,7 @@ import random
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.attention.flex_attention import flex_attention
 
 from conftest import FAMILIES, logprobs_alone, some_tokens, tiny, with_our_attention
 from triptych.engine import packing
@@ -183,3 +184,35 @@ def test_fill_keeps_the_order_and_the_budget() -> None:
             used = sum(sizes[i] for i in batch)
             assert used <= budget or len(batch) == 1
             assert following is None or used + sizes[following[0]] > budget  # no batch is cut too early
+
+
+@pytest.mark.parametrize(("window", "softcap"), [(None, None), (4, None), (None, 2.0), (4, 2.0)])
+def test_attention_in_tiles_equals_attention_in_blocks(window: int | None, softcap: float | None) -> None:
+    """An accelerator's way of it, computed here by the same function without its compiler."""
+    draw = torch.Generator().manual_seed(0)
+    lengths = [(9, None), (4, 0), (11, 0), (31, None), (5, 3), (3, 1)]
+    pack = Pack([Segment(some_tokens(length, place), parent) for place, (length, parent) in enumerate(lengths)])
+    total = len(pack.tokens)
+    query, key, value = (torch.randn(1, heads, total, 16, generator=draw) for heads in (4, 2, 2))
+    blocks = pack.attend(0, query, key, value, 0.25, window, softcap)
+    tiles = pack.attend_in_tiles(query, key, value, 0.25, window, softcap, flex_attention)
+    real = sum(length for length, _ in lengths)
+    assert total > real  # the padding is no one's business
+    torch.testing.assert_close(tiles[:, :real], blocks[:, :real], rtol=0, atol=2e-6)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("family", FAMILIES)
+def test_an_accelerator_computes_the_same(family: str) -> None:
+    plain = with_our_attention(tiny(family, dtype=torch.float32))
+    expected, _ = answer_logprobs(plain, pack_answers(GROUPS))
+    expected.sum().backward()
+    with torch.device("cuda"):
+        model = with_our_attention(tiny(family, dtype=torch.float32)).cuda()
+        model.load_state_dict(plain.state_dict())
+        found, _ = answer_logprobs(model, pack_answers(GROUPS))
+        found.sum().backward()
+    torch.testing.assert_close(found.cpu(), expected, rtol=0, atol=1e-3)
+    for mine, theirs in zip(model.parameters(), plain.parameters(), strict=True):
+        scale = float(theirs.grad.abs().max())
+        torch.testing.assert_close(mine.grad.cpu(), theirs.grad, rtol=0, atol=5e-3 * scale)

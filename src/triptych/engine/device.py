@@ -1,4 +1,4 @@
-"""In which precision, and on how many cores, the work is done. Accelerators are not used yet."""
+"""Where the work is done, in which precision, and on how many cores."""
 
 from __future__ import annotations
 
@@ -11,23 +11,37 @@ import torch
 
 
 @cache
+def device() -> torch.device:
+    """A CUDA device if there is one, else the processor."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+
+
+@cache
 def compute_dtype() -> torch.dtype:
-    """bfloat16 where the processor multiplies it natively, else float32; masters are float32 either way."""
+    """bfloat16 where the device multiplies it natively, else float32; masters are float32 either way."""
+    if device().type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
     flags = _cpu_flags()
     return torch.bfloat16 if "avx512_bf16" in flags or "amx_bf16" in flags else torch.float32
 
 
-def autocast() -> AbstractContextManager[object]:
+def autocast(*, enabled: bool = True) -> AbstractContextManager[object]:
     """Matrix products in the compute type, float32 masters untouched."""
     dtype = compute_dtype()
-    return torch.autocast("cpu", dtype=dtype, enabled=dtype != torch.float32)
+    return torch.autocast(device().type, dtype=dtype, enabled=enabled and dtype != torch.float32)
 
 
 def settle() -> None:
-    """Uses the cores there are, and only algorithms whose result does not change from run to run."""
+    """Uses the device and the cores there are, and only algorithms whose result does not change from run to run."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     torch.set_num_threads(cores)
     _keep_memory()
+    if device().type == "cuda":
+        torch.cuda.set_device(device())
+        torch.set_default_device(device())
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # its products repeat
     torch.use_deterministic_algorithms(True, warn_only=True)
     setattr(torch.utils.deterministic, "fill_uninitialized_memory", False)  # noqa: B010 (costs a tenth of the time)
 

@@ -30,9 +30,9 @@ def prove(folder: Path) -> None:
     """
     ours: Any = load_policy(folder, attention=attention.NAME)
     plain: Any = load_policy(folder)
-    draw = torch.Generator().manual_seed(0)
+    draw = torch.Generator("cpu").manual_seed(0)
     size = min(ours.get_output_embeddings().weight.shape[0], ours.config.get_text_config().vocab_size)
-    prompt, *answers = (torch.randint(size, (length,), generator=draw).tolist() for length in (24, 9, 17))
+    prompt, *answers = (torch.randint(size, (length,), generator=draw, device="cpu").tolist() for length in (24, 9, 17))
     name = type(ours).__name__
     try:
         packed, _ = answer_logprobs(ours, pack_answers([(prompt, answers)]))

@@ -374,7 +374,7 @@ def _extend(logits: Tensor, sequences: list[_Sequence], end: int, sampling: Samp
     """Draws each sequence's next token and appends it with its log-probability."""
     positions = [len(sequence.sample.tokens) for sequence in sequences]
     noise = uniforms(sampling.seed, [sequence.request for sequence in sequences], positions)
-    tokens, logprobs = draw(logits, torch.from_numpy(noise), sampling)
+    tokens, logprobs = draw(logits, torch.from_numpy(noise).to(logits.device), sampling)
     for sequence, token, logprob in zip(sequences, tokens.tolist(), logprobs.tolist(), strict=True):
         sequence.next_token = token
         sequence.sample.tokens.append(token)

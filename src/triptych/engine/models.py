@@ -32,6 +32,7 @@ from transformers import (
 )
 from transformers.utils import logging
 
+from triptych.engine.device import device
 from triptych.errors import ModelError
 
 INDEX = "model.safetensors.index.json"
@@ -138,7 +139,7 @@ def load_policy(
     attention: str = "sdpa",
     within: Path | None = None,
 ) -> PreTrainedModel:
-    """A causal language model in evaluation mode, on the CPU.
+    """A causal language model in evaluation mode, on the accelerator if there is one.
 
     Args:
         folder: a Hugging Face folder, inspected first.
@@ -165,7 +166,7 @@ def load_reward(
     dtype: torch.dtype = torch.float32,
     attention: str = "sdpa",
 ) -> PreTrainedModel:
-    """A reward model in evaluation mode, on the CPU: a trunk and a linear head, `[B, T]` to `[B, labels]`.
+    """A reward model in evaluation mode: a trunk and a linear head, `[B, T]` to `[B, labels]`.
 
     Args:
         folder: a reward model's folder, or with `fresh` that of the causal model whose trunk it starts from.
@@ -203,7 +204,8 @@ def load_reward(
         raise ModelError(f"{folder}: has no weights for {_few(missing)}")
     if fresh:
         width = head.in_features
-        noise = torch.randn(head.weight.shape, generator=torch.Generator().manual_seed(seed))
+        draw = torch.Generator("cpu").manual_seed(seed)
+        noise = torch.randn(head.weight.shape, generator=draw, device="cpu")
         with torch.no_grad():
             head.weight.copy_(noise * (0.1 / (width + 1) ** 0.5))
             if head.bias is not None:
@@ -363,7 +365,7 @@ def _load(family: Any, folder: Path, **settings: Any) -> tuple[PreTrainedModel, 
             )
     except Exception as error:  # transformers raises whatever its readers meet
         raise ModelError(f"{folder}: the model cannot be loaded: {_first_line(error)}") from error
-    return model.eval(), set(report["missing_keys"])
+    return model.to(device()).eval(), set(report["missing_keys"])
 
 
 def _refuse_non_finite(folder: Path, model: PreTrainedModel) -> None:

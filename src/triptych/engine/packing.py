@@ -12,13 +12,15 @@ J key-value heads, D the head's width.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
 SHORT = 1024
 """Up to this many keys, plain products are faster on a CPU than the fused kernel, whose backward pass is slow."""
@@ -98,15 +100,18 @@ class Pack:
         count = int(offsets[-1])
         padding = rounded(count) - count
         self.tokens = torch.tensor([token for segment in segments for token in segment.tokens] + [0] * padding)
-        self.positions = torch.from_numpy(np.concatenate([*positions, np.zeros(padding, dtype=np.int64)]))
-        self.starts = torch.from_numpy(offsets[:-1].copy())
-        self.ends = torch.from_numpy(offsets[1:] - 1)
+        self.positions = _tensor(np.concatenate([*positions, np.zeros(padding, dtype=np.int64)]))
+        self.starts = _tensor(offsets[:-1].copy())
+        self.ends = _tensor(offsets[1:] - 1)
         self.blocks = [self._block(group, offsets, chains, positions) for group in _groups(lengths, chains)]
         order = torch.cat([block.queries.flatten() if block.kept is None else
                            block.queries.flatten()[block.kept] for block in self.blocks])
         self.order = torch.zeros(count + padding, dtype=torch.long)
         self.order[order] = torch.arange(len(order))
         self._masks: dict[tuple[int, int | None, torch.dtype], Tensor] = {}
+        self._block_masks: dict[int | None, BlockMask] = {}
+        self._parents = [segment.parent for segment in segments]
+        self._lengths = [*lengths.tolist(), padding]
 
     @staticmethod
     def _block(
@@ -129,22 +134,12 @@ class Pack:
             key_positions[row, :depth] = np.arange(depth)
             kept[row, :count] = True
         return Block(
-            torch.from_numpy(queries),
-            torch.from_numpy(keys),
-            torch.from_numpy(query_positions),
-            torch.from_numpy(key_positions),
-            None if kept.all() else torch.from_numpy(kept.ravel()),
+            _tensor(queries),
+            _tensor(keys),
+            _tensor(query_positions),
+            _tensor(key_positions),
+            None if kept.all() else _tensor(kept.ravel()),
         )
-
-    def to(self, device: torch.device) -> Pack:
-        """Moves the pack in place and returns it."""
-        for name in ("tokens", "positions", "starts", "ends", "order"):
-            setattr(self, name, getattr(self, name).to(device))
-        for block in self.blocks:
-            for name in ("queries", "keys", "query_positions", "key_positions", "kept"):
-                part = getattr(block, name)
-                setattr(block, name, None if part is None else part.to(device))
-        return self
 
     def attend(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor,
@@ -159,6 +154,8 @@ class Pack:
         Returns:
             `[1, T, H, D]`.
         """
+        if query.is_cuda:
+            return self.attend_in_tiles(query, key, value, scaling, window, softcap, _compiled_flex_attention())
         query, key, value = (part[0].transpose(0, 1) for part in (query, key, value))
         heads, kv_heads, width = query.shape[1], key.shape[1], query.shape[2]
         shared = heads // kv_heads
@@ -177,6 +174,41 @@ class Pack:
             outputs.append(out if block.kept is None else out[block.kept])
         return torch.cat(outputs)[self.order][None]
 
+    def attend_in_tiles(
+        self, query: Tensor, key: Tensor, value: Tensor, scaling: float, window: int | None, softcap: float | None,
+        kernel: Callable[..., Tensor],
+    ) -> Tensor:
+        """The same over the whole row at once, for an accelerator: tiles in which nothing is seen are skipped."""
+
+        def cap(score: Tensor, *_: Tensor) -> Tensor:
+            assert softcap is not None
+            return softcap * torch.tanh(score / softcap)
+
+        out = kernel(
+            query, key, value, score_mod=None if softcap is None else cap, block_mask=self._block_mask(window),
+            scale=scaling, enable_gqa=query.shape[1] != key.shape[1],
+        )
+        return out.transpose(1, 2)
+
+    def _block_mask(self, window: int | None) -> BlockMask:
+        """Which tiles of the row see which: a token sees what stands before it in its own chain of segments."""
+        if window not in self._block_masks:
+            count = len(self._parents)
+            chains = torch.eye(count + 1, dtype=torch.bool)  # the last is the row's padding
+            for index, parent in enumerate(self._parents):
+                if parent is not None:
+                    chains[index] |= chains[parent]
+            segment = torch.repeat_interleave(torch.arange(count + 1), torch.tensor(self._lengths))
+            positions = self.positions
+
+            def seen(_batch: Tensor, _head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+                found = chains[segment[query], segment[key]] & (key <= query)
+                return found if window is None else found & (positions[query] - positions[key] < window)
+
+            total = len(self.tokens)
+            self._block_masks[window] = create_block_mask(seen, None, None, total, total, self.tokens.device)
+        return self._block_masks[window]
+
     def _mask(self, index: int, window: int | None, shared: int, dtype: torch.dtype) -> Tensor:
         """The block's additive mask, made once for all layers."""
         name = (index, window, dtype)
@@ -184,6 +216,18 @@ class Pack:
             seen = self.blocks[index].mask(window)
             self._masks[name] = additive(seen, dtype).repeat(1, 1, shared, 1)
         return self._masks[name]
+
+
+@cache
+def _compiled_flex_attention() -> Callable[..., Tensor]:
+    """Uncompiled, flex attention holds every score."""
+    compiled: Callable[..., Tensor] = torch.compile(flex_attention)
+    return compiled
+
+
+def _tensor(array: np.ndarray) -> Tensor:
+    """The array where tensors are made by default."""
+    return torch.from_numpy(array).to(torch.get_default_device())
 
 
 def scaled_attention(

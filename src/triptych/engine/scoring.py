@@ -215,7 +215,7 @@ class RewardModel:
         for batch in fill(sizes, 8192):
             batch_groups = [(prompts[keys[g]], [answers[i] for i in groups[keys[g]]]) for g in batch]
             pack, ends = pack_scored(batch_groups)
-            with torch.autocast("cpu", enabled=False) if self.precise else autocast():
+            with autocast(enabled=not self.precise):
                 values = head_outputs(self.model, pack)[ends]
             found[[i for g in batch for i in groups[keys[g]]]] = values
         return found

@@ -214,6 +214,6 @@ def _optimizers(model: Any, optimization: Optimization) -> list[Optimizer]:
 
 def shuffled(count: int, epoch: int, seed: int) -> list[int]:
     """The order of an epoch: a function of the seed and the epoch alone."""
-    generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
-    order: list[int] = torch.randperm(count, generator=generator).tolist()
+    generator = torch.Generator("cpu").manual_seed(seed * 1_000_003 + epoch)
+    order: list[int] = torch.randperm(count, generator=generator, device="cpu").tolist()
     return order
