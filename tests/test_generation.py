@@ -18,6 +18,12 @@ NEVER = VOCABULARY  # no token is this one, so that answers end at the limit
 PROMPTS = [some_tokens(length, length) for length in (7, 1, 23, 4, 11, 2, 16)]
 
 
+@pytest.fixture(params=[0, 10**9], ids=["shared", "copied"])
+def prompts_kept(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A prompt's keys are held once for its answers, or in each answer's slot."""
+    monkeypatch.setattr(generation, "SHARED", request.param)
+
+
 def tokens(samples: list[list[Sample]]) -> list[list[list[int]]]:
     return [[sample.tokens for sample in group] for group in samples]
 
@@ -40,6 +46,7 @@ def test_greedy_equals_transformers_token_for_token(family: str) -> None:
     assert not any(sample.finished for (sample,) in found)
 
 
+@pytest.mark.usefixtures("prompts_kept")
 def test_an_answer_ends_at_the_end_token_and_includes_it() -> None:
     model = with_our_attention(tiny("llama"))
     whole = tokens(generate(model, PROMPTS, NEVER, Sampling(20, seed=1), n=2, slots=4))
@@ -51,6 +58,7 @@ def test_an_answer_ends_at_the_end_token_and_includes_it() -> None:
             assert len(cut.logprobs) == len(cut.tokens)
 
 
+@pytest.mark.usefixtures("prompts_kept")
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_the_samplers_logprobs_equal_a_forward_pass(family: str, temperature: float) -> None:
@@ -62,6 +70,7 @@ def test_the_samplers_logprobs_equal_a_forward_pass(family: str, temperature: fl
     torch.testing.assert_close(found, expected.detach(), rtol=0, atol=5e-6)
 
 
+@pytest.mark.usefixtures("prompts_kept")
 def test_a_request_gets_the_same_tokens_whatever_else_is_in_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     model = with_our_attention(tiny("mistral"))
     end, sampling = 5, Sampling(20, temperature=1.5, seed=3)

@@ -24,6 +24,9 @@ from triptych.engine.packing import Pack, Segment, additive, rounded, scaled_att
 PREFILL = 8192
 """Prompt tokens computed together."""
 
+SHARED = 96
+"""Keys that sharing a prompt must save for each answer; fewer are not worth attending in two parts."""
+
 CACHE = 2 << 30
 """Bytes that the keys and values of all slots may take."""
 
@@ -106,30 +109,27 @@ class Store:
 class SlotCache:
     """A slot for each running sequence, and each prompt that several answers share held once.
 
-    A sequence's keys are its prompt's, in `prompts`, and its own, in `slots`. Where each prompt has one answer, the
-    prompt's lie in the slot too, and `prompts` is empty.
+    A sequence's keys are its prompt's, in `prompts`, and its own, in `slots`. Where prompts are not shared, their
+    keys lie in the slots too, and `prompts` is empty.
 
     Attributes:
         members: answers to each prompt.
+        shared: whether a prompt's keys are held once for all of them.
     """
 
-    def __init__(self, slots: int, members: int) -> None:
+    def __init__(self, slots: int, members: int, *, shared: bool) -> None:
         self.members = members
+        self.shared = shared
         self.slots = Store(slots)
         # Of a prompt with one answer left only a slot is used; places for twice the prompts let others begin.
-        self.prompts = Store(2 * slots // members if members > 1 else 0)
+        self.prompts = Store(2 * slots // members if shared else 0)
         self.vacant = list(range(self.prompts.rows))
         self._masks: dict[tuple[str, int | None], Tensor] = {}
-
-    @property
-    def shared(self) -> bool:
-        """Whether a prompt's keys are held once for several answers."""
-        return self.members > 1
 
     def fill(self, slot: int, start: int, end: int, recorded: PrefillRecorder) -> int:
         """Takes in a prompt, at `start:end` of the prefilled row; the place of its keys."""
         if not self.shared:
-            self.slots.put(slot, slot + 1, start, end, recorded)
+            self.slots.put(slot, slot + self.members, start, end, recorded)
             return slot
         place = self.vacant.pop(0)
         self.prompts.put(place, place + 1, start, end, recorded)
@@ -277,14 +277,15 @@ def generate(
     assert all(len(prompt) > 0 for prompt in prompts), "a prompt has tokens"
     samples = [[Sample() for _ in range(n)] for _ in prompts]
     waiting = deque(range(len(prompts)))
+    longest = max((len(prompt) for prompt in prompts), default=0)
+    shared = longest * (n - 1) >= SHARED * n
     if slots is None:
-        longest = max((len(prompt) for prompt in prompts), default=0) + sampling.max_tokens
-        held = longest if n == 1 else sampling.max_tokens + longest // n
+        held = sampling.max_tokens + longest // n if shared else longest + sampling.max_tokens
         slots = max(1, min(256, CACHE // (held * _bytes_per_token(model))))
     # Slots are taken by whole groups, so that a prompt is computed once for all its answers.
     slots = max(n, slots // n * n)
     slots = min(slots, len(prompts) * n)
-    cache = SlotCache(slots, n)
+    cache = SlotCache(slots, n, shared=shared)
     running: list[_Sequence] = []
     done = sampled = 0
 
