@@ -291,7 +291,7 @@ def generate(
 
     while waiting or running:
         free = slots - len(running)
-        groups = min(free // n, len(cache.vacant)) if cache.shared else free
+        groups = min(free // n, len(cache.vacant)) if cache.shared else free // n
         if waiting and groups and (not running or free >= max(n, slots // 8)):
             admitted = _admit(waiting, prompts, groups)
             running += _prefill(model, cache, prompts, admitted, samples, n, len(running), end, sampling)
