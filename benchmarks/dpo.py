@@ -1,0 +1,98 @@
+"""Direct preference optimisation on PandaLM pairs, the reference included: ours beside TRL's DPOTrainer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from benchmarks.row import Case, Row, Run, Setting
+
+PAIRS_OF_AN_UPDATE = 8
+UPDATES = 1
+BETA = 0.1
+
+
+def ours(case: Case) -> Iterator[Run]:
+    """`triptych.improve.dpo.improve` on given comparisons."""
+    from benchmarks import work
+    from benchmarks.ours import artifact, timed
+    from triptych.data.files import write
+    from triptych.engine.models import load_tokenizer
+    from triptych.engine.scoring import RewardModel
+    from triptych.improve.dpo import Dpo, improve
+
+    records, rows = work.comparisons(load_tokenizer(case.model), case.count(PAIRS_OF_AN_UPDATE))
+    prompts = {record.prompt.key: record.prompt for record in records}
+    write(case.scratch / "reward.jsonl", records)
+    for name in ("improve", "validation"):  # what the stage watches at its beginning, before the clock starts
+        write(case.scratch / f"prompts_{name}.jsonl", [records[0].prompt])
+    champion = artifact(case.scratch / "champion", case.model)
+    reward = RewardModel(work.reward_model(case.model))
+    config = Dpo(
+        pairs="comparisons", steps=UPDATES + 1, prompts_per_step=len(prompts), kl=BETA, max_tokens=8,
+        context=work.CONTEXT, learning_rate=1e-5,
+    )
+    while True:
+        watch = timed(
+            lambda desk: improve(
+                desk, config, champion, case.scratch, reward, judge=None, comparisons=case.scratch
+            ), UPDATES, case.scratch,
+        )
+        yield _run(case, rows, watch.seconds, watch.loss)
+
+
+def peer(case: Case) -> Iterator[Run]:
+    """TRL's DPOTrainer."""
+    from datasets import Dataset
+    from transformers import AutoModelForCausalLM
+    from trl import DPOConfig, DPOTrainer
+
+    from benchmarks import work
+    from benchmarks.peer import arguments, load, timed
+    from triptych.engine.models import load_tokenizer
+
+    tokenizer = load_tokenizer(case.model)
+    records, rows = work.comparisons(tokenizer, case.count(PAIRS_OF_AN_UPDATE))
+    # As text that the template has been applied to, so that both sides see the same tokens.
+    dataset = Dataset.from_list([{
+        "prompt": tokenizer.decode(row.prompt), "chosen": record.chosen, "rejected": record.rejected,
+    } for record, row in zip(records, rows, strict=True)])
+    while True:
+        trainer = DPOTrainer(
+            load(AutoModelForCausalLM, case.model, case.setting),
+            args=arguments(
+                DPOConfig, case, len(rows), UPDATES, beta=BETA, max_length=None,
+                padding_free=case.setting.layout == "padding_free",
+            ),
+            train_dataset=dataset,
+            processing_class=tokenizer,
+        )
+        seconds, logs = timed(trainer)
+        yield _run(case, rows, seconds, logs[0]["loss"])
+
+
+def _run(case: Case, rows: list[Any], seconds: float, loss: float) -> Run:
+    """The policy's forward and backward pass and the reference's forward pass."""
+    from benchmarks.flops import Size
+    from benchmarks.reward import needed
+
+    tokens = UPDATES * needed(rows)
+    answers = tokens - UPDATES * sum(map(len, {row.prompt for row in rows}))
+    size = Size.read(case.model)
+    flops = size.training(tokens, answers) + size.forward(tokens, answers)
+    return Run(seconds, UPDATES * len(rows), tokens, flops, (loss,))
+
+
+ROWS = (
+    Row(
+        "dpo", "DPO, PandaLM, reference included", "pairs", 6, ours, peer, tolerance=0.02,
+        setting=Setting(),
+        sweep={
+            "precision": ("bfloat16", "autocast", "float32"),
+            "batch": (1, 4, 0),
+            "layout": ("padded", "padding_free"),
+            "attention": ("sdpa", "eager"),
+            "workers": (0, 1),
+        },
+    ),
+)

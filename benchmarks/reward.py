@@ -1,0 +1,93 @@
+"""A Bradley-Terry reward model on PandaLM pairs: ours beside TRL's RewardTrainer, from the same fresh head."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from benchmarks.row import Case, Row, Run, Setting
+
+PAIRS_OF_AN_UPDATE = 24
+UPDATES = 1
+CENTRING = 0.01
+
+
+def ours(case: Case) -> Iterator[Run]:
+    """`triptych.reward.training.train_reward`."""
+    from benchmarks import work
+    from benchmarks.ours import artifact, timed
+    from triptych.data.files import write
+    from triptych.engine.models import load_tokenizer
+    from triptych.reward.training import PairwiseReward, train_reward
+
+    records, rows = work.comparisons(load_tokenizer(case.model), case.count(PAIRS_OF_AN_UPDATE))
+    write(case.scratch / "reward.jsonl", records)
+    start = artifact(case.scratch / "start", work.reward_model(case.model))
+    config = PairwiseReward(
+        refresh_epochs=UPDATES, batch=len(rows), context=work.CONTEXT, centring=CENTRING, learning_rate=1e-5
+    )
+    while True:
+        watch = timed(lambda desk: train_reward(desk, config, start, case.scratch), UPDATES, case.scratch)
+        yield _run(case, rows, watch.seconds, watch.loss)
+
+
+def peer(case: Case) -> Iterator[Run]:
+    """TRL's RewardTrainer."""
+    from benchmarks import work
+    from benchmarks.peer import timed
+    from triptych.engine.models import load_tokenizer
+
+    tokenizer = load_tokenizer(case.model)
+    start = work.reward_model(case.model)
+    _, rows = work.comparisons(tokenizer, case.count(PAIRS_OF_AN_UPDATE))
+    while True:
+        seconds, logs = timed(trainer(case, start, rows, tokenizer))
+        yield _run(case, rows, seconds, logs[0]["loss"])
+
+
+def trainer(case: Case, model: Path, rows: list[Any], tokenizer: Any) -> Any:
+    """A RewardTrainer on pairs that are tokens already."""
+    from datasets import Dataset
+    from transformers import AutoModelForSequenceClassification
+    from trl import RewardConfig, RewardTrainer
+
+    from benchmarks.peer import arguments, load
+
+    dataset = Dataset.from_list([
+        {"chosen_ids": [*row.prompt, *row.chosen], "rejected_ids": [*row.prompt, *row.rejected]} for row in rows
+    ])
+    return RewardTrainer(
+        load(AutoModelForSequenceClassification, model, case.setting, num_labels=1),
+        args=arguments(RewardConfig, case, len(rows), UPDATES, max_length=None, center_rewards_coefficient=CENTRING),
+        train_dataset=dataset,
+        processing_class=tokenizer,
+    )
+
+
+def needed(rows: list[Any]) -> int:
+    """Tokens of the pairs, each prompt and each distinct answer once."""
+    prompts = {row.prompt for row in rows}
+    answers = {(row.prompt, answer) for row in rows for answer in (row.chosen, row.rejected)}
+    return sum(map(len, prompts)) + sum(len(answer) for _, answer in answers)
+
+
+def _run(case: Case, rows: list[Any], seconds: float, loss: float) -> Run:
+    from benchmarks.flops import Size
+
+    tokens = UPDATES * needed(rows)
+    return Run(seconds, UPDATES * len(rows), tokens, Size.read(case.model).training(tokens), (loss,))
+
+
+ROWS = (
+    Row(
+        "reward", "reward model, PandaLM", "pairs", 3, ours, peer, tolerance=0.02,
+        setting=Setting(),
+        sweep={
+            "precision": ("bfloat16", "autocast", "float32"),
+            "batch": (1, 4, 8, 0),
+            "attention": ("sdpa", "eager"),
+            "workers": (0, 1),
+        },
+    ),
+)

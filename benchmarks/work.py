@@ -1,0 +1,78 @@
+"""The rows that both sides work on: the same records, the same tokens, the same model."""
+
+from __future__ import annotations
+
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from triptych.data.files import read_comparisons, read_conversations
+from triptych.data.lengths import TokenizedComparison, TokenizedConversation, fit, tokenized
+from triptych.data.template import attach, mend_padding
+from triptych.engine.models import load_gguf, load_reward, load_tokenizer, save
+from triptych.records import Comparison, Conversation, Prompt
+
+ROOT = Path(__file__).resolve().parents[1]
+DATA = ROOT.parent / "shared" / "data"
+ALPACA = DATA / "instruct" / "alpaca_5000.jsonl"
+PANDALM = DATA / "preferences" / "pandalm.jsonl"
+MODELS = ROOT / "models"
+GGUF = MODELS / "SmolLM2-135M-Instruct.Q4_1.gguf"  # scripts/smollm2.py fetches it
+CONTEXT = 512
+"""Longest row, in tokens; longer ones are left out."""
+
+
+def model(device: str) -> Path:
+    """The folder of the model: SmolLM2-135M-Instruct on the CPU, a random Llama of a billion parameters on CUDA.
+
+    Its tokenizer is made fit as the Base stage does it: a padding token of its own.
+    """
+    folder = MODELS / "benchmark" / ("smollm2-135m" if device == "cpu" else "llama-1b")
+    if not folder.exists():
+        policy, tokenizer = load_gguf(GGUF)
+        attach(tokenizer, None)
+        mend_padding(tokenizer)
+        save(policy if device == "cpu" else _random_llama(len(tokenizer)), tokenizer, folder)
+    return folder
+
+
+def _random_llama(vocabulary: int) -> Any:
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    return LlamaForCausalLM(LlamaConfig(
+        vocab_size=vocabulary, hidden_size=2048, intermediate_size=5632, num_hidden_layers=20,
+        num_attention_heads=32, num_key_value_heads=8, max_position_embeddings=4096, tie_word_embeddings=True,
+    ))
+
+
+def reward_model(policy: Path) -> Path:
+    """A reward model with a fresh head on the policy's trunk, from which both sides start."""
+    folder = policy.with_name(f"{policy.name}-reward")
+    if not folder.exists():
+        save(load_reward(policy, fresh=True), load_tokenizer(policy), folder)
+    return folder
+
+
+def conversations(tokenizer: Any, count: int) -> tuple[list[Conversation], list[TokenizedConversation]]:
+    """Alpaca rows spread evenly over the file."""
+    rows = read_conversations(ALPACA)
+    spread = [rows[i * len(rows) // (2 * count)] for i in range(2 * count)]
+    kept = list(islice((row for row in spread if tokenized(row, tokenizer).length <= CONTEXT), count))
+    return kept, list(fit(kept, tokenizer, CONTEXT, "drop").rows)
+
+
+def comparisons(tokenizer: Any, count: int) -> tuple[list[Comparison], list[TokenizedComparison]]:
+    """PandaLM pairs: all of the first prompts', as many as make up the count."""
+    groups: dict[str, list[Comparison]] = {}
+    for row in read_comparisons(PANDALM):
+        if tokenized(row, tokenizer).length <= CONTEXT:
+            groups.setdefault(row.prompt.key, []).append(row)
+    kept = list(islice((row for group in groups.values() for row in group), count))
+    return kept, list(fit(kept, tokenizer, CONTEXT, "drop").rows)
+
+
+def prompts(tokenizer: Any, count: int) -> list[Prompt]:
+    """The instructions of Alpaca rows."""
+    return [row.prompt for row in conversations(tokenizer, count)[0]]
