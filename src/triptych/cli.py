@@ -14,6 +14,7 @@ import sys
 import time
 import webbrowser
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
@@ -63,6 +64,10 @@ class Commands(TyperGroup):
 
 def fail(message: str) -> NoReturn:
     """Prints what is wrong and ends with exit code 1."""
+    rank = int(os.environ.get("RANK", "0"))
+    if rank:  # what is wrong on all ranks is said by the first, and torchrun ends the others meanwhile
+        time.sleep(3)
+        message = f"rank {rank}: {message}"
     show_error(message)
     raise typer.Exit(1)
 
@@ -196,15 +201,17 @@ def run(
     """Runs the cycle, or goes on with it: what is done already is not done again.
 
     Results go to runs/NAME: summary.json, report.html and release/. Ctrl-C stops it; the same command goes on.
+    On several cores' groups or devices: torchrun --nproc-per-node 2 -m triptych run RECIPE.
 
     Example: [bold]triptych run recipe.yaml --set improve.rounds=3 --until round-1/audit[/bold]
     """
     from triptych import outcome
     from triptych.check import stage_names
     from triptych.cycle import Family, cycle
+    from triptych.engine import ranks
     from triptych.engine.device import settle
     from triptych.pipeline.runner import Runner, Until, claimed
-    from triptych.progress import Terminal
+    from triptych.progress import Silent, Terminal
     from triptych.recipe import load
 
     loaded = load(recipe, overrides or ())
@@ -212,13 +219,17 @@ def run(
     if until is not None and until not in names:
         raise RecipeError(f"--until {until}: this recipe has no such stage; it has {', '.join(names)}")
     seconds = _checkpoint_seconds()
+    ranks.start()
     settle()
     folder = runs / loaded.name
+    first = ranks.rank() == 0
     failure: AuditError | None = None
     stopped = False
-    with claimed(folder):
-        _store(loaded, recipe, folder / "recipe.yaml")
-        runner = Runner(folder, Terminal(), loaded.seed, seconds, until)
+    with claimed(folder) if first else nullcontext():
+        if first:
+            _store(loaded, recipe, folder / "recipe.yaml")
+        ranks.barrier()
+        runner = Runner(folder, Terminal() if first else Silent(), loaded.seed, seconds, until)
         family = Family()
         try:
             cycle(loaded, runner, family)
@@ -229,13 +240,18 @@ def run(
         except KeyboardInterrupt:
             stopped = True
             runner.progress.say("stopping")  # below the line that is rewritten in place
-        if family.base is not None:
-            _show_outcome(outcome.write(loaded, family, folder, runner.ledger), folder)
+        if first and family.base is not None:
+            with ranks.alone():
+                _show_outcome(outcome.write(loaded, family, folder, runner.ledger), folder)
+        if not stopped:
+            ranks.barrier()
     if failure is not None:
         raise failure
     if stopped:
-        say("stopped; the same command goes on from here")
+        if first:
+            say("stopped; the same command goes on from here")
         raise typer.Exit(INTERRUPTED)
+    ranks.stop()
 
 
 def _checkpoint_seconds() -> float:

@@ -122,8 +122,8 @@ def cycle(recipe: Recipe, runner: Runner, family: Family) -> None:
 def data_stage(recipe: Recipe) -> Stage:
     """The world that is written, or the user's files."""
     if recipe.storybook is not None:
-        return Stage("data", write_world, recipe.storybook)
-    return Stage("data", take_in, recipe.intake, sources=recipe.sources)
+        return Stage("data", write_world, recipe.storybook, alone=True)
+    return Stage("data", take_in, recipe.intake, sources=recipe.sources, alone=True)
 
 
 def base_stage(recipe: Recipe, data: Artifact) -> Stage:
@@ -135,7 +135,8 @@ def base_stage(recipe: Recipe, data: Artifact) -> Stage:
     sources = {name: recipe.base_place}
     if template and template.endswith(".jinja"):
         sources[template] = recipe.place(template)
-    return Stage("base", take_base, Taking(name=name, chat_template=template), {"data": data}, sources=sources)
+    taking = Taking(name=name, chat_template=template)
+    return Stage("base", take_base, taking, {"data": data}, sources=sources, alone=True)
 
 
 def independent_judge(

@@ -16,7 +16,7 @@ from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
 from triptych.base.tokenizer import train_tokenizer
 from triptych.data.files import read_documents
-from triptych.engine import attention
+from triptych.engine import attention, ranks
 from triptych.engine.curve import write_curve
 from triptych.engine.forward import AnswerPack, answer_logprobs, pack_answers
 from triptych.engine.models import parameters, save
@@ -64,8 +64,12 @@ def pretrain(desk: Desk, config: Pretraining, data: Path) -> Metrics:
     model.set_attn_implementation(attention.NAME)
 
     def prepare(step: int) -> Step[AnswerPack]:
-        packed = pack_answers([([], [rows[i]]) for i in plan[step]])
-        return Step([packed], len(packed.predictions.targets), rows=sorted({lines[i] for i in plan[step]}))
+        drawn = [rows[i] for i in plan[step]]
+        batches = [
+            pack_answers([([], [drawn[i]]) for i in part]) for part in ranks.dealt(map(len, drawn), config.batch)
+        ]
+        weight = sum(len(batch.predictions.targets) for batch in batches)
+        return Step(batches, weight, rows=sorted({lines[i] for i in plan[step]}))
 
     curve = train(
         model, steps, prepare, lambda packed: Loss(-answer_logprobs(model, packed)[0].sum()),

@@ -2,7 +2,8 @@
 
 Written to a file of its own, flushed, then renamed over the last one, so that a kill at any instant leaves
 either the old state or the new. Weights, optimizer, step and the curve so far: the order of the batches and
-the sampling noise are functions of (seed, step), so there is nothing else to keep.
+the sampling noise are functions of (seed, step), so there is nothing else to keep. Tensors are whole, so that a
+training may go on with another number of ranks.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from typing import Any
 import torch
 from torch import nn
 from torch.optim import Optimizer
+
+from triptych.engine import ranks
 
 
 @dataclass(slots=True)
@@ -38,15 +41,18 @@ class Checkpoint:
         return time.monotonic() - self.saved >= self.seconds
 
     def save(self, model: nn.Module, optimizers: Sequence[Optimizer], state: dict[str, Any]) -> None:
-        """Writes the state; the last one stays until this one is on disk."""
+        """Writes the state; the last one stays until this one is on disk. All ranks call it, the first writes."""
+        content = {
+            "model": ranks.whole(model.state_dict()),
+            "optimizers": [ranks.whole(optimizer.state_dict()) for optimizer in optimizers],
+            "state": state,
+        }
+        self.saved = time.monotonic()
+        if ranks.rank() > 0:
+            return
         self.path.parent.mkdir(parents=True, exist_ok=True)
         partial = self.path.with_suffix(".partial")
         with open(partial, "wb") as file:
-            content = {
-                "model": model.state_dict(),
-                "optimizers": [optimizer.state_dict() for optimizer in optimizers],
-                "state": state,
-            }
             try:
                 torch.save(content, file)
             except RuntimeError as error:  # so torch says that a write failed
@@ -54,15 +60,17 @@ class Checkpoint:
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, self.path)
-        self.saved = time.monotonic()
 
     def restore(self, model: nn.Module, optimizers: Sequence[Optimizer]) -> dict[str, Any] | None:
         """Loads the last state into model and optimizers; None where there is none."""
         if not self.path.exists():
             return None
         content = torch.load(self.path, weights_only=True, map_location="cpu")
-        model.load_state_dict(content["model"])
+        mine = model.state_dict()
+        model.load_state_dict({name: ranks.sliced(tensor, mine[name]) for name, tensor in content["model"].items()})
         for optimizer, saved in zip(optimizers, content["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
+            for weight, moments in optimizer.state.items():
+                moments.update({name: ranks.sliced(tensor, weight) for name, tensor in moments.items()})
         state: dict[str, Any] = content["state"]
         return state

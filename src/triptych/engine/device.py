@@ -9,6 +9,8 @@ from functools import cache
 
 import torch
 
+from triptych.engine import ranks
+
 
 @cache
 def device() -> torch.device:
@@ -34,9 +36,9 @@ def autocast(*, enabled: bool = True) -> AbstractContextManager[object]:
 
 
 def settle() -> None:
-    """Uses the device and the cores there are, and only algorithms whose result does not change from run to run."""
+    """Uses the device, the cores there are in equal parts, and only algorithms whose result does not change."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    torch.set_num_threads(cores)
+    torch.set_num_threads(max(1, cores // ranks.neighbours()))
     _keep_memory()
     if device().type == "cuda":
         torch.cuda.set_device(device())

@@ -259,6 +259,7 @@ def generate(
     sampling: Sampling,
     *,
     n: int = 1,
+    numbers: Sequence[int] | None = None,
     slots: int | None = None,
     watch: Callable[[int, int], None] | None = None,
 ) -> list[list[Sample]]:
@@ -268,6 +269,8 @@ def generate(
         model: a causal language model with our attention.
         prompts: token ids, none empty.
         end: the token that ends an answer.
+        numbers: of the prompts, to which the noise belongs; by default their places. A part of a batch that is told
+            its numbers in the whole is answered as it is there.
         slots: sequences decoded together; by default as many as `CACHE` bytes hold, 256 at the most.
         watch: told the answers done and the tokens sampled, after each step.
 
@@ -275,6 +278,7 @@ def generate(
         For each prompt its n samples, in order.
     """
     assert all(len(prompt) > 0 for prompt in prompts), "a prompt has tokens"
+    numbers = range(len(prompts)) if numbers is None else numbers
     samples = [[Sample() for _ in range(n)] for _ in prompts]
     waiting = deque(range(len(prompts)))
     longest = max((len(prompt) for prompt in prompts), default=0)
@@ -294,7 +298,9 @@ def generate(
         groups = min(free // n, len(cache.vacant)) if cache.shared else free // n
         if waiting and groups and (not running or free >= max(n, slots // 8)):
             admitted = _admit(waiting, prompts, groups)
-            running += _prefill(model, cache, prompts, admitted, samples, n, len(running), end, sampling)
+            running += _prefill(
+                model, cache, prompts, admitted, samples, n, numbers, len(running), end, sampling
+            )
         else:
             _decode(model, cache, running, end, sampling)
         sampled += len(running)
@@ -326,7 +332,7 @@ def _admit(waiting: deque[int], prompts: Sequence[Sequence[int]], groups: int) -
 
 def _prefill(
     model: Model, cache: SlotCache, prompts: Sequence[Sequence[int]], admitted: list[int],
-    samples: list[list[Sample]], n: int, first_slot: int, end: int, sampling: Sampling,
+    samples: list[list[Sample]], n: int, numbers: Sequence[int], first_slot: int, end: int, sampling: Sampling,
 ) -> list[_Sequence]:
     """Computes the admitted prompts in one row and samples each answer's first token."""
     pack = Pack([Segment(prompts[i]) for i in admitted])
@@ -335,7 +341,7 @@ def _prefill(
     started: list[_Sequence] = []
     for place, i in enumerate(admitted):
         kept = cache.fill(first_slot + place * n, int(pack.starts[place]), int(pack.ends[place]) + 1, recorder)
-        started += [_Sequence(i * n + k, len(prompts[i]), kept, samples[i][k]) for k in range(n)]
+        started += [_Sequence(numbers[i] * n + k, len(prompts[i]), kept, samples[i][k]) for k in range(n)]
     logits = _logits(model, states[pack.ends]).repeat_interleave(n, dim=0)
     _extend(logits, started, end, sampling)
     return started

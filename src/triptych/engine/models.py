@@ -32,6 +32,7 @@ from transformers import (
 )
 from transformers.utils import logging
 
+from triptych.engine import ranks
 from triptych.engine.device import device
 from triptych.errors import ModelError
 
@@ -282,7 +283,7 @@ def save(
     *,
     dtype: torch.dtype | None = None,
 ) -> None:
-    """Write a plain Hugging Face folder; the same weights give the same bytes.
+    """Write a plain Hugging Face folder; the same weights give the same bytes. Of several ranks the first writes.
 
     Args:
         model: a causal language model or a reward model; it stays as it is.
@@ -297,6 +298,8 @@ def save(
         OSError: if the folder cannot be written.
     """
     _refuse_non_finite(folder, model)
+    if ranks.rank() > 0:
+        return
     dtype = dtype or model.dtype
     config = model.config
     try:

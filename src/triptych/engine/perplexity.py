@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
+from triptych.engine import ranks
 from triptych.engine.device import autocast
 from triptych.engine.forward import Model, answer_logprobs, pack_answers
-from triptych.engine.packing import fill
 from triptych.records import Document
 
 
@@ -27,8 +27,9 @@ def bits_per_byte(
     rows = [([first], [tokens[start : start + context - 1]])
             for tokens in encoded for start in range(0, len(tokens), context - 1)]
     nats = 0.0
-    for group in fill((len(answers[0]) + 1 for _, answers in rows), batch):
+    for group in ranks.share(ranks.dealt((len(answers[0]) + 1 for _, answers in rows), batch)):
         with autocast():
             logprobs, _ = answer_logprobs(model, pack_answers([rows[i] for i in group]))
         nats -= float(logprobs.double().sum())
+    (nats,) = ranks.summed([nats])
     return nats / math.log(2) / sum(len(document.text.encode()) for document in documents)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -12,12 +11,11 @@ import torch
 from torch import Tensor
 
 from triptych.data.template import end_token, prompt_tokens
-from triptych.engine import attention
+from triptych.engine import attention, ranks
 from triptych.engine.device import autocast, compute_dtype
 from triptych.engine.forward import AnswerPack, Model, answer_logprobs, pack_answers
 from triptych.engine.generation import Sampling, generate
 from triptych.engine.models import load_policy, load_tokenizer
-from triptych.engine.packing import fill
 from triptych.errors import ModelError
 from triptych.progress import Progress
 from triptych.records import Prompt, Rollout
@@ -39,9 +37,9 @@ class Policy:
     @cached_property
     def _sampler(self) -> Model:
         """Made when the first answer is written: a reference never writes, and need not hold a second copy."""
-        if compute_dtype() == torch.float32:
+        if compute_dtype() == torch.float32 and ranks.count() == 1:
             return self.model
-        return copy.deepcopy(self.model).to(compute_dtype()).requires_grad_(False).eval()
+        return ranks.copied(self.model, compute_dtype()).requires_grad_(False).eval()
 
     @classmethod
     def open(cls, folder: Path) -> Policy:
@@ -54,13 +52,13 @@ class Policy:
             return
         with torch.no_grad():
             for mine, theirs in zip(self._sampler.parameters(), self.model.parameters(), strict=True):
-                mine.copy_(theirs)
+                mine.copy_(ranks.whole(theirs))
 
     def write(
         self, prompts: Sequence[Prompt], sampling: Sampling, *,
         n: int = 1, render: Render | None = None, end: int | None = None, progress: Progress | None = None,
     ) -> list[list[Rollout]]:
-        """Samples n answers to each prompt.
+        """Samples n answers to each prompt; each rank a share of them, which all of them then have.
 
         Args:
             render: how a prompt becomes tokens; by default the chat template.
@@ -69,7 +67,8 @@ class Policy:
         self._refresh()
         render = render or self.render
         tokens = [render(prompt) for prompt in prompts]
-        total = len(prompts) * n
+        mine = ranks.share(range(len(prompts)))
+        total = len(mine) * n
 
         def watch(done: int, sampled: int) -> None:
             if progress:
@@ -78,7 +77,9 @@ class Policy:
         was_training = self.model.training
         self.model.eval()
         end = end_token(self.tokenizer) if end is None else end
-        written = generate(self._sampler, tokens, end, sampling, n=n, watch=watch)
+        written = ranks.gathered(generate(
+            self._sampler, [tokens[i] for i in mine], end, sampling, n=n, numbers=mine, watch=watch
+        ))
         self.model.train(was_training)
         return [
             [self._rollout(prompt, row, sample.tokens, sample.logprobs, sample.finished) for sample in samples]
@@ -115,15 +116,20 @@ class Policy:
 
     def logprobs(self, groups: Sequence[Sequence[Rollout]], budget: int = 8192) -> list[Tensor]:
         """For each answer in order, the log-probabilities of its tokens, without gradient."""
-        found: list[Tensor] = []
         sizes = [len(g[0].prompt_tokens) + sum(len(r.tokens) for r in g) for g in groups]
-        for batch in fill(sizes, budget):
+        batches = ranks.dealt(sizes, budget)
+
+        def values(packed: AnswerPack) -> Tensor:
+            return answer_logprobs(self.model, packed)[0]
+
+        found: list[list[Tensor]] = []
+        for batch, _ in ranks.turns(batches):
             packed = pack_rollouts([groups[i] for i in batch])
             with torch.no_grad(), autocast():
-                values, _ = answer_logprobs(self.model, packed)
+                logprobs = ranks.computed(self.model, values, packed)
             counts = torch.bincount(packed.predictions.rows, minlength=packed.answers).tolist()
-            found += torch.split(values, counts)
-        return found
+            found.append(list(torch.split(logprobs, counts)))
+        return [answer for batch in ranks.gathered(found)[: len(batches)] for answer in batch]
 
 
 def pack_rollouts(groups: Sequence[Sequence[Rollout]]) -> AnswerPack:

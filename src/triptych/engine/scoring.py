@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from triptych.data.template import answer_tokens, prompt_tokens
-from triptych.engine import attention
+from triptych.engine import attention, ranks
 from triptych.engine.device import autocast
 from triptych.engine.forward import Model, head_outputs
 from triptych.engine.models import load_reward, load_tokenizer
-from triptych.engine.packing import Pack, Segment, fill
+from triptych.engine.packing import Pack, Segment
 from triptych.errors import ModelError
 from triptych.records import Conversation
 
@@ -212,12 +212,15 @@ class RewardModel:
         keys = list(groups)
         sizes = [len(prompts[key]) + sum(len(answers[i]) for i in groups[key]) for key in keys]
         found = torch.zeros(len(conversations), self.model.config.num_labels)
-        for batch in fill(sizes, 8192):
+        made: list[tuple[list[int], Tensor]] = []
+        for batch in ranks.share(ranks.dealt(sizes, 8192)):
             batch_groups = [(prompts[keys[g]], [answers[i] for i in groups[keys[g]]]) for g in batch]
             pack, ends = pack_scored(batch_groups)
             with autocast(enabled=not self.precise):
                 values = head_outputs(self.model, pack)[ends]
-            found[[i for g in batch for i in groups[keys[g]]]] = values
+            made.append(([i for g in batch for i in groups[keys[g]]], values))
+        for places, values in ranks.gathered(made):
+            found[places] = values
         return found
 
 

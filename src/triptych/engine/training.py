@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from triptych.configuration import Config
+from triptych.engine import ranks
 from triptych.engine.checkpoint import Checkpoint
 from triptych.engine.device import autocast
 from triptych.errors import TrainingError
@@ -116,6 +117,19 @@ def train(
     Raises:
         TrainingError: `optimization.patience` steps in a row had numbers that are not finite.
     """
+    model.train()
+    with ranks.sharded(model):
+        curve = _trained(model, steps, prepare, loss, optimization, checkpoint, progress, unit, after)
+    model.eval()
+    return curve
+
+
+def _trained(
+    model: Any, steps: int, prepare: Callable[[int], Step[Batch]], loss: Callable[[Batch], Loss],
+    optimization: Optimization, checkpoint: Checkpoint | None, progress: Progress, unit: str,
+    after: Callable[[int, dict[str, Any]], None] | None,
+) -> Curve:
+    """The loop itself; with several ranks each holds a slice of the weights, and all see the same numbers."""
     optimizers = _optimizers(model, optimization)
     state = checkpoint.restore(model, optimizers) if checkpoint else None
     curve: Curve = state["curve"] if state else []
@@ -123,7 +137,6 @@ def train(
     seen = curve[-1]["seen"] if curve else 0.0
     if curve:
         progress.say(f"going on from step {len(curve)} of {steps}")
-    model.train()
     for number in range(len(curve), steps):
         step = prepare(number)
         factor = optimization.factor(number, steps)
@@ -151,9 +164,9 @@ def train(
         curve.append(row)
         shown = {name: row[name] for name in ("loss", "accuracy", "reward", "kl") if name in row}
         progress.step(number + 1, steps, unit, int(seen), **shown)
-        if checkpoint and skipped == 0 and number + 1 < steps and checkpoint.due() and _finite(model):
+        due = checkpoint is not None and skipped == 0 and number + 1 < steps and ranks.told(checkpoint.due())
+        if checkpoint and due and ranks.finite(model.parameters()):
             checkpoint.save(model, optimizers, {"curve": curve})
-    model.eval()
     return curve
 
 
@@ -164,14 +177,20 @@ def _accumulate(
     totals = {"loss": 0.0}
     if step.fault is not None:
         return {"loss": math.nan, "gradient_norm": math.nan}, step.fault
-    for batch in step.batches:
+
+    def parts(batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        found = loss(batch)
+        return found.total, found.numbers
+
+    for batch, counted in ranks.turns(step.batches):
         with autocast():
-            result = loss(batch)
-        (result.total / step.weight).backward()  # type: ignore[no-untyped-call]
-        totals["loss"] += float(result.total.detach()) / step.weight
-        for name, value in result.numbers.items():
-            totals[name] = totals.get(name, 0.0) + float(value.detach()) / step.weight
-    totals["gradient_norm"] = float(torch.nn.utils.clip_grad_norm_(model.parameters(), clip))
+            total, numbers = ranks.computed(model, parts, batch)
+        # Gradients are averaged over the ranks, where their sum is wanted.
+        (total / step.weight * (ranks.count() * counted)).backward()  # type: ignore[no-untyped-call]
+        for name, value in {"loss": total, **numbers}.items():
+            totals[name] = totals.get(name, 0.0) + (float(value.detach()) / step.weight if counted else 0.0)
+    totals = dict(zip(totals, ranks.summed(list(totals.values())), strict=True))
+    totals["gradient_norm"] = float(ranks.whole(torch.nn.utils.clip_grad_norm_(model.parameters(), clip)))
     fault = next((name for name in ("loss", "gradient_norm") if not math.isfinite(totals[name])), None)
     return totals, fault and fault.removesuffix("_norm")
 
@@ -185,10 +204,6 @@ def _hopeless(
         f"{skipped} steps in a row had numbers that are not finite; the last was the {fault} of step {number + 1}"
         f"{named}. Look at these rows, or lower the learning rate (now {optimization.learning_rate:g})"
     )
-
-
-def _finite(model: Any) -> bool:
-    return all(bool(torch.isfinite(weight).all()) for weight in model.parameters())
 
 
 def _optimizers(model: Any, optimization: Optimization) -> list[Optimizer]:

@@ -19,9 +19,9 @@ from torch import Tensor
 from triptych.data.files import read_comparisons
 from triptych.data.lengths import fit
 from triptych.data.pairs import PairGroup, grouped
+from triptych.engine import ranks
 from triptych.engine.device import autocast
 from triptych.engine.forward import AnswerPack, Model, answer_logprobs, pack_answers
-from triptych.engine.packing import fill
 from triptych.engine.scoring import Scorer
 from triptych.engine.training import Loss, Step
 from triptych.errors import TrainingError
@@ -165,7 +165,7 @@ def step(reference: Model, groups: Sequence[PairGroup], micro_batch: int) -> Ste
     """An update's batches: each prompt with all of its answers, and what the reference gives them."""
     batches = [
         _packed(reference, [groups[i] for i in members])
-        for members in fill((group.tokens for group in groups), micro_batch)
+        for members in ranks.dealt((group.tokens for group in groups), micro_batch)
     ]
     count = sum(len(group.pairs) for group in groups)
     return Step(batches, weight=max(1, count), numbers={"pairs": count})

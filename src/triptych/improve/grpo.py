@@ -17,8 +17,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from triptych.engine import ranks
 from triptych.engine.forward import AnswerPack, Model, answer_logprobs
-from triptych.engine.packing import fill
 from triptych.engine.rollout import Policy, pack_rollouts
 from triptych.engine.scoring import Scorer
 from triptych.engine.training import Loss, Step
@@ -73,7 +73,7 @@ def step(reference: Policy, scored: Answers, config: Grpo) -> Step[Tokens]:
     far = reference.logprobs(groups, config.micro_batch)
     sizes = [len(group[0].prompt_tokens) + sum(len(rollout.tokens) for rollout in group) for group in groups]
     batches = []
-    for members in fill(sizes, config.micro_batch):
+    for members in ranks.dealt(sizes, config.micro_batch):
         rollouts = [rollout for i in members for rollout in groups[i]]
         packed = pack_rollouts([groups[i] for i in members])
         rows = packed.predictions.rows

@@ -16,7 +16,7 @@ from transformers import GenerationConfig
 
 from triptych.data.files import read_conversations
 from triptych.data.lengths import TokenizedConversation, fit
-from triptych.engine import attention
+from triptych.engine import attention, ranks
 from triptych.engine.curve import write_curve
 from triptych.engine.device import autocast
 from triptych.engine.forward import AnswerPack, answer_logprobs, pack_answers
@@ -62,7 +62,7 @@ def finetune(desk: Desk, config: Finetuning, base: Path, data: Path) -> Metrics:
         order = plan[step]
         batches = [
             pack_answers([(rows[order[i]].prompt, [rows[order[i]].answer]) for i in group])
-            for group in fill((rows[i].length for i in order), config.micro_batch)
+            for group in ranks.dealt((rows[i].length for i in order), config.micro_batch)
         ]
         weight = sum(len(batch.predictions.targets) for batch in batches)
         return Step(batches, weight, rows=[fitted.lines[i] for i in order])
@@ -89,11 +89,12 @@ def finetune(desk: Desk, config: Finetuning, base: Path, data: Path) -> Metrics:
 def heldout_loss(model: Any, rows: Sequence[TokenizedConversation], batch: int) -> float:
     """Mean −log p over the answers' tokens, in nats."""
     nats = tokens = 0.0
-    for group in fill((row.length for row in rows), batch):
+    for group in ranks.share(ranks.dealt((row.length for row in rows), batch)):
         packed = pack_answers([(rows[i].prompt, [rows[i].answer]) for i in group])
         with autocast():
             nats -= float(answer_logprobs(model, packed)[0].sum())
         tokens += len(packed.predictions.targets)
+    nats, tokens = ranks.summed([nats, tokens])
     return nats / tokens
 
 

@@ -20,13 +20,14 @@ import platform
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from triptych import __version__
 from triptych.data.files import digest
+from triptych.engine import ranks
 from triptych.errors import RunError
 from triptych.pipeline.artifact import Artifact, seal
 from triptych.pipeline.fingerprint import code_version, fingerprint
@@ -86,15 +87,22 @@ class Runner:
         label = f"{stage.name.replace('/', '-')}-{mark[:12]}"
         destination = self.folder / "artifacts" / label
         artifact = Artifact.open(stage.name, destination)
-        if artifact is None:
+        if ranks.told(artifact is None):
             return self._compute(stage, mark, self.folder / "work" / label, destination)
-        shutil.rmtree(self.folder / "work" / label, ignore_errors=True)
+        if artifact is None:
+            raise RunError(f"{destination} is not to be seen from every machine; ranks need one folder for the run")
+        if ranks.rank() == 0:
+            shutil.rmtree(self.folder / "work" / label, ignore_errors=True)
         damage = artifact.damage()
         if damage:
             raise RunError(f"{destination}: {damage}; delete this folder to compute it again")
         self.progress.stage(stage.name, "(done before)")
-        self.ledger.add("reused", stage.name, fingerprint=mark)
+        self._record("reused", stage, fingerprint=mark)
         return artifact
+
+    def _record(self, event: str, stage: Stage, **details: Any) -> None:
+        if ranks.rank() == 0:
+            self.ledger.add(event, stage.name, **details)
 
     def _fingerprint(self, stage: Stage) -> str:
         modules = [stage.work.__module__, *(type(tool).__module__ for tool in stage.tools.values())]
@@ -105,34 +113,46 @@ class Runner:
         return fingerprint(config, inputs, code_version(*modules))
 
     def _compute(self, stage: Stage, mark: str, work: Path, destination: Path) -> Artifact:
-        output = work / "output"
+        """Does the stage's work; every rank takes part in it, and the first one's output becomes the artifact."""
+        first = ranks.rank() == 0
+        output = work / ("output" if first else f"rank-{ranks.rank()}")
         shutil.rmtree(output, ignore_errors=True)
         output.mkdir(parents=True)
         self.progress.stage(stage.name)
-        self.ledger.add("started", stage.name, fingerprint=mark)
+        self._record("started", stage, fingerprint=mark)
         began = time.monotonic()
 
         def finish(event: str) -> None:
             seconds = round(time.monotonic() - began, 3)
-            self.ledger.add(event, stage.name, fingerprint=mark, seconds=seconds)
+            self._record(event, stage, fingerprint=mark, seconds=seconds)
 
         desk = Desk(output, work, self.progress, self.seed, self.checkpoint_seconds)
         try:
-            folders = {name: artifact.folder for name, artifact in stage.inputs.items()}
-            sources = {"sources": stage.sources} if stage.sources else {}
-            metrics = stage.work(desk, stage.config, **folders, **stage.tools, **sources)
-            seal(output, destination, self._manifest(stage, mark, metrics))
+            if first or not stage.alone:
+                with ranks.alone() if stage.alone else nullcontext():
+                    metrics = self._worked(stage, desk)
+            ranks.barrier()
+            if first:
+                seal(output, destination, self._manifest(stage, mark, metrics))
         except KeyboardInterrupt:
             finish("stopped")
             raise
         except Exception:
             finish("failed")
             raise
-        shutil.rmtree(work)
+        if first:
+            shutil.rmtree(work)
         finish("finished")
+        ranks.barrier()
         artifact = Artifact.open(stage.name, destination)
-        assert artifact is not None
+        if artifact is None:
+            raise RunError(f"{destination} is not to be seen from every machine; ranks need one folder for the run")
         return artifact
+
+    def _worked(self, stage: Stage, desk: Desk) -> dict[str, Any]:
+        folders = {name: artifact.folder for name, artifact in stage.inputs.items()}
+        sources = {"sources": stage.sources} if stage.sources else {}
+        return stage.work(desk, stage.config, **folders, **stage.tools, **sources)
 
     def _manifest(self, stage: Stage, mark: str, metrics: dict[str, Any]) -> dict[str, Any]:
         import torch

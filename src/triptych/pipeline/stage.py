@@ -51,6 +51,7 @@ class Stage:
             the work.
         sources: the user's own files that it reads, by the name that the recipe gives them. What a file holds
             counts, not where it lies; given to the work as `sources`.
+        alone: the first rank does it while the others wait: work in which models hardly compute.
     """
 
     name: str
@@ -60,3 +61,4 @@ class Stage:
     tools: Mapping[str, object] = field(default_factory=dict)
     parents: Mapping[str, Artifact] = field(default_factory=dict)
     sources: Mapping[str, str | Path] = field(default_factory=dict)
+    alone: bool = False

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from triptych.data.files import read_comparisons
 from triptych.data.lengths import TokenizedComparison, fit
-from triptych.engine import attention
+from triptych.engine import attention, ranks
 from triptych.engine.curve import write_curve
 from triptych.engine.forward import rewards
 from triptych.engine.models import load_reward, load_tokenizer, parameters, save
@@ -102,7 +102,8 @@ def train_reward(
 
     def prepare(step: int) -> Step[_Pairs]:
         drawn = [groups[i] for i in plan[step]]
-        batches = [_packed([drawn[i] for i in part]) for part in fill((g.tokens for g in drawn), config.micro_batch)]
+        dealt = ranks.dealt((group.tokens for group in drawn), config.micro_batch)
+        batches = [_packed([drawn[i] for i in part]) for part in dealt]
         lines = [line for group in drawn for line in group.lines]
         return Step(batches, weight=len(lines), rows=lines)
 

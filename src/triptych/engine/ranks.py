@@ -1,0 +1,226 @@
+"""The processes that torchrun starts for one run: each computes its share, and all come to the same results.
+
+Every rank runs the same program on the same data. What is long is shared: micro-batches, prompts to be answered,
+answers to be scored; the results are gathered in their order, so that no rank can tell how many there are. In
+training each rank holds a slice of the weights, of their gradients and of the optimizer's state (FSDP2: Zhao et
+al. 2023, *PyTorch FSDP: Experiences on Scaling Fully Sharded Data Parallel*). One process alone pays for none of it.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.utils._pytree import tree_map
+
+from triptych.engine.packing import fill
+
+Item = TypeVar("Item")
+Batch = TypeVar("Batch")
+Result = TypeVar("Result")
+
+PATIENCE = timedelta(hours=12)
+"""How long a rank waits for the others; one that fails is seen by torchrun at once, which ends all."""
+
+_alone = False
+_shards: dict[nn.Module, tuple[_Computation, nn.Module]] = {}
+
+
+def start() -> None:
+    """Joins the ranks that torchrun started; does nothing in a process of its own."""
+    if int(os.environ.get("WORLD_SIZE", "1")) < 2 or dist.is_initialized():
+        return
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+        dist.init_process_group("cpu:gloo,cuda:nccl", timeout=PATIENCE)
+    else:
+        dist.init_process_group("gloo", timeout=PATIENCE)
+
+
+def stop() -> None:
+    """Leaves the others."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def count() -> int:
+    """How many ranks work together."""
+    return dist.get_world_size() if dist.is_initialized() and not _alone else 1
+
+
+def rank() -> int:
+    """Which of them this one is; the first is 0."""
+    return dist.get_rank() if dist.is_initialized() and not _alone else 0
+
+
+def neighbours() -> int:
+    """How many ranks share this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """For what one rank does without the others: within, there is no other."""
+    global _alone
+    before, _alone = _alone, True
+    try:
+        yield
+    finally:
+        _alone = before
+
+
+def barrier() -> None:
+    """Waits until every rank is here."""
+    if count() > 1:
+        dist.barrier()
+
+
+def told(value: Item) -> Item:
+    """The first rank's value, on every rank."""
+    if count() == 1:
+        return value
+    values = [value]
+    dist.broadcast_object_list(values, src=0)
+    return values[0]
+
+
+def summed(numbers: Sequence[float]) -> list[float]:
+    """Each number summed over the ranks, the same on all of them."""
+    if count() == 1:
+        return list(numbers)
+    total = torch.tensor(list(numbers), dtype=torch.float64)
+    dist.all_reduce(total)
+    found: list[float] = total.tolist()
+    return found
+
+
+def share(items: Sequence[Item]) -> list[Item]:
+    """This rank's share: every `count`-th."""
+    return list(items[rank() :: count()])
+
+
+def gathered(part: Sequence[Item]) -> list[Item]:
+    """What each rank made of its :func:`share`, back in the order of the whole, on every rank."""
+    if count() == 1:
+        return list(part)
+    parts: list[list[Item]] = [[] for _ in range(count())]
+    dist.all_gather_object(parts, list(part))
+    return [parts[i % len(parts)][i // len(parts)] for i in range(sum(map(len, parts)))]
+
+
+def turns(items: Sequence[Item]) -> list[tuple[Item, bool]]:
+    """This rank's share of the items, as many on every rank: one that is short repeats the last, marked False."""
+    filled = [(item, True) for item in items]
+    filled += [(items[-1], False)] * (-len(items) % count() if items else 0)
+    return share(filled)
+
+
+def dealt(sizes: Iterable[int], budget: int) -> list[list[int]]:
+    """Items in their order in batches of at most `budget` tokens, as alike as possible, and enough for every rank.
+
+    With one rank this is :func:`triptych.engine.packing.fill`.
+    """
+    sizes = list(sizes)
+    batches = fill(sizes, budget)
+    if count() == 1 or not batches:
+        return batches
+    wanted = -(-len(batches) // count()) * count()
+    smaller = range(max(sizes), max(*sizes, budget) + 1)
+    return fill(sizes, smaller[bisect_left(smaller, -wanted, key=lambda size: -len(fill(sizes, size)))])
+
+
+class _Computation(nn.Module):
+    """Any computation with a model as the forward pass of one module, at which FSDP gathers what it sharded."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, function: Callable[[Any], Any], batch: Any) -> Any:
+        return function(batch)
+
+
+@contextmanager
+def sharded(model: nn.Module) -> Iterator[None]:
+    """Within, each rank holds a slice of the model's weights; behind it, all hold the whole of them.
+
+    Every layer is gathered when it computes; embeddings, last norm and head are gathered for a whole pass. The
+    model is called through :func:`computed` as long as it is sharded.
+    """
+    if count() == 1:
+        yield
+        return
+    skeleton = _with_weights(model, [weight.detach().to("meta") for weight in model.parameters()])
+    kinds = set(getattr(model, "_no_split_modules", None) or ())
+    for layer in [module for module in model.modules() if type(module).__name__ in kinds]:
+        fully_shard(layer)
+    root = _Computation(model)
+    fully_shard(root)
+    _shards[model] = root, skeleton
+    try:
+        yield
+        parts = dict(copied(model).named_children())
+    finally:
+        del _shards[model]
+    for name, part in parts.items():
+        setattr(model, name, part)
+
+
+def computed(model: nn.Module, function: Callable[[Batch], Result], batch: Batch) -> Result:
+    """`function(batch)`, which calls the model; every rank makes the same number of these calls.
+
+    What carries a gradient is returned as a tensor, or in tuples, lists and dicts.
+    """
+    found = _shards.get(model)
+    if found is None:
+        return function(batch)
+    root, _ = found
+    result: Result = root(function, batch)
+    if not torch.is_grad_enabled():
+        assert isinstance(root, FSDPModule)
+        root.reshard()
+    return result
+
+
+def copied(model: Any, dtype: torch.dtype | None = None) -> Any:
+    """A copy of the whole model, its floating weights in `dtype`; of a sharded one on every rank."""
+    _, plain = _shards.get(model, (None, model))
+    weights = (whole(weight.detach()) for weight in model.parameters())
+    return _with_weights(plain, [weight.to(dtype or weight.dtype, copy=True) for weight in weights])
+
+
+def _with_weights(model: Any, weights: Sequence[Tensor]) -> Any:
+    """A copy of the model with these weights in place of its own; tied ones stay tied."""
+    mine = list(model.parameters())
+    new = [nn.Parameter(weight, requires_grad=own.requires_grad) for own, weight in zip(mine, weights, strict=True)]
+    return copy.deepcopy(model, {id(own): weight for own, weight in zip(mine, new, strict=True)})
+
+
+def whole(content: Any) -> Any:
+    """Tensors, or anything that holds tensors, with those gathered that lie in slices; all ranks call it."""
+    if isinstance(content, Tensor):
+        return content.full_tensor() if isinstance(content, DTensor) else content
+    return tree_map(lambda part: whole(part) if isinstance(part, DTensor) else part, content)
+
+
+def sliced(tensor: Tensor, like: Tensor) -> Tensor:
+    """The whole tensor in slices as another one lies; as it is where that one is whole."""
+    if not isinstance(like, DTensor) or tensor.shape != like.shape:
+        return tensor
+    return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
+
+
+def finite(tensors: Iterator[Tensor]) -> bool:
+    """Whether every number of them is finite, on every rank."""
+    local = (tensor.to_local() if isinstance(tensor, DTensor) else tensor for tensor in tensors)
+    return summed([float(not all(bool(torch.isfinite(tensor).all()) for tensor in local))])[0] == 0

@@ -1,0 +1,287 @@
+"""Two ranks agree with one: losses, weights, samples, scores; checkpoints pass from one number to the other.
+
+This file is also the program that the ranks run: `torchrun tests/test_ranks.py FOLDER`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from triptych.base.pretraining import Pretraining, pretrain
+from triptych.data.files import write
+from triptych.engine import device, ranks
+from triptych.engine.curve import read_curve
+from triptych.engine.models import load_policy
+from triptych.engine.packing import fill
+from triptych.engine.scoring import RewardModel
+from triptych.improve import dpo, grpo
+from triptych.improve.dpo import Dpo
+from triptych.improve.grpo import Grpo
+from triptych.improve.loop import Improvement
+from triptych.instruct.finetuning import Finetuning, finetune
+from triptych.pipeline.stage import Desk
+from triptych.progress import Silent
+from triptych.records import Comparison, Conversation, Document, Prompt, user
+from triptych.reward.training import PairwiseReward, train_reward
+
+WORDS = ("small", "red", "cat", "sat", "saw", "dog", "mat")
+NOUNS = [f"a {one} {other}" for one in WORDS for other in WORDS if one != other]
+FINETUNING = Finetuning(epochs=1, batch=512, micro_batch=160, learning_rate=3e-3)
+REWARD = PairwiseReward(epochs=1, batch=8, micro_batch=256, learning_rate=3e-3)
+GRPO = Grpo(
+    steps=3, prompts_per_step=5, group=4, max_tokens=8, micro_batch=256, watch_every=2, watch_prompts=8,
+    learning_rate=3e-3,
+)
+DPO = Dpo(**GRPO.model_dump(include=set(Improvement.model_fields)))
+PRETRAINING = Pretraining(
+    vocabulary=300, width=24, layers=2, heads=2, key_value_heads=1, context=64, tokens=1500, batch=256
+)
+
+
+class Killed(Exception):  # noqa: N818 (it is no error)
+    """What stands for the kill."""
+
+
+class Deadly(Silent):
+    """Ends the work behind a step."""
+
+    def __init__(self, last: int) -> None:
+        self.last = last
+
+    def step(self, done: int, total: int, unit: str, seen: int, **numbers: float) -> None:
+        if unit == "tokens" and done == self.last:
+            raise Killed
+
+
+def write_data(folder: Path) -> None:
+    """Rows for every stage."""
+    asked = [Prompt(user(text)) for text in NOUNS]
+    answers = [f"{text} saw {other}" for text, other in zip(NOUNS, reversed(NOUNS), strict=True)]
+    conversations = [Conversation(prompt, answer) for prompt, answer in zip(asked, answers, strict=True)]
+    pairs = [Comparison(prompt, answer, answer[::-1]) for prompt, answer in zip(asked, answers, strict=True)]
+    documents = [Document(answer) for answer in answers]
+    for name, rows in {
+        "demonstrations": conversations, "demonstrations_heldout": conversations[:7], "reward": pairs[:19],
+        "prompts_improve": asked, "prompts_validation": asked[:8], "text": documents, "text_heldout": documents[:5],
+    }.items():
+        write(folder / f"{name}.jsonl", rows)
+
+
+def desk(folder: Path, name: str, progress: Any = None) -> Desk:
+    """A desk whose checkpoints are written behind every step; each rank has an output of its own."""
+    output = folder / name / ("output" if ranks.rank() == 0 else f"rank-{ranks.rank()}")
+    output.mkdir(parents=True, exist_ok=True)
+    return Desk(output, folder / name, progress or Silent(), seed=1, checkpoint_seconds=0)
+
+
+def work(data: Path, policy: Path, folder: Path) -> None:
+    """Every stage that trains; what it measured is written down by every rank."""
+    found = {
+        "base": pretrain(desk(folder, "base"), PRETRAINING, data),
+        "instruct": finetune(desk(folder, "instruct"), FINETUNING, policy, data),
+        "reward": train_reward(desk(folder, "reward"), REWARD, policy, data),
+    }
+    ranks.barrier()
+    scorer = RewardModel(folder / "reward" / "output" / "model")
+    rows = [Conversation(Prompt(user(text)), other) for text in NOUNS for other in NOUNS[:2]]
+    found["scores"] = {"of answers": scorer.score(rows)}
+    found["grpo"] = grpo.improve(desk(folder, "grpo"), GRPO, policy, data, scorer, judge=None)
+    found["dpo"] = dpo.improve(desk(folder, "dpo"), DPO, policy, data, scorer, judge=None)
+    (folder / f"measured-{ranks.rank()}.json").write_text(json.dumps(found))
+
+
+def killed(data: Path, policy: Path, folder: Path) -> None:
+    """A fine-tuning that ends behind its second step."""
+    with pytest.raises(Killed):
+        finetune(desk(folder, "resumed", Deadly(2)), FINETUNING, policy, data)
+
+
+def resumed(data: Path, policy: Path, folder: Path) -> None:
+    """The same fine-tuning, which goes on from there."""
+    finetune(desk(folder, "resumed"), FINETUNING, policy, data)
+
+
+def muon(folder: Path) -> None:
+    """One step of Muon with a matrix in slices and with the same whole, and how far it went."""
+    torch.manual_seed(0)
+    start, gradient = torch.randn(2, 33, 24)
+    layer = torch.nn.Linear(24, 33, bias=False)
+    layer.weight.data.copy_(start)
+    root = torch.nn.Sequential(layer)
+    ends = []
+    with ranks.sharded(root):
+        for weight in (torch.nn.Parameter(start.clone()), layer.weight):
+            weight.grad = ranks.sliced(gradient, weight)
+            torch.optim.Muon([weight], lr=0.1, weight_decay=0.0).step()
+            ends.append(ranks.whole(weight.detach()))
+    numbers = [float((ends[0] - ends[1]).abs().max()), float((ends[0] - start).abs().max())]
+    (folder / f"muon-{ranks.rank()}.json").write_text(json.dumps(numbers))
+
+
+def torchrun(*arguments: str | Path, count: int = 2) -> None:
+    """Runs a program on ranks of its own."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
+    ended = subprocess.run([*command, *map(str, arguments)], capture_output=True, text=True, timeout=240)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+
+
+@pytest.fixture(scope="module")
+def float32() -> Iterator[None]:
+    """Products in float32 on every processor, so that only the order of sums differs."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(device, "_cpu_flags", str)
+        device.compute_dtype.cache_clear()
+        yield
+    device.compute_dtype.cache_clear()
+
+
+@pytest.fixture(scope="module")
+def both(
+    float32: None, policy_folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, Path]:
+    """The folders of the same work done by one process and by two ranks."""
+    folder = tmp_path_factory.mktemp("ranks")
+    one, two = folder / "one", folder / "two"
+    one.mkdir()
+    two.mkdir()
+    write_data(folder)
+    killed(folder, policy_folder, one)
+    torchrun(__file__, folder, policy_folder, two, one)
+    work(folder, policy_folder, one)
+    resumed(folder, policy_folder, two)
+    return one, two
+
+
+def difference(mine: Path, theirs: Path) -> float:
+    """The largest difference of a weight of two model folders."""
+    one, two = load_policy(mine).state_dict(), load_policy(theirs).state_dict()
+    return max(float((one[name] - two[name]).abs().max()) for name in one)
+
+
+def moved(folder: Path, start: Path) -> float:
+    """How far training took the weights."""
+    return difference(folder, start / "model")
+
+
+@pytest.mark.parametrize("stage", ["base", "instruct", "reward", "grpo", "dpo"])
+def test_two_ranks_measure_what_one_does(both: tuple[Path, Path], stage: str) -> None:
+    one, two = (read_curve(folder / stage / "output" / "curve.jsonl") for folder in both)
+    assert len(one) == len(two) > 2
+    for mine, theirs in zip(one, two, strict=True):
+        assert mine.keys() == theirs.keys()
+        close = MUON if stage == "base" and mine["step"] > 1 else TOLERANCE
+        for name, value in mine.items():
+            assert theirs[name] == pytest.approx(value, rel=close, abs=close), (stage, mine["step"], name)
+
+
+def test_every_rank_knows_the_same_numbers(both: tuple[Path, Path]) -> None:
+    one = json.loads((both[0] / "measured-0.json").read_text())
+    two = [json.loads((both[1] / f"measured-{rank}.json").read_text()) for rank in range(2)]
+    assert two[0] == two[1]
+    for stage, numbers in one.items():
+        for name, value in numbers.items():
+            close = MUON if stage == "base" else TOLERANCE
+            expected = value if isinstance(value, str) else pytest.approx(value, rel=close, abs=close)
+            assert two[0][stage][name] == expected, (stage, name)
+
+
+@pytest.mark.parametrize(("stage", "close"), [("base", 1e-2), ("instruct", 1e-4), ("grpo", 1e-4), ("dpo", 1e-4)])
+def test_the_weights_come_out_the_same(both: tuple[Path, Path], stage: str, close: float) -> None:
+    one, two = (folder / stage / "output" / "model" for folder in both)
+    assert difference(one, two) < close
+
+
+def test_a_training_goes_on_with_another_number_of_ranks(both: tuple[Path, Path], policy_folder: Path) -> None:
+    one, two = both
+    expected = one / "instruct" / "output"
+    for folder in (one / "resumed", two / "resumed"):  # one, then two ranks; two, then one
+        assert difference(expected / "model", folder / "output" / "model") < WEIGHTS
+        assert moved(folder / "output" / "model", policy_folder) > 10 * WEIGHTS
+        steps = read_curve(folder / "output" / "curve.jsonl")
+        for mine, theirs in zip(read_curve(expected / "curve.jsonl"), steps, strict=True):
+            assert theirs["loss"] == pytest.approx(mine["loss"], rel=TOLERANCE)
+
+
+def test_muon_takes_the_same_step_with_a_matrix_in_slices(both: tuple[Path, Path]) -> None:
+    for rank in range(2):
+        apart, moved = json.loads((both[1] / f"muon-{rank}.json").read_text())
+        assert apart < 0.02 * moved  # bfloat16 tells apart steps of 0.004
+
+
+def test_batches_are_dealt_evenly(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = [30, 10, 10, 10, 20, 20, 40, 5, 5]
+    assert ranks.dealt(sizes, 64) == fill(sizes, 64)
+    monkeypatch.setattr(ranks, "count", lambda: 2)
+    assert ranks.dealt(sizes, 1000) == [[0, 1, 2, 3, 4], [5, 6, 7, 8]]
+    assert ranks.dealt(sizes, 64) == [[0, 1, 2], [3, 4, 5], [6, 7, 8]]  # four could not have a smaller largest
+    assert ranks.dealt([100], 64) == [[0]]
+    assert ranks.dealt([], 64) == []
+
+
+def test_a_rank_that_falls_short_repeats_a_batch_that_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ranks, "count", lambda: 3)
+    found = []
+    for rank in range(3):
+        monkeypatch.setattr(ranks, "rank", lambda rank=rank: rank)
+        found.append(ranks.turns("abcd"))
+    assert found == [[("a", True), ("d", True)], [("b", True), ("d", False)], [("c", True), ("d", False)]]
+    monkeypatch.undo()
+    assert ranks.turns("ab") == [("a", True), ("b", True)]
+
+
+@pytest.mark.slow
+def test_a_whole_cycle_on_two_ranks_is_that_of_one(tmp_path: Path) -> None:
+    recipe = Path(__file__).parent / "tiny.yaml"
+    run = ["-m", "triptych", "run", str(recipe), "--runs"]
+    torchrun(*run, tmp_path / "two")
+    subprocess.run([sys.executable, *run, tmp_path / "one"], check=True, capture_output=True)
+    one, two = (tmp_path / name / "tiny" for name in ("one", "two"))
+    assert {path.name for path in (two / "release").iterdir()} == {path.name for path in (one / "release").iterdir()}
+    assert not any((two / "work").iterdir())
+    events = [json.loads(line) for line in (two / "ledger.jsonl").read_text().splitlines()]
+    assert len(events) == 2 * len({event["stage"] for event in events})  # each started and finished once
+    summaries = [json.loads((run / "summary.json").read_text()) for run in (one, two)]
+    for stage in ("base", "instruct"):  # later stages hang on what was sampled, where a rounding decides
+        for mine, theirs in zip(*(summary["losses"][stage] for summary in summaries), strict=True):
+            assert theirs["loss"] == pytest.approx(mine["loss"], rel=0.02)
+
+
+@pytest.mark.slow
+def test_an_error_on_one_rank_ends_all(tmp_path: Path) -> None:
+    program = tmp_path / "fails.py"
+    program.write_text(
+        "from triptych.engine import ranks\nranks.start()\n"
+        "if ranks.rank() == 1:\n    raise ValueError('on purpose')\nranks.barrier()\n"
+    )
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(program)]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert ended.returncode != 0
+    assert "on purpose" in ended.stderr
+
+
+TOLERANCE = 2e-5
+MUON = 5e-3
+"""Muon iterates in bfloat16, where the order of sums shows earlier."""
+WEIGHTS = 1e-4
+
+if __name__ == "__main__":
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    torch.set_num_threads(1)
+    device._cpu_flags = str
+    ranks.start()
+    data, policy, mine, others = map(Path, sys.argv[1:])
+    muon(mine)
+    work(data, policy, mine)
+    killed(data, policy, mine)
+    ranks.barrier()
+    resumed(data, policy, others)
+    ranks.stop()
