@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from transformers import (
 )
 
 from triptych.base.tokenizer import train_tokenizer
-from triptych.engine import attention
+from triptych.engine import attention, device
 from triptych.engine.models import save
 from triptych.records import Document
 
@@ -106,3 +106,13 @@ def policy_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ))
     save(model, tokenizer, folder / "model")
     return folder
+
+
+@pytest.fixture(scope="module")
+def float32() -> Iterator[None]:
+    """Products in float32 on every processor, so that only the order of sums differs."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(device, "_cpu_flags", str)
+        device.compute_dtype.cache_clear()
+        yield
+    device.compute_dtype.cache_clear()

@@ -100,6 +100,7 @@ def models(kind: type[BaseModel], place: str = "") -> Iterator[tuple[str, type[B
         for inner in models_in(info.annotation):
             section = "feedback" if name == "feedback" else f"{place}.{info.alias or name}".lstrip(".")
             section = "feedback.N.exact" if section == "feedback.exact" else section
+            section = "lora" if name == "lora" else section
             yield from models(inner, section)
 
 

@@ -32,6 +32,7 @@ from triptych.data.lengths import LengthReport, tokenized
 from triptych.data.template import prompt_tokens
 from triptych.engine import models
 from triptych.engine.device import compute_dtype
+from triptych.engine.training import Optimization
 from triptych.errors import DataError, Fault, ModelError, RecipeError, TriptychError
 from triptych.improve.dpo import Dpo
 from triptych.improve.loop import Improvement
@@ -436,22 +437,25 @@ def estimate(recipe: Recipe, model: Architecture, texts: Mapping[str, Texts], fi
         work = (6 * trained + 2 * applied) / TRAINING_EFFICIENCY + 2 * sampled / SAMPLING_EFFICIENCY
         findings.costs.append(Cost(stage, trained + applied + sampled, size * work / rate, gib))
 
-    training = 16 * size / GIB  # float32 weights, gradients and AdamW's two moments
+    def training(config: Optimization) -> float:
+        """Float32 weights, gradients and AdamW's two moments; with adapters the model and, for merging, it again."""
+        return (6 if config.lora else 16) * size / GIB
+
     sampler = size * (2 if compute_dtype() == torch.bfloat16 else 0) / GIB
     policy = 4 * size / GIB + sampler
     if recipe.base.train is not None:
         pretraining = recipe.base.train
-        add("base", pretraining.tokens, gib=training + activations(model, pretraining.batch))
+        add("base", pretraining.tokens, gib=training(pretraining) + activations(model, pretraining.batch))
     else:
         add("base", gib=4 * size / GIB)
     instruct = recipe.instruct
     tokens = round(texts["demonstrations"].tokens * instruct.epochs)
-    add("instruct", tokens, gib=training + activations(model, instruct.micro_batch))
+    add("instruct", tokens, gib=training(instruct) + activations(model, instruct.micro_batch))
     for name, stage in (("judge", "judge"), ("reward", "round-1/reward")):
         if name in texts:
             section = recipe.gate.judge if name == "judge" else recipe.reward
             assert isinstance(section, JudgeSection | type(recipe.reward))
-            gib = training + activations(model, section.micro_batch)
+            gib = training(section) + activations(model, section.micro_batch)
             add(stage, texts[name].tokens * section.epochs, gib=gib)
     judge = policy if isinstance(recipe.gate.judge, JudgeSection) else 0.0
     improve = recipe.improve
@@ -460,7 +464,7 @@ def estimate(recipe: Recipe, model: Architecture, texts: Mapping[str, Texts], fi
         longest = texts["prompts_improve"].longest + improve.max_tokens
         kept = cache(model, improve.prompts_per_step * improve.group, longest) if written else 0.0
         # The policy in training, its sampler, the reference, the reward model, and the judge of the curves.
-        gib = training + sampler + 2 * policy + judge + max(kept, activations(model, improve.micro_batch))
+        gib = training(improve) + sampler + 2 * policy + judge + max(kept, activations(model, improve.micro_batch))
         add(f"round-{number}/improve", trained, applied, written, gib)
         gate = texts["prompts_gate"]
         sampled = 2 * gate.rows * recipe.gate.max_tokens

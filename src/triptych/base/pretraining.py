@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import Field
+from pydantic import Field, field_validator
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
 from triptych.base.tokenizer import train_tokenizer
 from triptych.data.files import read_documents
 from triptych.engine import attention, ranks
+from triptych.engine.adapters import Lora
 from triptych.engine.curve import write_curve
 from triptych.engine.forward import AnswerPack, answer_logprobs, pack_answers
 from triptych.engine.models import parameters, save
@@ -50,6 +51,12 @@ class Pretraining(Optimization):
     learning_rate: float = Field(default=3e-3, gt=0)
     muon: float | None = Field(default=0.02, gt=0)
     weight_decay: float = Field(default=0.1, ge=0)
+
+    @field_validator("lora")
+    @classmethod
+    def _whole(cls, lora: Lora | None) -> None:
+        if lora:
+            raise ValueError("adapters need a model that was trained before; a Base from scratch is trained whole")
 
 
 def pretrain(desk: Desk, config: Pretraining, data: Path) -> Metrics:

@@ -1,7 +1,7 @@
 """A training's state on disk: complete or absent.
 
 Written to a file of its own, flushed, then renamed over the last one, so that a kill at any instant leaves
-either the old state or the new. Weights, optimizer, step and the curve so far: the order of the batches and
+either the old state or the new. Trained weights, optimizer, step and the curve so far: the order of the batches and
 the sampling noise are functions of (seed, step), so there is nothing else to keep. Tensors are whole, so that a
 training may go on with another number of ranks.
 """
@@ -11,7 +11,7 @@ from __future__ import annotations
 import errno
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -43,7 +43,7 @@ class Checkpoint:
     def save(self, model: nn.Module, optimizers: Sequence[Optimizer], state: dict[str, Any]) -> None:
         """Writes the state; the last one stays until this one is on disk. All ranks call it, the first writes."""
         content = {
-            "model": ranks.whole(model.state_dict()),
+            "model": {name: ranks.whole(weight.detach()) for name, weight in _trained(model)},
             "optimizers": [ranks.whole(optimizer.state_dict()) for optimizer in optimizers],
             "state": state,
         }
@@ -66,11 +66,16 @@ class Checkpoint:
         if not self.path.exists():
             return None
         content = torch.load(self.path, weights_only=True, map_location="cpu")
-        mine = model.state_dict()
-        model.load_state_dict({name: ranks.sliced(tensor, mine[name]) for name, tensor in content["model"].items()})
+        with torch.no_grad():
+            for name, weight in _trained(model):
+                weight.copy_(ranks.sliced(content["model"][name], weight))
         for optimizer, saved in zip(optimizers, content["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
             for weight, moments in optimizer.state.items():
                 moments.update({name: ranks.sliced(tensor, weight) for name, tensor in moments.items()})
         state: dict[str, Any] = content["state"]
         return state
+
+
+def _trained(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    return ((name, weight) for name, weight in model.named_parameters() if weight.requires_grad)

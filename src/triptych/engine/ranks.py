@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.utils._pytree import tree_map
@@ -162,10 +163,11 @@ def sharded(model: nn.Module) -> Iterator[None]:
         return
     skeleton = _with_weights(model, [weight.detach().to("meta") for weight in model.parameters()])
     kinds = set(getattr(model, "_no_split_modules", None) or ())
+    mesh = init_device_mesh(next(model.parameters()).device.type, (count(),))
     for layer in [module for module in model.modules() if type(module).__name__ in kinds]:
-        fully_shard(layer)
+        fully_shard(layer, mesh=mesh)
     root = _Computation(model)
-    fully_shard(root)
+    fully_shard(root, mesh=mesh)
     _shards[model] = root, skeleton
     try:
         yield

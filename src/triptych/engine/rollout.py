@@ -12,6 +12,7 @@ from torch import Tensor
 
 from triptych.data.template import end_token, prompt_tokens
 from triptych.engine import attention, ranks
+from triptych.engine.adapters import adapted, plain_copy, take_over
 from triptych.engine.device import autocast, compute_dtype
 from triptych.engine.forward import AnswerPack, Model, answer_logprobs, pack_answers
 from triptych.engine.generation import Sampling, generate
@@ -37,9 +38,9 @@ class Policy:
     @cached_property
     def _sampler(self) -> Model:
         """Made when the first answer is written: a reference never writes, and need not hold a second copy."""
-        if compute_dtype() == torch.float32 and ranks.count() == 1:
+        if compute_dtype() == torch.float32 and ranks.count() == 1 and not adapted(self.model):
             return self.model
-        return ranks.copied(self.model, compute_dtype()).requires_grad_(False).eval()
+        return plain_copy(self.model, compute_dtype()).requires_grad_(False).eval()
 
     @classmethod
     def open(cls, folder: Path) -> Policy:
@@ -48,11 +49,8 @@ class Policy:
 
     def _refresh(self) -> None:
         """Takes over the weights, which an update may have changed."""
-        if self._sampler is self.model:
-            return
-        with torch.no_grad():
-            for mine, theirs in zip(self._sampler.parameters(), self.model.parameters(), strict=True):
-                mine.copy_(ranks.whole(theirs))
+        if self._sampler is not self.model:
+            take_over(self._sampler, self.model)
 
     def write(
         self, prompts: Sequence[Prompt], sampling: Sampling, *,

@@ -10,15 +10,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, Generic, Literal, Self, TypeVar
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 from torch.optim import Optimizer
 
 from triptych.configuration import Config
 from triptych.engine import ranks
+from triptych.engine.adapters import Lora
 from triptych.engine.checkpoint import Checkpoint
 from triptych.engine.device import autocast
 from triptych.errors import TrainingError
@@ -39,6 +40,7 @@ class Optimization(Config):
         weight_decay: on matrices only.
         clip: the largest norm of a gradient; larger ones are scaled down to it.
         patience: steps in a row that may be skipped for non-finite numbers before the run stops.
+        lora: train low-rank adapters, which are merged before the model is kept; None to train all weights.
     """
 
     learning_rate: float = Field(gt=0)
@@ -49,6 +51,13 @@ class Optimization(Config):
     betas: tuple[float, float] = (0.9, 0.95)
     clip: float = Field(default=1.0, gt=0)
     patience: int = Field(default=5, ge=1)
+    lora: Lora | None = None
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Self:
+        if self.lora and self.muon:
+            raise ValueError("muon is for matrices that are trained whole; leave out muon or lora")
+        return self
 
     def factor(self, step: int, steps: int) -> float:
         """The share of the peak learning rate at a step (counted from 0) of so many."""

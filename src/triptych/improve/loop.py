@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -17,7 +17,8 @@ from torch import Tensor
 from transformers import GenerationConfig
 
 from triptych.data.files import read_prompts
-from triptych.engine import attention
+from triptych.engine import attention, ranks
+from triptych.engine.adapters import adapt, merged
 from triptych.engine.curve import write_curve
 from triptych.engine.generation import Sampling
 from triptych.engine.models import load_policy, load_tokenizer, save
@@ -107,7 +108,9 @@ class Loop:
         self.reward, self.judge = reward, judge
         self.seed = desk.seed * 1000 + round
         self.tokenizer = load_tokenizer(folder)
-        self.model: Any = load_policy(folder, attention=attention.NAME)
+        self.load = partial(load_policy, folder, attention=attention.NAME)
+        self.model: Any = self.load()
+        adapt(self.model, config.lora, self.seed)
         self.policy, self.reference = Policy(self.model, self.tokenizer), Policy.open(folder)
 
     @cached_property
@@ -140,7 +143,8 @@ class Loop:
         prompts = [self.prompts[i] for i in self.plan[step]]
         sampling = Sampling(self.config.max_tokens, seed=self.seed * 100_000 + step)
         groups = author.write(prompts, sampling, n=self.config.group)
-        scores = scored(self.reward, [Conversation(each.prompt, each.answer) for group in groups for each in group])
+        answers = [Conversation(each.prompt, each.answer) for group in groups for each in group]
+        scores = ranks.told(scored(self.reward, answers))  # a judge may not say the same twice
         rewards = torch.tensor(scores.totals).view(len(groups), -1)
         return Answers(groups, rewards, scores, [self.lines[prompt.key] for prompt in prompts])
 
@@ -158,7 +162,8 @@ class Loop:
             checkpoint=desk.checkpoint(), progress=desk.progress, unit=unit, after=after,
         )
         write_curve(desk.output / "curve.jsonl", [{"step": 0, **start}, *curve])
-        save(self.model, self.tokenizer, desk.output / "model", GenerationConfig(do_sample=True, temperature=1.0))
+        plain = merged(self.model, self.load)
+        save(plain, self.tokenizer, desk.output / "model", GenerationConfig(do_sample=True, temperature=1.0))
         return curve
 
     def measured(self) -> dict[str, float]:

@@ -7,6 +7,7 @@ The loss is the mean of −log p(token | prompt, answer so far) over the answers
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,6 +18,7 @@ from transformers import GenerationConfig
 from triptych.data.files import read_conversations
 from triptych.data.lengths import TokenizedConversation, fit
 from triptych.engine import attention, ranks
+from triptych.engine.adapters import adapt, merged
 from triptych.engine.curve import write_curve
 from triptych.engine.device import autocast
 from triptych.engine.forward import AnswerPack, answer_logprobs, pack_answers
@@ -56,7 +58,10 @@ def finetune(desk: Desk, config: Finetuning, base: Path, data: Path) -> Metrics:
         desk.progress.say(f"demonstrations: {fitted}")
     rows = fitted.rows
     plan = _plan(rows, config, desk.seed)
-    model: Any = load_policy(base / "model", attention=attention.NAME)
+    load = partial(load_policy, base / "model", attention=attention.NAME)
+    model: Any = load()
+    before = heldout_loss(model, heldout.rows, config.micro_batch)
+    adapt(model, config.lora, desk.seed)
 
     def prepare(step: int) -> Step[AnswerPack]:
         order = plan[step]
@@ -67,12 +72,12 @@ def finetune(desk: Desk, config: Finetuning, base: Path, data: Path) -> Metrics:
         weight = sum(len(batch.predictions.targets) for batch in batches)
         return Step(batches, weight, rows=[fitted.lines[i] for i in order])
 
-    before = heldout_loss(model, heldout.rows, config.micro_batch)
     curve = train(
         model, len(plan), prepare, lambda packed: Loss(-answer_logprobs(model, packed)[0].sum()),
         config, checkpoint=desk.checkpoint(), progress=desk.progress,
     )
     write_curve(desk.output / "curve.jsonl", curve)
+    model = merged(model, load)
     save(model, tokenizer, desk.output / "model", GenerationConfig(do_sample=True, temperature=1.0))
     return {
         "parameters": parameters(model),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,6 +19,7 @@ from torch import Tensor
 from triptych.data.files import read_comparisons
 from triptych.data.lengths import TokenizedComparison, fit
 from triptych.engine import attention, ranks
+from triptych.engine.adapters import adapt, merged
 from triptych.engine.curve import write_curve
 from triptych.engine.forward import rewards
 from triptych.engine.models import load_reward, load_tokenizer, parameters, save
@@ -91,7 +93,9 @@ def train_reward(
         raise AuditError(f"no comparison is left to train on ({fitted}); raise reward.context or give more of them")
     refreshed = _is_reward(folder)
     epochs = config.refresh_epochs if refreshed else config.epochs
-    model: Any = load_reward(folder, fresh=not refreshed, seed=desk.seed, attention=attention.NAME)
+    load = partial(load_reward, folder, fresh=not refreshed, seed=desk.seed, attention=attention.NAME)
+    model: Any = load()
+    adapt(model, config.lora, desk.seed)
     groups = _grouped(rows, fitted.lines)
     plan = [
         [order[i] for i in members]
@@ -118,6 +122,7 @@ def train_reward(
         checkpoint=desk.checkpoint(), progress=desk.progress, unit="pairs",
     )
     write_curve(desk.output / "curve.jsonl", curve)
+    model = merged(model, load)
     save(model, tokenizer, desk.output / "model")
     return {
         "parameters": parameters(model),

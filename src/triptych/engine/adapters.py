@@ -1,0 +1,136 @@
+"""Low-rank adapters: a few weights beside the model's matrices are trained in place of the matrices.
+
+A matrix W becomes W + (α / r)·B·A, with A `[r, in]` drawn at random and B `[out, r]` zero at first, so that an
+adapted model begins as the model it was (Hu et al. 2021, *LoRA: Low-Rank Adaptation of Large Language Models*,
+section 4.1). Only A and B, and a reward model's head, are trained. The layers are peft's; what is sampled from and
+what is saved are plain models with the product added to their matrices.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, Literal
+
+import torch
+from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.lora import LoraLayer
+from pydantic import Field
+from torch import Tensor, nn
+
+from triptych.configuration import Config
+from triptych.engine import ranks
+from triptych.engine.device import compute_dtype
+from triptych.errors import ModelError
+
+Model = Any
+NAME = "default"
+"""What peft calls the one adapter that there is."""
+
+
+class Lora(Config):
+    """Low-rank adapters in place of full training.
+
+    Attributes:
+        rank: r, of the products that are added to the matrices.
+        alpha: α; the products are multiplied by α / r.
+        targets: which matrices: "all-linear" for all of the layers', or the ends of their names.
+    """
+
+    rank: int = Field(default=16, ge=1)
+    alpha: float = Field(default=32, gt=0)
+    targets: Literal["all-linear"] | tuple[str, ...] = "all-linear"
+
+
+def adapt(model: Model, lora: Lora | None, seed: int) -> None:
+    """Adds adapters to the model and freezes the rest but a reward head; does nothing without `lora`.
+
+    The adapted matrices are held in the compute type from here on, in which they are multiplied anyway.
+
+    Args:
+        seed: of A; the global random state stays as it was.
+
+    Raises:
+        ModelError: the model has no linear layer of one of the targets' names.
+    """
+    if lora is None:
+        return
+    outside = (model.get_output_embeddings(), getattr(model, "score", None))
+    linear = [name for name, part in model.named_modules() if isinstance(part, nn.Linear) and part not in outside]
+    targets = linear if lora.targets == "all-linear" else [
+        name for name in linear if name.endswith(tuple(f".{target}" for target in lora.targets))
+    ]
+    for target in () if lora.targets == "all-linear" else lora.targets:
+        if not any(name.endswith(f".{target}") for name in linear):
+            known = ", ".join(sorted({name.rpartition(".")[2] for name in linear}))
+            raise ModelError(f"lora.targets: the model has no linear layer {target!r}; it has {known}")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        inject_adapter_in_model(LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=targets), model)
+    if isinstance(head := getattr(model, "score", None), nn.Linear):
+        head.requires_grad_(True)
+    for _, layer in _layers(model):
+        layer.base_layer.to(compute_dtype())
+
+
+def adapted(model: Model) -> bool:
+    """Whether the model has adapters."""
+    return any(True for _ in _layers(model))
+
+
+def learnt(model: Model, before: Model | None = None) -> Iterator[tuple[str, Tensor]]:
+    """Each weight that training changes, by its name in the plain model: whole, with its adapter's product added.
+
+    Args:
+        before: the model as it was, to whose weights the products are added; by default the frozen ones, which may
+            have been rounded to the compute type.
+    """
+    layers = {f"{name}.base_layer.weight": layer for name, layer in _layers(model)}
+    for name, weight in model.named_parameters():
+        plain = name.replace(".base_layer.", ".")
+        if layer := layers.get(name):
+            start = ranks.whole(weight.detach()) if before is None else before.get_parameter(plain).detach()
+            yield plain, start.float() + _product(layer)
+        elif weight.requires_grad and f".{NAME}." not in name:
+            yield plain, ranks.whole(weight.detach())
+
+
+def take_over(model: Model, learner: Model, before: Model | None = None) -> None:
+    """Gives a plain model the weights that another one, adapted or not, has learnt."""
+    mine = dict(model.named_parameters())
+    with torch.no_grad():
+        for name, weight in learnt(learner, before):
+            mine[name].copy_(weight)
+
+
+def merged(model: Model, load: Callable[[], Model]) -> Model:
+    """The plain model with what its adapters learnt; a model without adapters as it is.
+
+    Args:
+        load: loads the model as it was before it was adapted, in full precision.
+    """
+    if not adapted(model):
+        return model
+    plain = load()
+    take_over(plain, model, before=plain)
+    return plain
+
+
+def plain_copy(model: Model, dtype: torch.dtype) -> Model:
+    """A copy of the model in `dtype` without its adapters; see :func:`take_over`."""
+    copy = ranks.copied(model, dtype)
+    for name, layer in list(_layers(copy)):
+        copy.set_submodule(name, layer.base_layer)
+    if hasattr(copy, "peft_config"):
+        del copy.peft_config
+    return copy
+
+
+def _layers(model: Model) -> Iterator[tuple[str, Any]]:
+    return ((name, part) for name, part in model.named_modules() if isinstance(part, LoraLayer))
+
+
+def _product(layer: Any) -> Tensor:
+    """`[out, in]`: (α / r)·B·A."""
+    a, b = (ranks.whole(part[NAME].weight.detach()).float() for part in (layer.lora_A, layer.lora_B))
+    product: Tensor = (b @ a) * layer.scaling[NAME]
+    return product

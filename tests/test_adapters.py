@@ -1,0 +1,153 @@
+"""Adapters: they begin as nothing, only they learn, and what is kept is a plain model that computes the same."""
+
+from __future__ import annotations
+
+import copy
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from pydantic import ValidationError
+from torch import Tensor, nn
+
+from conftest import some_tokens, tiny, with_our_attention
+from test_ranks import FINETUNING, GRPO, REWARD, adapted, desk, write_data
+from triptych.base.pretraining import Pretraining
+from triptych.engine import attention, training
+from triptych.engine.adapters import Lora, adapt, merged, plain_copy, take_over
+from triptych.engine.checkpoint import Checkpoint
+from triptych.engine.curve import read_curve
+from triptych.engine.device import autocast
+from triptych.engine.forward import answer_logprobs, pack_answers, rewards
+from triptych.engine.models import load_policy, load_reward
+from triptych.engine.packing import Pack, Segment
+from triptych.engine.scoring import RewardModel
+from triptych.engine.training import Optimization
+from triptych.errors import ModelError
+from triptych.improve import grpo
+from triptych.instruct.finetuning import finetune
+from triptych.reward.training import train_reward
+
+ROWS = [(some_tokens(7, 1), [some_tokens(5, 2), some_tokens(9, 3)]), (some_tokens(4, 4), [some_tokens(6, 5)])]
+
+
+def model_of(family: str = "llama", **more: Any) -> Any:
+    return with_our_attention(tiny(family, dtype=torch.float32, **more))
+
+
+@torch.no_grad()
+def logprobs(model: Any) -> Tensor:
+    with autocast():
+        return answer_logprobs(model, pack_answers(ROWS))[0]
+
+
+def learn_something(model: Any) -> None:
+    """Gives the adapters values that training could have given them."""
+    torch.manual_seed(5)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "lora" in name:
+                weight.copy_(0.2 * torch.randn_like(weight))
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3", "gemma2"])
+def test_a_fresh_adapter_changes_nothing(family: str) -> None:
+    model = model_of(family)
+    before = logprobs(model)
+    state = torch.random.get_rng_state()
+    adapt(model, Lora(), seed=1)
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert torch.equal(logprobs(model), before)
+
+
+@pytest.mark.usefixtures("float32")
+@pytest.mark.parametrize("family", ["llama", "qwen3", "gemma2"])
+def test_merged_and_sampled_from_is_the_adapted_model(family: str) -> None:
+    model, plain = model_of(family), model_of(family)
+    adapt(model, Lora(rank=4), seed=1)
+    learn_something(model)
+    expected = logprobs(model)
+    assert float((expected - logprobs(plain)).abs().max()) > 0.1
+    sampler = plain_copy(model, torch.float32)
+    take_over(sampler, model)
+    for other in (merged(model, partial(copy.deepcopy, plain)), sampler):
+        torch.testing.assert_close(logprobs(other), expected, rtol=0, atol=1e-5)
+        assert list(other.state_dict()) == list(plain.state_dict())
+        assert not any(type(part).__module__.startswith("peft") for part in other.modules())
+        assert not hasattr(other, "peft_config")
+
+
+def test_only_adapters_and_a_reward_head_are_trained_and_saved(tmp_path: Path) -> None:
+    model = model_of(reward=True)
+    adapt(model, Lora(rank=4, targets=("q_proj", "v_proj")), seed=1)
+    named = {name for name, weight in model.named_parameters() if weight.requires_grad}
+    parts = [f"model.layers.{i}.self_attn.{which}_proj" for i in (0, 1) for which in "qv"]
+    assert named == {"score.weight"} | {f"{part}.lora_{which}.default.weight" for part in parts for which in "AB"}
+    optimizers = training._optimizers(model, Optimization(learning_rate=0.1))
+    assert sum(len(group["params"]) for group in optimizers[0].param_groups) == len(named)
+    checkpoint = Checkpoint(tmp_path / "training.pt", seconds=0)
+    checkpoint.save(model, optimizers, {"curve": []})
+    assert torch.load(checkpoint.path)["model"].keys() == named
+    learn_something(model)
+    changed = {name: weight.clone() for name, weight in model.named_parameters()}
+    assert checkpoint.restore(model, optimizers) == {"curve": []}
+    assert {name for name, weight in model.named_parameters() if not torch.equal(weight, changed[name])} \
+        == named - {"score.weight"}
+
+
+@pytest.mark.usefixtures("float32")
+def test_every_stage_learns_with_adapters_and_leaves_a_plain_model(policy_folder: Path, tmp_path: Path) -> None:
+    write_data(tmp_path)
+    finetune(desk(tmp_path, "instruct"), adapted(FINETUNING), policy_folder, tmp_path)
+    train_reward(desk(tmp_path, "reward"), adapted(REWARD), policy_folder, tmp_path)
+    scorer = RewardModel(tmp_path / "reward" / "output" / "model")
+    grpo.improve(desk(tmp_path, "improve"), adapted(GRPO), policy_folder, tmp_path, scorer, judge=None)
+    before = load_policy(policy_folder / "model")
+    for stage in ("instruct", "reward", "improve"):
+        output = tmp_path / stage / "output"
+        losses = [row["loss"] for row in read_curve(output / "curve.jsonl") if "loss" in row]
+        if stage != "improve":
+            assert losses[-1] < losses[0]
+        after: Any = load_reward(output / "model", fresh=False) if stage == "reward" else load_policy(output / "model")
+        assert "peft" not in (output / "model" / "config.json").read_text()
+        assert not list((output / "model").glob("adapter*"))
+        for name, weight in after.named_parameters():
+            if name == "score.weight":
+                continue
+            change = weight - before.get_parameter(name)
+            adapts = ".layers." in name and weight.ndim == 2
+            assert bool(change.any()) == adapts, (stage, name)
+            if adapts:
+                assert torch.linalg.matrix_rank(change, atol=1e-6) <= 4, (stage, name)
+
+
+@pytest.mark.usefixtures("float32")
+def test_an_adapted_reward_model_scores_as_the_merged_one() -> None:
+    plain = model_of(reward=True)
+    model = copy.deepcopy(plain)
+    adapt(model, Lora(rank=4), seed=1)
+    learn_something(model)
+    with torch.no_grad():
+        model.score.weight.mul_(2)
+        pack = Pack([Segment(some_tokens(5, 1)), Segment(some_tokens(8, 2))])
+        mine, theirs = (rewards(each, pack) for each in (model, merged(model, lambda: plain)))
+    torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-5)
+
+
+def test_no_adapter_leaves_the_model_alone() -> None:
+    model = model_of()
+    adapt(model, None, seed=1)
+    assert merged(model, lambda: nn.Identity()) is model
+    assert all(weight.requires_grad for weight in model.parameters())
+    assert model.config._attn_implementation == attention.NAME
+
+
+def test_what_cannot_be_adapted_is_refused() -> None:
+    with pytest.raises(ModelError, match=r"no linear layer 'qproj'; it has .*q_proj"):
+        adapt(model_of(), Lora(targets=("qproj",)), seed=1)
+    with pytest.raises(ValidationError, match="leave out muon or lora"):
+        Optimization(learning_rate=0.1, muon=0.02, lora=Lora())
+    with pytest.raises(ValidationError, match="a Base from scratch is trained whole"):
+        Pretraining(muon=None, lora=Lora())
