@@ -23,6 +23,7 @@ from triptych.engine.curve import read_curve
 from triptych.engine.models import load_policy
 from triptych.engine.packing import fill
 from triptych.engine.scoring import RewardModel
+from triptych.engine.training import WholeMuon
 from triptych.improve import dpo, grpo
 from triptych.improve.dpo import Dpo
 from triptych.improve.grpo import Grpo
@@ -127,9 +128,9 @@ def muon(folder: Path) -> None:
     root = torch.nn.Sequential(layer)
     ends = []
     with ranks.sharded(root):
-        for weight in (torch.nn.Parameter(start.clone()), layer.weight):
+        for kind, weight in (torch.optim.Muon, torch.nn.Parameter(start.clone())), (WholeMuon, layer.weight):
             weight.grad = ranks.sliced(gradient, weight)
-            torch.optim.Muon([weight], lr=0.1, weight_decay=0.0).step()
+            kind([weight], lr=0.1, weight_decay=0.1).step()
             ends.append(ranks.whole(weight.detach()))
     numbers = [float((ends[0] - ends[1]).abs().max()), float((ends[0] - start).abs().max())]
     (folder / f"muon-{ranks.rank()}.json").write_text(json.dumps(numbers))
@@ -138,7 +139,7 @@ def muon(folder: Path) -> None:
 def torchrun(*arguments: str | Path, count: int = 2) -> None:
     """Runs a program on ranks of its own."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
-    ended = subprocess.run([*command, *map(str, arguments)], capture_output=True, text=True, timeout=240)
+    ended = subprocess.run([*command, *map(str, arguments)], capture_output=True, text=True, timeout=120)
     assert ended.returncode == 0, ended.stdout + ended.stderr
 
 
@@ -215,7 +216,8 @@ def test_a_training_goes_on_with_another_number_of_ranks(both: tuple[Path, Path]
 def test_muon_takes_the_same_step_with_a_matrix_in_slices(both: tuple[Path, Path]) -> None:
     for rank in range(2):
         apart, moved = json.loads((both[1] / f"muon-{rank}.json").read_text())
-        assert apart < 0.02 * moved  # bfloat16 tells apart steps of 0.004
+        assert apart == 0
+        assert moved > 0.01
 
 
 def test_batches_are_dealt_evenly(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -115,15 +115,20 @@ def gathered(part: Sequence[Item]) -> list[Item]:
     if count() == 1:
         return list(part)
     parts: list[list[Item]] = [[] for _ in range(count())]
-    dist.all_gather_object(parts, list(part))
-    return [parts[i % len(parts)][i // len(parts)] for i in range(sum(map(len, parts)))]
+    dist.all_gather_object(parts, _moved(list(part), "cpu"))  # one rank's device is not another's
+    order = [parts[i % len(parts)][i // len(parts)] for i in range(sum(map(len, parts)))]
+    return _moved(order, torch.get_default_device())
+
+
+def _moved(content: list[Item], device: torch.device | str) -> list[Item]:
+    moved: list[Item] = tree_map(lambda part: part.to(device) if isinstance(part, Tensor) else part, content)
+    return moved
 
 
 def turns(items: Sequence[Item]) -> list[tuple[Item, bool]]:
     """This rank's share of the items, as many on every rank: one that is short repeats the last, marked False."""
-    filled = [(item, True) for item in items]
-    filled += [(items[-1], False)] * (-len(items) % count() if items else 0)
-    return share(filled)
+    short = -len(items) % count()
+    return share([(item, True) for item in items] + [(item, False) for item in items[-1:]] * short)
 
 
 def dealt(sizes: Iterable[int], budget: int) -> list[list[int]]:

@@ -14,7 +14,7 @@ from typing import Any, Generic, Literal, Self, TypeVar
 
 import torch
 from pydantic import Field, model_validator
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from triptych.configuration import Config
@@ -231,9 +231,30 @@ def _optimizers(model: Any, optimization: Optimization) -> list[Optimizer]:
     optimizers: list[Optimizer] = [torch.optim.AdamW(groups, lr=rate, betas=optimization.betas, fused=True)]
     if optimization.muon and hidden:
         members = [weight for name, weight in weights if name in hidden]
-        group = {"params": members, "weight_decay": decay, "peak": optimization.muon}
-        optimizers.append(torch.optim.Muon([group], lr=optimization.muon))
+        muon = torch.optim.Muon if ranks.count() == 1 else WholeMuon
+        optimizers.append(muon(members, lr=optimization.muon, weight_decay=decay))
+        optimizers[-1].param_groups[0]["peak"] = optimization.muon
     return optimizers
+
+
+class WholeMuon(torch.optim.Muon):
+    """Muon for matrices that lie in slices: it orthogonalises whole ones, the same on every rank."""
+
+    def __init__(self, weights: Sequence[Tensor], **settings: Any) -> None:
+        self.weights = weights
+        super().__init__([nn.Parameter(ranks.whole(weight.detach())) for weight in weights], **settings)
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:
+        """Gathers weights and gradients, updates them, and puts the slices back."""
+        whole = self.param_groups[0]["params"]
+        for mine, weight in zip(whole, self.weights, strict=True):
+            mine.copy_(ranks.whole(weight))
+            mine.grad = ranks.whole(weight.grad)
+        super().step(closure)
+        for mine, weight in zip(whole, self.weights, strict=True):
+            weight.copy_(ranks.sliced(mine.detach(), weight))
+            mine.grad = None
 
 
 def shuffled(count: int, epoch: int, seed: int) -> list[int]:
