@@ -71,8 +71,8 @@ class Checkpoint:
                 weight.copy_(ranks.sliced(content["model"][name], weight))
         for optimizer, saved in zip(optimizers, content["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
-            for weight, moments in optimizer.state.items():
-                moments.update({name: ranks.sliced(tensor, weight) for name, tensor in moments.items()})
+            for parameter, moments in optimizer.state.items():
+                moments.update({name: ranks.sliced(tensor, parameter) for name, tensor in moments.items()})
         state: dict[str, Any] = content["state"]
         return state
 

@@ -245,13 +245,13 @@ class WholeMuon(torch.optim.Muon):
         super().__init__([nn.Parameter(ranks.whole(weight.detach())) for weight in weights], **settings)
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> None:
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
         """Gathers weights and gradients, updates them, and puts the slices back."""
         whole = self.param_groups[0]["params"]
         for mine, weight in zip(whole, self.weights, strict=True):
             mine.copy_(ranks.whole(weight))
             mine.grad = ranks.whole(weight.grad)
-        super().step(closure)
+        super().step(closure)  # type: ignore[no-untyped-call]
         for mine, weight in zip(whole, self.weights, strict=True):
             weight.copy_(ranks.sliced(mine.detach(), weight))
             mine.grad = None
