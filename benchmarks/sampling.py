@@ -53,8 +53,6 @@ def long(case: Case, count: int) -> Prompts:
 
 def ours(case: Case, *, prompts: Callable[[Case], Prompts], answers: int) -> Iterator[Run]:
     """`triptych.engine.generation.generate`."""
-    import torch
-
     from triptych.engine import attention
     from triptych.engine.device import compute_dtype, settle
     from triptych.engine.generation import Sampling, generate
@@ -66,7 +64,7 @@ def ours(case: Case, *, prompts: Callable[[Case], Prompts], answers: int) -> Ite
     model: Any = load_policy(case.model, attention=attention.NAME)
     likeliest = generate(model, tokens[:GREEDY_PROMPTS], end, Sampling(GREEDY_TOKENS, temperature=0.0))
     check = _padded([group[0].tokens for group in likeliest], end)
-    model = model.to(compute_dtype() if case.device == "cpu" else torch.bfloat16)
+    model = model.to(compute_dtype())
     generate(model, tokens[:WARM_PROMPTS], end, Sampling(GREEDY_TOKENS), n=answers)
     yield WARM
     seed = 0

@@ -36,6 +36,8 @@ class Worker(AbstractContextManager["Worker"]):
         self._process = subprocess.Popen(
             [sys.executable, "-m", "benchmarks.worker", asked],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+            # The engine takes a CUDA device where it finds one.
+            env=os.environ | ({"CUDA_VISIBLE_DEVICES": ""} if device == "cpu" else {}),
         )
         if self._answer() != READY:
             raise RuntimeError(f"{side} of {row} could not be prepared")
