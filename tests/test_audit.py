@@ -2,58 +2,181 @@
 
 from __future__ import annotations
 
+import itertools
+import json
 import math
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
-from triptych.records import Comparison, Prompt, user
-from triptych.reward.audit import Audit, audited, reliability, spearman
+from conftest import tiny
+from test_check import tokenizer
+from triptych.data.files import read_comparisons, write
+from triptych.engine.models import load_policy, load_reward, save
+from triptych.engine.scoring import RewardModel
+from triptych.intervals import contrast_interval, mean_interval
+from triptych.pipeline.stage import Desk
+from triptych.progress import Silent
+from triptych.records import Comparison, Conversation, Prompt, user
+from triptych.reward.audit.agreement import beside_a_person, by_group
+from triptych.reward.audit.calibration import calibration, chance_error, reliability, temperature
+from triptych.reward.audit.consistency import consistency
+from triptych.reward.audit.drift import drift
+from triptych.reward.audit.length import length_coefficient, spearman
+from triptych.reward.audit.perturbations import CHANGES, perturbations
+from triptych.reward.audit.record import AuditRecord, Consistency
+from triptych.reward.audit.stage import Audit, Evidence, audit, examine, judged, measured
+from triptych.reward.audit.words import bag_of_words, fit
+
+FEW = Audit(least_prompts=1)
 
 
-def comparison(number: int, chosen: int, rejected: int, task: str | None = None) -> Comparison:
+def comparison(number: int, chosen: int, rejected: int, task: str | None = None, **more: Any) -> Comparison:
     """Two answers of so many characters to the prompt of this number."""
-    return Comparison(Prompt(user(f"question {number}"), task=task), "c" * chosen, "r" * rejected)
+    return Comparison(Prompt(user(f"question {number}"), task=task), "c" * chosen, "r" * rejected, **more)
 
 
 def logit(p: float) -> float:
     return math.log(p / (1 - p))
 
 
-FEW = Audit(least_comparisons=1)
+def audited(
+    rows: Sequence[Comparison], chosen: Sequence[float], rejected: Sequence[float], config: Audit
+) -> AuditRecord:
+    return judged(measured(Evidence(rows), chosen, rejected), config)
+
+
+@dataclass
+class Rule:
+    """A scorer by a rule of the answer's text."""
+
+    of: Callable[[Conversation], float]
+    name: str = "rule"
+    identity: str = "rule"
+
+    def score(self, conversations: Sequence[Conversation]) -> list[float]:
+        return [self.of(conversation) for conversation in conversations]
 
 
 def test_accuracy_and_baselines_by_hand() -> None:
     rows = [comparison(0, 9, 4), comparison(1, 9, 4), comparison(2, 3, 4), comparison(3, 5, 5)]
     found = audited(rows, [2.0, 1.0, 1.0, 0.5], [1.0, 2.0, 0.0, 0.5], FEW)
-    assert found["accuracy"] == (1 + 0 + 1 + 0.5) / 4  # a tie is half right
-    assert found["baselines"] == {"random": 0.5, "longer wins": 2.5 / 4, "shorter wins": 1.5 / 4}
-    assert found["when_longer"] == 0.5
-    assert found["when_shorter"] == 1.0
-    assert found["interval"][0] <= found["accuracy"] <= found["interval"][1]
+    assert found.accuracy == (1 + 0 + 1 + 0.5) / 4  # a tie is half right
+    assert found.baselines == {"random": 0.5, "longer wins": 2.5 / 4, "shorter wins": 1.5 / 4}
+    assert {name: lead.lead for name, lead in found.leads.items()} == {
+        "random": 0.125, "longer wins": 0.0, "shorter wins": 0.25,
+    }
+    assert found.when_longer == 0.5
+    assert found.when_shorter == 1.0
+    assert found.interval[0] <= found.accuracy <= found.interval[1]
 
 
-def test_groups_are_by_task() -> None:
+def test_groups_are_by_task_section_subset_and_source() -> None:
     rows = [comparison(0, 2, 1, "story"), comparison(1, 2, 1, "story"), comparison(2, 1, 2, "question")]
-    found = audited(rows, [1, 0, 1], [0, 1, 0], FEW)["by_group"]
-    assert {name: (group["score"], group["prompts"]) for name, group in found.items()} == {
+    found = audited(rows, [1, 0, 1], [0, 1, 0], FEW).by_group
+    assert {name: (group.score, group.prompts) for name, group in found.items()} == {
         "story": (0.5, 2), "question": (1.0, 1),
     }
+    rows = [comparison(i, 2, 1, subset=subset, source="bench") for i, subset in enumerate(
+        ["hep-cpp", "math-prm", "donotanswer", "my-own"]
+    )]
+    found = by_group(rows, [1.0, 0.0, 1.0, 1.0])
+    assert {name: group.score for name, group in found.items()} == {
+        "Reasoning": 0.5, "Safety": 1.0, "donotanswer": 1.0, "hep-cpp": 1.0, "math-prm": 0.0, "my-own": 1.0,
+    }
+
+
+def test_rewardbench_rows_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "bench.jsonl"
+    row = {"id": 7, "prompt": "Why?", "chosen": "So.", "rejected": "No.", "subset": "alpacaeval-easy"}
+    path.write_text(json.dumps(row) + "\n" + json.dumps(row | {"section": "Mine"}) + "\n")
+    rows = read_comparisons(path)
+    assert [(row.section, row.subset) for row in rows] == [(None, "alpacaeval-easy"), ("Mine", "alpacaeval-easy")]
+    assert set(by_group(rows, [1.0, 1.0])) == {"Chat", "Mine"}  # one subset says nothing more than they do
+    write(tmp_path / "again.jsonl", rows)
+    assert read_comparisons(tmp_path / "again.jsonl") == rows
+
+
+def test_a_person_is_measured_as_the_model_is() -> None:
+    rows = [
+        comparison(0, 2, 1, votes_for_chosen=3, num_annotators=3),
+        comparison(1, 2, 1, votes_for_chosen=2, num_annotators=3),
+        comparison(2, 2, 1),
+        comparison(3, 2, 1, votes_for_chosen=1, num_annotators=1),
+    ]
+    found = beside_a_person(rows, [1.0, 0.0, 0.0, 0.0])
+    assert found is not None
+    assert found.comparisons == 2
+    assert found.model == pytest.approx((1 + 1 / 3) / 2)
+    # Of three votes of which two agree, one of the three pairs of people agrees.
+    assert found.person == pytest.approx((1 + 1 / 3) / 2)
+    assert found.lead == pytest.approx(0.0)
+    assert beside_a_person(rows[2:], [1.0, 1.0]) is None
+
+
+@pytest.mark.parametrize("chance", [0.5, 0.7, 0.9])
+@pytest.mark.parametrize("people", [2, 3, 5])
+def test_a_persons_agreement_is_unbiased_however_few_vote(chance: float, people: int) -> None:
+    """Over all votes, the mean is θ² + (1 − θ)² for a person, θ for a model that prefers the likelier answer."""
+    person = model = 0.0
+    for votes in itertools.product((0, 1), repeat=people):
+        v = sum(votes)
+        row = comparison(0, 2, 1, votes_for_chosen=v, num_annotators=people)
+        found = beside_a_person([row], [1.0])
+        assert found is not None
+        weight = chance**v * (1 - chance) ** (people - v)
+        person, model = person + weight * found.person, model + weight * found.model
+    assert person == pytest.approx(chance**2 + (1 - chance) ** 2)
+    assert model == pytest.approx(chance)
 
 
 def test_reliability_by_hand() -> None:
     # Three with confidence 0.92, two of them right; one with 0.62, wrong.
     differences = [logit(0.92), logit(0.92), -logit(0.92), -logit(0.62)]
     bins, error = reliability(differences)
-    assert [(b["count"], b["accuracy"]) for b in bins] == [(1, 0.0), (3, pytest.approx(2 / 3))]
-    assert [b["confidence"] for b in bins] == pytest.approx([0.62, 0.92])
+    assert [(b.count, b.accuracy) for b in bins] == [(1, 0.0), (3, pytest.approx(2 / 3))]
+    assert [b.confidence for b in bins] == pytest.approx([0.62, 0.92])
     assert error == pytest.approx((0.62 + 3 * (0.92 - 2 / 3)) / 4)
 
 
 def test_reliability_of_the_sure_and_the_unsure() -> None:
     assert reliability([1e9] * 3)[1] == 0.0
     assert reliability([-1e9] * 3)[1] == 1.0
-    assert reliability([0.0, 0.0]) == ([{"confidence": 0.5, "accuracy": 0.5, "count": 2}], 0.0)
+    (half,), error = reliability([0.0, 0.0])
+    assert (half.confidence, half.accuracy, half.count, error) == (0.5, 0.5, 2, 0.0)
+
+
+def test_the_temperature_by_hand() -> None:
+    # σ(d/T) is the share that is right: three of four with the same difference, T = d / logit(3/4).
+    assert temperature([2.0, 2.0, 2.0, -2.0]) == pytest.approx(2.0 / logit(0.75), rel=1e-6)
+    assert temperature([20.0, 20.0, 20.0, -20.0]) == pytest.approx(20.0 / logit(0.75), rel=1e-6)
+
+
+def test_the_temperature_mends_a_model_that_is_too_sure() -> None:
+    draw = np.random.default_rng(0)
+    sure = draw.normal(0, 1.5, 20_000)
+    right = draw.random(20_000) < 1 / (1 + np.exp(-np.abs(sure)))
+    calibrated = np.where(right, np.abs(sure), -np.abs(sure))
+    prompts = [str(i) for i in range(20_000)]
+    found = calibration((3 * calibrated).tolist(), prompts)
+    assert found is not None
+    assert found.temperature == pytest.approx(3.0, rel=0.05)
+    assert found.error > 0.1
+    assert found.mended_error < 0.02
+    assert reliability(calibrated.tolist())[1] < 0.02
+    assert calibration([1.0, 1.0], ["same", "same"]) is None
+
+
+def test_chance_alone_gives_a_calibration_error() -> None:
+    # All at confidence p: the error is |p − share right|, whose mean is about sqrt(2 p (1 − p) / (π n)).
+    assert chance_error([logit(0.8)] * 100) == pytest.approx(math.sqrt(2 * 0.16 / (math.pi * 100)), rel=0.15)
+    assert chance_error([logit(0.8)] * 10_000) < 0.005
 
 
 def test_spearman_by_hand() -> None:
@@ -64,6 +187,68 @@ def test_spearman_by_hand() -> None:
     # Ranks (0, 1.5, 1.5, 3) and (0, 1, 2, 3): covariance 4.5 over sqrt(4.5 * 5).
     assert spearman([1, 2, 2, 3], [1, 2, 3, 4]) == pytest.approx(4.5 / math.sqrt(4.5 * 5))
     assert spearman([1, 1, 1], [1, 2, 3]) == 0.0
+
+
+def test_the_coefficient_of_length_is_the_one_that_drew_the_labels() -> None:
+    draw = np.random.default_rng(0)
+    first = draw.normal(0, 1, (20_000, 2)) * [2.0, 30.0]
+    likely = 1 / (1 + np.exp(-(first / [2.0, 30.0]) @ [1.5, -0.4]))
+    signs = np.where(draw.random(20_000) < likely, 1.0, -1.0)
+    rewards, lengths = (first * signs[:, None]).T.tolist()
+    found = length_coefficient(rewards, lengths, [str(i) for i in range(20_000)])
+    assert found is not None
+    reward, coefficient, (low, high) = found
+    assert reward == pytest.approx(1.5, abs=0.06)
+    assert coefficient == pytest.approx(-0.4, abs=0.04)
+    assert low < -0.4 < high
+    assert high - low < 0.1
+    assert length_coefficient([1.0, 2.0], [0.0, 0.0], ["a", "b"]) is None
+    separated = length_coefficient([1.0, 2.0, 3.0], [1.0, -1.0, 2.0], ["a", "b", "c"])
+    assert separated is not None
+    assert all(map(math.isfinite, separated[:2]))
+
+
+def test_comparisons_of_one_prompt_widen_the_coefficients_interval() -> None:
+    draw = np.random.default_rng(1)
+    rewards, lengths = draw.normal(0.2, 1, 400).tolist(), draw.normal(0.1, 1, 400).tolist()
+    apart = length_coefficient(rewards, lengths, [str(i) for i in range(400)])
+    alike = length_coefficient(rewards * 4, lengths * 4, [str(i) for i in range(400)] * 4)
+    assert apart is not None
+    assert alike is not None
+    # Each comparison four times says no more than once.
+    assert alike[2][1] - alike[2][0] == pytest.approx(apart[2][1] - apart[2][0], rel=1e-3)
+
+
+def test_a_contrast_of_two_groups() -> None:
+    values, prompts = [1.0, 1.0, 0.0, 1.0, 0.0, 0.0], ["a", "b", "c", "d", "e", "f"]
+    one, other = [1.0, 1.0, 1.0, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 1.0, 1.0, 1.0]
+    found = contrast_interval(values, one, other, prompts)
+    assert found is not None
+    assert found[0] == pytest.approx(2 / 3 - 1 / 3)
+    assert found[1][0] < found[0] < found[1][1]
+    assert contrast_interval(values, one, [0.0] * 6, prompts) is None
+
+
+def test_the_bag_of_words_learns_from_training_alone() -> None:
+    def rows(good: str, bad: str, first: int) -> list[Comparison]:
+        return [
+            Comparison(Prompt(user(f"{first + i}?")), f"{good} thing {i}", f"{bad} thing {i}") for i in range(20)
+        ]
+
+    kind, rude = rows("kind", "rude", 0), rows("rude", "kind", 100)
+    assert bag_of_words(kind, rows("kind", "rude", 200)) == [1.0] * 20
+    assert bag_of_words(rude, rows("kind", "rude", 200)) == [0.0] * 20
+    assert bag_of_words(kind, [Comparison(Prompt(user("?")), "never seen", "not either")]) == [0.5]
+    assert bag_of_words([], kind) == [0.5] * 20
+
+
+def test_the_logistic_regression_by_hand() -> None:
+    """At the minimum Σ x σ(−w·x) = strength · w, in every feature."""
+    draw = torch.Generator().manual_seed(0)
+    differences = torch.randint(-2, 3, (200, 5), generator=draw).float()
+    weights = fit(differences, strength=2.0)
+    slope = (differences * torch.sigmoid(-(differences @ weights))[:, None]).sum(0)
+    assert torch.allclose(slope, 2.0 * weights, atol=1e-3)
 
 
 def biased_rows(count: int, longer: float) -> list[Comparison]:
@@ -77,44 +262,242 @@ def scores_of(rows: list[Comparison], right: float) -> tuple[list[float], list[f
     return [0.0 if i < wrong else 1.0 for i in range(len(rows))], [0.5] * len(rows)
 
 
-def passes(rows: list[Comparison], scores: tuple[list[float], list[float]], config: Audit) -> dict[str, Any]:
-    return audited(rows, *scores, config)
-
-
 def test_a_model_that_likes_length_fails() -> None:
     rows = biased_rows(100, longer=0.7)
     scores = [float(len(row.chosen)) for row in rows], [float(len(row.rejected)) for row in rows]
-    found = passes(rows, scores, Audit())
-    assert found["accuracy"] == found["baselines"]["longer wins"] == 0.7
-    assert found["length_correlation"] == pytest.approx(1.0)
-    assert not found["passed"]
-    assert "does not beat 'longer wins' (70.0%)" in found["reasons"][0]
+    found = audited(rows, *scores, Audit())
+    assert found.accuracy == found.baselines["longer wins"] == 0.7
+    assert found.length_correlation == pytest.approx(1.0)
+    assert not found.passed
+    assert "does not beat 'longer wins' (70.0%)" in found.reasons[0]
+    assert "leans towards longer answers" in found.warnings[0]
 
 
 def test_one_that_likes_brevity_where_that_wins_fails_too() -> None:
     rows = biased_rows(100, longer=0.2)
     scores = [-float(len(row.chosen)) for row in rows], [-float(len(row.rejected)) for row in rows]
-    assert "'shorter wins'" in passes(rows, scores, Audit())["reasons"][0]
+    assert "'shorter wins'" in audited(rows, *scores, Audit()).reasons[0]
 
 
-def test_the_margin_over_the_trivial_rules_is_the_configurations() -> None:
-    rows = biased_rows(100, longer=0.7)
-    assert passes(rows, scores_of(rows, 0.8), Audit())["passed"]
-    assert passes(rows, scores_of(rows, 0.8), Audit())["reasons"] == []
-    assert not passes(rows, scores_of(rows, 0.8), Audit(least_margin=0.15))["passed"]
+def test_the_lead_must_be_beyond_chance() -> None:
+    """Ten points over the best rule are proved by 1,000 prompts and not by 100, and are not a margin of 15."""
+    many, few = biased_rows(1000, longer=0.7), biased_rows(100, longer=0.7)
+    assert audited(many, *scores_of(many, 0.8), Audit()).passed
+    assert audited(many, *scores_of(many, 0.8), Audit()).reasons == []
+    assert not audited(many, *scores_of(many, 0.8), Audit(least_margin=0.15)).passed
+    found = audited(few, *scores_of(few, 0.8), Audit())
+    assert not found.passed
+    assert found.leads["longer wins"].interval[0] < 0 < found.leads["longer wins"].lead
+    assert "held-out prompts would show a lead of this size (there are 100)" in found.reasons[0]
 
 
-def test_too_few_comparisons_prove_nothing() -> None:
+def test_how_many_prompts_would_show_the_lead_is_about_right() -> None:
+    few = biased_rows(100, longer=0.7)
+    reason = audited(few, *scores_of(few, 0.8), Audit()).reasons[0]
+    needed = int(reason.split("about ")[1].split(" held-out")[0].replace(",", ""))
+    enough = biased_rows(round(1.3 * needed), longer=0.7)
+    assert audited(enough, *scores_of(enough, 0.8), Audit()).passed
+
+
+def test_chance_passes_seldom() -> None:
+    """A model that only guesses, on 40 prompts: the interval's lower end is above 0 in at most a twentieth."""
+    draw = random.Random(0)
+    passed = 0
+    for _ in range(100):
+        rows = [comparison(i, *draw.choice([(20, 10), (10, 20)])) for i in range(40)]
+        guesses = [draw.random() for _ in rows]
+        right = [float(guess > 0.5) for guess in guesses]
+        passed += mean_interval([value - 0.5 for value in right])[1][0] > 0
+    assert passed <= 5
+
+
+def test_too_few_prompts_prove_nothing() -> None:
     rows = biased_rows(29, longer=0.5)
-    found = passes(rows, scores_of(rows, 1.0), Audit())
-    assert found["accuracy"] == 1.0
-    assert not found["passed"]
-    assert found["reasons"] == ["only 29 held-out comparisons, where 30 are the least that count"]
+    found = audited(rows, *scores_of(rows, 1.0), Audit())
+    assert found.accuracy == 1.0
+    assert not found.passed
+    assert found.reasons[0].startswith("only 29 held-out prompts, where 30 are the least that count")
+    alike = [comparison(i % 29, 2, 1) if i % 2 else comparison(i % 29, 1, 2) for i in range(1000)]
+    assert "only 29 held-out prompts" in audited(alike, *scores_of(alike, 1.0), Audit()).reasons[0]
+
+
+def test_one_that_counting_words_beats_fails() -> None:
+    def rows(first: int, count: int) -> list[Comparison]:
+        return [
+            Comparison(Prompt(user(f"{first + i}?")), *(("kind", "rude") if i % 2 else ("so kind", "rude")))
+            for i in range(count)
+        ]
+
+    evidence = Evidence(rows(0, 50), training=rows(100, 50))
+    worse = judged(measured(evidence, *scores_of(evidence.rows, 0.8)), Audit())  # type: ignore[arg-type]
+    assert any("less than to count words" in reason for reason in worse.reasons)
+    alike = judged(measured(evidence, *scores_of(evidence.rows, 1.0)), Audit())  # type: ignore[arg-type]
+    assert alike.passed
+    assert any("not proved better than counting words" in warning for warning in alike.warnings)
 
 
 def test_comparisons_of_one_prompt_widen_the_interval() -> None:
     alike = [comparison(i // 10, 2, 1) for i in range(100)]
     apart = [comparison(i, 2, 1) for i in range(100)]
     chosen = [1.0 if (i // 10) % 3 else -1.0 for i in range(100)]
-    wide, narrow = (audited(rows, chosen, [0.0] * 100, FEW)["interval"] for rows in (alike, apart))
+    wide, narrow = (audited(rows, chosen, [0.0] * 100, FEW).interval for rows in (alike, apart))
     assert wide[1] - wide[0] > 2 * (narrow[1] - narrow[0])
+
+
+def planted(bias: float, count: int = 1500) -> list[Comparison]:
+    """Answers of which one has more good words; with probability `bias` the label is the longer one's instead."""
+    draw = random.Random(3)
+
+    def answer(good: int) -> str:
+        words = ["good"] * good + ["bad"] * (6 - good) + ["so"] * draw.randrange(0, 12)
+        draw.shuffle(words)
+        return " ".join(words)
+
+    rows = []
+    while len(rows) < count:
+        goods = draw.sample(range(7), 2)
+        first, second = answer(goods[0]), answer(goods[1])
+        if len(first) == len(second):
+            continue
+        better = first if goods[0] > goods[1] else second
+        if draw.random() < bias:
+            better = max(first, second, key=len)
+        rows.append(Comparison(Prompt(user(f"{len(rows)}?")), better, second if better == first else first))
+    return rows
+
+
+def learnt(rows: Sequence[Comparison]) -> Rule:
+    """A reward model in miniature: the good words and the length, fitted to the labels."""
+
+    def features(text: str) -> torch.Tensor:
+        return torch.tensor([text.count("good"), len(text) / 20])
+
+    weights = fit(torch.stack([features(row.chosen) - features(row.rejected) for row in rows]))
+    return Rule(lambda conversation: float(features(conversation.answer) @ weights))
+
+
+@pytest.mark.parametrize("bias", [0.0, 0.5])
+def test_a_length_bias_planted_in_the_labels_is_found(bias: float) -> None:
+    rows = planted(bias)
+    training, heldout = rows[:1000], rows[1000:]
+    found = examine(learnt(training), Evidence(heldout, training), Audit())
+    assert found.passed
+    assert found.length is not None
+    assert found.length.gap is not None
+    leaning = [warning for warning in found.warnings if "leans towards longer" in warning]
+    by_name = {row.name: row for row in found.perturbations}
+    if bias:
+        assert leaning
+        assert found.length.gap > 0.15
+        assert found.length_correlation > 0.3
+        assert by_name["polite filler"].change > 0.3
+    else:
+        assert not leaning
+        assert abs(found.length.gap) < 0.05
+        assert by_name["polite filler"].change < 0.05
+
+
+def test_perturbations_by_hand() -> None:
+    rows = [
+        Comparison(Prompt(user(f"{i}?")), f"Answer {i} is good here.", f"Answer {i}.") for i in range(20)
+    ]
+    longer = {row.name: row for row in perturbations(rows, [14.0] * 20, Rule(lambda each: len(each.answer)).score, 10)}
+    assert {name: row.answers for name, row in longer.items()} == {change.name: 10 for change in CHANGES}
+    wrong = {name: row.wrong for name, row in longer.items()}
+    assert wrong == {
+        "another prompt's answer appended": 1.0, "said twice": 1.0, "cut in half": 0.0, "empty": 0.0,
+        "another prompt's answer instead": pytest.approx(wrong["another prompt's answer instead"]),
+        "polite filler": 1.0, "lower case": 0.0, "capitals": 0.0, "spaces doubled": 0.0,
+    }
+    filler = len("Certainly! I am happy to help. ") + len(" I hope this helps.")
+    assert longer["polite filler"].change == pytest.approx(filler / 14)
+    assert longer["spaces doubled"].change == pytest.approx(5 / 14)  # four spaces and a line break
+
+
+def test_a_constant_reward_notices_nothing() -> None:
+    rows = [Comparison(Prompt(user(f"{i}?")), f"Answer {i} is good.", "No.") for i in range(5)]
+    for row in perturbations(rows, [0.0] * 5, Rule(lambda each: 1.0).score, 5):
+        assert row.wrong == (1.0 if row.rule == "must fall" else 0.0)
+
+
+def test_drift_by_hand() -> None:
+    rows = [comparison(i, 2, 1) for i in range(6)]
+    new = [False] * 4 + [True] * 2
+    old, latest = drift(rows, new, [1.0, 1.0, 1.0, -1.0, 1.0, 1.0], [2.0, 3.0, -1.0, -2.0, -1.0, -1.0])
+    assert (old.comparisons, old.count, old.agreement, old.accuracy, old.predecessor) == ("old", 4, 0.75, 0.75, 0.5)
+    assert (latest.comparisons, latest.count, latest.agreement, latest.lead) == ("new", 2, 0.0, 1.0)
+    (alone,) = drift(rows[:4], new[:4], [1.0] * 4, [1.0] * 4)
+    assert (alone.comparisons, alone.agreement) == ("old", 1.0)
+
+
+@pytest.fixture(scope="module")
+def reward_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An artifact's folder with a random reward model in `model`."""
+    folder = tmp_path_factory.mktemp("reward")
+    shared = tokenizer()
+    model: Any = tiny("llama", reward=True, dtype=torch.float32)
+    model.resize_token_embeddings(len(shared))
+    model.config.pad_token_id = shared.pad_token_id
+    save(model, shared, folder / "model")
+    return folder
+
+
+def some(count: int) -> list[Comparison]:
+    return [
+        Comparison(Prompt(user(f"Question {i}?")), "Yes, " * (i % 5) + "so it is.", "No" + ", no" * (i % 3) + ".")
+        for i in range(count)
+    ]
+
+
+def test_scores_are_the_same_in_every_way(reward_folder: Path) -> None:
+    asked = [Conversation(row.prompt, answer) for row in some(4) for answer in (row.chosen, row.rejected)]
+    found = consistency(reward_folder / "model", asked, 1e-3)
+    assert [row.way for row in found[:4]] == [
+        "packed, prompts shared", "plain transformers, alone", "plain transformers, padded on the right",
+        "plain transformers, padded on the left",
+    ]
+    assert all(row.holds for row in found)
+    assert all(row.difference is not None and row.difference < 1e-4 for row in found[:4])
+
+
+@pytest.mark.parametrize("pad", [None, "q"])
+def test_a_wrong_padding_token_fails_the_audit(reward_folder: Path, tmp_path: Path, pad: str | None) -> None:
+    """A folder whose padding is missing, or a token of the text: right alone, wrong in a batch."""
+    shared = tokenizer()
+    folder = tmp_path / "model"
+    save(load_reward(reward_folder / "model", fresh=False), shared, folder)
+    config = json.loads((folder / "config.json").read_text())
+    config["pad_token_id"] = None if pad is None else shared.convert_tokens_to_ids(pad)
+    (folder / "config.json").write_text(json.dumps(config))
+    rows = [
+        Comparison(Prompt(user(f"{i}?")), "Yes" + "!" * i, "No.") for i in range(4)
+    ]
+    found = examine(RewardModel(folder), Evidence(rows), FEW)
+    assert not found.passed
+    assert any("padded on the right" in reason for reason in found.reasons)
+
+
+def test_the_stage_leaves_a_record(reward_folder: Path, tmp_path: Path) -> None:
+    rows = some(60)
+    write(tmp_path / "reward.jsonl", rows[:20])
+    write(tmp_path / "heldout.jsonl", rows[20:])
+    write(tmp_path / "heldout_new.jsonl", rows[50:])
+    desk = Desk(tmp_path, tmp_path, Silent(), 1, 60.0)
+    metrics = audit(desk, Audit(perturbed=8), reward_folder, tmp_path, predecessor=reward_folder)
+    record = AuditRecord.model_validate_json((tmp_path / "audit.json").read_text())
+    assert record == AuditRecord.model_validate(metrics)
+    assert [(row.comparisons, row.count, row.agreement) for row in record.drift] == [("old", 30, 1.0), ("new", 10, 1.0)]
+    assert "bag of words" in record.baselines
+    assert record.perturbations[0].answers == 8
+    assert json.loads(json.dumps(metrics)) == metrics
+
+
+def test_a_policy_is_no_reward_model(policy_folder: Path) -> None:
+    assert load_policy(policy_folder / "model")  # it can be opened, but not audited
+    with pytest.raises(ValueError, match="is not a reward model"):
+        consistency(policy_folder / "model", [Conversation(Prompt(user("a")), "b")], 1e-3)
+
+
+def test_a_difference_that_is_only_shown_always_holds() -> None:
+    assert Consistency(way="in bfloat16", difference=1.0, tolerance=None).holds
+    assert not Consistency(way="packed", difference=None, tolerance=1e-3).holds

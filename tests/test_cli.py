@@ -24,7 +24,7 @@ from triptych.recipe import Recipe, load
 from triptych.release.verification import FORMAT, Manifest, ModelEntry, listing, seal
 
 QUICKSTART = Path(__file__).parents[1] / "recipes/quickstart.yaml"
-COMMANDS = ("init", "check", "run", "status", "report", "chat", "evaluate", "verify")
+COMMANDS = ("init", "check", "run", "status", "report", "chat", "evaluate", "audit", "verify")
 
 
 def call(*arguments: object, typed: str | None = None) -> Any:
@@ -170,7 +170,7 @@ def test_run_keeps_the_resolved_recipe_and_stops_where_it_was_told(runs: Path) -
     kept = runs / "quickstart/recipe.yaml"
     expected: Recipe = load(QUICKSTART, changes[1::2])
     assert load(kept).model_dump() == expected.model_dump()
-    assert yaml.safe_load(kept.read_text())["reward"]["audit"]["least_comparisons"] == 30
+    assert yaml.safe_load(kept.read_text())["reward"]["audit"]["least_prompts"] == 30
     assert [event["event"] for event in Ledger(runs / "quickstart/ledger.jsonl").events()] == ["started", "finished"]
     assert "data" in call("status", "quickstart").stdout
 

@@ -27,17 +27,18 @@ FENCE = re.compile(r"```.*?```", re.DOTALL)
 def tree_of_the_readme() -> list[str]:
     """The files that the README's source tree names, as paths below `src/triptych`; a folder ends with a slash."""
     (block,) = re.findall(r"```\nsrc/triptych/\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
-    named, folder = [], ""
+    named: list[str] = []
+    folders: list[str] = []
     for line in block.splitlines():
         match = re.fullmatch(r"( +)([\w.]+/?)(?:  +(\S.*))?", line)
         assert match, f"not a line of a tree: {line!r}"
-        indent, name, gloss = len(match[1]), match[2], match[3]
-        folder = folder if indent == 4 else ""
+        depth, name, gloss = len(match[1]) // 2 - 1, match[2], match[3]
+        folders = folders[:depth]
         if name.endswith("/") and gloss is None:
-            folder = name
+            folders.append(name)
             continue
         assert gloss, f"{name} has no gloss"
-        named.append(folder + name)
+        named.append("".join(folders) + name)
     return named
 
 

@@ -257,11 +257,11 @@ def judge_splits(recipe: Recipe, counts: Mapping[str, int], findings: Findings) 
     models_trained = {"reward": "heldout"} | ({"judge": "judge_heldout"} if intake.judge else {})
     for trained, measured in models_trained.items():
         what = {"reward": "the reward model", "judge": "the gate's judge"}[trained]
-        count = counts[f"comparisons_{measured}"]
-        few = f"held-out comparisons to audit {what}: {count}, where {audit.least_comparisons} are the least"
-        if count == 0 or (count < audit.least_comparisons and audit.required):
+        count = counts[f"comparison_prompts_{measured}"]
+        few = f"held-out comparisons to audit {what}: of {count} prompts, where {audit.least_prompts} are the least"
+        if count == 0 or (count < audit.least_prompts and audit.required):
             findings.problems.append(f"{few}; give more, or raise splits.heldout ({intake.heldout:g})")
-        elif count < audit.least_comparisons:
+        elif count < audit.least_prompts:
             findings.notes.append(f"{few}; the audit will fail, and the run goes on as reward.audit.required is false")
 
 

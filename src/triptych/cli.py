@@ -197,6 +197,9 @@ def run(
         typer.Option(metavar="STAGE", help="Stops after this stage, as in round-1/audit.", show_default=False),
     ] = None,
     runs: Annotated[Path, typer.Option(metavar="DIR", help="Where runs are kept.")] = RUNS,
+    allow_failed_audit: Annotated[
+        bool, typer.Option("--allow-failed-audit", help="Goes on with a reward model that failed; the release says so.")
+    ] = False,
 ) -> None:
     """Runs the cycle, or goes on with it: what is done already is not done again.
 
@@ -214,7 +217,8 @@ def run(
     from triptych.progress import Silent, Terminal
     from triptych.recipe import load
 
-    loaded = load(recipe, overrides or ())
+    allowed = ["reward.audit.required=false"] if allow_failed_audit else []
+    loaded = load(recipe, [*(overrides or ()), *allowed])
     names = stage_names(loaded)
     if until is not None and until not in names:
         raise RecipeError(f"--until {until}: this recipe has no such stage; it has {', '.join(names)}")
@@ -534,19 +538,89 @@ def _answers(
     return numbers
 
 
+@app.command()
+def audit(
+    reward: Annotated[
+        str,
+        typer.Argument(metavar="REWARD", help="A reward model's folder, a release, or a run.", show_default=False),
+    ],
+    data: Annotated[
+        list[Path],
+        typer.Option(
+            help="Rows of {prompt, chosen, rejected}, RewardBench's too; may be given several times.",
+            show_default=False,
+        ),
+    ],
+    training: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="The comparisons it was trained on: a bag of words learns from them, and their prompts are left out.",
+            show_default=False,
+        ),
+    ] = None,
+    predecessor: Annotated[
+        str | None, typer.Option(help="The reward model that it was refreshed from.", show_default=False)
+    ] = None,
+    output: Annotated[
+        Path, typer.Option(metavar="DIR", help="Where audit.json and audit.html are written.")
+    ] = Path("audit"),
+) -> None:
+    """Measures what a reward model is worth on comparisons that it has not seen; exit code 1 where it fails.
+
+    Accuracy beside trivial rules and people, calibration, length, answers changed on purpose, and whether it gives
+    the same scores however it is computed.
+
+    Example: [bold]triptych audit runs/quickstart/release --data preferences.jsonl --data rewardbench.jsonl[/bold]
+    """
+    from triptych.data.files import read_comparisons
+    from triptych.data.splits import decontaminate
+    from triptych.engine.device import settle
+    from triptych.report.page import render_audit
+    from triptych.report.summary import Audit as Audited
+    from triptych.reward.audit.stage import Audit, Evidence, examine
+    from triptych.reward.kinds import open_reward
+
+    folder = _model(reward, "reward")[0]
+    rows = [row for path in data for row in read_comparisons(path)]
+    trained = [row for path in training or () for row in read_comparisons(path)]
+    rows, shared = decontaminate(rows, trained)
+    if shared:
+        say(f"note: {shared:,} comparisons have a prompt of the training comparisons and are left out")
+    if not rows:
+        raise AuditError("no comparison is left: every prompt of --data is one of --training")
+    settle()
+    before = open_reward(_model(predecessor, "reward")[0]) if predecessor else None
+    record = examine(open_reward(folder), Evidence(rows, trained), Audit(), before)
+    output.mkdir(parents=True, exist_ok=True)
+    write_whole(output / "audit.json", record.model_dump_json(indent=1) + "\n")
+    shown = Audited(round=0, trained_on=len(trained) or None, ceiling=None, **record.model_dump())
+    write_whole(output / "audit.html", render_audit(shown, reward, __version__))
+    table = _table("ordered as labelled", "accuracy", "95% interval", right=2)
+    parts = {"all": (record.accuracy, record.interval)}
+    parts |= {name: (group.score, group.interval) for name, group in record.by_group.items()}
+    for name, (accuracy, (low, high)) in parts.items():
+        table.add_row(name, f"{accuracy:.1%}", f"{low:.1%} to {high:.1%}")
+    for name, accuracy in record.baselines.items():
+        low, high = record.leads[name].interval
+        table.add_row(name, f"{accuracy:.1%}", f"lead {100 * low:+.1f} to {100 * high:+.1f} points")
+    out.print(table)
+    for warning in record.warnings:
+        say(f"note: {warning}")
+    say(str(output / "audit.html"))
+    if not record.passed:
+        raise AuditError(f"{reward} failed its audit: " + "; ".join(record.reasons))
+
+
 def _agreement(folder: Path, comparisons: Path) -> dict[str, Any]:
     from triptych.data.files import read_comparisons
     from triptych.engine.scoring import RewardModel
-    from triptych.records import Conversation
-    from triptych.reward.audit import Audit, audited
+    from triptych.reward.audit.stage import Evidence, measured, scored
 
     rows = read_comparisons(comparisons)
-    pairs = [Conversation(row.prompt, answer) for row in rows for answer in (row.chosen, row.rejected)]
-    scores = RewardModel(folder).raw(pairs)
-    measured = audited(rows, scores[0::2], scores[1::2], Audit())
+    found = measured(Evidence(rows), *scored(RewardModel(folder), rows))
     names = ("comparisons", "accuracy", "interval", "calibration_error", "length_correlation")
-    numbers = {name: measured[name] for name in names}
-    return numbers | {f"accuracy_of_{name.replace(' ', '_')}": share for name, share in measured["baselines"].items()}
+    numbers = {name: getattr(found, name) for name in names}
+    return numbers | {f"accuracy_of_{name.replace(' ', '_')}": share for name, share in found.baselines.items()}
 
 
 def _prediction(folder: Path, text: Path) -> dict[str, Any]:

@@ -22,8 +22,8 @@ from triptych.instruct.finetuning import Finetuning, finetune
 from triptych.pipeline.artifact import Artifact
 from triptych.pipeline.runner import Runner
 from triptych.pipeline.stage import Stage
-from triptych.recipe import JudgeSection, Recipe, settings
-from triptych.reward.audit import Audit, audit
+from triptych.recipe import AuditSection, JudgeSection, Recipe, settings
+from triptych.reward.audit.stage import Audit, audit
 from triptych.reward.kinds import open_reward
 from triptych.reward.training import PairwiseReward, train_reward
 from triptych.storybook.judge import ExactJudge
@@ -101,7 +101,9 @@ def cycle(recipe: Recipe, runner: Runner, family: Family) -> None:
                 {"start": start, "comparisons": feedback},
             ))
             this.audit = audited = run(Stage(
-                f"round-{number}/audit", audit, recipe.reward.audit, {"reward": reward, "comparisons": feedback},
+                f"round-{number}/audit", audit, settings(Audit, recipe.reward.audit),
+                {"reward": reward, "comparisons": feedback}
+                | ({"predecessor": earlier.reward} if earlier and earlier.reward else {}),
             ))
         require(audited, recipe.reward.audit)
         scorer = open_reward(reward.folder, identity=reward.digest)
@@ -151,7 +153,7 @@ def independent_judge(
         {"share": "judge"},
     ))
     audited = runner.run(Stage(
-        "judge/audit", audit, recipe.reward.audit, {"reward": model, "comparisons": data},
+        "judge/audit", audit, settings(Audit, recipe.reward.audit), {"reward": model, "comparisons": data},
         {"share": "judge_heldout"},
     ))
     family.judges = [model, audited]
@@ -188,13 +190,13 @@ def improvement(
     return Stage(name, grpo.improve, settings(grpo.Grpo, section), inputs, tools, parents)
 
 
-def require(audited: Artifact | None, config: Audit) -> None:
+def require(audited: Artifact | None, config: AuditSection) -> None:
     """Stops the run where a reward model may not train anything."""
     if audited is not None and config.required and not audited.metrics["passed"]:
         reasons = "; ".join(audited.metrics["reasons"])
         raise AuditError(
-            f"{audited.name}: the reward model may not train anything: {reasons}. To go on all the same, set "
-            "reward.audit.required=false; the release will say so"
+            f"{audited.name}: the reward model may not train anything: {reasons}. To go on all the same, give "
+            "--allow-failed-audit (or set reward.audit.required: false); the release will say so"
         )
 
 

@@ -62,7 +62,7 @@ def summarise(
         for artifact in artifacts
     ]
     audits = [
-        _audit(round.number, round.audit, round.reward, round.feedback)
+        _audit(recipe, round.number, round.audit, round.reward, round.feedback)
         for place, round in enumerate(family.rounds)
         if round.audit and round.reward and round.feedback
         and (place == 0 or round.audit is not family.rounds[place - 1].audit)
@@ -201,10 +201,11 @@ def _model(name: str, artifact: Artifact, family: Family) -> report.ModelScore:
     return report.ModelScore(name=name, round=number, champion=name == _champion_name(family), **fields)
 
 
-def _audit(number: int, audit: Artifact, reward: Artifact, feedback: Artifact) -> report.Audit:
-    return report.Audit(round=number, trained_on=reward.metrics["comparisons"], **{
-        "ceiling": feedback.metrics.get("ceiling"), **audit.metrics,
-    })
+def _audit(recipe: Recipe, number: int, audit: Artifact, reward: Artifact, feedback: Artifact) -> report.Audit:
+    return report.Audit(
+        round=number, trained_on=reward.metrics.get("comparisons"), ceiling=feedback.metrics.get("ceiling"),
+        required=recipe.reward.audit.required, **audit.metrics,
+    )
 
 
 def _round(number: int, gate: Artifact, candidate: Artifact) -> report.Round:

@@ -22,7 +22,7 @@ from triptych.feedback.labelling import Labelling
 from triptych.improve.dpo import Dpo
 from triptych.improve.grpo import Grpo
 from triptych.instruct.finetuning import Finetuning
-from triptych.reward.audit import Audit
+from triptych.reward.audit.stage import Audit
 from triptych.reward.training import PairwiseReward
 from triptych.storybook.world import Storybook
 
@@ -65,10 +65,20 @@ class ExactFeedback(Config):
     exact: Labelling = Labelling()
 
 
+class AuditSection(Audit):
+    """The audit, and what a failed one does.
+
+    Attributes:
+        required: stop the run if the audit fails; if False it goes on and the release records the failure.
+    """
+
+    required: bool = True
+
+
 class RewardSection(PairwiseReward):
     """The reward model and its audit."""
 
-    audit: Audit = Audit()
+    audit: AuditSection = AuditSection()
 
 
 class Rounds(Config):

@@ -76,6 +76,8 @@ class Comparison:
         margin: by how much, where the labeller said so (in rewards).
         source: who compared: a file's name, "exact judge", "people".
         votes_for_chosen: of `num_annotators` people, how many preferred the chosen answer.
+        section, subset: what it tests, as in RewardBench; a subset is part of a section.
+        chosen_first: whether the chosen answer was the one shown first, where that is known.
     """
 
     prompt: Prompt
@@ -85,6 +87,9 @@ class Comparison:
     source: str | None = None
     votes_for_chosen: int | None = None
     num_annotators: int | None = None
+    section: str | None = None
+    subset: str | None = None
+    chosen_first: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +143,9 @@ def to_json(record: Record) -> dict[str, Any]:
             row["chosen"] = [{**answer[0], "content": record.chosen}]
             row["rejected"] = [{**answer[0], "content": record.rejected}]
             extras = dataclasses.asdict(record)
-            for name in ("margin", "source", "votes_for_chosen", "num_annotators"):
+            for name in (
+                "margin", "source", "votes_for_chosen", "num_annotators", "section", "subset", "chosen_first"
+            ):
                 row[name] = extras[name]
         else:
             row |= {"response": [{**answer[0], "content": record.response}], "scores": dict(record.scores)}

@@ -87,6 +87,14 @@ class Row:
             return None
         return value
 
+    def flag(self, field: str) -> bool | None:
+        """An optional true or false."""
+        value = self.values.get(field)
+        if value is None or isinstance(value, bool):
+            return value
+        self.fault(field, f"must be true or false, got {_kind(value)}")
+        return None
+
     def scores(self, field: str) -> dict[str, float]:
         """Numbers by attribute."""
         value = self.required(field)
@@ -368,9 +376,10 @@ def _comparison(row: Row) -> Comparison | None:
     if votes is not None and people is not None and votes > people:
         row.fault("votes_for_chosen", f"must be at most num_annotators, {people}, got {votes}")
     margin, source = row.number("margin"), row.text("source")
+    section, subset, first = row.text("section"), row.text("subset"), row.flag("chosen_first")
     if prompt is None or chosen is None or rejected is None:
         return None
-    return Comparison(prompt, chosen, rejected, margin, source, votes, people)
+    return Comparison(prompt, chosen, rejected, margin, source, votes, people, section, subset, first)
 
 
 def _rating(row: Row) -> Rating | None:

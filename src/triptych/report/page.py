@@ -49,10 +49,7 @@ MOST_POINTS = 150
 
 def render(summary: Summary, samples: Sequence[Sample]) -> str:
     """The whole report as one self-contained HTML document."""
-    script = (FOLDER / "page.js").read_text(encoding="utf-8")
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    template = _environment().get_template("page.html.j2")
-    return template.render(
+    return _environment().get_template("page.html.j2").render(
         summary=summary,
         samples=samples,
         headline=headline(summary),
@@ -62,14 +59,28 @@ def render(summary: Summary, samples: Sequence[Sample]) -> str:
         score_charts=_score_charts(summary),
         rounds=[(round_, *_round_charts(round_)) for round_ in summary.rounds],
         win_rates=_win_rates(summary.rounds),
-        audits=[(audit, *_audit_charts(audit)) for audit in summary.audits],
+        audits=[_audit(audit, f"Round {audit.round}") for audit in summary.audits],
         losses=[(name, *_loss_chart(name, points)) for name, points in summary.losses.items()],
         lineage=_lineage(summary.stages),
         longest_stage=max((stage.seconds for stage in summary.stages), default=0.0) or 1.0,
-        style=Markup((FOLDER / "page.css").read_text(encoding="utf-8")),
-        script=Markup(script),
-        script_digest=digest,
+        **_files(),
     )
+
+
+def render_audit(audit: Audit, name: str, version: str) -> str:
+    """The audit of one reward model as a page of its own."""
+    template = _environment().get_template("audit_page.html.j2")
+    return template.render(audit=audit, audits=[_audit(audit, name)], name=name, version=version, **_files())
+
+
+def _files() -> dict[str, str]:
+    """The page's style and script, and the script's digest for the page's policy."""
+    script = (FOLDER / "page.js").read_text(encoding="utf-8")
+    return {
+        "style": Markup((FOLDER / "page.css").read_text(encoding="utf-8")),
+        "script": Markup(script),
+        "script_digest": base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+    }
 
 
 @dataclass(frozen=True)
@@ -260,13 +271,13 @@ def _win_rates(rounds: Sequence[Round]) -> Markup:
     )
 
 
-def _audit_charts(audit: Audit) -> tuple[Markup, Markup, Markup]:
-    """Accuracy among its baselines, accuracy by group, reliability."""
+def _audit(audit: Audit, title: str) -> tuple[Audit, str, Markup, Markup, Markup]:
+    """The audit under its title, and its charts: accuracy among its baselines, by group, reliability."""
     rows = [Estimate("reward model", audit.accuracy, audit.interval, "orange")]
     rows += [Estimate(name, value, None, "grey", strong=False) for name, value in audit.baselines.items()]
     rules = [] if audit.ceiling is None else [Rule(audit.ceiling, "noise ceiling")]
     shared = "comparisons ordered as labelled"
-    name = f"Reward model of round {audit.round}"
+    name = f"Reward model, {title}"
 
     def chart(rows: Sequence[Estimate], title: str, rules: Sequence[Rule]) -> Markup:
         return interval_chart(
@@ -283,7 +294,8 @@ def _audit_charts(audit: Audit) -> tuple[Markup, Markup, Markup]:
     reliability = reliability_chart(
         bins, title=f"{name}, reliability: calibration error {percent(audit.calibration_error)}"
     )
-    return chart(rows, "accuracy", rules), chart(groups, "accuracy by group", []), reliability
+    charts = chart(rows, "accuracy", rules), chart(groups, "accuracy by group", []), reliability
+    return audit, title, *charts
 
 
 def _loss_chart(name: str, points: Sequence[Loss]) -> tuple[str, Markup]:

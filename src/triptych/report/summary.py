@@ -6,15 +6,11 @@ Scores of the exact judge lie in [0, 1]; a reward model's scores are in its own 
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict
-
-Interval = tuple[float, float]
-
-
-class Row(BaseModel):
-    """A part of the summary; unknown fields are refused."""
-
-    model_config = ConfigDict(extra="forbid")
+from triptych.reward.audit.record import AuditRecord as AuditRecord
+from triptych.reward.audit.record import Bin as Bin
+from triptych.reward.audit.record import Interval as Interval
+from triptych.reward.audit.record import Row as Row
+from triptych.reward.audit.record import TaskScore as TaskScore
 
 
 class Verdict(Row):
@@ -30,14 +26,6 @@ class Verdict(Row):
     gain: float
     gain_interval: Interval
     missed: list[str]
-
-
-class TaskScore(Row):
-    """A mean judge score over some prompts."""
-
-    score: float
-    interval: Interval
-    prompts: int
 
 
 class ModelScore(Row):
@@ -83,42 +71,19 @@ class Base(Row):
     tokens_seen: int | None
 
 
-class Bin(Row):
-    """One bar of a reliability diagram: predicted preference against what was preferred."""
-
-    confidence: float
-    accuracy: float
-    count: int
-
-
-class Audit(Row):
-    """One reward model on held-out comparisons.
+class Audit(AuditRecord):
+    """One reward model on held-out comparisons, in its round.
 
     Attributes:
-        accuracy: share of held-out comparisons ordered as labelled, intervals clustered by prompt.
+        trained_on: comparisons in its training; None where that is not known.
         ceiling: the best accuracy that the label noise allows (1 - noise); None where it is unknown.
-        baselines: the same accuracy for trivial rules: "random", "longer wins", "shorter wins".
-        calibration_error: expected calibration error over `bins`.
-        length_correlation: Spearman correlation of reward and answer length.
-        when_longer, when_shorter: accuracy where the longer (shorter) answer is the preferred one.
-        passed: whether this reward model may train anything; `reasons` says why not.
+        required: whether a failed audit stops the run; if not, a model that failed was used all the same.
     """
 
     round: int
-    comparisons: int
-    trained_on: int
-    accuracy: float
-    interval: Interval
+    trained_on: int | None
     ceiling: float | None
-    baselines: dict[str, float]
-    by_group: dict[str, TaskScore]
-    calibration_error: float
-    bins: list[Bin]
-    length_correlation: float
-    when_longer: float | None
-    when_shorter: float | None
-    passed: bool
-    reasons: list[str]
+    required: bool = True
 
 
 class Point(Row):

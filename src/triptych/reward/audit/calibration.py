@@ -1,0 +1,91 @@
+"""Whether a reward model is as often right as it is sure, and the temperature that mends it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from triptych.data.splits import fraction
+from triptych.reward.audit.record import Bin, Calibration
+
+BINS = 10
+SIMULATIONS = 200
+
+Numbers = NDArray[np.float64]
+
+
+def reliability(differences: Sequence[float]) -> tuple[list[Bin], float]:
+    """A reliability diagram of σ(r_chosen − r_rejected), and the expected calibration error.
+
+    The model's confidence in its own choice, max(p, 1 − p), against how often that choice was the labelled one
+    (Guo et al. 2017, equation 3), in bins of equal width over [0.5, 1].
+    """
+    confidence = _confidence(differences)
+    numbers = np.asarray(differences, dtype=np.float64)
+    return _binned(confidence, np.where(numbers == 0, 0.5, numbers > 0))
+
+
+def temperature(differences: Sequence[float]) -> float:
+    """T that minimises the mean of −log σ(difference / T) (Guo et al. 2017, section 4.2), within [1e-3, 1e3] spreads.
+
+    The loss is convex in 1/T; its derivative is bisected. Where the model is never wrong (or no better than
+    chance) there is no minimum, and the end of the range is returned.
+    """
+    numbers = np.asarray(differences, dtype=np.float64)
+    spread = float(np.sqrt(np.mean(numbers**2))) or 1.0
+    scaled = numbers / spread
+    low, high = -3.0, 3.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        slope = -np.mean(scaled * _sigmoid(-scaled * 10**middle))
+        low, high = (middle, high) if slope < 0 else (low, middle)
+    return float(spread / 10**low)
+
+
+def calibration(differences: Sequence[float], prompts: Sequence[str]) -> Calibration | None:
+    """The temperature fitted on one half of the prompts and what it mends on the other; None where a half is empty."""
+    halves: tuple[list[float], list[float]] = ([], [])
+    for difference, prompt in zip(differences, prompts, strict=True):
+        halves[fraction(f"calibration {prompt}", 0) < 0.5].append(difference)
+    fitted, measured = halves
+    if not fitted or not measured:
+        return None
+    mending = temperature(fitted)
+    return Calibration(
+        temperature=mending, error=reliability(measured)[1],
+        mended_error=reliability([difference / mending for difference in measured])[1],
+        chance_error=chance_error(differences),
+    )
+
+
+def chance_error(differences: Sequence[float]) -> float:
+    """The mean calibration error where every label is drawn with the probability that the model gives it."""
+    confidence = _confidence(differences)
+    random = np.random.default_rng(0)
+    drawn = [_binned(confidence, random.random(len(confidence)) < confidence)[1] for _ in range(SIMULATIONS)]
+    return float(np.mean(drawn))
+
+
+def _binned(confidence: Numbers, right: Numbers | NDArray[np.bool_]) -> tuple[list[Bin], float]:
+    places = np.minimum(((confidence - 0.5) * 2 * BINS).astype(int), BINS - 1)
+    bins, error = [], 0.0
+    for place in range(BINS):
+        members = places == place
+        if members.any():
+            mean, accuracy = float(confidence[members].mean()), float(right[members].mean())
+            bins.append(Bin(confidence=mean, accuracy=accuracy, count=int(members.sum())))
+            error += abs(mean - accuracy) * float(members.mean())
+    return bins, error
+
+
+def _confidence(differences: Sequence[float]) -> Numbers:
+    return _sigmoid(np.abs(np.asarray(differences, dtype=np.float64)))
+
+
+def _sigmoid(numbers: Numbers) -> Numbers:
+    """Of either sign without overflow."""
+    ends = np.exp(-np.abs(numbers))
+    found: Numbers = np.where(numbers >= 0, 1.0, ends) / (1 + ends)
+    return found

@@ -1,0 +1,195 @@
+"""What an audit finds, typed: the record that a stage leaves, and that the report and the cards show.
+
+Every interval is a 95% interval `[low, high]`, clustered by prompt.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+Interval = tuple[float, float]
+
+
+class Row(BaseModel):
+    """A part of a record; unknown fields are refused."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class TaskScore(Row):
+    """A mean score over some prompts."""
+
+    score: float
+    interval: Interval
+    prompts: int
+
+
+class Bin(Row):
+    """One bar of a reliability diagram: predicted preference against what was preferred."""
+
+    confidence: float
+    accuracy: float
+    count: int
+
+
+class Lead(Row):
+    """How far the reward model's accuracy is above a trivial rule's on the same comparisons, as a share."""
+
+    lead: float
+    interval: Interval
+
+
+class Person(Row):
+    """The reward model beside one of the people who voted; both are measured against one other person's vote.
+
+    Attributes:
+        comparisons: those with at least two votes.
+        model: chance that the reward model orders a comparison as one of its people did.
+        person: chance that another of its people did.
+        lead: model minus person.
+    """
+
+    comparisons: int
+    model: float
+    model_interval: Interval
+    person: float
+    lead: float
+    lead_interval: Interval
+
+
+class Calibration(Row):
+    """Whether it is as often right as it is sure, and what mends it.
+
+    Attributes:
+        temperature: rewards divided by it are calibrated best; above 1 the model is too sure.
+        error: expected calibration error on the prompts that the temperature was not fitted on.
+        mended_error: the same with the temperature.
+        chance_error: what a perfectly calibrated model would show on all comparisons, by their small number alone.
+    """
+
+    temperature: float
+    error: float
+    mended_error: float
+    chance_error: float
+
+
+class Length(Row):
+    """What length has to do with the reward.
+
+    Attributes:
+        gap: accuracy where the longer answer is preferred minus accuracy where the shorter is; None where one
+            of them never is.
+        coefficient: of the length difference in a logistic regression of the label on the differences of reward
+            and length, each in its own spread: above 0 the labels favour length more than the reward does,
+            below 0 the reward favours it too much.
+        reward_coefficient: that of the reward difference.
+    """
+
+    gap: float | None
+    gap_interval: Interval | None
+    coefficient: float
+    interval: Interval
+    reward_coefficient: float
+
+
+class Perturbation(Row):
+    """Chosen answers changed in a way whose effect is known.
+
+    Attributes:
+        rule: whether the reward must fall, or must stay: change by less than the rewards of the two answers of
+            the median comparison differ.
+        answers: how many were changed.
+        wrong: the share on which the reward broke the rule.
+        change: the mean change of the reward, in that median difference.
+    """
+
+    name: str
+    rule: Literal["must fall", "must stay"]
+    answers: int
+    wrong: float
+    interval: Interval
+    change: float
+
+
+class Consistency(Row):
+    """The same answers scored in another way.
+
+    Attributes:
+        difference: the largest difference from the score of an answer alone; None where it cannot be scored so.
+        tolerance: the largest that is allowed; None where it is only shown.
+    """
+
+    way: str
+    difference: float | None
+    tolerance: float | None
+
+    @property
+    def holds(self) -> bool:
+        """Whether the difference is allowed."""
+        return self.tolerance is None or (self.difference is not None and self.difference <= self.tolerance)
+
+
+class Drift(Row):
+    """A refreshed model beside its predecessor.
+
+    Attributes:
+        comparisons: "old" ones, which the predecessor was audited on as well, or "new" ones.
+        agreement: the share of comparisons that both order alike.
+        accuracy, predecessor: the accuracy of each.
+        lead: accuracy minus predecessor.
+        correlation: Spearman's, of the two models' reward differences.
+    """
+
+    comparisons: str
+    count: int
+    agreement: float
+    interval: Interval
+    accuracy: float
+    predecessor: float
+    lead: float
+    lead_interval: Interval
+    correlation: float
+
+
+class AuditRecord(Row):
+    """One reward model on held-out comparisons.
+
+    Attributes:
+        accuracy: share of held-out comparisons ordered as labelled, intervals clustered by prompt.
+        baselines: the same accuracy for trivial rules: "random", "longer wins", "shorter wins", and "bag of words"
+            where the training comparisons are known.
+        leads: how far the accuracy is above each of them.
+        person: beside one of the people; None where comparisons have not several votes.
+        by_group: by section, subset, task and source.
+        calibration_error: expected calibration error over `bins`.
+        calibration: the temperature and what it mends; None where there are too few prompts.
+        length_correlation: Spearman correlation of reward and answer length.
+        when_longer, when_shorter: accuracy where the longer (shorter) answer is the preferred one.
+        length: what more length has to do with it; None where all answers are as long.
+        warnings: what does not stop the run and should be looked at.
+        passed: whether this reward model may train anything; `reasons` says why not.
+    """
+
+    comparisons: int
+    prompts: int = 0
+    accuracy: float
+    interval: Interval
+    baselines: dict[str, float]
+    leads: dict[str, Lead] = {}
+    person: Person | None = None
+    by_group: dict[str, TaskScore]
+    calibration_error: float
+    bins: list[Bin]
+    calibration: Calibration | None = None
+    length_correlation: float
+    when_longer: float | None
+    when_shorter: float | None
+    length: Length | None = None
+    perturbations: list[Perturbation] = []
+    consistency: list[Consistency] = []
+    drift: list[Drift] = []
+    warnings: list[str] = []
+    passed: bool
+    reasons: list[str]

@@ -1,0 +1,252 @@
+"""The audit as a stage: every measurement, and the verdict whether the reward model may train anything."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import Field
+
+from triptych.configuration import Config
+from triptych.data.files import read_comparisons
+from triptych.engine.scoring import RewardModel, Scorer
+from triptych.intervals import mean_interval
+from triptych.pipeline.stage import Desk, Metrics
+from triptych.records import Comparison, Conversation
+from triptych.reward.audit.agreement import beside_a_person, by_group, leads, outcomes, trivial
+from triptych.reward.audit.calibration import calibration, reliability
+from triptych.reward.audit.consistency import consistency
+from triptych.reward.audit.drift import drift
+from triptych.reward.audit.length import length_bias, spearman
+from triptych.reward.audit.perturbations import Score, perturbations
+from triptych.reward.audit.record import AuditRecord
+from triptych.reward.audit.words import bag_of_words
+from triptych.reward.kinds import open_reward
+
+TRAINING = {"heldout": "reward", "judge_heldout": "judge"}
+"""Which comparisons trained the model that is audited on a share."""
+BAG_OF_WORDS = "bag of words"
+CONSISTENCY_COMPARISONS = 8
+LENGTH_GAP = 0.1
+"""A gap in accuracy between longer and shorter preferred answers below this is not worth a warning."""
+
+
+class Audit(Config):
+    """What a reward model must show before it may train a policy.
+
+    Attributes:
+        least_margin: by how much the accuracy must exceed every trivial rule's (random, longer wins, shorter wins),
+            at the lower end of the 95% interval of the difference.
+        least_prompts: held-out comparisons of fewer prompts prove nothing, for a bootstrap over so few is too sure.
+        perturbed: prompts whose chosen answers are changed in ways that the reward must notice, or overlook.
+        tolerance: largest difference between the scores of one answer alone, packed and in plain transformers.
+    """
+
+    least_margin: float = Field(default=0.0, ge=0, lt=0.5)
+    least_prompts: int = Field(default=30, ge=1)
+    perturbed: int = Field(default=100, ge=0)
+    tolerance: float = Field(default=1e-3, gt=0)
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What an audit is made from.
+
+    Attributes:
+        rows: comparisons that the reward model has not seen.
+        training: those that it was trained on, for the bag of words; empty where they are not known.
+        new: which of `rows` are newer than the predecessor.
+    """
+
+    rows: Sequence[Comparison]
+    training: Sequence[Comparison] = ()
+    new: Sequence[bool] = ()
+
+
+def audit(
+    desk: Desk, config: Audit, reward: Path, comparisons: Path, share: str = "heldout",
+    predecessor: Path | None = None,
+) -> Metrics:
+    """Audits a reward model on `comparisons/{share}.jsonl`; the metrics are an `AuditRecord`, also in `audit.json`.
+
+    Args:
+        predecessor: the reward model that this one was refreshed from.
+    """
+    rows = read_comparisons(comparisons / f"{share}.jsonl")
+    latest = comparisons / f"{share}_new.jsonl"
+    fresh = set(read_comparisons(latest)) if predecessor and latest.exists() and latest.stat().st_size else set()
+    evidence = Evidence(
+        rows, read_comparisons(comparisons / f"{TRAINING[share]}.jsonl"), [row in fresh for row in rows]
+    )
+    record = examine(
+        open_reward(reward), evidence, config, predecessor=open_reward(predecessor) if predecessor else None
+    )
+    (desk.output / "audit.json").write_text(record.model_dump_json(indent=1) + "\n", encoding="utf-8")
+    return record.model_dump(mode="json")
+
+
+def examine(
+    scorer: Scorer, evidence: Evidence, config: Audit, predecessor: Scorer | None = None
+) -> AuditRecord:
+    """The whole audit; consistency is measured of a trained model, drift where it has a predecessor."""
+    rows = evidence.rows
+    chosen, rejected = scored(scorer, rows)
+    record = measured(evidence, chosen, rejected)
+    differences = [a - b for a, b in zip(chosen, rejected, strict=True)]
+    if config.perturbed:
+        record.perturbations = perturbations(rows, differences, score_of(scorer), config.perturbed)
+    if isinstance(scorer, RewardModel):
+        few = _one_of_each_prompt(rows)[:CONSISTENCY_COMPARISONS]
+        record.consistency = consistency(scorer.folder, _answers(few), config.tolerance)
+    if predecessor is not None:
+        before = [a - b for a, b in zip(*scored(predecessor, rows), strict=True)]
+        record.drift = drift(rows, evidence.new or [False] * len(rows), differences, before)
+    return judged(record, config)
+
+
+def scored(scorer: Scorer, rows: Sequence[Comparison]) -> tuple[list[float], list[float]]:
+    """The scores of the chosen and of the rejected answers."""
+    scores = score_of(scorer)(_answers(rows))
+    return scores[0::2], scores[1::2]
+
+
+def score_of(scorer: Scorer) -> Score:
+    """How answers are scored here: by a trained model as its head gives them, before they are normalised.
+
+    Only those scores say how sure the model is: σ of a difference is the chance that the first answer is preferred.
+    """
+    return scorer.raw if isinstance(scorer, RewardModel) else scorer.score
+
+
+def measured(evidence: Evidence, chosen: Sequence[float], rejected: Sequence[float]) -> AuditRecord:
+    """What the scores of both answers of each comparison say, without a verdict."""
+    rows = evidence.rows
+    prompts = [row.prompt.key for row in rows]
+    right = outcomes(chosen, rejected)
+    differences = [a - b for a, b in zip(chosen, rejected, strict=True)]
+    rules = trivial(rows)
+    if evidence.training:
+        rules[BAG_OF_WORDS] = bag_of_words(evidence.training, rows)
+    accuracy, interval = mean_interval(right, prompts)
+    bins, error = reliability(differences)
+    scores = [score for pair in zip(chosen, rejected, strict=True) for score in pair]
+    return AuditRecord(
+        comparisons=len(rows), prompts=len(set(prompts)), accuracy=accuracy, interval=interval,
+        baselines={name: sum(rule) / len(rule) for name, rule in rules.items()},
+        leads=leads(right, rules, prompts),
+        person=beside_a_person(rows, right),
+        by_group=by_group(rows, right),
+        calibration_error=error, bins=bins, calibration=calibration(differences, prompts),
+        length_correlation=spearman(scores, [len(each.answer) for each in _answers(rows)]),
+        when_longer=_mean([r for r, rule in zip(right, rules["longer wins"], strict=True) if rule == 1.0]),
+        when_shorter=_mean([r for r, rule in zip(right, rules["longer wins"], strict=True) if rule == 0.0]),
+        length=length_bias(rows, right, differences),
+        passed=False, reasons=["not judged"],
+    )
+
+
+def judged(record: AuditRecord, config: Audit) -> AuditRecord:
+    """The record with its verdict and warnings.
+
+    To pass, the accuracy must be above that of *each* trivial rule: the lower end of the 95% interval of the paired
+    difference, over prompts, must be above `least_margin`. A small sample has a wide interval and so does not pass
+    by luck; several such tests that must all hold are no easier to pass than one (Berger 1982). The bag of words is
+    no trivial rule but a model that has learnt from the same labels: it must not be proved better, the upper end of
+    the interval below 0, and a model that is not proved better than it passes with a warning.
+    """
+    reasons = []
+    if record.prompts < config.least_prompts:
+        reasons.append(
+            f"only {record.prompts} held-out prompts, where {config.least_prompts} are the least that count: give more "
+            "comparisons, or raise the share that is held out"
+        )
+    name = min(
+        (rule for rule in record.leads if rule != BAG_OF_WORDS), key=lambda rule: record.leads[rule].interval[0]
+    )
+    if record.leads[name].interval[0] <= config.least_margin:
+        reasons.append(_not_ahead(record, name, config.least_margin))
+    words = record.leads.get(BAG_OF_WORDS)
+    if words and words.interval[1] < 0:
+        reasons.append(
+            f"accuracy {record.accuracy:.1%} is below that of a bag of words trained on the same comparisons "
+            f"({record.baselines[BAG_OF_WORDS]:.1%}): it has learnt less than to count words; give it more epochs, "
+            "another learning rate or a better starting model"
+        )
+    broken = [row for row in record.consistency if not row.holds]
+    reasons += [
+        f"scores differ by how they are computed: {row.way}, by "
+        f"{'an error' if row.difference is None else format(row.difference, '.2g')} where {row.tolerance:.2g} is "
+        "allowed; look at the padding and end tokens in config.json and tokenizer_config.json"
+        for row in broken
+    ]
+    record.reasons, record.passed = reasons, not reasons
+    record.warnings = _warnings(record)
+    return record
+
+
+def _not_ahead(record: AuditRecord, name: str, margin: float) -> str:
+    lead = record.leads[name]
+    low, high = lead.interval
+    found = (
+        f"accuracy {record.accuracy:.1%} does not beat '{name}' ({record.baselines[name]:.1%}) "
+        f"{f'by {margin:.1%} ' if margin else ''}beyond chance: the lead is {100 * lead.lead:+.1f} points, 95% "
+        f"interval {100 * low:+.1f} to {100 * high:+.1f}; "
+    )
+    if lead.lead <= margin:
+        return found + "give it more or cleaner comparisons, more epochs or a better starting model"
+    # The interval narrows with the root of the number of prompts.
+    needed = math.ceil(record.prompts * ((lead.lead - low) / (lead.lead - margin)) ** 2)
+    return found + (
+        f"about {max(needed, record.prompts + 1):,} held-out prompts would show a lead of this size (there are "
+        f"{record.prompts:,}): give more comparisons, or raise the share that is held out"
+    )
+
+
+def _warnings(record: AuditRecord) -> list[str]:
+    found = []
+    words = record.leads.get(BAG_OF_WORDS)
+    if words and words.interval[0] <= 0:
+        found.append(
+            f"bag of words: it is not proved better than counting words, {record.accuracy:.1%} and "
+            f"{record.baselines[BAG_OF_WORDS]:.1%}; what it rewards may be words rather than what they say"
+        )
+    length = record.length
+    if length and length.gap is not None and length.gap_interval is not None:
+        low, high = length.gap_interval
+        if abs(length.gap) > LENGTH_GAP and (low > 0 or high < 0):
+            liked = "longer" if length.gap > 0 else "shorter"
+            found.append(
+                f"length: it leans towards {liked} answers: right on {record.when_longer:.1%} of comparisons where the "
+                f"longer answer is preferred and on {record.when_shorter:.1%} where the shorter is; look at what wins "
+                "in the labels, and add comparisons where length and quality disagree"
+            )
+    found += [
+        f"perturbation: '{row.name}' {row.rule}, and goes the wrong way on {row.wrong:.0%} of {row.answers} answers"
+        for row in record.perturbations if row.interval[0] > 0.5
+    ]
+    if record.calibration and record.calibration_error > max(0.1, 2 * record.calibration.chance_error):
+        how = "too sure" if record.calibration.temperature > 1 else "not sure enough"
+        found.append(
+            f"calibration: it is {how}, with a calibration error of {record.calibration_error:.1%}; dividing its "
+            f"rewards by {record.calibration.temperature:.2g} mends most of it"
+        )
+    found += [
+        f"drift: it orders {row.comparisons} comparisons worse than its predecessor, {row.accuracy:.1%} and "
+        f"{row.predecessor:.1%}"
+        for row in record.drift if row.lead_interval[1] < 0
+    ]
+    return found
+
+
+def _one_of_each_prompt(rows: Sequence[Comparison]) -> list[Comparison]:
+    return list({row.prompt.key: row for row in rows}.values())
+
+
+def _answers(rows: Sequence[Comparison]) -> list[Conversation]:
+    return [Conversation(row.prompt, answer) for row in rows for answer in (row.chosen, row.rejected)]
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None
