@@ -58,8 +58,10 @@ def write_recipe(folder: Path, **changes: Any) -> Path:
     """A recipe of enough rows, all of them right."""
     tiny_model(folder / "model")
     rows(folder / "answers.jsonl", [{"prompt": f"Question {i}?", "completion": f"Answer {i}."} for i in range(60)])
-    rows(folder / "preferences.jsonl", [
-        {"prompt": f"Which is {i}?", "chosen": f"This is {i}.", "rejected": "No."} for i in range(200)
+    rows(folder / "preferences.jsonl", [  # the longer answer is preferred as often as the shorter one
+        {"prompt": f"Which is {i}?", "chosen": f"This is {i}.", "rejected": "No."} if i % 2 else
+        {"prompt": f"Which is {i}?", "chosen": "Yes.", "rejected": f"That is not {i}."}
+        for i in range(1000)
     ])
     rows(folder / "questions.jsonl", [{"prompt": f"What about {i}?"} for i in range(500)])
     recipe = {
@@ -148,15 +150,14 @@ def test_repeated_contradicting_and_leaking_rows_are_noted(tmp_path: Path) -> No
     with open(tmp_path / "preferences.jsonl", "a", encoding="utf-8") as file:
         for row in (pair, pair, pair | {"chosen": "No.", "rejected": "Yes."}):
             file.write(json.dumps(row) + "\n")
-        for row in questions:  # some of them are held out
-            file.write(json.dumps(row | {"chosen": "Yes.", "rejected": "No."}) + "\n")
+        for i, row in enumerate(questions):  # some of them are held out
+            file.write(json.dumps(row | {"chosen": "Yes.", "rejected": "No." if i % 2 else "Not so."}) + "\n")
     found = check.check(path)
     assert found.problems == []
-    assert found.notes == [
-        "1 comparisons are exact repetitions and are left out",
-        "1 pairs of comparisons contradict each other: the same two answers, opposite preferences",
-        "264 comparisons have a held-out prompt and are removed",  # 100 + 100 + 64 prompts
-    ]
+    removed, repeated, contradicting = found.notes
+    assert removed == "264 comparisons have a held-out prompt and are removed"  # 100 + 100 + 64 prompts
+    assert repeated.startswith(f"{tmp_path}/preferences.jsonl:1002: 1 comparison repeated exactly")
+    assert contradicting.startswith(f"{tmp_path}/preferences.jsonl:1003: 1 pair of comparisons contradicting")
 
 
 def test_too_few_rows_are_a_problem(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from test_check import rows, tiny_model, tokenizer
 from triptych import __version__
 from triptych.cli import app
 from triptych.engine import models
+from triptych.errors import AuditError
 from triptych.pipeline.ledger import Ledger
 from triptych.pipeline.runner import claimed
 from triptych.recipe import Recipe, load
@@ -333,3 +334,38 @@ def test_evaluate_needs_something_to_measure_and_the_right_model(release: Path, 
     wrong = ("evaluate", release / "instruct", "--comparisons", prompts)
     assert "this model writes answers; one that scores them is needed" in refused(*wrong)
     assert "chosen: missing" in refused("evaluate", release, "--comparisons", prompts)
+
+
+def test_audit_writes_a_record_and_a_page_and_fails_a_model_that_guesses(release: Path, tmp_path: Path) -> None:
+    asked = [
+        {"prompt": f"{i}?", "chosen": "Yes." + "!" * (i % 3), "rejected": "No.", "subset": "xstest-should-refuse"}
+        for i in range(12)
+    ]
+    data, training = rows(tmp_path / "data.jsonl", asked), rows(tmp_path / "training.jsonl", asked[:2])
+    out = tmp_path / "out"
+    result = call("audit", release, "--data", data, "--training", training, "--output", out, "--predecessor", release)
+    assert result.exit_code == 1
+    assert "failed its audit: only 10 held-out prompts, where 30 are the least" in " ".join(result.stderr.split())
+    assert "note: 2 comparisons have a prompt of the training comparisons and are left out" in result.stdout
+    record = json.loads((out / "audit.json").read_text())
+    assert record["comparisons"] == record["by_group"]["Safety"]["prompts"] == 10
+    assert "bag of words" in record["baselines"]
+    assert [row["agreement"] for row in record["drift"]] == [1.0]
+    assert all(row["difference"] < row["tolerance"] for row in record["consistency"] if row["tolerance"])
+    page = (out / "audit.html").read_text()
+    assert page.startswith("<!doctype html>")
+    assert "failed its audit" in page
+    assert "padded on the left" in page
+    again = refused("audit", release, "--data", data, "--training", data)
+    assert "every prompt of --data is one of --training" in again
+
+
+def test_a_failed_audit_stops_unless_the_recipe_allows_it() -> None:
+    from triptych.cycle import require
+    from triptych.pipeline.artifact import Artifact
+    from triptych.recipe import AuditSection
+
+    failed = Artifact("round-1/audit", Path(), {"metrics": {"passed": False, "reasons": ["too few"]}})
+    with pytest.raises(AuditError, match=r"round-1/audit: .*too few.*--allow-failed-audit"):
+        require(failed, AuditSection())
+    require(failed, AuditSection(required=False))

@@ -93,6 +93,12 @@ def test_a_run_leaves_summary_report_and_release(whole):
     assert len(summary["rounds"]) == 2
     assert len(summary["audits"]) == 2
     assert summary["audits"][0]["ceiling"] == 0.9
+    # The tiny recipe goes on with a reward model that failed, and the release says so.
+    assert [audit["required"] for audit in summary["audits"]] == [False, False]
+    card = (whole / "release/reward/README.md").read_text()
+    assert ("was allowed to go on" in card) == (not summary["audits"][1]["passed"])
+    assert [row["comparisons"] for row in summary["audits"][1]["drift"]] == ["old", "new"]
+    assert all(row["difference"] <= (row["tolerance"] or 1) for row in summary["audits"][0]["consistency"])
     assert summary["verdict"] is not None
     assert summary["base"]["bits_per_byte"] > 0
     assert {"base", "instruct", "round-1/reward", "round-2/improve"} <= summary["losses"].keys()

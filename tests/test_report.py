@@ -13,11 +13,12 @@ import subprocess
 from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from triptych.report.charts import Estimate, Line, Node, interval_chart, line_chart, lineage_chart, number
-from triptych.report.page import duration, headline, render, thin
+from triptych.report.page import duration, headline, render, render_audit, thin
 from triptych.report.summary import (
     Answer,
     Audit,
@@ -34,6 +35,7 @@ from triptych.report.summary import (
     TaskScore,
     Verdict,
 )
+from triptych.reward.audit.record import Calibration, Consistency, Drift, Lead, Length, Person, Perturbation
 
 ATTACK = '<script>window.broken = 1</script><img src="https://evil.example/x.png" onerror="alert(1)">'
 
@@ -83,7 +85,36 @@ def audit(round_: int, accuracy: float, passed: bool) -> Audit:
         when_shorter=None if round_ > 1 else 0.812,
         passed=passed,
         reasons=[] if passed else ["Accuracy 78.0% is under 90% of the noise ceiling (81.0%)."],
+        **(measured_in_full() if round_ > 1 else {}),
     )
+
+
+def measured_in_full() -> dict[str, Any]:
+    """What an audit holds besides, as a record on disk may leave it out."""
+    share = around(0.5, 0.1)
+    return {
+        "required": False,
+        "warnings": ["length: it leans towards longer answers"],
+        "leads": {rule: Lead(lead=0.2, interval=around(0.2, 0.03)) for rule in ("random", "longer wins")},
+        "person": Person(
+            comparisons=300, model=0.7, model_interval=share, person=0.85, lead=-0.15, lead_interval=around(-0.15, 0.02)
+        ),
+        "calibration": Calibration(temperature=1.4, error=0.06, mended_error=0.03, chance_error=0.02),
+        "length": Length(gap=None, gap_interval=None, coefficient=-0.31, interval=around(-0.31, 0.2),
+                         reward_coefficient=1.6),
+        "perturbations": [
+            Perturbation(name="said twice", rule="must fall", answers=100, wrong=0.4, interval=share, change=-0.2)
+        ],
+        "consistency": [
+            Consistency(way="padded on the left", difference=0.5, tolerance=1e-3),
+            Consistency(way="padded on the right", difference=None, tolerance=1e-3),
+            Consistency(way="in bfloat16", difference=0.01, tolerance=None),
+        ],
+        "drift": [
+            Drift(comparisons="new", count=770, agreement=0.79, interval=share, accuracy=0.68, predecessor=0.66,
+                  lead=0.02, lead_interval=around(0.02, 0.04), correlation=0.83)
+        ],
+    }
 
 
 def a_round(round_: int, decision: str, reason: str, gain: float) -> Round:
@@ -331,6 +362,12 @@ def test_page_is_well_formed_and_complete(summary: Summary, samples: list[Sample
         "85.3%",
         "The interval of the win rate reaches below one half",
         "Accuracy 78.0% is under",
+        "it was used all the same",
+        "leans towards longer answers",
+        "Agrees with one person's vote",
+        "+20.0 +17.0 to +23.0",
+        "padded on the right fails too large",
+        "79.0%",
         "4 min 17 s",
         "runs/quickstart/release",
         "(an empty answer)",
@@ -346,6 +383,16 @@ def test_page_is_well_formed_and_complete(summary: Summary, samples: list[Sample
     assert all(attrs.get("role") == "img" and attrs.get("aria-label") for attrs in plots)
     ids = [attrs["id"] for _, attrs in page.tags if "id" in attrs]
     assert len(ids) == len(set(ids))
+
+
+def test_an_audit_has_a_page_of_its_own() -> None:
+    html = render_audit(audit(2, 0.78, False), ATTACK, "0.1")
+    page = Page(html)
+    assert [tag for tag, _ in page.tags].count("script") == 1
+    assert "img" not in {tag for tag, _ in page.tags}
+    assert "failed its audit" in page.text
+    assert [tag for tag, _ in page.tags if tag == "svg"] == 3 * ["svg"]
+    assert "src" not in {name for _, attrs in page.tags for name in attrs}
 
 
 def test_page_loads_nothing(summary: Summary, samples: list[Sample]) -> None:

@@ -21,7 +21,7 @@ from pydantic import ConfigDict
 from safetensors import safe_open
 from transformers import AutoConfig
 
-from triptych import configuration
+from triptych import configuration, doctor
 from triptych.base import source
 from triptych.base.pretraining import Pretraining
 from triptych.base.tokenizer import train_tokenizer
@@ -108,8 +108,14 @@ class Texts:
     longest: int = 0
 
 
-def check(path: Path, overrides: Sequence[str] = ()) -> Findings:
-    """Looks at everything that the recipe names; problems of all kinds are found together."""
+def check(path: Path, overrides: Sequence[str] = (), reward: Path | None = None) -> Findings:
+    """Looks at everything that the recipe names; problems of all kinds are found together.
+
+    Args:
+        path: the recipe.
+        overrides: as of `--set`.
+        reward: the folder of a reward model that is there already, to be looked at beside the recipe.
+    """
     findings = Findings()
     with TemporaryDirectory() as name:
         folder = Path(name)
@@ -128,13 +134,15 @@ def check(path: Path, overrides: Sequence[str] = ()) -> Findings:
         # Where a file cannot be read, how the others would be split says nothing about the run.
         counts = split_data(recipe, folder, findings) if check_files(recipe, findings) else None
         opened = check_model(recipe, folder, findings)
-        if opened and counts is not None:
+        if counts is not None:
             try:
-                texts = check_lengths(recipe, folder, *opened, findings)
+                consult(recipe, folder, opened[0] if opened else None, reward, findings)
+                texts = check_lengths(recipe, folder, *opened, findings) if opened else {}
             except ModelError as error:  # a chat template that refuses some of the rows
                 findings.problems.append(f"base: {error}")
             else:
-                estimate(recipe, opened[1], texts, findings)
+                if opened:
+                    estimate(recipe, opened[1], texts, findings)
     return findings
 
 
@@ -152,6 +160,19 @@ def stage_names(recipe: Recipe) -> list[str]:
             parts = ["feedback", *parts]
         names += [f"round-{number}/{part}" for part in parts]
     return [*names, "test/base", "test/instruct", *(f"test/round-{number}" for number in rounds)]
+
+
+def consult(recipe: Recipe, folder: Path, tokenizer: Any | None, reward: Path | None, findings: Findings) -> None:
+    """Has the doctor look at the comparisons, and at the reward model that was named."""
+    found = list(doctor.diagnose(recipe, folder, tokenizer)) if recipe.comparison_files else []
+    if reward is not None and tokenizer is not None:
+        rows = _split(folder / "heldout.jsonl", files.read_comparisons)
+        try:
+            found += doctor.diagnose_reward(reward, tokenizer, rows)
+        except ModelError as error:
+            findings.problems.append(str(error))
+    for finding in found:
+        (findings.problems if finding.stops else findings.notes).append(str(finding))
 
 
 class _Loose(Config):
@@ -224,11 +245,8 @@ def split_data(recipe: Recipe, folder: Path, findings: Findings) -> Mapping[str,
 
 def judge_splits(recipe: Recipe, counts: Mapping[str, int], findings: Findings) -> None:
     """What the counts of the intake mean for the run."""
-    intake = recipe.intake
     explained = {
         "duplicate_conversations": "conversations are exact repetitions and are left out",
-        "duplicate_comparisons": "comparisons are exact repetitions and are left out",
-        "contradictions": "pairs of comparisons contradict each other: the same two answers, opposite preferences",
         "prompts_removed": "prompts to improve on are also held out and are removed from training",
         "conversations_removed": "conversations have a held-out prompt and are removed from training",
         "comparisons_removed": "comparisons have a held-out prompt and are removed",
@@ -251,18 +269,6 @@ def judge_splits(recipe: Recipe, counts: Mapping[str, int], findings: Findings) 
         findings.problems.append("no prompt is left to improve on once those for measuring are set apart: give more")
     if recipe.base.train is not None and counts["text"] == 0:
         findings.problems.append("base.text: no document is left to train on once one is held out: give more text")
-    if not intake.comparisons:
-        return
-    audit = recipe.reward.audit
-    models_trained = {"reward": "heldout"} | ({"judge": "judge_heldout"} if intake.judge else {})
-    for trained, measured in models_trained.items():
-        what = {"reward": "the reward model", "judge": "the gate's judge"}[trained]
-        count = counts[f"comparison_prompts_{measured}"]
-        few = f"held-out comparisons to audit {what}: of {count} prompts, where {audit.least_prompts} are the least"
-        if count == 0 or (count < audit.least_prompts and audit.required):
-            findings.problems.append(f"{few}; give more, or raise splits.heldout ({intake.heldout:g})")
-        elif count < audit.least_prompts:
-            findings.notes.append(f"{few}; the audit will fail, and the run goes on as reward.audit.required is false")
 
 
 def check_model(recipe: Recipe, folder: Path, findings: Findings) -> tuple[Any, Architecture] | None:
@@ -366,7 +372,7 @@ def check_lengths(
         lengths, sizes = measured(_split(folder / f"{name}.jsonl", reader), tokenizer)
         findings.lengths[name] = report = length_report(lengths, config.context)
         fits = [place for place, length in enumerate(lengths) if length <= config.context]
-        if report.over:
+        if report.over and name == "demonstrations":  # the doctor says it of comparisons
             what = "will be left out" if config.overlong == "drop" else "will have their answers cut"
             findings.notes.append(
                 f"{name}: {report.over:,} of {report.count:,} rows are longer than {section}.context, "

@@ -147,7 +147,17 @@ def _starter(folder: Traversable, inside: Path = Path()) -> Iterator[tuple[Path,
 
 
 @app.command()
-def check(recipe: RecipeFile, overrides: Overrides = None) -> None:
+def check(
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    reward: Annotated[
+        str | None,
+        typer.Option(
+            metavar="REWARD", help="A reward model that is there already: is it made for this model and data?",
+            show_default=False,
+        ),
+    ] = None,
+) -> None:
     """Reads and checks everything a run needs, and estimates its memory and time.
 
     Every file is read, the model and its tokenizer are opened, lengths are counted. Exit code 1 with every
@@ -159,7 +169,7 @@ def check(recipe: RecipeFile, overrides: Overrides = None) -> None:
     from triptych.engine.device import settle
 
     settle()
-    findings = look(recipe, overrides or ())
+    findings = look(recipe, overrides or (), _model(reward, "reward")[0] if reward else None)
     _show_findings(findings)
     if findings.problems:
         count = len(findings.problems)

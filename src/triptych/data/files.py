@@ -169,13 +169,15 @@ def read_prompts(source: str | Path, skipped: list[Fault] | None = None) -> list
     return _read(source, _prompt, skipped)
 
 
-def read_comparisons(source: str | Path, skipped: list[Fault] | None = None) -> list[Comparison]:
+def read_comparisons(
+    source: str | Path, skipped: list[Fault] | None = None, lines: list[int] | None = None
+) -> list[Comparison]:
     """Reads `{"prompt", "chosen", "rejected"}` rows; see :func:`read_documents`.
 
     Where `prompt` is absent, `chosen` and `rejected` are whole conversations and the turns that they
-    share are the prompt.
+    share are the prompt. The line of each row that is returned is appended to `lines`, where that is given.
     """
-    return _read(source, _comparison, skipped)
+    return _read(source, _comparison, skipped, lines=lines)
 
 
 def read_ratings(source: str | Path, skipped: list[Fault] | None = None) -> list[Rating]:
@@ -221,6 +223,7 @@ def _read(
     parse: Callable[[Row], R | None],
     skipped: list[Fault] | None,
     also: tuple[str, ...] = (),
+    lines: list[int] | None = None,
 ) -> list[R]:
     records: list[R] = []
     faults: list[Fault] = []
@@ -233,6 +236,8 @@ def _read(
         record = parse(row)
         if record is not None and not row.faults:
             records.append(record)
+            if lines is not None:
+                lines.append(row.line)
         faults += row.faults
     if rows == 0:
         raise DataError([Fault(str(source), None, None, "empty: expected at least one row")])

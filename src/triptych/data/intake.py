@@ -97,7 +97,6 @@ def take_in(desk: Desk, config: Intake, sources: Mapping[str, str | Path]) -> Me
     for name, rows in divided(comparisons, shares, desk.seed).items() if comparisons else ():
         files.write(desk.output / f"{name}.jsonl", rows)
         metrics[f"comparisons_{name}"] = len(rows)
-        metrics[f"comparison_prompts_{name}"] = len({row.prompt.key for row in rows})
     files.write(desk.output / "prompts_improve.jsonl", improve)
     files.write(desk.output / "prompts_feedback.jsonl", improve)
     metrics["prompts_improve"] = len(improve)

@@ -1,0 +1,375 @@
+"""The doctor: faults of data and models that no error would show, found before any training.
+
+Each finding says what is wrong, where (file and line), why it matters, and what to do. Problems stop; notes do not.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from triptych.data import files
+from triptych.data.lengths import tokenized
+from triptych.data.splits import contradictions, normalised
+from triptych.data.template import answer_tokens, end_token, prompt_tokens
+from triptych.engine.models import load_tokenizer
+from triptych.engine.scoring import RewardModel, Scorer
+from triptych.errors import Fault, ModelError
+from triptych.intervals import mean_interval
+from triptych.recipe import JudgeSection, Recipe
+from triptych.records import Comparison, Conversation, Message, Prompt, Rating, user
+from triptych.reward.audit.agreement import trivial
+
+LENGTH_SHARE = 0.6
+"""A share of labels that one rule of length explains, at the near end of its interval, from which it is noted."""
+POSITION_SHARE = 0.9
+"""From this share on, where an answer stood explains the labels, and what it says does not."""
+LEAKED_SHARE = 0.05
+"""More held-out comparisons than this share whose prompt is trained on, and the audit means nothing."""
+COARSE = 0.15
+"""A smallest lead that an audit can show, from which it is noted."""
+SCORED = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One fault: what it is, where, why it matters and what to do; `stops` where it makes a run worthless."""
+
+    what: str
+    where: str
+    why: str
+    remedy: str
+    stops: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.what}; {self.why}; {self.remedy}"
+
+
+def diagnose(recipe: Recipe, folder: Path, tokenizer: Any | None) -> Iterator[Finding]:
+    """All findings about a recipe's comparisons.
+
+    Args:
+        recipe: with at least one file of comparisons.
+        folder: where they were split as the run will have them.
+        tokenizer: the policy's; without it lengths are not looked at.
+    """
+    rows = locate([recipe.sources[name] for name in recipe.comparison_files])
+    yield from look_at_comparisons(rows)
+    places = {located.row: located for located in reversed(rows)}
+    audit = recipe.reward.audit
+    learners: list[tuple[str, str, str, Any]] = [("reward", "heldout", "reward", recipe.reward)]
+    if isinstance(recipe.gate.judge, JudgeSection):
+        learners.append(("judge", "judge_heldout", "gate.judge", recipe.gate.judge))
+    for learnt, measured, section, config in learners:
+        training, heldout = (_split(folder / f"{name}.jsonl") for name in (learnt, measured))
+        what = "the gate's judge" if learnt == "judge" else "the reward model"
+        yield from look_at_split(training, heldout, places)
+        yield from look_at_count(heldout, what, audit.least_prompts, audit.least_margin, audit.required)
+        if tokenizer is not None:
+            yield from look_at_lengths([places[row] for row in training], tokenizer, section, config)
+
+
+def diagnose_reward(folder: Path, tokenizer: Any, rows: Sequence[Comparison]) -> Iterator[Finding]:
+    """All findings about a reward model that is there already.
+
+    Args:
+        folder: its Hugging Face folder.
+        tokenizer: the policy's.
+        rows: comparisons to try it on.
+    """
+    own = load_tokenizer(folder)
+    faults = list(look_at_tokens(own, read_config(folder), str(folder)))
+    yield from faults
+    if not any(fault.stops for fault in faults):
+        yield from look_at_templates(tokenizer, own, str(folder))
+        yield from look_at_scores(RewardModel(folder), rows, str(folder))
+
+
+@dataclass(frozen=True, slots=True)
+class Located:
+    """A comparison and where it stands."""
+
+    file: str
+    line: int
+    row: Comparison
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line}"
+
+
+def locate(sources: Sequence[str | Path]) -> list[Located]:
+    """The good comparisons of all files with their lines."""
+    found = []
+    for source in sources:
+        lines: list[int] = []
+        skipped: list[Fault] = []
+        rows = files.read_comparisons(source, skipped, lines)
+        found += [Located(str(source), line, row) for line, row in zip(lines, rows, strict=True)]
+    return found
+
+
+def look_at_comparisons(rows: Sequence[Located]) -> Iterator[Finding]:
+    """What is wrong with comparisons as they stand in their files."""
+    yield from repeated(rows)
+    yield from contradicting(rows)
+    for file in dict.fromkeys(located.file for located in rows):
+        part = [located for located in rows if located.file == file]
+        yield from one_sided(part)
+        yield from explained_by_length(part)
+
+
+def repeated(rows: Sequence[Located]) -> Iterator[Finding]:
+    """Exact repetitions."""
+    first: dict[Comparison, Located] = {}
+    again = [(first[located.row], located) for located in rows if first.setdefault(located.row, located) is not located]
+    if again:
+        earlier, later = again[0]
+        yield Finding(
+            f"{_count(len(again), 'comparison')} repeated exactly (this one stands at {earlier} already)", str(later),
+            "a repetition would count twice in training and make intervals too sure",
+            "they are left out; nothing need be done",
+        )
+
+
+def contradicting(rows: Sequence[Located]) -> Iterator[Finding]:
+    """The same two answers, preferred in both ways."""
+    places: dict[Comparison, Located] = {}
+    for located in rows:
+        places.setdefault(located.row, located)
+    pairs = contradictions(places)
+    if pairs:
+        one, other = (places[row] for row in pairs[0])
+        yield Finding(
+            f"{_count(len(pairs), 'pair')} of comparisons contradicting each other (this one and {one})", str(other),
+            "no reward model can order both as labelled, which bounds its accuracy",
+            "decide which label is right and take the other one out, or leave both where people really disagree",
+        )
+
+
+def one_sided(rows: Sequence[Located]) -> Iterator[Finding]:
+    """Labels that follow the place in which an answer was shown, where `chosen_first` says it."""
+    known = [located for located in rows if located.row.chosen_first is not None]
+    first = sum(bool(located.row.chosen_first) for located in known)
+    # Three standard deviations of a fair coin: one file in 370 by chance.
+    if len(known) < 20 or abs(first - len(known) / 2) <= 1.5 * math.sqrt(len(known)):
+        return
+    share = first / len(known)
+    yield Finding(
+        f"the answer shown {'first' if share > 0.5 else 'second'} was preferred in {max(share, 1 - share):.0%} of "
+        f"{len(known):,} comparisons", str(known[0]),
+        "labels that follow the position are not about the answers",
+        "show the answers in random order, or each pair in both orders, and label again",
+        stops=max(share, 1 - share) >= POSITION_SHARE,
+    )
+
+
+def explained_by_length(rows: Sequence[Located]) -> Iterator[Finding]:
+    """Labels that follow the answers' lengths."""
+    longer = trivial([located.row for located in rows])["longer wins"]
+    share, (low, high) = mean_interval(longer, [located.row.prompt.key for located in rows])
+    if low > LENGTH_SHARE or high < 1 - LENGTH_SHARE:
+        rule, part = ("longer", share) if share > 0.5 else ("shorter", 1 - share)
+        ends = (low, high) if share > 0.5 else (1 - high, 1 - low)
+        yield Finding(
+            f"'the {rule} answer wins' is right on {part:.0%} of the comparisons ({ends[0]:.0%} to {ends[1]:.0%})",
+            rows[0].file, "a reward model learns the length first, and a policy then learns it from the reward model",
+            f"add comparisons in which the {'shorter' if rule == 'longer' else 'longer'} answer is better, and look at "
+            "the audit's length section",
+        )
+
+
+def look_at_split(
+    training: Sequence[Comparison], heldout: Sequence[Comparison], places: Mapping[Comparison, Located]
+) -> Iterator[Finding]:
+    """Held-out comparisons whose prompt is trained on but for case, punctuation and spaces."""
+    trained = {_alike(row.prompt): row for row in training}
+    shared = [(trained[_alike(row.prompt)], row) for row in heldout if _alike(row.prompt) in trained]
+    if shared:
+        one, other = shared[0]
+        share = len(shared) / len(heldout)
+        yield Finding(
+            f"{len(shared):,} of {len(heldout):,} held-out comparisons have a prompt that is trained on too, but for "
+            f"case and punctuation (here that of {places.get(one, 'the training comparisons')})",
+            str(places.get(other, "the held-out comparisons")),
+            "what was learnt is then measured as if it were new, and the audit is too kind",
+            "write such prompts alike, or take one of them out", stops=share > LEAKED_SHARE,
+        )
+
+
+def look_at_count(
+    heldout: Sequence[Comparison], what: str, least_prompts: int, least_margin: float, required: bool
+) -> Iterator[Finding]:
+    """Whether there are enough held-out comparisons for the interval by which a reward model passes its audit.
+
+    The smallest lead that the audit shows four times in five is (1.96 + 0.84) s / √prompts, where s, the
+    deviation of the paired difference between two rules right on 70% and 60%, is about 0.67 (Cohen 1988).
+    """
+    prompts = [row.prompt.key for row in heldout]
+    count = len(set(prompts))
+    where = f"held-out comparisons to audit {what}"
+    remedy = "give more comparisons, of more prompts, or raise splits.heldout"
+    if count < least_prompts:
+        yield Finding(
+            f"of {count} prompts, where {least_prompts} are the least", where, "so few prove nothing",
+            remedy if required else f"{remedy}; the audit will fail, and the run goes on as reward.audit.required is "
+            "false", stops=required or not count,
+        )
+        return
+    for rule, outcomes in trivial(heldout).items():
+        lead, (low, _) = mean_interval([1 - outcome for outcome in outcomes], prompts)
+        if low <= least_margin:
+            yield Finding(
+                f"'{rule}' is right on {1 - lead:.0%} of them", where,
+                "not even a reward model without a mistake would be proved better than that",
+                "add comparisons in which length and quality disagree", stops=required,
+            )
+    lead = 2.8 * 0.67 / math.sqrt(count)
+    if lead > COARSE:
+        yield Finding(
+            f"of {count} prompts", where,
+            f"a reward model passes only if it beats every trivial rule beyond chance, which so few show for a lead of "
+            f"about {100 * lead:.0f} points or more", remedy,
+        )
+
+
+def look_at_lengths(rows: Sequence[Located], tokenizer: Any, section: str, config: Any) -> Iterator[Finding]:
+    """Comparisons longer than the context of the reward model that learns from them."""
+    lengths = [tokenized(located.row, tokenizer).length for located in rows]
+    over = [located for located, length in zip(rows, lengths, strict=True) if length > config.context]
+    if over:
+        most = sorted(lengths)[math.ceil(0.95 * len(lengths)) - 1]
+        raised = f"raise {section}.context to {max(lengths):,}"
+        if config.context < most < max(lengths):
+            raised += f", or to {most:,} for 95% of them"
+        dropped = config.overlong == "drop"
+        yield Finding(
+            f"{len(over):,} of {len(rows):,} comparisons are longer than {section}.context, {config.context:,} tokens, "
+            f"and {'are left out' if dropped else 'have their answers cut'}", str(over[0]),
+            "a reward model that has seen short answers only is not to be trusted on long ones" if dropped else
+            "what made an answer better may stand in the part that is cut off", raised,
+        )
+
+
+def look_at_tokens(tokenizer: Any, config: Mapping[str, Any], where: str) -> Iterator[Finding]:
+    """Whether padding and end tokens of a reward model's folder are such that it is scored as it was trained.
+
+    Args:
+        tokenizer: the folder's.
+        config: its config.json.
+        where: the folder.
+    """
+    pad, eos = tokenizer.pad_token_id, tokenizer.eos_token_id
+    if eos is None:
+        yield Finding(
+            "the tokenizer has no EOS token", f"{where}/tokenizer_config.json",
+            "a reward is read at the token that ends an answer", "set eos_token to what ends a turn", stops=True,
+        )
+        return
+    if pad is None or pad == eos:
+        yield Finding(
+            "padding is missing" if pad is None else f"padding is EOS, {tokenizer.eos_token}",
+            f"{where}/tokenizer_config.json",
+            "a reward is read at the last token that is not padding, and that must be the answer's EOS",
+            "set pad_token to a token that no answer has", stops=True,
+        )
+    said = config.get("pad_token_id", (config.get("text_config") or {}).get("pad_token_id"))
+    if said != pad:
+        yield Finding(
+            f"pad_token_id is {said} and the tokenizer pads with {pad}", f"{where}/config.json",
+            "in a padded batch the reward is read at the wrong token", f"set pad_token_id to {pad}", stops=True,
+        )
+    if tokenizer.chat_template is None:
+        yield Finding(
+            "there is no chat template", f"{where}/tokenizer_config.json", "nobody knows how it saw conversations",
+            "put the template of its training beside it, as chat_template.jinja", stops=True,
+        )
+        return
+    ended = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "Hello."}, {"role": "assistant", "content": "Goodbye"}], tokenize=False
+    ).rpartition("Goodbye")[2]
+    if not ended.startswith(tokenizer.eos_token):
+        yield Finding(
+            f"EOS is {tokenizer.eos_token}, and the chat template ends an answer with {ended!r}",
+            f"{where}/tokenizer_config.json",
+            "the end token of its training is missing when it scores, so that its score is read at another token",
+            "set eos_token to the token that the template puts after an answer", stops=True,
+        )
+
+
+PROBE = (
+    Prompt(user("What is\n2 + 2?")),
+    Prompt((Message("system", "Be brief."), *user("Hello."), Message("assistant", "Hi!"), *user(" And now? "))),
+)
+
+
+def look_at_templates(policy: Any, reward: Any, where: str) -> Iterator[Finding]:
+    """Whether a reward model sees conversations as the policy writes them: by text, for the tokens may differ."""
+    for prompt in PROBE:
+        try:
+            seen = [_shown(tokenizer, prompt) for tokenizer in (policy, reward)]
+        except ModelError:  # a template that refuses a system turn: nothing to compare
+            continue
+        if seen[0] != seen[1]:
+            yield Finding(
+                f"the policy's conversations read {seen[0]!r} and the reward model's {seen[1]!r}", where,
+                "a reward model scores what it was not trained on",
+                "give both the same chat template, that of the reward model's training", stops=True,
+            )
+            return
+
+
+def look_at_scores(scorer: Scorer, rows: Sequence[Comparison], where: str) -> Iterator[Finding]:
+    """Whether a reward tells answers apart at all."""
+    few = rows[:SCORED]
+    scores = scorer.score([Conversation(row.prompt, answer) for row in few for answer in (row.chosen, row.rejected)])
+    if len(scores) > 1 and max(scores) - min(scores) <= 1e-6 * max(1.0, *map(abs, scores)):
+        yield Finding(
+            f"all {len(scores)} answers that were tried have the same score, {fmean(scores):.4g}", where,
+            "a constant reward improves nothing",
+            "look at what it was trained on, and whether it is read at the right token", stops=True,
+        )
+
+
+def look_at_ratings(ratings: Sequence[Rating], where: str) -> Iterator[Finding]:
+    """Attributes whose rating is the same in every row."""
+    values: dict[str, set[float]] = {}
+    for rating in ratings:
+        for name, value in rating.scores.items():
+            values.setdefault(name, set()).add(value)
+    for name, found in values.items():
+        if len(ratings) > 1 and len(found) == 1:
+            yield Finding(
+                f"{name} is {next(iter(found)):g} in every row", where, "there is nothing to learn from it",
+                "take the attribute out, or rate answers that differ in it", stops=len(values) == 1,
+            )
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """A model folder's config.json."""
+    content: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    return content
+
+
+def _split(path: Path) -> list[Comparison]:
+    return files.read_comparisons(path) if path.exists() and path.stat().st_size else []
+
+
+def _shown(tokenizer: Any, prompt: Prompt) -> str:
+    tokens = [*prompt_tokens(tokenizer, prompt.messages), *answer_tokens(tokenizer, "Fine.")[:-1], end_token(tokenizer)]
+    text: str = tokenizer.decode(tokens, clean_up_tokenization_spaces=False)
+    return text
+
+
+def _alike(prompt: Prompt) -> tuple[str, ...]:
+    """All turns but for case, punctuation and spaces; where nothing else is left, the turns as they are."""
+    turns = [(turn.role, normalised(Prompt(user(turn.content))) or turn.content) for turn in prompt.messages]
+    return tuple(part for turn in turns for part in turn)
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number:,} {what}{'' if number == 1 else 's'}"

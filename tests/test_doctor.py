@@ -1,0 +1,269 @@
+"""The doctor: one planted fault for each finding, and no finding where there is none."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from conftest import tiny
+from test_check import rows, tokenizer, write_recipe
+from triptych import check, doctor
+from triptych.data import template
+from triptych.doctor import Finding, Located
+from triptych.engine.models import load_tokenizer, save
+from triptych.recipe import load
+from triptych.records import Comparison, Conversation, Prompt, Rating, user
+from triptych.reward.training import PairwiseReward
+
+REAL = Path(__file__).resolve().parents[2] / "shared" / "data" / "preferences"
+
+
+def preferences(count: int = 1000) -> list[dict[str, Any]]:
+    """Comparisons without a fault: half of the chosen answers are the longer ones."""
+    return [
+        {"prompt": f"Which is {i}?", "chosen": f"This is {i}.", "rejected": "No."} if i % 2 else
+        {"prompt": f"Which is {i}?", "chosen": "Yes.", "rejected": f"That is not {i}."}
+        for i in range(count)
+    ]
+
+
+def found(folder: Path, content: Sequence[Mapping[str, Any]], *overrides: str) -> list[Finding]:
+    """The doctor's findings about a recipe with these comparisons."""
+    path = write_recipe(folder)
+    rows(folder / "preferences.jsonl", content)
+    recipe = load(path, overrides)
+    split_into = folder / "split"
+    split_into.mkdir()
+    findings = check.Findings()
+    check.split_data(recipe, split_into, findings)
+    return list(doctor.diagnose(recipe, split_into, tokenizer()))
+
+
+def the_one(findings: Sequence[Finding], what: str) -> Finding:
+    (finding,) = [finding for finding in findings if what in finding.what]
+    return finding
+
+
+def test_nothing_is_found_where_nothing_is_wrong(tmp_path: Path, reward: Path) -> None:
+    assert found(tmp_path, preferences()) == []
+    comparisons = [Comparison(Prompt(user(row["prompt"])), row["chosen"], row["rejected"]) for row in preferences(8)]
+    assert list(doctor.diagnose_reward(reward, tokenizer(), comparisons)) == []
+
+
+def test_a_finding_says_what_where_why_and_what_to_do() -> None:
+    finding = Finding("it leaks", "a.jsonl:3", "that is bad", "mend it")
+    assert str(finding) == "a.jsonl:3: it leaks; that is bad; mend it"
+
+
+def test_repetitions(tmp_path: Path) -> None:
+    good = preferences()
+    finding = the_one(found(tmp_path, [*good, good[4], good[6], good[4]]), "repeated")
+    assert finding.what == f"3 comparisons repeated exactly (this one stands at {tmp_path}/preferences.jsonl:5 already)"
+    assert finding.where == f"{tmp_path}/preferences.jsonl:1001"
+    assert not finding.stops
+
+
+def test_contradictions(tmp_path: Path) -> None:
+    good = preferences()
+    opposite = good[4] | {"chosen": good[4]["rejected"], "rejected": good[4]["chosen"]}
+    finding = the_one(found(tmp_path, [*good, opposite]), "contradicting")
+    assert finding.what.startswith("1 pair of comparisons contradicting each other")
+    assert f"(this one and {tmp_path}/preferences.jsonl:5)" in finding.what
+    assert finding.where == f"{tmp_path}/preferences.jsonl:1001"
+
+
+@pytest.mark.parametrize(("share", "stops"), [(0.95, True), (0.7, False)])
+def test_labels_that_follow_the_position(tmp_path: Path, share: float, stops: bool) -> None:
+    placed = [row | {"chosen_first": i % 100 < 100 * share} for i, row in enumerate(preferences())]
+    finding = the_one(found(tmp_path, placed), "shown first")
+    assert f"preferred in {share:.0%} of 1,000" in finding.what
+    assert finding.stops == stops
+
+
+def test_labels_that_do_not_follow_the_position(tmp_path: Path) -> None:
+    assert found(tmp_path, [row | {"chosen_first": i % 4 < 2} for i, row in enumerate(preferences())]) == []
+
+
+def test_labels_that_follow_length(tmp_path: Path) -> None:
+    """Where every label does, no reward model could be proved better."""
+    most = [row for i, row in enumerate(preferences()) if i % 2 or i % 10 == 0]
+    finding = the_one(found(tmp_path, most), "'the longer answer wins'")
+    assert finding.where == f"{tmp_path}/preferences.jsonl"
+    assert "right on 83% of the comparisons (8" in finding.what
+    assert not finding.stops
+
+
+def test_labels_that_are_length(tmp_path: Path) -> None:
+    findings = found(tmp_path, preferences(2000)[::2])
+    stops = [finding for finding in findings if finding.stops]
+    assert [finding.what for finding in stops] == ["'shorter wins' is right on 100% of them"] * 2  # and for the judge
+    assert "not even a reward model without a mistake" in stops[0].why
+    (tmp_path / "other").mkdir()
+    assert not any(
+        finding.stops for finding in found(tmp_path / "other", preferences(2000)[::2], "reward.audit.required=false")
+    )
+
+
+def test_prompts_that_are_trained_on_and_held_out(tmp_path: Path) -> None:
+    """A prompt that differs in case and punctuation falls into a split of its own."""
+    twins = [row | {"prompt": row["prompt"].upper().replace("?", " ?")} for row in preferences()]
+    findings = [finding for finding in found(tmp_path, [*preferences(), *twins]) if "trained on too" in finding.what]
+    assert len(findings) == 2  # the reward model's, the judge's
+    assert all(finding.stops for finding in findings)
+    file, line = findings[0].where.rsplit(":", 1)
+    here = json.loads(Path(file).read_text().splitlines()[int(line) - 1])["prompt"]
+    there = findings[0].what.split("(here that of ")[1].rstrip(")").rsplit(":", 1)
+    twin = json.loads(Path(there[0]).read_text().splitlines()[int(there[1]) - 1])["prompt"]
+    assert here != twin
+    assert here.lower().replace(" ?", "?") == twin.lower().replace(" ?", "?")
+
+
+def test_a_few_shared_prompts_are_only_noted() -> None:
+    many = [Comparison(Prompt(user(f"Which is {i}?")), "Yes.", "No.") for i in range(100)]
+    train, held = many[:50], [*many[50:], Comparison(Prompt(user("WHICH IS 3")), "Yes.", "No.")]
+    (finding,) = doctor.look_at_split(train, held, {train[3]: Located("a.jsonl", 4, train[3])})
+    assert "1 of 51 held-out comparisons" in finding.what
+    assert "(here that of a.jsonl:4)" in finding.what
+    assert not finding.stops
+
+
+def test_answers_that_the_context_cuts(tmp_path: Path) -> None:
+    good = preferences()
+    long = [row | {"chosen": "long " * 40} if i % 7 == 0 else row for i, row in enumerate(good)]
+    findings = found(tmp_path, long, "reward.context=100", "reward.overlong=truncate")
+    file, line = the_one(findings, "longer than reward.context").where.rsplit(":", 1)
+    assert json.loads(Path(file).read_text().splitlines()[int(line) - 1])["chosen"].startswith("long long")
+    good[7]["chosen"] = "long " * 40
+    config = PairwiseReward(context=100, overlong="truncate")
+    located = [
+        Located("a.jsonl", i + 1, Comparison(Prompt(user(row["prompt"])), row["chosen"], row["rejected"]))
+        for i, row in enumerate(good[:20])
+    ]
+    (finding,) = doctor.look_at_lengths(located, tokenizer(), "reward", config)
+    assert finding.where == "a.jsonl:8"
+    assert "1 of 20 comparisons are longer than reward.context, 100 tokens, and have their answers cut" in finding.what
+    assert "raise reward.context to 2" in finding.remedy
+    (left_out,) = doctor.look_at_lengths(located, tokenizer(), "reward", PairwiseReward(context=100))
+    assert "are left out" in left_out.what
+
+
+def test_too_few_comparisons_for_the_interval(tmp_path: Path) -> None:
+    many = [Comparison(Prompt(user(f"{i}?")), "a" * (1 + i % 2), "b" * (2 - i % 2)) for i in range(200)]
+    (few,) = doctor.look_at_count(many[:29], "it", 30, 0.0, required=True)
+    assert few.stops
+    assert few.what == "of 29 prompts, where 30 are the least"
+    (coarse,) = doctor.look_at_count(many[:40], "it", 30, 0.0, required=True)
+    assert not coarse.stops
+    assert "for a lead of about 30 points or more" in coarse.why
+    assert list(doctor.look_at_count(many, "it", 30, 0.0, required=True)) == []
+    assert not next(doctor.look_at_count(many[:29], "it", 30, 0.0, required=False)).stops
+
+
+@pytest.fixture(scope="module")
+def reward(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("doctor") / "reward"
+    shared = tokenizer()
+    model: Any = tiny("llama", reward=True, dtype=torch.float32)
+    model.resize_token_embeddings(len(shared))
+    save(model, shared, folder)
+    return folder
+
+
+def change(change: str) -> tuple[Any, dict[str, Any]]:
+    """A tokenizer and a configuration with one fault."""
+    own = tokenizer()
+    config = {"pad_token_id": own.pad_token_id}
+    match change:
+        case "no pad":
+            own.pad_token, config["pad_token_id"] = None, None
+        case "pad is EOS":
+            own.pad_token, config["pad_token_id"] = own.eos_token, own.eos_token_id
+        case "another pad":
+            config["pad_token_id"] = 7
+        case "no EOS":
+            own.eos_token = None
+        case "another EOS":
+            own.eos_token = template.TURN_START
+        case "no template":
+            own.chat_template = None
+    return own, config
+
+
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [
+        ("no pad", "padding is missing"), ("pad is EOS", "padding is EOS, <|im_end|>"),
+        ("another pad", "pad_token_id is 7 and the tokenizer pads with 0"), ("no EOS", "has no EOS token"),
+        ("another EOS", "EOS is <|im_start|>, and the chat template ends an answer with '<|im_end|>"),
+        ("no template", "there is no chat template"),
+    ],
+)
+def test_padding_end_and_template_of_a_reward_model(fault: str, words: str) -> None:
+    (finding,) = doctor.look_at_tokens(*change(fault), "reward")
+    assert words in finding.what
+    assert finding.where.startswith("reward/")
+    assert finding.stops
+
+
+def test_another_template_than_the_policys(reward: Path) -> None:
+    other = tokenizer()
+    other.chat_template = template.CHATML.replace("message['content']", "message['content'] | trim")
+    own = load_tokenizer(reward)
+    (finding,) = doctor.look_at_templates(other, own, "reward")
+    assert "And now?" in finding.what  # only spaces around a turn tell the two apart
+    assert finding.stops
+    assert list(doctor.look_at_templates(tokenizer(), own, "reward")) == []
+
+
+class Constant:
+    name = identity = "constant"
+
+    def score(self, conversations: Sequence[Conversation]) -> list[float]:
+        return [0.25] * len(conversations)
+
+
+def test_scores_that_are_all_the_same() -> None:
+    some = [Comparison(Prompt(user(f"{i}?")), "a", "b") for i in range(20)]
+    (finding,) = doctor.look_at_scores(Constant(), some, "reward")
+    assert finding.what == "all 32 answers that were tried have the same score, 0.25"
+    assert finding.stops
+
+
+def test_ratings_that_are_all_the_same() -> None:
+    ratings = [Rating(Prompt(user("a?")), "b", {"helpfulness": float(i), "verbosity": 2.0}) for i in range(3)]
+    (finding,) = doctor.look_at_ratings(ratings, "r.jsonl")
+    assert finding.what == "verbosity is 2 in every row"
+    assert not finding.stops
+
+
+def test_check_lists_the_doctors_findings(tmp_path: Path, reward: Path) -> None:
+    path = write_recipe(tmp_path)
+    broken = tmp_path / "reward"
+    save_with_other_padding(reward, broken)
+    (problem,) = check.check(path, (), broken).problems
+    assert problem.startswith(f"{broken}/config.json: pad_token_id is 9 and the tokenizer pads with 0; in a padded")
+    assert check.check(path, (), reward).problems == []
+
+
+def save_with_other_padding(reward: Path, folder: Path) -> None:
+    folder.mkdir()
+    for file in reward.iterdir():
+        (folder / file.name).write_bytes(file.read_bytes())
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"pad_token_id": 9}))
+
+
+@pytest.mark.skipif(not REAL.is_dir(), reason="../shared/data is not there")
+def test_real_comparisons() -> None:
+    """PandaLM's labels follow length, which its documentation says as well; HH's do not."""
+    located = doctor.locate([REAL / "pandalm.jsonl", REAL / "hh_harmless.jsonl"])
+    findings = list(doctor.look_at_comparisons(located))
+    length = [finding for finding in findings if "answer wins" in finding.what]
+    assert [Path(finding.where).name for finding in length] == ["pandalm.jsonl"]
+    assert "'the longer answer wins' is right on 6" in length[0].what
+    assert not any(finding.stops for finding in findings)
