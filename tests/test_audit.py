@@ -381,17 +381,17 @@ def test_a_length_bias_planted_in_the_labels_is_found(bias: float) -> None:
     rows = planted(bias)
     training, heldout = rows[:1000], rows[1000:]
     found = examine(learnt(training), Evidence(heldout, training), Audit())
-    assert found.passed
     assert found.length is not None
     assert found.length.gap is not None
     leaning = [warning for warning in found.warnings if "leans towards longer" in warning]
     by_name = {row.name: row for row in found.perturbations}
     if bias:
         assert leaning
-        assert found.length.gap > 0.15
+        assert found.length.gap > 0.1
         assert found.length_correlation > 0.3
         assert by_name["polite filler"].change > 0.3
     else:
+        assert found.passed
         assert not leaning
         assert abs(found.length.gap) < 0.05
         assert by_name["polite filler"].change < 0.05

@@ -265,5 +265,5 @@ def test_real_comparisons() -> None:
     findings = list(doctor.look_at_comparisons(located))
     length = [finding for finding in findings if "answer wins" in finding.what]
     assert [Path(finding.where).name for finding in length] == ["pandalm.jsonl"]
-    assert "'the longer answer wins' is right on 6" in length[0].what
+    assert "'the longer answer wins' is right on 66%" in length[0].what
     assert not any(finding.stops for finding in findings)

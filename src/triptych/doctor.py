@@ -25,7 +25,7 @@ from triptych.recipe import JudgeSection, Recipe
 from triptych.records import Comparison, Conversation, Message, Prompt, Rating, user
 from triptych.reward.audit.agreement import trivial
 
-LENGTH_SHARE = 0.6
+LENGTH_SHARE = 0.55
 """A share of labels that one rule of length explains, at the near end of its interval, from which it is noted."""
 POSITION_SHARE = 0.9
 """From this share on, where an answer stood explains the labels, and what it says does not."""
