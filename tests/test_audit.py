@@ -33,6 +33,7 @@ from triptych.reward.audit.perturbations import CHANGES, perturbations
 from triptych.reward.audit.record import AuditRecord, Consistency
 from triptych.reward.audit.stage import Audit, Evidence, audit, examine, judged, measured
 from triptych.reward.audit.words import bag_of_words, fit
+from triptych.reward.kinds import open_reward
 
 FEW = Audit(least_prompts=1)
 
@@ -483,7 +484,8 @@ def test_the_stage_leaves_a_record(reward_folder: Path, tmp_path: Path) -> None:
     write(tmp_path / "heldout.jsonl", rows[20:])
     write(tmp_path / "heldout_new.jsonl", rows[50:])
     desk = Desk(tmp_path, tmp_path, Silent(), 1, 60.0)
-    metrics = audit(desk, Audit(perturbed=8), reward_folder, tmp_path, predecessor=reward_folder)
+    reward = open_reward(reward_folder)
+    metrics = audit(desk, Audit(perturbed=8), tmp_path, reward, predecessor=reward)
     record = AuditRecord.model_validate_json((tmp_path / "audit.json").read_text())
     assert record == AuditRecord.model_validate(metrics)
     assert [(row.comparisons, row.count, row.agreement) for row in record.drift] == [("old", 30, 1.0), ("new", 10, 1.0)]

@@ -40,6 +40,9 @@ from triptych.pipeline.stage import Desk
 from triptych.progress import Silent
 from triptych.recipe import JudgeSection, Recipe, load
 from triptych.records import Comparison, Conversation, Prompt, Record
+from triptych.reward.ensemble import EnsembleReward
+from triptych.reward.mixture import MixtureReward
+from triptych.reward.training import RewardTraining
 
 TRAINING_EFFICIENCY = 0.3
 """The share of the measured matrix-product rate that training reaches, roughly."""
@@ -149,13 +152,14 @@ def check(path: Path, overrides: Sequence[str] = (), reward: Path | None = None)
 def stage_names(recipe: Recipe) -> list[str]:
     """Every stage of the recipe's cycle, in order; where no comparisons are added, later rounds keep the reward."""
     names = ["data", "base", "instruct"]
-    if isinstance(recipe.gate.judge, JudgeSection):
-        names += ["judge", "judge/audit"]
+    if recipe.gate.judge != "exact":
+        names += ["judge", *(["judge/audit"] if isinstance(recipe.gate.judge, JudgeSection) else [])]
     rounds = range(1, recipe.improve.rounds + 1)
     for number in rounds:
         parts = ["improve", "gate"]
         if number == 1 or recipe.labelling:
-            parts = ["reward", "audit", *parts]
+            audits = ["audit"] if recipe.labelling or recipe.comparison_files else []
+            parts = [*reward_names("reward", recipe.reward), *audits, *parts]
         if recipe.labelling:
             parts = ["feedback", *parts]
         names += [f"round-{number}/{part}" for part in parts]
@@ -173,6 +177,16 @@ def consult(recipe: Recipe, folder: Path, tokenizer: Any | None, reward: Path | 
             findings.problems.append(str(error))
     for finding in found:
         (findings.problems if finding.stops else findings.notes).append(str(finding))
+
+
+def reward_names(name: str, reward: Config) -> list[str]:
+    """The stages that make a reward: its parts, then the whole."""
+    names = []
+    if isinstance(reward, EnsembleReward):
+        names = [f"{name}/{member}" for member in range(reward.members)]
+    elif isinstance(reward, MixtureReward):
+        names = [inner for part in reward.parts for inner in reward_names(f"{name}/{part.name}", part.reward)]
+    return [*names, name]
 
 
 class _Loose(Config):
@@ -214,7 +228,7 @@ def check_files(recipe: Recipe, findings: Findings) -> bool:
     readable = True
     readers: dict[str, Callable[..., Sequence[Record]]] = {
         "text": files.read_documents, "conversations": files.read_conversations,
-        "comparisons": files.read_comparisons, "prompts": files.read_prompts,
+        "comparisons": files.read_comparisons, "ratings": files.read_ratings, "prompts": files.read_prompts,
     }
     for kind, reader in readers.items():
         for name in getattr(intake, kind):
@@ -250,6 +264,7 @@ def judge_splits(recipe: Recipe, counts: Mapping[str, int], findings: Findings) 
         "prompts_removed": "prompts to improve on are also held out and are removed from training",
         "conversations_removed": "conversations have a held-out prompt and are removed from training",
         "comparisons_removed": "comparisons have a held-out prompt and are removed",
+        "ratings_removed": "ratings have a held-out prompt and are removed",
     }
     findings.notes += [f"{counts[name]:,} {what}" for name, what in explained.items() if counts[name]]
 
@@ -364,7 +379,8 @@ def check_lengths(
     }
     trained = [("demonstrations", "instruct", recipe.instruct)]
     if recipe.comparison_files:
-        trained += [("reward", "reward", recipe.reward)]  # type: ignore[list-item]
+        if isinstance(recipe.reward, RewardTraining):
+            trained += [("reward", "reward", recipe.reward)]  # type: ignore[list-item]
         if isinstance(recipe.gate.judge, JudgeSection):
             trained += [("judge", "gate.judge", recipe.gate.judge)]  # type: ignore[list-item]
     for name, section, config in trained:
@@ -460,7 +476,7 @@ def estimate(recipe: Recipe, model: Architecture, texts: Mapping[str, Texts], fi
     for name, stage in (("judge", "judge"), ("reward", "round-1/reward")):
         if name in texts:
             section = recipe.gate.judge if name == "judge" else recipe.reward
-            assert isinstance(section, JudgeSection | type(recipe.reward))
+            assert isinstance(section, RewardTraining)
             gib = training(section) + activations(model, section.micro_batch)
             add(stage, texts[name].tokens * section.epochs, gib=gib)
     judge = policy if isinstance(recipe.gate.judge, JudgeSection) else 0.0

@@ -27,7 +27,7 @@ from rich.text import Text
 from typer.core import TyperGroup
 
 from triptych import __version__
-from triptych.errors import AuditError, ModelError, RecipeError, ReleaseError, RunError, TriptychError
+from triptych.errors import AuditError, ModelError, RecipeError, ReleaseError, RewardError, RunError, TriptychError
 from triptych.pipeline.artifact import write_whole
 
 if TYPE_CHECKING:
@@ -415,12 +415,17 @@ def chat(
     from triptych.engine.device import settle
     from triptych.engine.generation import Sampling
     from triptych.engine.rollout import Policy
-    from triptych.engine.scoring import RewardModel
     from triptych.records import Conversation, Message, Prompt
+    from triptych.reward.kinds import open_reward
 
     settle()
     policy = Policy.open(folder)
-    scorer = RewardModel(release / "reward") if release else None
+    scorer = None
+    if release:
+        try:
+            scorer = open_reward(release / "reward", models={"policy": folder})
+        except RewardError as error:
+            say(f"(answers are not scored: {error})")
     context = getattr(policy.model.config.get_text_config(), "max_position_embeddings", None)
     seed = random.randrange(2**31) if seed is None else seed
     turns: list[Message] = []

@@ -14,11 +14,21 @@ from typing import Annotated, Any, Literal, NamedTuple, TypeVar, get_args, get_o
 
 import annotated_types
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from triptych.errors import RecipeError
+
+
+def tagged(field: str, default: str) -> BeforeValidator:
+    """Of a union by a field's value: a mapping that leaves the field out means this value."""
+
+    def told(value: Any) -> Any:
+        return {field: default, **value} if isinstance(value, dict) else value
+
+    return BeforeValidator(told)
+
 
 Place = tuple[str | int, ...]
 """Where a value stands in the recipe: `("feedback", 0, "file")`."""
@@ -315,7 +325,7 @@ def _resolved(
         elif _leads_on(step, place, model, values):
             place, first = (*place, step), True
         else:
-            member, first = member or _Member(place, str(step)), False
+            member = member or _Member(place, str(step))  # behind a member's name its tag may follow
     return place, member
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from triptych.base.pretraining import Pretraining, pretrain
 from triptych.base.taking import Taking, take_base
@@ -22,17 +23,27 @@ from triptych.instruct.finetuning import Finetuning, finetune
 from triptych.pipeline.artifact import Artifact
 from triptych.pipeline.runner import Runner
 from triptych.pipeline.stage import Stage
-from triptych.recipe import AuditSection, JudgeSection, Recipe, settings
+from triptych.recipe import AuditSection, Recipe, settings
 from triptych.reward.audit.stage import Audit, audit
-from triptych.reward.kinds import open_reward
-from triptych.reward.training import PairwiseReward, train_reward
+from triptych.reward.ensemble import EnsembleReward
+from triptych.reward.judge import POLICY, JudgeReward
+from triptych.reward.kinds import WORKS, Reward, open_reward, within
+from triptych.reward.mixture import MixtureReward
+from triptych.reward.regression import RegressionReward
+from triptych.reward.rules import RulesReward
+from triptych.reward.training import PairwiseReward, RewardTraining, train_reward
 from triptych.storybook.judge import ExactJudge
 from triptych.storybook.world import write_world
 
 
 @dataclass
 class Round:
-    """The artifacts of one round; those that were not reached are None."""
+    """The artifacts of one round; those that were not reached are None.
+
+    Attributes:
+        scorer: the reward, opened.
+        rewards: every artifact that the reward is made of, by its place in it; the whole one's is "".
+    """
 
     number: int
     feedback: Artifact | None = None
@@ -40,6 +51,8 @@ class Round:
     audit: Artifact | None = None
     candidate: Artifact | None = None
     gate: Artifact | None = None
+    scorer: Scorer | None = None
+    rewards: dict[str, Artifact] = field(default_factory=dict)
 
     @property
     def promoted(self) -> bool:
@@ -85,30 +98,20 @@ def cycle(recipe: Recipe, runner: Runner, family: Family) -> None:
         Stage("instruct", finetune, settings(Finetuning, recipe.instruct), {"base": base, "data": data})
     )
     instruct = champion
-    family.judge = judge = independent_judge(recipe, runner, family, instruct, data)
+    family.judge = judge = independent_judge(recipe, runner, family, base, instruct, data)
 
     for number in range(1, recipe.improve.rounds + 1):
         family.rounds.append(this := Round(number))
         earlier = family.rounds[-2] if number > 1 else None
-        this.feedback = feedback = collect(recipe, runner, number, champion, data, judge, earlier)
-        # A refreshed reward model goes on from the last one, on all comparisons so far.
-        start = earlier.reward if earlier and earlier.reward else champion
-        if earlier and feedback is earlier.feedback:
-            this.reward, this.audit = reward, audited = start, earlier.audit
-        else:
-            this.reward = reward = run(Stage(
-                f"round-{number}/reward", train_reward, settings(PairwiseReward, recipe.reward),
-                {"start": start, "comparisons": feedback},
-            ))
-            this.audit = audited = run(Stage(
-                f"round-{number}/audit", audit, settings(Audit, recipe.reward.audit),
-                {"reward": reward, "comparisons": feedback}
-                | ({"predecessor": earlier.reward} if earlier and earlier.reward else {}),
-            ))
-        require(audited, recipe.reward.audit)
-        scorer = open_reward(reward.folder, identity=reward.digest)
+        this.feedback = collect(recipe, runner, number, champion, data, judge, earlier)
+        reward_round(recipe, runner, this, earlier, base, champion, data)
+        require(this.audit, recipe.reward.audit)
+        reward, scorer = this.reward, this.scorer
+        assert reward
+        assert scorer
         tools = {"reward": scorer, "judge": judge, "round": number}
-        this.candidate = candidate = run(improvement(recipe, number, champion, data, feedback, reward, tools))
+        improved = improvement(recipe, number, champion, data, this.feedback, reward, tools)
+        this.candidate = candidate = run(improved)
         this.gate = run(Stage(
             f"round-{number}/gate", decide, settings(Gate, recipe.gate),
             {"candidate": candidate, "champion": champion, "data": data}, {"reward": scorer, "judge": judge},
@@ -119,6 +122,84 @@ def cycle(recipe: Recipe, runner: Runner, family: Family) -> None:
             family.champion = champion = candidate
 
     measure_all(recipe, runner, family, base, instruct, data, judge)
+
+
+def reward_round(
+    recipe: Recipe, runner: Runner, this: Round, earlier: Round | None, base: Artifact, champion: Artifact,
+    data: Artifact,
+) -> None:
+    """The round's reward and its audit; those of the round before where nothing that they come from is new."""
+    config = recipe.reward.reward
+    asks_policy = any(
+        isinstance(each, JudgeReward) and each.endpoint is None and each.model == POLICY for each in within(config)
+    )
+    if earlier and this.feedback is earlier.feedback and not asks_policy:
+        this.reward, this.audit, this.scorer, this.rewards = (
+            earlier.reward, earlier.audit, earlier.scorer, earlier.rewards
+        )
+        return
+    materials = {"base": base, "champion": champion, "data": data}
+    if this.feedback:
+        materials["comparisons"] = this.feedback
+    before = earlier.rewards if earlier else {}
+    this.rewards = make_reward(recipe, runner, f"round-{this.number}/reward", config, materials, before)
+    this.reward = reward = this.rewards[""]
+    this.scorer = scorer = opened(recipe, runner, config, reward, champion)
+    if this.feedback:
+        this.audit = runner.run(Stage(
+            f"round-{this.number}/audit", audit, settings(Audit, recipe.reward.audit), {"comparisons": this.feedback},
+            {"reward": scorer} | ({"predecessor": earlier.scorer} if earlier and earlier.scorer else {}),
+            {"reward": reward} | ({"predecessor": earlier.reward} if earlier and earlier.reward else {}),
+        ))
+
+
+def make_reward(
+    recipe: Recipe, runner: Runner, name: str, config: Reward, materials: Mapping[str, Artifact],
+    before: Mapping[str, Artifact], member: int = 0, place: str = "",
+) -> dict[str, Artifact]:
+    """A reward of any kind, with the stages that its parts are, each by its place in it.
+
+    Args:
+        materials: base, champion, data and, where there are any, comparisons.
+        before: the last round's, from which trained kinds go on.
+    """
+    made: dict[str, Artifact] = {}
+    inputs: dict[str, Artifact] = {}
+    tools: dict[str, object] = {}
+
+    def part(key: str, reward: Reward, member: int = 0) -> Artifact:
+        inner = f"{place}/{key}".lstrip("/")
+        made.update(make_reward(recipe, runner, f"{name}/{key}", reward, materials, before, member, inner))
+        return made[inner]
+
+    if isinstance(config, EnsembleReward):
+        inputs = {f"member_{index}": part(str(index), config.member, index) for index in range(config.members)}
+    elif isinstance(config, MixtureReward):
+        inputs = {each.name: part(each.name, each.reward) for each in config.parts}
+    elif isinstance(config, RewardTraining):
+        inputs["start"] = before.get(place, materials[config.start])
+        if "comparisons" in materials:
+            inputs["comparisons"] = materials["comparisons"]
+        if isinstance(config, RegressionReward):
+            inputs["ratings"] = materials["data"]
+        if member:
+            tools["member"] = member
+    elif isinstance(config, JudgeReward) and config.endpoint is None and config.model == POLICY:
+        inputs["policy"] = materials["champion"]
+    sources = recipe.reward_files(config) if isinstance(config, RulesReward | JudgeReward) else {}
+    made[place] = runner.run(Stage(name, WORKS[type(config)], config, inputs, tools, sources=sources))
+    return made
+
+
+def opened(
+    recipe: Recipe, runner: Runner, config: Reward, reward: Artifact, champion: Artifact | None, name: str | None = None
+) -> Scorer:
+    """The reward in an artifact as a scorer; it comes from the user's own recipe, so its functions may run."""
+    models = {Path(file).name: Path(place) for file, place in recipe.reward_files(config).items()}
+    if champion:
+        models[POLICY] = champion.folder / "model"
+    cache = runner.folder / "cache"
+    return open_reward(reward.folder, identity=reward.digest, name=name, models=models, cache=cache, trusted=True)
 
 
 def data_stage(recipe: Recipe) -> Stage:
@@ -142,33 +223,38 @@ def base_stage(recipe: Recipe, data: Artifact) -> Stage:
 
 
 def independent_judge(
-    recipe: Recipe, runner: Runner, family: Family, instruct: Artifact, data: Artifact
+    recipe: Recipe, runner: Runner, family: Family, base: Artifact, instruct: Artifact, data: Artifact
 ) -> Scorer:
-    """The exact judge, or a second reward model on comparisons that the first never sees."""
+    """The exact judge, rules, a language model, or a second reward model on comparisons the first never sees."""
     section = recipe.gate.judge
-    if not isinstance(section, JudgeSection):
+    if isinstance(section, str):
         return ExactJudge()
+    if isinstance(section, RulesReward | JudgeReward):
+        made = make_reward(recipe, runner, "judge", section, {}, {})
+        family.judges = [made[""]]
+        return opened(recipe, runner, section, made[""], None, name="the gate's " + section.kind)
     model = runner.run(Stage(
-        "judge", train_reward, settings(PairwiseReward, section), {"start": instruct, "comparisons": data},
+        "judge", train_reward, settings(PairwiseReward, section),
+        {"start": instruct if section.start == "champion" else base, "comparisons": data},
         {"share": "judge"},
     ))
+    scorer = open_reward(model.folder, identity=model.digest, name="second reward model")
     audited = runner.run(Stage(
-        "judge/audit", audit, settings(Audit, recipe.reward.audit), {"reward": model, "comparisons": data},
-        {"share": "judge_heldout"},
+        "judge/audit", audit, settings(Audit, recipe.reward.audit), {"comparisons": data},
+        {"reward": scorer, "share": "judge_heldout"}, {"reward": model},
     ))
     family.judges = [model, audited]
     require(audited, recipe.reward.audit)
-    return open_reward(model.folder, identity=model.digest, name="second reward model")
+    return scorer
 
 
 def collect(
     recipe: Recipe, runner: Runner, number: int, champion: Artifact, data: Artifact, judge: Scorer,
     earlier: Round | None,
-) -> Artifact:
-    """The comparisons of a round: those from files, and new ones of what the champion writes."""
+) -> Artifact | None:
+    """The comparisons of a round: those from files, and new ones of what the champion writes; None without any."""
     before = earlier.feedback if earlier else data if recipe.comparison_files else None
     if recipe.labelling is None:
-        assert before is not None
         return before
     inputs = {"data": data, "author": champion} | ({"earlier": before} if before else {})
     return runner.run(Stage(
@@ -177,7 +263,7 @@ def collect(
 
 
 def improvement(
-    recipe: Recipe, number: int, champion: Artifact, data: Artifact, feedback: Artifact, reward: Artifact,
+    recipe: Recipe, number: int, champion: Artifact, data: Artifact, feedback: Artifact | None, reward: Artifact,
     tools: Mapping[str, object],
 ) -> Stage:
     """The round's candidate by the recipe's method; what it is scored by, and measured with, are its tools."""
@@ -185,6 +271,7 @@ def improvement(
     name, parents = f"round-{number}/improve", {"reward": reward}
     if isinstance(section, dpo.Dpo):
         if section.pairs == "comparisons":
+            assert feedback, "the recipe sees to it"
             inputs["comparisons"] = feedback
         return Stage(name, dpo.improve, settings(dpo.Dpo, section), inputs, tools, parents)
     return Stage(name, grpo.improve, settings(grpo.Grpo, section), inputs, tools, parents)
@@ -206,7 +293,7 @@ def measure_all(
 ) -> None:
     """Every model on the test prompts: the Base with worked examples, Instruct, each round's candidate."""
     reward = {"reward": family.reward} if family.reward else {}
-    scorers = {name: open_reward(artifact.folder, identity=artifact.digest) for name, artifact in reward.items()}
+    scorers = {"reward": family.rounds[-1].scorer} if family.reward else {}
     models = {"base, few-shot": base, "instruct": instruct}
     models |= {f"round {round.number}": round.candidate for round in family.rounds if round.candidate}
     for name, model in models.items():

@@ -134,7 +134,7 @@ def release(recipe: Recipe, family: Family, summary: report.Summary, folder: Pat
     assert family.data
     partial = folder.with_name("release.partial")
     shutil.rmtree(partial, ignore_errors=True)
-    feedback = next(round.feedback for round in reversed(family.rounds) if round.feedback)
+    feedback = next((round.feedback for round in reversed(family.rounds) if round.feedback), None)
     trained_by = next((round for round in reversed(family.rounds) if round.promoted), None)
     taken = base.metrics.get("source_digest")
     origin = [Parent(base.metrics["source"], taken, hub=base.metrics["source_kind"] == "hub")] if taken else []
@@ -145,10 +145,11 @@ def release(recipe: Recipe, family: Family, summary: report.Summary, folder: Pat
             (Parent("base", base.digest), *([_reward_parent(trained_by)] if trained_by else [])),
             _data(family.data, "demonstrations", "prompts_improve") + _learnt_comparisons(trained_by),
         ),
-        "reward": Lineage(reward.fingerprint, (_start(family, reward),), _data(feedback, "reward")),
+        "reward": Lineage(reward.fingerprint, _parents(reward), _data(feedback, "reward") if feedback else ()),
     }
     models: dict[Role, Path] = {
-        "base": base.folder / "model", "instruct": champion.folder / "model", "reward": reward.folder / "model",
+        "base": base.folder / "model", "instruct": champion.folder / "model",
+        "reward": reward.folder / "model" if (reward.folder / "model").is_dir() else reward.folder,
     }
     assemble(
         partial, name=recipe.name, version=recipe.release.version, license=recipe.release.license,
@@ -172,16 +173,17 @@ def _reward_parent(round: Round) -> Parent:
     return Parent(f"reward, round {round.number}", round.reward.digest)
 
 
-def _start(family: Family, reward: Artifact) -> Parent:
-    """What the released reward model started from: the champion of its round, or an earlier reward model."""
-    start = reward.manifest["parents"]["start"]
-    return Parent(start["stage"], start["digest"])
+def _parents(reward: Artifact) -> tuple[Parent, ...]:
+    """What the released reward is made of, or started from: the champion of its round, an earlier reward model."""
+    parents = reward.manifest["parents"]
+    names = ["start"] if "start" in parents else sorted(parents)
+    return tuple(Parent(parents[name]["stage"], parents[name]["digest"]) for name in names)
 
 
 def _artifacts(family: Family) -> list[Artifact]:
     found = [family.data, family.base, family.instruct, *family.judges]
     for round in family.rounds:
-        found += [round.feedback, round.reward, round.audit, round.candidate, round.gate]
+        found += [round.feedback, *round.rewards.values(), round.reward, round.audit, round.candidate, round.gate]
     found += family.tests.values()
     return list({artifact.name: artifact for artifact in found if artifact}.values())
 
@@ -235,8 +237,10 @@ def _data(artifact: Artifact, *names: str) -> tuple[DataFile, ...]:
     )
 
 
-def _examples(feedback: Artifact, reward: Artifact) -> list[RewardExample]:
-    """A few scored answers in float32, by which a user of the release sees that it was loaded rightly."""
+def _examples(feedback: Artifact | None, reward: Artifact) -> list[RewardExample]:
+    """A few scored answers in float32, by which a user of a released model sees that it was loaded rightly."""
+    if feedback is None or not (reward.folder / "model").is_dir():
+        return []
     rows = read_comparisons(feedback.folder / "heldout.jsonl")[:4]
     conversations = [Conversation(row.prompt, answer) for row in rows for answer in (row.chosen, row.rejected)]
     scores = RewardModel(reward.folder / "model", precise=True).raw(conversations)

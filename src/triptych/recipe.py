@@ -7,15 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, PrivateAttr, field_validator, model_validator
 
 from triptych import configuration
 from triptych.base.pretraining import Pretraining
-from triptych.configuration import Config
+from triptych.configuration import Config, tagged
 from triptych.data.files import dataset_name
 from triptych.data.intake import Intake
+from triptych.errors import RecipeError
 from triptych.evaluate.gate import Gate
 from triptych.evaluate.measurement import Measurement
 from triptych.feedback.labelling import Labelling
@@ -23,6 +24,12 @@ from triptych.improve.dpo import Dpo
 from triptych.improve.grpo import Grpo
 from triptych.instruct.finetuning import Finetuning
 from triptych.reward.audit.stage import Audit
+from triptych.reward.ensemble import EnsembleReward
+from triptych.reward.judge import POLICY, JudgeReward
+from triptych.reward.kinds import Reward, files_of, within
+from triptych.reward.mixture import MixtureReward
+from triptych.reward.regression import RegressionReward
+from triptych.reward.rules import RulesReward
 from triptych.reward.training import PairwiseReward
 from triptych.storybook.world import Storybook
 
@@ -75,10 +82,53 @@ class AuditSection(Audit):
     required: bool = True
 
 
-class RewardSection(PairwiseReward):
-    """The reward model and its audit."""
+class RatingFeedback(Config):
+    """Answers rated by attributes, from a file."""
+
+    ratings: str
+
+
+class Audited(Config):
+    """A reward of some kind, and its audit."""
 
     audit: AuditSection = AuditSection()
+
+    @property
+    def reward(self) -> Reward:
+        """The settings without the audit's."""
+        kind = next(each for each in get_args(Reward) if isinstance(self, each))
+        found: Reward = settings(kind, self)
+        return found
+
+
+class PairwiseSection(PairwiseReward, Audited):
+    """A reward model trained on comparisons."""
+
+
+class RegressionSection(RegressionReward, Audited):
+    """A reward model of several attributes."""
+
+
+class EnsembleSection(EnsembleReward, Audited):
+    """Several reward models."""
+
+
+class RulesSection(RulesReward, Audited):
+    """Rules."""
+
+
+class JudgingSection(JudgeReward, Audited):
+    """A language model that judges."""
+
+
+class MixtureSection(MixtureReward, Audited):
+    """A weighted sum of rewards."""
+
+
+RewardSection = Annotated[
+    PairwiseSection | RegressionSection | EnsembleSection | RulesSection | JudgingSection | MixtureSection,
+    Field(discriminator="kind"), tagged("kind", "pairwise"),
+]
 
 
 class Rounds(Config):
@@ -102,10 +152,15 @@ class JudgeSection(PairwiseReward):
     share_of_feedback: float = Field(default=0.5, gt=0, lt=1)
 
 
+GateJudge = Annotated[
+    JudgeSection | RulesReward | JudgeReward, Field(discriminator="kind"), tagged("kind", "pairwise")
+]
+
+
 class GateSection(Gate):
     """The gate and who judges there."""
 
-    judge: Literal["exact"] | JudgeSection = JudgeSection()
+    judge: Literal["exact"] | GateJudge = JudgeSection()
 
 
 class SplitSection(Config):
@@ -145,8 +200,8 @@ class Recipe(Config):
     storybook: Storybook | None = None
     base: BaseSection
     instruct: InstructSection = InstructSection()
-    feedback: tuple[FileFeedback | ExactFeedback, ...] = Field(min_length=1)
-    reward: RewardSection = RewardSection()
+    feedback: tuple[FileFeedback | RatingFeedback | ExactFeedback, ...] = ()
+    reward: RewardSection = PairwiseSection()
     improve: GrpoSection | DpoSection = Field(default=GrpoSection(), discriminator="method")
     gate: GateSection = GateSection()
     evaluate: Measurement = Measurement()
@@ -173,18 +228,36 @@ class Recipe(Config):
                 raise ValueError("instruct.data must name at least one file of conversations")
             if self.base.train is not None and not self.base.text:
                 raise ValueError("base.text must name the files that a Base is trained on")
-        elif files or self.instruct.data or self.improve.prompts or self.base.text or self.base.train is None:
+        elif (
+            files or self.rating_files or self.instruct.data or self.improve.prompts or self.base.text
+            or self.base.train is None
+        ):
             raise ValueError("the storybook brings all of the data; files of your own go into a recipe without it")
         if len(exact) > 1:
             raise ValueError("feedback may name the exact judge once")
         if isinstance(self.gate.judge, JudgeSection) and not files:
             raise ValueError("gate.judge is a reward model, which needs comparisons from a file in `feedback`")
+        judge = self.gate.judge
+        if isinstance(judge, JudgeReward) and judge.model == POLICY and judge.endpoint is None:
+            raise ValueError("gate.judge may not be the policy, which is what it judges: name a model or an endpoint")
+        if isinstance(self.improve, DpoSection) and self.improve.pairs == "comparisons" and not (files or exact):
+            raise ValueError("improve.pairs is comparisons, and feedback names none")
+        kinds = within(self.reward.reward)
+        if any(isinstance(each, PairwiseReward | EnsembleReward) for each in kinds) and not (files or exact):
+            raise ValueError("feedback must name comparisons, on which the reward model is trained: [{file: ...}]")
+        if any(isinstance(each, RegressionReward) for each in kinds) and not self.rating_files:
+            raise ValueError("feedback must name ratings, on which the reward model is trained: [{ratings: ...}]")
         return self
 
     @property
     def comparison_files(self) -> tuple[str, ...]:
         """The files of comparisons."""
         return tuple(source.file for source in self.feedback if isinstance(source, FileFeedback))
+
+    @property
+    def rating_files(self) -> tuple[str, ...]:
+        """The files of ratings."""
+        return tuple(source.ratings for source in self.feedback if isinstance(source, RatingFeedback))
 
     @property
     def labelling(self) -> Labelling | None:
@@ -197,7 +270,7 @@ class Recipe(Config):
         judge = self.gate.judge
         return Intake(
             text=self.base.text, conversations=self.instruct.data, comparisons=self.comparison_files,
-            prompts=self.improve.prompts, wrong_rows=self.wrong_rows,
+            ratings=self.rating_files, prompts=self.improve.prompts, wrong_rows=self.wrong_rows,
             judge=judge.share_of_feedback if isinstance(judge, JudgeSection) else 0.0,
             **self.splits.model_dump(),
         )
@@ -211,6 +284,7 @@ class Recipe(Config):
         yield self.base.text
         yield self.instruct.data
         yield self.comparison_files
+        yield self.rating_files
         yield self.improve.prompts
 
     @property
@@ -220,6 +294,23 @@ class Recipe(Config):
         path = self._folder / Path(self.base.from_).expanduser()
         return path if path.exists() or path.suffix.lower() == ".gguf" or self.base.from_.startswith((".", "/", "~")) \
             else self.base.from_
+
+    def reward_files(self, reward: Reward) -> dict[str, str | Path]:
+        """The files and folders that a reward's settings name, by these names.
+
+        Raises:
+            RecipeError: one is missing, or a file with a function lies outside the recipe's folder.
+        """
+        found: dict[str, str | Path] = {}
+        home = self._folder.resolve()
+        for name in files_of(reward):
+            path = self._folder / Path(name).expanduser()
+            if not path.exists():
+                raise RecipeError(f"{path}: there is no such file, and the reward names it")
+            if name.endswith(".py") and not path.resolve().is_relative_to(home):
+                raise RecipeError(f"{name}: a function is taken only from the recipe's own folder, {home}")
+            found[name] = path
+        return found
 
     def place(self, name: str) -> str | Path:
         """Where a file named in the recipe lies; a dataset's or a Hub model's name stays as it is."""
@@ -240,4 +331,7 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     """
     recipe = configuration.load(path, Recipe, overrides)
     recipe._folder = path.parent
+    recipe.reward_files(recipe.reward.reward)
+    if isinstance(recipe.gate.judge, RulesReward | JudgeReward):
+        recipe.reward_files(recipe.gate.judge)
     return recipe

@@ -17,17 +17,17 @@ from triptych.data import files
 from triptych.data.splits import contradictions, decontaminate, deduplicate, fraction, split
 from triptych.errors import DataError, Fault
 from triptych.pipeline.stage import Desk, Metrics
-from triptych.records import Comparison, Conversation, Document, Prompt
+from triptych.records import Comparison, Conversation, Document, Prompt, Rating
 
-R = TypeVar("R", Document, Conversation, Prompt, Comparison)
-A = TypeVar("A", Conversation, Comparison)
+R = TypeVar("R", Document, Conversation, Prompt, Comparison, Rating)
+A = TypeVar("A", Conversation, Comparison, Rating)
 
 
 class Intake(Config):
     """Which files, and how much of them is held out.
 
     Attributes:
-        text, conversations, comparisons, prompts: names of files, as the recipe gives them. Without prompts
+        text, conversations, comparisons, ratings, prompts: names of files, as the recipe gives them. Without prompts
             those of the conversations are used.
         wrong_rows: whether a wrong row stops the run, or is left out and reported.
         test, gate, validation: prompts held out for the final measurement, the gate, and the curves.
@@ -38,6 +38,7 @@ class Intake(Config):
     text: tuple[str, ...] = ()
     conversations: tuple[str, ...] = ()
     comparisons: tuple[str, ...] = ()
+    ratings: tuple[str, ...] = ()
     prompts: tuple[str, ...] = ()
     wrong_rows: Literal["refuse", "skip"] = "refuse"
     test: int = Field(default=300, ge=2)
@@ -78,6 +79,7 @@ def take_in(desk: Desk, config: Intake, sources: Mapping[str, str | Path]) -> Me
     improve, removed = decontaminate(ordered, held)
     conversations, removed_conversations = decontaminate(conversations, held)
     comparisons, removed_comparisons = decontaminate(comparisons, held)
+    ratings, removed_ratings = decontaminate(found.ratings, held)
     metrics |= {
         "prompts_removed": removed,
         "conversations_removed": removed_conversations,
@@ -97,6 +99,11 @@ def take_in(desk: Desk, config: Intake, sources: Mapping[str, str | Path]) -> Me
     for name, rows in divided(comparisons, shares, desk.seed).items() if comparisons else ():
         files.write(desk.output / f"{name}.jsonl", rows)
         metrics[f"comparisons_{name}"] = len(rows)
+    # By the same fractions of a prompt's key: it is in one share, whether compared or rated.
+    for name, rated in divided(ratings, shares, desk.seed).items() if ratings else ():
+        files.write(desk.output / f"ratings_{name}.jsonl", rated)
+        metrics[f"ratings_{name}"] = len(rated)
+    metrics["ratings_removed"] = removed_ratings
     files.write(desk.output / "prompts_improve.jsonl", improve)
     files.write(desk.output / "prompts_feedback.jsonl", improve)
     metrics["prompts_improve"] = len(improve)
@@ -136,6 +143,7 @@ class Found:
         self.documents: list[Document] = []
         self.conversations: list[Conversation] = []
         self.comparisons: list[Comparison] = []
+        self.ratings: list[Rating] = []
         self.prompts: list[Prompt] = []
         self.skipped: list[Fault] = []
 
@@ -156,6 +164,7 @@ def read_all(config: Intake, sources: Mapping[str, str | Path]) -> Found:
     read(config.text, files.read_documents, found.documents)
     read(config.conversations, files.read_conversations, found.conversations)
     read(config.comparisons, files.read_comparisons, found.comparisons)
+    read(config.ratings, files.read_ratings, found.ratings)
     read(config.prompts, files.read_prompts, found.prompts)
     if faults:
         raise DataError(faults)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from triptych.engine.attention import Layout
-from triptych.engine.logprobs import token_logprobs
+from triptych.engine.logprobs import output_logits, token_logprobs
 from triptych.engine.packing import Pack, Segment
 
 Model = Any
@@ -36,6 +36,13 @@ def head_outputs(model: Model, pack: Pack) -> Tensor:
 def rewards(model: Model, pack: Pack) -> Tensor:
     """`[S]`: the score of each segment by a reward head of one output, in float32."""
     return head_outputs(model, pack)[:, 0]
+
+
+def next_token_logits(model: Model, pack: Pack, tokens: Sequence[int]) -> Tensor:
+    """`[S, C]`: what the model gives each of C tokens as the next one after each segment, in float32."""
+    states = hidden_states(model, pack.tokens, pack.positions, pack)
+    softcap = getattr(model.config, "final_logit_softcapping", None)
+    return output_logits(states[pack.ends], model.get_output_embeddings(), softcap)[:, list(tokens)]
 
 
 @dataclass(slots=True)

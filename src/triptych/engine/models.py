@@ -11,7 +11,7 @@ import copy
 import errno
 import json
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr
 from io import StringIO
 from pathlib import Path
@@ -163,6 +163,7 @@ def load_reward(
     folder: Path,
     *,
     fresh: bool,
+    outputs: Sequence[str] = ("reward",),
     seed: int = 0,
     dtype: torch.dtype = torch.float32,
     attention: str = "sdpa",
@@ -171,9 +172,10 @@ def load_reward(
 
     Args:
         folder: a reward model's folder, or with `fresh` that of the causal model whose trunk it starts from.
-        fresh: start a new head of one output, drawn from `seed`. Its weights have a standard deviation of
+        fresh: start a new head, drawn from `seed`. Its weights have a standard deviation of
             0.1 / sqrt(hidden + 1), so that the first rewards differ little and the first loss is near log 2,
             but the trunk receives a gradient from the first step on.
+        outputs: names of a fresh head's outputs, `id2label` of its config.
         seed: of the fresh head; nothing else is drawn, and the global random state stays as it was.
         dtype: what the weights are held in.
         attention: the name under which transformers knows the attention function.
@@ -186,7 +188,8 @@ def load_reward(
     tokenizer = load_tokenizer(folder)
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
         raise ModelError(f"{folder}: a reward model needs a padding token that is not the end token")
-    labels = {"num_labels": 1, "id2label": {0: "reward"}, "label2id": {"reward": 0}} if fresh else {}
+    names = dict(enumerate(outputs))
+    labels = {"num_labels": len(names), "id2label": names, "label2id": {name: i for i, name in names.items()}}
     with torch.random.fork_rng(devices=[]):  # transformers draws the missing head from the global state
         model, missing = _load(
             AutoModelForSequenceClassification,
@@ -194,7 +197,7 @@ def load_reward(
             dtype=dtype,
             attn_implementation=attention,
             ignore_mismatched_sizes=fresh,  # an old head of several outputs is replaced
-            **labels,
+            **(labels if fresh else {}),
         )
     head = getattr(model, "score", None)
     if not isinstance(head, torch.nn.Linear):

@@ -44,10 +44,12 @@ class Scores:
     Attributes:
         totals: what :meth:`Scorer.score` gives.
         parts: for each part its value for each answer; None where it does not apply to one.
+        counts: what else there is to say, such as how many of a judge's verdicts contradicted one another.
     """
 
     totals: list[float]
     parts: Mapping[str, Sequence[float | None]] = field(default_factory=dict)
+    counts: Mapping[str, int] = field(default_factory=dict)
 
     def by_task(self, tasks: Sequence[str | None]) -> dict[str, dict[str, float]]:
         """Each part's mean over all answers (under "all") and over those to each named task."""
@@ -62,8 +64,9 @@ class Scores:
         return found
 
     def numbers(self, tasks: Sequence[str | None]) -> dict[str, float]:
-        """The same as flat numbers of a curve: "reward/length" and "reward/length/story"."""
-        return {
+        """The same as flat numbers of a curve: "reward/length", "reward/length/story", and the counts."""
+        counts = {f"reward/{name}": float(count) for name, count in self.counts.items()}
+        return counts | {
             f"reward/{name}" if task == "all" else f"reward/{name}/{task}": mean
             for name, means in self.by_task(tasks).items() for task, mean in means.items()
         }

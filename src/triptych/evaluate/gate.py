@@ -16,7 +16,7 @@ from triptych.configuration import Config
 from triptych.data.files import read_prompts
 from triptych.engine.generation import Sampling
 from triptych.engine.rollout import Policy, divergence
-from triptych.engine.scoring import Scorer
+from triptych.engine.scoring import Scorer, scored
 from triptych.intervals import mean_interval, prompts_needed, wins
 from triptych.pipeline.stage import Desk, Metrics
 from triptych.records import Conversation
@@ -61,9 +61,11 @@ def decide(
         sampling = Sampling(config.max_tokens, seed=desk.seed * 10 + place)
         groups = policy.write(prompts, sampling, progress=desk.progress)
         conversations = [Conversation(rollout.prompt, rollout.answer) for (rollout,) in groups]
+        judged = scored(judge, conversations)
         sides[name] = {
             "groups": groups,
-            "judge": judge.score(conversations),
+            "judge": judged.totals,
+            "counts": judged.counts,
             "reward": reward.score(conversations),
             "length": sum(len(rollout.tokens) for (rollout,) in groups) / len(groups),
         }
@@ -75,6 +77,8 @@ def decide(
         "prompts": len(prompts),
         "kl": divergence(policies["candidate"], policies["champion"], sides["candidate"]["groups"]),
         "judge": judge.name,
+        "judge_counts": {name: {moment: sides[moment]["counts"][name] for moment in sides}
+                         for name in sides["champion"]["counts"]},
     }
     for name in ("judge", "reward"):
         for moment, side in (("before", "champion"), ("after", "candidate")):

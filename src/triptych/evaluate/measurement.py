@@ -58,7 +58,8 @@ def measure(
 
     groups = write(Sampling(config.max_tokens, seed=desk.seed))
     conversations = [Conversation(rollout.prompt, rollout.answer) for (rollout,) in groups]
-    scores = judge.score(conversations)
+    judged = scored(judge, conversations)
+    scores = judged.totals
     rewarded = scored(reward, conversations) if reward else None
     rewards = rewarded.totals if rewarded else None
     greedy = None
@@ -76,6 +77,7 @@ def measure(
     mean, interval = mean_interval(scores)
     return {
         "judge": judge.name,
+        "judge_counts": dict(judged.counts),
         "score": mean,
         "interval": interval,
         "prompts": len(prompts),

@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import ModelCardData
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -18,7 +19,13 @@ TITLES: dict[Role, str] = {"base": "Base", "instruct": "Instruct", "reward": "Re
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """What the cards speak of; `recipe` is the digest of the resolved recipe."""
+    """What the cards speak of.
+
+    Attributes:
+        recipe: the digest of the resolved recipe.
+        described: what `reward.json` says, where the reward is not one model.
+        scale: how the outputs of the Reward model become its score.
+    """
 
     name: str
     version: str
@@ -28,6 +35,8 @@ class Family:
     lineage: Mapping[Role, Lineage]
     summary: Summary
     reward_examples: tuple[RewardExample, ...] = ()
+    described: Mapping[str, Any] | None = None
+    scale: Mapping[str, Any] | None = None
 
     @property
     def champion(self) -> ModelScore | None:
@@ -58,7 +67,8 @@ def repository(family: Family, role: str) -> str:
 
 def model_card(role: Role, family: Family) -> str:
     """The README of one model."""
-    return _render(f"{role}.md.jinja", family, role, front_matter=_front_matter(role, family))
+    template = "composed" if role == "reward" and family.described else role
+    return _render(f"{template}.md.jinja", family, role, front_matter=_front_matter(role, family))
 
 
 def family_card(family: Family) -> str:
@@ -73,12 +83,13 @@ def _front_matter(role: Role, family: Family) -> str:
         # A file's name is nothing that the Hub could link to, and a Reward model guides but is not continued.
         if parent.hub or parent.name in ("base", "instruct")
     ]
+    is_model = role != "reward" or family.described is None
     data = ModelCardData(
         model_name=f"{family.name} {TITLES[role]} {family.version}",
         license=family.license,
         language=family.language,
-        library_name="transformers",
-        pipeline_tag="text-classification" if role == "reward" else "text-generation",
+        library_name="transformers" if is_model else None,
+        pipeline_tag=("text-classification" if role == "reward" else "text-generation") if is_model else None,
         base_model=parents or None,
         base_model_relation="finetune" if parents else None,
         tags=["triptych", role, *(["reward-model"] if role == "reward" else [])],

@@ -7,6 +7,7 @@ import json
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from triptych.engine import models as engine
 from triptych.errors import ReleaseError
@@ -29,6 +30,8 @@ MODEL_FILES = (
 
 SHARED = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 EXAMPLES = "examples.jsonl"
+DESCRIBING = ("reward.json", "template.jinja")
+"""What describes a reward that is more, or less, than one model."""
 
 
 def assemble(
@@ -51,7 +54,7 @@ def assemble(
         name: the family's.
         version: shared by the three models.
         license: a licence by its name on the Hub, such as `apache-2.0`.
-        models: the folder of each role's model.
+        models: the folder of each role's model; for a reward that is not one model the folder with its `reward.json`.
         lineage: what each was made from.
         summary: the run's; the cards quote its scores, never its durations.
         recipe: digest of the resolved recipe.
@@ -67,17 +70,23 @@ def assemble(
             raise ReleaseError(f"a family needs base, instruct and reward; there is no {', '.join(absent)}")
     if folder.exists() and any(folder.iterdir()):
         raise ReleaseError(f"{folder}: a release is written into an empty folder, and this one is not")
-    for role in ROLES:
-        engine.inspect(models[role])
-    _check_shared(models)
+    each = [place for role in ROLES for place in _models_in(models[role])]
+    for place in each:
+        engine.inspect(place)
+    _check_shared(each)
 
-    family = card.Family(name, version, license, language, recipe, lineage, summary, tuple(reward_examples))
+    described = _described(models["reward"])
+    scale = None if described else json.loads((models["reward"] / "config.json").read_bytes()).get("reward_scale")
+    family = card.Family(
+        name, version, license, language, recipe, lineage, summary, tuple(reward_examples), described, scale
+    )
     for role in ROLES:
         target = folder / role
         target.mkdir(parents=True)
-        for pattern in MODEL_FILES:
-            for source in sorted(models[role].glob(pattern)):
-                shutil.copyfile(source, target / source.name)
+        for source in _released(models[role]):
+            place = target / source.relative_to(models[role])
+            place.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source, place)
         _write(target / "README.md", card.model_card(role, family))
     if reward_examples:
         _write(folder / "reward" / EXAMPLES, "".join(_example(example) for example in reward_examples))
@@ -85,11 +94,32 @@ def assemble(
     seal(folder, _manifest(folder, family))
 
 
-def _check_shared(models: Mapping[Role, Path]) -> None:
+def _described(folder: Path) -> dict[str, Any] | None:
+    """What `reward.json` says of a reward that is not just one model; None of a model."""
+    path = folder / "reward.json"
+    content: dict[str, Any] | None = json.loads(path.read_bytes()) if path.is_file() else None
+    return content
+
+
+def _models_in(folder: Path) -> list[Path]:
+    """The folder itself where it is a model, else the models that a reward is made of: maybe none."""
+    if _described(folder) is None:
+        return [folder]
+    return sorted(path.parent for path in folder.rglob("config.json"))
+
+
+def _released(folder: Path) -> list[Path]:
+    """The files of a role's folder that are released."""
+    found = [path for place in _models_in(folder) for pattern in MODEL_FILES for path in place.glob(pattern)]
+    if _described(folder) is not None:
+        found += [path for name in DESCRIBING for path in folder.rglob(name)]
+        found += [path for path in folder.rglob("functions/*.py")]
+    return sorted(set(found))
+
+
+def _check_shared(models: Sequence[Path]) -> None:
     for name in SHARED:
-        contents = {
-            (models[role] / name).read_bytes() if (models[role] / name).is_file() else None for role in ROLES
-        }
+        contents = {(model / name).read_bytes() if (model / name).is_file() else None for model in models}
         if len(contents) > 1:
             raise ReleaseError(f"{name}: differs between the models, and a family shares one tokenizer")
 

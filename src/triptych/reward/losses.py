@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -24,3 +25,21 @@ def bradley_terry(chosen: Tensor, rejected: Tensor, margin: Tensor | None = None
     if margin is not None:
         difference = difference - margin
     return -F.logsigmoid(difference) + centring * (chosen + rejected) ** 2
+
+
+def squared_error(predicted: Tensor, given: Tensor) -> Tensor:
+    """Σ_k (z_k − t_k)² / K' over the K' attributes that are given, for each rated answer.
+
+    The regression of Wang et al. (2024), *HelpSteer2*, section 4.1, as in Nemotron-4 340B (2024), section 3.2;
+    an attribute that nobody rated has no part in the mean.
+
+    Args:
+        predicted: `[B, K]` outputs.
+        given: `[B, K]` ratings, NaN where there is none; each row has one at least.
+
+    Returns:
+        `[B]`.
+    """
+    known = ~torch.isnan(given)
+    errors = torch.where(known, predicted - torch.nan_to_num(given), 0.0) ** 2
+    return errors.sum(1) / known.sum(1)

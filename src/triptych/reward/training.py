@@ -1,12 +1,14 @@
-"""A Bradley-Terry reward model trained on comparisons.
+"""A reward model trained on comparisons, on ratings, or on both at once.
 
-All comparisons of a prompt are one group: the prompt and each distinct answer are computed once, however many
-comparisons they are in, and they stay in one update (Ouyang et al. 2022, section 3.5).
+All comparisons and ratings of a prompt are one group: the prompt and each distinct answer are computed once, however
+many rows they are in, and they stay in one update (Ouyang et al. 2022, section 3.5).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+import json
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -17,136 +19,279 @@ from pydantic import Field
 from torch import Tensor
 
 from triptych.data.files import read_comparisons
-from triptych.data.lengths import TokenizedComparison, fit
+from triptych.data.lengths import TokenizedComparison, fit, tokenized
 from triptych.engine import attention, ranks
 from triptych.engine.adapters import adapt, merged
 from triptych.engine.curve import write_curve
-from triptych.engine.forward import rewards
+from triptych.engine.forward import head_outputs
 from triptych.engine.models import load_reward, load_tokenizer, parameters, save
 from triptych.engine.packing import Pack, fill
-from triptych.engine.scoring import pack_scored
+from triptych.engine.scoring import Output, RewardModel, Scale, pack_scored
 from triptych.engine.training import Loss, Optimization, Step, shuffled, train
 from triptych.errors import AuditError
 from triptych.pipeline.stage import Desk, Metrics
-from triptych.reward.losses import bradley_terry
+from triptych.records import Comparison, Conversation, Rating
+from triptych.reward.losses import bradley_terry, squared_error
+
+HELDOUT = {"reward": "heldout", "judge": "judge_heldout"}
+"""For each share that is trained on, the one that is not."""
+
+REFERENCES = 512
+"""So many answers set the mean and the deviation of a reward model's scores."""
 
 
-class PairwiseReward(Optimization):
-    """A reward model trained on comparisons.
+class RewardTraining(Optimization):
+    """What every trained kind has.
 
     Attributes:
+        start: what a first reward model starts from, the round's champion or the Base; later rounds go on from the
+            last reward model.
         epochs: passes over the comparisons.
         refresh_epochs: passes when it goes on from the last round's reward model.
-        batch: comparisons in an update; a prompt's comparisons stay together.
+        batch: comparisons (and ratings) in an update; a prompt's stay together.
         micro_batch: tokens computed at once; only memory and speed depend on it.
         context: longest prompt with one answer, in tokens.
         overlong: what happens to longer ones: left out, or their answers cut. Either is counted and reported.
+        margin: by how much the chosen answer should win: not at all, by the data's `margin` where there is one, or
+            by the lead in votes, from 0 (as many for either) to 1 (all for the chosen one).
         centring: pulls r_chosen + r_rejected towards zero, so that scores of models can be compared.
     """
 
-    kind: Literal["pairwise"] = "pairwise"
+    start: Literal["champion", "base"] = "champion"
     epochs: int = Field(default=2, ge=1)
     refresh_epochs: int = Field(default=1, ge=1)
     batch: int = Field(default=32, ge=1)
     micro_batch: int = Field(default=4096, ge=64)
     context: int = Field(default=512, ge=16)
     overlong: Literal["drop", "truncate"] = "drop"
+    margin: Literal["none", "data", "votes"] = "data"
     centring: float = Field(default=0.01, ge=0)
     learning_rate: float = Field(default=1e-5, gt=0)
 
 
+class PairwiseReward(RewardTraining):
+    """A Bradley-Terry reward model, trained on comparisons."""
+
+    kind: Literal["pairwise"] = "pairwise"
+
+
+def train_reward(
+    desk: Desk, config: PairwiseReward, start: Path, comparisons: Path, share: str = "reward", member: int = 0
+) -> Metrics:
+    """Trains on the comparisons in `comparisons/{share}.jsonl`, from a policy or from an earlier reward model.
+
+    Args:
+        member: which of an ensemble; each has its own head to start from, and its own order of the data.
+    """
+    rows = read_comparisons(comparisons / f"{share}.jsonl")
+    trained = fit_model(desk, config, start, rows, seed=desk.seed + 1_000 * member)
+    heldout = comparisons / f"{HELDOUT[share]}.jsonl"
+    trained.finish(desk, {"reward": Output()}, answers_of(read_comparisons(heldout) if heldout.exists() else rows))
+    return trained.metrics
+
+
+@dataclass
+class Trained:
+    """A model that was trained, and what is told of it."""
+
+    model: Any
+    tokenizer: Any
+    metrics: Metrics
+
+    def scorer(self, scale: Scale) -> RewardModel:
+        """The model as it is, as a scorer with this scale."""
+        scorer = RewardModel(Path())
+        scorer.model, scorer.tokenizer, scorer.scale = self.model, self.tokenizer, scale
+        return scorer
+
+    def finish(self, desk: Desk, outputs: dict[str, Output], reference: Sequence[Conversation]) -> None:
+        """Sets the scale by the raw scores of the reference answers, and saves."""
+        raw = torch.tensor(self.scorer(Scale(outputs)).raw(reference), dtype=torch.float64)
+        deviation = float(raw.std(correction=0))
+        # Where all raw scores are equal there is nothing to bring to a deviation of 1; the audit says so.
+        Scale(outputs, float(raw.mean()), deviation if deviation > 1e-6 else 1.0).tell(self.model.config)
+        save(self.model, self.tokenizer, desk.output / "model")
+        self.metrics |= {"raw_mean": float(raw.mean()), "raw_deviation": deviation}
+
+
+def answers_of(comparisons: Sequence[Comparison], ratings: Sequence[Rating] = ()) -> list[Conversation]:
+    """The answers of comparisons and ratings, at most as many as set a scale."""
+    found = [Conversation(row.prompt, answer) for row in comparisons for answer in (row.chosen, row.rejected)]
+    return (found + [Conversation(row.prompt, row.response) for row in ratings])[:REFERENCES]
+
+
 @dataclass(slots=True)
-class _Pairs:
-    """Packed comparisons: `chosen` and `rejected` are the segments of each one's answers, `[B]`."""
+class _Batch:
+    """Packed rows: the segments of each comparison's answers `[B]`, of the rated ones `[R]`, their targets `[R, K]`."""
 
     pack: Pack
     chosen: Tensor
     rejected: Tensor
     margin: Tensor | None
+    rated: Tensor
+    targets: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class TokenizedRating:
+    """A prompt's tokens, an answer's, and the answer's attributes as targets of the head's outputs."""
+
+    prompt: tuple[int, ...]
+    answer: tuple[int, ...]
+    targets: tuple[float, ...]
 
 
 @dataclass(slots=True)
 class _Group:
-    """The comparisons of one prompt, the lines where they stand, and their distinct answers."""
+    """The comparisons and ratings of one prompt, the comparisons' lines, and its distinct answers."""
 
     prompt: tuple[int, ...]
     rows: list[TokenizedComparison] = field(default_factory=list)
     lines: list[int] = field(default_factory=list)
+    ratings: list[TokenizedRating] = field(default_factory=list)
     answers: list[tuple[int, ...]] = field(default_factory=list)
 
     @property
     def tokens(self) -> int:
         return len(self.prompt) + sum(len(answer) for answer in self.answers)
 
+    @property
+    def weight(self) -> int:
+        return len(self.rows) + len(self.ratings)
 
-def train_reward(
-    desk: Desk, config: PairwiseReward, start: Path, comparisons: Path, share: str = "reward"
-) -> Metrics:
-    """Trains on the comparisons in `comparisons/{share}.jsonl`, from a policy or from an earlier reward model."""
+
+def fit_model(
+    desk: Desk, config: RewardTraining, start: Path, comparisons: Sequence[Comparison],
+    ratings: Sequence[Rating] = (), attributes: Sequence[Output] = (), names: Sequence[str] = ("reward",),
+    seed: int = 0, comparison_weight: float = 1.0,
+) -> Trained:
+    """Trains one model; comparisons order its last output, ratings fit the ones before it.
+
+    The loss of an update is Σ bradley_terry · comparison_weight + Σ squared_error over its rows, divided by their
+    number.
+
+    Args:
+        start: an artifact with `model/`: a policy, or an earlier reward model with the same outputs.
+        attributes: mean and deviation of the rated attributes, by which targets are standardised.
+        names: of the head's outputs; the attributes' first.
+        seed: of a fresh head and of the order of the data.
+    """
     folder = start / "model"
     tokenizer = load_tokenizer(folder)
-    fitted = fit(read_comparisons(comparisons / f"{share}.jsonl"), tokenizer, config.context, config.overlong)
+    fitted = fit(with_margins(comparisons, config.margin), tokenizer, config.context, config.overlong)
     if fitted.dropped or fitted.truncated:
         desk.progress.say(f"comparisons: {fitted}")
-    rows = fitted.rows
-    if not rows:
-        raise AuditError(f"no comparison is left to train on ({fitted}); raise reward.context or give more of them")
-    refreshed = _is_reward(folder)
+    rows, lines, dropped, truncated = fitted.rows, fitted.lines, fitted.dropped, fitted.truncated
+    kept = _rated(ratings, names, attributes, tokenizer, config)
+    if len(kept) < len(ratings):
+        desk.progress.say(f"ratings: {len(ratings) - len(kept)} of {len(ratings)} are too long and left out")
+    if not rows and not kept:
+        raise AuditError(
+            f"no row is left to train on ({dropped + len(ratings)} are too long); raise reward.context or give more"
+        )
+    refreshed = _has_outputs(folder, names)
     epochs = config.refresh_epochs if refreshed else config.epochs
-    load = partial(load_reward, folder, fresh=not refreshed, seed=desk.seed, attention=attention.NAME)
+    load = partial(
+        load_reward, folder, fresh=not refreshed, outputs=names, seed=seed, attention=attention.NAME
+    )
     model: Any = load()
-    adapt(model, config.lora, desk.seed)
-    groups = _grouped(rows, fitted.lines)
+    adapt(model, config.lora, seed)
+    groups = _grouped(rows, lines, kept)
     plan = [
         [order[i] for i in members]
         for epoch in range(epochs)
-        for order in [shuffled(len(groups), epoch, desk.seed)]
-        for members in fill((len(groups[i].rows) for i in order), config.batch)
+        for order in [shuffled(len(groups), epoch, seed)]
+        for members in fill((groups[i].weight for i in order), config.batch)
     ]
 
-    def prepare(step: int) -> Step[_Pairs]:
+    def prepare(step: int) -> Step[_Batch]:
         drawn = [groups[i] for i in plan[step]]
         dealt = ranks.dealt((group.tokens for group in drawn), config.micro_batch)
         batches = [_packed([drawn[i] for i in part]) for part in dealt]
         lines = [line for group in drawn for line in group.lines]
-        return Step(batches, weight=len(lines), rows=lines)
+        return Step(batches, weight=sum(group.weight for group in drawn), rows=lines)
 
-    def loss(pairs: _Pairs) -> Loss:
-        scores = rewards(model, pairs.pack)
-        chosen, rejected = scores[pairs.chosen], scores[pairs.rejected]
-        losses = bradley_terry(chosen, rejected, pairs.margin, config.centring)
-        return Loss(losses.sum(), {"accuracy": (chosen > rejected).float().sum()})
+    def loss(batch: _Batch) -> Loss:
+        outputs = head_outputs(model, batch.pack)
+        chosen, rejected = outputs[batch.chosen, -1], outputs[batch.rejected, -1]
+        total = comparison_weight * bradley_terry(chosen, rejected, batch.margin, config.centring).sum()
+        numbers = {"accuracy": (chosen > rejected).float().sum()} if rows and not kept else {}
+        if kept:
+            error = squared_error(outputs[batch.rated, : batch.targets.shape[1]], batch.targets).sum()
+            total, numbers = total + error, {"squared_error": error}
+        return Loss(total, numbers)
 
     curve = train(
         model, len(plan), prepare, loss, config,
-        checkpoint=desk.checkpoint(), progress=desk.progress, unit="pairs",
+        checkpoint=desk.checkpoint(), progress=desk.progress, unit="rows" if kept else "pairs",
     )
     write_curve(desk.output / "curve.jsonl", curve)
-    model = merged(model, load)
-    save(model, tokenizer, desk.output / "model")
-    return {
+    return Trained(merged(model, load), tokenizer, {
         "parameters": parameters(model),
         "comparisons": len(rows),
-        "dropped": fitted.dropped,
-        "truncated": fitted.truncated,
+        "ratings": len(kept),
+        "dropped": dropped + len(ratings) - len(kept),
+        "truncated": truncated,
         "epochs": epochs,
-    }
+    })
 
 
-def _grouped(rows: Sequence[TokenizedComparison], lines: Sequence[int]) -> list[_Group]:
-    """The comparisons by prompt, in the order in which prompts first appear."""
+def with_margins(rows: Iterable[Comparison], margin: Literal["none", "data", "votes"]) -> list[Comparison]:
+    """The comparisons with the margins that are to be trained on.
+
+    The lead of v of n votes is (2v − n) / n; a comparison without votes has none.
+    """
+    if margin == "data":
+        return list(rows)
+    found = []
+    for row in rows:
+        votes, people = row.votes_for_chosen, row.num_annotators
+        lead = (2 * votes - people) / people if margin == "votes" and votes is not None and people else None
+        found.append(dataclasses.replace(row, margin=lead))
+    return found
+
+
+def _rated(
+    ratings: Sequence[Rating], names: Sequence[str], attributes: Sequence[Output], tokenizer: Any,
+    config: RewardTraining,
+) -> list[TokenizedRating]:
+    """The ratings that fit the context, their scores standardised; NaN where an attribute was not rated."""
+    kept = []
+    for rating in ratings:
+        whole = tokenized(Conversation(rating.prompt, rating.response), tokenizer)
+        room = config.context - len(whole.prompt)
+        answer = whole.answer
+        if len(answer) > room:
+            if config.overlong == "drop" or room <= 1:
+                continue
+            answer = (*answer[: room - 1], answer[-1])
+        kept.append(TokenizedRating(whole.prompt, answer, tuple(
+            (rating.scores.get(name, float("nan")) - part.mean) / part.deviation
+            for name, part in zip(names, attributes, strict=False)
+        )))
+    return kept
+
+
+def _grouped(
+    rows: Sequence[TokenizedComparison], lines: Sequence[int], ratings: Sequence[TokenizedRating] = ()
+) -> list[_Group]:
+    """The rows by prompt, in the order in which prompts first appear."""
     groups: dict[tuple[int, ...], _Group] = {}
     for row, line in zip(rows, lines, strict=True):
         group = groups.setdefault(row.prompt, _Group(row.prompt))
         group.rows.append(row)
         group.lines.append(line)
         group.answers += [answer for answer in (row.chosen, row.rejected) if answer not in group.answers]
+    for rating in ratings:
+        group = groups.setdefault(rating.prompt, _Group(rating.prompt))
+        group.ratings.append(rating)
+        group.answers += [rating.answer] if rating.answer not in group.answers else []
     return list(groups.values())
 
 
-def _packed(groups: Sequence[_Group]) -> _Pairs:
+def _packed(groups: Sequence[_Group]) -> _Batch:
     pack, scored = pack_scored([(group.prompt, group.answers) for group in groups])
-    chosen, rejected, margins = [], [], []
+    chosen, rejected, margins, rated, targets = [], [], [], [], []
     first = 0
     for group in groups:
         places = {answer: first + place for place, answer in enumerate(group.answers)}
@@ -155,12 +300,21 @@ def _packed(groups: Sequence[_Group]) -> _Pairs:
             chosen.append(places[row.chosen])
             rejected.append(places[row.rejected])
             margins.append(row.margin)
+        for rating in group.ratings:
+            rated.append(places[rating.answer])
+            targets.append(rating.targets)
     given = any(margin is not None for margin in margins)
-    return _Pairs(
+    return _Batch(
         pack, scored[chosen], scored[rejected],
         torch.tensor([margin or 0.0 for margin in margins]) if given else None,
+        scored[rated], torch.tensor(targets) if targets else torch.zeros(0, 0),
     )
 
 
-def _is_reward(folder: Path) -> bool:
-    return "SequenceClassification" in (folder / "config.json").read_text(encoding="utf-8")
+def _has_outputs(folder: Path, names: Sequence[str]) -> bool:
+    """Whether the folder's model is a reward model with just these outputs."""
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    if "SequenceClassification" not in str(config.get("architectures")):
+        return False
+    found = list((config.get("id2label") or {0: "LABEL_0"}).values())
+    return found == list(names) or len(found) == len(names) == 1

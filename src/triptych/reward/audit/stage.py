@@ -23,7 +23,7 @@ from triptych.reward.audit.length import length_bias, spearman
 from triptych.reward.audit.perturbations import Score, perturbations
 from triptych.reward.audit.record import AuditRecord
 from triptych.reward.audit.words import bag_of_words
-from triptych.reward.kinds import open_reward
+from triptych.reward.ensemble import Ensemble
 
 TRAINING = {"heldout": "reward", "judge_heldout": "judge"}
 """Which comparisons trained the model that is audited on a share."""
@@ -66,10 +66,10 @@ class Evidence:
 
 
 def audit(
-    desk: Desk, config: Audit, reward: Path, comparisons: Path, share: str = "heldout",
-    predecessor: Path | None = None,
+    desk: Desk, config: Audit, comparisons: Path, reward: Scorer, share: str = "heldout",
+    predecessor: Scorer | None = None,
 ) -> Metrics:
-    """Audits a reward model on `comparisons/{share}.jsonl`; the metrics are an `AuditRecord`, also in `audit.json`.
+    """Audits a reward on `comparisons/{share}.jsonl`; the metrics are an `AuditRecord`, also in `audit.json`.
 
     Args:
         predecessor: the reward model that this one was refreshed from.
@@ -80,9 +80,7 @@ def audit(
     evidence = Evidence(
         rows, read_comparisons(comparisons / f"{TRAINING[share]}.jsonl"), [row in fresh for row in rows]
     )
-    record = examine(
-        open_reward(reward), evidence, config, predecessor=open_reward(predecessor) if predecessor else None
-    )
+    record = examine(reward, evidence, config, predecessor)
     (desk.output / "audit.json").write_text(record.model_dump_json(indent=1) + "\n", encoding="utf-8")
     return record.model_dump(mode="json")
 
@@ -113,11 +111,11 @@ def scored(scorer: Scorer, rows: Sequence[Comparison]) -> tuple[list[float], lis
 
 
 def score_of(scorer: Scorer) -> Score:
-    """How answers are scored here: by a trained model as its head gives them, before they are normalised.
+    """How answers are scored here: by trained models as their heads give them, before they are normalised.
 
     Only those scores say how sure the model is: σ of a difference is the chance that the first answer is preferred.
     """
-    return scorer.raw if isinstance(scorer, RewardModel) else scorer.score
+    return scorer.raw if isinstance(scorer, RewardModel | Ensemble) else scorer.score
 
 
 def measured(evidence: Evidence, chosen: Sequence[float], rejected: Sequence[float]) -> AuditRecord:

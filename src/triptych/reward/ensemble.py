@@ -1,0 +1,89 @@
+"""Several reward models as one: their mean, less what they disagree by.
+
+The members are models of their own, which differ in the head that they start from and in the order of the data. Heads
+on one trunk would be cheaper, but their errors go the same way: what members have in common is what an ensemble cannot
+see (Eisenstein et al. 2023, *Helping or Herding?*, section 5).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from triptych.engine.scoring import RewardModel, Scores
+from triptych.pipeline.stage import Desk, Metrics
+from triptych.records import Conversation
+from triptych.reward.joining import linked
+from triptych.reward.training import PairwiseReward, RewardTraining
+
+
+class EnsembleReward(RewardTraining):
+    """Several pairwise reward models; the reward is mean − λ · deviation over them.
+
+    Attributes:
+        members: how many.
+        penalty: λ.
+    """
+
+    kind: Literal["ensemble"] = "ensemble"
+    members: int = Field(default=3, ge=2)
+    penalty: float = Field(default=1.0, ge=0)
+
+    @property
+    def member(self) -> PairwiseReward:
+        """How each member is trained."""
+        return PairwiseReward(**{name: getattr(self, name) for name in RewardTraining.model_fields})
+
+
+class Ensemble:
+    """Reward models as one scorer; each one's scores are normalised before they are compared."""
+
+    name = "reward ensemble"
+
+    def __init__(self, members: Sequence[RewardModel], penalty: float, *, identity: str = "") -> None:
+        self.members = members
+        self.penalty = penalty
+        self.identity = identity
+
+    def score(self, conversations: Sequence[Conversation]) -> list[float]:
+        """Mean less λ times the deviation over the members.
+
+        Coste et al. (2023), *Reward Model Ensembles Help Mitigate Overoptimization*, take the variance off instead;
+        the deviation is in the scores' own units.
+        """
+        return self.details(conversations).totals
+
+    def spread(self, conversations: Sequence[Conversation]) -> list[float]:
+        """The deviation of the members' normalised scores: how much they disagree about each answer."""
+        found: list[float] = self._scores(conversations).std(0, correction=0).tolist()
+        return found
+
+    def raw(self, conversations: Sequence[Conversation]) -> list[float]:
+        """The mean of the members' raw scores."""
+        found: list[float] = torch.tensor([member.raw(conversations) for member in self.members]).mean(0).tolist()
+        return found
+
+    def details(self, conversations: Sequence[Conversation]) -> Scores:
+        """The scores, with mean and spread as their parts."""
+        scores = self._scores(conversations)
+        mean, spread = scores.mean(0), scores.std(0, correction=0)
+        return Scores((mean - self.penalty * spread).tolist(), {"mean": mean.tolist(), "spread": spread.tolist()})
+
+    def _scores(self, conversations: Sequence[Conversation]) -> Tensor:
+        """`[members, N]` normalised scores."""
+        return torch.tensor([member.score(conversations) for member in self.members], dtype=torch.float64)
+
+
+def join(desk: Desk, config: EnsembleReward, **members: Path) -> Metrics:
+    """Puts trained members together: `models/0`, `models/1`, … and `reward.json`."""
+    for place, name in enumerate(members):
+        linked(members[name] / "model", desk.output / "models" / str(place))
+    content = {"kind": config.kind, "members": len(members), "penalty": config.penalty}
+    (desk.output / "reward.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    return {"members": len(members)}

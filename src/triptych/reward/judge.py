@@ -1,0 +1,253 @@
+"""A language model as the judge of answers: a model of one's own, one behind an endpoint, or the policy itself.
+
+It is asked to score one answer (Liu et al. 2023, *G-Eval*: the expected score under the probabilities of the digits),
+or which of two is better, in both orders because the place of an answer sways judges (Zheng et al. 2023, *Judging
+LLM-as-a-Judge*). The policy itself as judge: Yuan et al. (2024), *Self-Rewarding Language Models*.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import combinations
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import torch
+from jinja2 import StrictUndefined, TemplateError
+from jinja2.sandbox import SandboxedEnvironment
+from pydantic import Field, model_validator
+
+from triptych.configuration import Config
+from triptych.data.files import digest
+from triptych.data.template import answer_tokens, prompt_tokens
+from triptych.engine import attention, ranks
+from triptych.engine.device import autocast
+from triptych.engine.forward import next_token_logits
+from triptych.engine.models import load_policy, load_tokenizer
+from triptych.engine.packing import Pack, Segment, fill
+from triptych.engine.scoring import Scores
+from triptych.errors import RewardError
+from triptych.pipeline.stage import Desk, Metrics
+from triptych.records import Conversation, Prompt, user
+from triptych.reward.endpoint import Endpoint, EndpointJudge, Replies
+
+POLICY = "policy"
+TEMPLATES = Path(__file__).parent / "templates"
+
+
+class JudgeReward(Config):
+    """A language model that scores or compares; nothing is trained.
+
+    Attributes:
+        model: "policy", the champion of the round itself, or a model's folder.
+        endpoint: an OpenAI-compatible address instead.
+        ask: for a "score" of each answer, or to "compare" each two answers to a prompt; an answer's reward is then
+            how probably it is preferred, on average over the others (and the prompt's reference, where it has one).
+        highest: scores are asked for from 1 to this, and become 0 to 1.
+        template: a Jinja file with the question; by default one that comes with Triptych.
+    """
+
+    kind: Literal["judge"] = "judge"
+    model: str = POLICY
+    endpoint: Endpoint | None = None
+    ask: Literal["score", "compare"] = "score"
+    highest: int = Field(default=5, ge=2, le=9)
+    template: str | None = None
+
+    @model_validator(mode="after")
+    def _one_judge(self) -> JudgeReward:
+        if self.endpoint is not None and self.model != POLICY:
+            raise ValueError("needs either a model or an endpoint")
+        return self
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """The files and folders that it names."""
+        model = (self.model,) if self.endpoint is None and self.model != POLICY else ()
+        return (*model, *((self.template,) if self.template else ()))
+
+
+class Choosing(Protocol):
+    """Whoever replies one of a few choices."""
+
+    def choose(self, questions: Sequence[str], choices: Sequence[str]) -> list[Replies | None]:
+        """For each question how probable each choice is; None where the reply is none of them."""
+
+
+@dataclass
+class LocalJudge:
+    """A causal language model in a folder, whose next token after the question is looked at."""
+
+    folder: Path
+
+    @cached_property
+    def _model(self) -> Any:
+        return load_policy(self.folder, attention=attention.NAME)
+
+    @cached_property
+    def _tokenizer(self) -> Any:
+        return load_tokenizer(self.folder)
+
+    @torch.no_grad()
+    def choose(self, questions: Sequence[str], choices: Sequence[str]) -> list[Replies | None]:
+        """The softmax over the choices' first tokens.
+
+        Raises:
+            RewardError: two choices begin with the same token.
+        """
+        firsts = [answer_tokens(self._tokenizer, choice)[0] for choice in choices]
+        if len(set(firsts)) < len(choices):
+            raise RewardError(f"{self.folder}: its tokenizer does not tell {', '.join(choices)} apart by one token")
+        rows = [prompt_tokens(self._tokenizer, user(question)) for question in questions]
+        found: list[Replies | None] = []
+        for members in fill(map(len, rows), 8192):
+            with autocast():
+                logits = next_token_logits(self._model, Pack([Segment(rows[i]) for i in members]), firsts)
+            for values in torch.softmax(logits, dim=-1).tolist():
+                found.append(dict(zip(choices, values, strict=True)))
+        return found
+
+
+class LanguageJudge:
+    """A language model's verdicts as a scorer.
+
+    Attributes:
+        asked: how many verdicts were wanted: scores, or pairs.
+        unreadable: of these, those whose reply was none of the choices; they count as the middle.
+        inconsistent: of the pairs, those where the verdict went with the place and not with the answer.
+    """
+
+    def __init__(
+        self, config: JudgeReward, judge: Choosing, template: str, *, name: str = "language judge", identity: str = ""
+    ) -> None:
+        self.config = config
+        self.name = name
+        self.identity = identity
+        self.asked = self.unreadable = self.inconsistent = 0
+        self._judge = judge
+        self._template = SandboxedEnvironment(
+            undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        ).from_string(template)
+
+    def score(self, conversations: Sequence[Conversation]) -> list[float]:
+        """From 0 to 1; where it compares, an answer that has nothing to be compared with gets a half."""
+        return self.details(conversations).totals
+
+    def details(self, conversations: Sequence[Conversation]) -> Scores:
+        """The scores, and what was counted over them."""
+        before = self._counted()
+        totals = self._scores(conversations)
+        return Scores(totals, counts={name: count - before[name] for name, count in self._counted().items()})
+
+    def _counted(self) -> dict[str, int]:
+        counts = {"asked": self.asked, "unreadable": self.unreadable}
+        return counts | ({"inconsistent": self.inconsistent} if self.config.ask == "compare" else {})
+
+    def _scores(self, conversations: Sequence[Conversation]) -> list[float]:
+        if self.config.ask == "compare":
+            return self._by_comparing(conversations)
+        digits = [str(digit) for digit in range(1, self.config.highest + 1)]
+        questions = [self._question(row.prompt, answer=row.answer) for row in conversations]
+        self.asked += len(questions)
+        return [self._expected(replies) for replies in self._asked(questions, digits)]
+
+    def compare(self, prompts: Sequence[Prompt], firsts: Sequence[str], seconds: Sequence[str]) -> list[float]:
+        """How probably each first answer is preferred to the second: the mean over both orders.
+
+        Nobody is asked about two that are the same.
+        """
+        places = [place for place, (first, second) in enumerate(zip(firsts, seconds, strict=True)) if first != second]
+        questions = []
+        for place in places:
+            prompt, first, second = prompts[place], firsts[place], seconds[place]
+            questions.append(self._question(prompt, first=first, second=second))
+            questions.append(self._question(prompt, first=second, second=first))
+        replies = self._asked(questions, ["A", "B"])
+        found = [0.5] * len(firsts)
+        for place, here, there in zip(places, replies[0::2], replies[1::2], strict=True):
+            self.asked += 1
+            self.unreadable += here is None or there is None
+            p, q = (here or {"A": 0.5})["A"], 1 - (there or {"A": 0.5})["A"]
+            self.inconsistent += (p - 0.5) * (q - 0.5) < 0
+            found[place] = (p + q) / 2
+        return found
+
+    def _asked(self, questions: Sequence[str], choices: Sequence[str]) -> list[Replies | None]:
+        """The replies, each asked for on one rank alone."""
+        return ranks.gathered(self._judge.choose(ranks.share(questions), choices))
+
+    def _expected(self, replies: Replies | None) -> float:
+        if replies is None:
+            self.unreadable += 1
+            return 0.5
+        mean = sum(int(digit) * probability for digit, probability in replies.items())
+        return (mean - 1) / (self.config.highest - 1)
+
+    def _by_comparing(self, conversations: Sequence[Conversation]) -> list[float]:
+        groups: dict[str, list[int]] = {}
+        for index, row in enumerate(conversations):
+            groups.setdefault(row.prompt.key, []).append(index)
+        pairs: list[tuple[int, int | None]] = []
+        for members in groups.values():
+            pairs += combinations(members, 2)
+            pairs += [(i, None) for i in members if conversations[i].prompt.reference]
+        won: list[list[float]] = [[] for _ in conversations]
+        prompts = [conversations[i].prompt for i, _ in pairs]
+        firsts = [conversations[i].answer for i, _ in pairs]
+        seconds = [str(conversations[i].prompt.reference) if j is None else conversations[j].answer for i, j in pairs]
+        for (i, j), probability in zip(pairs, self.compare(prompts, firsts, seconds), strict=True):
+            won[i].append(probability)
+            if j is not None:
+                won[j].append(1 - probability)
+        return [sum(each) / len(each) if each else 0.5 for each in won]
+
+    def _question(self, prompt: Prompt, **answers: str) -> str:
+        # Where answers are compared with the reference, it must not be shown as the right one.
+        shown = None if self.config.ask == "compare" else prompt.reference
+        try:
+            return self._template.render(
+                messages=prompt.messages, prompt=prompt.messages[-1].content, reference=shown,
+                highest=self.config.highest, **answers,
+            ).strip()
+        except TemplateError as error:
+            raise RewardError(f"the judge's template: {error}") from error
+
+
+def keep_judge(
+    desk: Desk, config: JudgeReward, sources: Mapping[str, str | Path] | None = None, **inputs: Path
+) -> Metrics:
+    """Leaves `reward.json` and `template.jinja`; a model of one's own stays where it is, and its digest is kept."""
+    given = sources or {}
+    path = Path(given[config.template]) if config.template else TEMPLATES / f"{config.ask}.jinja"
+    (desk.output / "template.jinja").write_bytes(path.read_bytes())
+    content = config.model_dump(mode="json")
+    if config.files and config.model != POLICY and config.endpoint is None:
+        # Its name and what it holds, and no path of this machine.
+        content |= {"model": Path(config.model).name, "model_digest": digest(Path(given[config.model]))}
+    path = desk.output / "reward.json"
+    path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    return {}
+
+
+def open_judge(
+    config: JudgeReward, template: str, *, model: Path | None, cache: Path | None, name: str, identity: str
+) -> LanguageJudge:
+    """The judge of these settings.
+
+    Args:
+        model: the folder of the policy, or of the model that the settings name.
+        cache: the folder in which an endpoint's replies are kept.
+
+    Raises:
+        RewardError: it is a model, and none was given.
+    """
+    if config.endpoint is not None:
+        judge: Choosing = EndpointJudge(config.endpoint, cache)
+    elif model is not None:
+        judge = LocalJudge(model)
+    else:
+        raise RewardError(f"this reward asks a model ({config.model}), which is not here")
+    return LanguageJudge(config, judge, template, name=name, identity=identity)

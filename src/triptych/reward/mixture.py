@@ -1,0 +1,118 @@
+"""A weighted sum of rewards of other kinds, each of them logged."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator
+
+from triptych.configuration import Config, tagged
+from triptych.engine.scoring import Scorer, Scores, scored
+from triptych.pipeline.stage import Desk, Metrics
+from triptych.records import Conversation
+from triptych.reward.ensemble import EnsembleReward
+from triptych.reward.joining import linked
+from triptych.reward.judge import JudgeReward
+from triptych.reward.regression import RegressionReward
+from triptych.reward.rules import RulesReward
+from triptych.reward.training import PairwiseReward
+
+
+class Part(Config):
+    """How a part of a mixture counts.
+
+    Attributes:
+        name: in logs, and of its folder.
+        weight: what its score is multiplied with. A trained reward model's scores have a deviation of 1 on held-out
+            answers; those of rules and judges have the units that they were given.
+        tasks: the tasks whose prompts it scores; all by default.
+    """
+
+    name: str = Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]*$")
+    weight: float
+    tasks: tuple[str, ...] = ()
+
+
+class MixedPart(Part):
+    """A part and what it is.
+
+    Attributes:
+        reward: the settings of a reward of another kind.
+    """
+
+    reward: Annotated[
+        PairwiseReward | RegressionReward | EnsembleReward | RulesReward | JudgeReward, Field(discriminator="kind"),
+        tagged("kind", "pairwise"),
+    ]
+
+
+class MixtureReward(Config):
+    """A weighted sum of rewards of other kinds."""
+
+    kind: Literal["mixture"] = "mixture"
+    parts: tuple[MixedPart, ...] = Field(min_length=1)
+
+    @field_validator("parts")
+    @classmethod
+    def _names_differ(cls, parts: tuple[MixedPart, ...]) -> tuple[MixedPart, ...]:
+        if len({part.name for part in parts}) < len(parts):
+            raise ValueError("each part needs a name of its own")
+        return parts
+
+
+@dataclass(frozen=True, slots=True)
+class Weighted:
+    """A scorer in a mixture."""
+
+    part: Part
+    scorer: Scorer
+
+
+class Mixture:
+    """Σ weight · score over the parts that score the prompt's task."""
+
+    name = "reward mixture"
+
+    def __init__(self, parts: Sequence[Weighted], *, identity: str = "") -> None:
+        self.parts = parts
+        self.identity = identity
+
+    def score(self, conversations: Sequence[Conversation]) -> list[float]:
+        """See the class."""
+        return self.details(conversations).totals
+
+    def details(self, conversations: Sequence[Conversation]) -> Scores:
+        """The scores; the parts are each part's score under its name, and what that is made of below it."""
+        totals = [0.0] * len(conversations)
+        found: dict[str, list[float | None]] = {}
+        counts: dict[str, int] = {}
+        for each in self.parts:
+            part = each.part
+            these = [i for i, row in enumerate(conversations) if not part.tasks or row.prompt.task in part.tasks]
+            if not these:
+                continue
+            scores = scored(each.scorer, [conversations[i] for i in these])
+            values = {part.name: scores.totals} | {f"{part.name}.{name}": v for name, v in scores.parts.items()}
+            counts |= {f"{part.name}.{name}": count for name, count in scores.counts.items()}
+            for name, column in values.items():
+                found[name] = [None] * len(conversations)
+                for i, value in zip(these, column, strict=True):
+                    found[name][i] = value
+            for i, score in zip(these, scores.totals, strict=True):
+                totals[i] += part.weight * score
+        return Scores(totals, found, counts)
+
+
+def mix(desk: Desk, config: MixtureReward, /, **parts: Path) -> Metrics:
+    """Puts the parts' artifacts together: `parts/NAME` and `reward.json`."""
+    for part in config.parts:
+        linked(parts[part.name], desk.output / "parts" / part.name)
+    parts_told = [part.model_dump(mode="json", exclude={"reward"}) for part in config.parts]
+    content = {"kind": config.kind, "parts": parts_told}
+    path = desk.output / "reward.json"
+    path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    return {"parts": [part.name for part in config.parts]}

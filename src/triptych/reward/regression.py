@@ -1,0 +1,134 @@
+"""A reward model of several attributes, trained on ratings; comparisons may train it as well."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from pydantic import Field
+from torch import Tensor
+
+from triptych.data.files import read_comparisons, read_ratings
+from triptych.data.splits import fraction
+from triptych.engine.scoring import Output, Scale
+from triptych.errors import RewardError
+from triptych.pipeline.stage import Desk, Metrics
+from triptych.records import Conversation, Rating
+from triptych.reward.training import HELDOUT, RewardTraining, answers_of, fit_model
+
+PREFERENCE = "preference"
+"""The output that comparisons train."""
+
+FITTED_ON = 0.2
+"""The share of the comparisons' prompts that fits the weights and trains nothing."""
+
+LEAST_FITTED = 20
+"""Fewer comparisons than this fit no weights."""
+
+
+class RegressionReward(RewardTraining):
+    """Several attributes at once, as in HelpSteer2 and Nemotron-4 340B; the reward is their weighted sum.
+
+    The head has one output for each attribute that is rated, and where there are comparisons one more, "preference",
+    which these train as in `pairwise`.
+
+    Attributes:
+        weights: of the attributes, in the units of their ratings, and of "preference"; what is not named has none.
+            Without it they are fitted on a fifth of the comparisons' prompts, which then train nothing else.
+        comparison_weight: of the comparisons' loss beside the ratings'; with 0 comparisons train nothing.
+    """
+
+    kind: Literal["regression"] = "regression"
+    weights: dict[str, float] | None = None
+    comparison_weight: float = Field(default=1.0, ge=0)
+
+
+def train_regression(
+    desk: Desk, config: RegressionReward, start: Path, ratings: Path, comparisons: Path | None = None,
+    share: str = "reward",
+) -> Metrics:
+    """Trains on `ratings/ratings_{share}.jsonl` and, where there are any, `comparisons/{share}.jsonl`.
+
+    Raises:
+        RewardError: weights name what nobody rated, or cannot be fitted.
+    """
+    rated = read_ratings(_ratings(ratings, share))
+    compared = read_comparisons(comparisons / f"{share}.jsonl") if comparisons else []
+    fitting = [] if config.weights else [row for row in compared if fraction(row.prompt.key, desk.seed) < FITTED_ON]
+    if not config.weights and len(fitting) < LEAST_FITTED:
+        raise RewardError(
+            f"{len(fitting)} comparisons are too few to fit the attributes' weights, {LEAST_FITTED} are the least: "
+            "give more comparisons, or name the weights in reward.weights"
+        )
+    keys = {row.prompt.key for row in fitting}
+    compared = [row for row in compared if row.prompt.key not in keys] if config.comparison_weight else []
+    # What fits the weights must be new to the model: its prompts' ratings would not be.
+    rated = [row for row in rated if row.prompt.key not in keys]
+    parts = standardised(rated)
+    names = [*parts, *([PREFERENCE] if compared else [])]
+    if unknown := sorted(set(config.weights or {}) - set(names)):
+        raise RewardError(f"reward.weights names {', '.join(unknown)}; what is rated is {', '.join(names)}")
+
+    trained = fit_model(
+        desk, config, start, compared, rated, list(parts.values()), names, desk.seed, config.comparison_weight
+    )
+    outputs = parts | ({PREFERENCE: Output()} if compared else {})
+    if config.weights:
+        weights: Mapping[str, float] = config.weights
+    else:
+        scorer = trained.scorer(Scale(outputs))
+        answers = [Conversation(row.prompt, text) for row in fitting for text in (row.chosen, row.rejected)]
+        found = scorer.outputs(answers)
+        weights = {
+            name: weight / outputs[name].deviation
+            for name, weight in zip(names, fitted_weights(found[0::2] - found[1::2]), strict=True)
+        }
+    outputs = {name: dataclasses.replace(part, weight=weights.get(name, 0.0)) for name, part in outputs.items()}
+    heldout = read_comparisons(comparisons / f"{HELDOUT[share]}.jsonl") if comparisons else []
+    trained.finish(desk, outputs, answers_of(heldout, read_ratings(_ratings(ratings, HELDOUT[share]))))
+    return trained.metrics | {
+        "weights": {name: part.weight for name, part in outputs.items()},
+        "weights_fitted_on": len(fitting),
+    }
+
+
+def standardised(ratings: Sequence[Rating]) -> dict[str, Output]:
+    """Every rated attribute, by name, with the mean and deviation of its ratings."""
+    parts = {}
+    for name in sorted({name for rating in ratings for name in rating.scores}):
+        values = np.array([rating.scores[name] for rating in ratings if name in rating.scores])
+        parts[name] = Output(mean=float(values.mean()), deviation=float(values.std()) or 1.0)
+    return parts
+
+
+def fitted_weights(differences: Tensor, ridge: float = 1.0) -> list[float]:
+    """The weights w that make Σ −log σ(w · d) + ridge/2 · |w|² least, by Newton's method.
+
+    The logistic regression of a comparison's label on the differences d of its answers' outputs, chosen minus
+    rejected. Without an intercept, because neither answer has a place of its own.
+
+    Args:
+        differences: `[N, K]`.
+    """
+    d = differences.double().numpy()
+    weights = np.zeros(d.shape[1])
+    for _ in range(50):
+        wrong = 1 / (1 + np.exp(np.clip(d @ weights, -700, 700)))
+        gradient = ridge * weights - d.T @ wrong
+        curvature = (d * (wrong * (1 - wrong))[:, None]).T @ d + ridge * np.eye(d.shape[1])
+        step = np.linalg.solve(curvature, gradient)
+        weights = weights - step
+        if float(np.abs(step).max()) < 1e-10:
+            break
+    found: list[float] = weights.tolist()
+    return found
+
+
+def _ratings(folder: Path, share: str) -> Path:
+    path = folder / f"ratings_{share}.jsonl"
+    if not path.is_file():
+        raise RewardError("reward.kind is regression, which needs ratings: name files in `feedback: [{ratings: ...}]`")
+    return path

@@ -1,0 +1,105 @@
+"""The small cycle with rewards that are not one model: it ends in a release that is whole and says what it holds."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from transformers import AutoModelForSequenceClassification
+
+from triptych import outcome
+from triptych.check import stage_names
+from triptych.cycle import Family, cycle
+from triptych.errors import RecipeError, RewardError
+from triptych.pipeline.runner import Runner
+from triptych.progress import Silent
+from triptych.recipe import load
+from triptych.release.verification import verify
+from triptych.reward.kinds import open_reward
+
+TINY = Path(__file__).parent / "tiny.yaml"
+SHORT = ["improve.rounds=1", "improve.steps=1", "reward.audit.required=false"]
+RULES = "reward={kind: rules, audit: {required: false}, rules: [{rule: length, most: 12}, {rule: repetition}]}"
+MIXTURE = (
+    "reward={kind: mixture, audit: {required: false}, parts: ["
+    "{name: people, weight: 1, reward: {kind: pairwise, learning_rate: 1e-3, batch: 8, epochs: 1}}, "
+    "{name: itself, weight: 1, reward: {kind: judge}}, "
+    "{name: form, weight: 0.5, reward: {kind: rules, rules: [{rule: function, function: mine.py:score}]}}]}"
+)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the tiny recipe; data, Base and Instruct are computed once for all of its runs."""
+    folder = tmp_path_factory.mktemp("kinds")
+    (folder / "recipe.yaml").write_text(TINY.read_text())
+    (folder / "mine.py").write_text("def score(conversation):\n    return -len(conversation.answer) / 100\n")
+    return folder
+
+
+def run(place: Path, *overrides: str) -> tuple[Family, Path]:
+    recipe = load(place / "recipe.yaml", [*overrides, *SHORT])
+    runner = Runner(place / "run", Silent(), recipe.seed)
+    family = Family()
+    cycle(recipe, runner, family)
+    outcome.write(recipe, family, place / "run", runner.ledger)
+    assert [artifact.name for artifact in runner.done] == stage_names(recipe)
+    assert verify(place / "run" / "release") == []
+    return family, place / "run" / "release"
+
+
+def test_rules_are_released_as_what_they_are(place: Path) -> None:
+    family, release = run(place, RULES)
+    assert {path.name for path in (release / "reward").iterdir()} == {"README.md", "reward.json"}
+    assert "This is no model" in (release / "reward" / "README.md").read_text()
+    assert "AutoModelForSequenceClassification" not in (release / "README.md").read_text()
+    assert open_reward(release / "reward").name == "rules"
+    candidate = family.rounds[0].candidate
+    assert candidate is not None
+    rows = [json.loads(line) for line in (candidate.folder / "curve.jsonl").read_text().splitlines()]
+    assert {"reward/length", "reward/repetition"} <= rows[1].keys()
+    assert any(name.startswith("reward/length/") for name in rows[1])
+
+
+def test_an_ensemble_is_released_as_its_models(place: Path) -> None:
+    family, release = run(place, "reward.kind=ensemble", "reward.members=2")
+    assert {path.name for path in (release / "reward").iterdir()} == {"README.md", "reward.json", "models"}
+    for member in ("0", "1"):
+        AutoModelForSequenceClassification.from_pretrained(release / "reward" / "models" / member)
+    assert family.rounds[0].audit is not None
+    one, two = (family.rounds[0].rewards[name] for name in ("0", "1"))
+    assert one.name == "round-1/reward/0"
+    weights = [(each.folder / "model" / "model.safetensors").read_bytes() for each in (one, two)]
+    assert weights[0] != weights[1]
+
+
+def test_a_mixtures_parts_are_stages_and_its_functions_are_not_run_from_a_release(place: Path) -> None:
+    family, release = run(place, MIXTURE)
+    assert set(family.rounds[0].rewards) == {"people", "itself", "form", ""}
+    assert {path.name for path in (release / "reward" / "parts").iterdir()} == {"people", "itself", "form"}
+    assert (release / "reward" / "parts" / "form" / "functions" / "0.py").is_file()
+    with pytest.raises(RewardError, match=r"mine\.py"):
+        open_reward(release / "reward", models={"policy": release / "instruct"})
+    told = [path.read_text() for path in release.rglob("*.json")]
+    assert not any(str(place) in text for text in told)
+
+
+@pytest.mark.parametrize(("override", "message"), [
+    ("reward.kind=regression", "feedback must name ratings"),
+    ("reward={kind: magic}", "kind must be one of pairwise, regression, ensemble, rules, judge, mixture"),
+    ("reward={kind: rules, rules: [{rule: function, function: ../mine.py:score}]}", "no such file"),
+    ("reward={kind: rules, rules: [{rule: length, most: 1, least: 2}]}", "must be at least"),
+    ("reward={kind: rules, epochs: 2, rules: [{rule: refusal}]}", "reward.epochs"),
+    ("reward={kind: judge, endpoint: {url: 'ftp://x', model: m}}", "must begin with https"),
+])
+def test_what_a_reward_cannot_be_is_said_with_what_would_be_right(place: Path, override: str, message: str) -> None:
+    with pytest.raises(RecipeError, match=message.replace("(", r"\(")):
+        load(place / "recipe.yaml", [override])
+
+
+def test_a_function_outside_the_recipes_folder_is_refused(place: Path, tmp_path: Path) -> None:
+    (tmp_path / "other.py").write_text("def score(conversation): return 1\n")
+    override = f"reward={{kind: rules, rules: [{{rule: function, function: {tmp_path}/other.py:score}}]}}"
+    with pytest.raises(RecipeError, match="own folder"):
+        load(place / "recipe.yaml", [override])
