@@ -128,6 +128,23 @@ def test_problems_of_every_kind_are_found_together(tmp_path: Path) -> None:
     ])
 
 
+def test_rewards_that_are_not_trained_and_those_on_ratings_are_checked_too(tmp_path: Path) -> None:
+    rules = {"kind": "rules", "rules": [{"rule": "repetition"}]}
+    findings = check.check(write_recipe(tmp_path, reward=rules))
+    assert findings.problems == []
+    assert "reward" not in findings.lengths
+    rows(tmp_path / "ratings.jsonl", [
+        {"prompt": f"Which is {i}?", "response": "Yes.", "scores": {"clear": i % 5}} for i in range(100)
+    ])
+    feedback = [{"file": "preferences.jsonl"}, {"ratings": "ratings.jsonl"}]
+    findings = check.check(write_recipe(tmp_path, feedback=feedback, reward={"kind": "regression"}))
+    assert findings.problems == []
+    assert findings.lengths["reward"].count > 0
+    rows(tmp_path / "ratings.jsonl", [{"prompt": "Which?", "response": "Yes.", "scores": {"clear": "very"}}])
+    problems = check.check(tmp_path / "recipe.yaml").problems
+    assert any("scores.clear: must be a number" in problem for problem in problems)
+
+
 def test_a_recipe_that_is_no_yaml_has_one_problem(tmp_path: Path) -> None:
     path = rows(tmp_path / "recipe.yaml", ["name: [a"])
     (problem,) = check.check(path).problems

@@ -379,8 +379,8 @@ def check_lengths(
     }
     trained = [("demonstrations", "instruct", recipe.instruct)]
     if recipe.comparison_files:
-        if isinstance(recipe.reward, RewardTraining):
-            trained += [("reward", "reward", recipe.reward)]  # type: ignore[list-item]
+        if recipe.learner is not None:
+            trained += [("reward", "reward", recipe.learner)]  # type: ignore[list-item]
         if isinstance(recipe.gate.judge, JudgeSection):
             trained += [("judge", "gate.judge", recipe.gate.judge)]  # type: ignore[list-item]
     for name, section, config in trained:
@@ -475,7 +475,7 @@ def estimate(recipe: Recipe, model: Architecture, texts: Mapping[str, Texts], fi
     add("instruct", tokens, gib=training(instruct) + activations(model, instruct.micro_batch))
     for name, stage in (("judge", "judge"), ("reward", "round-1/reward")):
         if name in texts:
-            section = recipe.gate.judge if name == "judge" else recipe.reward
+            section = recipe.gate.judge if name == "judge" else recipe.learner
             assert isinstance(section, RewardTraining)
             gib = training(section) + activations(model, section.micro_batch)
             add(stage, texts[name].tokens * section.epochs, gib=gib)

@@ -62,7 +62,7 @@ def diagnose(recipe: Recipe, folder: Path, tokenizer: Any | None) -> Iterator[Fi
     yield from look_at_comparisons(rows)
     places = {located.row: located for located in reversed(rows)}
     audit = recipe.reward.audit
-    learners: list[tuple[str, str, str, Any]] = [("reward", "heldout", "reward", recipe.reward)]
+    learners: list[tuple[str, str, str, Any]] = [("reward", "heldout", "reward", recipe.learner)]
     if isinstance(recipe.gate.judge, JudgeSection):
         learners.append(("judge", "judge_heldout", "gate.judge", recipe.gate.judge))
     for learnt, measured, section, config in learners:
@@ -70,7 +70,7 @@ def diagnose(recipe: Recipe, folder: Path, tokenizer: Any | None) -> Iterator[Fi
         what = "the gate's judge" if learnt == "judge" else "the reward model"
         yield from look_at_split(training, heldout, places)
         yield from look_at_count(heldout, what, audit.least_prompts, audit.least_margin, audit.required)
-        if tokenizer is not None:
+        if tokenizer is not None and config is not None:
             yield from look_at_lengths([places[row] for row in training], tokenizer, section, config)
 
 

@@ -30,7 +30,7 @@ from triptych.reward.kinds import Reward, files_of, within
 from triptych.reward.mixture import MixtureReward
 from triptych.reward.regression import RegressionReward
 from triptych.reward.rules import RulesReward
-from triptych.reward.training import PairwiseReward
+from triptych.reward.training import PairwiseReward, RewardTraining
 from triptych.storybook.world import Storybook
 
 
@@ -294,6 +294,11 @@ class Recipe(Config):
         path = self._folder / Path(self.base.from_).expanduser()
         return path if path.exists() or path.suffix.lower() == ".gguf" or self.base.from_.startswith((".", "/", "~")) \
             else self.base.from_
+
+    @property
+    def learner(self) -> RewardTraining | None:
+        """How the reward, or the first part of it that is trained, is trained; None where nothing is."""
+        return next((each for each in within(self.reward.reward) if isinstance(each, RewardTraining)), None)
 
     def reward_files(self, reward: Reward) -> dict[str, str | Path]:
         """The files and folders that a reward's settings name, by these names.
