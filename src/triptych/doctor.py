@@ -16,7 +16,7 @@ from typing import Any
 from triptych.data import files
 from triptych.data.lengths import tokenized
 from triptych.data.splits import contradictions, normalised
-from triptych.data.template import answer_tokens, end_token, prompt_tokens
+from triptych.data.template import answer_tokens, end_token, ending, prompt_tokens
 from triptych.engine.models import load_tokenizer
 from triptych.engine.scoring import RewardModel, Scorer
 from triptych.errors import Fault, ModelError
@@ -289,9 +289,7 @@ def look_at_tokens(tokenizer: Any, config: Mapping[str, Any], where: str) -> Ite
             "put the template of its training beside it, as chat_template.jinja", stops=True,
         )
         return
-    ended = tokenizer.apply_chat_template(
-        [{"role": "user", "content": "Hello."}, {"role": "assistant", "content": "Goodbye"}], tokenize=False
-    ).rpartition("Goodbye")[2]
+    ended = ending(tokenizer)
     if not ended.startswith(tokenizer.eos_token):
         yield Finding(
             f"EOS is {tokenizer.eos_token}, and the chat template ends an answer with {ended!r}",

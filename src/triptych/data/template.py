@@ -118,6 +118,12 @@ def end_token(tokenizer: PreTrainedTokenizerBase) -> int:
     return end
 
 
+def ending(tokenizer: PreTrainedTokenizerBase) -> str:
+    """What the chat template writes behind an answer."""
+    turns = [{"role": "user", "content": "Hello."}, {"role": "assistant", "content": "Goodbye"}]
+    return str(tokenizer.apply_chat_template(turns, tokenize=False)).rpartition("Goodbye")[2]
+
+
 def check(tokenizer: PreTrainedTokenizerBase) -> None:
     """Proves that the template and the special tokens fit the way this program sees a conversation.
 
