@@ -16,10 +16,12 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from triptych import check
 from triptych.base.pretraining import Pretraining, architecture
+from triptych.costs import from_scratch
 from triptych.cycle import Family, cycle
 from triptych.data import lengths, template
 from triptych.data.files import read_comparisons, read_conversations, read_prompts
 from triptych.engine import models
+from triptych.engine.memory import Architecture
 from triptych.pipeline.artifact import Artifact
 from triptych.pipeline.stage import Stage
 from triptych.progress import Silent
@@ -241,9 +243,9 @@ def test_the_size_of_a_base_from_scratch_is_its_own() -> None:
     shared = tokenizer()
     shared.add_tokens([f"<{number}>" for number in range(300 - len(shared))])
     model = LlamaForCausalLM(architecture(config, shared))
-    counted = check.from_scratch(config)
+    counted = from_scratch(config)
     assert counted.parameters == models.parameters(model)
-    assert counted == check._architecture(model.config, counted.parameters)
+    assert counted == Architecture.of(model.config, counted.parameters)
 
 
 def test_lengths_are_those_that_training_measures(tmp_path: Path) -> None:

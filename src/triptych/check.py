@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,26 +15,33 @@ from statistics import median
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import torch
 from pydantic import ConfigDict
 from safetensors import safe_open
 from transformers import AutoConfig
 
 from triptych import configuration, doctor
 from triptych.base import source
-from triptych.base.pretraining import Pretraining
 from triptych.base.tokenizer import train_tokenizer
 from triptych.configuration import Config
+from triptych.costs import (
+    GIB,
+    SAMPLING_EFFICIENCY,
+    TRAINING_EFFICIENCY,
+    Cost,
+    Texts,
+    costs,
+    disk_space,
+    from_scratch,
+    matrix_rate,
+)
 from triptych.data import files
 from triptych.data.intake import take_in
 from triptych.data.lengths import LengthReport, tokenized
 from triptych.data.template import prompt_tokens
 from triptych.engine import models
 from triptych.engine.device import compute_dtype
-from triptych.engine.training import Optimization
+from triptych.engine.memory import Architecture
 from triptych.errors import DataError, Fault, ModelError, RecipeError, TriptychError
-from triptych.improve.dpo import Dpo
-from triptych.improve.loop import Improvement
 from triptych.pipeline.stage import Desk
 from triptych.progress import Silent
 from triptych.recipe import JudgeSection, Recipe, load
@@ -44,27 +50,12 @@ from triptych.reward.ensemble import EnsembleReward
 from triptych.reward.mixture import MixtureReward
 from triptych.reward.training import RewardTraining
 
-TRAINING_EFFICIENCY = 0.3
-"""The share of the measured matrix-product rate that training reaches, roughly."""
-SAMPLING_EFFICIENCY = 0.08
-"""The share that sampling reaches, which waits for memory more than it computes."""
 LEAST_PROMPTS = 6
 """To win all of 5 has a probability of 2 / 2^5 by chance alone, which is more than 5%."""
 FEW_PROMPTS = 100
 """Fewer than these in a test, and an interval is too wide to show a usual gain."""
 SOME_TEXT = 5_000_000
 """Characters of text on which a stand-in for a tokenizer that is still to be trained is trained."""
-GIB = 2**30
-
-
-@dataclass(frozen=True, slots=True)
-class Cost:
-    """What a stage takes, roughly."""
-
-    stage: str
-    tokens: int
-    seconds: float
-    gib: float
 
 
 @dataclass(slots=True)
@@ -84,31 +75,6 @@ class Findings:
     lengths: dict[str, LengthReport] = field(default_factory=dict)
     costs: list[Cost] = field(default_factory=list)
     assumption: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Architecture:
-    """What of a model decides memory and time.
-
-    Attributes:
-        context: the longest sequence that it knows; None where it does not say.
-    """
-
-    parameters: int
-    width: int
-    inner: int
-    layers: int
-    key_value_width: int
-    context: int | None
-
-
-@dataclass(frozen=True, slots=True)
-class Texts:
-    """The tokens of a split: all of them together, and the longest row."""
-
-    rows: int = 0
-    tokens: int = 0
-    longest: int = 0
 
 
 def check(path: Path, overrides: Sequence[str] = (), reward: Path | None = None) -> Findings:
@@ -332,7 +298,7 @@ def open_model(name: str, chat_template: str | None, findings: Findings) -> tupl
             except Exception as error:  # transformers raises whatever its readers meet
                 raise ModelError(f"{name}: config.json cannot be read: {error}") from error
     findings.notes += [f"base: {change}" for change in source.prepare(tokenizer, chat_template)]
-    return tokenizer, _architecture(config.get_text_config(), parameters)
+    return tokenizer, Architecture.of(config.get_text_config(), parameters)
 
 
 def _stored(folder: Path) -> int:
@@ -346,26 +312,6 @@ def _stored(folder: Path) -> int:
                     size *= length
                 total += size
     return total
-
-
-def _architecture(config: Any, parameters: int) -> Architecture:
-    width = int(config.hidden_size)
-    heads = int(getattr(config, "num_attention_heads", 0) or 1)
-    key_value_heads = int(getattr(config, "num_key_value_heads", None) or heads)
-    return Architecture(
-        parameters, width, int(getattr(config, "intermediate_size", None) or 4 * width),
-        int(config.num_hidden_layers), key_value_heads * (getattr(config, "head_dim", None) or width // heads),
-        getattr(config, "max_position_embeddings", None),
-    )
-
-
-def from_scratch(config: Pretraining) -> Architecture:
-    """The Llama that pretraining makes."""
-    width, inner = config.width, -(-config.width * 8 // 3 // 32) * 32
-    key_value_width = width // config.heads * config.key_value_heads
-    layer = 2 * width * width + 2 * width * key_value_width + 3 * width * inner + 2 * width
-    parameters = config.layers * layer + config.vocabulary * width + width
-    return Architecture(parameters, width, inner, config.layers, key_value_width, config.context)
 
 
 def check_lengths(
@@ -402,12 +348,12 @@ def check_lengths(
                 f"{name}: rows have up to {longest:,} tokens, and the model knows {model.context:,} positions; "
                 f"set {section}.context to {model.context} at most"
             )
-        texts[name] = Texts(len(fits), sum(sizes[place] for place in fits), longest)
+        texts[name] = Texts.of([sizes[place] for place in fits], [lengths[place] for place in fits])
     for name, answer in prompts.items():
         lengths, _ = measured(_split(folder / f"{name}.jsonl", files.read_prompts), tokenizer)
         limit = (model.context or max(lengths, default=0) + answer) - answer
         findings.lengths[name] = report = length_report(lengths, limit)
-        texts[name] = Texts(report.count, sum(lengths), report.longest)
+        texts[name] = Texts.of(lengths, lengths)
         if report.over:
             (findings.problems if report.over == report.count else findings.notes).append(
                 f"{name}: {report.over:,} of {report.count:,} prompts will be left out, for they leave no room for an "
@@ -448,56 +394,11 @@ def _split(path: Path, reader: Callable[..., Any]) -> Any:
 
 
 def estimate(recipe: Recipe, model: Architecture, texts: Mapping[str, Texts], findings: Findings) -> None:
-    """Roughly what each stage takes; memory that is not there is a problem.
-
-    Training a token costs 6 products and sums for each parameter, applying the model 2 (Kaplan et al. 2020).
-    """
+    """Roughly what each stage takes; memory that is not there is a problem."""
     rate = matrix_rate()
-    size = model.parameters
-
-    def add(stage: str, trained: int = 0, applied: int = 0, sampled: int = 0, gib: float = 0.0) -> None:
-        work = (6 * trained + 2 * applied) / TRAINING_EFFICIENCY + 2 * sampled / SAMPLING_EFFICIENCY
-        findings.costs.append(Cost(stage, trained + applied + sampled, size * work / rate, gib))
-
-    def training(config: Optimization) -> float:
-        """Float32 weights, gradients and AdamW's two moments; with adapters the model and, for merging, it again."""
-        return (6 if config.lora else 16) * size / GIB
-
-    sampler = size * (2 if compute_dtype() == torch.bfloat16 else 0) / GIB
-    policy = 4 * size / GIB + sampler
-    if recipe.base.train is not None:
-        pretraining = recipe.base.train
-        add("base", pretraining.tokens, gib=training(pretraining) + activations(model, pretraining.batch))
-    else:
-        add("base", gib=4 * size / GIB)
-    instruct = recipe.instruct
-    tokens = round(texts["demonstrations"].tokens * instruct.epochs)
-    add("instruct", tokens, gib=training(instruct) + activations(model, instruct.micro_batch))
-    for name, stage in (("judge", "judge"), ("reward", "round-1/reward")):
-        if name in texts:
-            section = recipe.gate.judge if name == "judge" else recipe.learner
-            assert isinstance(section, RewardTraining)
-            gib = training(section) + activations(model, section.micro_batch)
-            add(stage, texts[name].tokens * section.epochs, gib=gib)
-    judge = policy if isinstance(recipe.gate.judge, JudgeSection) else 0.0
-    improve = recipe.improve
-    trained, applied, written = improvement(improve, texts)
-    for number in range(1, improve.rounds + 1):
-        longest = texts["prompts_improve"].longest + improve.max_tokens
-        kept = cache(model, improve.prompts_per_step * improve.group, longest) if written else 0.0
-        # The policy in training, its sampler, the reference, the reward model, and the judge of the curves.
-        gib = training(improve) + sampler + 2 * policy + judge + max(kept, activations(model, improve.micro_batch))
-        add(f"round-{number}/improve", trained, applied, written, gib)
-        gate = texts["prompts_gate"]
-        sampled = 2 * gate.rows * recipe.gate.max_tokens
-        gib = 3 * policy + judge + cache(model, 128, gate.longest + recipe.gate.max_tokens)
-        add(f"round-{number}/gate", 0, 2 * (gate.tokens + sampled), sampled, gib)
-    test = texts["prompts_test"]
-    sampled = (2 + improve.rounds) * test.rows * recipe.evaluate.max_tokens * (2 if recipe.evaluate.greedy else 1)
-    gib = 3 * policy + judge + cache(model, 128, test.longest + recipe.evaluate.max_tokens)
-    add("test", 0, 2 * (test.tokens + sampled), sampled, gib)
+    findings.costs = costs(recipe, model, texts, rate)
     findings.assumption = (
-        f"{size / 1e6:,.1f}M parameters; this machine multiplies matrices at {rate / 1e9:,.0f} GFLOP/s in "
+        f"{model.parameters / 1e6:,.1f}M parameters; this machine multiplies matrices at {rate / 1e9:,.0f} GFLOP/s in "
         f"{str(compute_dtype()).removeprefix('torch.')}, of which training reaches {TRAINING_EFFICIENCY:.0%} and "
         f"sampling {SAMPLING_EFFICIENCY:.0%} (assumed); answers as long as they may be"
     )
@@ -506,50 +407,12 @@ def estimate(recipe: Recipe, model: Architecture, texts: Mapping[str, Texts], fi
         stage = max(findings.costs, key=lambda cost: cost.gib).stage
         findings.problems.append(
             f"{stage} needs about {most:.1f} GiB of memory and this machine has {there:.1f}: take a smaller model, "
-            "or lower micro_batch, context and max_tokens"
+            "lower micro_batch, context and max_tokens, or set recompute: true"
         )
-    judges = int(isinstance(recipe.gate.judge, JudgeSection))
-    folders = 2 + judges + improve.rounds + 1 + 3  # base, instruct, judge, candidates, reward, the release
-    disk = (4 * folders + 12) * size / GIB
+    disk = disk_space(recipe, model) / GIB
     free = shutil.disk_usage(Path.cwd()).free / GIB
     if disk > free:
         findings.notes.append(f"the run writes about {disk:.1f} GiB, and the disk of this folder has {free:.1f} free")
-
-
-def improvement(config: Improvement, texts: Mapping[str, Texts]) -> tuple[int, int, int]:
-    """The tokens of a round that are trained on, that a model is applied to, and that are sampled."""
-    asked = config.steps * config.prompts_per_step
-    if isinstance(config, Dpo) and config.pairs == "comparisons":  # one of each prompt, the least there is
-        compared = asked * texts["reward"].tokens // max(1, texts["reward"].rows)
-        return compared, compared, 0
-    prompt = texts["prompts_improve"].tokens // max(1, texts["prompts_improve"].rows)
-    learnt = 2 if isinstance(config, Dpo) else config.group
-    written, kept = (asked * answers * config.max_tokens for answers in (config.group, learnt))
-    return asked * prompt + kept, written + kept, written  # the reward model scores all, the reference what is kept
-
-
-def activations(model: Architecture, tokens: int) -> float:
-    """GiB that backward needs of so many tokens: for each layer about ten rows of the width, four of the MLP."""
-    numbers = tokens * model.layers * (10 * model.width + 4 * model.inner)
-    return numbers * (2 if compute_dtype() == torch.bfloat16 else 4) / GIB
-
-
-def cache(model: Architecture, sequences: int, length: int) -> float:
-    """GiB of the keys and values of so many sequences."""
-    numbers = 2 * sequences * length * model.layers * model.key_value_width
-    return numbers * (2 if compute_dtype() == torch.bfloat16 else 4) / GIB
-
-
-def matrix_rate(seconds: float = 0.3) -> float:
-    """Products and sums a second of a large matrix product in the compute type, on the CPU."""
-    side = 1024
-    a = torch.ones(side, side, dtype=compute_dtype())
-    a @ a  # the first call chooses its algorithm
-    began, times = time.perf_counter(), 0
-    while (spent := time.perf_counter() - began) < seconds:
-        a @ a
-        times += 1
-    return 2 * side**3 * times / spent
 
 
 def memory() -> int:

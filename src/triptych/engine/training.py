@@ -41,6 +41,8 @@ class Optimization(Config):
         clip: the largest norm of a gradient; larger ones are scaled down to it.
         patience: steps in a row that may be skipped for non-finite numbers before the run stops.
         lora: train low-rank adapters, which are merged before the model is kept; None to train all weights.
+        recompute: keep only each layer's input for the backward pass, and compute the rest again (Chen et al. 2016):
+            less memory, more time.
     """
 
     learning_rate: float = Field(gt=0)
@@ -52,6 +54,7 @@ class Optimization(Config):
     clip: float = Field(default=1.0, gt=0)
     patience: int = Field(default=5, ge=1)
     lora: Lora | None = None
+    recompute: bool = False
 
     @model_validator(mode="after")
     def _one_way(self) -> Self:
@@ -126,6 +129,8 @@ def train(
     Raises:
         TrainingError: `optimization.patience` steps in a row had numbers that are not finite.
     """
+    if optimization.recompute:
+        model.activation_checkpointing_enable({"use_reentrant": False})
     model.train()
     with ranks.sharded(model):
         curve = _trained(model, steps, prepare, loss, optimization, checkpoint, progress, unit, after)

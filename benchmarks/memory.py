@@ -1,0 +1,242 @@
+"""`python -m benchmarks.memory [vocabulary] [stages]`: what the work takes of memory, measured.
+
+`vocabulary`: the peak of forward and backward over growing counts of tokens, at two sizes of vocabulary and a trunk
+so small that only the logits matter, ours beside a plain cross-entropy over full logits. `stages`: the peak of
+whole stages beside what `triptych check` tells of them. Every case runs in a process of its own; the figures go to
+benchmarks/results/memory.json. A peak is the most that the system counted as resident (VmHWM in proc(5): ru_maxrss of
+getrusage(2) is the same number, but in a child process it begins with its parent's).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = Path(__file__).parent / "results" / "memory.json"
+DATA = ROOT.parent / "shared" / "data"
+MODEL = ROOT / "models" / "SmolLM2-135M-Instruct"
+MIB = 2**20
+
+VOCABULARIES = (49_152, 262_144)
+TOKENS = (2048, 4096, 8192)
+SMALL: dict[str, Any] = {
+    "name": "small", "wrong_rows": "skip", "seed": 1,
+    "base": {"train": {"tokens": 16_384}, "text": [str(DATA / "text/tinyshakespeare.txt")]},
+    "instruct": {"data": ["answers.jsonl"], "batch": 4096, "muon": 0.01, "learning_rate": 1e-3, "epochs": 1},
+    "feedback": [{"file": str(DATA / "preferences/pandalm.jsonl")}],
+    "reward": {"audit": {"required": False}},
+    "improve": {"prompts": ["questions.jsonl"]},
+    "splits": {"test": 8, "gate": 8, "validation": 8},
+}
+SMOLLM2: dict[str, Any] = SMALL | {
+    "name": "smollm2",
+    "base": {"from": str(MODEL)},
+    "instruct": {"data": ["answers.jsonl"], "batch": 2048, "micro_batch": 1024, "epochs": 0.2},
+    "reward": {"batch": 8, "micro_batch": 1024, "epochs": 1, "context": 224, "audit": {"required": False}},
+    "gate": {"judge": {"share_of_feedback": 0.8}},
+    "improve": {
+        "method": "grpo", "prompts": ["questions.jsonl"], "steps": 2, "prompts_per_step": 4, "group": 4,
+        "max_tokens": 48, "micro_batch": 1024, "watch_every": 2, "watch_prompts": 8,
+    },
+}
+AGAIN: dict[str, Any] = SMOLLM2 | {"name": "again", "instruct": {**SMOLLM2["instruct"], "recompute": True}}
+CASES: list[tuple[dict[str, Any], tuple[str, ...]]] = [
+    (SMALL, ("base", "instruct")), (SMOLLM2, ("instruct", "round-1/reward", "round-1/improve")), (AGAIN, ("instruct",)),
+]
+"""Recipes, and their stages that are run."""
+
+
+def main() -> None:
+    """Runs what is asked for, each case in a process of its own."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.memory", description=__doc__)
+    parser.add_argument("parts", nargs="*", metavar="PART", help="vocabulary, stages, or a recipe of stages: small, "
+                        "smollm2, again; by default all")
+    parser.add_argument("--case", help=argparse.SUPPRESS)
+    asked = parser.parse_args()
+    if asked.case:
+        print(json.dumps(case(**json.loads(asked.case))))
+        return
+    parts = set(asked.parts or ("vocabulary", "stages"))
+    results = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
+    if "vocabulary" in parts:
+        results["vocabulary"] = list(vocabulary())
+    for recipe, names in CASES:
+        if parts & {"stages", recipe["name"]}:
+            results.setdefault("stages", {})[recipe["name"]] = list(stages(recipe, names))
+    RESULTS.parent.mkdir(exist_ok=True)
+    RESULTS.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+
+
+def vocabulary() -> Iterator[dict[str, Any]]:
+    """A row for each way, vocabulary and count of tokens."""
+    print(f"{'':10} {'vocabulary':>10} {'tokens':>6} {'peak, MiB':>9}")
+    for way in ("ours", "full"):
+        for entries in VOCABULARIES:
+            for tokens in TOKENS:
+                # Full logits take 18 bytes each: in the compute type, in float32, normalised, and their gradients.
+                if way == "full" and 18 * entries * tokens > 0.9 * field("/proc/meminfo", "MemAvailable"):
+                    print(f"{way:10} {entries:10,} {tokens:6,}   does not fit")
+                    continue
+                row = {"way": way, "vocabulary": entries, "tokens": tokens}
+                row |= apart(work="logits", **row)
+                print(f"{way:10} {entries:10,} {tokens:6,} {row['mib']:9,.0f}", flush=True)
+                yield row
+
+
+def stages(recipe: dict[str, Any], names: tuple[str, ...]) -> Iterator[dict[str, Any]]:
+    """A row for each stage: what was told of it, and what it took."""
+    with TemporaryDirectory() as folder:
+        told = apart(work="check", recipe=recipe, folder=folder)
+        for name in names:
+            took = apart(work="stage", recipe=recipe, folder=folder, name=name)["mib"]
+            row = {"recipe": recipe["name"], "stage": name, "told": round(told[name]), "measured": round(took)}
+            row["ratio"] = round(told[name] / took, 3)
+            print(f"{recipe['name']:8} {name:16} told {row['told']:6,} MiB, took {row['measured']:6,} MiB: "
+                  f"{row['ratio']:.2f}", flush=True)
+            yield row
+
+
+def apart(**arguments: Any) -> dict[str, Any]:
+    """A case in a process of its own."""
+    command = [sys.executable, "-m", "benchmarks.memory", "--case", json.dumps(arguments)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    if done.returncode:
+        sys.exit(f"{arguments}: {done.stderr[-2000:]}")
+    answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return answer
+
+
+def case(work: str, **arguments: Any) -> dict[str, Any]:
+    """What a process of its own does."""
+    from triptych.engine.device import settle
+
+    settle()
+    return {"logits": logits, "check": check, "stage": stage}[work](**arguments)
+
+
+def logits(way: str, vocabulary: int, tokens: int) -> dict[str, float]:
+    """MiB of one forward and backward pass over what was held before it: model, gradients and optimizer."""
+    import torch
+    from torch.nn import functional as F
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from triptych.engine import attention
+    from triptych.engine.device import autocast
+    from triptych.engine.forward import answer_logprobs, hidden_states, pack_answers
+
+    torch.manual_seed(0)
+    model: Any = LlamaForCausalLM(LlamaConfig(
+        vocab_size=vocabulary, hidden_size=64, intermediate_size=128, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=1, tie_word_embeddings=True,
+    ))
+    model.set_attn_implementation(attention.NAME)
+    model.train()
+    optimizer = torch.optim.AdamW(model.parameters(), fused=True)
+
+    def learn(rows: int) -> None:
+        drawn = torch.randint(3, vocabulary, (rows, 257), generator=torch.Generator().manual_seed(1)).tolist()
+        packed = pack_answers([([], [row]) for row in drawn])
+        with autocast():
+            if way == "ours":
+                loss = -answer_logprobs(model, packed)[0].sum()
+            else:
+                states = hidden_states(model, packed.pack.tokens, packed.pack.positions, packed.pack)
+                scores = model.get_output_embeddings()(states[packed.predictions.places]).float()
+                loss = F.cross_entropy(scores, packed.predictions.targets, reduction="sum")
+        loss.backward()
+
+    learn(1)  # gradients, optimizer states and compiled kernels are there before the baseline is taken
+    optimizer.step()
+    before = forget_peak()
+    learn(tokens // 256)
+    return {"mib": peak() - before}
+
+
+def check(recipe: dict[str, Any], folder: str) -> dict[str, float]:
+    """MiB of each stage by `triptych check`."""
+    from triptych.check import check
+
+    findings = check(written(recipe, Path(folder)))
+    assert not findings.problems, findings.problems
+    return {cost.stage: cost.gib * 1024 for cost in findings.costs}
+
+
+def stage(recipe: dict[str, Any], folder: str, name: str) -> dict[str, float]:
+    """MiB of a process that runs one stage, after making what it starts from in `folder` where that is missing."""
+    from triptych import recipe as recipes
+    from triptych.base.pretraining import Pretraining, pretrain
+    from triptych.data.intake import take_in
+    from triptych.improve.grpo import Grpo, improve
+    from triptych.instruct.finetuning import Finetuning, finetune
+    from triptych.pipeline.stage import Desk
+    from triptych.progress import Silent
+    from triptych.recipe import settings
+    from triptych.reward.kinds import open_reward
+    from triptych.reward.training import PairwiseReward, train_reward
+
+    place = Path(folder)
+    loaded = recipes.load(written(recipe, place))
+
+    def desk(output: str) -> Desk:
+        (place / output).mkdir(exist_ok=True)
+        return Desk(place / output, place, Silent(), loaded.seed, checkpoint_seconds=1e9)
+
+    data, base, reward = place / "data", place / "base", place / "round-1-reward"
+    if not data.exists():
+        take_in(desk("data"), loaded.intake, loaded.sources)
+    if loaded.base.from_ is not None and not base.exists():
+        base.mkdir()
+        (base / "model").symlink_to(loaded.base_place)
+    if name == "base":
+        assert loaded.base.train is not None
+        pretrain(desk("base"), settings(Pretraining, loaded.base.train), data)
+    elif name == "instruct":
+        finetune(desk("instruct"), settings(Finetuning, loaded.instruct), base, data)
+    elif name == "round-1/reward":
+        train_reward(desk(reward.name), settings(PairwiseReward, loaded.reward), base, data)
+    else:
+        scorer = open_reward(reward, identity="benchmark")
+        judge = open_reward(reward, identity="benchmark", name="judge")
+        improve(desk("improve"), settings(Grpo, loaded.improve), base, data, scorer, judge)
+    return {"mib": peak()}
+
+
+def written(recipe: dict[str, Any], folder: Path) -> Path:
+    """The recipe in a file, with 300 conversations and the next 60 conversations' prompts beside it."""
+    path = folder / "recipe.yaml"
+    if not path.exists():
+        with open(DATA / "instruct/alpaca_5000.jsonl", encoding="utf-8") as file:
+            rows = [next(file) for _ in range(360)]
+        (folder / "answers.jsonl").write_text("".join(rows[:300]), encoding="utf-8")
+        prompts = [{"prompt": json.loads(row)["messages"][:1]} for row in rows[300:]]
+        (folder / "questions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in prompts), encoding="utf-8")
+        path.write_text(json.dumps(recipe), encoding="utf-8")  # JSON is YAML
+    return path
+
+
+def forget_peak() -> float:
+    """Sets the process's peak back to what it holds now, in MiB."""
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    return peak()
+
+
+def peak() -> float:
+    """The most that this process had resident, in MiB."""
+    return field("/proc/self/status", "VmHWM") / MIB
+
+
+def field(path: str, name: str) -> int:
+    """Bytes, of a line such as "MemAvailable: 123 kB"."""
+    lines = Path(path).read_text(encoding="ascii").splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,162 @@
+"""What each stage of a recipe takes of time and memory, roughly, told before it is run."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from triptych.base.pretraining import Pretraining
+from triptych.engine import memory
+from triptych.engine.device import compute_dtype
+from triptych.engine.memory import Architecture
+from triptych.improve.dpo import Dpo
+from triptych.improve.loop import Improvement
+from triptych.recipe import JudgeSection, Recipe
+
+TRAINING_EFFICIENCY = 0.3
+"""The share of the measured matrix-product rate that training reaches, roughly."""
+SAMPLING_EFFICIENCY = 0.08
+"""The share that sampling reaches, which waits for memory more than it computes."""
+GIB = 2**30
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What a stage takes, roughly: tokens that are computed, and the most memory that its process holds."""
+
+    stage: str
+    tokens: int
+    seconds: float
+    gib: float
+
+
+@dataclass(frozen=True, slots=True)
+class Texts:
+    """The tokens of a split: all that are computed, the longest row, and how many keys a token sees, in the mean."""
+
+    rows: int = 0
+    tokens: int = 0
+    longest: int = 0
+    keys: float = 0.0
+
+    @classmethod
+    def of(cls, sizes: Sequence[int], lengths: Sequence[int]) -> Texts:
+        """Of rows that compute `sizes` tokens and reach `lengths` positions."""
+        total = sum(sizes)
+        keys = sum(size * length for size, length in zip(sizes, lengths, strict=True)) / max(1, total)
+        return cls(len(sizes), total, max(lengths, default=0), keys)
+
+
+def costs(recipe: Recipe, model: Architecture, texts: Mapping[str, Texts], rate: float) -> list[Cost]:
+    """The stages' costs in the cycle's order.
+
+    Training a token costs 6 products and sums for each parameter, applying the model 2 (Kaplan et al. 2020).
+
+    Args:
+        texts: of each split, by its name.
+        rate: products and sums a second.
+    """
+    found: list[Cost] = []
+
+    def add(stage: str, taken: int, *, trained: int = 0, applied: int = 0, sampled: int = 0) -> None:
+        work = (6 * trained + 2 * applied) / TRAINING_EFFICIENCY + 2 * sampled / SAMPLING_EFFICIENCY
+        seconds = model.parameters * work / rate
+        found.append(Cost(stage, trained + applied + sampled, seconds, (memory.BASELINE + taken) / GIB))
+
+    weights, copies = memory.weights(model), memory.copies(model)
+    pretraining = recipe.base.train
+    if pretraining is not None:
+        taken = memory.training(model, pretraining, pretraining.batch, pretraining.context)
+        add("base", taken, trained=pretraining.tokens)
+    else:
+        add("base", 2 * weights + memory.applied(model))
+    instruct, shown = recipe.instruct, texts["demonstrations"]
+    taken = memory.training(model, instruct, instruct.micro_batch, shown.keys)
+    add("instruct", taken, trained=round(shown.tokens * instruct.epochs))
+
+    judge = recipe.gate.judge
+    for split, stage, section in (("judge", "judge", judge), ("reward", "round-1/reward", recipe.reward)):
+        if split in texts and not isinstance(section, str):
+            compared = texts[split]
+            taken = memory.training(model, section, section.micro_batch, compared.keys, predicts=False)
+            add(stage, taken, trained=compared.tokens * section.epochs)
+    judging = weights if isinstance(judge, JudgeSection) else 0
+
+    improve = recipe.improve
+    trained, applied, written = improvement(improve, texts)
+    for number in range(1, improve.rounds + 1):
+        taken = memory.copies(model) + 2 * weights + judging + improving(improve, model, texts)
+        add(f"round-{number}/improve", taken, trained=trained, applied=applied, sampled=written)
+        gate = texts["prompts_gate"]
+        sampled = 2 * gate.rows * recipe.gate.max_tokens
+        answers = memory.sampling(model, gate.rows, gate.longest, recipe.gate.max_tokens)
+        taken = 2 * (weights + copies) + weights + judging + answers + memory.applied(model)
+        add(f"round-{number}/gate", taken, applied=2 * (gate.tokens + sampled), sampled=sampled)
+    test = texts["prompts_test"]
+    sampled = (2 + improve.rounds) * test.rows * recipe.evaluate.max_tokens * (2 if recipe.evaluate.greedy else 1)
+    answers = memory.sampling(model, test.rows, test.longest, recipe.evaluate.max_tokens)
+    taken = 3 * weights + copies + judging + answers + memory.applied(model)
+    add("test", taken, applied=2 * (test.tokens + sampled), sampled=sampled)
+    return found
+
+
+def improvement(config: Improvement, texts: Mapping[str, Texts]) -> tuple[int, int, int]:
+    """The tokens of a round that are trained on, that a model is applied to, and that are sampled."""
+    asked = config.steps * config.prompts_per_step
+    if isinstance(config, Dpo) and config.pairs == "comparisons":  # one of each prompt, the least there is
+        compared = asked * texts["reward"].tokens // max(1, texts["reward"].rows)
+        return compared, compared, 0
+    prompt = texts["prompts_improve"].tokens // max(1, texts["prompts_improve"].rows)
+    learnt = 2 if isinstance(config, Dpo) else config.group
+    written, kept = (asked * answers * config.max_tokens for answers in (config.group, learnt))
+    return asked * prompt + kept, written + kept, written  # the reward model scores all, the reference what is kept
+
+
+def improving(config: Improvement, model: Architecture, texts: Mapping[str, Texts]) -> int:
+    """Bytes of the policy in training, and of the answers while they are written.
+
+    A step writes answers, then scores them, then learns from them; what writing took is not given back.
+    """
+    trained, _, written = improvement(config, texts)
+    asked = texts["prompts_improve"]
+    tokens = min(config.micro_batch, trained // config.steps)
+    keys = asked.keys + config.max_tokens if written else texts["reward"].keys
+    answers = [memory.sampling(model, config.watch_prompts, asked.longest, config.max_tokens)]
+    if written:
+        together = config.prompts_per_step * config.group
+        answers.append(memory.sampling(model, together, asked.longest, config.max_tokens, config.group))
+    return memory.training(model, config, tokens, keys) + max(answers)
+
+
+def disk_space(recipe: Recipe, model: Architecture) -> int:
+    """Bytes that a run writes: its models in float32, and a checkpoint with the optimizer's state."""
+    judges = int(isinstance(recipe.gate.judge, JudgeSection))
+    folders = 2 + judges + recipe.improve.rounds + 1 + 3  # base, instruct, judge, candidates, reward, the release
+    return (4 * folders + 12) * model.parameters
+
+
+def from_scratch(config: Pretraining) -> Architecture:
+    """The Llama that pretraining makes."""
+    width, inner = config.width, -(-config.width * 8 // 3 // 32) * 32
+    key_value_width = width // config.heads * config.key_value_heads
+    layer = 2 * width * width + 2 * width * key_value_width + 3 * width * inner + 2 * width
+    parameters = config.layers * layer + config.vocabulary * width + width
+    return Architecture(
+        parameters, config.vocabulary, width, inner, config.layers, config.heads, width, key_value_width,
+        config.context,
+    )
+
+
+def matrix_rate(seconds: float = 0.3) -> float:
+    """Products and sums a second of a large matrix product in the compute type, on the CPU."""
+    side = 1024
+    a = torch.ones(side, side, dtype=compute_dtype())
+    a @ a  # the first call chooses its algorithm
+    began, times = time.perf_counter(), 0
+    while (spent := time.perf_counter() - began) < seconds:
+        a @ a
+        times += 1
+    return 2 * side**3 * times / spent

@@ -1,0 +1,166 @@
+"""What the work takes of memory, in bytes, told from a model's measures before anything is made.
+
+Counted is what PyTorch keeps for a Llama-like block: a residual stream in float32, products in the compute
+type, attention as in `packing.py`. The peaks are sums: what the forward pass kept is freed to the allocator
+and not to the system, in pieces that gradients and optimizer states seldom fill.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from triptych.engine.device import compute_dtype
+from triptych.engine.generation import CACHE, SHARED
+from triptych.engine.logprobs import BLOCK, CACHED
+from triptych.engine.packing import SHORT
+from triptych.engine.training import Optimization
+
+BASELINE = 420 << 20
+"""Python, torch, transformers and their compiled kernels, before any model."""
+PADDING = 1.12
+"""What rounded lengths and padded blocks add to attention's queries, keys and scores, roughly."""
+APPLIED = 8192
+"""Tokens of a pack that no gradient is wanted of."""
+
+
+@dataclass(frozen=True, slots=True)
+class Architecture:
+    """What of a model decides memory and time.
+
+    Attributes:
+        parameters: all numbers, tied ones once.
+        width: of the residual stream, E.
+        inner: of the feed-forward layers, F.
+        query_width: query heads times their width.
+        key_value_width: key-value heads times their width.
+        context: the longest sequence that it knows; None where it does not say.
+    """
+
+    parameters: int
+    vocabulary: int
+    width: int
+    inner: int
+    layers: int
+    heads: int
+    query_width: int
+    key_value_width: int
+    context: int | None
+
+    @classmethod
+    def of(cls, config: Any, parameters: int) -> Architecture:
+        """Read from a transformers configuration."""
+        width = int(config.hidden_size)
+        heads = int(getattr(config, "num_attention_heads", 0) or 1)
+        key_value_heads = int(getattr(config, "num_key_value_heads", None) or heads)
+        head_width = int(getattr(config, "head_dim", None) or width // heads)
+        return cls(
+            parameters, int(config.vocab_size), width, int(getattr(config, "intermediate_size", None) or 4 * width),
+            int(config.num_hidden_layers), heads, heads * head_width, key_value_heads * head_width,
+            getattr(config, "max_position_embeddings", None),
+        )
+
+
+def weights(model: Architecture) -> int:
+    """The float32 masters."""
+    return 4 * model.parameters
+
+
+def copies(model: Architecture) -> int:
+    """The weights in the compute type: a sampler's own, or those that autocast makes for a pass."""
+    return 2 * model.parameters if _itemsize() == 2 else 0
+
+
+def optimizer_state(model: Architecture, optimization: Optimization) -> int:
+    """AdamW's two moments of each number; Muon keeps one of the hidden layers' matrices."""
+    embedding = model.vocabulary * model.width
+    hidden = max(0, model.parameters - embedding) if optimization.muon else 0
+    return 4 * hidden + 8 * (model.parameters - hidden)
+
+
+def layer_activations(model: Architecture, keys: float) -> float:
+    """What a layer keeps of a token for the backward pass.
+
+    In float32, for each of the two norms its input and the normalised input. In the compute type: the inputs of
+    the projections (autocast casts them once for each of q, k, v, gate and up, in float32 they are shared), the
+    attention's output, four rows of the feed-forward layer (gate, its activation, up, their product), and of
+    attention the padded queries, keys, values and probabilities; over `SHORT` keys the kernel keeps none of these.
+    """
+    size = _itemsize()
+    inputs = (5 if size == 2 else 2) * size * model.width
+    attention = model.query_width + 2 * model.key_value_width + (model.heads * keys if keys <= SHORT else 0)
+    return 16 * model.width + inputs + size * (model.query_width + 4 * model.inner + PADDING * attention)
+
+
+def activations(model: Architecture, tokens: int, keys: float, recompute: bool = False) -> int:
+    """What a forward pass of so many tokens keeps, each token seeing so many keys.
+
+    With `recompute` only every layer's input is kept, and one layer at a time is computed again.
+    """
+    layer = layer_activations(model, keys)
+    layers = 4 * model.width * model.layers + layer if recompute else layer * model.layers
+    return round(tokens * (layers + 8 * model.width))  # the last norm
+
+
+def head(model: Architecture, tokens: int, *, backward: bool = True) -> int:
+    """A block of logits and the parts of it that are worked on; backward the output embedding's gradient too.
+
+    It does not grow with tokens times vocabulary: that is bounded by `BLOCK`.
+    """
+    logits = tokens * model.vocabulary
+    embedding = model.vocabulary * model.width
+    block = _itemsize() * min(BLOCK, logits) + 12 * min(CACHED, logits)
+    return block + 8 * tokens * model.width + ((4 + _itemsize()) * embedding if backward else 0)
+
+
+def training(
+    model: Architecture, optimization: Optimization, tokens: int, keys: float, *, predicts: bool = True
+) -> int:
+    """Weights, gradients, optimizer and a micro-batch: all that an update holds.
+
+    Args:
+        tokens: of a micro-batch.
+        keys: that a token sees, in the mean.
+        predicts: tokens; False for a reward model, which has no logits.
+    """
+    kept = copies(model) + activations(model, tokens, keys, optimization.recompute)
+    if optimization.lora is not None:
+        # The model is loaded in float32 and adapted in the compute type; at the end the plain one stands beside it.
+        beside = 16 * optimization.lora.rank * model.layers * _ends(model)
+        return weights(model) + copies(model) + kept + beside + (head(model, tokens, backward=False) if predicts else 0)
+    updated = 2 * weights(model) + optimizer_state(model, optimization)
+    return updated + kept + (head(model, tokens) if predicts else 0)
+
+
+def _ends(model: Architecture) -> int:
+    """Rows and columns of a layer's matrices."""
+    attention = 2 * model.width + 2 * model.query_width + 2 * (model.width + model.key_value_width)
+    return attention + 3 * (model.width + model.inner)
+
+
+def applied(model: Architecture, tokens: int = APPLIED, *, predicts: bool = True) -> int:
+    """A pass without gradient: a few rows of one layer, a block of logits."""
+    rows = tokens * (16 * model.width + 3 * _itemsize() * model.inner)
+    return copies(model) + rows + (head(model, tokens, backward=False) if predicts else 0)
+
+
+def sampling(model: Architecture, sequences: int, prompt: int, answer: int, members: int = 1) -> int:
+    """Keys, values and logits of the sequences that are decoded together.
+
+    Args:
+        sequences: that are asked for.
+        prompt, answer: the longest, in tokens.
+        members: answers to each prompt, whose keys they share.
+    """
+    token = 2 * model.layers * model.key_value_width * _itemsize()
+    shared = prompt * (members - 1) >= SHARED * members
+    limit = answer + prompt // members if shared else prompt + answer
+    slots = max(1, min(256, sequences, CACHE // (limit * token)))
+    held = answer + 2 * prompt / members if shared else prompt + answer  # with places for prompts that wait
+    return round(slots * (held * token + _itemsize() * model.vocabulary))
+
+
+def _itemsize() -> int:
+    return 2 if compute_dtype() == torch.bfloat16 else 4

@@ -1,0 +1,131 @@
+"""What is told of memory is what PyTorch keeps, and computing again changes no gradient."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch.optim.optimizer import register_optimizer_step_pre_hook
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from conftest import FAMILIES, some_tokens, tiny, with_our_attention
+from triptych.engine import attention, memory
+from triptych.engine.device import autocast, compute_dtype
+from triptych.engine.forward import answer_logprobs, hidden_states, pack_answers
+from triptych.engine.memory import Architecture
+from triptych.engine.models import parameters
+from triptych.engine.packing import Pack, Segment
+from triptych.engine.training import Loss, Optimization, Step, train
+from triptych.progress import Silent
+
+GROUPS = [
+    (some_tokens(9, 1), [some_tokens(5, 2), some_tokens(3, 3)]), ([], [some_tokens(12, 4)]),
+    (some_tokens(4, 5), [some_tokens(6, 6)]),
+]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_computing_again_gives_the_same_gradients(family: str) -> None:
+    gradients: list[dict[str, Any]] = []
+    for recompute in (False, True):
+        model = with_our_attention(tiny(family))
+        kept: list[int] = []
+
+        def loss(batch: Any, model: Any = model, kept: list[int] = kept) -> Loss:
+            def keep(tensor: torch.Tensor) -> torch.Tensor:
+                kept.append(tensor.nbytes)
+                return tensor
+
+            with torch.autocast("cpu", enabled=False), torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
+                return Loss(-answer_logprobs(model, batch)[0].sum())
+
+        found: dict[str, Any] = {}
+
+        def note(found: dict[str, Any] = found, model: Any = model) -> None:
+            found.update({name: weight.grad.clone() for name, weight in model.named_parameters()})
+
+        batches = [pack_answers(GROUPS), pack_answers(GROUPS[:1])]
+        hook = register_optimizer_step_pre_hook(lambda *_, note=note: note())
+        optimization = Optimization(learning_rate=1e-3, clip=1e9, recompute=recompute)
+        train(model, 1, lambda _, b=batches: Step(b, 7.0), loss, optimization, checkpoint=None, progress=Silent())
+        hook.remove()
+        gradients.append(found | {"kept": sum(kept)})
+    plain, again = gradients
+    assert again.pop("kept") < plain.pop("kept") / 2
+    assert plain.keys() == again.keys()
+    for name, gradient in plain.items():
+        assert torch.equal(gradient, again[name]), name
+
+
+@pytest.mark.parametrize("native", [torch.float32, torch.bfloat16])
+def test_layers_keep_what_is_counted(native: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The bytes that autograd saves for 8 rows of 64 tokens in layers of a usual shape; within 2%."""
+    monkeypatch.setattr(memory, "compute_dtype", lambda: native)
+    config = LlamaConfig(
+        vocab_size=64, hidden_size=96, intermediate_size=256, num_hidden_layers=4, num_attention_heads=6,
+        num_key_value_heads=2, tie_word_embeddings=True,
+    )
+    model: Any = LlamaForCausalLM(config)
+    model.set_attn_implementation(attention.NAME)
+    learnt = {weight.untyped_storage().data_ptr() for weight in model.parameters()}
+    kept: dict[int, torch.Tensor] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        place = tensor.untyped_storage().data_ptr()
+        if place not in learnt:
+            kept[place] = tensor
+        return tensor
+
+    pack = Pack([Segment(some_tokens(64, seed)) for seed in range(8)])
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), \
+            torch.autocast("cpu", dtype=torch.bfloat16, enabled=native == torch.bfloat16):
+        hidden_states(model, pack.tokens, pack.positions, pack)
+    counted = Architecture.of(config, parameters(model))
+    assert len(pack.tokens) == 512
+    monkeypatch.setattr(memory, "PADDING", 1.0)  # rows of one usual length have none
+    embedding = 2 * 64 * 96 if native == torch.bfloat16 else 0  # not cast, for nothing is predicted
+    expected = memory.activations(counted, 512, 64) + memory.copies(counted) - embedding
+    measured = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+    assert measured == pytest.approx(expected, rel=0.02)
+
+
+def test_the_optimizers_state_is_counted() -> None:
+    from triptych.engine.training import _optimizers
+
+    config = LlamaConfig(
+        vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=1, tie_word_embeddings=True,
+    )
+    for muon in (None, 0.01):
+        model: Any = LlamaForCausalLM(config)
+        for weight in model.parameters():
+            weight.grad = torch.ones_like(weight)
+        optimization = Optimization(learning_rate=1e-3, muon=muon)
+        held = 0
+        for optimizer in _optimizers(model, optimization):
+            optimizer.step()
+            states = [value for state in optimizer.state.values() for value in state.values()]
+            held += sum(value.nbytes for value in states if torch.is_tensor(value) and value.ndim)
+        counted = memory.optimizer_state(Architecture.of(config, parameters(model)), optimization)
+        assert held == pytest.approx(counted, rel=0.02)  # norms are AdamW's under Muon too
+
+
+def test_computing_again_takes_less_and_logits_do_not_grow() -> None:
+    model = Architecture(10**8, 262_144, 512, 1536, 24, 8, 512, 128, 8192)
+    plain, again = (memory.activations(model, 4096, 256, recompute) for recompute in (False, True))
+    assert again < plain / 6
+    rows = 65_536 - 8192  # of hidden states, and nothing of the vocabulary
+    assert memory.head(model, 65_536) - memory.head(model, 8192) == 8 * rows * model.width
+    with autocast():
+        assert memory.copies(model) in ((2 * 10**8,) if compute_dtype() == torch.bfloat16 else (0,))
+
+
+@pytest.mark.slow
+def test_a_small_stage_takes_what_was_told() -> None:
+    from benchmarks.memory import DATA, SMALL, stages
+
+    if not DATA.exists():
+        pytest.skip(f"needs {DATA}")
+    for row in stages(SMALL, ("base", "instruct")):
+        assert row["ratio"] == pytest.approx(1.0, abs=0.2), row
