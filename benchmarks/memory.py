@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -39,7 +40,7 @@ SMOLLM2: dict[str, Any] = SMALL | {
     "name": "smollm2",
     "base": {"from": str(MODEL)},
     "instruct": {"data": ["answers.jsonl"], "batch": 2048, "micro_batch": 1024, "epochs": 0.2},
-    "reward": {"batch": 8, "micro_batch": 1024, "epochs": 1, "context": 224, "audit": {"required": False}},
+    "reward": {"batch": 8, "micro_batch": 1024, "epochs": 1, "context": 128, "audit": {"required": False}},
     "gate": {"judge": {"share_of_feedback": 0.8}},
     "improve": {
         "method": "grpo", "prompts": ["questions.jsonl"], "steps": 2, "prompts_per_step": 4, "group": 4,
@@ -56,8 +57,8 @@ CASES: list[tuple[dict[str, Any], tuple[str, ...]]] = [
 def main() -> None:
     """Runs what is asked for, each case in a process of its own."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.memory", description=__doc__)
-    parser.add_argument("parts", nargs="*", metavar="PART", help="vocabulary, stages, or a recipe of stages: small, "
-                        "smollm2, again; by default all")
+    names = [name(recipe, stage) for recipe, stages in CASES for stage in stages]
+    parser.add_argument("parts", nargs="*", help=f"vocabulary, stages, or one of {', '.join(names)}; by default all")
     parser.add_argument("--case", help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.case:
@@ -67,9 +68,10 @@ def main() -> None:
     results = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
     if "vocabulary" in parts:
         results["vocabulary"] = list(vocabulary())
-    for recipe, names in CASES:
-        if parts & {"stages", recipe["name"]}:
-            results.setdefault("stages", {})[recipe["name"]] = list(stages(recipe, names))
+    for recipe, stages in CASES:
+        wanted = tuple(each for each in stages if parts & {"stages", name(recipe, each)})
+        for row in compared(recipe, wanted) if wanted else ():
+            results.setdefault("stages", {})[row.pop("name")] = row
     RESULTS.parent.mkdir(exist_ok=True)
     RESULTS.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
 
@@ -84,22 +86,26 @@ def vocabulary() -> Iterator[dict[str, Any]]:
                 if way == "full" and 18 * entries * tokens > 0.9 * field("/proc/meminfo", "MemAvailable"):
                     print(f"{way:10} {entries:10,} {tokens:6,}   does not fit")
                     continue
-                row = {"way": way, "vocabulary": entries, "tokens": tokens}
-                row |= apart(work="logits", **row)
+                row: dict[str, Any] = {"way": way, "vocabulary": entries, "tokens": tokens}
+                row["mib"] = round(apart(work="logits", **row)["mib"])
                 print(f"{way:10} {entries:10,} {tokens:6,} {row['mib']:9,.0f}", flush=True)
                 yield row
 
 
-def stages(recipe: dict[str, Any], names: tuple[str, ...]) -> Iterator[dict[str, Any]]:
-    """A row for each stage: what was told of it, and what it took."""
+def name(recipe: dict[str, Any], stage: str) -> str:
+    """What a stage of a recipe is called here."""
+    return f"{recipe['name']}/{stage.rpartition('/')[2]}"
+
+
+def compared(recipe: dict[str, Any], stages: tuple[str, ...]) -> Iterator[dict[str, Any]]:
+    """A row for each stage: MiB that are told of it, and that its process took."""
     with TemporaryDirectory() as folder:
         told = apart(work="check", recipe=recipe, folder=folder)
-        for name in names:
-            took = apart(work="stage", recipe=recipe, folder=folder, name=name)["mib"]
-            row = {"recipe": recipe["name"], "stage": name, "told": round(told[name]), "measured": round(took)}
-            row["ratio"] = round(told[name] / took, 3)
-            print(f"{recipe['name']:8} {name:16} told {row['told']:6,} MiB, took {row['measured']:6,} MiB: "
-                  f"{row['ratio']:.2f}", flush=True)
+        for each in stages:
+            took = apart(work="stage", recipe=recipe, folder=folder, name=each)["mib"]
+            row: dict[str, Any] = {"name": name(recipe, each), "told": round(told[each]), "measured": round(took)}
+            row["ratio"] = round(told[each] / took, 3)
+            print(f"{row['name']:18} told {row['told']:6,} MiB, took {row['measured']:6,}: {row['ratio']}", flush=True)
             yield row
 
 
@@ -173,6 +179,7 @@ def stage(recipe: dict[str, Any], folder: str, name: str) -> dict[str, float]:
     from triptych import recipe as recipes
     from triptych.base.pretraining import Pretraining, pretrain
     from triptych.data.intake import take_in
+    from triptych.engine.models import load_reward, load_tokenizer, save
     from triptych.improve.grpo import Grpo, improve
     from triptych.instruct.finetuning import Finetuning, finetune
     from triptych.pipeline.stage import Desk
@@ -202,6 +209,9 @@ def stage(recipe: dict[str, Any], folder: str, name: str) -> dict[str, float]:
     elif name == "round-1/reward":
         train_reward(desk(reward.name), settings(PairwiseReward, loaded.reward), base, data)
     else:
+        if not reward.exists():
+            save(load_reward(base / "model", fresh=True), load_tokenizer(base / "model"), reward / "model")
+            os.execv(sys.executable, sys.orig_argv)  # the making is no part of what is measured
         scorer = open_reward(reward, identity="benchmark")
         judge = open_reward(reward, identity="benchmark", name="judge")
         improve(desk("improve"), settings(Grpo, loaded.improve), base, data, scorer, judge)

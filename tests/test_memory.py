@@ -123,9 +123,9 @@ def test_computing_again_takes_less_and_logits_do_not_grow() -> None:
 
 @pytest.mark.slow
 def test_a_small_stage_takes_what_was_told() -> None:
-    from benchmarks.memory import DATA, SMALL, stages
+    from benchmarks.memory import DATA, SMALL, compared
 
     if not DATA.exists():
         pytest.skip(f"needs {DATA}")
-    for row in stages(SMALL, ("base", "instruct")):
+    for row in compared(SMALL, ("base", "instruct")):
         assert row["ratio"] == pytest.approx(1.0, abs=0.2), row
