@@ -14,7 +14,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -124,7 +124,8 @@ def case(work: str, **arguments: Any) -> dict[str, Any]:
     from triptych.engine.device import settle
 
     settle()
-    return {"logits": logits, "check": check, "stage": stage}[work](**arguments)
+    works: dict[str, Callable[..., dict[str, Any]]] = {"logits": logits, "check": check, "stage": stage}
+    return works[work](**arguments)
 
 
 def logits(way: str, vocabulary: int, tokens: int) -> dict[str, float]:
@@ -156,7 +157,7 @@ def logits(way: str, vocabulary: int, tokens: int) -> dict[str, float]:
                 states = hidden_states(model, packed.pack.tokens, packed.pack.positions, packed.pack)
                 scores = model.get_output_embeddings()(states[packed.predictions.places]).float()
                 loss = F.cross_entropy(scores, packed.predictions.targets, reduction="sum")
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
 
     learn(1)  # gradients, optimizer states and compiled kernels are there before the baseline is taken
     optimizer.step()

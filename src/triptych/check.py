@@ -48,7 +48,6 @@ from triptych.recipe import JudgeSection, Recipe, load
 from triptych.records import Comparison, Conversation, Prompt, Record
 from triptych.reward.ensemble import EnsembleReward
 from triptych.reward.mixture import MixtureReward
-from triptych.reward.training import RewardTraining
 
 LEAST_PROMPTS = 6
 """To win all of 5 has a probability of 2 / 2^5 by chance alone, which is more than 5%."""

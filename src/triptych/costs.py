@@ -15,6 +15,7 @@ from triptych.engine.memory import Architecture
 from triptych.improve.dpo import Dpo
 from triptych.improve.loop import Improvement
 from triptych.recipe import JudgeSection, Recipe
+from triptych.reward.training import RewardTraining
 
 TRAINING_EFFICIENCY = 0.3
 """The share of the measured matrix-product rate that training reaches, roughly."""
@@ -78,8 +79,8 @@ def costs(recipe: Recipe, model: Architecture, texts: Mapping[str, Texts], rate:
     add("instruct", taken, trained=round(shown.tokens * instruct.epochs))
 
     judge = recipe.gate.judge
-    for split, stage, section in (("judge", "judge", judge), ("reward", "round-1/reward", recipe.reward)):
-        if split in texts and not isinstance(section, str):
+    for split, stage, section in (("judge", "judge", judge), ("reward", "round-1/reward", recipe.learner)):
+        if split in texts and isinstance(section, RewardTraining):
             compared = texts[split]
             taken = memory.training(model, section, section.micro_batch, compared.keys, predicts=False)
             add(stage, taken, trained=compared.tokens * section.epochs)
