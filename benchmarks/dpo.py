@@ -6,16 +6,16 @@ from collections.abc import Iterator
 from typing import Any
 
 from benchmarks.row import Case, Row, Run, Setting
+from benchmarks.updates import MANY
 
 PAIRS_OF_AN_UPDATE = 8
-UPDATES = 1
 BETA = 0.1
 
 
 def ours(case: Case) -> Iterator[Run]:
     """`triptych.improve.dpo.improve` on given comparisons."""
     from benchmarks import work
-    from benchmarks.ours import artifact, timed
+    from benchmarks.ours import artifact, stepped
     from triptych.data.files import write
     from triptych.engine.models import load_tokenizer
     from triptych.engine.scoring import RewardModel
@@ -29,16 +29,14 @@ def ours(case: Case) -> Iterator[Run]:
     champion = artifact(case.scratch / "champion", case.model)
     reward = RewardModel(work.reward_model(case.model))
     config = Dpo(
-        pairs="comparisons", steps=UPDATES + 1, prompts_per_step=len(prompts), kl=BETA, max_tokens=8,
+        pairs="comparisons", steps=MANY, prompts_per_step=len(prompts), kl=BETA, max_tokens=8,
         context=work.CONTEXT, learning_rate=1e-5,
     )
-    while True:
-        watch = timed(
-            lambda desk: improve(
-                desk, config, champion, case.scratch, reward, judge=None, comparisons=case.scratch
-            ), UPDATES, case.scratch,
-        )
-        yield _run(case, rows, watch.seconds, watch.loss)
+    for update in stepped(
+        lambda desk: improve(desk, config, champion, case.scratch, reward, judge=None, comparisons=case.scratch),
+        case.scratch,
+    ):
+        yield _run(case, rows, update.seconds, update.first_loss)
 
 
 def peer(case: Case) -> Iterator[Run]:
@@ -48,7 +46,7 @@ def peer(case: Case) -> Iterator[Run]:
     from trl import DPOConfig, DPOTrainer
 
     from benchmarks import work
-    from benchmarks.peer import arguments, load, timed
+    from benchmarks.peer import arguments, load, stepped
     from triptych.engine.models import load_tokenizer
 
     tokenizer = load_tokenizer(case.model)
@@ -57,18 +55,14 @@ def peer(case: Case) -> Iterator[Run]:
     dataset = Dataset.from_list([{
         "prompt": tokenizer.decode(row.prompt), "chosen": record.chosen, "rejected": record.rejected,
     } for record, row in zip(records, rows, strict=True)])
-    while True:
-        trainer = DPOTrainer(
-            load(AutoModelForCausalLM, case.model, case.setting),
-            args=arguments(
-                DPOConfig, case, len(rows), UPDATES, beta=BETA, max_length=None,
-                padding_free=case.setting.layout == "padding_free",
-            ),
-            train_dataset=dataset,
-            processing_class=tokenizer,
-        )
-        seconds, logs = timed(trainer)
-        yield _run(case, rows, seconds, logs[0]["loss"])
+    trainer = DPOTrainer(
+        load(AutoModelForCausalLM, case.model, case.setting),
+        args=arguments(DPOConfig, case, len(rows), beta=BETA, max_length=None),
+        train_dataset=dataset,
+        processing_class=tokenizer,
+    )
+    for update in stepped(trainer):
+        yield _run(case, rows, update.seconds, update.first_loss)
 
 
 def _run(case: Case, rows: list[Any], seconds: float, loss: float) -> Run:
@@ -76,11 +70,11 @@ def _run(case: Case, rows: list[Any], seconds: float, loss: float) -> Run:
     from benchmarks.flops import Size
     from benchmarks.reward import needed
 
-    tokens = UPDATES * needed(rows)
-    answers = tokens - UPDATES * sum(map(len, {row.prompt for row in rows}))
+    tokens = needed(rows)
+    answers = tokens - sum(map(len, {row.prompt for row in rows}))
     size = Size.read(case.model)
     flops = size.training(tokens, answers) + size.forward(tokens, answers)
-    return Run(seconds, UPDATES * len(rows), tokens, flops, (loss,))
+    return Run(seconds, len(rows), tokens, flops, (loss,))
 
 
 ROWS = (
@@ -88,11 +82,8 @@ ROWS = (
         "dpo", "DPO, PandaLM, reference included", "pairs", 6, ours, peer, tolerance=0.02,
         setting=Setting(),
         sweep={
-            "precision": ("bfloat16", "autocast", "float32"),
-            "batch": (1, 4, 0),
-            "layout": ("padded", "padding_free"),
-            "attention": ("sdpa", "eager"),
-            "workers": (0, 1),
+            "batch": (1, 4),
+            "precision": ("bfloat16", "autocast"),
         },
     ),
 )

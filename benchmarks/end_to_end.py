@@ -101,6 +101,7 @@ def run_script(case: Case, part: str) -> None:
     else:
         prompts = work.prompts(tokenizer, case.count(PROMPTS))
         trainer, folder = grpo.trainer(case, instruct, scorer, prompts, tokenizer), case.scratch / "improved"
+    trainer.args.max_steps = 1
     trainer.train()
     trainer.save_model(str(folder))
 

@@ -12,18 +12,18 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.row import Case, Row, Run, Setting
+from benchmarks.updates import MANY
 
-PROMPTS = 2
+PROMPTS = 4
 GROUP = 8
 MAX_TOKENS = 256
 KL = 0.04
-UPDATES = 1
 
 
 def ours(case: Case) -> Iterator[Run]:
     """`triptych.improve.grpo.improve`."""
     from benchmarks import work
-    from benchmarks.ours import artifact, timed
+    from benchmarks.ours import artifact, stepped
     from triptych.data.files import write
     from triptych.engine.models import load_tokenizer
     from triptych.engine.scoring import RewardModel
@@ -35,16 +35,16 @@ def ours(case: Case) -> Iterator[Run]:
     champion = artifact(case.scratch / "champion", case.model)
     reward = RewardModel(work.reward_model(case.model))
     config = Grpo(
-        steps=UPDATES + 1, prompts_per_step=len(prompts), group=GROUP, kl=KL, max_tokens=MAX_TOKENS, learning_rate=1e-6
+        steps=MANY, watch_every=MANY, prompts_per_step=len(prompts), group=GROUP, kl=KL, max_tokens=MAX_TOKENS,
+        learning_rate=1e-6,
     )
-    while True:
-        with _heard() as calls:
-            watch = timed(
-                lambda desk: improve(desk, config, champion, case.scratch, reward, judge=None), UPDATES, case.scratch
-            )
-        groups = [group for call in calls[-UPDATES:] for group in call]
-        prompt_tokens = sum(len(group[0].prompt_tokens) for group in groups)
-        yield _run(case, watch.seconds, prompt_tokens, sum(len(answer.tokens) for group in groups for answer in group))
+    with _heard() as calls:
+        for update in stepped(
+            lambda desk: improve(desk, config, champion, case.scratch, reward, judge=None), case.scratch
+        ):
+            prompt_tokens = sum(len(group[0].prompt_tokens) for group in calls[-1])
+            sampled = sum(len(answer.tokens) for group in calls[-1] for answer in group)
+            yield _run(case, update.seconds, prompt_tokens, sampled)
 
 
 @contextmanager
@@ -69,18 +69,16 @@ def _heard() -> Iterator[list[list[list[Any]]]]:
 def peer(case: Case) -> Iterator[Run]:
     """TRL's GRPOTrainer."""
     from benchmarks import work
-    from benchmarks.peer import timed
+    from benchmarks.peer import stepped
     from triptych.data.template import prompt_tokens
     from triptych.engine.models import load_tokenizer
 
     tokenizer = load_tokenizer(case.model)
     reward = work.reward_model(case.model)
     prompts = work.prompts(tokenizer, case.count(PROMPTS))
-    asked = UPDATES * sum(len(prompt_tokens(tokenizer, prompt.messages)) for prompt in prompts)
-    while True:
-        seconds, logs = timed(trainer(case, case.model, reward, prompts, tokenizer))
-        sampled = sum(row["completions/mean_length"] for row in logs) * len(prompts) * GROUP
-        yield _run(case, seconds, asked, sampled)
+    asked = sum(len(prompt_tokens(tokenizer, prompt.messages)) for prompt in prompts)
+    for update in stepped(trainer(case, case.model, reward, prompts, tokenizer)):
+        yield _run(case, update.seconds, asked, update.numbers["completions/mean_length"] * len(prompts) * GROUP)
 
 
 def trainer(case: Case, model: Path, reward: Path, prompts: list[Any], tokenizer: Any) -> Any:
@@ -98,7 +96,7 @@ def trainer(case: Case, model: Path, reward: Path, prompts: list[Any], tokenizer
         reward_funcs=load(AutoModelForSequenceClassification, reward, case.setting),
         reward_processing_classes=tokenizer,
         args=arguments(
-            GRPOConfig, case, answers, UPDATES, num_generations=GROUP, generation_batch_size=answers,
+            GRPOConfig, case, answers, num_generations=GROUP, generation_batch_size=answers,
             max_completion_length=MAX_TOKENS, beta=KL, temperature=1.0, mask_truncated_completions=True,
             use_transformers_continuous_batching=case.setting.continuous, learning_rate=1e-6,
         ),
@@ -121,10 +119,7 @@ ROWS = (
         "grpo", f"GRPO, groups of {GROUP}, KL, all included", "completion tokens", 4, ours, peer, gpu=True,
         setting=Setting(),
         sweep={
-            "precision": ("bfloat16", "autocast", "float32"),
-            "batch": (8, 0),
-            "continuous": (False, True),
-            "attention": ("sdpa", "eager"),
+            "batch": (4, 0),
         },
     ),
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,40 +10,47 @@ import torch
 from transformers import PrinterCallback, TrainerCallback
 
 from benchmarks.row import Case, Setting
+from benchmarks.updates import MANY, Update, Updates
 
 
-class Stopwatch(TrainerCallback):  # type: ignore[misc]
-    """Times a trainer's loop, as :class:`benchmarks.ours.Stopwatch` does ours."""
+class _Steps(TrainerCallback):  # type: ignore[misc]
+    """Stands still before each update of a trainer's loop, as our stages do."""
 
-    began = seconds = 0.0
+    def __init__(self, updates: Updates) -> None:
+        self.updates = updates
 
     def on_train_begin(self, *_: Any, **__: Any) -> None:
         """The loop begins."""
-        self.began = time.perf_counter()
+        self.updates.wait()
 
     def on_step_end(self, *_: Any, **__: Any) -> None:
         """An update is done."""
-        self.seconds = time.perf_counter() - self.began
+        self.updates.computed()
+
+    def on_log(self, *_: Any, logs: dict[str, float], **__: Any) -> None:
+        """What is known of the update."""
+        self.updates.done(logs)
 
 
-def timed(trainer: Any) -> tuple[float, list[dict[str, float]]]:
-    """Trains; the seconds of the loop, and what was logged at each update."""
-    stopwatch = Stopwatch()
+def stepped(trainer: Any, every: int = 1) -> Iterator[Update]:
+    """The updates of a trainer."""
+    updates = Updates(every)
     trainer.remove_callback(PrinterCallback)
-    trainer.add_callback(stopwatch)
-    trainer.train()
-    return stopwatch.seconds, [row for row in trainer.state.log_history if "loss" in row]
+    trainer.add_callback(_Steps(updates))
+    return updates.of(trainer.train)
 
 
-def arguments(kind: Any, case: Case, rows: int, updates: int, **more: Any) -> Any:
+def arguments(kind: Any, case: Case, rows: int, **more: Any) -> Any:
     """A trainer's arguments: every update over all rows, as fast as the setting makes it."""
     setting = case.setting
     batch = setting.batch or rows
+    if rows % batch:
+        raise ValueError(f"{rows} rows are no whole number of batches of {batch}: some would be left out of an update")
     return kind(**{
         "output_dir": str(case.scratch / "trainer"),
         "per_device_train_batch_size": batch,
         "gradient_accumulation_steps": max(1, rows // batch),
-        "max_steps": updates,
+        "max_steps": MANY,
         "bf16": setting.precision == "autocast",
         "use_cpu": case.device == "cpu",
         "activation_checkpointing": False,

@@ -13,23 +13,25 @@ from typing import Any
 from benchmarks.row import Case, Row, Run, Setting
 
 UPDATES = 40
+"""Of a run."""
+RUNS = 12
+"""So many runs can be asked for."""
 DOCUMENTS = 4000
 SEED = 0
 
 
 def ours(case: Case) -> Iterator[Run]:
     """`triptych.base.pretraining.pretrain`."""
-    from benchmarks.ours import timed
+    from benchmarks.ours import stepped
     from triptych.base.pretraining import pretrain
     from triptych.data.files import write
 
-    updates = case.count(UPDATES)
-    config, _, plan, shape = _prepared(updates)
+    every = case.count(UPDATES)
+    config, _, plan, shape = _prepared(every * RUNS)
     write(case.scratch / "text.jsonl", _documents())
-    tokens = sum(len(row) for step in plan for row in step)
-    while True:
-        watch = timed(lambda desk: pretrain(desk, config, case.scratch), updates, case.scratch)
-        yield _run(shape, tokens, watch.seconds, watch.loss)
+    tokens = sum(len(row) for step in plan for row in step) / RUNS
+    for update in stepped(lambda desk: pretrain(desk, config, case.scratch), case.scratch, every):
+        yield _run(shape, tokens, update.seconds, update.first_loss)
 
 
 def peer(case: Case) -> Iterator[Run]:
@@ -38,15 +40,13 @@ def peer(case: Case) -> Iterator[Run]:
     from torch.nn.utils.rnn import pad_sequence
     from transformers import LlamaForCausalLM, Trainer, TrainingArguments
 
-    from benchmarks.peer import arguments, timed
+    from benchmarks.peer import arguments, stepped
 
-    updates = case.count(UPDATES)
-    config, tokenizer, plan, shape = _prepared(updates)
-    tokens = sum(len(row) for step in plan for row in step)
-
-    def model() -> Any:
-        torch.manual_seed(SEED)
-        return LlamaForCausalLM(shape)
+    every = case.count(UPDATES)
+    config, tokenizer, plan, shape = _prepared(every * RUNS)
+    tokens = sum(len(row) for step in plan for row in step) / RUNS
+    torch.manual_seed(SEED)
+    model: Any = LlamaForCausalLM(shape)
 
     def padded(rows: list[list[int]]) -> dict[str, Any]:
         made = [torch.tensor(row) for row in rows]
@@ -57,24 +57,22 @@ def peer(case: Case) -> Iterator[Run]:
         }
 
     with torch.no_grad():
-        loss = float(model()(**padded(plan[0])).loss)
+        loss = float(model(**padded(plan[0])).loss)
     rows = [row for step in plan for row in step]
     if case.setting.layout == "packed":
         joined = [token for row in rows for token in row]
         rows = [joined[start : start + config.context] for start in range(0, len(joined), config.context)]
-    batch = -(-len(rows) // updates)
-    while True:
-        fresh = model()
-        fresh.set_attn_implementation(case.setting.attention)
-        trainer = Trainer(
-            fresh,
-            arguments(TrainingArguments, case, batch, updates, learning_rate=config.learning_rate, logging_steps=1000,
-                      weight_decay=config.weight_decay),
-            data_collator=padded,
-            train_dataset=rows,
-        )
-        seconds, _ = timed(trainer)
-        yield _run(shape, tokens, seconds, loss)
+    batch = -(-len(rows) // (every * RUNS))
+    model.set_attn_implementation(case.setting.attention)
+    trainer = Trainer(
+        model,
+        arguments(TrainingArguments, case, batch, learning_rate=config.learning_rate, logging_steps=every,
+                  weight_decay=config.weight_decay),
+        data_collator=padded,
+        train_dataset=rows,
+    )
+    for update in stepped(trainer, every):
+        yield _run(shape, tokens, update.seconds, loss)
 
 
 def _documents() -> list[Any]:

@@ -7,16 +7,16 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.row import Case, Row, Run, Setting
+from benchmarks.updates import MANY
 
 PAIRS_OF_AN_UPDATE = 24
-UPDATES = 1
 CENTRING = 0.01
 
 
 def ours(case: Case) -> Iterator[Run]:
     """`triptych.reward.training.train_reward`."""
     from benchmarks import work
-    from benchmarks.ours import artifact, timed
+    from benchmarks.ours import artifact, stepped
     from triptych.data.files import write
     from triptych.engine.models import load_tokenizer
     from triptych.reward.training import PairwiseReward, train_reward
@@ -25,25 +25,23 @@ def ours(case: Case) -> Iterator[Run]:
     write(case.scratch / "reward.jsonl", records)
     start = artifact(case.scratch / "start", work.reward_model(case.model))
     config = PairwiseReward(
-        refresh_epochs=UPDATES, batch=len(rows), context=work.CONTEXT, centring=CENTRING, learning_rate=1e-5
+        refresh_epochs=MANY, batch=len(rows), context=work.CONTEXT, centring=CENTRING, learning_rate=1e-5
     )
-    while True:
-        watch = timed(lambda desk: train_reward(desk, config, start, case.scratch), UPDATES, case.scratch)
-        yield _run(case, rows, watch.seconds, watch.loss)
+    for update in stepped(lambda desk: train_reward(desk, config, start, case.scratch), case.scratch):
+        yield _run(case, rows, update.seconds, update.first_loss)
 
 
 def peer(case: Case) -> Iterator[Run]:
     """TRL's RewardTrainer."""
     from benchmarks import work
-    from benchmarks.peer import timed
+    from benchmarks.peer import stepped
     from triptych.engine.models import load_tokenizer
 
     tokenizer = load_tokenizer(case.model)
     start = work.reward_model(case.model)
     _, rows = work.comparisons(tokenizer, case.count(PAIRS_OF_AN_UPDATE))
-    while True:
-        seconds, logs = timed(trainer(case, start, rows, tokenizer))
-        yield _run(case, rows, seconds, logs[0]["loss"])
+    for update in stepped(trainer(case, start, rows, tokenizer)):
+        yield _run(case, rows, update.seconds, update.first_loss)
 
 
 def trainer(case: Case, model: Path, rows: list[Any], tokenizer: Any) -> Any:
@@ -59,7 +57,7 @@ def trainer(case: Case, model: Path, rows: list[Any], tokenizer: Any) -> Any:
     ])
     return RewardTrainer(
         load(AutoModelForSequenceClassification, model, case.setting, num_labels=1),
-        args=arguments(RewardConfig, case, len(rows), UPDATES, max_length=None, center_rewards_coefficient=CENTRING),
+        args=arguments(RewardConfig, case, len(rows), max_length=None, center_rewards_coefficient=CENTRING),
         train_dataset=dataset,
         processing_class=tokenizer,
     )
@@ -75,19 +73,17 @@ def needed(rows: list[Any]) -> int:
 def _run(case: Case, rows: list[Any], seconds: float, loss: float) -> Run:
     from benchmarks.flops import Size
 
-    tokens = UPDATES * needed(rows)
-    return Run(seconds, UPDATES * len(rows), tokens, Size.read(case.model).training(tokens), (loss,))
+    tokens = needed(rows)
+    return Run(seconds, len(rows), tokens, Size.read(case.model).training(tokens), (loss,))
 
 
 ROWS = (
     Row(
         "reward", "reward model, PandaLM", "pairs", 3, ours, peer, tolerance=0.02,
-        setting=Setting(),
+        setting=Setting(batch=4),
         sweep={
-            "precision": ("bfloat16", "autocast", "float32"),
-            "batch": (1, 4, 8, 0),
-            "attention": ("sdpa", "eager"),
-            "workers": (0, 1),
+            "batch": (1, 4, 0),
+            "precision": ("bfloat16", "autocast"),
         },
     ),
 )

@@ -153,18 +153,17 @@ def _row(name: str, what: str, goal: float, prompts: Callable[[Case], Prompts], 
     )
 
 
-PRECISION: tuple[object, ...] = ("bfloat16", "float32")
 ROWS = (
     _row(
         "sampling", "64 prompts × 4, to 256 tokens, beside generate", 4, partial(short, count=64), 4, Setting(),
-        {"precision": PRECISION, "batch": (32, 64, 128, 0), "attention": ("sdpa", "eager")}, True,
+        {"batch": (64, 0)}, True,
     ),
     _row(
         "continuous", "12 prompts × 4, to 256 tokens, beside generate_batch", 8, partial(short, count=12), 4,
-        Setting(continuous=True), {"precision": PRECISION, "attention": ("sdpa", "eager")}, True,
+        Setting(continuous=True), {}, True,
     ),
     _row(
         "shared-prompt", "3 prompts of 512 tokens × 8, beside generate", 6, partial(long, count=3), 8, Setting(),
-        {"precision": PRECISION, "batch": (8, 16, 0), "attention": ("sdpa", "eager")}, False,
+        {"batch": (8, 0)}, False,
     ),
 )

@@ -7,15 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.row import Case, Row, Run, Setting
+from benchmarks.updates import MANY
 
 ROWS_OF_AN_UPDATE = 32
-UPDATES = 1
 
 
 def ours(case: Case) -> Iterator[Run]:
     """`triptych.instruct.finetuning.finetune`."""
     from benchmarks import work
-    from benchmarks.ours import artifact, timed
+    from benchmarks.ours import artifact, stepped
     from triptych.data.files import write
     from triptych.engine.models import load_tokenizer
     from triptych.instruct.finetuning import Finetuning, finetune
@@ -24,23 +24,21 @@ def ours(case: Case) -> Iterator[Run]:
     write(case.scratch / "demonstrations.jsonl", records)
     write(case.scratch / "demonstrations_heldout.jsonl", records[:1])
     base = artifact(case.scratch / "base", case.model)
-    config = Finetuning(epochs=UPDATES, batch=1 << 30, context=work.CONTEXT, learning_rate=1e-5)
-    while True:
-        watch = timed(lambda desk: finetune(desk, config, base, case.scratch), UPDATES, case.scratch)
-        yield _run(case, rows, watch.seconds, watch.loss)
+    config = Finetuning(epochs=MANY, batch=1 << 30, context=work.CONTEXT, learning_rate=1e-5)
+    for update in stepped(lambda desk: finetune(desk, config, base, case.scratch), case.scratch):
+        yield _run(case, rows, update.seconds, update.first_loss)
 
 
 def peer(case: Case) -> Iterator[Run]:
     """TRL's SFTTrainer."""
     from benchmarks import work
-    from benchmarks.peer import timed
+    from benchmarks.peer import stepped
     from triptych.engine.models import load_tokenizer
 
     tokenizer = load_tokenizer(case.model)
     _, rows = work.conversations(tokenizer, case.count(ROWS_OF_AN_UPDATE))
-    while True:
-        seconds, logs = timed(trainer(case, case.model, rows, tokenizer))
-        yield _run(case, rows, seconds, logs[0]["loss"])
+    for update in stepped(trainer(case, case.model, rows, tokenizer)):
+        yield _run(case, rows, update.seconds, update.first_loss)
 
 
 def trainer(case: Case, model: Path, rows: list[Any], tokenizer: Any) -> Any:
@@ -60,7 +58,7 @@ def trainer(case: Case, model: Path, rows: list[Any], tokenizer: Any) -> Any:
     return SFTTrainer(
         load(AutoModelForCausalLM, model, setting),
         args=arguments(
-            SFTConfig, case, len(rows), UPDATES, max_length=longest, packing=packed,
+            SFTConfig, case, len(rows), max_length=longest, packing=packed,
             padding_free=setting.layout == "padding_free",
             **({"per_device_train_batch_size": 1, "gradient_accumulation_steps": len(rows)} if packed else {}),
         ),
@@ -72,8 +70,8 @@ def trainer(case: Case, model: Path, rows: list[Any], tokenizer: Any) -> Any:
 def _run(case: Case, rows: list[Any], seconds: float, loss: float) -> Run:
     from benchmarks.flops import Size
 
-    tokens = UPDATES * sum(row.length for row in rows)
-    answers = UPDATES * sum(len(row.answer) for row in rows)
+    tokens = sum(row.length for row in rows)
+    answers = sum(len(row.answer) for row in rows)
     return Run(seconds, tokens, tokens, Size.read(case.model).training(tokens, answers), (loss,))
 
 
@@ -83,10 +81,8 @@ ROWS = (
         setting=Setting(batch=4),
         sweep={
             "precision": ("bfloat16", "autocast", "float32"),
-            "batch": (1, 2, 4, 0),
-            "layout": ("padded", "grouped", "padding_free", "packed"),
-            "attention": ("sdpa", "eager"),
-            "workers": (0, 1),
+            "batch": (1, 4, 0),
+            "layout": ("padded", "padding_free", "packed"),
         },
     ),
 )

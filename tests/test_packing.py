@@ -23,6 +23,12 @@ GROUPS = [
 ]
 """Prompts with several answers and with one, long and short, most longer than the sliding windows."""
 
+OPENING = some_tokens(10, 99)
+ALIKE = [(OPENING + prompt, answers) for prompt, answers in GROUPS] + [
+    (OPENING, [some_tokens(5, 20)]), (OPENING, [some_tokens(4, 21), some_tokens(7, 22)]),
+]
+"""The same behind what all prompts begin with, and prompts that are nothing but that."""
+
 
 def states(model: object, pack: Pack) -> Tensor:
     return hidden_states(model, pack.tokens, pack.positions, pack)
@@ -37,16 +43,19 @@ def assert_equal_gradients(mine: torch.nn.Module, theirs: torch.nn.Module, toler
         torch.testing.assert_close(weight.grad, expected[name].grad, rtol=0, atol=tolerance * scale, msg=name)
 
 
+@pytest.mark.parametrize("groups", [GROUPS, ALIKE], ids=["different", "opened alike"])
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_packed_answers_equal_each_answer_alone(family: str, tied: bool) -> None:
+def test_packed_answers_equal_each_answer_alone(
+    family: str, tied: bool, groups: list[tuple[list[int], list[list[int]]]]
+) -> None:
     plain = tiny(family, tied=tied)
     ours = with_our_attention(plain)
-    packed = pack_answers(GROUPS)
+    packed = pack_answers(groups)
     assert len(packed.pack.blocks) > 1
 
     found, _ = answer_logprobs(ours, packed)
-    expected = torch.cat([logprobs_alone(plain, prompt, answer) for prompt, answers in GROUPS for answer in answers])
+    expected = torch.cat([logprobs_alone(plain, prompt, answer) for prompt, answers in groups for answer in answers])
     torch.testing.assert_close(found.double(), expected, rtol=0, atol=2e-6)  # the logits are float32
 
     weight = torch.randn(len(expected), dtype=torch.float64, generator=torch.Generator().manual_seed(1))
@@ -113,6 +122,17 @@ def test_rewards_equal_transformers_on_a_padded_batch(family: str) -> None:
     (found * sign).sum().backward()
     (expected * sign).sum().backward()
     assert_equal_gradients(ours, plain, 1e-4 if family == "gemma2" else 1e-5)
+
+
+def test_what_all_prompts_begin_with_is_computed_once() -> None:
+    pack = pack_answers(ALIKE).pack
+    counted = len(OPENING) + sum(
+        len(prompt) - len(OPENING) + sum(map(len, answers)) for prompt, answers in ALIKE
+    )
+    assert int(pack.ends[-1]) + 1 == counted
+    assert pack.tokens[: len(OPENING)].tolist() == OPENING
+    one_of_its_own = pack_answers([*ALIKE, (some_tokens(3, 5), [some_tokens(2, 6)])]).pack
+    assert int(one_of_its_own.ends[-1]) + 1 == counted + 5 + len(OPENING) * (len(ALIKE) - 1)
 
 
 def test_the_order_of_the_groups_does_not_matter() -> None:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from triptych.configuration import Config
 from triptych.engine import ranks
 from triptych.engine.device import compute_dtype
+from triptych.engine.weights import give
 from triptych.errors import ModelError
 
 Model = Any
@@ -96,10 +97,9 @@ def learnt(model: Model, before: Model | None = None) -> Iterator[tuple[str, Ten
 
 def take_over(model: Model, learner: Model, before: Model | None = None) -> None:
     """Gives a plain model the weights that another one, adapted or not, has learnt."""
-    mine = dict(model.named_parameters())
     with torch.no_grad():
         for name, weight in learnt(learner, before):
-            mine[name].copy_(weight)
+            give(model, name, weight)
 
 
 def merged(model: Model, load: Callable[[], Model]) -> Model:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from triptych.engine.attention import Layout
 from triptych.engine.logprobs import output_logits, token_logprobs
-from triptych.engine.packing import Pack, Segment
+from triptych.engine.packing import Group, Pack, grown
 
 Model = Any
 """A transformers model with our attention; transformers' classes carry no usable types."""
@@ -69,43 +69,31 @@ class AnswerPack:
     answers: int
 
 
-def pack_answers(groups: Sequence[tuple[Sequence[int], Sequence[Sequence[int]]]]) -> AnswerPack:
+def pack_answers(groups: Sequence[Group]) -> AnswerPack:
     """Packs `(prompt, answers)` groups, each prompt once.
 
-    A single answer is one segment with its prompt; several answers are children of the prompt's segment. An
-    empty prompt predicts nothing of its answer's first token.
+    An empty prompt predicts nothing of its answer's first token.
     """
-    segments: list[Segment] = []
+    segments, answers = grown(groups)
+    pack = Pack(segments)
+    starts, ends = pack.starts.tolist(), pack.ends.tolist()
     places: list[int] = []
     targets: list[int] = []
     rows: list[int] = []
-    offset = row = 0
-    for prompt, answers in groups:
-        if len(answers) == 1:
-            answer = answers[0]
-            segments.append(Segment([*prompt, *answer]))
-            first = max(len(prompt), 1)
-            last = len(prompt) + len(answer)
-            places.extend(range(offset + first - 1, offset + last - 1))
-            targets.extend([*prompt, *answer][first:])
-            rows.extend([row] * (last - first))
-            offset += last
-            row += 1
-            continue
-        assert len(prompt) > 0, "answers can only share a prompt that has tokens"
-        parent = len(segments)
-        segments.append(Segment(prompt))
-        offset += len(prompt)
-        prompt_end = offset - 1
-        for answer in answers:
-            segments.append(Segment(answer, parent))
-            places.extend([prompt_end, *range(offset, offset + len(answer) - 1)])
-            targets.extend(answer)
-            rows.extend([row] * len(answer))
-            offset += len(answer)
-            row += 1
+    texts = [answer for _, members in groups for answer in members]
+    for row, (answer, (segment, skipped)) in enumerate(zip(texts, answers, strict=True)):
+        first = starts[segment] + skipped
+        parent = segments[segment].parent
+        if skipped:
+            places.append(first - 1)
+        elif parent is not None:
+            places.append(ends[parent])
+        predicted = answer if skipped or parent is not None else answer[1:]
+        places.extend(range(first, first + len(answer) - 1))
+        targets.extend(predicted)
+        rows.extend([row] * len(predicted))
     predictions = Predictions(torch.tensor(places), torch.tensor(targets), torch.tensor(rows))
-    return AnswerPack(Pack(segments), predictions, row)
+    return AnswerPack(pack, predictions, len(answers))
 
 
 def answer_logprobs(

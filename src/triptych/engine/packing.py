@@ -25,6 +25,9 @@ from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex
 SHORT = 1024
 """Up to this many keys, plain products are faster on a CPU than the fused kernel, whose backward pass is slow."""
 
+COMMON = 8
+"""Fewer tokens that all prompts begin with are not worth a segment of their own."""
+
 WASTE = 1.3
 """A block may hold at most this many times the query-key products that its segments need."""
 
@@ -61,6 +64,47 @@ class Block:
         if window is not None:
             seen &= q - k < window
         return seen[:, None]
+
+
+Group = tuple[Sequence[int], Sequence[Sequence[int]]]
+"""A prompt and the answers to it, as tokens."""
+
+
+def grown(groups: Sequence[Group]) -> tuple[list[Segment], list[tuple[int, int]]]:
+    """The segments of groups: what all prompts begin with once, each prompt once, and its answers.
+
+    Chat templates open every prompt with the same words, and often these are a good part of it. A single answer is one
+    segment with its prompt.
+
+    Returns:
+        The segments, and for each answer in order its segment and how many of its tokens are the prompt's.
+    """
+    segments: list[Segment] = []
+    places: list[tuple[int, int]] = []
+    common = _common([prompt for prompt, _ in groups]) if len(groups) > 1 else []
+    root = 0 if common else None
+    if common:
+        segments.append(Segment(common))
+    for prompt, answers in groups:
+        rest, parent = prompt[len(common) :], root
+        if len(answers) > 1 and len(rest) > 0:
+            segments.append(Segment(rest, parent))
+            rest, parent = [], len(segments) - 1
+        assert len(answers) == 1 or parent is not None, "answers can only share a prompt that has tokens"
+        for answer in answers:
+            places.append((len(segments), len(rest)))
+            segments.append(Segment([*rest, *answer], parent))
+    return segments, places
+
+
+def _common(prompts: Sequence[Sequence[int]]) -> list[int]:
+    """What all prompts begin with, where it is at least `COMMON` tokens."""
+    found: list[int] = []
+    for token, *others in zip(*prompts, strict=False):
+        if any(other != token for other in others):
+            break
+        found.append(token)
+    return found if len(found) >= COMMON else []
 
 
 def rounded(count: int) -> int:

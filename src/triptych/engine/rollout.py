@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -15,13 +15,47 @@ from triptych.engine import attention, ranks
 from triptych.engine.adapters import adapted, plain_copy, take_over
 from triptych.engine.device import autocast, compute_dtype
 from triptych.engine.forward import AnswerPack, Model, answer_logprobs, pack_answers
-from triptych.engine.generation import Sampling, generate
+from triptych.engine.generation import Sample, Sampling, generate
 from triptych.engine.models import load_policy, load_tokenizer
+from triptych.engine.weights import lay_out
 from triptych.errors import ModelError
 from triptych.progress import Progress
 from triptych.records import Prompt, Rollout
 
 Render = Callable[[Prompt], list[int]]
+
+
+class Sampler(Protocol):
+    """What writes a policy's answers."""
+
+    def follow(self, learner: Model) -> None:
+        """Takes over the weights of a model, which an update may have changed."""
+
+    def generate(
+        self, prompts: Sequence[Sequence[int]], end: int, sampling: Sampling, *, n: int, numbers: Sequence[int],
+        watch: Callable[[int, int], None],
+    ) -> list[list[Sample]]:
+        """As :func:`triptych.engine.generation.generate`."""
+
+
+class SlotSampler:
+    """Our own: a copy of the model's weights in the compute type, over a slot cache."""
+
+    def __init__(self, model: Model) -> None:
+        self.model = model
+        if compute_dtype() != torch.float32 or ranks.count() > 1 or adapted(model):
+            self.model = lay_out(plain_copy(model, compute_dtype()).requires_grad_(False).eval())
+
+    def follow(self, learner: Model) -> None:
+        """See :class:`Sampler`."""
+        if self.model is not learner:
+            take_over(self.model, learner)
+
+    def generate(
+        self, prompts: Sequence[Sequence[int]], end: int, sampling: Sampling, **how: Any
+    ) -> list[list[Sample]]:
+        """See :class:`Sampler`."""
+        return generate(self.model, prompts, end, sampling, **how)
 
 
 class Policy:
@@ -31,26 +65,20 @@ class Policy:
         model: the model whose weights count, in float32; sampling runs on a copy of them in the compute type.
     """
 
-    def __init__(self, model: Model, tokenizer: Any) -> None:
+    def __init__(self, model: Model, tokenizer: Any, sampler: Callable[[], Sampler] | None = None) -> None:
         self.model = model
         self.tokenizer = tokenizer
+        self._made_by = sampler or (lambda: SlotSampler(model))
 
     @cached_property
-    def _sampler(self) -> Model:
+    def _sampler(self) -> Sampler:
         """Made when the first answer is written: a reference never writes, and need not hold a second copy."""
-        if compute_dtype() == torch.float32 and ranks.count() == 1 and not adapted(self.model):
-            return self.model
-        return plain_copy(self.model, compute_dtype()).requires_grad_(False).eval()
+        return self._made_by()
 
     @classmethod
     def open(cls, folder: Path) -> Policy:
         """The model in a Hugging Face folder."""
         return cls(load_policy(folder, attention=attention.NAME), load_tokenizer(folder))
-
-    def _refresh(self) -> None:
-        """Takes over the weights, which an update may have changed."""
-        if self._sampler is not self.model:
-            take_over(self._sampler, self.model)
 
     def write(
         self, prompts: Sequence[Prompt], sampling: Sampling, *,
@@ -62,7 +90,7 @@ class Policy:
             render: how a prompt becomes tokens; by default the chat template.
             end: the token that ends an answer; by default the chat template's.
         """
-        self._refresh()
+        self._sampler.follow(self.model)
         render = render or self.render
         tokens = [render(prompt) for prompt in prompts]
         mine = ranks.share(range(len(prompts)))
@@ -75,8 +103,8 @@ class Policy:
         was_training = self.model.training
         self.model.eval()
         end = end_token(self.tokenizer) if end is None else end
-        written = ranks.gathered(generate(
-            self._sampler, [tokens[i] for i in mine], end, sampling, n=n, numbers=mine, watch=watch
+        written = ranks.gathered(self._sampler.generate(
+            [tokens[i] for i in mine], end, sampling, n=n, numbers=mine, watch=watch
         ))
         self.model.train(was_training)
         return [

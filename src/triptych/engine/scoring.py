@@ -17,7 +17,7 @@ from triptych.engine import attention, ranks
 from triptych.engine.device import autocast
 from triptych.engine.forward import Model, head_outputs
 from triptych.engine.models import load_reward, load_tokenizer
-from triptych.engine.packing import Pack, Segment
+from triptych.engine.packing import Group, Pack, grown
 from triptych.errors import ModelError
 from triptych.records import Conversation
 
@@ -227,20 +227,7 @@ class RewardModel:
         return found
 
 
-def pack_scored(
-    groups: Sequence[tuple[Sequence[int], Sequence[Sequence[int]]]],
-) -> tuple[Pack, Tensor]:
-    """Packs `(prompt, answers)` groups; the second result is the segments that are answers, in order."""
-    segments: list[Segment] = []
-    scored: list[int] = []
-    for prompt, answers in groups:
-        if len(answers) == 1:
-            scored.append(len(segments))
-            segments.append(Segment([*prompt, *answers[0]]))
-            continue
-        parent = len(segments)
-        segments.append(Segment(prompt))
-        for answer in answers:
-            scored.append(len(segments))
-            segments.append(Segment(answer, parent))
-    return Pack(segments), torch.tensor(scored)
+def pack_scored(groups: Sequence[Group]) -> tuple[Pack, Tensor]:
+    """Packs `(prompt, answers)` groups; the second result is the segments that end in an answer, in order."""
+    segments, answers = grown(groups)
+    return Pack(segments), torch.tensor([segment for segment, _ in answers])

@@ -25,6 +25,7 @@ from triptych.engine.models import load_policy, load_tokenizer, save
 from triptych.engine.rollout import Policy, divergence
 from triptych.engine.scoring import Scorer, Scores, scored
 from triptych.engine.training import Curve, Loss, Optimization, Step, shuffled, train
+from triptych.engine.vllm import VllmSampler
 from triptych.pipeline.stage import Desk
 from triptych.records import Conversation, Prompt, Rollout
 
@@ -42,6 +43,7 @@ class Improvement(Optimization):
         micro_batch: tokens computed at once; only memory and speed depend on it.
         watch_every: steps between two measurements on the validation prompts, for the report's curves.
         watch_prompts: how many of them.
+        sampler: who writes the answers: the engine's own slots, or vLLM, where that is installed.
     """
 
     steps: int = Field(default=40, ge=1)
@@ -51,6 +53,7 @@ class Improvement(Optimization):
     micro_batch: int = Field(default=4096, ge=64)
     watch_every: int = Field(default=10, ge=1)
     watch_prompts: int = Field(default=96, ge=8)
+    sampler: Literal["slots", "vllm"] = "slots"
     learning_rate: float = Field(default=1e-6, gt=0)
     decay: Literal["cosine", "linear", "constant"] = "constant"
 
@@ -111,7 +114,8 @@ class Loop:
         self.load = partial(load_policy, folder, attention=attention.NAME)
         self.model: Any = self.load()
         adapt(self.model, config.lora, self.seed)
-        self.policy, self.reference = Policy(self.model, self.tokenizer), Policy.open(folder)
+        sampler = partial(VllmSampler, folder) if config.sampler == "vllm" else None
+        self.policy, self.reference = Policy(self.model, self.tokenizer, sampler), Policy.open(folder)
 
     @cached_property
     def lines(self) -> dict[str, int]:
