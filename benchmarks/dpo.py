@@ -71,7 +71,7 @@ def _run(case: Case, rows: list[Any], seconds: float, loss: float) -> Run:
     from benchmarks.reward import needed
 
     tokens = needed(rows)
-    answers = tokens - sum(map(len, {row.prompt for row in rows}))
+    answers = sum(len(answer) for _, answer in {(r.prompt, a) for r in rows for a in (r.chosen, r.rejected)})
     size = Size.read(case.model)
     flops = size.training(tokens, answers) + size.forward(tokens, answers)
     return Run(seconds, len(rows), tokens, flops, (loss,))
@@ -80,7 +80,7 @@ def _run(case: Case, rows: list[Any], seconds: float, loss: float) -> Run:
 ROWS = (
     Row(
         "dpo", "DPO, PandaLM, reference included", "pairs", 6, ours, peer, tolerance=0.02,
-        setting=Setting(),
+        setting=Setting(batch=1),
         sweep={
             "batch": (1, 4),
             "precision": ("bfloat16", "autocast"),

@@ -3,17 +3,29 @@
 A token costs 2 operations for each weight of the trunk (all parameters but the embeddings) in a forward pass, and
 6 in a forward and backward pass. A position whose next token is predicted (an answer's token in the loss, a
 sampled token) costs as many for each weight of the output embedding, vocabulary times width; no other position
-needs one. A prompt shared by several answers is needed once. Attention scores, the embedding's look-up, norms and
-the optimizer are not counted, nor is anything computed twice or for padding. The same needed operations, divided
-by each side's own time and by the machine's rate, give each side's fraction.
+needs one. A prompt shared by several answers, and what all prompts of an update begin with, is needed once.
+Attention scores, the embedding's look-up, norms and the optimizer are not counted, nor is anything computed twice
+or for padding. The same needed operations, divided by each side's own time and by the machine's rate, give each
+side's fraction.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from triptych.engine.packing import Group
+
+
+def needed(groups: Sequence[Group]) -> int:
+    """Tokens of `(prompt, answers)` groups that must be computed."""
+    from triptych.engine.packing import grown
+
+    return sum(len(segment.tokens) for segment in grown(groups)[0])
 
 
 @dataclass(frozen=True, slots=True)

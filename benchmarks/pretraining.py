@@ -94,7 +94,7 @@ def _prepared(updates: int) -> tuple[Any, Any, list[list[list[int]]], Any]:
     return config, tokenizer, plan, pretraining.architecture(config, tokenizer)
 
 
-def _run(shape: Any, tokens: int, seconds: float, loss: float) -> Run:
+def _run(shape: Any, tokens: float, seconds: float, loss: float) -> Run:
     from benchmarks.flops import Size
 
     return Run(seconds, tokens, tokens, Size.of(shape).training(tokens, tokens), (loss,))

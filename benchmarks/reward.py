@@ -64,10 +64,13 @@ def trainer(case: Case, model: Path, rows: list[Any], tokenizer: Any) -> Any:
 
 
 def needed(rows: list[Any]) -> int:
-    """Tokens of the pairs, each prompt and each distinct answer once."""
-    prompts = {row.prompt for row in rows}
-    answers = {(row.prompt, answer) for row in rows for answer in (row.chosen, row.rejected)}
-    return sum(map(len, prompts)) + sum(len(answer) for _, answer in answers)
+    """Tokens of the pairs that must be computed, each prompt and each distinct answer once."""
+    from benchmarks import flops
+
+    groups: dict[tuple[int, ...], dict[tuple[int, ...], None]] = {}
+    for row in rows:
+        groups.setdefault(row.prompt, {}).update(dict.fromkeys((row.chosen, row.rejected)))
+    return flops.needed([(prompt, list(answers)) for prompt, answers in groups.items()])
 
 
 def _run(case: Case, rows: list[Any], seconds: float, loss: float) -> Run:

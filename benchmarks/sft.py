@@ -68,11 +68,12 @@ def trainer(case: Case, model: Path, rows: list[Any], tokenizer: Any) -> Any:
 
 
 def _run(case: Case, rows: list[Any], seconds: float, loss: float) -> Run:
-    from benchmarks.flops import Size
+    from benchmarks.flops import Size, needed
 
     tokens = sum(row.length for row in rows)
     answers = sum(len(row.answer) for row in rows)
-    return Run(seconds, tokens, tokens, Size.read(case.model).training(tokens, answers), (loss,))
+    computed = needed([(row.prompt, [row.answer]) for row in rows])
+    return Run(seconds, tokens, computed, Size.read(case.model).training(computed, answers), (loss,))
 
 
 ROWS = (

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
 
 from conftest import logprobs_alone, some_tokens, tiny, with_our_attention
@@ -28,10 +29,14 @@ from triptych.engine.models import load_tokenizer, save
 from triptych.engine.rollout import Policy, divergence
 from triptych.engine.scoring import RewardModel
 from triptych.errors import RecipeError
-from triptych.improve import dpo, grpo
+from triptych.improve import best_of_n, dpo, grpo, ppo, rloo
+from triptych.improve.best_of_n import Best, BestOfN, best
 from triptych.improve.dpo import Dpo, best_and_worst
 from triptych.improve.grpo import Grpo
-from triptych.improve.loop import Answers, Improvement, passes
+from triptych.improve.loop import Answers, Improvement, Loop, passes
+from triptych.improve.on_policy import measured, penalised, steered
+from triptych.improve.ppo import Ppo
+from triptych.improve.rloo import Rloo
 from triptych.pipeline.stage import Desk
 from triptych.progress import Silent
 from triptych.recipe import Recipe, load
@@ -116,6 +121,75 @@ def test_pairs_are_best_against_worst_of_what_was_finished_and_differs() -> None
         [2.0, 3.0, 4.0, 5.0],
     ])
     assert best_and_worst(Answers(groups, rewards)) == [PairGroup((1, 2), [(3,), (4, 5)], [(0, 1)], [1.5])]
+
+
+def test_the_best_is_finished_and_has_the_highest_reward() -> None:
+    groups = [
+        [answer([3]), answer([4, 5]), answer([6], finished=False)],
+        [answer([3], finished=False)] * 3,
+    ]
+    scored = Answers(groups, torch.tensor([[0.5, 1.0, 9.0], [1.0, 2.0, 3.0]]))
+    assert best(scored) == [Best((1, 2), (4, 5))]
+    assert best_of_n.step(scored, BestOfN(group=3)).weight == 2
+    assert best_of_n.bound(1) == 0
+    assert best_of_n.bound(4) == pytest.approx(math.log(4) - 0.75)
+
+
+@pytest.mark.parametrize(("kl", "factor"), [(2.0, 1.0), (2.2, 1.01), (9.0, 1.02), (0.0, 0.98)])
+def test_the_price_of_distance_is_steered_to_a_target(kl: float, factor: float) -> None:
+    config = Grpo(kl=0.5, kl_target=2.0)
+    assert steered(config, []) == 0.5
+    assert steered(config, [{"beta": 0.5, "kl": kl}]) == pytest.approx(0.5 * factor)
+    assert steered(Grpo(kl=0.5), [{"beta": 0.5, "kl": kl}]) == 0.5
+
+
+def test_distance_is_paid_once_in_the_loss_or_in_the_reward(policies: list[Policy]) -> None:
+    policy, reference = policies
+    groups, rewards = written(policy), torch.tensor([[0.0, 1.0, 2.0], [5.0, 5.0, 5.0]])
+    for kind in ("loss", "reward"):
+        config = Grpo(group=3, kl=0.5, kl_in=kind)  # type: ignore[arg-type]
+        found = measured(reference, Answers(groups, rewards), config, [])
+        paid = rewards - penalised(found, config)
+        torch.testing.assert_close(paid, 0.5 * found.distances if kind == "reward" else torch.zeros_like(rewards))
+        assert {batch.kl for batch in grpo.step(reference, Answers(groups, rewards), config).batches} \
+            == {0.5 if kind == "loss" else 0.0}
+    alone = float(sum(groups[1][2].logprobs) - reference.logprobs(groups)[5].sum())
+    assert float(found.distances[1, 2]) == pytest.approx(alone, rel=1e-5)
+
+
+def test_a_prompt_whose_answers_are_alike_is_asked_again(inputs: dict[str, Any], tmp_path: Path) -> None:
+    class Alike:
+        """All answers of a call are alike, up to the third call."""
+
+        name = identity = "alike"
+        calls = 0
+
+        def score(self, conversations: Sequence[Conversation]) -> list[float]:
+            self.calls += 1
+            return [float(place) if self.calls > 2 else 1.0 for place in range(len(conversations))]
+
+    desk = Desk(tmp_path, tmp_path, Silent(), seed=3, checkpoint_seconds=60)
+
+    def collected(resample: int) -> Answers:
+        config = Grpo(**SMALL, resample=resample)
+        loop = Loop(desk, config, inputs["champion"], inputs["data"], Alike(), None, 1)
+        return loop.collect(loop.policy, 0)
+
+    never, once, often = collected(0), collected(1), collected(5)
+    assert (never.numbers["alike"], once.numbers["alike"], often.numbers["alike"]) == (1, 1, 0)
+    asked = [[rollout.tokens for group in found.groups for rollout in group] for found in (never, once, often)]
+    assert asked[0] != asked[1] != asked[2]
+
+
+def test_a_value_head_is_trained_and_not_kept(inputs: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "output").mkdir()
+    desk = Desk(tmp_path / "output", tmp_path, Silent(), seed=3, checkpoint_seconds=60)
+    config = Ppo(**SMALL | {"steps": 12, "max_tokens": 120, "learning_rate": 1e-2}, value_weight=1.0)
+    ppo.improve(desk, config, **inputs, judge=None)
+    curve = read_curve(tmp_path / "output" / "curve.jsonl")[1:]
+    assert curve[-1]["value_error"] < 0.7 * curve[0]["value_error"]
+    kept = load_file(tmp_path / "output" / "model" / "model.safetensors")
+    assert not any("value" in name for name in kept)
 
 
 def row(prompt: int, chosen: int, rejected: int, margin: float | None = None) -> TokenizedComparison:
@@ -224,6 +298,10 @@ SMALL: dict[str, Any] = {
 }
 METHODS = {
     "grpo": (grpo, Grpo(**SMALL)),
+    "dr_grpo": (grpo, Grpo(advantage="dr", clip_higher=0.3, kl_in="reward", kl_target=0.01, **SMALL)),
+    "rloo": (rloo, Rloo(kl_target=0.01, **SMALL)),
+    "ppo": (ppo, Ppo(**SMALL)),
+    "best_of_n": (best_of_n, BestOfN(**SMALL | {"max_tokens": 120})),
     "sampled": (dpo, Dpo(**SMALL | {"group": 6, "max_tokens": 120})),  # so that some random answers do end
     "comparisons": (dpo, Dpo(pairs="comparisons", loss="rpo", **SMALL)),
 }
@@ -272,7 +350,9 @@ def test_a_round_is_measured_and_resumed_to_the_same_bits(
         assert metrics["pairs"] + metrics["left_out"] == 4 * 3
     if name == "comparisons":
         assert metrics["pairs"] in (13, 14)  # the first prompt has two, and comes once or twice in 12
-    if name != "grpo" and curve[0]["pairs"]:
+    if "kl_target" in config.model_fields_set:  # it is steered from the first step's distance on
+        assert len({row["beta"] for row in curve}) > 1
+    if method is dpo and curve[0]["pairs"]:
         assert curve[0]["chosen"] == curve[0]["rejected"] == 0  # policy and reference are still one
 
 
@@ -306,7 +386,7 @@ def test_a_recipe_chooses_its_method_and_grpo_without_a_choice(tmp_path: Path) -
 @pytest.mark.parametrize(
     ("improve", "message"),
     [
-        ("{method: ppo}", "recipe.yaml:6: improve: method must be one of grpo, dpo, got 'ppo'"),
+        ("{method: sft}", "recipe.yaml:6: improve: method must be one of grpo, rloo, ppo, dpo, best_of_n, got 'sft'"),
         ("{kl: -1}", "recipe.yaml:6: improve.kl: must be a number at least 0, got -1"),
         ("{nll: 0.2}", "recipe.yaml:6: improve.nll: unknown field; it does not go with the other fields here"),
         ("{method: dpo, ratio_clip: 1}", "recipe.yaml:6: improve.ratio_clip: unknown field; "),

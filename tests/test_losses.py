@@ -12,8 +12,8 @@ import torch
 from conftest import some_tokens, tiny, with_our_attention
 from triptych.engine.forward import answer_logprobs, pack_answers, rewards
 from triptych.engine.scoring import pack_scored
-from triptych.improve.advantages import group_normalised
-from triptych.improve.losses import clipped_surrogate, dpo, ipo, kl_penalty, rpo
+from triptych.improve.advantages import centred, generalised, group_normalised, leave_one_out, whitened
+from triptych.improve.losses import clipped_surrogate, clipped_value, dpo, ipo, kl_penalty, rpo
 from triptych.reward.losses import bradley_terry
 
 
@@ -67,6 +67,46 @@ def test_the_clipped_surrogate_by_hand(ratio: float, advantage: float, expected:
     torch.testing.assert_close(loss, torch.tensor([expected]))
     (gradient,) = torch.autograd.grad(loss.sum(), logprobs)
     torch.testing.assert_close(gradient, torch.tensor([-ratio * advantage if learns else 0.0]))
+
+
+def test_advantages_beside_the_others_by_hand() -> None:
+    rewards = torch.tensor([[1.0, 2.0, 6.0], [4.0, 4.0, 4.0]])
+    torch.testing.assert_close(centred(rewards), torch.tensor([[-2.0, -1.0, 3.0], [0.0, 0.0, 0.0]]))
+    torch.testing.assert_close(leave_one_out(rewards), torch.tensor([[-3.0, -1.5, 4.5], [0.0, 0.0, 0.0]]))
+    torch.testing.assert_close(leave_one_out(rewards), centred(rewards) * 3 / 2)
+    torch.testing.assert_close(leave_one_out(rewards + 5), leave_one_out(rewards))
+
+
+def test_generalised_advantages_by_hand() -> None:
+    rewards = torch.tensor([0.0, 0.0, 1.0, 2.0])  # an answer of three tokens, and one of one
+    values = torch.tensor([0.5, 0.2, 0.1, 0.5])
+    lengths = torch.tensor([3, 1])
+    # δ = -0.3, -0.1, 0.9 and 1.5
+    found = generalised(rewards, values, lengths, gamma=1.0, lam=0.5)
+    torch.testing.assert_close(found, torch.tensor([-0.125, 0.35, 0.9, 1.5]))
+    torch.testing.assert_close(generalised(rewards, values, lengths, 1.0, 0.0), torch.tensor([-0.3, -0.1, 0.9, 1.5]))
+    to_come = torch.tensor([1.0, 1.0, 1.0, 2.0])
+    torch.testing.assert_close(generalised(rewards, values, lengths, 1.0, 1.0), to_come - values)
+    torch.testing.assert_close(
+        generalised(rewards, 0 * values, lengths, 0.5, 1.0), torch.tensor([0.25, 0.5, 1.0, 2.0])
+    )
+
+
+def test_whitened_advantages_look_at_what_counts_alone() -> None:
+    counted = torch.tensor([1.0, 1.0, 0.0])
+    torch.testing.assert_close(whitened(torch.tensor([1.0, 3.0, 50.0]), counted), torch.tensor([-1.0, 1.0, 48.0]))
+
+
+@pytest.mark.parametrize(
+    ("value", "expected", "learns"),
+    [(0.0, 0.5, True), (0.5, 0.32, False), (-0.5, 1.125, True), (0.1, 0.405, True)],
+)
+def test_the_clipped_value_loss_by_hand(value: float, expected: float, learns: bool) -> None:
+    values = torch.tensor([value], requires_grad=True)  # it was 0, may move by 0.2, and should have been 1
+    loss = clipped_value(values, torch.tensor([0.0]), torch.tensor([1.0]), 0.2)
+    torch.testing.assert_close(loss.detach(), torch.tensor([expected]))
+    (gradient,) = torch.autograd.grad(loss.sum(), values)
+    assert bool(gradient != 0) == learns
 
 
 def test_the_kl_penalty_by_hand() -> None:

@@ -7,6 +7,8 @@ clipped. TRL is only a yardstick here; nothing of Triptych uses it.
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,7 @@ from triptych.engine.curve import read_curve
 from triptych.engine.models import load_policy, load_reward, load_tokenizer, save
 from triptych.engine.rollout import Policy
 from triptych.engine.training import Curve, Step, train
-from triptych.improve import dpo, grpo
+from triptych.improve import dpo, grpo, rloo
 from triptych.improve.loop import Answers
 from triptych.instruct.finetuning import Finetuning, finetune
 from triptych.pipeline.stage import Desk
@@ -196,11 +198,64 @@ def test_grpo_equals_trls(start: Path, tmp_path: Path) -> None:
     """
     tokenizer = load_tokenizer(start / "model")
     groups, rewards = some_answers(tokenizer), torch.tensor([[0.5, -1.0, 2.0], [0.0, 0.25, 1.0]])
-    reference, config = moved(start), grpo.Grpo(group=3, kl=0.2, ratio_clip=0.2, micro_batch=64, **OURS)
+    reference = moved(start)
+    config = grpo.Grpo(group=3, kl=0.2, ratio_clip=0.2, correction=None, micro_batch=64, **OURS)
     model = load_policy(start / "model", attention=attention.NAME)
     step = grpo.step(Policy(with_our_attention(reference), tokenizer), Answers(groups, rewards), config)
     assert len(step.batches) > 1
     curve = our_update(model, step, lambda batch: grpo.loss(model, batch, config), config)
+
+    settings = trl.GRPOConfig(
+        str(tmp_path), per_device_train_batch_size=6, num_generations=3, max_completion_length=32, loss_type="dapo",
+        scale_rewards="group", mask_truncated_completions=True, beta=0.2, use_bias_correction_kl=False, epsilon=0.2,
+        num_iterations=1, temperature=1.0, shuffle_dataset=False, **THEIRS,
+    )
+    trainer = trl.GRPOTrainer(
+        plain(start), lambda reward, **_: reward, settings, rollout_func=handed(groups, rewards),
+        processing_class=tokenizer,
+        train_dataset=datasets.Dataset.from_list([{"prompt": text} for text in QUESTIONS[:2]]),
+    )
+    trainer.ref_model.load_state_dict(reference.state_dict())
+    assert curve[0]["loss"] == pytest.approx(updated(trainer), rel=LOSS)
+    assert_same(dict(model.named_parameters()), dict(trainer.model.named_parameters()), plain(start))
+
+
+def test_rloos_update_equals_trls(start: Path, tmp_path: Path) -> None:
+    """TRL with `beta` at our `kl`; it counts an answer's ratio once, where ours counts each token's: at the first
+    update both are 1, and only the gradient is the same."""
+    tokenizer = load_tokenizer(start / "model")
+    model, reference = load_policy(start / "model", attention=attention.NAME), moved(start)
+    rewards = torch.tensor([[0.5, -1.0, 2.0], [0.0, 0.25, 1.0]])
+    groups = [[replace(each, finished=True) for each in group] for group in some_answers(tokenizer)]
+    written = iter(Policy(model, tokenizer).logprobs(groups))
+    groups = [[replace(each, logprobs=tuple(next(written).tolist())) for each in group] for group in groups]
+    config = rloo.Rloo(group=3, kl=0.2, micro_batch=64, **OURS)
+    step = rloo.step(Policy(with_our_attention(reference), tokenizer), Answers(groups, rewards), config)
+    our_update(model, step, lambda batch: rloo.loss(model, batch, config), config)
+
+    settings = trl.RLOOConfig(
+        str(tmp_path), per_device_train_batch_size=6, num_generations=3, max_completion_length=32, beta=0.2,
+        mask_truncated_completions=False, normalize_advantages=False, epsilon=0.2, num_iterations=1, temperature=1.0,
+        shuffle_dataset=False, **THEIRS,
+    )
+    trainer = trl.RLOOTrainer(
+        plain(start), lambda **_: rewards.flatten().tolist(), settings, processing_class=tokenizer,
+        train_dataset=datasets.Dataset.from_list([{"prompt": text} for text in QUESTIONS[:2]]),
+    )
+    given = handed(groups, rewards)
+
+    def generate(prompts: list[str]) -> tuple[Any, Any, list[str]]:
+        found = given(prompts, trainer)
+        return found["prompt_ids"], found["completion_ids"], [each.answer for group in groups for each in group]
+
+    trainer._generate = generate  # it has no other place at which answers could be handed in
+    trainer.ref_model.load_state_dict(reference.state_dict())
+    updated(trainer)
+    assert_same(dict(model.named_parameters()), dict(trainer.model.named_parameters()), plain(start))
+
+
+def handed(groups: list[list[Rollout]], rewards: torch.Tensor) -> Callable[..., dict[str, Any]]:
+    """What TRL is given in the place of its own sampling."""
 
     def rollout(prompts: list[str], trainer: Any) -> dict[str, Any]:
         answers = [group[k] for text, group in zip(QUESTIONS, groups, strict=False) for k in range(3)]
@@ -212,18 +267,7 @@ def test_grpo_equals_trls(start: Path, tmp_path: Path) -> None:
             "reward": rewards.flatten().tolist(),
         }
 
-    settings = trl.GRPOConfig(
-        str(tmp_path), per_device_train_batch_size=6, num_generations=3, max_completion_length=32, loss_type="dapo",
-        scale_rewards="group", mask_truncated_completions=True, beta=0.2, use_bias_correction_kl=False, epsilon=0.2,
-        num_iterations=1, temperature=1.0, shuffle_dataset=False, **THEIRS,
-    )
-    trainer = trl.GRPOTrainer(
-        plain(start), lambda reward, **_: reward, settings, rollout_func=rollout, processing_class=tokenizer,
-        train_dataset=datasets.Dataset.from_list([{"prompt": text} for text in QUESTIONS[:2]]),
-    )
-    trainer.ref_model.load_state_dict(reference.state_dict())
-    assert curve[0]["loss"] == pytest.approx(updated(trainer), rel=LOSS)
-    assert_same(dict(model.named_parameters()), dict(trainer.model.named_parameters()), plain(start))
+    return rollout
 
 
 def some_answers(tokenizer: Any) -> list[list[Rollout]]:

@@ -12,6 +12,7 @@ from triptych.base.pretraining import Pretraining
 from triptych.engine import memory
 from triptych.engine.device import compute_dtype
 from triptych.engine.memory import Architecture
+from triptych.improve.best_of_n import BestOfN
 from triptych.improve.dpo import Dpo
 from triptych.improve.loop import Improvement
 from triptych.recipe import JudgeSection, Recipe
@@ -111,7 +112,7 @@ def improvement(config: Improvement, texts: Mapping[str, Texts]) -> tuple[int, i
         compared = asked * texts["reward"].tokens // max(1, texts["reward"].rows)
         return compared, compared, 0
     prompt = texts["prompts_improve"].tokens // max(1, texts["prompts_improve"].rows)
-    learnt = 2 if isinstance(config, Dpo) else config.group
+    learnt = 2 if isinstance(config, Dpo) else 1 if isinstance(config, BestOfN) else config.group
     written, kept = (asked * answers * config.max_tokens for answers in (config.group, learnt))
     return asked * prompt + kept, written + kept, written  # the reward model scores all, the reference what is kept
 

@@ -18,7 +18,8 @@ from triptych.errors import AuditError
 from triptych.evaluate.gate import PROMOTED, Gate, decide
 from triptych.evaluate.measurement import Measurement, measure
 from triptych.feedback.labelling import label
-from triptych.improve import dpo, grpo
+from triptych.improve.dpo import Dpo
+from triptych.improve.methods import WORKS as METHODS
 from triptych.instruct.finetuning import Finetuning, finetune
 from triptych.pipeline.artifact import Artifact
 from triptych.pipeline.runner import Runner
@@ -267,14 +268,11 @@ def improvement(
     tools: Mapping[str, object],
 ) -> Stage:
     """The round's candidate by the recipe's method; what it is scored by, and measured with, are its tools."""
-    section, inputs = recipe.improve, {"champion": champion, "data": data}
-    name, parents = f"round-{number}/improve", {"reward": reward}
-    if isinstance(section, dpo.Dpo):
-        if section.pairs == "comparisons":
-            assert feedback, "the recipe sees to it"
-            inputs["comparisons"] = feedback
-        return Stage(name, dpo.improve, settings(dpo.Dpo, section), inputs, tools, parents)
-    return Stage(name, grpo.improve, settings(grpo.Grpo, section), inputs, tools, parents)
+    config, inputs = recipe.improve.own, {"champion": champion, "data": data}
+    if isinstance(config, Dpo) and config.pairs == "comparisons":
+        assert feedback, "the recipe sees to it"
+        inputs["comparisons"] = feedback
+    return Stage(f"round-{number}/improve", METHODS[type(config)], config, inputs, tools, {"reward": reward})
 
 
 def require(audited: Artifact | None, config: AuditSection) -> None:

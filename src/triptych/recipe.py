@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import Field, PrivateAttr, field_validator, model_validator
+from pydantic import Field, PrivateAttr, model_validator
 
 from triptych import configuration
 from triptych.base.pretraining import Pretraining
@@ -20,8 +20,12 @@ from triptych.errors import RecipeError
 from triptych.evaluate.gate import Gate
 from triptych.evaluate.measurement import Measurement
 from triptych.feedback.labelling import Labelling
+from triptych.improve.best_of_n import BestOfN
 from triptych.improve.dpo import Dpo
 from triptych.improve.grpo import Grpo
+from triptych.improve.methods import Method
+from triptych.improve.ppo import Ppo
+from triptych.improve.rloo import Rloo
 from triptych.instruct.finetuning import Finetuning
 from triptych.reward.audit.stage import Audit
 from triptych.reward.ensemble import EnsembleReward
@@ -137,13 +141,38 @@ class Rounds(Config):
     prompts: tuple[str, ...] = ()
     rounds: int = Field(default=1, ge=0)
 
+    @property
+    def own(self) -> Method:
+        """The method's settings."""
+        kind = next(each for each in get_args(Method) if isinstance(self, each))
+        found: Method = settings(kind, self)
+        return found
+
 
 class GrpoSection(Grpo, Rounds):
     """Improvement by GRPO."""
 
 
+class RlooSection(Rloo, Rounds):
+    """Improvement by RLOO."""
+
+
+class PpoSection(Ppo, Rounds):
+    """Improvement by PPO."""
+
+
 class DpoSection(Dpo, Rounds):
     """Improvement by DPO, IPO or RPO."""
+
+
+class BestOfNSection(BestOfN, Rounds):
+    """Improvement by the best of n answers."""
+
+
+ImproveSection = Annotated[
+    GrpoSection | RlooSection | PpoSection | DpoSection | BestOfNSection, Field(discriminator="method"),
+    tagged("method", "grpo"),
+]
 
 
 class JudgeSection(PairwiseReward):
@@ -202,7 +231,7 @@ class Recipe(Config):
     instruct: InstructSection = InstructSection()
     feedback: tuple[FileFeedback | RatingFeedback | ExactFeedback, ...] = ()
     reward: RewardSection = PairwiseSection()
-    improve: GrpoSection | DpoSection = Field(default=GrpoSection(), discriminator="method")
+    improve: ImproveSection = GrpoSection()
     gate: GateSection = GateSection()
     evaluate: Measurement = Measurement()
     splits: SplitSection = SplitSection()
@@ -211,11 +240,6 @@ class Recipe(Config):
     goals: Goals = Goals()
 
     _folder: Path = PrivateAttr(default=Path())
-
-    @field_validator("improve", mode="before")
-    @classmethod
-    def _grpo_by_default(cls, values: Any) -> Any:
-        return {"method": "grpo", **values} if isinstance(values, dict) else values
 
     @model_validator(mode="after")
     def _whole(self) -> Recipe:

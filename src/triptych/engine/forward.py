@@ -100,9 +100,17 @@ def answer_logprobs(
     model: Model, packed: AnswerPack, *, temperature: float = 1.0, with_entropy: bool = False
 ) -> tuple[Tensor, Tensor | None]:
     """`[N]` log-probabilities (and entropies) of the answers' tokens, in the order of the predictions."""
-    states = hidden_states(model, packed.pack.tokens, packed.pack.positions, packed.pack)
+    states = hidden_states(model, packed.pack.tokens, packed.pack.positions, packed.pack)[packed.predictions.places]
+    return predicted_logprobs(
+        model, states, packed.predictions.targets, temperature=temperature, with_entropy=with_entropy
+    )
+
+
+def predicted_logprobs(
+    model: Model, states: Tensor, targets: Tensor, *, temperature: float = 1.0, with_entropy: bool = False
+) -> tuple[Tensor, Tensor | None]:
+    """`[N]` log-probabilities (and entropies) of targets from `[N, E]` hidden states."""
     return token_logprobs(
-        states[packed.predictions.places], model.get_output_embeddings(), packed.predictions.targets,
-        temperature=temperature, softcap=getattr(model.config, "final_logit_softcapping", None),
-        with_entropy=with_entropy,
+        states, model.get_output_embeddings(), targets, temperature=temperature,
+        softcap=getattr(model.config, "final_logit_softcapping", None), with_entropy=with_entropy,
     )

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from triptych.engine.attention import Layout
+from triptych.engine.capture import Recorded
 from triptych.engine.forward import Model, hidden_states
 from triptych.engine.logprobs import output_logits, rows_at_once
 from triptych.engine.packing import Pack, Segment, additive, rounded, scaled_attention, weighed_attention
@@ -26,6 +27,9 @@ PREFILL = 8192
 
 SHARED = 96
 """Keys that sharing a prompt must save for each answer; fewer are not worth attending in two parts."""
+
+DEEPER = {"cpu": 32, "cuda": 256}
+"""By so many tokens a cache grows: every step reads all of it, but a device's are recorded anew for each depth."""
 
 CACHE = 2 << 30
 """Bytes that the keys and values of all slots may take."""
@@ -73,7 +77,8 @@ class Store:
         """Makes room for sequences of this length, in steps, so that room is seldom made."""
         if depth <= self.depth:
             return
-        grown = -(-depth // 32) * 32
+        step = DEEPER[torch.get_default_device().type]
+        grown = -(-depth // step) * step
         for cache in (self.keys, self.values):
             for layer, content in cache.items():
                 larger = content.new_empty(*content.shape[:2], grown, content.shape[3])
@@ -136,24 +141,30 @@ class SlotCache:
         self.slots.like(self.prompts)
         return place
 
-    def advance(self, running: Sequence[_Sequence], count: int) -> tuple[Tensor, Tensor]:
+    def advance(self, running: Sequence[_Sequence], count: int) -> tuple[Tensor, Tensor, Tensor]:
         """Makes room for the next token of the first `count` slots; those behind the running ones are padding.
 
         Returns:
-            The tokens and their positions, `[count]` each.
+            The tokens, how many of each one's own tokens and how many of its prompt's shared ones stand before it,
+            `[count]` each, to be given to :meth:`begin`.
         """
         padding = [0] * (count - len(running))
-        self.active = torch.arange(count)
-        self.own = torch.tensor([(0 if self.shared else s.prompt_length) + len(s.sample.tokens) - 1
-                                 for s in running] + padding)
-        self.given = torch.tensor([s.prompt_length if self.shared else 0 for s in running] + padding)
+        own = [(0 if self.shared else s.prompt_length) + len(s.sample.tokens) - 1 for s in running]
         # Each sequence's place among the rows of its prompt, and back.
         self.places = torch.tensor([s.place * self.members + s.request % self.members for s in running])
         self.returns = torch.cat([self.places, torch.tensor(padding, dtype=torch.long)])
         self.occupied = max((s.place for s in running), default=0) + 1
-        self.slots.reach(int(self.own.max()) + 1)
+        self.slots.reach(max(own) + 1)
+        given = [s.prompt_length if self.shared else 0 for s in running]
+        tokens = [s.next_token for s in running]
+        return torch.tensor(tokens + padding), torch.tensor(own + padding), torch.tensor(given + padding)
+
+    def begin(self, own: Tensor, given: Tensor) -> Tensor:
+        """A step begins; the positions of its tokens, `[count]`."""
+        self.own, self.given = own, given
+        self.active = torch.arange(len(own))
         self._masks.clear()
-        return torch.tensor([s.next_token for s in running] + padding), self.own + self.given
+        return own + given
 
     def attend(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor,
@@ -282,7 +293,8 @@ def generate(
     samples = [[Sample() for _ in range(n)] for _ in prompts]
     waiting = deque(range(len(prompts)))
     longest = max((len(prompt) for prompt in prompts), default=0)
-    shared = longest * (n - 1) >= SHARED * n
+    on_device = torch.get_default_device().type == "cuda"
+    shared = longest * (n - 1) >= SHARED * n and not on_device
     if slots is None:
         held = sampling.max_tokens + longest // n if shared else longest + sampling.max_tokens
         slots = max(1, min(256, CACHE // (held * _bytes_per_token(model))))
@@ -293,6 +305,19 @@ def generate(
     running: list[_Sequence] = []
     done = sampled = 0
 
+    def step(tokens: Tensor, own: Tensor, given: Tensor) -> Tensor:
+        return _logits(model, hidden_states(model, tokens, cache.begin(own, given), cache))
+
+    recorded: dict[int, Recorded] = {}
+
+    def computed(*state: Tensor) -> Tensor:
+        if not on_device:
+            return step(*state)
+        if cache.slots.depth not in recorded:
+            recorded.clear()  # a deeper cache lies elsewhere
+            recorded[cache.slots.depth] = Recorded(step)
+        return recorded[cache.slots.depth](*state)
+
     while waiting or running:
         free = slots - len(running)
         groups = min(free // n, len(cache.vacant)) if cache.shared else free // n
@@ -302,7 +327,7 @@ def generate(
                 model, cache, prompts, admitted, samples, n, numbers, len(running), end, sampling
             )
         else:
-            _decode(model, cache, running, end, sampling)
+            _decode(computed, cache, running, end, sampling)
         sampled += len(running)
         before = len(running)
         running = _going(cache, running, sampling)
@@ -347,11 +372,18 @@ def _prefill(
     return started
 
 
-def _decode(model: Model, cache: SlotCache, running: list[_Sequence], end: int, sampling: Sampling) -> None:
+def _decode(
+    step: Callable[..., Tensor], cache: SlotCache, running: list[_Sequence], end: int, sampling: Sampling
+) -> None:
     """One more token for every running sequence; free slots behind them fill the rows up to a usual number."""
-    tokens, positions = cache.advance(running, min(rounded(len(running)), cache.slots.rows))
-    states = hidden_states(model, tokens, positions, cache)
-    _extend(_logits(model, states)[: len(running)], running, end, sampling)
+    usual = {"cpu": rounded, "cuda": _power_of_two}[torch.get_default_device().type](len(running))
+    state = cache.advance(running, min(usual, cache.slots.rows))
+    _extend(step(*state)[: len(running)], running, end, sampling)
+
+
+def _power_of_two(count: int) -> int:
+    """The next one; a device's steps are recorded for each number of rows."""
+    return 1 << (count - 1).bit_length()
 
 
 def _going(cache: SlotCache, running: list[_Sequence], sampling: Sampling) -> list[_Sequence]:

@@ -101,8 +101,9 @@ class Loss:
     numbers: dict[str, Tensor] = field(default_factory=dict)
 
 
-Curve = list[dict[str, Any]]
-"""A row of numbers for each step; that of a skipped step also has the `fault` and the `rows` of the data."""
+Row = dict[str, Any]
+"""A step's numbers; a skipped step's row also has the `fault` and the `rows` of the data."""
+Curve = list[Row]
 
 
 def train(
@@ -116,6 +117,7 @@ def train(
     progress: Progress,
     unit: str = "tokens",
     after: Callable[[int, dict[str, float]], None] | None = None,
+    curve: Curve | None = None,
 ) -> Curve:
     """Trains `model` in place and returns the curve: a row for each step.
 
@@ -125,6 +127,7 @@ def train(
         loss: the summed loss of a batch, computed under autocast.
         unit: what `Step.weight` counts, for the progress line.
         after: called when a step is done, with its row, which it may extend.
+        curve: an empty list that is filled as the training goes, so that a step may look at those before it.
 
     Raises:
         TrainingError: `optimization.patience` steps in a row had numbers that are not finite.
@@ -133,20 +136,22 @@ def train(
         model.activation_checkpointing_enable({"use_reentrant": False})
     model.train()
     with ranks.sharded(model):
-        curve = _trained(model, steps, prepare, loss, optimization, checkpoint, progress, unit, after)
+        filled = _trained(
+            model, steps, prepare, loss, optimization, checkpoint, progress, unit, after, [] if curve is None else curve
+        )
     model.eval()
-    return curve
+    return filled
 
 
 def _trained(
     model: Any, steps: int, prepare: Callable[[int], Step[Batch]], loss: Callable[[Batch], Loss],
     optimization: Optimization, checkpoint: Checkpoint | None, progress: Progress, unit: str,
-    after: Callable[[int, dict[str, Any]], None] | None,
+    after: Callable[[int, dict[str, Any]], None] | None, curve: Curve,
 ) -> Curve:
     """The loop itself; with several ranks each holds a slice of the weights, and all see the same numbers."""
     optimizers = _optimizers(model, optimization)
     state = checkpoint.restore(model, optimizers) if checkpoint else None
-    curve: Curve = state["curve"] if state else []
+    curve += state["curve"] if state else []
     skipped = 0  # a state is only saved behind a step that was not skipped
     seen = curve[-1]["seen"] if curve else 0.0
     if curve:

@@ -58,4 +58,5 @@ def give(model: Model, name: str, weight: Tensor) -> None:
 def _available() -> bool:
     """Whether torch was built with these products, which are the ones that its compiler uses."""
     operations: Any = torch.ops.mkldnn
-    return torch.backends.mkldnn.is_available() and hasattr(operations, "_reorder_linear_weight")
+    mkldnn: Any = torch.backends.mkldnn
+    return bool(mkldnn.is_available()) and hasattr(operations, "_reorder_linear_weight")

@@ -1,7 +1,8 @@
-"""Advantages: how much better than expected an answer was. Pure functions of rewards."""
+"""Advantages: how much better than expected an answer was, or a token of it. Pure functions of rewards."""
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 
@@ -18,3 +19,71 @@ def group_normalised(rewards: Tensor, epsilon: float = 1e-4) -> Tensor:
     """
     centred = rewards - rewards.mean(dim=1, keepdim=True)
     return centred / (rewards.std(dim=1, keepdim=True) + epsilon)
+
+
+def centred(rewards: Tensor) -> Tensor:
+    """r − mean of its group: GRPO without the deviation, which favours prompts that are nearly always or never solved.
+
+    Liu et al. (2025), Understanding R1-Zero-Like Training (Dr. GRPO), section 3.2.
+
+    Args:
+        rewards: `[P, G]`.
+
+    Returns:
+        `[P, G]`.
+    """
+    return rewards - rewards.mean(dim=1, keepdim=True)
+
+
+def leave_one_out(rewards: Tensor) -> Tensor:
+    """r − mean of the *other* answers of its group, an unbiased baseline.
+
+    Ahmadian et al. (2024), Back to Basics (RLOO), equation 8; it is G / (G − 1) times :func:`centred`.
+
+    Args:
+        rewards: `[P, G]`.
+
+    Returns:
+        `[P, G]`.
+    """
+    others = rewards.shape[1] - 1
+    return rewards - (rewards.sum(dim=1, keepdim=True) - rewards) / others
+
+
+def generalised(rewards: Tensor, values: Tensor, lengths: Tensor, gamma: float, lam: float) -> Tensor:
+    """A_t = Σ_k (γλ)^k δ_{t+k} with δ_t = r_t + γ·V_{t+1} − V_t, for each token of each answer; V behind the end is 0.
+
+    Schulman et al. (2016), High-Dimensional Continuous Control Using Generalized Advantage Estimation, equation 16.
+
+    Args:
+        rewards, values: `[N]` of the tokens of all answers, one answer behind the other.
+        lengths: `[A]` each answer's tokens, N together.
+
+    Returns:
+        `[N]`; with λ = 1 what is still to come less the value, with λ = 0 the one-step error δ.
+    """
+    padded = [torch.nn.utils.rnn.pad_sequence(list(torch.split(row, lengths.tolist())), batch_first=True)
+              for row in (rewards, values)]
+    reward, value = padded
+    following = torch.cat([value[:, 1:], torch.zeros_like(value[:, :1])], dim=1)
+    deltas = reward + gamma * following - value
+    found = torch.zeros_like(deltas)
+    ahead = torch.zeros_like(deltas[:, 0])
+    for place in reversed(range(deltas.shape[1])):
+        found[:, place] = ahead = deltas[:, place] + gamma * lam * ahead
+    return found[torch.arange(deltas.shape[1], device=lengths.device) < lengths[:, None]]
+
+
+def whitened(advantages: Tensor, counted: Tensor, epsilon: float = 1e-8) -> Tensor:
+    """Advantages of mean 0 and deviation 1 over the tokens that count.
+
+    Args:
+        advantages, counted: `[N]`; 1 for a token that counts, else 0.
+
+    Returns:
+        `[N]`.
+    """
+    total = counted.sum().clamp(min=1)
+    mean = (advantages * counted).sum() / total
+    variance = ((advantages - mean) ** 2 * counted).sum() / total
+    return (advantages - mean) / (variance + epsilon).sqrt()

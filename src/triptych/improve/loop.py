@@ -39,6 +39,7 @@ class Improvement(Optimization):
         steps: updates in a round.
         prompts_per_step: asked for each update.
         group: answers to each prompt.
+        resample: how often a prompt is asked again whose answers all got the same reward, and so teach nothing.
         max_tokens: an answer is cut there.
         micro_batch: tokens computed at once; only memory and speed depend on it.
         watch_every: steps between two measurements on the validation prompts, for the report's curves.
@@ -49,6 +50,7 @@ class Improvement(Optimization):
     steps: int = Field(default=40, ge=1)
     prompts_per_step: int = Field(default=32, ge=1)
     group: int = Field(default=8, ge=2)
+    resample: int = Field(default=1, ge=0)
     max_tokens: int = Field(default=96, ge=1)
     micro_batch: int = Field(default=4096, ge=64)
     watch_every: int = Field(default=10, ge=1)
@@ -89,6 +91,7 @@ class Answers:
             "reward_deviation": float(self.rewards.std(dim=1).mean()),
             "length": sum(len(rollout.tokens) for rollout in answers) / len(answers),
             "cut": sum(not rollout.finished for rollout in answers) / len(answers),
+            "alike": float((self.rewards == self.rewards[:, :1]).all(dim=1).float().mean()),
         }
 
 
@@ -100,6 +103,7 @@ class Loop:
     Attributes:
         policy, reference: the champion twice; only the policy is updated.
         seed: of everything that is drawn in this round.
+        curve: the rows of the steps so far, those of an earlier attempt too.
     """
 
     def __init__(
@@ -110,6 +114,7 @@ class Loop:
         self.desk, self.config, self.data = desk, config, data
         self.reward, self.judge = reward, judge
         self.seed = desk.seed * 1000 + round
+        self.curve: Curve = []
         self.tokenizer = load_tokenizer(folder)
         self.load = partial(load_policy, folder, attention=attention.NAME)
         self.model: Any = self.load()
@@ -145,15 +150,45 @@ class Loop:
     def collect(self, author: Policy, step: int) -> Answers:
         """A step's prompts answered and scored: a function of the step's number and the author's weights."""
         prompts = [self.prompts[i] for i in self.plan[step]]
-        sampling = Sampling(self.config.max_tokens, seed=self.seed * 100_000 + step)
-        groups = author.write(prompts, sampling, n=self.config.group)
+        lines = [self.lines[prompt.key] for prompt in prompts]
+        groups = self._written(author, prompts, step, attempt=0)
+        found = self._scored(groups, lines)
+        for attempt in range(1, self.config.resample + 1):
+            alike = [i for i, rewards in enumerate(found.rewards) if bool((rewards == rewards[0]).all())]
+            if not alike:
+                break
+            again = self._written(author, [prompts[i] for i in alike], step, attempt)
+            for i, group in zip(alike, again, strict=True):
+                groups[i] = group
+            found = self._scored(groups, lines)
+        return found
+
+    def _written(self, author: Policy, prompts: Sequence[Prompt], step: int, attempt: int) -> list[list[Rollout]]:
+        seed = self.seed * 100_000 + step + attempt * 1_000_000_007
+        return author.write(prompts, Sampling(self.config.max_tokens, seed=seed), n=self.config.group)
+
+    def _scored(self, groups: Sequence[Sequence[Rollout]], lines: Sequence[int]) -> Answers:
         answers = [Conversation(each.prompt, each.answer) for group in groups for each in group]
         scores = ranks.told(scored(self.reward, answers))  # a judge may not say the same twice
         rewards = torch.tensor(scores.totals).view(len(groups), -1)
-        return Answers(groups, rewards, scores, [self.lines[prompt.key] for prompt in prompts])
+        return Answers(list(groups), rewards, scores, lines)
 
-    def run(self, prepare: Callable[[int], Step[Batch]], loss: Callable[[Batch], Loss], unit: str) -> Curve:
-        """Trains the policy, measuring on the way, and writes `curve.jsonl` and `model`."""
+    @property
+    def metrics(self) -> dict[str, Any]:
+        """What is told of a round that is done."""
+        config = self.config
+        return {"method": getattr(config, "method", ""), "steps": config.steps,
+                "answers": config.steps * config.prompts_per_step * config.group}
+
+    def run(
+        self, prepare: Callable[[int], Step[Batch]], loss: Callable[[Batch], Loss], unit: str,
+        leave: Callable[[Any], None] | None = None,
+    ) -> Curve:
+        """Trains the policy, measuring on the way, and writes `curve.jsonl` and `model`.
+
+        Args:
+            leave: takes from the model what only its training needed.
+        """
         config, desk = self.config, self.desk
 
         def after(step: int, row: dict[str, Any]) -> None:
@@ -163,8 +198,10 @@ class Loop:
         start = self.measured()  # policy and reference are still one
         curve = train(
             self.model, config.steps, prepare, loss, config,
-            checkpoint=desk.checkpoint(), progress=desk.progress, unit=unit, after=after,
+            checkpoint=desk.checkpoint(), progress=desk.progress, unit=unit, after=after, curve=self.curve,
         )
+        if leave:
+            leave(self.model)
         write_curve(desk.output / "curve.jsonl", [{"step": 0, **start}, *curve])
         plain = merged(self.model, self.load)
         save(plain, self.tokenizer, desk.output / "model", GenerationConfig(do_sample=True, temperature=1.0))

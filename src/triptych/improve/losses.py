@@ -34,6 +34,18 @@ def kl_penalty(logprobs: Tensor, reference: Tensor) -> Tensor:
     return torch.exp(difference) - difference - 1
 
 
+def clipped_value(values: Tensor, old: Tensor, returns: Tensor, clip: float) -> Tensor:
+    """½·max((V − R)², (clip(V, V_old − ε, V_old + ε) − R)²) for each token.
+
+    The value loss of PPO's implementations (Huang et al. 2024, *The N+ Implementation Details of RLHF with PPO*).
+
+    Args:
+        values, old, returns: `[N]`; only `values` carries a gradient.
+    """
+    near = old + (values - old).clamp(-clip, clip)
+    return 0.5 * torch.maximum((values - returns) ** 2, (near - returns) ** 2)
+
+
 def dpo(chosen: Tensor, rejected: Tensor, beta: float) -> Tensor:
     """−log σ(β·h) with h = log π/π_ref(chosen) − log π/π_ref(rejected), for each pair.
 

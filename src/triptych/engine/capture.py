@@ -1,0 +1,46 @@
+"""Work of a CUDA device recorded once and replayed, so that a decoding step's small kernels are launched as one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+
+class Recorded:
+    """A function of tensors that is recorded as a CUDA graph at its first call with each shape of them.
+
+    The function works on the device alone and waits for nothing. What else it reads or writes stays where it is.
+
+    Args:
+        function: gives one tensor; its result lasts until the next call.
+    """
+
+    def __init__(self, function: Callable[..., Tensor]) -> None:
+        self.function = function
+        self._graphs: dict[tuple[torch.Size, ...], tuple[torch.cuda.CUDAGraph, list[Tensor], Tensor]] = {}
+
+    def __call__(self, *arguments: Tensor) -> Tensor:
+        """The function's result for these arguments."""
+        shapes = tuple(argument.shape for argument in arguments)
+        if shapes not in self._graphs:
+            self._graphs[shapes] = self._record(arguments)
+        graph, places, result = self._graphs[shapes]
+        for place, argument in zip(places, arguments, strict=True):
+            place.copy_(argument)
+        graph.replay()
+        return result
+
+    def _record(self, arguments: tuple[Tensor, ...]) -> tuple[torch.cuda.CUDAGraph, list[Tensor], Tensor]:
+        places = [argument.clone() for argument in arguments]
+        aside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        aside.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(aside):  # libraries choose their kernels and fetch their memory in a first call
+            for _ in range(2):
+                self.function(*places)
+        torch.cuda.current_stream().wait_stream(aside)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            result = self.function(*places)
+        return graph, places, result

@@ -1,0 +1,84 @@
+"""Best of n: the policy learns the best of n answers that the champion wrote to each prompt.
+
+Rejection-sampling fine-tuning (Touvron et al. 2023, *Llama 2*, section 3.2.3; Dong et al. 2023, *RAFT*). The champion
+writes all answers, so that what is learnt is its own best-of-n distribution, whose distance from it is bounded:
+KL ≤ log n − (n − 1)/n (Beirami et al. 2024, *Theoretical guarantees on the best-of-n alignment policy*).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from triptych.engine import ranks
+from triptych.engine.forward import AnswerPack, Model, answer_logprobs, pack_answers
+from triptych.engine.scoring import Scorer
+from triptych.engine.training import Loss, Step
+from triptych.improve.loop import Answers, Improvement, Loop
+from triptych.pipeline.stage import Desk, Metrics
+
+
+class BestOfN(Improvement):
+    """Improvement by fine-tuning on the best of `group` answers."""
+
+    method: Literal["best_of_n"] = "best_of_n"
+
+
+def bound(n: int) -> float:
+    """log n − (n − 1)/n, the largest distance of best-of-n from what it chooses among, in nats."""
+    return math.log(n) - (n - 1) / n
+
+
+@dataclass(frozen=True, slots=True)
+class Best:
+    """The best answer to a prompt."""
+
+    prompt: tuple[int, ...]
+    answer: tuple[int, ...]
+
+
+def improve(
+    desk: Desk, config: BestOfN, champion: Path, data: Path, reward: Scorer, judge: Scorer | None, round: int = 1
+) -> Metrics:
+    """Fine-tunes the champion on the best of its own answers."""
+    loop = Loop(desk, config, champion, data, reward, judge, round)
+
+    def prepare(number: int) -> Step[AnswerPack]:
+        return step(loop.collect(loop.reference, number), config)
+
+    loop.run(prepare, lambda packed: loss(loop.model, packed), unit="answer tokens")
+    return loop.metrics | {"kl_bound": bound(config.group)}
+
+
+def step(scored: Answers, config: BestOfN) -> Step[AnswerPack]:
+    """The best answers of a step; an answer that was cut has no end to be scored, and is never the best."""
+    chosen = best(scored)
+    sizes = [len(each.prompt) + len(each.answer) for each in chosen]
+    batches = [
+        pack_answers([(chosen[i].prompt, [chosen[i].answer]) for i in members])
+        for members in ranks.dealt(sizes, config.micro_batch)
+    ]
+    weight = max(1, sum(len(each.answer) for each in chosen))
+    left_out = len(scored.groups) - len(chosen)
+    return Step(
+        batches, weight, scored.numbers | {"left_out": left_out}, rows=scored.lines, fault=scored.fault
+    )
+
+
+def best(scored: Answers) -> list[Best]:
+    """Of each group the finished answer with the highest reward; a group without one is left out."""
+    found = []
+    for group, rewards in zip(scored.groups, scored.rewards.tolist(), strict=True):
+        finished = [(score, place) for place, (score, each) in enumerate(zip(rewards, group, strict=True))
+                    if each.finished]
+        if finished:
+            _, place = max(finished, key=lambda one: one[0])
+            found.append(Best(group[place].prompt_tokens, group[place].tokens))
+    return found
+
+
+def loss(model: Model, packed: AnswerPack) -> Loss:
+    """−log p summed over the tokens of the best answers."""
+    return Loss(-answer_logprobs(model, packed)[0].sum())

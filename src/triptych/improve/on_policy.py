@@ -1,0 +1,186 @@
+"""What GRPO, RLOO and PPO share: each step's answers come from the policy as it is, and every token has an advantage.
+
+The loss of a token is the clipped surrogate plus β times the KL penalty; or the penalty is taken off the rewards
+before they become advantages. Answers cut at the limit have no end to be scored; their tokens are left out of the
+loss. Each sampling is used for one update.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from triptych.engine import ranks
+from triptych.engine.forward import AnswerPack, Model, answer_logprobs
+from triptych.engine.rollout import Policy, pack_rollouts
+from triptych.engine.training import Loss, Row, Step
+from triptych.improve.loop import Answers, Improvement
+from triptych.improve.losses import clipped_surrogate, kl_penalty
+from triptych.records import Rollout
+
+GAIN = 0.1
+"""K_β of Ziegler et al. (2019): how fast β follows the distance."""
+
+
+class OnPolicy(Improvement):
+    """Improvement on what the policy itself writes.
+
+    Attributes:
+        kl: β, what a nat of distance from the round's champion costs, in normalised rewards.
+        kl_in: the penalty stands in the "loss", token by token, or is taken off the "reward" of an answer.
+        kl_target: the distance in nats per answer towards which β is steered (Ziegler et al. 2019, *Fine-Tuning
+            Language Models from Human Preferences*, section 2.2); by default β stays.
+        ratio_clip: ε of the surrogate.
+        clip_higher: ε above 1, where it is another one (Yu et al. 2025, DAPO).
+        correction: a token counts by its probability in training over that in sampling, up to this, where the two
+            differ by rounding or by another engine (Yao et al. 2025, truncated importance sampling); None for not.
+    """
+
+    kl: float = Field(default=0.04, ge=0)
+    kl_in: Literal["loss", "reward"] = "loss"
+    kl_target: float | None = Field(default=None, gt=0)
+    ratio_clip: float = Field(default=0.2, gt=0)
+    clip_higher: float | None = Field(default=None, gt=0)
+    correction: float | None = Field(default=2.0, ge=1)
+
+
+@dataclass(slots=True)
+class Tokens:
+    """Packed answers with what the loss needs for each of their tokens: `[N]` each.
+
+    Attributes:
+        kl: β of this step in the loss.
+        scale: of the losses, where they are not to be averaged over the tokens that count.
+    """
+
+    packed: AnswerPack
+    advantages: Tensor
+    reference: Tensor
+    sampler: Tensor
+    counted: Tensor
+    kl: float
+    scale: float = 1.0
+
+
+@dataclass(slots=True)
+class Measured:
+    """A step's answers beside the reference.
+
+    Attributes:
+        far: the reference's log-probability of each token, for each answer in order.
+        distances: `[P, G]` each answer's Σ_t log π(t) − log π_ref(t), in nats.
+        beta: what a nat costs in this step.
+    """
+
+    scored: Answers
+    far: list[Tensor]
+    distances: Tensor
+    beta: float
+
+    @property
+    def answers(self) -> list[Rollout]:
+        """All answers in order."""
+        return [rollout for group in self.scored.groups for rollout in group]
+
+    @property
+    def numbers(self) -> dict[str, float]:
+        """What the curve shows."""
+        return self.scored.numbers | {"kl": float(self.distances.mean()), "beta": self.beta}
+
+
+def measured(reference: Policy, scored: Answers, config: OnPolicy, curve: Sequence[Row]) -> Measured:
+    """A step's answers beside the reference, with the β that follows from the curve so far."""
+    far = reference.logprobs(scored.groups, config.micro_batch)
+    answers = [rollout for group in scored.groups for rollout in group]
+    distances = [float(torch.tensor(r.logprobs).sum() - f.sum()) for r, f in zip(answers, far, strict=True)]
+    return Measured(scored, far, torch.tensor(distances).view(scored.rewards.shape), steered(config, curve))
+
+
+def steered(config: OnPolicy, curve: Sequence[Row]) -> float:
+    """β ← β·(1 + K·clip(KL / target − 1, −0.2, 0.2)) after each step."""
+    last = next((row for row in reversed(curve) if "beta" in row), None)
+    if last is None or config.kl_target is None:
+        return config.kl
+    error = max(-0.2, min(0.2, last["kl"] / config.kl_target - 1))
+    return float(last["beta"] * (1 + GAIN * error))
+
+
+def penalised(found: Measured, config: OnPolicy) -> Tensor:
+    """`[P, G]` the rewards, less β times the distance where the penalty stands in the reward."""
+    rewards = found.scored.rewards
+    return rewards - found.beta * found.distances if config.kl_in == "reward" else rewards
+
+
+def step(
+    found: Measured, advantages: Tensor, config: OnPolicy, divisor: float | None = None
+) -> Step[Tokens]:
+    """An update's batches.
+
+    Args:
+        advantages: `[P, G]`.
+        divisor: of the summed losses; by default the number of tokens that count, as of all that is recorded.
+    """
+    groups, beta = found.scored.groups, found.beta if config.kl_in == "loss" else 0.0
+    batches = []
+    for members in dealt(found, config):
+        rollouts = [rollout for i in members for rollout in groups[i]]
+        packed = pack_rollouts([groups[i] for i in members])
+        rows = packed.predictions.rows
+        batches.append(Tokens(
+            packed,
+            advantages=advantages[members].flatten()[rows],
+            reference=torch.cat([found.far[i * config.group + k] for i in members for k in range(config.group)]),
+            sampler=torch.tensor([value for rollout in rollouts for value in rollout.logprobs]),
+            counted=torch.tensor([float(rollout.finished) for rollout in rollouts])[rows],
+            kl=beta,
+        ))
+    return prepared(found, batches, divisor)
+
+
+def dealt(found: Measured, config: OnPolicy) -> list[list[int]]:
+    """The groups of each micro-batch."""
+    groups = found.scored.groups
+    sizes = [len(group[0].prompt_tokens) + sum(len(rollout.tokens) for rollout in group) for group in groups]
+    return ranks.dealt(sizes, config.micro_batch)
+
+
+def prepared(found: Measured, batches: Sequence[Tokens], divisor: float | None = None) -> Step[Tokens]:
+    """The step of these batches, with its numbers and what is wrong with it."""
+    fault = found.scored.fault
+    if fault is None and not all(torch.isfinite(batch.sampler).all() for batch in batches):
+        fault = "sampler's log-probability"
+    counted = max(1.0, sum(float(batch.counted.sum()) for batch in batches))
+    if divisor is not None:
+        for batch in batches:
+            batch.scale = counted / divisor
+    return Step(batches, counted, found.numbers, rows=found.scored.lines, fault=fault)
+
+
+def loss(model: Model, tokens: Tokens, config: OnPolicy) -> Loss:
+    """The surrogate and the penalty, summed over the tokens that count."""
+    logprobs, entropy = answer_logprobs(model, tokens.packed, with_entropy=True)
+    assert entropy is not None
+    return surrogate(logprobs, entropy, tokens, config)
+
+
+def surrogate(logprobs: Tensor, entropy: Tensor, tokens: Tokens, config: OnPolicy) -> Loss:
+    """The same from the tokens' log-probabilities and entropies."""
+    # One update for each sampling: π_old is the policy itself, and the ratio carries only the gradient.
+    old = logprobs.detach()
+    losses = clipped_surrogate(
+        logprobs, old, tokens.advantages, config.ratio_clip, config.clip_higher or config.ratio_clip
+    )
+    ratios = torch.exp(old - tokens.sampler)
+    if config.correction is not None:
+        losses = losses * ratios.clamp(max=config.correction)
+    losses = losses + tokens.kl * kl_penalty(logprobs, tokens.reference)
+    counted = tokens.counted
+    return Loss(tokens.scale * (losses * counted).sum(), {
+        "entropy": (entropy * counted).sum(),
+        "sampler_mismatch": ((old - tokens.sampler).abs() * counted).sum(),
+    })

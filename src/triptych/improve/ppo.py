@@ -1,0 +1,152 @@
+"""Proximal policy optimisation: each token's advantage over what a value head expected of the answer.
+
+Schulman et al. (2017), *Proximal Policy Optimization Algorithms*, with generalised advantages (Schulman et al. 2016)
+as in Ouyang et al. (2022): the reward of an answer comes at its last token, and every token pays for its distance from
+the reference. The value head is a linear layer on the policy's last hidden states, zero at first; it is trained with
+the policy and not kept. Departure: each sampling is used for one update, so that the clips act only through rounding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Self
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from triptych.engine import ranks
+from triptych.engine.device import autocast
+from triptych.engine.forward import AnswerPack, Model, hidden_states, predicted_logprobs
+from triptych.engine.rollout import Policy, pack_rollouts
+from triptych.engine.scoring import Scorer
+from triptych.engine.training import Loss, Row, Step
+from triptych.improve.advantages import generalised, whitened
+from triptych.improve.loop import Answers, Loop
+from triptych.improve.losses import clipped_value
+from triptych.improve.on_policy import OnPolicy, Tokens, dealt, measured, prepared, surrogate
+from triptych.pipeline.stage import Desk, Metrics
+
+
+class Ppo(OnPolicy):
+    """Improvement by PPO.
+
+    Attributes:
+        discount: γ, by which a later reward counts for less.
+        trace: λ of the generalised advantages.
+        value_weight: of the value head's loss beside the policy's.
+        value_clip: how far a value may move in an update before its loss stops counting.
+    """
+
+    method: Literal["ppo"] = "ppo"
+    kl_in: Literal["loss", "reward"] = "reward"
+    discount: float = Field(default=1.0, gt=0, le=1)
+    trace: float = Field(default=0.95, ge=0, le=1)
+    value_weight: float = Field(default=0.1, gt=0)
+    value_clip: float = Field(default=0.2, gt=0)
+
+    @model_validator(mode="after")
+    def _own_sampler(self) -> Self:
+        if self.sampler == "vllm" or self.lora is not None:
+            raise ValueError("ppo trains a value head with the policy, which works without vllm and without lora")
+        return self
+
+
+@dataclass(slots=True, kw_only=True)
+class ValuedTokens(Tokens):
+    """Tokens with the values that were expected at each, and what came: `[N]` each."""
+
+    values: Tensor
+    returns: Tensor
+
+
+def improve(
+    desk: Desk, config: Ppo, champion: Path, data: Path, reward: Scorer, judge: Scorer | None, round: int = 1
+) -> Metrics:
+    """Improves the champion against the reward; the champion is also the reference."""
+    loop = Loop(desk, config, champion, data, reward, judge, round)
+    attach(loop.model)
+
+    def prepare(number: int) -> Step[ValuedTokens]:
+        return step(loop.model, loop.reference, loop.collect(loop.policy, number), config, loop.curve)
+
+    loop.run(prepare, lambda tokens: loss(loop.model, tokens, config), unit="answer tokens", leave=detach)
+    return loop.metrics
+
+
+def attach(model: Model) -> None:
+    """Gives the model a value head that expects nothing."""
+    model.value_head = nn.Linear(model.config.get_text_config().hidden_size, 1)
+    nn.init.zeros_(model.value_head.weight)
+    nn.init.zeros_(model.value_head.bias)
+
+
+def detach(model: Model) -> None:
+    """Takes the value head away."""
+    del model.value_head
+
+
+def values(model: Model, states: Tensor) -> Tensor:
+    """`[N]` what the value head expects at `[N, E]` hidden states, in float32."""
+    expected: Tensor = model.value_head(states).float()[:, 0]
+    return expected
+
+
+def step(
+    model: Model, reference: Policy, scored: Answers, config: Ppo, curve: Sequence[Row] = ()
+) -> Step[ValuedTokens]:
+    """An update's batches: what was expected of each token, and what came."""
+    found = measured(reference, scored, config, curve)
+    groups, rewards = found.scored.groups, found.scored.rewards
+    in_reward = found.beta if config.kl_in == "reward" else 0.0
+    batches: list[ValuedTokens] = []
+    parts = dealt(found, config)
+    packs = [pack_rollouts([groups[i] for i in members]) for members in parts]
+    expected = _everywhere(model, packs)
+    for members, packed, value in zip(parts, packs, expected, strict=True):
+        rollouts = [rollout for i in members for rollout in groups[i]]
+        far = torch.cat([found.far[i * config.group + k] for i in members for k in range(config.group)])
+        sampler = torch.tensor([logprob for rollout in rollouts for logprob in rollout.logprobs])
+        lengths = torch.tensor([len(rollout.tokens) for rollout in rollouts])
+        received = -in_reward * (sampler - far)
+        received[lengths.cumsum(0) - 1] += rewards[members].flatten()
+        advantages = generalised(received, value, lengths, config.discount, config.trace)
+        batches.append(ValuedTokens(
+            packed, advantages=advantages, reference=far, sampler=sampler,
+            counted=torch.tensor([float(rollout.finished) for rollout in rollouts])[packed.predictions.rows],
+            kl=found.beta if config.kl_in == "loss" else 0.0, values=value, returns=advantages + value,
+        ))
+    sizes = [len(batch.counted) for batch in batches]
+    together = whitened(torch.cat([b.advantages for b in batches]), torch.cat([b.counted for b in batches]))
+    for batch, advantages in zip(batches, torch.split(together, sizes), strict=True):
+        batch.advantages = advantages
+    return prepared(found, batches)  # type: ignore[return-value]
+
+
+def _everywhere(model: Model, packs: list[AnswerPack]) -> list[Tensor]:
+    """The values of every pack's tokens, without gradient; each rank computes a share."""
+
+    def computed(packed: AnswerPack) -> Tensor:
+        return values(model, hidden_states(model, packed.pack.tokens, packed.pack.positions, packed.pack)[
+            packed.predictions.places
+        ])
+
+    found = []
+    for packed, _ in ranks.turns(packs):
+        with torch.no_grad(), autocast():
+            found.append(ranks.computed(model, computed, packed))
+    return ranks.gathered(found)[: len(packs)]
+
+
+def loss(model: Model, tokens: ValuedTokens, config: Ppo) -> Loss:
+    """The surrogate and the penalty, and the squared error of the value head, over the tokens that count."""
+    packed = tokens.packed
+    states = hidden_states(model, packed.pack.tokens, packed.pack.positions, packed.pack)[packed.predictions.places]
+    logprobs, entropy = predicted_logprobs(model, states, packed.predictions.targets, with_entropy=True)
+    assert entropy is not None
+    found = surrogate(logprobs, entropy, tokens, config)
+    error = clipped_value(values(model, states), tokens.values, tokens.returns, config.value_clip)
+    error = (error * tokens.counted).sum()
+    return Loss(found.total + config.value_weight * error, found.numbers | {"value_error": error})

@@ -1,0 +1,48 @@
+"""REINFORCE with a leave-one-out baseline: each answer beside the mean of the others to its prompt.
+
+Ahmadian et al. (2024), *Back to Basics: Revisiting REINFORCE Style Optimization for Learning from Human Feedback in
+LLMs*. The penalty for the distance from the reference is part of an answer's reward, and an answer counts as a whole:
+the loss is the mean over answers of A · Σ_t log π(t).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+from triptych.engine.rollout import Policy
+from triptych.engine.scoring import Scorer
+from triptych.engine.training import Row, Step
+from triptych.improve.advantages import leave_one_out
+from triptych.improve.loop import Answers, Loop
+from triptych.improve.on_policy import OnPolicy, Tokens, loss, measured, penalised
+from triptych.improve.on_policy import step as on_policy_step
+from triptych.pipeline.stage import Desk, Metrics
+
+
+class Rloo(OnPolicy):
+    """Improvement by RLOO."""
+
+    method: Literal["rloo"] = "rloo"
+    kl_in: Literal["loss", "reward"] = "reward"
+
+
+def improve(
+    desk: Desk, config: Rloo, champion: Path, data: Path, reward: Scorer, judge: Scorer | None, round: int = 1
+) -> Metrics:
+    """Improves the champion against the reward; the champion is also the reference."""
+    loop = Loop(desk, config, champion, data, reward, judge, round)
+
+    def prepare(number: int) -> Step[Tokens]:
+        return step(loop.reference, loop.collect(loop.policy, number), config, loop.curve)
+
+    loop.run(prepare, lambda tokens: loss(loop.model, tokens, config), unit="answer tokens")
+    return loop.metrics
+
+
+def step(reference: Policy, scored: Answers, config: Rloo, curve: Sequence[Row] = ()) -> Step[Tokens]:
+    """An update's batches; the loss is a mean over answers."""
+    found = measured(reference, scored, config, curve)
+    advantages = leave_one_out(penalised(found, config))
+    return on_policy_step(found, advantages, config, divisor=advantages.numel())
