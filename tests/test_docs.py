@@ -102,6 +102,7 @@ def models(kind: type[BaseModel], place: str = "") -> Iterator[tuple[str, type[B
             section = "feedback" if name == "feedback" else f"{place}.{info.alias or name}".lstrip(".")
             section = "feedback.N.exact" if section == "feedback.exact" else section
             section = "lora" if name == "lora" else section
+            section = "improve" if section == "compare" else section
             yield from models(inner, section)
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
+import numpy as np
 import pytest
 
 from triptych.evaluate.gate import PROMOTED, REJECTED, UNDECIDED, Gate, verdict
+from triptych.evaluate.lengths import controlled
 
 EVEN = {
     "win_rate": 0.6, "interval": (0.45, 0.75), "kl": 3.0, "judge": "exact judge",
@@ -55,6 +58,37 @@ def test_a_winner_by_length_is_rejected() -> None:
     assert decision == REJECTED
     assert reason == "answers are 1.55 times as long, over the budget of 1.5"
     assert decided(interval=(0.6, 0.8), length_after=30.0)[0] == PROMOTED
+
+
+def test_a_winner_that_forgot_plain_text_is_rejected() -> None:
+    decision, reason = decided(interval=(0.6, 0.8), bits_before=1.0, bits_after=1.3)
+    assert decision == REJECTED
+    assert reason.startswith("plain text takes 1.30 times as many bits, over the budget of 1.25")
+    assert decided(interval=(0.6, 0.8), bits_before=1.0, bits_after=1.2)[0] == PROMOTED
+    assert decided(Gate(max_bits_ratio=None), interval=(0.6, 0.8), bits_before=1.0, bits_after=9.0)[0] == PROMOTED
+    assert decided(interval=(0.6, 0.8), bits_before=1.0, bits_after=float("nan"))[0] == REJECTED
+
+
+def test_at_equal_length_a_win_by_length_is_none() -> None:
+    draw = np.random.default_rng(1)
+    extra = draw.normal(10, 20, size=2000).round()  # the candidate is longer, and length is all that wins
+    won = [float(draw.random() < 1 / (1 + math.exp(-2.5 * math.tanh(more / 20)))) for more in extra]
+    assert sum(won) / len(won) > 0.6
+    rate, (low, high) = controlled(won, [50 + int(more) for more in extra], [50] * len(extra))
+    assert low < 0.5 < high
+    assert rate == pytest.approx(0.5, abs=0.04)
+
+
+def test_where_length_does_not_matter_nothing_is_controlled_away() -> None:
+    draw = np.random.default_rng(2)
+    won = (draw.random(2000) < 0.7).astype(float).tolist()
+    lengths = draw.integers(20, 60, size=2000).tolist()
+    rate, (low, _) = controlled(won, lengths, lengths[::-1])
+    assert rate == pytest.approx(sum(won) / 2000, abs=0.02)
+    assert low > 0.65
+    alike, _ = controlled([1.0, 1.0, 0.0, 1.0] * 100, [7] * 400, [7] * 400)
+    assert alike == pytest.approx(0.75, abs=0.001)
+    assert controlled([1.0] * 20, list(range(20)), [9] * 20)[0] > 0.9
 
 
 def test_a_distance_that_is_no_number_is_over_every_budget() -> None:

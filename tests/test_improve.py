@@ -307,6 +307,22 @@ METHODS = {
 }
 
 
+class Turning:
+    """A judge who likes the policy of the second step best, told by how often it was asked.
+
+    Args:
+        skip: how many of the watched steps lie in an earlier attempt.
+    """
+
+    name = identity = "turning"
+
+    def __init__(self, skip: int = 0) -> None:
+        self.scores = [0.5, *[0.9, 0.2][skip:]]
+
+    def score(self, conversations: Sequence[Conversation]) -> list[float]:
+        return [self.scores.pop(0)] * len(conversations)
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_a_round_is_measured_and_resumed_to_the_same_bits(
     name: str, inputs: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -319,7 +335,8 @@ def test_a_round_is_measured_and_resumed_to_the_same_bits(
         (tmp_path / place / "output").mkdir(parents=True)
         return Desk(tmp_path / place / "output", tmp_path / place, Silent(), seed=3, checkpoint_seconds=0)
 
-    metrics = method.improve(desk("whole"), config, **inputs, judge=None, **more)
+    judge = Turning() if name in ("grpo", "ppo") else None  # the second of four steps is kept
+    metrics = method.improve(desk("whole"), config, **inputs, judge=judge, **more)
     step, made = method.step, 0
 
     def killed(*given: Any) -> Any:
@@ -331,9 +348,11 @@ def test_a_round_is_measured_and_resumed_to_the_same_bits(
 
     monkeypatch.setattr(method, "step", killed)
     with pytest.raises(Killed):
-        method.improve(desk("killed"), config, **inputs, judge=None, **more)
+        method.improve(desk("killed"), config, **inputs, judge=judge and Turning(), **more)
     monkeypatch.setattr(method, "step", step)
-    assert method.improve(desk("killed"), config, **inputs, judge=None, **more) == metrics
+    # A run that goes on measures the reference again, and the first of the two steps that are watched no more.
+    assert method.improve(desk("killed"), config, **inputs, judge=judge and Turning(skip=1), **more) == metrics
+    assert metrics["kept"] == (2 if judge else 4)
 
     whole, again = tmp_path / "whole" / "output", tmp_path / "killed" / "output"
     for file in ("curve.jsonl", "model/model.safetensors"):

@@ -385,6 +385,14 @@ def test_page_is_well_formed_and_complete(summary: Summary, samples: list[Sample
     assert len(ids) == len(set(ids))
 
 
+def test_the_judges_own_audit_is_shown(summary: Summary, samples: list[Sample]) -> None:
+    assert "The gate's judge" not in Page(render(summary, samples)).text
+    judged = summary.model_copy(update={"judge_audit": audit(0, 0.613, True)})
+    page = Page(render(judged, samples))
+    assert "The gate's judge" in page.text
+    assert "61.3%" in page.text
+
+
 def test_an_audit_has_a_page_of_its_own() -> None:
     html = render_audit(audit(2, 0.78, False), ATTACK, "0.1")
     page = Page(html)

@@ -268,6 +268,51 @@ def run(
     ranks.stop()
 
 
+@app.command()
+def compare(
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    methods: Annotated[
+        str | None,
+        typer.Option(metavar="A,B,…", help="Which; by default all that there are.", show_default=False),
+    ] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="How often each improves the champion.")] = 3,
+    runs: Annotated[Path, typer.Option(metavar="DIR", help="Where runs are kept.")] = RUNS,
+) -> None:
+    """Compares methods of improvement on the same budget, from the same champion and reward model.
+
+    Data, Base, Instruct, reward model and audit are those of `triptych run`, and are done once. Each method then asks
+    as many prompts, samples as many answers and makes as many updates as `improve` says; its own settings stand in the
+    recipe's `compare`. Results go to runs/NAME: compare.json and compare.html.
+
+    Example: [bold]triptych compare recipes/quickstart.yaml --methods grpo,dpo,best_of_n[/bold]
+    """
+    from triptych import comparison
+    from triptych.engine.device import settle
+    from triptych.pipeline.runner import Runner, claimed
+    from triptych.progress import Terminal
+    from triptych.recipe import load
+
+    loaded = load(recipe, overrides or ())
+    wanted = comparison.chosen(loaded, methods)
+    settle()
+    folder = runs / loaded.name
+    with claimed(folder):
+        _store(loaded, recipe, folder / "recipe.yaml")
+        found = comparison.compare(
+            loaded, Runner(folder, Terminal(), loaded.seed, _checkpoint_seconds()), wanted, seeds
+        )
+        comparison.write(found, folder)
+    table = _table("method", "judge", "gain", "win rate", "KL", "tokens", "time", right=6)
+    for row in found.methods:
+        table.add_row(
+            row.method, f"{row.score:.3f}", f"{row.gain:+.3f} ({_number(row.gain_interval)})", f"{row.win_rate:.1%}",
+            f"{row.kl:.2f}", f"{row.length:.1f}", _duration(row.seconds),
+        )
+    out.print(table)
+    say(f"report   {folder / 'compare.html'}")
+
+
 def _checkpoint_seconds() -> float:
     text = os.environ.get("TRIPTYCH_CHECKPOINT_SECONDS", "60")
     try:

@@ -92,37 +92,58 @@ def cycle(recipe: Recipe, runner: Runner, family: Family) -> None:
     Raises:
         AuditError: a reward model failed its audit, and the recipe requires it to pass.
     """
+    judge = begin(recipe, runner, family)
+    for number in range(1, recipe.improve.rounds + 1):
+        family.rounds.append(this := Round(number))
+        reward_of_round(recipe, runner, family, this, judge)
+        this.candidate, this.gate = candidate_and_gate(recipe, runner, family, this, judge, f"round-{number}")
+        runner.progress.say(f"{this.gate.metrics['decision']}: {this.gate.metrics['reason']}")
+        if this.promoted:
+            family.champion = this.candidate
+    measure_all(recipe, runner, family, judge)
+
+
+def begin(recipe: Recipe, runner: Runner, family: Family) -> Scorer:
+    """Data, Base and Instruct, which is the first champion; and the judge, who is given back."""
     run = runner.run
     family.data = data = run(data_stage(recipe))
     family.base = base = run(base_stage(recipe, data))
-    family.instruct = family.champion = champion = run(
+    family.instruct = family.champion = run(
         Stage("instruct", finetune, settings(Finetuning, recipe.instruct), {"base": base, "data": data})
     )
-    instruct = champion
-    family.judge = judge = independent_judge(recipe, runner, family, base, instruct, data)
+    family.judge = independent_judge(recipe, runner, family, base, family.instruct, data)
+    return family.judge
 
-    for number in range(1, recipe.improve.rounds + 1):
-        family.rounds.append(this := Round(number))
-        earlier = family.rounds[-2] if number > 1 else None
-        this.feedback = collect(recipe, runner, number, champion, data, judge, earlier)
-        reward_round(recipe, runner, this, earlier, base, champion, data)
-        require(this.audit, recipe.reward.audit)
-        reward, scorer = this.reward, this.scorer
-        assert reward
-        assert scorer
-        tools = {"reward": scorer, "judge": judge, "round": number}
-        improved = improvement(recipe, number, champion, data, this.feedback, reward, tools)
-        this.candidate = candidate = run(improved)
-        this.gate = run(Stage(
-            f"round-{number}/gate", decide, settings(Gate, recipe.gate),
-            {"candidate": candidate, "champion": champion, "data": data}, {"reward": scorer, "judge": judge},
-            {"reward": reward},
-        ))
-        runner.progress.say(f"{this.gate.metrics['decision']}: {this.gate.metrics['reason']}")
-        if this.promoted:
-            family.champion = champion = candidate
 
-    measure_all(recipe, runner, family, base, instruct, data, judge)
+def reward_of_round(recipe: Recipe, runner: Runner, family: Family, this: Round, judge: Scorer) -> None:
+    """A round's comparisons, its reward, and the audit that this must pass."""
+    base, champion, data = family.base, family.champion, family.data
+    assert base
+    assert champion
+    assert data
+    earlier = family.rounds[-2] if this.number > 1 else None
+    this.feedback = collect(recipe, runner, this.number, champion, data, judge, earlier)
+    reward_round(recipe, runner, this, earlier, base, champion, data)
+    require(this.audit, recipe.reward.audit)
+
+
+def candidate_and_gate(
+    recipe: Recipe, runner: Runner, family: Family, this: Round, judge: Scorer, name: str
+) -> tuple[Artifact, Artifact]:
+    """The champion improved against the round's reward, and what the gate says of it; their stages are called so."""
+    champion, data, reward, scorer = family.champion, family.data, this.reward, this.scorer
+    assert champion
+    assert data
+    assert reward
+    assert scorer
+    tools = {"reward": scorer, "judge": judge, "round": this.number}
+    candidate = runner.run(improvement(recipe, name, champion, data, this.feedback, reward, tools))
+    gate = runner.run(Stage(
+        f"{name}/gate", decide, settings(Gate, recipe.gate),
+        {"candidate": candidate, "champion": champion, "data": data}, {"reward": scorer, "judge": judge},
+        {"reward": reward},
+    ))
+    return candidate, gate
 
 
 def reward_round(
@@ -264,15 +285,15 @@ def collect(
 
 
 def improvement(
-    recipe: Recipe, number: int, champion: Artifact, data: Artifact, feedback: Artifact | None, reward: Artifact,
+    recipe: Recipe, name: str, champion: Artifact, data: Artifact, feedback: Artifact | None, reward: Artifact,
     tools: Mapping[str, object],
 ) -> Stage:
-    """The round's candidate by the recipe's method; what it is scored by, and measured with, are its tools."""
+    """A candidate by the recipe's method; what it is scored by, and measured with, are its tools."""
     config, inputs = recipe.improve.own, {"champion": champion, "data": data}
     if isinstance(config, Dpo) and config.pairs == "comparisons":
         assert feedback, "the recipe sees to it"
         inputs["comparisons"] = feedback
-    return Stage(f"round-{number}/improve", METHODS[type(config)], config, inputs, tools, {"reward": reward})
+    return Stage(f"{name}/improve", METHODS[type(config)], config, inputs, tools, {"reward": reward})
 
 
 def require(audited: Artifact | None, config: AuditSection) -> None:
@@ -285,11 +306,12 @@ def require(audited: Artifact | None, config: AuditSection) -> None:
         )
 
 
-def measure_all(
-    recipe: Recipe, runner: Runner, family: Family, base: Artifact, instruct: Artifact, data: Artifact,
-    judge: Scorer,
-) -> None:
+def measure_all(recipe: Recipe, runner: Runner, family: Family, judge: Scorer) -> None:
     """Every model on the test prompts: the Base with worked examples, Instruct, each round's candidate."""
+    base, instruct, data = family.base, family.instruct, family.data
+    assert base
+    assert instruct
+    assert data
     reward = {"reward": family.reward} if family.reward else {}
     scorers = {"reward": family.rounds[-1].scorer} if family.reward else {}
     models = {"base, few-shot": base, "instruct": instruct}

@@ -72,6 +72,7 @@ def summarise(
     return report.Summary(
         name=recipe.name, version=__version__, judge=family.judge.name if family.judge else "none",
         verdict=verdict(recipe, family, answers, audits), base=_base(family.base), models=models, audits=audits,
+        judge_audit=_judge_audit(recipe, family),
         rounds=[_round(round.number, round.gate, round.candidate) for round in family.rounds
                 if round.gate and round.candidate],
         stages=stages, losses={artifact.name: _losses(artifact) for artifact in artifacts
@@ -210,6 +211,17 @@ def _audit(recipe: Recipe, number: int, audit: Artifact, reward: Artifact, feedb
     )
 
 
+def _judge_audit(recipe: Recipe, family: Family) -> report.Audit | None:
+    """The audit of the gate's own reward model."""
+    if len(family.judges) < 2:
+        return None
+    model, audited = family.judges
+    return report.Audit(
+        round=0, trained_on=model.metrics.get("comparisons"), ceiling=None,
+        required=recipe.reward.audit.required, **audited.metrics,
+    )
+
+
 def _round(number: int, gate: Artifact, candidate: Artifact) -> report.Round:
     curve = [
         report.Point(
@@ -219,7 +231,9 @@ def _round(number: int, gate: Artifact, candidate: Artifact) -> report.Round:
         for row in read_curve(candidate.folder / "curve.jsonl") if "validation_kl" in row
     ]
     fields = {name: gate.metrics[name] for name in report.Round.model_fields if name in gate.metrics}
-    return report.Round(round=number, method=candidate.metrics["method"], curve=curve, **fields)
+    fields |= {name: candidate.metrics[name] for name in ("method", "kept", "alarms", "overoptimisation")
+               if name in candidate.metrics}
+    return report.Round(round=number, curve=curve, **fields)
 
 
 def _losses(artifact: Artifact) -> list[report.Loss]:

@@ -23,6 +23,7 @@ from triptych.feedback.labelling import Labelling
 from triptych.improve.best_of_n import BestOfN
 from triptych.improve.dpo import Dpo
 from triptych.improve.grpo import Grpo
+from triptych.improve.loop import Improvement
 from triptych.improve.methods import Method
 from triptych.improve.ppo import Ppo
 from triptych.improve.rloo import Rloo
@@ -222,7 +223,12 @@ class Goals(Config):
 
 
 class Recipe(Config):
-    """The whole of a run."""
+    """The whole of a run.
+
+    Attributes:
+        compare: the own settings of methods for `triptych compare`, where they are not the defaults; what they leave
+            out of steps, prompts, answers and so on is that of `improve`.
+    """
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     seed: int = Field(default=1, ge=0, lt=2**31)
@@ -232,6 +238,7 @@ class Recipe(Config):
     feedback: tuple[FileFeedback | RatingFeedback | ExactFeedback, ...] = ()
     reward: RewardSection = PairwiseSection()
     improve: ImproveSection = GrpoSection()
+    compare: tuple[ImproveSection, ...] = ()
     gate: GateSection = GateSection()
     evaluate: Measurement = Measurement()
     splits: SplitSection = SplitSection()
@@ -272,6 +279,21 @@ class Recipe(Config):
         if any(isinstance(each, RegressionReward) for each in kinds) and not self.rating_files:
             raise ValueError("feedback must name ratings, on which the reward model is trained: [{ratings: ...}]")
         return self
+
+    @property
+    def methods(self) -> list[str]:
+        """The methods that can be compared on this recipe's budget."""
+        return [kind.model_fields["method"].default for kind in get_args(get_args(ImproveSection)[0])]
+
+    def with_method(self, method: str) -> Recipe:
+        """The recipe with another method on the same budget: what `compare` says of it, else its defaults."""
+        told = next((section for section in (*self.compare, self.improve) if section.method == method), None)
+        kind = next(each for each in get_args(get_args(ImproveSection)[0])
+                    if each.model_fields["method"].default == method)
+        section = told if told is not None else kind()
+        shared = {name: getattr(self.improve, name) for name in (*Improvement.model_fields, *Rounds.model_fields)
+                  if name not in section.model_fields_set}
+        return self.model_copy(update={"improve": section.model_copy(update=shared)})
 
     @property
     def comparison_files(self) -> tuple[str, ...]:

@@ -2,30 +2,38 @@
 
 Both models answer the gate's prompts, which nothing was trained on; the judge scores the answers. The win rate
 (ties a half) has a 95% bootstrap interval over prompts, and the candidate is promoted where the interval lies
-above one half, inside the budgets for distance and length.
+above one half, inside the budgets for distance, length, and what plain text costs. The win rate at equal length stands
+beside it.
 """
 
 from __future__ import annotations
 
+import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field
 
 from triptych.configuration import Config
-from triptych.data.files import read_prompts
+from triptych.data.files import read_documents, read_prompts
 from triptych.engine.generation import Sampling
+from triptych.engine.perplexity import bits_per_byte
 from triptych.engine.rollout import Policy, divergence
 from triptych.engine.scoring import Scorer, scored
+from triptych.evaluate.lengths import controlled
 from triptych.intervals import mean_interval, prompts_needed, wins
 from triptych.pipeline.stage import Desk, Metrics
-from triptych.records import Conversation
+from triptych.records import Conversation, Rollout
 
 Decision = Literal["promoted", "rejected", "too few prompts to tell"]
 PROMOTED: Decision = "promoted"
 REJECTED: Decision = "rejected"
 UNDECIDED: Decision = "too few prompts to tell"
 
+
+CONTEXT = 512
+"""Plain text is read in pieces of so many tokens."""
 
 LEAST_PROMPTS = 6
 """Winning on every one of fewer prompts could be chance: 0.5^5 is over 2.5%."""
@@ -38,54 +46,92 @@ class Gate(Config):
         prompts: how many of the gate's prompts; all of them by default.
         max_kl: the largest distance from the champion, in nats per answer; none by default.
         max_length_ratio: the candidate's mean answer length over the champion's.
+        max_bits_ratio: bits per byte of plain text, the candidate's over the champion's, where the data hold text.
+        documents: how many held-out documents that is measured on.
         max_tokens: an answer is cut there.
     """
 
     prompts: int | None = Field(default=None, ge=2)
     max_kl: float | None = Field(default=None, gt=0)
     max_length_ratio: float = Field(default=1.5, gt=0)
+    max_bits_ratio: float | None = Field(default=1.25, gt=0)
+    documents: int = Field(default=200, ge=1)
     max_tokens: int = Field(default=96, ge=1)
+
+
+@dataclass(frozen=True, slots=True)
+class Side:
+    """One model's answers to the gate's prompts."""
+
+    policy: Policy
+    groups: list[list[Rollout]]
+
+    @property
+    def conversations(self) -> list[Conversation]:
+        """One answer to each prompt."""
+        return [Conversation(rollout.prompt, rollout.answer) for (rollout,) in self.groups]
+
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens of each answer."""
+        return [len(rollout.tokens) for (rollout,) in self.groups]
 
 
 def decide(
     desk: Desk, config: Gate, candidate: Path, champion: Path, data: Path, reward: Scorer, judge: Scorer
 ) -> Metrics:
-    """Compares candidate and champion on `data/prompts_gate.jsonl`; the decision is in the metrics."""
+    """Compares candidate and champion on `data/prompts_gate.jsonl`; the decision is in the metrics.
+
+    The judge's scores of each prompt are kept in `scores.jsonl`.
+    """
+    policies = [Policy.open(folder / "model") for folder in (champion, candidate)]
     prompts = read_prompts(data / "prompts_gate.jsonl")[: config.prompts]
-    sides: dict[str, dict[str, Any]] = {}
-    policies = {}
-    for place, (name, folder) in enumerate({"champion": champion, "candidate": candidate}.items()):
-        policies[name] = policy = Policy.open(folder / "model")
+    for policy in policies:
         prompts = policy.fitting(prompts, config.max_tokens, desk.progress)
-        # Independent noise for the two: equal models must not tie on every prompt by writing the same.
-        sampling = Sampling(config.max_tokens, seed=desk.seed * 10 + place)
-        groups = policy.write(prompts, sampling, progress=desk.progress)
-        conversations = [Conversation(rollout.prompt, rollout.answer) for (rollout,) in groups]
-        judged = scored(judge, conversations)
-        sides[name] = {
-            "groups": groups,
-            "judge": judged.totals,
-            "counts": judged.counts,
-            "reward": reward.score(conversations),
-            "length": sum(len(rollout.tokens) for (rollout,) in groups) / len(groups),
-        }
-    won = wins(sides["candidate"]["judge"], sides["champion"]["judge"])
+    # Independent noise for the two: equal models must not tie on every prompt by writing the same.
+    before, after = (
+        Side(policy, policy.write(prompts, Sampling(config.max_tokens, seed=desk.seed * 10 + place),
+                                  progress=desk.progress))
+        for place, policy in enumerate(policies)
+    )
+    # Judged in one call, so that a judge that compares answers sees both, in both orders.
+    both = [*before.conversations, *after.conversations]
+    judged, rewards = scored(judge, both), reward.score(both)
+    scores = {"judge": judged.totals, "reward": rewards, "length": [float(n) for n in before.lengths + after.lengths]}
+    count = len(prompts)
+    won = wins(judged.totals[count:], judged.totals[:count])
+    with open(desk.output / "scores.jsonl", "w", encoding="utf-8") as file:
+        for i, prompt in enumerate(prompts):
+            row = {"key": prompt.key, "before": judged.totals[i], "after": judged.totals[count + i], "won": won[i]}
+            file.write(json.dumps(row) + "\n")
     rate, interval = mean_interval(won)
-    numbers = {
+    at_equal_length, equal_interval = controlled(won, after.lengths, before.lengths)
+    numbers: dict[str, Any] = {
         "win_rate": rate,
         "interval": interval,
-        "prompts": len(prompts),
-        "kl": divergence(policies["candidate"], policies["champion"], sides["candidate"]["groups"]),
+        "length_controlled": at_equal_length,
+        "length_controlled_interval": equal_interval,
+        "prompts": count,
+        "kl": divergence(after.policy, before.policy, after.groups),
         "judge": judge.name,
-        "judge_counts": {name: {moment: sides[moment]["counts"][name] for moment in sides}
-                         for name in sides["champion"]["counts"]},
+        "judge_counts": dict(judged.counts),
     }
-    for name in ("judge", "reward"):
-        for moment, side in (("before", "champion"), ("after", "candidate")):
-            numbers[f"{name}_{moment}"] = mean_interval(sides[side][name])[0]
-    numbers |= {"length_before": sides["champion"]["length"], "length_after": sides["candidate"]["length"]}
+    for name, values in scores.items():
+        numbers |= {f"{name}_before": sum(values[:count]) / count, f"{name}_after": sum(values[count:]) / count}
+    text = data / "text_heldout.jsonl"
+    if text.exists():
+        documents = read_documents(text)[: config.documents]
+        for moment, side in (("before", before), ("after", after)):
+            numbers[f"bits_{moment}"] = bits_per_byte(
+                side.policy.model, side.policy.tokenizer, documents, _context(side.policy)
+            )
     decision, reason = verdict(config, numbers, prompts_needed(won, 0.5))
     return numbers | {"decision": decision, "reason": reason}
+
+
+def _context(policy: Policy) -> int:
+    known = getattr(policy.model.config.get_text_config(), "max_position_embeddings", None)
+    return min(CONTEXT, known or CONTEXT)
 
 
 def verdict(config: Gate, numbers: dict[str, Any], needed: int) -> tuple[Decision, str]:
@@ -93,12 +139,18 @@ def verdict(config: Gate, numbers: dict[str, Any], needed: int) -> tuple[Decisio
     if numbers["prompts"] < LEAST_PROMPTS:
         return UNDECIDED, f"{numbers['prompts']} prompts prove nothing; {LEAST_PROMPTS} are the least"
     low, high = numbers["interval"]
+    forgotten = numbers.get("bits_after", 0.0) / max(numbers.get("bits_before", 1.0), 1e-9)
     shown = f"win rate {numbers['win_rate']:.1%} (95% interval {low:.1%} to {high:.1%})"
     ratio = numbers["length_after"] / max(numbers["length_before"], 1e-9)
     if config.max_kl is not None and not numbers["kl"] <= config.max_kl:  # a KL that is no number is over it too
         return REJECTED, f"KL of {numbers['kl']:.1f} nats per answer is over the budget of {config.max_kl:g}"
     if ratio > config.max_length_ratio:
         return REJECTED, f"answers are {ratio:.2f} times as long, over the budget of {config.max_length_ratio:g}"
+    if config.max_bits_ratio is not None and "bits_after" in numbers and not forgotten <= config.max_bits_ratio:
+        return REJECTED, (
+            f"plain text takes {forgotten:.2f} times as many bits, over the budget of {config.max_bits_ratio:g}: the "
+            "candidate has forgotten some of what the Base knew"
+        )
     if low > 0.5:
         return PROMOTED, f"{numbers['judge']} prefers the candidate: {shown}"
     if high < 0.5:

@@ -86,7 +86,7 @@ def improve(
         prepare = _compared(loop, config, comparisons)
     curve = loop.run(prepare, lambda pairs: loss(loop.model, pairs, config), unit="pairs")
     totals = {name: int(sum(row.get(name, 0) for row in curve)) for name in ("answers", "pairs", "left_out")}
-    return {"method": config.method, "steps": config.steps, **totals}
+    return loop.metrics | totals
 
 
 Prepare = Callable[[int], Step[Pairs]]

@@ -5,6 +5,9 @@ A method adds its own two steps between: how scored answers become batches, and 
 
 from __future__ import annotations
 
+import dataclasses
+import math
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -18,18 +21,28 @@ from transformers import GenerationConfig
 
 from triptych.data.files import read_prompts
 from triptych.engine import attention, ranks
-from triptych.engine.adapters import adapt, merged
+from triptych.engine.adapters import adapt, learnt, merged
 from triptych.engine.curve import write_curve
 from triptych.engine.generation import Sampling
 from triptych.engine.models import load_policy, load_tokenizer, save
 from triptych.engine.rollout import Policy, divergence
 from triptych.engine.scoring import Scorer, Scores, scored
-from triptych.engine.training import Curve, Loss, Optimization, Step, shuffled, train
+from triptych.engine.training import Curve, Loss, Optimization, Row, Step, shuffled, train
 from triptych.engine.vllm import VllmSampler
+from triptych.improve.overoptimisation import Overoptimisation, fitted
 from triptych.pipeline.stage import Desk
 from triptych.records import Conversation, Prompt, Rollout
 
 Batch = TypeVar("Batch")
+
+LOST = 0.02
+"""A smaller fall of the judge's score is noise."""
+COLLAPSED = 0.3
+"""The share of its first entropy below which a policy hardly varies."""
+MISMATCH = 0.1
+"""Nats a token by which sampler and trainer may differ."""
+LONGER = 1.5
+"""How many times as long answers may become without a word."""
 
 
 class Improvement(Optimization):
@@ -44,6 +57,8 @@ class Improvement(Optimization):
         micro_batch: tokens computed at once; only memory and speed depend on it.
         watch_every: steps between two measurements on the validation prompts, for the report's curves.
         watch_prompts: how many of them.
+        keep: which of the watched policies is the candidate: the "best" by the judge on the validation prompts (the
+            gate has prompts of its own), or the "last". Without a judge it is the last.
         sampler: who writes the answers: the engine's own slots, or vLLM, where that is installed.
     """
 
@@ -55,6 +70,7 @@ class Improvement(Optimization):
     micro_batch: int = Field(default=4096, ge=64)
     watch_every: int = Field(default=10, ge=1)
     watch_prompts: int = Field(default=96, ge=8)
+    keep: Literal["best", "last"] = "best"
     sampler: Literal["slots", "vllm"] = "slots"
     learning_rate: float = Field(default=1e-6, gt=0)
     decay: Literal["cosine", "linear", "constant"] = "constant"
@@ -98,7 +114,8 @@ class Answers:
 class Loop:
     """A round of improvement: the champion in training, and itself unchanged as the reference.
 
-    The judge only measures, on `data/prompts_validation.jsonl`; its scores reach neither a loss nor a choice.
+    The judge only measures, on `data/prompts_validation.jsonl`; its scores reach no loss. They choose which of the
+    policies on the way is the candidate, which must then prove itself on the gate's prompts.
 
     Attributes:
         policy, reference: the champion twice; only the policy is updated.
@@ -177,8 +194,68 @@ class Loop:
     def metrics(self) -> dict[str, Any]:
         """What is told of a round that is done."""
         config = self.config
-        return {"method": getattr(config, "method", ""), "steps": config.steps,
-                "answers": config.steps * config.prompts_per_step * config.group}
+        found = {"method": getattr(config, "method", ""), "steps": config.steps,
+                 "answers": config.steps * config.prompts_per_step * config.group,
+                 "kept": self.kept, "alarms": self.alarms()}
+        curve = self.overoptimisation()
+        return found | ({"overoptimisation": dataclasses.asdict(curve)} if curve else {})
+
+    @property
+    def watched(self) -> list[Row]:
+        """The steps at which the policy was measured, the reference's own first."""
+        return [{"step": 0, **self.start}, *(row for row in self.curve if "validation_kl" in row)]
+
+    @property
+    def kept(self) -> int:
+        """The step whose policy is the candidate."""
+        reached = self.watched[1:]
+        if self.config.keep == "last" or self.judge is None or not reached:
+            return self.config.steps
+        return int(max(reached, key=lambda row: (row["validation_judge"], row["step"]))["step"])
+
+    def overoptimisation(self) -> Overoptimisation | None:
+        """The judge's score against the distance, where there are points enough."""
+        if self.judge is None:
+            return None
+        start, *reached = self.watched
+        return fitted(
+            [row["validation_kl"] for row in reached], [row["validation_judge"] for row in reached],
+            start["validation_judge"], best_of_n=getattr(self.config, "method", "") == "best_of_n",
+        )
+
+    def alarms(self) -> list[str]:
+        """What went wrong on the way, each as a sentence that says what to do."""
+        start, *reached = self.watched
+        found = []
+        last = next((row for row in reversed(reached) if row["step"] == self.config.steps), None)
+        best = next((row for row in reached if row["step"] == self.kept), None)
+        if self.judge and last and best and last is not best:
+            fell = best["validation_judge"] - last["validation_judge"]
+            if fell > LOST and last["validation_reward"] > best["validation_reward"]:
+                found.append(
+                    f"over-optimised: from step {best['step']} to {last['step']} the reward rose by "
+                    f"{last['validation_reward'] - best['validation_reward']:.2f} while the judge's score fell by "
+                    f"{fell:.2f}, at {last['validation_kl']:.1f} nats; a better reward model, a larger kl or fewer "
+                    "steps would help"
+                )
+        entropies = [row["entropy"] for row in self.curve if math.isfinite(row.get("entropy", math.nan))]
+        if len(entropies) > 1 and entropies[-1] < COLLAPSED * entropies[0]:
+            found.append(
+                f"entropy fell from {entropies[0]:.2f} to {entropies[-1]:.2f} nats a token: the policy hardly varies; "
+                "raise kl or clip_higher, or lower the learning rate"
+            )
+        mismatch = max((row.get("sampler_mismatch", 0.0) for row in self.curve), default=0.0)
+        if mismatch > MISMATCH:
+            found.append(
+                f"sampler and trainer differ by up to {mismatch:.2f} nats a token, over {MISMATCH:g}: look at their "
+                "precision, and leave correction on"
+            )
+        if reached and reached[-1]["validation_length"] > LONGER * max(1.0, start["validation_length"]):
+            found.append(
+                f"answers grew from {start['validation_length']:.0f} to {reached[-1]['validation_length']:.0f} tokens: "
+                "the reward may be for length; see its audit"
+            )
+        return found
 
     def run(
         self, prepare: Callable[[int], Step[Batch]], loss: Callable[[Batch], Loss], unit: str,
@@ -194,18 +271,54 @@ class Loop:
         def after(step: int, row: dict[str, Any]) -> None:
             if (step + 1) % config.watch_every == 0 or step + 1 == config.steps:
                 row |= self.measured()
+                self._remember(row | {"step": step + 1})
 
-        start = self.measured()  # policy and reference are still one
+        self.start = self.measured()  # policy and reference are still one
         curve = train(
             self.model, config.steps, prepare, loss, config,
             checkpoint=desk.checkpoint(), progress=desk.progress, unit=unit, after=after, curve=self.curve,
         )
         if leave:
             leave(self.model)
-        write_curve(desk.output / "curve.jsonl", [{"step": 0, **start}, *curve])
+        write_curve(desk.output / "curve.jsonl", [{"step": 0, **self.start}, *curve])
         plain = merged(self.model, self.load)
+        if self.kept < config.steps:
+            self._recall(plain)
+        for alarm in self.alarms():
+            desk.progress.say(alarm)
         save(plain, self.tokenizer, desk.output / "model", GenerationConfig(do_sample=True, temperature=1.0))
         return curve
+
+    def _remember(self, row: Row) -> None:
+        """Keeps the policy's weights while it is the best so far; what it was better than is let go.
+
+        A resumed run comes to the same weights again, so that nothing of this need be in a checkpoint.
+        """
+        if self.config.keep == "last" or self.judge is None or row["step"] == self.config.steps:
+            return
+        best = max((each["validation_judge"] for each in self.watched[1:]), default=-math.inf)
+        if not row["validation_judge"] >= best:
+            return
+        weights = {name: weight.detach().clone() for name, weight in learnt(self.model)}
+        if ranks.rank() == 0:
+            self.desk.scratch.mkdir(parents=True, exist_ok=True)
+            partial = self._best.with_suffix(".partial")
+            torch.save({"step": row["step"], "weights": weights}, partial)
+            os.replace(partial, self._best)
+
+    def _recall(self, plain: Any) -> None:
+        """Gives the model the weights that were the best."""
+        content = torch.load(self._best, weights_only=True, map_location="cpu")
+        assert content["step"] == self.kept, "the best so far is written whenever it changes"
+        mine = dict(plain.named_parameters())
+        with torch.no_grad():
+            for name, weight in content["weights"].items():
+                if name in mine:  # a value head is not kept
+                    mine[name].copy_(weight)
+
+    @property
+    def _best(self) -> Path:
+        return self.desk.scratch / "best.pt"
 
     def measured(self) -> dict[str, float]:
         """Reward, judge, KL and length on the validation prompts, one answer each, always the same noise."""

@@ -10,9 +10,10 @@ from __future__ import annotations
 import base64
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
@@ -59,7 +60,8 @@ def render(summary: Summary, samples: Sequence[Sample]) -> str:
         score_charts=_score_charts(summary),
         rounds=[(round_, *_round_charts(round_)) for round_ in summary.rounds],
         win_rates=_win_rates(summary.rounds),
-        audits=[_audit(audit, f"Round {audit.round}") for audit in summary.audits],
+        audits=[_audit(audit, f"Round {audit.round}") for audit in summary.audits]
+        + [_audit(audit, "The gate's judge") for audit in [summary.judge_audit] if audit],
         losses=[(name, *_loss_chart(name, points)) for name, points in summary.losses.items()],
         lineage=_lineage(summary.stages),
         longest_stage=max((stage.seconds for stage in summary.stages), default=0.0) or 1.0,
@@ -71,6 +73,25 @@ def render_audit(audit: Audit, name: str, version: str) -> str:
     """The audit of one reward model as a page of its own."""
     template = _environment().get_template("audit_page.html.j2")
     return template.render(audit=audit, audits=[_audit(audit, name)], name=name, version=version, **_files())
+
+
+def render_comparison(comparison: Mapping[str, Any]) -> str:
+    """Methods side by side, from `compare.json`: a table and its charts."""
+    methods = comparison["methods"]
+    before = Rule(comparison["before"], "champion")
+    charts = [
+        ("Judge's score", interval_chart(
+            [Estimate(row["method"], row["score"], row["score_interval"], "green") for row in methods],
+            title="Mean judge score by method", x_label="judge's score", rules=[before],
+        )),
+        ("Win rate against the champion", interval_chart(
+            [Estimate(row["method"], row["win_rate"], row["win_rate_interval"], "green") for row in methods],
+            title="Win rate by method", x_label="prompts where the judge prefers the candidate",
+            text=lambda value: percent(value, 0), rules=[Rule(0.5, "no difference")], bounds=(0.0, 1.0),
+        )),
+    ]
+    template = _environment().get_template("comparison.html.j2")
+    return template.render(comparison=comparison, charts=charts, **_files())
 
 
 def _files() -> dict[str, str]:

@@ -6,6 +6,8 @@ Scores of the exact judge lie in [0, 1]; a reward model's scores are in its own 
 
 from __future__ import annotations
 
+from pydantic import Field
+
 from triptych.reward.audit.record import AuditRecord as AuditRecord
 from triptych.reward.audit.record import Bin as Bin
 from triptych.reward.audit.record import Interval as Interval
@@ -97,6 +99,20 @@ class Point(Row):
     entropy: float | None
 
 
+class Overoptimisation(Row):
+    """The judge's score against d = √KL, R(d) = d·(α − β·d) for best of n, else d·(α − β·log d).
+
+    Attributes:
+        peak: the KL in nats at which the curve turns over; None where it does not.
+        residual: root mean square of what the curve leaves unexplained.
+    """
+
+    alpha: float
+    beta: float
+    peak: float | None
+    residual: float
+
+
 class Round(Row):
     """One round of improvement and the gate's decision on held-out prompts.
 
@@ -106,8 +122,13 @@ class Round(Row):
         win_rate: share of the gate's prompts where the judge prefers the candidate, ties counted half.
         kl: candidate from the round's reference, nats per answer, on the gate's prompts.
         length_before, length_after: mean tokens per answer.
+        length_controlled: the win rate at equal length, with its interval.
+        bits_before, bits_after: bits per byte of held-out plain text; None where the recipe names none.
         decision: "promoted", "rejected" or "too few prompts to tell".
         curve: reward, judge and KL along the way.
+        kept: the step whose policy was the candidate.
+        alarms: what went wrong on the way.
+        overoptimisation: the fitted curve, where there were points enough.
     """
 
     round: int
@@ -122,9 +143,16 @@ class Round(Row):
     kl: float
     length_before: float
     length_after: float
+    length_controlled: float | None = None
+    length_controlled_interval: Interval | None = None
+    bits_before: float | None = None
+    bits_after: float | None = None
     decision: str
     reason: str
     curve: list[Point]
+    kept: int | None = None
+    alarms: list[str] = Field(default_factory=list)
+    overoptimisation: Overoptimisation | None = None
 
 
 class StageRow(Row):
@@ -147,7 +175,11 @@ class Loss(Row):
 
 
 class Summary(Row):
-    """The whole of `summary.json`."""
+    """The whole of `summary.json`.
+
+    Attributes:
+        judge_audit: of the gate's judge, where that is a second reward model; its `round` is 0.
+    """
 
     name: str
     version: str
@@ -156,6 +188,7 @@ class Summary(Row):
     base: Base
     models: list[ModelScore]
     audits: list[Audit]
+    judge_audit: Audit | None = None
     rounds: list[Round]
     stages: list[StageRow]
     losses: dict[str, list[Loss]]

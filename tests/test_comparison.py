@@ -1,0 +1,55 @@
+"""Methods compared on the same budget, on a tiny storybook."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from triptych import comparison
+from triptych.engine.device import settle
+from triptych.errors import RecipeError
+from triptych.pipeline.runner import Runner
+from triptych.progress import Silent
+from triptych.recipe import load
+
+TINY = Path(__file__).parent / "tiny.yaml"
+OWN = 'compare=[{method: rloo, learning_rate: 2e-4, kl: 0.01}]'
+
+
+def test_a_method_has_its_own_settings_and_the_budget_of_improve() -> None:
+    recipe = load(TINY, [OWN, "improve.steps=3"])
+    rloo, ppo = recipe.with_method("rloo").improve, recipe.with_method("ppo").improve
+    assert (rloo.method, rloo.kl, rloo.learning_rate, rloo.steps, rloo.group) == ("rloo", 0.01, 2e-4, 3, 4)
+    assert (ppo.method, ppo.kl_in, ppo.learning_rate, ppo.steps) == ("ppo", "reward", 1e-4, 3)
+    assert recipe.with_method("grpo").improve == recipe.improve
+    assert comparison.chosen(recipe, None) == recipe.methods == ["grpo", "rloo", "ppo", "dpo", "best_of_n"]
+    assert comparison.chosen(recipe, "dpo, grpo,dpo") == ["dpo", "grpo"]
+    with pytest.raises(RecipeError, match="--methods: there is no 'sft'; there are grpo, rloo"):
+        comparison.chosen(recipe, "grpo,sft")
+
+
+def test_methods_stand_side_by_side(tmp_path: Path) -> None:
+    settle()
+    recipe = load(TINY, [OWN, "improve.steps=2"])
+    runner = Runner(tmp_path / "run", Silent(), recipe.seed)
+    found = comparison.compare(recipe, runner, ["rloo", "best_of_n"], seeds=2)
+    assert {row.method for row in found.methods} == {"rloo", "best_of_n"}
+    assert all(row.seeds == 2 and row.seconds > 0 for row in found.methods)
+    assert found.budget == {"updates": 2, "answers": 2 * 4 * 4}
+    for row in found.methods:
+        assert row.gain == pytest.approx(row.score - found.before, abs=0.2)  # another seed asks with other noise
+        assert row.gain_interval[0] <= row.gain <= row.gain_interval[1]
+    names = [event["stage"] for event in runner.ledger.events() if event["event"] == "finished"]
+    assert names.count("instruct") == names.count("round-1/reward") == 1
+    assert names.count("compare-rloo/improve") == names.count("compare-rloo/gate") == 2
+
+    comparison.write(found, tmp_path)
+    assert json.loads((tmp_path / "compare.json").read_text())["methods"][0]["method"] == found.methods[0].method
+    page = (tmp_path / "compare.html").read_text()
+    assert page.count("<svg") == 2
+    assert "best_of_n" in page
+
+    again = comparison.compare(recipe, Runner(tmp_path / "run", Silent(), recipe.seed), ["rloo", "best_of_n"], seeds=2)
+    assert again == found

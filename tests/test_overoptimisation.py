@@ -1,0 +1,76 @@
+"""The curve of over-optimisation, and what a round says of itself."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+
+from triptych.improve.grpo import Grpo
+from triptych.improve.loop import Loop
+from triptych.improve.overoptimisation import fitted
+
+KLS = [0.25, 1.0, 2.25, 4.0, 9.0, 16.0]
+
+
+@pytest.mark.parametrize("best_of_n", [True, False])
+def test_a_curve_is_found_again(best_of_n: bool) -> None:
+    def score(kl: float) -> float:
+        d = math.sqrt(kl)
+        return 0.3 + d * (0.4 - 0.1 * (d if best_of_n else math.log(d)))
+
+    found = fitted(KLS, [score(kl) for kl in KLS], 0.3, best_of_n=best_of_n)
+    assert found is not None
+    assert (found.alpha, found.beta) == (pytest.approx(0.4), pytest.approx(0.1))
+    assert found.residual == pytest.approx(0, abs=1e-9)
+    assert found.peak == pytest.approx(4.0 if best_of_n else math.exp(2 * 3.0))
+    nearby = [score(found.peak * factor) for factor in (0.9, 1.0, 1.1)]
+    assert nearby[1] == max(nearby)
+
+
+def test_a_curve_that_only_rises_has_no_peak_and_few_points_no_curve() -> None:
+    found = fitted(KLS, [math.sqrt(kl) * (0.1 + 0.02 * math.sqrt(kl)) for kl in KLS], 0.0, best_of_n=True)
+    assert found is not None
+    assert found.peak is None
+    assert fitted([0.0, 1.0, 2.0, 3.0], [0.0, 1.0, 1.0, 1.0], 0.0, best_of_n=False) is None
+
+
+def ran(keep: str, judged: list[float], **numbers: list[float]) -> Loop:
+    """A loop that has run: the judge's score at the reference, then at steps 2, 4 and 6."""
+    loop = Loop.__new__(Loop)
+    loop.config = Grpo(steps=6, watch_every=2, keep=keep)  # type: ignore[arg-type]
+    loop.judge = object()  # type: ignore[assignment]
+    usual: dict[str, list[float]] = {
+        "validation_reward": [0.0, 1.0, 2.0, 3.0], "validation_kl": [0.0, 1.0, 4.0, 9.0],
+        "validation_length": [20.0] * 4, "entropy": [2.0, 2.0, 1.9, 1.8], "sampler_mismatch": [0.0] * 4,
+    }
+    columns = usual | numbers | {"validation_judge": judged}
+    rows: list[dict[str, Any]] = [{name: values[i] for name, values in columns.items()} for i in range(4)]
+    loop.start = rows[0]
+    loop.curve = [{"step": 2 * i, **rows[i]} for i in range(1, 4)]
+    return loop
+
+
+def test_the_judges_best_is_kept_and_over_optimisation_is_said() -> None:
+    turned = ran("best", [0.5, 0.6, 0.7, 0.4])
+    assert turned.kept == 4
+    (alarm,) = turned.alarms()
+    assert alarm.startswith("over-optimised: from step 4 to 6 the reward rose by 1.00 while the judge's score fell by")
+    assert ran("last", [0.5, 0.6, 0.7, 0.4]).kept == 6
+    rising = ran("best", [0.5, 0.6, 0.7, 0.8])
+    assert (rising.kept, rising.alarms()) == (6, [])
+    assert ran("best", [0.5, 0.7, 0.7, 0.7]).kept == 6  # of equals the one that learnt longest
+
+
+@pytest.mark.parametrize(
+    ("numbers", "words"),
+    [
+        ({"entropy": [2.0, 2.0, 1.0, 0.5]}, "entropy fell from 2.00 to 0.50"),
+        ({"sampler_mismatch": [0.0, 0.0, 0.3, 0.0]}, "sampler and trainer differ by up to 0.30 nats"),
+        ({"validation_length": [20.0, 25.0, 30.0, 40.0]}, "answers grew from 20 to 40 tokens"),
+    ],
+)
+def test_other_limits_are_named(numbers: dict[str, list[float]], words: str) -> None:
+    (alarm,) = ran("best", [0.5, 0.6, 0.7, 0.8], **numbers).alarms()
+    assert alarm.startswith(words)
