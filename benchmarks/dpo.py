@@ -8,7 +8,7 @@ from typing import Any
 from benchmarks.row import Case, Row, Run, Setting
 from benchmarks.updates import MANY
 
-PAIRS_OF_AN_UPDATE = 8
+PAIRS_OF_AN_UPDATE = 24  # those of the reward model's row
 BETA = 0.1
 
 

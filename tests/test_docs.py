@@ -100,7 +100,7 @@ def models(kind: type[BaseModel], place: str = "") -> Iterator[tuple[str, type[B
     for name, info in kind.model_fields.items():
         for inner in models_in(info.annotation):
             section = "feedback" if name == "feedback" else f"{place}.{info.alias or name}".lstrip(".")
-            section = "feedback.N.exact" if section == "feedback.exact" else section
+            section = re.sub(r"^feedback\.(\w+)$", r"feedback.N.\1", section)
             section = "lora" if name == "lora" else section
             section = "improve" if section == "compare" else section
             yield from models(inner, section)
@@ -142,7 +142,8 @@ def of_method(kind: type[BaseModel]) -> str:
 
 def shared(place: str) -> str:
     """The section that documents a place: a judge's and a mixture's rewards are those of `reward`."""
-    return re.sub(r"^reward\.parts\.reward", "reward", re.sub(r"^gate\.judge\.", "reward.", place))
+    place = re.sub(r"^gate\.judge\.", "reward.", place)
+    return re.sub(r"^(reward\.parts\.reward|feedback\.N\.judged\.by)", "reward", place)
 
 
 def default_of(info: FieldInfo) -> object:

@@ -9,7 +9,7 @@ import pytest
 
 from triptych.data.files import read_comparisons, write
 from triptych.errors import RunError
-from triptych.feedback.labelling import Labelling, _compared, label
+from triptych.feedback.labelling import ExactLabelling, _compared, label
 from triptych.pipeline.stage import Desk, Metrics
 from triptych.progress import Silent
 from triptych.records import Comparison, Conversation, Prompt, Rollout, user
@@ -46,24 +46,24 @@ def group(number: int, *answers: str) -> list[Rollout]:
 @pytest.mark.parametrize("seed", [1, 2])
 def test_labels_are_flipped_at_the_stated_rate(noise: float, seed: int) -> None:
     groups = [group(i, "1", "2", "3") for i in range(2000)]
-    found = _compared(groups, Digits(), Labelling(noise=noise), seed)
+    found = _compared(groups, Digits(), ExactLabelling(noise=noise), seed)
     flipped = sum(float(row.chosen) < float(row.rejected) for row in found) / len(found)
     assert flipped == pytest.approx(noise, abs=0.02 if noise else 0)
 
 
 def test_ties_empty_and_equal_answers_are_not_compared() -> None:
     groups = [group(0, "4", "4", "4.0"), group(1, "5", ""), group(2, "6", " "), group(3, "1", "7")]
-    (only,) = _compared(groups, Digits(), Labelling(noise=0.0), 1)
+    (only,) = _compared(groups, Digits(), ExactLabelling(noise=0.0), 1)
     assert (only.chosen, only.rejected, only.source) == ("7", "1", "digits")
 
 
 def test_the_same_seed_gives_the_same_labels_and_another_other_ones() -> None:
     groups = [group(i, "1", "2") for i in range(300)]
-    one, same, other = (_compared(groups, Digits(), Labelling(noise=0.3), seed) for seed in (1, 1, 2))
+    one, same, other = (_compared(groups, Digits(), ExactLabelling(noise=0.3), seed) for seed in (1, 1, 2))
     assert one == same != other
 
 
-CONFIG = Labelling(prompts=20, answers=3, noise=0.1, heldout=0.3, max_tokens=8)
+CONFIG = ExactLabelling(prompts=20, answers=3, noise=0.1, heldout=0.3, max_tokens=8)
 
 
 @pytest.fixture(scope="module")

@@ -85,6 +85,19 @@ def test_a_mixtures_parts_are_stages_and_its_functions_are_not_run_from_a_releas
     assert not any(str(place) in text for text in told)
 
 
+JUDGED = ("feedback=[{judged: {by: {kind: judge}, prompts: 24, answers: 4, least_difference: 1e-9, max_tokens: 24, "
+          "heldout: 0.4}}]")
+
+
+def test_a_language_model_labels_what_the_champion_writes(place: Path) -> None:
+    family, _ = run(place, JUDGED)
+    feedback = family.rounds[0].feedback
+    assert feedback is not None
+    assert feedback.metrics["labelled_by"] == "a language model"
+    assert feedback.metrics["comparisons"] > 0
+    assert "ceiling" not in feedback.metrics
+
+
 @pytest.mark.parametrize(("override", "message"), [
     ("reward.kind=regression", "feedback must name ratings"),
     ("reward={kind: magic}", "kind must be one of pairwise, regression, ensemble, rules, judge, mixture"),
@@ -96,6 +109,12 @@ def test_a_mixtures_parts_are_stages_and_its_functions_are_not_run_from_a_releas
 def test_what_a_reward_cannot_be_is_said_with_what_would_be_right(place: Path, override: str, message: str) -> None:
     with pytest.raises(RecipeError, match=message.replace("(", r"\(")):
         load(place / "recipe.yaml", [override])
+
+
+def test_who_labels_may_not_judge_at_the_gate(place: Path) -> None:
+    by = "{kind: judge, endpoint: {url: 'http://127.0.0.1:9/v1', model: m}}"
+    with pytest.raises(RecipeError, match=r"gate\.judge labels the comparisons too"):
+        load(place / "recipe.yaml", [f"feedback=[{{judged: {{by: {by}}}}}]", f"gate.judge={by}"])
 
 
 def test_a_function_outside_the_recipes_folder_is_refused(place: Path, tmp_path: Path) -> None:

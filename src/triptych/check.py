@@ -44,7 +44,7 @@ from triptych.engine.memory import Architecture
 from triptych.errors import DataError, Fault, ModelError, RecipeError, TriptychError
 from triptych.pipeline.stage import Desk
 from triptych.progress import Silent
-from triptych.recipe import JudgeSection, Recipe, load
+from triptych.recipe import JudgedLabelling, JudgeSection, Recipe, load
 from triptych.records import Comparison, Conversation, Prompt, Record
 from triptych.reward.ensemble import EnsembleReward
 from triptych.reward.mixture import MixtureReward
@@ -126,7 +126,8 @@ def stage_names(recipe: Recipe) -> list[str]:
             audits = ["audit"] if recipe.labelling or recipe.comparison_files else []
             parts = [*reward_names("reward", recipe.reward), *audits, *parts]
         if recipe.labelling:
-            parts = ["feedback", *parts]
+            labeller = ["labeller"] if isinstance(recipe.labelling, JudgedLabelling) else []
+            parts = [*labeller, "feedback", *parts]
         names += [f"round-{number}/{part}" for part in parts]
     return [*names, "test/base", "test/instruct", *(f"test/round-{number}" for number in rounds)]
 

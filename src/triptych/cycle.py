@@ -24,7 +24,7 @@ from triptych.instruct.finetuning import Finetuning, finetune
 from triptych.pipeline.artifact import Artifact
 from triptych.pipeline.runner import Runner
 from triptych.pipeline.stage import Stage
-from triptych.recipe import AuditSection, Recipe, settings
+from triptych.recipe import AuditSection, JudgedLabelling, Recipe, settings
 from triptych.reward.audit.stage import Audit, audit
 from triptych.reward.ensemble import EnsembleReward
 from triptych.reward.judge import POLICY, JudgeReward
@@ -279,6 +279,10 @@ def collect(
     if recipe.labelling is None:
         return before
     inputs = {"data": data, "author": champion} | ({"earlier": before} if before else {})
+    if isinstance(recipe.labelling, JudgedLabelling):
+        asked = recipe.labelling.by
+        made = make_reward(recipe, runner, f"round-{number}/labeller", asked, {"champion": champion}, {})
+        judge = opened(recipe, runner, asked, made[""], champion, name="a language model")
     return runner.run(Stage(
         f"round-{number}/feedback", label, recipe.labelling, inputs, {"judge": judge, "round": number}
     ))

@@ -19,7 +19,7 @@ from triptych.data.intake import Intake
 from triptych.errors import RecipeError
 from triptych.evaluate.gate import Gate
 from triptych.evaluate.measurement import Measurement
-from triptych.feedback.labelling import Labelling
+from triptych.feedback.labelling import ExactLabelling, Labelling
 from triptych.improve.best_of_n import BestOfN
 from triptych.improve.dpo import Dpo
 from triptych.improve.grpo import Grpo
@@ -74,7 +74,23 @@ class FileFeedback(Config):
 class ExactFeedback(Config):
     """Comparisons of what the champion writes, labelled by the storybook's exact judge in every round."""
 
-    exact: Labelling = Labelling()
+    exact: ExactLabelling = ExactLabelling()
+
+
+class JudgedLabelling(Labelling):
+    """Labels by a language model.
+
+    Attributes:
+        by: the model; it may be the champion itself.
+    """
+
+    by: JudgeReward
+
+
+class JudgedFeedback(Config):
+    """Comparisons of what the champion writes, labelled by a language model in every round."""
+
+    judged: JudgedLabelling
 
 
 class AuditSection(Audit):
@@ -235,7 +251,7 @@ class Recipe(Config):
     storybook: Storybook | None = None
     base: BaseSection
     instruct: InstructSection = InstructSection()
-    feedback: tuple[FileFeedback | RatingFeedback | ExactFeedback, ...] = ()
+    feedback: tuple[FileFeedback | RatingFeedback | ExactFeedback | JudgedFeedback, ...] = ()
     reward: RewardSection = PairwiseSection()
     improve: ImproveSection = GrpoSection()
     compare: tuple[ImproveSection, ...] = ()
@@ -264,17 +280,22 @@ class Recipe(Config):
             or self.base.train is None
         ):
             raise ValueError("the storybook brings all of the data; files of your own go into a recipe without it")
-        if len(exact) > 1:
-            raise ValueError("feedback may name the exact judge once")
+        if len([source for source in self.feedback if isinstance(source, ExactFeedback | JudgedFeedback)]) > 1:
+            raise ValueError("feedback may name one judge that labels, once")
         if isinstance(self.gate.judge, JudgeSection) and not files:
             raise ValueError("gate.judge is a reward model, which needs comparisons from a file in `feedback`")
         judge = self.gate.judge
         if isinstance(judge, JudgeReward) and judge.model == POLICY and judge.endpoint is None:
             raise ValueError("gate.judge may not be the policy, which is what it judges: name a model or an endpoint")
-        if isinstance(self.improve, DpoSection) and self.improve.pairs == "comparisons" and not (files or exact):
+        labelling = self.labelling
+        if isinstance(judge, JudgeReward) and isinstance(labelling, JudgedLabelling) and (
+            (judge.model, judge.endpoint) == (labelling.by.model, labelling.by.endpoint)
+        ):
+            raise ValueError("gate.judge labels the comparisons too, and may take no part in training: name another")
+        if isinstance(self.improve, DpoSection) and self.improve.pairs == "comparisons" and not (files or labelling):
             raise ValueError("improve.pairs is comparisons, and feedback names none")
         kinds = within(self.reward.reward)
-        if any(isinstance(each, PairwiseReward | EnsembleReward) for each in kinds) and not (files or exact):
+        if any(isinstance(each, PairwiseReward | EnsembleReward) for each in kinds) and not (files or labelling):
             raise ValueError("feedback must name comparisons, on which the reward model is trained: [{file: ...}]")
         if any(isinstance(each, RegressionReward) for each in kinds) and not self.rating_files:
             raise ValueError("feedback must name ratings, on which the reward model is trained: [{ratings: ...}]")
@@ -308,7 +329,12 @@ class Recipe(Config):
     @property
     def labelling(self) -> Labelling | None:
         """How new comparisons are labelled in every round, if they are."""
-        return next((source.exact for source in self.feedback if isinstance(source, ExactFeedback)), None)
+        for source in self.feedback:
+            if isinstance(source, ExactFeedback):
+                return source.exact
+            if isinstance(source, JudgedFeedback):
+                return source.judged
+        return None
 
     @property
     def intake(self) -> Intake:
@@ -385,4 +411,6 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     recipe.reward_files(recipe.reward.reward)
     if isinstance(recipe.gate.judge, RulesReward | JudgeReward):
         recipe.reward_files(recipe.gate.judge)
+    if isinstance(recipe.labelling, JudgedLabelling):
+        recipe.reward_files(recipe.labelling.by)
     return recipe

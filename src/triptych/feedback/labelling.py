@@ -33,7 +33,6 @@ class Labelling(Config):
         prompts: asked in a round.
         answers: sampled for each; every two of them are compared, as in Ouyang et al. (2022).
         least_difference: answers whose scores differ by less are a tie, about which nobody is asked.
-        noise: the rate at which labels are flipped.
         heldout: share of the prompts whose comparisons are never trained on.
         max_tokens: an answer is cut there.
     """
@@ -41,9 +40,18 @@ class Labelling(Config):
     prompts: int = Field(default=1000, ge=10)
     answers: int = Field(default=4, ge=2)
     least_difference: float = Field(default=0.1, gt=0)
-    noise: float = Field(default=0.1, ge=0, lt=0.5)
     heldout: float = Field(default=0.2, gt=0, lt=1)
     max_tokens: int = Field(default=96, ge=1)
+
+
+class ExactLabelling(Labelling):
+    """Labels by a judge that never errs.
+
+    Attributes:
+        noise: the rate at which labels are flipped.
+    """
+
+    noise: float = Field(default=0.1, ge=0, lt=0.5)
 
 
 def label(
@@ -76,14 +84,14 @@ def label(
         before = read_comparisons(earlier / f"{name}.jsonl") if earlier else []
         write(desk.output / f"{name}.jsonl", [*before, *part])
     compared = len(groups) * config.answers * (config.answers - 1) // 2
-    return {
+    found = {
         "labelled_by": judge.name,
         "answers": len(groups) * config.answers,
         "comparisons": len(new),
         "ties": compared - len(new),
-        "noise": config.noise,
-        "ceiling": 1 - config.noise,
     }
+    # What a judge that may err gets wrong is not known.
+    return found | ({"noise": config.noise, "ceiling": 1 - config.noise} if isinstance(config, ExactLabelling) else {})
 
 
 def _compared(
@@ -91,6 +99,7 @@ def _compared(
 ) -> list[Comparison]:
     """Every two answers of a group, the better one chosen, flipped at the rate `noise`."""
     rollouts = [rollout for group in groups for rollout in group]
+    noise = config.noise if isinstance(config, ExactLabelling) else 0.0
     scores = iter(judge.score([Conversation(rollout.prompt, rollout.answer) for rollout in rollouts]))
     found = []
     for group in groups:
@@ -100,7 +109,7 @@ def _compared(
             if alike or not a.answer.strip() or not b.answer.strip():
                 continue
             better, worse = (a, b) if score_a > score_b else (b, a)
-            if fraction(f"flip {place} {a.prompt.key}", seed) < config.noise:
+            if fraction(f"flip {place} {a.prompt.key}", seed) < noise:
                 better, worse = worse, better
             found.append(Comparison(a.prompt, better.answer, worse.answer, source=judge.name))
     return found
