@@ -48,12 +48,16 @@ class SteppedDesk(Desk):
 
 def stepped(stage: Callable[[Desk], object], scratch: Path, every: int = 1) -> Iterator[Update]:
     """The updates of a stage."""
-    settle()
     updates = Updates(every)
     desk = SteppedDesk(
         Path(mkdtemp(dir=scratch)), scratch, _Steps(updates), seed=0, checkpoint_seconds=float("inf")
     )
-    return updates.of(lambda: stage(desk))
+
+    def training() -> None:
+        settle()  # which device is the default, and how many threads there are, is each thread's own
+        stage(desk)
+
+    return updates.of(training)
 
 
 def artifact(folder: Path, model: Path) -> Path:

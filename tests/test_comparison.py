@@ -28,6 +28,10 @@ def test_a_method_has_its_own_settings_and_the_budget_of_improve() -> None:
     assert comparison.chosen(recipe, "dpo, grpo,dpo") == ["dpo", "grpo"]
     with pytest.raises(RecipeError, match="--methods: there is no 'sft'; there are grpo, rloo"):
         comparison.chosen(recipe, "grpo,sft")
+    adapted = load(TINY, ["improve.lora={}"])
+    with pytest.raises(RecipeError, match="ppo cannot be compared on this recipe's budget: ppo trains a value head"):
+        comparison.chosen(adapted, None)
+    assert comparison.chosen(adapted, "grpo,rloo") == ["grpo", "rloo"]
 
 
 def test_methods_stand_side_by_side(tmp_path: Path) -> None:

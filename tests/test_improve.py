@@ -34,7 +34,7 @@ from triptych.improve.best_of_n import Best, BestOfN, best
 from triptych.improve.dpo import Dpo, best_and_worst
 from triptych.improve.grpo import Grpo
 from triptych.improve.loop import Answers, Improvement, Loop, passes
-from triptych.improve.on_policy import measured, penalised, steered
+from triptych.improve.on_policy import measured, paid, steered
 from triptych.improve.ppo import Ppo
 from triptych.improve.rloo import Rloo
 from triptych.pipeline.stage import Desk
@@ -140,7 +140,10 @@ def test_the_price_of_distance_is_steered_to_a_target(kl: float, factor: float) 
     config = Grpo(kl=0.5, kl_target=2.0)
     assert steered(config, []) == 0.5
     assert steered(config, [{"beta": 0.5, "kl": kl}]) == pytest.approx(0.5 * factor)
+    assert steered(config, [{"beta": 0.5, "kl": kl}, {"beta": 0.7, "kl": math.nan}]) == pytest.approx(0.5 * factor)
     assert steered(Grpo(kl=0.5), [{"beta": 0.5, "kl": kl}]) == 0.5
+    with pytest.raises(ValueError, match="0 stays 0"):
+        Grpo(kl=0, kl_target=2.0)
 
 
 def test_distance_is_paid_once_in_the_loss_or_in_the_reward(policies: list[Policy]) -> None:
@@ -149,8 +152,9 @@ def test_distance_is_paid_once_in_the_loss_or_in_the_reward(policies: list[Polic
     for kind in ("loss", "reward"):
         config = Grpo(group=3, kl=0.5, kl_in=kind)  # type: ignore[arg-type]
         found = measured(reference, Answers(groups, rewards), config, [])
-        paid = rewards - penalised(found, config)
-        torch.testing.assert_close(paid, 0.5 * found.distances if kind == "reward" else torch.zeros_like(rewards))
+        price = paid(found, config)
+        expected = 0.5 * (found.distances - found.distances.mean(dim=1, keepdim=True))
+        torch.testing.assert_close(price, expected if kind == "reward" else torch.zeros_like(rewards))
         assert {batch.kl for batch in grpo.step(reference, Answers(groups, rewards), config).batches} \
             == {0.5 if kind == "loss" else 0.0}
     alone = float(sum(groups[1][2].logprobs) - reference.logprobs(groups)[5].sum())

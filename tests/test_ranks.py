@@ -9,6 +9,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +25,12 @@ from triptych.engine.models import load_policy
 from triptych.engine.packing import fill
 from triptych.engine.scoring import RewardModel
 from triptych.engine.training import WholeMuon
-from triptych.improve import dpo, grpo
+from triptych.improve import dpo, grpo, ppo, rloo
 from triptych.improve.dpo import Dpo
 from triptych.improve.grpo import Grpo
 from triptych.improve.loop import Improvement
+from triptych.improve.ppo import Ppo
+from triptych.improve.rloo import Rloo
 from triptych.instruct.finetuning import Finetuning, finetune
 from triptych.pipeline.stage import Desk
 from triptych.progress import Silent
@@ -42,7 +45,8 @@ GRPO = Grpo(
     steps=3, prompts_per_step=5, group=4, max_tokens=8, micro_batch=256, watch_every=2, watch_prompts=8,
     learning_rate=3e-3,
 )
-DPO = Dpo(**GRPO.model_dump(include=set(Improvement.model_fields)))
+BUDGET = GRPO.model_dump(include=set(Improvement.model_fields))
+DPO = Dpo(**BUDGET)
 PRETRAINING = Pretraining(
     vocabulary=300, width=24, layers=2, heads=2, key_value_heads=1, context=64, tokens=1500, batch=256
 )
@@ -89,6 +93,18 @@ def adapted(config: Any) -> Any:
     return config.model_copy(update={"lora": Lora(rank=4)})
 
 
+class Falling:
+    """A judge who likes the policy of the second step best, told by how often it was asked."""
+
+    name = identity = "falling"
+
+    def __init__(self) -> None:
+        self.scores = [0.5, 0.9, 0.1]
+
+    def score(self, conversations: Sequence[Conversation]) -> list[float]:
+        return [self.scores.pop(0)] * len(conversations)
+
+
 def work(data: Path, policy: Path, folder: Path) -> None:
     """Every stage that trains; what it measured is written down by every rank."""
     found = {
@@ -105,6 +121,10 @@ def work(data: Path, policy: Path, folder: Path) -> None:
     for name, config in {"grpo": GRPO, "grpo-lora": adapted(GRPO)}.items():
         found[name] = grpo.improve(desk(folder, name), config, policy, data, scorer, judge=None)
     found["dpo"] = dpo.improve(desk(folder, "dpo"), DPO, policy, data, scorer, judge=None)
+    found["rloo"] = rloo.improve(desk(folder, "rloo"), Rloo(**BUDGET), policy, data, scorer, judge=None)
+    found["ppo"] = ppo.improve(desk(folder, "ppo"), Ppo(**BUDGET), policy, data, scorer, judge=None)
+    found["kept"] = grpo.improve(desk(folder, "kept"), adapted(GRPO), policy, data, scorer, judge=Falling())
+    assert found["kept"]["kept"] == 2
     (folder / f"measured-{ranks.rank()}.json").write_text(json.dumps(found))
 
 
@@ -171,7 +191,9 @@ def moved(folder: Path, start: Path) -> float:
     return difference(folder, start / "model")
 
 
-STAGES = ["base", "instruct", "reward", "grpo", "dpo", "instruct-lora", "reward-lora", "grpo-lora"]
+STAGES = [
+    "base", "instruct", "reward", "grpo", "dpo", "rloo", "ppo", "kept", "instruct-lora", "reward-lora", "grpo-lora",
+]
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -192,7 +214,7 @@ def test_every_rank_knows_the_same_numbers(both: tuple[Path, Path]) -> None:
     for stage, numbers in one.items():
         for name, value in numbers.items():
             close = MUON if stage == "base" else TOLERANCE
-            expected = value if isinstance(value, str) else pytest.approx(value, rel=close, abs=close)
+            expected = value if isinstance(value, str | list) else pytest.approx(value, rel=close, abs=close)
             assert two[0][stage][name] == expected, (stage, name)
 
 

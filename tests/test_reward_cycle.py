@@ -85,6 +85,26 @@ def test_a_mixtures_parts_are_stages_and_its_functions_are_not_run_from_a_releas
     assert not any(str(place) in text for text in told)
 
 
+SELF_REWARDING = (
+    "reward={kind: judge, model: policy, audit: {required: false}}",
+    "improve={method: dpo, steps: 1, prompts_per_step: 4, group: 4, max_tokens: 24, watch_prompts: 8, rounds: 2}",
+)
+
+
+def test_a_policy_that_rewards_itself_is_measured_as_a_judge_in_every_round(place: Path) -> None:
+    recipe = load(place / "recipe.yaml", SELF_REWARDING)
+    runner, family = Runner(place / "run", Silent(), recipe.seed), Family()
+    cycle(recipe, runner, family)
+    assert [artifact.name for artifact in runner.done] == stage_names(recipe)
+    audits = [round.audit for round in family.rounds]
+    assert all(audit is not None and 0 <= audit.metrics["accuracy"] <= 1 for audit in audits)
+    for round in family.rounds:
+        assert round.reward is not None
+        assert round.reward.manifest["parents"]["policy"]["stage"] in ("instruct", "round-1/improve")
+        assert round.candidate is not None
+        assert round.candidate.metrics["method"] == "dpo"
+
+
 JUDGED = ("feedback=[{judged: {by: {kind: judge}, prompts: 24, answers: 4, least_difference: 1e-9, max_tokens: 24, "
           "heldout: 0.4}}]")
 

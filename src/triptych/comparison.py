@@ -13,11 +13,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field
+from pydantic import Field, ValidationError
 
 from triptych.configuration import Config
 from triptych.cycle import Family, Round, begin, candidate_and_gate, reward_of_round
 from triptych.errors import RecipeError
+from triptych.improve.dpo import Dpo
 from triptych.intervals import Interval, mean_interval
 from triptych.pipeline.artifact import Artifact, write_whole
 from triptych.pipeline.ledger import Ledger
@@ -113,6 +114,15 @@ def chosen(recipe: Recipe, names: str | None) -> list[str]:
     wanted = [name.strip() for name in names.split(",")] if names else known
     if unknown := [name for name in wanted if name not in known]:
         raise RecipeError(f"--methods: there is no {unknown[0]!r}; there are {', '.join(known)}")
+    for name in wanted:
+        try:
+            own = recipe.with_method(name).improve.own
+        except ValidationError as error:
+            reason = error.errors()[0]["msg"].removeprefix("Value error, ")
+            raise RecipeError(f"{name} cannot be compared on this recipe's budget: {reason}; name the others with "
+                              "--methods") from None
+        if isinstance(own, Dpo) and own.pairs == "comparisons" and not (recipe.comparison_files or recipe.labelling):
+            raise RecipeError("compare: dpo's pairs are comparisons, and feedback names none")
     return list(dict.fromkeys(wanted))
 
 

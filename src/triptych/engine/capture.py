@@ -7,9 +7,12 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+FEW = 4
+"""So many calls with the same shapes are not worth a recording."""
+
 
 class Recorded:
-    """A function of tensors that is recorded as a CUDA graph at its first call with each shape of them.
+    """A function of tensors that is recorded as a CUDA graph once it is called often with the same shapes.
 
     The function works on the device alone and waits for nothing. What else it reads or writes stays where it is.
 
@@ -19,11 +22,15 @@ class Recorded:
 
     def __init__(self, function: Callable[..., Tensor]) -> None:
         self.function = function
+        self._calls: dict[tuple[torch.Size, ...], int] = {}
         self._graphs: dict[tuple[torch.Size, ...], tuple[torch.cuda.CUDAGraph, list[Tensor], Tensor]] = {}
 
     def __call__(self, *arguments: Tensor) -> Tensor:
         """The function's result for these arguments."""
         shapes = tuple(argument.shape for argument in arguments)
+        self._calls[shapes] = self._calls.get(shapes, 0) + 1
+        if self._calls[shapes] <= FEW:
+            return self.function(*arguments)
         if shapes not in self._graphs:
             self._graphs[shapes] = self._record(arguments)
         graph, places, result = self._graphs[shapes]

@@ -48,18 +48,7 @@ class Checkpoint:
             "state": state,
         }
         self.saved = time.monotonic()
-        if ranks.rank() > 0:
-            return
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        partial = self.path.with_suffix(".partial")
-        with open(partial, "wb") as file:
-            try:
-                torch.save(content, file)
-            except RuntimeError as error:  # so torch says that a write failed
-                raise OSError(errno.ENOSPC, f"{partial} could not be written: {error}") from error
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, self.path)
+        write_tensors(self.path, content)
 
     def restore(self, model: nn.Module, optimizers: Sequence[Optimizer]) -> dict[str, Any] | None:
         """Loads the last state into model and optimizers; None where there is none."""
@@ -75,6 +64,22 @@ class Checkpoint:
                 moments.update({name: ranks.sliced(tensor, parameter) for name, tensor in moments.items()})
         state: dict[str, Any] = content["state"]
         return state
+
+
+def write_tensors(path: Path, content: object) -> None:
+    """Writes a file of tensors that is there whole, or not at all; all ranks call it, the first writes."""
+    if ranks.rank() > 0:
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    with open(partial, "wb") as file:
+        try:
+            torch.save(content, file)
+        except RuntimeError as error:  # so torch says that a write failed
+            raise OSError(errno.ENOSPC, f"{partial} could not be written: {error}") from error
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)
 
 
 def _trained(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:

@@ -150,10 +150,10 @@ class SlotCache:
         """
         padding = [0] * (count - len(running))
         own = [(0 if self.shared else s.prompt_length) + len(s.sample.tokens) - 1 for s in running]
-        # Each sequence's place among the rows of its prompt, and back.
-        self.places = torch.tensor([s.place * self.members + s.request % self.members for s in running])
-        self.returns = torch.cat([self.places, torch.tensor(padding, dtype=torch.long)])
-        self.occupied = max((s.place for s in running), default=0) + 1
+        if self.shared:  # each sequence's place among the rows of its prompt, and back
+            self.places = torch.tensor([s.place * self.members + s.request % self.members for s in running])
+            self.returns = torch.cat([self.places, torch.tensor(padding, dtype=torch.long)])
+            self.occupied = max((s.place for s in running), default=0) + 1
         self.slots.reach(max(own) + 1)
         given = [s.prompt_length if self.shared else 0 for s in running]
         tokens = [s.next_token for s in running]
@@ -174,8 +174,10 @@ class SlotCache:
         heads, n, width = query.shape[1:]
         kv_heads = key.shape[1]
         keys, values = self.slots.keys[layer], self.slots.values[layer]
-        keys[self.active, :, self.own] = key[0].transpose(0, 1).to(keys.dtype)
-        values[self.active, :, self.own] = value[0].transpose(0, 1).to(values.dtype)
+        # Indices side by side: with others between them an accelerator copies the whole cache to write a few rows.
+        places = (self.active[:, None], torch.arange(kv_heads)[None], self.own[:, None])
+        keys[places] = key[0].transpose(0, 1).to(keys.dtype)
+        values[places] = value[0].transpose(0, 1).to(values.dtype)
         # The query heads that share a key-value head are rows of one product.
         rows = query[0].transpose(0, 1).reshape(n, kv_heads, heads // kv_heads, width)
         if not self.shared:
@@ -297,6 +299,7 @@ def generate(
     shared = longest * (n - 1) >= SHARED * n and not on_device
     if slots is None:
         held = sampling.max_tokens + longest // n if shared else longest + sampling.max_tokens
+        held += DEEPER["cuda"] // 2 if on_device else 0  # what is held is rounded up
         slots = max(1, min(256, CACHE // (held * _bytes_per_token(model))))
     # Slots are taken by whole groups, so that a prompt is computed once for all its answers.
     slots = max(n, slots // n * n)
@@ -308,10 +311,12 @@ def generate(
     def step(tokens: Tensor, own: Tensor, given: Tensor) -> Tensor:
         return _logits(model, hidden_states(model, tokens, cache.begin(own, given), cache))
 
+    # Rotary embeddings of the kind "dynamic" look at the positions on the host, which cannot be recorded.
+    recordable = on_device and not any(getattr(part, "rope_type", "") == "dynamic" for part in model.modules())
     recorded: dict[int, Recorded] = {}
 
     def computed(*state: Tensor) -> Tensor:
-        if not on_device:
+        if not recordable:
             return step(*state)
         if cache.slots.depth not in recorded:
             recorded.clear()  # a deeper cache lies elsewhere

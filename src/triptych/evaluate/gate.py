@@ -24,7 +24,7 @@ from triptych.engine.scoring import Scorer, scored
 from triptych.evaluate.lengths import controlled
 from triptych.intervals import mean_interval, prompts_needed, wins
 from triptych.pipeline.stage import Desk, Metrics
-from triptych.records import Conversation, Rollout
+from triptych.records import Conversation, Document, Rollout
 
 Decision = Literal["promoted", "rejected", "too few prompts to tell"]
 PROMOTED: Decision = "promoted"
@@ -32,8 +32,8 @@ REJECTED: Decision = "rejected"
 UNDECIDED: Decision = "too few prompts to tell"
 
 
-CONTEXT = 512
-"""Plain text is read in pieces of so many tokens."""
+PIECE = 1000
+"""Characters of a document on which plain text is measured."""
 
 LEAST_PROMPTS = 6
 """Winning on every one of fewer prompts could be chance: 0.5^5 is over 2.5%."""
@@ -47,7 +47,7 @@ class Gate(Config):
         max_kl: the largest distance from the champion, in nats per answer; none by default.
         max_length_ratio: the candidate's mean answer length over the champion's.
         max_bits_ratio: bits per byte of plain text, the candidate's over the champion's, where the data hold text.
-        documents: how many held-out documents that is measured on.
+        documents: how many held-out documents that is measured on, the beginning of each.
         max_tokens: an answer is cut there.
     """
 
@@ -55,7 +55,7 @@ class Gate(Config):
     max_kl: float | None = Field(default=None, gt=0)
     max_length_ratio: float = Field(default=1.5, gt=0)
     max_bits_ratio: float | None = Field(default=1.25, gt=0)
-    documents: int = Field(default=200, ge=1)
+    documents: int = Field(default=64, ge=1)
     max_tokens: int = Field(default=96, ge=1)
 
 
@@ -120,7 +120,9 @@ def decide(
         numbers |= {f"{name}_before": sum(values[:count]) / count, f"{name}_after": sum(values[count:]) / count}
     text = data / "text_heldout.jsonl"
     if text.exists():
-        documents = read_documents(text)[: config.documents]
+        documents = [Document(each.text[:PIECE]) for each in read_documents(text)[: config.documents]]
+        documents = [each for each in documents if each.text.strip()]
+    if text.exists() and documents:
         for moment, side in (("before", before), ("after", after)):
             numbers[f"bits_{moment}"] = bits_per_byte(
                 side.policy.model, side.policy.tokenizer, documents, _context(side.policy)
@@ -131,7 +133,7 @@ def decide(
 
 def _context(policy: Policy) -> int:
     known = getattr(policy.model.config.get_text_config(), "max_position_embeddings", None)
-    return min(CONTEXT, known or CONTEXT)
+    return min(PIECE, known or PIECE)
 
 
 def verdict(config: Gate, numbers: dict[str, Any], needed: int) -> tuple[Decision, str]:

@@ -17,7 +17,7 @@ from triptych.engine.scoring import Scorer
 from triptych.engine.training import Row, Step
 from triptych.improve.advantages import centred, group_normalised
 from triptych.improve.loop import Answers, Loop
-from triptych.improve.on_policy import OnPolicy, Tokens, loss, measured, penalised
+from triptych.improve.on_policy import OnPolicy, Tokens, loss, measured, paid
 from triptych.improve.on_policy import step as on_policy_step
 from triptych.pipeline.stage import Desk, Metrics
 
@@ -49,7 +49,8 @@ def improve(
 def step(reference: Policy, scored: Answers, config: Grpo, curve: Sequence[Row] = ()) -> Step[Tokens]:
     """An update's batches, and what is known of its answers."""
     found = measured(reference, scored, config, curve)
-    rewards = penalised(found, config)
-    if config.advantage == "group":
-        return on_policy_step(found, group_normalised(rewards), config)
-    return on_policy_step(found, centred(rewards), config, divisor=rewards.numel() * config.max_tokens)
+    rewards = scored.rewards
+    if config.advantage == "group":  # normalised first: where all rewards are equal, distance alone would be blown up
+        return on_policy_step(found, group_normalised(rewards) - paid(found, config), config)
+    return on_policy_step(found, centred(rewards) - paid(found, config), config,
+                          divisor=rewards.numel() * config.max_tokens)

@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -22,6 +21,7 @@ from transformers import GenerationConfig
 from triptych.data.files import read_prompts
 from triptych.engine import attention, ranks
 from triptych.engine.adapters import adapt, learnt, merged
+from triptych.engine.checkpoint import write_tensors
 from triptych.engine.curve import write_curve
 from triptych.engine.generation import Sampling
 from triptych.engine.models import load_policy, load_tokenizer, save
@@ -92,6 +92,16 @@ class Answers:
     scores: Scores | None = None
     lines: Sequence[int] = ()
 
+    def replaced(self, places: Sequence[int], others: Answers) -> Answers:
+        """The same with other groups in these places."""
+        groups, rewards = list(self.groups), self.rewards.clone()
+        for place, group, row in zip(places, others.groups, others.rewards, strict=True):
+            groups[place], rewards[place] = group, row
+        size = rewards.shape[1]
+        answers = [place * size + member for place in places for member in range(size)]
+        scores = self.scores and others.scores and self.scores.replaced(answers, others.scores)
+        return Answers(groups, rewards, scores or None, self.lines)
+
     @property
     def fault(self) -> str | None:
         """What of them is not finite, so that nothing may be learnt from them."""
@@ -136,8 +146,9 @@ class Loop:
         self.load = partial(load_policy, folder, attention=attention.NAME)
         self.model: Any = self.load()
         adapt(self.model, config.lora, self.seed)
-        sampler = partial(VllmSampler, folder) if config.sampler == "vllm" else None
-        self.policy, self.reference = Policy(self.model, self.tokenizer, sampler), Policy.open(folder)
+        sampler = cache(partial(VllmSampler, folder)) if config.sampler == "vllm" else None  # one for both
+        self.policy = Policy(self.model, self.tokenizer, sampler)
+        self.reference = Policy(self.load(), self.tokenizer, sampler)
 
     @cached_property
     def lines(self) -> dict[str, int]:
@@ -174,10 +185,8 @@ class Loop:
             alike = [i for i, rewards in enumerate(found.rewards) if bool((rewards == rewards[0]).all())]
             if not alike:
                 break
-            again = self._written(author, [prompts[i] for i in alike], step, attempt)
-            for i, group in zip(alike, again, strict=True):
-                groups[i] = group
-            found = self._scored(groups, lines)
+            again = self._scored(self._written(author, [prompts[i] for i in alike], step, attempt), lines)
+            found = found.replaced(alike, again)
         return found
 
     def _written(self, author: Policy, prompts: Sequence[Prompt], step: int, attempt: int) -> list[list[Rollout]]:
@@ -206,21 +215,29 @@ class Loop:
         return [{"step": 0, **self.start}, *(row for row in self.curve if "validation_kl" in row)]
 
     @property
+    def best(self) -> list[Row]:
+        """The steps that the judge measured, those that it likes best in front; of equals the later one."""
+        judged = [row for row in self.watched[1:] if math.isfinite(row.get("validation_judge", math.nan))]
+        return sorted(judged, key=lambda row: (-row["validation_judge"], -row["step"]))
+
+    @property
     def kept(self) -> int:
-        """The step whose policy is the candidate."""
-        reached = self.watched[1:]
-        if self.config.keep == "last" or self.judge is None or not reached:
+        """The step whose policy is the candidate: the best of those whose weights are there."""
+        if self.config.keep == "last":
             return self.config.steps
-        return int(max(reached, key=lambda row: (row["validation_judge"], row["step"]))["step"])
+        there = (row["step"] for row in self.best if row["step"] == self.config.steps or self._policy(row).exists())
+        return int(next(there, self.config.steps))
 
     def overoptimisation(self) -> Overoptimisation | None:
         """The judge's score against the distance, where there are points enough."""
         if self.judge is None:
             return None
-        start, *reached = self.watched
+        reached, start = self.best, self.start["validation_judge"]
+        if not math.isfinite(start):
+            return None
         return fitted(
-            [row["validation_kl"] for row in reached], [row["validation_judge"] for row in reached],
-            start["validation_judge"], best_of_n=getattr(self.config, "method", "") == "best_of_n",
+            [row["validation_kl"] for row in reached], [row["validation_judge"] for row in reached], start,
+            best_of_n=getattr(self.config, "method", "") == "best_of_n",
         )
 
     def alarms(self) -> list[str]:
@@ -228,8 +245,8 @@ class Loop:
         start, *reached = self.watched
         found = []
         last = next((row for row in reversed(reached) if row["step"] == self.config.steps), None)
-        best = next((row for row in reached if row["step"] == self.kept), None)
-        if self.judge and last and best and last is not best:
+        best = next(iter(self.best), None)
+        if last and best and last is not best:
             fell = best["validation_judge"] - last["validation_judge"]
             if fell > LOST and last["validation_reward"] > best["validation_reward"]:
                 found.append(
@@ -238,11 +255,12 @@ class Loop:
                     f"{fell:.2f}, at {last['validation_kl']:.1f} nats; a better reward model, a larger kl or fewer "
                     "steps would help"
                 )
-        entropies = [row["entropy"] for row in self.curve if math.isfinite(row.get("entropy", math.nan))]
+        entropies = [row["entropy"] for row in self.curve
+                     if math.isfinite(row.get("entropy", math.nan)) and row.get("cut", 0.0) < 1]
         if len(entropies) > 1 and entropies[-1] < COLLAPSED * entropies[0]:
             found.append(
                 f"entropy fell from {entropies[0]:.2f} to {entropies[-1]:.2f} nats a token: the policy hardly varies; "
-                "raise kl or clip_higher, or lower the learning rate"
+                "raise kl, or lower the learning rate"
             )
         mismatch = max((row.get("sampler_mismatch", 0.0) for row in self.curve), default=0.0)
         if mismatch > MISMATCH:
@@ -290,35 +308,34 @@ class Loop:
         return curve
 
     def _remember(self, row: Row) -> None:
-        """Keeps the policy's weights while it is the best so far; what it was better than is let go.
+        """Keeps the policy's weights while it is the best so far, and those of the best before it.
 
-        A resumed run comes to the same weights again, so that nothing of this need be in a checkpoint.
+        A run that goes on from an earlier step finds its best there; what it comes to again is written again.
         """
         if self.config.keep == "last" or self.judge is None or row["step"] == self.config.steps:
             return
-        best = max((each["validation_judge"] for each in self.watched[1:]), default=-math.inf)
-        if not row["validation_judge"] >= best:
+        before = next(iter(self.best), None)
+        if not row["validation_judge"] >= (before["validation_judge"] if before else -math.inf):
             return
-        weights = {name: weight.detach().clone() for name, weight in learnt(self.model)}
-        if ranks.rank() == 0:
-            self.desk.scratch.mkdir(parents=True, exist_ok=True)
-            partial = self._best.with_suffix(".partial")
-            torch.save({"step": row["step"], "weights": weights}, partial)
-            os.replace(partial, self._best)
+        weights = dict(learnt(self.model, self.reference.model))
+        write_tensors(self._policy(row), weights)
+        for older in self.best[1:]:
+            if ranks.rank() == 0:
+                self._policy(older).unlink(missing_ok=True)
 
     def _recall(self, plain: Any) -> None:
-        """Gives the model the weights that were the best."""
-        content = torch.load(self._best, weights_only=True, map_location="cpu")
-        assert content["step"] == self.kept, "the best so far is written whenever it changes"
-        mine = dict(plain.named_parameters())
+        """Gives the model the weights of the step that is kept."""
+        ranks.barrier()
+        weights = torch.load(self._policy({"step": self.kept}), weights_only=True, map_location="cpu")
+        names = dict(plain.named_parameters())
         with torch.no_grad():
-            for name, weight in content["weights"].items():
-                if name in mine:  # a value head is not kept
-                    mine[name].copy_(weight)
+            for name, weight in weights.items():
+                if name in names:  # a value head is not kept
+                    names[name].copy_(weight)
 
-    @property
-    def _best(self) -> Path:
-        return self.desk.scratch / "best.pt"
+    def _policy(self, row: Row) -> Path:
+        """Where a step's weights are kept."""
+        return self.desk.scratch / f"policy-{row['step']}.pt"
 
     def measured(self) -> dict[str, float]:
         """Reward, judge, KL and length on the validation prompts, one answer each, always the same noise."""

@@ -7,21 +7,22 @@ loss. Each sampling is used for one update.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, Self
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from triptych.engine import ranks
 from triptych.engine.forward import AnswerPack, Model, answer_logprobs
 from triptych.engine.rollout import Policy, pack_rollouts
 from triptych.engine.training import Loss, Row, Step
+from triptych.improve.advantages import centred
 from triptych.improve.loop import Answers, Improvement
 from triptych.improve.losses import clipped_surrogate, kl_penalty
-from triptych.records import Rollout
 
 GAIN = 0.1
 """K_β of Ziegler et al. (2019): how fast β follows the distance."""
@@ -47,6 +48,12 @@ class OnPolicy(Improvement):
     ratio_clip: float = Field(default=0.2, gt=0)
     clip_higher: float | None = Field(default=None, gt=0)
     correction: float | None = Field(default=2.0, ge=1)
+
+    @model_validator(mode="after")
+    def _steerable(self) -> Self:
+        if self.kl_target is not None and self.kl == 0:
+            raise ValueError("kl_target steers kl by factors, and 0 stays 0: give kl a value above it")
+        return self
 
 
 @dataclass(slots=True)
@@ -83,11 +90,6 @@ class Measured:
     beta: float
 
     @property
-    def answers(self) -> list[Rollout]:
-        """All answers in order."""
-        return [rollout for group in self.scored.groups for rollout in group]
-
-    @property
     def numbers(self) -> dict[str, float]:
         """What the curve shows."""
         return self.scored.numbers | {"kl": float(self.distances.mean()), "beta": self.beta}
@@ -103,17 +105,16 @@ def measured(reference: Policy, scored: Answers, config: OnPolicy, curve: Sequen
 
 def steered(config: OnPolicy, curve: Sequence[Row]) -> float:
     """β ← β·(1 + K·clip(KL / target − 1, −0.2, 0.2)) after each step."""
-    last = next((row for row in reversed(curve) if "beta" in row), None)
+    last = next((row for row in reversed(curve) if math.isfinite(row.get("kl", math.nan)) and "beta" in row), None)
     if last is None or config.kl_target is None:
         return config.kl
     error = max(-0.2, min(0.2, last["kl"] / config.kl_target - 1))
     return float(last["beta"] * (1 + GAIN * error))
 
 
-def penalised(found: Measured, config: OnPolicy) -> Tensor:
-    """`[P, G]` the rewards, less β times the distance where the penalty stands in the reward."""
-    rewards = found.scored.rewards
-    return rewards - found.beta * found.distances if config.kl_in == "reward" else rewards
+def paid(found: Measured, config: OnPolicy) -> Tensor:
+    """`[P, G]` β times how much farther an answer is than its group, where the penalty stands in the reward; else 0."""
+    return (found.beta if config.kl_in == "reward" else 0.0) * centred(found.distances)
 
 
 def step(
@@ -125,21 +126,24 @@ def step(
         advantages: `[P, G]`.
         divisor: of the summed losses; by default the number of tokens that count, as of all that is recorded.
     """
-    groups, beta = found.scored.groups, found.beta if config.kl_in == "loss" else 0.0
     batches = []
     for members in dealt(found, config):
-        rollouts = [rollout for i in members for rollout in groups[i]]
-        packed = pack_rollouts([groups[i] for i in members])
-        rows = packed.predictions.rows
-        batches.append(Tokens(
-            packed,
-            advantages=advantages[members].flatten()[rows],
-            reference=torch.cat([found.far[i * config.group + k] for i in members for k in range(config.group)]),
-            sampler=torch.tensor([value for rollout in rollouts for value in rollout.logprobs]),
-            counted=torch.tensor([float(rollout.finished) for rollout in rollouts])[rows],
-            kl=beta,
-        ))
+        packed = pack_rollouts([found.scored.groups[i] for i in members])
+        each = advantages[members].flatten()[packed.predictions.rows]
+        batches.append(Tokens(advantages=each, **of_tokens(found, members, packed, config)))
     return prepared(found, batches, divisor)
+
+
+def of_tokens(found: Measured, members: Sequence[int], packed: AnswerPack, config: OnPolicy) -> dict[str, Any]:
+    """What :class:`Tokens` holds of some groups but their advantages."""
+    rollouts = [rollout for i in members for rollout in found.scored.groups[i]]
+    return {
+        "packed": packed,
+        "reference": torch.cat([found.far[i * config.group + k] for i in members for k in range(config.group)]),
+        "sampler": torch.tensor([value for rollout in rollouts for value in rollout.logprobs]),
+        "counted": torch.tensor([float(rollout.finished) for rollout in rollouts])[packed.predictions.rows],
+        "kl": found.beta if config.kl_in == "loss" else 0.0,
+    }
 
 
 def dealt(found: Measured, config: OnPolicy) -> list[list[int]]:

@@ -27,7 +27,7 @@ class Overoptimisation:
 
     Attributes:
         alpha, beta: of the equation above, by least squares.
-        peak: the KL in nats at which the curve turns over; None where it does not.
+        peak: the KL in nats at which the curve turns over; None where it does not within twice the largest √KL seen.
         residual: the root mean square of what the curve leaves unexplained, in judge scores.
     """
 
@@ -57,6 +57,7 @@ def fitted(kls: Sequence[float], scores: Sequence[float], start: float, *, best_
     peak = None
     if beta > 0 and (alpha > 0 or not best_of_n):
         turning = alpha / (2 * beta) if best_of_n else math.exp(min(50.0, alpha / beta - 1))
-        peak = float(turning**2)
+        # Far behind the last point there is nothing that the curve was fitted to.
+        peak = float(turning**2) if turning <= 2 * d.max() else None
     residual = float(np.sqrt(((features @ np.array([alpha, beta]) - gain) ** 2).mean()))
     return Overoptimisation(float(alpha), float(beta), peak, residual)

@@ -26,7 +26,7 @@ from triptych.engine.training import Loss, Row, Step
 from triptych.improve.advantages import generalised, whitened
 from triptych.improve.loop import Answers, Loop
 from triptych.improve.losses import clipped_value
-from triptych.improve.on_policy import OnPolicy, Tokens, dealt, measured, prepared, surrogate
+from triptych.improve.on_policy import OnPolicy, Tokens, dealt, measured, of_tokens, prepared, surrogate
 from triptych.pipeline.stage import Desk, Metrics
 
 
@@ -106,18 +106,12 @@ def step(
     packs = [pack_rollouts([groups[i] for i in members]) for members in parts]
     expected = _everywhere(model, packs)
     for members, packed, value in zip(parts, packs, expected, strict=True):
-        rollouts = [rollout for i in members for rollout in groups[i]]
-        far = torch.cat([found.far[i * config.group + k] for i in members for k in range(config.group)])
-        sampler = torch.tensor([logprob for rollout in rollouts for logprob in rollout.logprobs])
-        lengths = torch.tensor([len(rollout.tokens) for rollout in rollouts])
-        received = -in_reward * (sampler - far)
+        common = of_tokens(found, members, packed, config)
+        lengths = torch.tensor([len(rollout.tokens) for i in members for rollout in groups[i]])
+        received = -in_reward * (common["sampler"] - common["reference"])
         received[lengths.cumsum(0) - 1] += rewards[members].flatten()
         advantages = generalised(received, value, lengths, config.discount, config.trace)
-        batches.append(ValuedTokens(
-            packed, advantages=advantages, reference=far, sampler=sampler,
-            counted=torch.tensor([float(rollout.finished) for rollout in rollouts])[packed.predictions.rows],
-            kl=found.beta if config.kl_in == "loss" else 0.0, values=value, returns=advantages + value,
-        ))
+        batches.append(ValuedTokens(advantages=advantages, values=value, returns=advantages + value, **common))
     sizes = [len(batch.counted) for batch in batches]
     together = whitened(torch.cat([b.advantages for b in batches]), torch.cat([b.counted for b in batches]))
     for batch, advantages in zip(batches, torch.split(together, sizes), strict=True):

@@ -16,7 +16,7 @@ from triptych.engine.scoring import Scorer
 from triptych.engine.training import Row, Step
 from triptych.improve.advantages import leave_one_out
 from triptych.improve.loop import Answers, Loop
-from triptych.improve.on_policy import OnPolicy, Tokens, loss, measured, penalised
+from triptych.improve.on_policy import OnPolicy, Tokens, loss, measured
 from triptych.improve.on_policy import step as on_policy_step
 from triptych.pipeline.stage import Desk, Metrics
 
@@ -44,5 +44,6 @@ def improve(
 def step(reference: Policy, scored: Answers, config: Rloo, curve: Sequence[Row] = ()) -> Step[Tokens]:
     """An update's batches; the loss is a mean over answers."""
     found = measured(reference, scored, config, curve)
-    advantages = leave_one_out(penalised(found, config))
+    in_reward = found.beta if config.kl_in == "reward" else 0.0
+    advantages = leave_one_out(scored.rewards - in_reward * found.distances)
     return on_policy_step(found, advantages, config, divisor=advantages.numel())
