@@ -24,7 +24,7 @@ from triptych.engine.curve import read_curve
 from triptych.engine.models import load_policy, load_reward, load_tokenizer, save
 from triptych.engine.rollout import Policy
 from triptych.engine.training import Curve, Step, train
-from triptych.improve import dpo, grpo, rloo
+from triptych.improve import dpo, grpo, on_policy, rloo
 from triptych.improve.loop import Answers
 from triptych.instruct.finetuning import Finetuning, finetune
 from triptych.pipeline.stage import Desk
@@ -203,7 +203,7 @@ def test_grpo_equals_trls(start: Path, tmp_path: Path) -> None:
     model = load_policy(start / "model", attention=attention.NAME)
     step = grpo.step(Policy(with_our_attention(reference), tokenizer), Answers(groups, rewards), config)
     assert len(step.batches) > 1
-    curve = our_update(model, step, lambda batch: grpo.loss(model, batch, config), config)
+    curve = our_update(model, step, lambda batch: on_policy.loss(model, batch, config), config)
 
     settings = trl.GRPOConfig(
         str(tmp_path), per_device_train_batch_size=6, num_generations=3, max_completion_length=32, loss_type="dapo",
@@ -231,7 +231,7 @@ def test_rloos_update_equals_trls(start: Path, tmp_path: Path) -> None:
     groups = [[replace(each, logprobs=tuple(next(written).tolist())) for each in group] for group in groups]
     config = rloo.Rloo(group=3, kl=0.2, micro_batch=64, **OURS)
     step = rloo.step(Policy(with_our_attention(reference), tokenizer), Answers(groups, rewards), config)
-    our_update(model, step, lambda batch: rloo.loss(model, batch, config), config)
+    our_update(model, step, lambda batch: on_policy.loss(model, batch, config), config)
 
     settings = trl.RLOOConfig(
         str(tmp_path), per_device_train_batch_size=6, num_generations=3, max_completion_length=32, beta=0.2,

@@ -8,9 +8,10 @@ loss. Each sampling is used for one update.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Self
+from pathlib import Path
+from typing import Any, Literal, Self, TypeVar
 
 import torch
 from pydantic import Field, model_validator
@@ -19,10 +20,12 @@ from torch import Tensor
 from triptych.engine import ranks
 from triptych.engine.forward import AnswerPack, Model, answer_logprobs
 from triptych.engine.rollout import Policy, pack_rollouts
+from triptych.engine.scoring import Scorer
 from triptych.engine.training import Loss, Row, Step
 from triptych.improve.advantages import centred
-from triptych.improve.loop import Answers, Improvement
+from triptych.improve.loop import Answers, Improvement, Loop
 from triptych.improve.losses import clipped_surrogate, kl_penalty
+from triptych.pipeline.stage import Desk, Metrics
 
 GAIN = 0.1
 """K_β of Ziegler et al. (2019): how fast β follows the distance."""
@@ -93,6 +96,23 @@ class Measured:
     def numbers(self) -> dict[str, float]:
         """What the curve shows."""
         return self.scored.numbers | {"kl": float(self.distances.mean()), "beta": self.beta}
+
+
+Config = TypeVar("Config", bound=OnPolicy)
+
+
+def improved(
+    desk: Desk, config: Config, champion: Path, data: Path, reward: Scorer, judge: Scorer | None, round: int,
+    step: Callable[[Policy, Answers, Config, Sequence[Row]], Step[Tokens]],
+) -> Metrics:
+    """A round by a method that is known by its step; the champion is also the reference."""
+    loop = Loop(desk, config, champion, data, reward, judge, round)
+
+    def prepare(number: int) -> Step[Tokens]:
+        return step(loop.reference, loop.collect(loop.policy, number), config, loop.curve)
+
+    loop.run(prepare, lambda tokens: loss(loop.model, tokens, config), unit="answer tokens")
+    return loop.metrics
 
 
 def measured(reference: Policy, scored: Answers, config: OnPolicy, curve: Sequence[Row]) -> Measured:

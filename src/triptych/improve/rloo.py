@@ -15,8 +15,8 @@ from triptych.engine.rollout import Policy
 from triptych.engine.scoring import Scorer
 from triptych.engine.training import Row, Step
 from triptych.improve.advantages import leave_one_out
-from triptych.improve.loop import Answers, Loop
-from triptych.improve.on_policy import OnPolicy, Tokens, loss, measured
+from triptych.improve.loop import Answers
+from triptych.improve.on_policy import OnPolicy, Tokens, improved, measured
 from triptych.improve.on_policy import step as on_policy_step
 from triptych.pipeline.stage import Desk, Metrics
 
@@ -32,13 +32,7 @@ def improve(
     desk: Desk, config: Rloo, champion: Path, data: Path, reward: Scorer, judge: Scorer | None, round: int = 1
 ) -> Metrics:
     """Improves the champion against the reward; the champion is also the reference."""
-    loop = Loop(desk, config, champion, data, reward, judge, round)
-
-    def prepare(number: int) -> Step[Tokens]:
-        return step(loop.reference, loop.collect(loop.policy, number), config, loop.curve)
-
-    loop.run(prepare, lambda tokens: loss(loop.model, tokens, config), unit="answer tokens")
-    return loop.metrics
+    return improved(desk, config, champion, data, reward, judge, round, step)
 
 
 def step(reference: Policy, scored: Answers, config: Rloo, curve: Sequence[Row] = ()) -> Step[Tokens]:
