@@ -36,7 +36,7 @@ from triptych.storybook.judge import ExactJudge
 SEED = 1234
 NOISES = (0.0, 0.1, 0.25)
 SIZES = (200, 1000, 5000)
-EPOCHS = (2, 4, 8)
+EPOCHS = (2, 4)
 BIAS = 0.6
 """The share of labels that a planted bias gives to the longer answer, whatever it says."""
 WITHIN = 0.03
