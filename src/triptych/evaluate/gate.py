@@ -118,17 +118,19 @@ def decide(
     }
     for name, values in scores.items():
         numbers |= {f"{name}_before": sum(values[:count]) / count, f"{name}_after": sum(values[count:]) / count}
-    text = data / "text_heldout.jsonl"
-    if text.exists():
-        documents = [Document(each.text[:PIECE]) for each in read_documents(text)[: config.documents]]
-        documents = [each for each in documents if each.text.strip()]
-    if text.exists() and documents:
+    if documents := _documents(data / "text_heldout.jsonl", config.documents):
         for moment, side in (("before", before), ("after", after)):
             numbers[f"bits_{moment}"] = bits_per_byte(
                 side.policy.model, side.policy.tokenizer, documents, _context(side.policy)
             )
     decision, reason = verdict(config, numbers, prompts_needed(won, 0.5))
     return numbers | {"decision": decision, "reason": reason}
+
+
+def _documents(path: Path, count: int) -> list[Document]:
+    """The beginnings of so many documents; none where there is no plain text."""
+    rows = read_documents(path)[:count] if path.exists() else []
+    return [Document(each.text[:PIECE]) for each in rows if each.text[:PIECE].strip()]
 
 
 def _context(policy: Policy) -> int:
