@@ -39,16 +39,14 @@ SEED = 2026
 FILES = ("pandalm.jsonl", "hh_harmless.jsonl")
 SHARES = {"train": 0.65, "validation": 0.15, "test": 0.2}
 USUAL: dict[str, Any] = {
-    "epochs": 2, "learning_rate": 3e-5, "batch": 16, "context": 384, "micro_batch": 2048, "margin": "none",
+    "epochs": 1, "learning_rate": 3e-5, "batch": 16, "context": 384, "micro_batch": 2048, "margin": "none",
 }
 VARIANTS: dict[str, dict[str, Any]] = {
     "usual": {},
-    "one epoch": {"epochs": 1},
-    "three epochs": {"epochs": 3},
+    "two epochs": {"epochs": 2},
     "1e-5": {"learning_rate": 1e-5},
-    "6e-5": {"learning_rate": 6e-5},
+    "1e-4": {"learning_rate": 1e-4},
     "margin from votes": {"margin": "votes"},
-    "no centring": {"centring": 0.0},
     "after fine-tuning": {},
     "second seed": {},
     "third seed": {},

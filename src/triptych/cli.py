@@ -258,14 +258,13 @@ def run(
             with ranks.alone():
                 _show_outcome(outcome.write(loaded, family, folder, runner.ledger), folder)
         if not stopped:
-            ranks.barrier()
+            ranks.stop()
     if failure is not None:
         raise failure
     if stopped:
         if first:
             say("stopped; the same command goes on from here")
         raise typer.Exit(INTERRUPTED)
-    ranks.stop()
 
 
 @app.command()

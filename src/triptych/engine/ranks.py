@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import os
+import time
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -49,8 +50,14 @@ def start() -> None:
 
 
 def stop() -> None:
-    """Leaves the others."""
+    """Leaves the others when all have come this far.
+
+    A thread of gloo that lets go of its last tensor while the interpreter ends aborts the process: the barrier, which
+    holds none, and the pause let such a thread have the interpreter before.
+    """
     if dist.is_initialized():
+        dist.barrier()
+        time.sleep(0.3)
         dist.destroy_process_group()
 
 
