@@ -39,7 +39,7 @@ SEED = 2026
 FILES = ("pandalm.jsonl", "hh_harmless.jsonl")
 SHARES = {"train": 0.65, "validation": 0.15, "test": 0.2}
 USUAL: dict[str, Any] = {
-    "epochs": 1, "learning_rate": 3e-5, "batch": 16, "context": 384, "micro_batch": 2048, "margin": "none",
+    "epochs": 1, "learning_rate": 3e-5, "batch": 16, "context": 256, "micro_batch": 2048, "margin": "none",
 }
 VARIANTS: dict[str, dict[str, Any]] = {
     "usual": {},
@@ -50,6 +50,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "after fine-tuning": {},
     "second seed": {},
     "third seed": {},
+    "context 384": {"context": 384},
 }
 SEEDS = {"second seed": 1, "third seed": 2}
 ENSEMBLE = ("usual", "second seed", "third seed")

@@ -34,7 +34,7 @@ from triptych.improve.best_of_n import Best, BestOfN, best
 from triptych.improve.dpo import Dpo, best_and_worst
 from triptych.improve.grpo import Grpo
 from triptych.improve.loop import Answers, Improvement, Loop, passes
-from triptych.improve.on_policy import measured, paid, steered
+from triptych.improve.on_policy import Tokens, measured, paid, steered, surrogate
 from triptych.improve.ppo import Ppo
 from triptych.improve.rloo import Rloo
 from triptych.pipeline.stage import Desk
@@ -377,6 +377,63 @@ def test_a_round_is_measured_and_resumed_to_the_same_bits(
         assert len({row["beta"] for row in curve}) > 1
     if method is dpo and curve[0]["pairs"]:
         assert curve[0]["chosen"] == curve[0]["rejected"] == 0  # policy and reference are still one
+
+
+class Deadly(Silent):
+    """Ends a round behind an update."""
+
+    def step(self, done: int, total: int, unit: str, seen: int, **numbers: float) -> None:
+        if done == 3:
+            raise Killed
+
+
+@pytest.mark.parametrize("name", ["grpo", "ppo", "best_of_n", "sampled"])
+def test_a_sampling_is_used_again_and_a_kill_between_its_updates_changes_nothing(
+    name: str, inputs: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    method, config = METHODS[name]
+    config = config.model_copy(update={"reuse": 2, "steps": 5})
+    calls = []
+    collect = Loop.collect
+
+    def counted(loop: Loop, author: Policy, step: int) -> Answers:
+        calls.append(step)
+        return collect(loop, author, step)
+
+    monkeypatch.setattr(Loop, "collect", counted)
+
+    def improve(place: str, progress: Silent) -> dict[str, Any]:
+        shutil.rmtree(tmp_path / place / "output", ignore_errors=True)
+        (tmp_path / place / "output").mkdir(parents=True)
+        desk = Desk(tmp_path / place / "output", tmp_path / place, progress, seed=3, checkpoint_seconds=0)
+        return dict(method.improve(desk, config, **inputs, judge=None))
+
+    metrics = improve("whole", Silent())
+    assert calls == [0, 2, 4]
+    assert metrics["answers"] == config.answers == 3 * 3 * config.group
+    with pytest.raises(Killed):
+        improve("killed", Deadly())
+    assert improve("killed", Silent()) == metrics
+    assert calls == [0, 2, 4, 0, 2, 2, 4]
+    whole, again = tmp_path / "whole" / "output", tmp_path / "killed" / "output"
+    for file in ("curve.jsonl", "model/model.safetensors"):
+        assert (whole / file).read_bytes() == (again / file).read_bytes()
+
+
+def test_the_clips_act_on_a_sampling_that_is_used_again() -> None:
+    sampler = torch.tensor([-1.0, -1.0, -1.0, -1.0])
+    logprobs = (sampler + torch.tensor([1.5, 1.5, 0.5, 1.0]).log()).requires_grad_()
+    advantages = torch.tensor([1.0, -1.0, -1.0, 1.0])
+    tokens = Tokens(None, advantages, reference=logprobs.detach(), sampler=sampler, counted=torch.ones(4), kl=0.0)
+    found = surrogate(logprobs, torch.zeros(4), tokens, Grpo(reuse=2, ratio_clip=0.2, clip_higher=0.3))
+    # min(ρA, clip(ρ)A): a good token that is likelier already is cut at 1.3, a bad one that is rarer already at 0.8.
+    assert float(found.total.detach()) == pytest.approx(-(1.3 - 1.5 - 0.8 + 1.0), rel=1e-6)
+    found.total.backward()
+    torch.testing.assert_close(logprobs.grad, torch.tensor([0.0, 1.5, 0.0, -1.0]))
+    assert float(found.numbers["clipped"]) == 3
+    once = surrogate(logprobs, torch.zeros(4), tokens, Grpo(correction=None))
+    assert float(once.total.detach()) == pytest.approx(0.0, abs=1e-6)  # the ratio is 1: the policy is its own old one
+    assert "clipped" not in once.numbers
 
 
 def test_dpo_learns_what_it_is_shown(inputs: dict[str, Any], tmp_path: Path) -> None:

@@ -307,7 +307,7 @@ def test_a_checkpoint_is_whole_or_absent(tmp_path: Path) -> None:
     optimizers = training._optimizers(layer, Optimization(learning_rate=0.01))
     checkpoint = Checkpoint(tmp_path / "deep" / "training.pt", seconds=3600)
     assert checkpoint.restore(layer, optimizers) is None
-    assert not checkpoint.due()
+    assert not checkpoint.due(1)
     checkpoint.save(layer, optimizers, {"curve": []})
     (tmp_path / "deep" / "training.partial").write_bytes(b"cut off by a kill")
     assert checkpoint.restore(layer, optimizers) == {"curve": []}

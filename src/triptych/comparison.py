@@ -99,7 +99,7 @@ def compare(recipe: Recipe, runner: Runner, methods: Sequence[str], seeds: int) 
     first = next(iter(trials.values()))[0].gate.metrics
     return Comparison(
         recipe=recipe.name, judge=judge.name, before=first["judge_before"],
-        budget={"updates": config.steps, "answers": config.steps * config.prompts_per_step * config.group},
+        budget={"updates": config.steps, "answers": config.own.answers},
         methods=tuple(sorted(found, key=lambda one: -one.score)),
     )
 

@@ -107,14 +107,15 @@ def costs(recipe: Recipe, model: Architecture, texts: Mapping[str, Texts], rate:
 
 def improvement(config: Improvement, texts: Mapping[str, Texts]) -> tuple[int, int, int]:
     """The tokens of a round that are trained on, that a model is applied to, and that are sampled."""
-    asked = config.steps * config.prompts_per_step
+    asked = config.samplings * config.prompts_per_step
     if isinstance(config, Dpo) and config.pairs == "comparisons":  # one of each prompt, the least there is
         compared = asked * texts["reward"].tokens // max(1, texts["reward"].rows)
         return compared, compared, 0
     prompt = texts["prompts_improve"].tokens // max(1, texts["prompts_improve"].rows)
     learnt = 2 if isinstance(config, Dpo) else 1 if isinstance(config, BestOfN) else config.group
     written, kept = (asked * answers * config.max_tokens for answers in (config.group, learnt))
-    return asked * prompt + kept, written + kept, written  # the reward model scores all, the reference what is kept
+    trained = config.reuse * (asked * prompt + kept)
+    return trained, written + kept, written  # the reward model scores all, the reference what is kept
 
 
 def improving(config: Improvement, model: Architecture, texts: Mapping[str, Texts]) -> int:

@@ -30,15 +30,17 @@ class Checkpoint:
     Attributes:
         path: the file.
         seconds: between two saves; saving never changes a result, only what a crash costs.
+        every: steps that belong together: a state is saved behind the last of them only.
     """
 
     path: Path
     seconds: float
+    every: int = 1
     saved: float = field(default_factory=time.monotonic)
 
-    def due(self) -> bool:
-        """Whether it is time to save."""
-        return time.monotonic() - self.saved >= self.seconds
+    def due(self, done: int) -> bool:
+        """Whether it is time to save behind so many steps."""
+        return done % self.every == 0 and time.monotonic() - self.saved >= self.seconds
 
     def save(self, model: nn.Module, optimizers: Sequence[Optimizer], state: dict[str, Any]) -> None:
         """Writes the state; the last one stays until this one is on disk. All ranks call it, the first writes."""

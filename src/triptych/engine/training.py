@@ -183,7 +183,7 @@ def _trained(
         curve.append(row)
         shown = {name: row[name] for name in ("loss", "accuracy", "reward", "kl") if name in row}
         progress.step(number + 1, steps, unit, int(seen), **shown)
-        due = checkpoint is not None and skipped == 0 and number + 1 < steps and ranks.told(checkpoint.due())
+        due = checkpoint is not None and skipped == 0 and number + 1 < steps and ranks.told(checkpoint.due(number + 1))
         if checkpoint and due and ranks.finite(model.parameters()):
             checkpoint.save(model, optimizers, {"curve": curve})
     return curve

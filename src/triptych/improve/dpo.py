@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from triptych.data.files import read_comparisons
@@ -52,6 +52,12 @@ class Dpo(Improvement):
     nll: float = Field(default=0.0, ge=0)
     context: int = Field(default=512, ge=16)
 
+    @model_validator(mode="after")
+    def _reusable(self) -> Self:
+        if self.pairs == "comparisons" and self.reuse > 1:
+            raise ValueError("reuse is of samplings, and pairs: comparisons samples none; leave it 1")
+        return self
+
 
 @dataclass(slots=True)
 class Pairs:
@@ -85,7 +91,8 @@ def improve(
         assert comparisons is not None, "the round's comparisons are an input of this stage"
         prepare = _compared(loop, config, comparisons)
     curve = loop.run(prepare, lambda pairs: loss(loop.model, pairs, config), unit="pairs")
-    totals = {name: int(sum(row.get(name, 0) for row in curve)) for name in ("answers", "pairs", "left_out")}
+    drawn = curve[:: config.reuse]
+    totals = {name: int(sum(row.get(name, 0) for row in drawn)) for name in ("answers", "pairs", "left_out")}
     return loop.metrics | totals
 
 

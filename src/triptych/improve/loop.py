@@ -52,6 +52,7 @@ class Improvement(Optimization):
         steps: updates in a round.
         prompts_per_step: asked for each update.
         group: answers to each prompt.
+        reuse: updates that each sampling is used for.
         resample: how often a prompt is asked again whose answers all got the same reward, and so teach nothing.
         max_tokens: an answer is cut there.
         micro_batch: tokens computed at once; only memory and speed depend on it.
@@ -65,6 +66,7 @@ class Improvement(Optimization):
     steps: int = Field(default=40, ge=1)
     prompts_per_step: int = Field(default=32, ge=1)
     group: int = Field(default=8, ge=2)
+    reuse: int = Field(default=1, ge=1)
     resample: int = Field(default=1, ge=0)
     max_tokens: int = Field(default=96, ge=1)
     micro_batch: int = Field(default=4096, ge=64)
@@ -74,6 +76,16 @@ class Improvement(Optimization):
     sampler: Literal["slots", "vllm"] = "slots"
     learning_rate: float = Field(default=1e-6, gt=0)
     decay: Literal["cosine", "linear", "constant"] = "constant"
+
+    @property
+    def samplings(self) -> int:
+        """How often prompts are answered in a round."""
+        return math.ceil(self.steps / self.reuse)
+
+    @property
+    def answers(self) -> int:
+        """How many answers a round is learnt from, but for those that were sampled again."""
+        return self.samplings * self.prompts_per_step * self.group
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,7 +216,7 @@ class Loop:
         """What is told of a round that is done."""
         config = self.config
         found = {"method": getattr(config, "method", ""), "steps": config.steps,
-                 "answers": config.steps * config.prompts_per_step * config.group,
+                 "answers": config.answers,
                  "kept": self.kept, "alarms": self.alarms()}
         curve = self.overoptimisation()
         return found | ({"overoptimisation": dataclasses.asdict(curve)} if curve else {})
@@ -262,7 +274,8 @@ class Loop:
                 f"entropy fell from {entropies[0]:.2f} to {entropies[-1]:.2f} nats a token: the policy hardly varies; "
                 "raise kl, or lower the learning rate"
             )
-        mismatch = max((row.get("sampler_mismatch", 0.0) for row in self.curve), default=0.0)
+        fresh = self.curve[:: self.config.reuse]  # behind later updates of a sampling the policy itself has moved
+        mismatch = max((row.get("sampler_mismatch", 0.0) for row in fresh), default=0.0)
         if mismatch > MISMATCH:
             found.append(
                 f"sampler and trainer differ by up to {mismatch:.2f} nats a token, over {MISMATCH:g}: look at their "
@@ -293,8 +306,8 @@ class Loop:
 
         self.start = self.measured()  # policy and reference are still one
         curve = train(
-            self.model, config.steps, prepare, loss, config,
-            checkpoint=desk.checkpoint(), progress=desk.progress, unit=unit, after=after, curve=self.curve,
+            self.model, config.steps, reused(prepare, config.reuse), loss, config,
+            checkpoint=desk.checkpoint(config.reuse), progress=desk.progress, unit=unit, after=after, curve=self.curve,
         )
         if leave:
             leave(self.model)
@@ -349,6 +362,18 @@ class Loop:
         if self.judge is not None:
             numbers["validation_judge"] = sum(self.judge.score(conversations)) / len(groups)
         return numbers
+
+
+def reused(prepare: Callable[[int], Step[Batch]], times: int) -> Callable[[int], Step[Batch]]:
+    """Steps of which each is taken so many times in a row; a run goes on only where a new one is due."""
+    kept: list[Step[Batch]] = []
+
+    def step(number: int) -> Step[Batch]:
+        if number % times == 0:
+            kept[:] = [prepare(number)]
+        return kept[0]
+
+    return step
 
 
 def passes(count: int, config: Improvement, seed: int) -> list[list[int]]:

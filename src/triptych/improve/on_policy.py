@@ -2,7 +2,7 @@
 
 The loss of a token is the clipped surrogate plus β times the KL penalty; or the penalty is taken off the rewards
 before they become advantages. Answers cut at the limit have no end to be scored; their tokens are left out of the
-loss. Each sampling is used for one update.
+loss.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class OnPolicy(Improvement):
         kl_in: the penalty stands in the "loss", token by token, or is taken off the "reward" of an answer.
         kl_target: the distance in nats per answer towards which β is steered (Ziegler et al. 2019, *Fine-Tuning
             Language Models from Human Preferences*, section 2.2); by default β stays.
-        ratio_clip: ε of the surrogate.
+        ratio_clip: ε of the surrogate; it acts where a sampling is used again (`reuse`).
         clip_higher: ε above 1, where it is another one (Yu et al. 2025, DAPO).
         correction: a token counts by its probability in training over that in sampling, up to this, where the two
             differ by rounding or by another engine (Yao et al. 2025, truncated importance sampling); None for not.
@@ -194,17 +194,22 @@ def loss(model: Model, tokens: Tokens, config: OnPolicy) -> Loss:
 
 def surrogate(logprobs: Tensor, entropy: Tensor, tokens: Tokens, config: OnPolicy) -> Loss:
     """The same from the tokens' log-probabilities and entropies."""
-    # One update for each sampling: π_old is the policy itself, and the ratio carries only the gradient.
-    old = logprobs.detach()
-    losses = clipped_surrogate(
-        logprobs, old, tokens.advantages, config.ratio_clip, config.clip_higher or config.ratio_clip
-    )
-    ratios = torch.exp(old - tokens.sampler)
+    # With one update for each sampling π_old is the policy itself, and the ratio carries only the gradient. With
+    # several it is the sampler, and the ratio holds all that they differ by, so that there is nothing to correct.
+    now = logprobs.detach()
+    old = now if config.reuse == 1 else tokens.sampler
+    high = config.clip_higher or config.ratio_clip
+    losses = clipped_surrogate(logprobs, old, tokens.advantages, config.ratio_clip, high)
     if config.correction is not None:
-        losses = losses * ratios.clamp(max=config.correction)
+        losses = losses * torch.exp(old - tokens.sampler).clamp(max=config.correction)
     losses = losses + tokens.kl * kl_penalty(logprobs, tokens.reference)
     counted = tokens.counted
-    return Loss(tokens.scale * (losses * counted).sum(), {
+    numbers = {
         "entropy": (entropy * counted).sum(),
-        "sampler_mismatch": ((old - tokens.sampler).abs() * counted).sum(),
-    })
+        "sampler_mismatch": ((now - tokens.sampler).abs() * counted).sum(),
+    }
+    if config.reuse > 1:
+        ratios = torch.exp(now - tokens.sampler)
+        outside = (ratios < 1 - config.ratio_clip) | (ratios > 1 + high)
+        numbers["clipped"] = (outside * counted).sum()
+    return Loss(tokens.scale * (losses * counted).sum(), numbers)

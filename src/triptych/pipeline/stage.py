@@ -33,9 +33,9 @@ class Desk:
     seed: int
     checkpoint_seconds: float
 
-    def checkpoint(self, name: str = "training") -> Checkpoint:
-        """The checkpoint of a training of this stage."""
-        return Checkpoint(self.scratch / f"{name}.pt", self.checkpoint_seconds)
+    def checkpoint(self, every: int = 1) -> Checkpoint:
+        """The checkpoint of this stage's training, behind every so many steps at most."""
+        return Checkpoint(self.scratch / "training.pt", self.checkpoint_seconds, every)
 
 
 @dataclass(frozen=True)
