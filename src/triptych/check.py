@@ -122,10 +122,10 @@ def stage_names(recipe: Recipe) -> list[str]:
     rounds = range(1, recipe.improve.rounds + 1)
     for number in rounds:
         parts = ["improve", "gate"]
-        if number == 1 or recipe.labelling:
-            audits = ["audit"] if recipe.labelling or recipe.comparison_files else []
+        if number == 1 or recipe.growing:
+            audits = ["audit"] if recipe.compared else []
             parts = [*reward_names("reward", recipe.reward), *audits, *parts]
-        if recipe.labelling:
+        if recipe.growing:
             labeller = ["labeller"] if isinstance(recipe.labelling, JudgedLabelling) else []
             parts = [*labeller, "feedback", *parts]
         names += [f"round-{number}/{part}" for part in parts]

@@ -218,13 +218,7 @@ def run(
 
     Example: [bold]triptych run recipe.yaml --set improve.rounds=3 --until round-1/audit[/bold]
     """
-    from triptych import outcome
     from triptych.check import stage_names
-    from triptych.cycle import Family, cycle
-    from triptych.engine import ranks
-    from triptych.engine.device import settle
-    from triptych.pipeline.runner import Runner, Until, claimed
-    from triptych.progress import Silent, Terminal
     from triptych.recipe import load
 
     allowed = ["reward.audit.required=false"] if allow_failed_audit else []
@@ -232,6 +226,18 @@ def run(
     names = stage_names(loaded)
     if until is not None and until not in names:
         raise RecipeError(f"--until {until}: this recipe has no such stage; it has {', '.join(names)}")
+    _carry_out(loaded, recipe, runs, until)
+
+
+def _carry_out(loaded: Recipe, recipe: Path, runs: Path, until: str | None = None) -> None:
+    """The cycle, and what it leaves for people, also where it ends early."""
+    from triptych import outcome
+    from triptych.cycle import Family, cycle
+    from triptych.engine import ranks
+    from triptych.engine.device import settle
+    from triptych.pipeline.runner import Runner, Until, claimed
+    from triptych.progress import Silent, Terminal
+
     seconds = _checkpoint_seconds()
     ranks.start()
     settle()
@@ -265,6 +271,54 @@ def run(
         if first:
             say("stopped; the same command goes on from here")
         raise typer.Exit(INTERRUPTED)
+
+
+@app.command()
+def watch(
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    at_least: Annotated[int, typer.Option(min=1, help="New comparisons that start a round.")] = 200,
+    rounds: Annotated[
+        int | None, typer.Option(min=1, help="Ends after so many rounds; by default never.", show_default=False)
+    ] = None,
+    every: Annotated[float, typer.Option(min=0.1, metavar="SECONDS", help="Between two looks at the file.")] = 30.0,
+    runs: Annotated[Path, typer.Option(metavar="DIR", help="Where runs are kept.")] = RUNS,
+) -> None:
+    """Starts a round whenever people have added enough comparisons.
+
+    The recipe names the file that they add lines to: feedback: [{people: labels.jsonl}]. Each round takes the new ones,
+    adds them to all before, refreshes the reward model and goes on from the champion. Results are those of triptych
+    run. Ctrl-C stops it; the same command goes on.
+
+    Example: [bold]triptych watch recipe.yaml --at-least 500[/bold]
+    """
+    from triptych.cycle import arrivals
+    from triptych.recipe import load
+
+    first = load(recipe, overrides or ())
+    if first.people is None:
+        raise RecipeError("watch needs a file that people add comparisons to: feedback: [{people: labels.jsonl}]")
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise RunError("watch waits in one process; for a round on several ranks give triptych run under torchrun")
+    waiting = arrivals(first, runs / first.name)
+
+    def until(round: int) -> None:
+        _carry_out(load(recipe, [*(overrides or ()), f"improve.rounds={round}"]), recipe, runs)
+
+    try:
+        if waiting.rounds:  # the last one may not have come to its end
+            until(waiting.rounds)
+        while rounds is None or waiting.rounds < rounds:
+            shown = -1
+            while (count := waiting.waiting) < at_least:
+                if count != shown:
+                    say(f"round {waiting.rounds + 1}: {count} of {at_least} new comparisons in {waiting.file}")
+                shown = count
+                time.sleep(every)
+            until(waiting.rounds + 1)
+    except KeyboardInterrupt:
+        say("stopped; the same command goes on from here")
+        raise typer.Exit(INTERRUPTED) from None
 
 
 @app.command()

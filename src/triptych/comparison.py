@@ -121,7 +121,7 @@ def chosen(recipe: Recipe, names: str | None) -> list[str]:
             reason = error.errors()[0]["msg"].removeprefix("Value error, ")
             raise RecipeError(f"{name} cannot be compared on this recipe's budget: {reason}; name the others with "
                               "--methods") from None
-        if isinstance(own, Dpo) and own.pairs == "comparisons" and not (recipe.comparison_files or recipe.labelling):
+        if isinstance(own, Dpo) and own.pairs == "comparisons" and not recipe.compared:
             raise RecipeError("compare: dpo's pairs are comparisons, and feedback names none")
     return list(dict.fromkeys(wanted))
 

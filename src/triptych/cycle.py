@@ -13,10 +13,12 @@ from pathlib import Path
 from triptych.base.pretraining import Pretraining, pretrain
 from triptych.base.taking import Taking, take_base
 from triptych.data.intake import take_in
+from triptych.engine import ranks
 from triptych.engine.scoring import Scorer
-from triptych.errors import AuditError
+from triptych.errors import AuditError, RunError
 from triptych.evaluate.gate import PROMOTED, Gate, decide
 from triptych.evaluate.measurement import Measurement, measure
+from triptych.feedback.arrivals import Arrivals, Arriving, add
 from triptych.feedback.labelling import label
 from triptych.improve.dpo import Dpo
 from triptych.improve.methods import WORKS as METHODS
@@ -276,9 +278,12 @@ def collect(
 ) -> Artifact | None:
     """The comparisons of a round: those from files, and new ones of what the champion writes; None without any."""
     before = earlier.feedback if earlier else data if recipe.comparison_files else None
+    known = {"earlier": before} if before else {}
+    if recipe.people is not None:
+        return arrived(recipe, runner, number, {"data": data, **known}) or before
     if recipe.labelling is None:
         return before
-    inputs = {"data": data, "author": champion} | ({"earlier": before} if before else {})
+    inputs = {"data": data, "author": champion, **known}
     if isinstance(recipe.labelling, JudgedLabelling):
         asked = recipe.labelling.by
         made = make_reward(recipe, runner, f"round-{number}/labeller", asked, {"champion": champion}, {})
@@ -286,6 +291,31 @@ def collect(
     return runner.run(Stage(
         f"round-{number}/feedback", label, recipe.labelling, inputs, {"judge": judge, "round": number}
     ))
+
+
+def arrivals(recipe: Recipe, folder: Path) -> Arrivals:
+    """Where people add comparisons, and what the rounds of the run in this folder took of them."""
+    assert recipe.people is not None
+    return Arrivals(Path(recipe.place(recipe.people)), folder / "arrivals")
+
+
+def arrived(recipe: Recipe, runner: Runner, number: int, inputs: Mapping[str, Artifact]) -> Artifact | None:
+    """What people compared since the last round, added to the rest; None where it is nothing.
+
+    Raises:
+        RunError: there is nothing new, and nothing old either.
+    """
+    assert recipe.people is not None
+    waiting = arrivals(recipe, runner.folder)
+    taken = ranks.told(waiting.take(number, recipe.wrong_rows) if ranks.rank() == 0 else None)
+    assert taken is not None
+    if not taken.read_text(encoding="utf-8"):
+        if "earlier" not in inputs:
+            taken.unlink()
+            raise RunError(f"{waiting.file}: no comparison has arrived; `triptych watch` waits for them")
+        return None
+    config = Arriving(heldout=recipe.splits.heldout, wrong_rows=recipe.wrong_rows)
+    return runner.run(Stage(f"round-{number}/feedback", add, config, inputs, sources={recipe.people: taken}))
 
 
 def improvement(

@@ -93,6 +93,12 @@ class JudgedFeedback(Config):
     judged: JudgedLabelling
 
 
+class PeopleFeedback(Config):
+    """Comparisons that people add to a file while the run goes on; each round takes those that are new."""
+
+    people: str = Field(pattern=r".\.jsonl$")
+
+
 class AuditSection(Audit):
     """The audit, and what a failed one does.
 
@@ -251,7 +257,7 @@ class Recipe(Config):
     storybook: Storybook | None = None
     base: BaseSection
     instruct: InstructSection = InstructSection()
-    feedback: tuple[FileFeedback | RatingFeedback | ExactFeedback | JudgedFeedback, ...] = ()
+    feedback: tuple[FileFeedback | RatingFeedback | ExactFeedback | JudgedFeedback | PeopleFeedback, ...] = ()
     reward: RewardSection = PairwiseSection()
     improve: ImproveSection = GrpoSection()
     compare: tuple[ImproveSection, ...] = ()
@@ -280,8 +286,9 @@ class Recipe(Config):
             or self.base.train is None
         ):
             raise ValueError("the storybook brings all of the data; files of your own go into a recipe without it")
-        if len([source for source in self.feedback if isinstance(source, ExactFeedback | JudgedFeedback)]) > 1:
-            raise ValueError("feedback may name one judge that labels, once")
+        growing = ExactFeedback | JudgedFeedback | PeopleFeedback
+        if len([source for source in self.feedback if isinstance(source, growing)]) > 1:
+            raise ValueError("feedback may name one judge that labels, or one file that people add to, once")
         if isinstance(self.gate.judge, JudgeSection) and not files:
             raise ValueError("gate.judge is a reward model, which needs comparisons from a file in `feedback`")
         judge = self.gate.judge
@@ -292,10 +299,10 @@ class Recipe(Config):
             (judge.model, judge.endpoint) == (labelling.by.model, labelling.by.endpoint)
         ):
             raise ValueError("gate.judge labels the comparisons too, and may take no part in training: name another")
-        if isinstance(self.improve, DpoSection) and self.improve.pairs == "comparisons" and not (files or labelling):
+        if isinstance(self.improve, DpoSection) and self.improve.pairs == "comparisons" and not self.compared:
             raise ValueError("improve.pairs is comparisons, and feedback names none")
         kinds = within(self.reward.reward)
-        if any(isinstance(each, PairwiseReward | EnsembleReward) for each in kinds) and not (files or labelling):
+        if any(isinstance(each, PairwiseReward | EnsembleReward) for each in kinds) and not self.compared:
             raise ValueError("feedback must name comparisons, on which the reward model is trained: [{file: ...}]")
         if any(isinstance(each, RegressionReward) for each in kinds) and not self.rating_files:
             raise ValueError("feedback must name ratings, on which the reward model is trained: [{ratings: ...}]")
@@ -325,6 +332,21 @@ class Recipe(Config):
     def rating_files(self) -> tuple[str, ...]:
         """The files of ratings."""
         return tuple(source.ratings for source in self.feedback if isinstance(source, RatingFeedback))
+
+    @property
+    def people(self) -> str | None:
+        """The file that people add comparisons to, if there is one."""
+        return next((source.people for source in self.feedback if isinstance(source, PeopleFeedback)), None)
+
+    @property
+    def growing(self) -> bool:
+        """Whether rounds have comparisons of their own."""
+        return self.labelling is not None or self.people is not None
+
+    @property
+    def compared(self) -> bool:
+        """Whether there are comparisons at all."""
+        return self.growing or bool(self.comparison_files)
 
     @property
     def labelling(self) -> Labelling | None:

@@ -13,12 +13,13 @@ from pathlib import Path
 from pydantic import Field
 
 from triptych.configuration import Config
-from triptych.data.files import read_comparisons, read_prompts, write
+from triptych.data.files import read_prompts
 from triptych.data.splits import fraction
 from triptych.engine.generation import Sampling
 from triptych.engine.rollout import Policy
 from triptych.engine.scoring import Scorer
 from triptych.errors import RunError
+from triptych.feedback.accumulation import accumulate
 from triptych.pipeline.stage import Desk, Metrics
 from triptych.records import Comparison, Conversation, Rollout
 
@@ -73,16 +74,7 @@ def label(
     new = _compared(groups, judge, config, desk.seed * 1000 + round)
     if not new:
         raise RunError("the judge found no difference between any two answers, so there is nothing to learn from")
-    keys = {comparison.prompt.key for comparison in new}
-    heldout = {key for key in keys if fraction(key, desk.seed) < config.heldout}
-    parts = {
-        "reward": [comparison for comparison in new if comparison.prompt.key not in heldout],
-        "heldout": [comparison for comparison in new if comparison.prompt.key in heldout],
-    }
-    write(desk.output / "heldout_new.jsonl", parts["heldout"])
-    for name, part in parts.items():
-        before = read_comparisons(earlier / f"{name}.jsonl") if earlier else []
-        write(desk.output / f"{name}.jsonl", [*before, *part])
+    accumulate(desk, new, config.heldout, earlier)
     compared = len(groups) * config.answers * (config.answers - 1) // 2
     found = {
         "labelled_by": judge.name,

@@ -1,0 +1,129 @@
+"""Comparisons that arrive while a run goes on: people add lines to a file, and each round takes the new ones.
+
+What a round took is kept beside the run (`arrivals/round-N.jsonl`), so that the run goes on to the same results
+whatever comes later.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from triptych.configuration import Config
+from triptych.data.files import read_comparisons, read_prompts
+from triptych.data.splits import Asked, decontaminate, deduplicate
+from triptych.errors import Fault, RunError
+from triptych.feedback.accumulation import accumulate
+from triptych.pipeline.artifact import write_whole
+from triptych.pipeline.stage import Desk, Metrics
+
+
+@dataclass(frozen=True, slots=True)
+class Arrivals:
+    """A file of comparisons that grows at its end, a line each, and what the rounds of a run took of it.
+
+    Attributes:
+        file: where the lines are added; one that is not there is one without lines.
+        folder: where the rounds' own are kept.
+    """
+
+    file: Path
+    folder: Path
+
+    @property
+    def rounds(self) -> int:
+        """How many rounds took theirs."""
+        numbers = [int(found[1]) for path in self.folder.glob("round-*.jsonl")
+                   if (found := re.fullmatch(r"round-(\d+)", path.stem))]
+        return max(numbers, default=0)
+
+    @property
+    def waiting(self) -> int:
+        """How many lines no round took."""
+        return len(self._waiting())
+
+    def take(self, round: int, wrong_rows: Literal["refuse", "skip"] = "refuse") -> Path:
+        """The round's own lines, in a file: what it took before, or all that wait now, which may be none.
+
+        Raises:
+            DataError: a row is wrong; nothing is taken then.
+            RunError: the file lost lines that were taken.
+        """
+        path = self.folder / f"round-{round}.jsonl"
+        if not path.exists():
+            lines = self._waiting()
+            if lines:
+                read_comparisons(self.file, [] if wrong_rows == "skip" else None)
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_whole(path, "".join(lines))
+        return path
+
+    def _waiting(self) -> list[str]:
+        lines = _lines(self.file)
+        taken = [line for round in range(1, self.rounds + 1) for line in _lines(self.folder / f"round-{round}.jsonl")]
+        if lines[: len(taken)] != taken:
+            raise RunError(
+                f"{self.file}: the first {len(taken)} lines are not those that earlier rounds took; comparisons are "
+                f"added at the end (the rounds' own are in {self.folder})"
+            )
+        return lines[len(taken) :]
+
+
+def _lines(path: Path) -> list[str]:
+    """The whole lines of a file; the last may still be written."""
+    if not path.exists():
+        return []
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    return [line for line in lines if line.endswith("\n")]
+
+
+class Arriving(Config):
+    """What becomes of them.
+
+    Attributes:
+        heldout: share of the prompts whose comparisons are never trained on.
+        wrong_rows: whether a wrong row stops the run, or is left out and reported.
+    """
+
+    heldout: float = Field(default=0.2, gt=0, lt=1)
+    wrong_rows: Literal["refuse", "skip"] = "refuse"
+
+
+def add(
+    desk: Desk, config: Arriving, data: Path, sources: Mapping[str, str | Path], earlier: Path | None = None
+) -> Metrics:
+    """Adds what a round took to the earlier comparisons; writes `reward.jsonl` and `heldout.jsonl`.
+
+    Comparisons of prompts that test, gate, validation or the gate's own judge have for themselves are left out.
+
+    Raises:
+        RunError: there are too few prompts for a part to train on and a part to measure on.
+    """
+    skipped: list[Fault] = []
+    (file,) = sources.values()
+    rows, duplicates = deduplicate(read_comparisons(file, skipped if config.wrong_rows == "skip" else None))
+    for fault in skipped:
+        desk.progress.say(f"left out: {fault}")
+    kept: list[Asked] = []
+    for name in ("test", "gate", "validation"):
+        kept += read_prompts(data / f"prompts_{name}.jsonl")
+    for name in ("judge", "judge_heldout"):
+        if (data / f"{name}.jsonl").exists():
+            kept += read_comparisons(data / f"{name}.jsonl")
+    new, removed = decontaminate(rows, kept)
+    parts = accumulate(desk, new, config.heldout, earlier)
+    for name, part in parts.items():
+        if not part:
+            raise RunError(
+                f"{len(new)} comparisons have arrived and none of them is for "
+                f"{'training' if name == 'reward' else 'measuring'}; a round wants some of each, of different prompts"
+            )
+    return {
+        "labelled_by": "people", "comparisons": len(new), "duplicates": duplicates, "removed": removed,
+        "wrong_rows_left_out": len(skipped), "ties": 0,
+    }

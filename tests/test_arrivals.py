@@ -1,0 +1,135 @@
+"""Comparisons that people add while a run goes on: each round takes the new ones, once."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from triptych.cli import app
+from triptych.data.files import read_comparisons, write
+from triptych.errors import DataError, RunError
+from triptych.feedback.arrivals import Arrivals, Arriving, add
+from triptych.pipeline.stage import Desk
+from triptych.progress import Silent
+from triptych.records import Comparison, Prompt, user
+
+TINY = Path(__file__).parent / "tiny.yaml"
+
+
+def comparison(number: int) -> Comparison:
+    return Comparison(Prompt(user(f"question {number}")), "The red fox went to the river.", f"No {number}.")
+
+
+def append(path: Path, numbers: range) -> None:
+    fresh = path.with_suffix(".new.jsonl")
+    write(fresh, [comparison(number) for number in numbers])
+    with open(path, "a", encoding="utf-8") as file:
+        file.write(fresh.read_text())
+
+
+def test_a_round_takes_what_is_new_and_keeps_it(tmp_path: Path) -> None:
+    file = tmp_path / "labels.jsonl"
+    arrivals = Arrivals(file, tmp_path / "arrivals")
+    assert (arrivals.rounds, arrivals.waiting) == (0, 0)
+    append(file, range(3))
+    with open(file, "a") as open_file:
+        open_file.write('{"prompt": "half a li')
+    assert arrivals.waiting == 3
+    file.write_text("".join(file.read_text().splitlines(keepends=True)[:3]))
+    assert read_comparisons(arrivals.take(1)) == [comparison(0), comparison(1), comparison(2)]
+    append(file, range(3, 5))
+    assert (arrivals.rounds, arrivals.waiting) == (1, 2)
+    assert len(read_comparisons(arrivals.take(1))) == 3
+    assert read_comparisons(arrivals.take(2)) == [comparison(3), comparison(4)]
+    assert arrivals.take(3).read_text() == ""  # a round without news stays one, whatever comes
+    append(file, range(5, 6))
+    assert arrivals.take(3).read_text() == ""
+    assert arrivals.waiting == 1
+    file.write_text(file.read_text().replace("question 1", "question 9"))
+    with pytest.raises(RunError, match="comparisons are added at the end"):
+        arrivals.take(4)
+
+
+def test_a_wrong_row_is_named_where_it_was_written_and_nothing_is_taken(tmp_path: Path) -> None:
+    file = tmp_path / "labels.jsonl"
+    arrivals = Arrivals(file, tmp_path / "arrivals")
+    append(file, range(2))
+    arrivals.take(1)
+    with open(file, "a") as open_file:
+        open_file.write('{"prompt": "p", "chosen": "a"}\n')
+    with pytest.raises(DataError, match=r"labels.jsonl:3.*rejected"):
+        arrivals.take(2)
+    assert arrivals.rounds == 1
+    arrivals.take(2, wrong_rows="skip")
+    assert arrivals.rounds == 2
+
+
+def test_what_is_held_out_is_never_trained_on(tmp_path: Path) -> None:
+    data, earlier = tmp_path / "data", tmp_path / "earlier"
+    for folder in (data, earlier):
+        folder.mkdir()
+    for number, name in enumerate(("test", "gate", "validation")):
+        write(data / f"prompts_{name}.jsonl", [comparison(number).prompt])
+    write(data / "judge.jsonl", [comparison(3)])
+    write(earlier / "reward.jsonl", [comparison(number) for number in range(4, 40)])
+    write(earlier / "heldout.jsonl", [comparison(number) for number in range(40, 80)])
+    append(tmp_path / "new.jsonl", range(120))
+    (tmp_path / "output").mkdir()
+    desk = Desk(tmp_path / "output", tmp_path, Silent(), seed=1, checkpoint_seconds=60)
+    metrics = add(desk, Arriving(heldout=0.3), data, {"labels.jsonl": tmp_path / "new.jsonl"}, earlier)
+    assert (metrics["comparisons"], metrics["removed"]) == (116, 4)
+    trained, measured, new = (
+        [row.prompt.key for row in read_comparisons(desk.output / f"{name}.jsonl")]
+        for name in ("reward", "heldout", "heldout_new")
+    )
+    assert not set(trained) & set(measured)
+    assert set(new) <= set(measured)
+    assert not {comparison(number).prompt.key for number in range(4)} & {*trained, *measured}
+    assert {comparison(number).prompt.key for number in range(4, 40)} <= set(trained)
+    assert {comparison(number).prompt.key for number in range(40, 80)} <= set(measured)
+    fresh = {comparison(number).prompt.key for number in range(80, 120)}
+    assert 4 < len(fresh & set(measured)) < 24  # 0.3 of 40
+
+
+def test_a_round_starts_when_enough_comparisons_have_arrived(tmp_path: Path) -> None:
+    text = TINY.read_text()
+    begin, end = text.index("feedback:"), text.index("reward:")
+    recipe, labels = tmp_path / "recipe.yaml", tmp_path / "labels.jsonl"
+    recipe.write_text(text[:begin] + "feedback: [{people: labels.jsonl}]\n" + text[end:])
+    runs = tmp_path / "runs"
+    short = ["--runs", str(runs), "--set", "improve.steps=1"]
+    none = CliRunner().invoke(app, ["run", str(recipe), *short])
+    assert none.exit_code == 1
+    assert "no comparison has arrived" in none.stderr
+    append(labels, range(40))
+
+    def people() -> None:
+        while not (runs / "tiny" / "arrivals" / "round-1.jsonl").exists():
+            time.sleep(0.1)
+        append(labels, range(40, 60))
+        append(labels, range(60, 70))
+
+    worker = threading.Thread(target=people, daemon=True)
+    worker.start()
+    watch = ["watch", str(recipe), *short, "--at-least", "30", "--rounds", "2", "--every", "0.1"]
+    ended = CliRunner().invoke(app, watch)
+    assert ended.exit_code == 0, ended.output
+    worker.join(timeout=1)
+    run = runs / "tiny"
+    sizes = [len(read_comparisons(run / "arrivals" / f"round-{number}.jsonl")) for number in (1, 2)]
+    assert sizes == [40, 30]
+    (last,) = run.glob("artifacts/round-2-feedback-*")
+    assert len(read_comparisons(last / "reward.jsonl")) + len(read_comparisons(last / "heldout.jsonl")) == 70
+    summary = json.loads((run / "summary.json").read_text())
+    assert [row["round"] for row in summary["rounds"]] == [1, 2]
+    events = [json.loads(line) for line in (run / "ledger.jsonl").read_text().splitlines()]
+    finished = [event["stage"] for event in events if event["event"] == "finished"]
+    once = [name for name in finished if not name.startswith("test/")]  # tests are scored by the newest reward model
+    assert len(once) == len(set(once))  # the second round did nothing again
+    again = CliRunner().invoke(app, watch)
+    assert again.exit_code == 0, again.output
