@@ -38,6 +38,22 @@ def test_an_interval_below_one_half_rejects() -> None:
     assert reason.startswith("exact judge prefers the champion: win rate 40.0%")
 
 
+def test_a_winner_that_lost_a_task_is_rejected() -> None:
+    def tasks(score: float, interval: tuple[float, float]) -> dict[str, Any]:
+        return {"story": {"score": 0.9, "interval": (0.8, 0.95)}, "question": {"score": score, "interval": interval}}
+
+    decision, reason = decided(interval=(0.6, 0.8), tasks=tasks(0.35, (0.25, 0.45)))
+    assert decision == REJECTED
+    assert reason == (
+        "exact judge prefers the champion on question: win rate 35.0% (95% interval 25.0% to 45.0%), under the budget "
+        "of 40%"
+    )
+    assert decided(interval=(0.6, 0.8), tasks=tasks(0.35, (0.2, 0.55)))[0] == PROMOTED  # that may be chance
+    assert decided(interval=(0.6, 0.8), tasks=tasks(0.45, (0.42, 0.48)))[0] == PROMOTED  # that is within the budget
+    none = Gate(min_task_win_rate=None)
+    assert decided(none, interval=(0.6, 0.8), tasks=tasks(0.1, (0.0, 0.2)))[0] == PROMOTED
+
+
 @pytest.mark.parametrize("interval", [(0.45, 0.75), (0.5, 0.7), (0.3, 0.5)])
 def test_an_interval_that_touches_one_half_decides_nothing(interval: tuple[float, float]) -> None:
     decision, reason = decided(interval=interval)

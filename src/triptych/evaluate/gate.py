@@ -2,8 +2,8 @@
 
 Both models answer the gate's prompts, which nothing was trained on; the judge scores the answers. The win rate
 (ties a half) has a 95% bootstrap interval over prompts, and the candidate is promoted where the interval lies
-above one half, inside the budgets for distance, length, and what plain text costs. The win rate at equal length stands
-beside it.
+above one half, inside the budgets for distance, length, single tasks, and what plain text costs. The win rate at equal
+length stands beside it.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from triptych.engine.perplexity import bits_per_byte
 from triptych.engine.rollout import Policy, divergence
 from triptych.engine.scoring import Scorer, scored
 from triptych.evaluate.lengths import controlled
+from triptych.evaluate.measurement import by_task
 from triptych.intervals import mean_interval, prompts_needed, wins
 from triptych.pipeline.stage import Desk, Metrics
 from triptych.records import Conversation, Document, Rollout
@@ -47,6 +48,7 @@ class Gate(Config):
         max_kl: the largest distance from the champion, in nats per answer; none by default.
         max_length_ratio: the candidate's mean answer length over the champion's.
         max_bits_ratio: bits per byte of plain text, the candidate's over the champion's, where the data hold text.
+        min_task_win_rate: a task is lost where the win rate on its prompts is lower, and its interval below one half.
         documents: how many held-out documents that is measured on, the beginning of each.
         max_tokens: an answer is cut there.
     """
@@ -55,6 +57,7 @@ class Gate(Config):
     max_kl: float | None = Field(default=None, gt=0)
     max_length_ratio: float = Field(default=1.5, gt=0)
     max_bits_ratio: float | None = Field(default=1.25, gt=0)
+    min_task_win_rate: float | None = Field(default=0.4, gt=0, le=0.5)
     documents: int = Field(default=64, ge=1)
     max_tokens: int = Field(default=96, ge=1)
 
@@ -113,6 +116,7 @@ def decide(
         "length_controlled_interval": equal_interval,
         "prompts": count,
         "kl": divergence(after.policy, before.policy, after.groups),
+        "tasks": by_task([prompt.task for prompt in prompts], won),
         "judge": judge.name,
         "judge_counts": dict(judged.counts),
     }
@@ -155,6 +159,14 @@ def verdict(config: Gate, numbers: dict[str, Any], needed: int) -> tuple[Decisio
             f"plain text takes {forgotten:.2f} times as many bits, over the budget of {config.max_bits_ratio:g}: the "
             "candidate has forgotten some of what the Base knew"
         )
+    for task, found in numbers.get("tasks", {}).items():
+        least = config.min_task_win_rate
+        if least is not None and found["score"] < least and found["interval"][1] < 0.5:
+            task_low, task_high = found["interval"]
+            return REJECTED, (
+                f"{numbers['judge']} prefers the champion on {task}: win rate {found['score']:.1%} (95% interval "
+                f"{task_low:.1%} to {task_high:.1%}), under the budget of {least:.0%}"
+            )
     if low > 0.5:
         return PROMOTED, f"{numbers['judge']} prefers the candidate: {shown}"
     if high < 0.5:

@@ -124,6 +124,7 @@ class Round(Row):
         length_before, length_after: mean tokens per answer.
         length_controlled: the win rate at equal length, with its interval.
         bits_before, bits_after: bits per byte of held-out plain text; None where the recipe names none.
+        tasks: the win rate on each task's prompts, where prompts name their task.
         decision: "promoted", "rejected" or "too few prompts to tell".
         curve: reward, judge and KL along the way.
         kept: the step whose policy was the candidate.
@@ -147,6 +148,7 @@ class Round(Row):
     length_controlled_interval: Interval | None = None
     bits_before: float | None = None
     bits_after: float | None = None
+    tasks: dict[str, TaskScore] = Field(default_factory=dict)
     decision: str
     reason: str
     curve: list[Point]
