@@ -8,11 +8,8 @@ from typing import Any
 
 import pytest
 
-from triptych.improve.grpo import Grpo
-from triptych.improve.loop import Loop
 from triptych.improve.overoptimisation import fitted
-from triptych.pipeline.stage import Desk
-from triptych.progress import Silent
+from triptych.improve.trajectory import Trajectory
 
 KLS = [0.25, 1.0, 2.25, 4.0, 9.0, 16.0]
 
@@ -47,22 +44,17 @@ def test_a_curve_that_only_rises_has_no_peak_and_few_points_no_curve() -> None:
     assert fitted([0.0, 1.0, 2.0, 3.0], [0.0, 1.0, 1.0, 1.0], 0.0, best_of_n=False) is None
 
 
-def ran(scratch: Path, keep: str, judged: list[float], **numbers: list[float]) -> Loop:
-    """A loop that has run: the judge's score at the reference, then at steps 2, 4 and 6; what step 2 was is gone."""
-    loop = Loop.__new__(Loop)
-    loop.desk = Desk(scratch, scratch, Silent(), 1, 60.0)
+def ran(scratch: Path, keep: str, judged: list[float], **numbers: list[float]) -> Trajectory:
+    """The judge's score at the reference, then at steps 2, 4 and 6; what step 2 was is gone."""
     (scratch / "policy-4.pt").touch()
-    loop.config = Grpo(steps=6, watch_every=2, keep=keep)  # type: ignore[arg-type]
-    loop.judge = object()  # type: ignore[assignment]
     usual: dict[str, list[float]] = {
         "validation_reward": [0.0, 1.0, 2.0, 3.0], "validation_kl": [0.0, 1.0, 4.0, 9.0],
         "validation_length": [20.0] * 4, "entropy": [2.0, 2.0, 1.9, 1.8], "sampler_mismatch": [0.0] * 4,
     }
     columns = usual | numbers | {"validation_judge": judged}
     rows: list[dict[str, Any]] = [{name: values[i] for name, values in columns.items()} for i in range(4)]
-    loop.start = rows[0]
-    loop.curve = [{"step": 2 * i, **rows[i]} for i in range(1, 4)]
-    return loop
+    curve = [{"step": 2 * i, **rows[i]} for i in range(1, 4)]
+    return Trajectory(steps=6, folder=scratch if keep == "best" else None, start=rows[0], curve=curve)
 
 
 def test_the_judges_best_is_kept_and_over_optimisation_is_said(tmp_path: Path) -> None:

@@ -21,29 +21,18 @@ from transformers import GenerationConfig
 from triptych.data.files import read_prompts
 from triptych.engine import attention, ranks
 from triptych.engine.adapters import adapt, learnt, merged
-from triptych.engine.checkpoint import write_tensors
 from triptych.engine.curve import write_curve
 from triptych.engine.generation import Sampling
 from triptych.engine.models import load_policy, load_tokenizer, save
 from triptych.engine.rollout import Policy, divergence
 from triptych.engine.scoring import Scorer, Scores, scored
-from triptych.engine.training import Curve, Loss, Optimization, Row, Step, shuffled, train
+from triptych.engine.training import Curve, Loss, Optimization, Step, shuffled, train
 from triptych.engine.vllm import VllmSampler
-from triptych.improve.overoptimisation import Overoptimisation, fitted
+from triptych.improve.trajectory import Trajectory
 from triptych.pipeline.stage import Desk
 from triptych.records import Conversation, Prompt, Rollout
 
 Batch = TypeVar("Batch")
-
-LOST = 0.02
-"""A smaller fall of the judge's score is noise."""
-COLLAPSED = 0.3
-"""The share of its first entropy below which a policy hardly varies."""
-MISMATCH = 0.1
-"""Nats a token by which sampler and trainer may differ."""
-LONGER = 1.5
-"""How many times as long answers may become without a word."""
-
 
 class Improvement(Optimization):
     """What every method can be told.
@@ -142,7 +131,7 @@ class Loop:
     Attributes:
         policy, reference: the champion twice; only the policy is updated.
         seed: of everything that is drawn in this round.
-        curve: the rows of the steps so far, those of an earlier attempt too.
+        way: where the policy was at each step so far, those of an earlier attempt too.
     """
 
     def __init__(
@@ -153,7 +142,8 @@ class Loop:
         self.desk, self.config, self.data = desk, config, data
         self.reward, self.judge = reward, judge
         self.seed = desk.seed * 1000 + round
-        self.curve: Curve = []
+        choosing = config.keep == "best" and judge is not None
+        self.way = Trajectory(config.steps, config.reuse, desk.scratch if choosing else None)
         self.tokenizer = load_tokenizer(folder)
         self.load = partial(load_policy, folder, attention=attention.NAME)
         self.model: Any = self.load()
@@ -214,79 +204,11 @@ class Loop:
     @property
     def metrics(self) -> dict[str, Any]:
         """What is told of a round that is done."""
-        config = self.config
-        found = {"method": getattr(config, "method", ""), "steps": config.steps,
-                 "answers": config.answers,
-                 "kept": self.kept, "alarms": self.alarms()}
-        curve = self.overoptimisation()
+        config, way = self.config, self.way
+        found = {"method": getattr(config, "method", ""), "steps": config.steps, "answers": config.answers,
+                 "kept": way.kept, "alarms": way.alarms()}
+        curve = way.overoptimisation(best_of_n=getattr(config, "method", "") == "best_of_n")
         return found | ({"overoptimisation": dataclasses.asdict(curve)} if curve else {})
-
-    @property
-    def watched(self) -> list[Row]:
-        """The steps at which the policy was measured, the reference's own first."""
-        return [{"step": 0, **self.start}, *(row for row in self.curve if "validation_kl" in row)]
-
-    @property
-    def best(self) -> list[Row]:
-        """The steps that the judge measured, those that it likes best in front; of equals the later one."""
-        judged = [row for row in self.watched[1:] if math.isfinite(row.get("validation_judge", math.nan))]
-        return sorted(judged, key=lambda row: (-row["validation_judge"], -row["step"]))
-
-    @property
-    def kept(self) -> int:
-        """The step whose policy is the candidate: the best of those whose weights are there."""
-        if self.config.keep == "last":
-            return self.config.steps
-        there = (row["step"] for row in self.best if row["step"] == self.config.steps or self._policy(row).exists())
-        return int(next(there, self.config.steps))
-
-    def overoptimisation(self) -> Overoptimisation | None:
-        """The judge's score against the distance, where there are points enough."""
-        if self.judge is None:
-            return None
-        reached, start = self.best, self.start["validation_judge"]
-        if not math.isfinite(start):
-            return None
-        return fitted(
-            [row["validation_kl"] for row in reached], [row["validation_judge"] for row in reached], start,
-            best_of_n=getattr(self.config, "method", "") == "best_of_n",
-        )
-
-    def alarms(self) -> list[str]:
-        """What went wrong on the way, each as a sentence that says what to do."""
-        start, *reached = self.watched
-        found = []
-        last = next((row for row in reversed(reached) if row["step"] == self.config.steps), None)
-        best = next(iter(self.best), None)
-        if last and best and last is not best:
-            fell = best["validation_judge"] - last["validation_judge"]
-            if fell > LOST and last["validation_reward"] > best["validation_reward"]:
-                found.append(
-                    f"over-optimised: from step {best['step']} to {last['step']} the reward rose by "
-                    f"{last['validation_reward'] - best['validation_reward']:.2f} while the judge's score fell by "
-                    f"{fell:.2f}, at {last['validation_kl']:.1f} nats; a better reward model, a larger kl or fewer "
-                    "steps would help"
-                )
-        entropies = [row["entropy"] for row in self.curve
-                     if math.isfinite(row.get("entropy", math.nan)) and row.get("cut", 0.0) < 1]
-        if len(entropies) > 1 and entropies[-1] < COLLAPSED * entropies[0]:
-            found.append(
-                f"entropy fell from {entropies[0]:.2f} to {entropies[-1]:.2f} nats a token: the policy hardly varies; "
-                "raise kl, or lower the learning rate"
-            )
-        fresh = self.curve[:: self.config.reuse]  # behind later updates of a sampling the policy itself has moved
-        mismatch = max((row.get("sampler_mismatch", 0.0) for row in fresh), default=0.0)
-        if mismatch > MISMATCH:
-            found.append(
-                f"sampler and trainer differ by up to {mismatch:.2f} nats a token, over {MISMATCH:g}: look at their "
-                "precision, and leave correction on"
-            )
-        if reached and reached[-1]["validation_length"] > LONGER * max(1.0, start["validation_length"]):
-            found.append(
-                f"answers grew from {start['validation_length']:.0f} to {reached[-1]['validation_length']:.0f} tokens: "
-                "the reward may be for length; see its audit"
-            )
-        return found
 
     def run(
         self, prepare: Callable[[int], Step[Batch]], loss: Callable[[Batch], Loss], unit: str,
@@ -302,53 +224,22 @@ class Loop:
         def after(step: int, row: dict[str, Any]) -> None:
             if (step + 1) % config.watch_every == 0 or step + 1 == config.steps:
                 row |= self.measured()
-                self._remember(row | {"step": step + 1})
+                self.way.remember(row | {"step": step + 1}, lambda: dict(learnt(self.model, self.reference.model)))
 
-        self.start = self.measured()  # policy and reference are still one
+        self.way.start = self.measured()  # policy and reference are still one
         curve = train(
-            self.model, config.steps, reused(prepare, config.reuse), loss, config,
-            checkpoint=desk.checkpoint(config.reuse), progress=desk.progress, unit=unit, after=after, curve=self.curve,
+            self.model, config.steps, reused(prepare, config.reuse), loss, config, progress=desk.progress, unit=unit,
+            checkpoint=desk.checkpoint(config.reuse), after=after, curve=self.way.curve,
         )
         if leave:
             leave(self.model)
-        write_curve(desk.output / "curve.jsonl", [{"step": 0, **self.start}, *curve])
+        write_curve(desk.output / "curve.jsonl", [{"step": 0, **self.way.start}, *curve])
         plain = merged(self.model, self.load)
-        if self.kept < config.steps:
-            self._recall(plain)
-        for alarm in self.alarms():
+        self.way.recall(plain)
+        for alarm in self.way.alarms():
             desk.progress.say(alarm)
         save(plain, self.tokenizer, desk.output / "model", GenerationConfig(do_sample=True, temperature=1.0))
         return curve
-
-    def _remember(self, row: Row) -> None:
-        """Keeps the policy's weights while it is the best so far, and those of the best before it.
-
-        A run that goes on from an earlier step finds its best there; what it comes to again is written again.
-        """
-        if self.config.keep == "last" or self.judge is None or row["step"] == self.config.steps:
-            return
-        before = next(iter(self.best), None)
-        if not row["validation_judge"] >= (before["validation_judge"] if before else -math.inf):
-            return
-        weights = dict(learnt(self.model, self.reference.model))
-        write_tensors(self._policy(row), weights)
-        for older in self.best[1:]:
-            if ranks.rank() == 0:
-                self._policy(older).unlink(missing_ok=True)
-
-    def _recall(self, plain: Any) -> None:
-        """Gives the model the weights of the step that is kept."""
-        ranks.barrier()
-        weights = torch.load(self._policy({"step": self.kept}), weights_only=True, map_location="cpu")
-        names = dict(plain.named_parameters())
-        with torch.no_grad():
-            for name, weight in weights.items():
-                if name in names:  # a value head is not kept
-                    names[name].copy_(weight)
-
-    def _policy(self, row: Row) -> Path:
-        """Where a step's weights are kept."""
-        return self.desk.scratch / f"policy-{row['step']}.pt"
 
     def measured(self) -> dict[str, float]:
         """Reward, judge, KL and length on the validation prompts, one answer each, always the same noise."""

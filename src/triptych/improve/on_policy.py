@@ -109,7 +109,7 @@ def improved(
     loop = Loop(desk, config, champion, data, reward, judge, round)
 
     def prepare(number: int) -> Step[Tokens]:
-        return step(loop.reference, loop.collect(loop.policy, number), config, loop.curve)
+        return step(loop.reference, loop.collect(loop.policy, number), config, loop.way.curve)
 
     loop.run(prepare, lambda tokens: loss(loop.model, tokens, config), unit="answer tokens")
     return loop.metrics

@@ -70,7 +70,7 @@ def improve(
     attach(loop.model)
 
     def prepare(number: int) -> Step[ValuedTokens]:
-        return step(loop.model, loop.reference, loop.collect(loop.policy, number), config, loop.curve)
+        return step(loop.model, loop.reference, loop.collect(loop.policy, number), config, loop.way.curve)
 
     loop.run(prepare, lambda tokens: loss(loop.model, tokens, config), unit="answer tokens", leave=detach)
     return loop.metrics

@@ -1,0 +1,141 @@
+"""The way of a policy through a round: how it was measured, which of its steps is kept, what went wrong."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from triptych.engine import ranks
+from triptych.engine.checkpoint import write_tensors
+from triptych.engine.training import Curve, Row
+from triptych.improve.overoptimisation import Overoptimisation, fitted
+
+LOST = 0.02
+"""A smaller fall of the judge's score is noise."""
+COLLAPSED = 0.3
+"""The share of its first entropy below which a policy hardly varies."""
+MISMATCH = 0.1
+"""Nats a token by which sampler and trainer may differ."""
+LONGER = 1.5
+"""How many times as long answers may become without a word."""
+
+
+@dataclass(slots=True)
+class Trajectory:
+    """The steps of a round, some of them measured on the validation prompts.
+
+    Attributes:
+        steps: of the whole round.
+        reuse: updates for each sampling.
+        folder: where the weights of the judge's best are kept; None where the last policy is the candidate.
+        start: the measurements of the reference.
+        curve: the rows of the steps so far.
+    """
+
+    steps: int
+    reuse: int = 1
+    folder: Path | None = None
+    start: Row = field(default_factory=dict)
+    curve: Curve = field(default_factory=list)
+
+    @property
+    def watched(self) -> list[Row]:
+        """The steps at which the policy was measured, the reference's own first."""
+        return [{"step": 0, **self.start}, *(row for row in self.curve if "validation_kl" in row)]
+
+    @property
+    def best(self) -> list[Row]:
+        """The steps that the judge measured, those that it likes best in front; of equals the later one."""
+        judged = [row for row in self.watched[1:] if math.isfinite(row.get("validation_judge", math.nan))]
+        return sorted(judged, key=lambda row: (-row["validation_judge"], -row["step"]))
+
+    @property
+    def kept(self) -> int:
+        """The step whose policy is the candidate: the best of those whose weights are there."""
+        if self.folder is None:
+            return self.steps
+        there = (row["step"] for row in self.best if row["step"] == self.steps or self._policy(row).exists())
+        return int(next(there, self.steps))
+
+    def overoptimisation(self, *, best_of_n: bool) -> Overoptimisation | None:
+        """The judge's score against the distance, where there are points enough."""
+        reached, start = self.best, self.start.get("validation_judge", math.nan)
+        if not math.isfinite(start):
+            return None
+        return fitted(
+            [row["validation_kl"] for row in reached], [row["validation_judge"] for row in reached], start,
+            best_of_n=best_of_n,
+        )
+
+    def alarms(self) -> list[str]:
+        """What went wrong on the way, each as a sentence that says what to do."""
+        start, *reached = self.watched
+        found = []
+        last = next((row for row in reversed(reached) if row["step"] == self.steps), None)
+        best = next(iter(self.best), None)
+        if last and best and last is not best:
+            fell = best["validation_judge"] - last["validation_judge"]
+            if fell > LOST and last["validation_reward"] > best["validation_reward"]:
+                found.append(
+                    f"over-optimised: from step {best['step']} to {last['step']} the reward rose by "
+                    f"{last['validation_reward'] - best['validation_reward']:.2f} while the judge's score fell by "
+                    f"{fell:.2f}, at {last['validation_kl']:.1f} nats; a better reward model, a larger kl or fewer "
+                    "steps would help"
+                )
+        entropies = [row["entropy"] for row in self.curve
+                     if math.isfinite(row.get("entropy", math.nan)) and row.get("cut", 0.0) < 1]
+        if len(entropies) > 1 and entropies[-1] < COLLAPSED * entropies[0]:
+            found.append(
+                f"entropy fell from {entropies[0]:.2f} to {entropies[-1]:.2f} nats a token: the policy hardly varies; "
+                "raise kl, or lower the learning rate"
+            )
+        fresh = self.curve[:: self.reuse]  # behind later updates of a sampling the policy itself has moved
+        mismatch = max((row.get("sampler_mismatch", 0.0) for row in fresh), default=0.0)
+        if mismatch > MISMATCH:
+            found.append(
+                f"sampler and trainer differ by up to {mismatch:.2f} nats a token, over {MISMATCH:g}: look at their "
+                "precision, and leave correction on"
+            )
+        if reached and reached[-1]["validation_length"] > LONGER * max(1.0, start["validation_length"]):
+            found.append(
+                f"answers grew from {start['validation_length']:.0f} to {reached[-1]['validation_length']:.0f} tokens: "
+                "the reward may be for length; see its audit"
+            )
+        return found
+
+    def remember(self, row: Row, weights: Callable[[], dict[str, Tensor]]) -> None:
+        """Keeps the policy's weights while it is the best so far, and those of the best before it.
+
+        A run that goes on from an earlier step finds its best there; what it comes to again is written again.
+        """
+        if self.folder is None or row["step"] == self.steps:
+            return
+        before = next(iter(self.best), None)
+        if not row["validation_judge"] >= (before["validation_judge"] if before else -math.inf):
+            return
+        write_tensors(self._policy(row), weights())
+        for older in self.best[1:]:
+            if ranks.rank() == 0:
+                self._policy(older).unlink(missing_ok=True)
+
+    def recall(self, plain: nn.Module) -> None:
+        """Gives the model the weights of the step that is kept."""
+        if self.kept == self.steps:
+            return
+        ranks.barrier()
+        weights = torch.load(self._policy({"step": self.kept}), weights_only=True, map_location="cpu")
+        names = dict(plain.named_parameters())
+        with torch.no_grad():
+            for name, weight in weights.items():
+                if name in names:  # a value head is not kept
+                    names[name].copy_(weight)
+
+    def _policy(self, row: Row) -> Path:
+        """Where a step's weights are kept."""
+        assert self.folder is not None
+        return self.folder / f"policy-{row['step']}.pt"
