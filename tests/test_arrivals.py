@@ -5,18 +5,22 @@ from __future__ import annotations
 import json
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
+from triptych.check import stage_names
 from triptych.cli import app
-from triptych.data.files import read_comparisons, write
+from triptych.data.files import read_comparisons, read_prompts, write
 from triptych.errors import DataError, RunError
 from triptych.feedback.arrivals import Arrivals, Arriving, add
+from triptych.feedback.questions import Asking, ask
 from triptych.pipeline.stage import Desk
 from triptych.progress import Silent
-from triptych.records import Comparison, Prompt, user
+from triptych.recipe import load
+from triptych.records import Comparison, Conversation, Prompt, user
 
 TINY = Path(__file__).parent / "tiny.yaml"
 
@@ -96,16 +100,53 @@ def test_what_is_held_out_is_never_trained_on(tmp_path: Path) -> None:
     assert 4 < len(fresh & set(measured)) < 24  # 0.3 of 40
 
 
+def test_what_the_reward_is_least_sure_of_is_asked_first(policy_folder: Path, tmp_path: Path) -> None:
+    class Lengths:
+        name = identity = "lengths"
+
+        def score(self, conversations: Sequence[Conversation]) -> list[float]:
+            return [float(len(each.answer)) for each in conversations]
+
+    write(tmp_path / "prompts_feedback.jsonl", [comparison(number).prompt for number in range(12)])
+
+    def asked(name: str, round: int, reward: Lengths | None) -> list[dict[str, str]]:
+        (tmp_path / name).mkdir()
+        desk = Desk(tmp_path / name, tmp_path, Silent(), seed=1, checkpoint_seconds=60)
+        metrics = ask(desk, Asking(prompts=8, answers=3, max_tokens=12), tmp_path, policy_folder, round, reward)
+        rows = [json.loads(line) for line in (tmp_path / name / "questions.jsonl").read_text().splitlines()]
+        assert metrics["questions"] == len(rows)
+        return rows
+
+    plain, sorted_rows, later = asked("a", 1, None), asked("b", 1, Lengths()), asked("c", 2, None)
+    gaps = [abs(len(row["first"]) - len(row["second"])) for row in sorted_rows]
+    assert gaps == sorted(gaps)
+    assert gaps[0] < gaps[-1]
+    assert sorted(map(json.dumps, plain)) == sorted(map(json.dumps, sorted_rows))
+    assert json.dumps(plain[0]["prompt"]) != json.dumps(later[0]["prompt"])
+
+
 def test_a_round_starts_when_enough_comparisons_have_arrived(tmp_path: Path) -> None:
     text = TINY.read_text()
     begin, end = text.index("feedback:"), text.index("reward:")
     recipe, labels = tmp_path / "recipe.yaml", tmp_path / "labels.jsonl"
-    recipe.write_text(text[:begin] + "feedback: [{people: labels.jsonl}]\n" + text[end:])
+    recipe.write_text(text[:begin] + "feedback: [{people: labels.jsonl, prompts: 8, max_tokens: 24}]\n" + text[end:])
     runs = tmp_path / "runs"
     short = ["--runs", str(runs), "--set", "improve.steps=1"]
     none = CliRunner().invoke(app, ["run", str(recipe), *short])
     assert none.exit_code == 1
     assert "no comparison has arrived" in none.stderr
+    questions = read_prompts(runs / "tiny" / "questions.jsonl")
+    assert 0 < len(questions) <= 8
+    label = ["label", str(recipe), "--runs", str(runs)]
+    said = CliRunner().invoke(app, label, input="1\nwhat\n2\ns\nq\n")
+    assert "2 comparisons added" in said.stdout
+    first, second = read_comparisons(labels)
+    assert (first.chosen_first, second.chosen_first, first.source) == (True, False, "people")
+    assert [first.prompt, second.prompt] == questions[:2]  # task and reference too
+    rest = CliRunner().invoke(app, label, input="1\n" * 9)
+    assert "no open question left" in rest.stdout
+    assert len(read_comparisons(labels)) == len(questions)
+    labels.unlink()
     append(labels, range(40))
 
     def people() -> None:
@@ -131,5 +172,9 @@ def test_a_round_starts_when_enough_comparisons_have_arrived(tmp_path: Path) -> 
     finished = [event["stage"] for event in events if event["event"] == "finished"]
     once = [name for name in finished if not name.startswith("test/")]  # tests are scored by the newest reward model
     assert len(once) == len(set(once))  # the second round did nothing again
+    for number in (1, 2, 3):  # what each round was asked, and what the next one is
+        assert len(list(run.glob(f"artifacts/round-{number}-questions-*"))) == 1
+    names = [event["stage"] for event in events if event["event"] in ("finished", "reused")]
+    assert set(names) == set(stage_names(load(recipe, ["improve.rounds=2"])))
     again = CliRunner().invoke(app, watch)
     assert again.exit_code == 0, again.output

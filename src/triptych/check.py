@@ -128,7 +128,11 @@ def stage_names(recipe: Recipe) -> list[str]:
         if recipe.growing:
             labeller = ["labeller"] if isinstance(recipe.labelling, JudgedLabelling) else []
             parts = [*labeller, "feedback", *parts]
+        if recipe.asking:
+            parts = ["questions", *parts]
         names += [f"round-{number}/{part}" for part in parts]
+    if recipe.asking:
+        names.append(f"round-{recipe.improve.rounds + 1}/questions")
     return [*names, "test/base", "test/instruct", *(f"test/round-{number}" for number in rounds)]
 
 

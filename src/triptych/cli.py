@@ -306,8 +306,7 @@ def watch(
         _carry_out(load(recipe, [*(overrides or ()), f"improve.rounds={round}"]), recipe, runs)
 
     try:
-        if waiting.rounds:  # the last one may not have come to its end
-            until(waiting.rounds)
+        until(waiting.rounds)  # the last one may not have come to its end; without any, what people are asked
         while rounds is None or waiting.rounds < rounds:
             shown = -1
             while (count := waiting.waiting) < at_least:
@@ -319,6 +318,49 @@ def watch(
     except KeyboardInterrupt:
         say("stopped; the same command goes on from here")
         raise typer.Exit(INTERRUPTED) from None
+
+
+@app.command()
+def label(
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    runs: Annotated[Path, typer.Option(metavar="DIR", help="Where runs are kept.")] = RUNS,
+) -> None:
+    """Asks you which of two answers is better, and adds what you say to the recipe's file of comparisons.
+
+    The questions are what the run's champion wrote; those that the reward model is least sure of come first. Several
+    people may answer at the same time. The recipe names the file: feedback: [{people: labels.jsonl}].
+
+    Example: [bold]triptych label recipe.yaml[/bold]
+    """
+    from triptych.cycle import arrivals
+    from triptych.feedback.questions import FILE, open_questions, record
+    from triptych.recipe import load
+
+    loaded = load(recipe, overrides or ())
+    if loaded.people is None:
+        raise RecipeError("label needs a file that it may add to: feedback: [{people: labels.jsonl}]")
+    labels, questions = arrivals(loaded, runs / loaded.name).file, runs / loaded.name / FILE
+    if not questions.exists():
+        raise RunError(f"{questions} is not there yet: triptych watch {recipe} has the model write its answers")
+    done = 0
+    for question in open_questions(questions, labels):
+        out.print()
+        for turn in question.prompt.messages:
+            out.print(Text(f"{turn.role}: {turn.content}", style="dim"))
+        for number, answer in enumerate((question.first, question.second), start=1):
+            out.print(Text.assemble((f"{number}  ", "bold"), answer.strip()))
+        said = ""
+        while said not in ("1", "2", "s", "q"):
+            said = typer.prompt("1, 2, s to skip, q to stop").strip().lower()
+        if said == "q":
+            break
+        if said != "s":
+            record(question.answered(first_is_better=said == "1"), labels)
+            done += 1
+    else:
+        say("there is no open question left")
+    say(f"{done} comparison{'' if done == 1 else 's'} added to {labels}")
 
 
 @app.command()

@@ -20,10 +20,12 @@ from triptych.evaluate.gate import PROMOTED, Gate, decide
 from triptych.evaluate.measurement import Measurement, measure
 from triptych.feedback.arrivals import Arrivals, Arriving, add
 from triptych.feedback.labelling import label
+from triptych.feedback.questions import FILE as QUESTIONS
+from triptych.feedback.questions import ask
 from triptych.improve.dpo import Dpo
 from triptych.improve.methods import WORKS as METHODS
 from triptych.instruct.finetuning import Finetuning, finetune
-from triptych.pipeline.artifact import Artifact
+from triptych.pipeline.artifact import Artifact, write_whole
 from triptych.pipeline.runner import Runner
 from triptych.pipeline.stage import Stage
 from triptych.recipe import AuditSection, JudgedLabelling, Recipe, settings
@@ -96,12 +98,14 @@ def cycle(recipe: Recipe, runner: Runner, family: Family) -> None:
     """
     judge = begin(recipe, runner, family)
     for number in range(1, recipe.improve.rounds + 1):
+        ask_people(recipe, runner, family, number)
         family.rounds.append(this := Round(number))
         reward_of_round(recipe, runner, family, this, judge)
         this.candidate, this.gate = candidate_and_gate(recipe, runner, family, this, judge, f"round-{number}")
         runner.progress.say(f"{this.gate.metrics['decision']}: {this.gate.metrics['reason']}")
         if this.promoted:
             family.champion = this.candidate
+    ask_people(recipe, runner, family, recipe.improve.rounds + 1)
     measure_all(recipe, runner, family, judge)
 
 
@@ -293,6 +297,26 @@ def collect(
     ))
 
 
+def ask_people(recipe: Recipe, runner: Runner, family: Family, number: int) -> None:
+    """Has the champion write what people may compare for a round; the run's questions.jsonl is the newest."""
+    if recipe.asking is None:
+        return
+    data, champion = family.data, family.champion
+    assert data
+    assert champion
+    last = family.rounds[-1] if family.rounds else None
+    known = bool(last and last.reward and last.scorer)
+    asked = runner.run(Stage(
+        f"round-{number}/questions", ask, recipe.asking, {"data": data, "author": champion},
+        {"round": number} | ({"reward": last.scorer} if last and known else {}),
+        {"reward": last.reward} if last and last.reward and known else {},
+    ))
+    if ranks.rank() == 0:
+        place = runner.folder / QUESTIONS
+        write_whole(place, (asked.folder / QUESTIONS).read_text(encoding="utf-8"))
+        runner.progress.say(f"{asked.metrics['questions']} questions to people: {place}, or triptych label")
+
+
 def arrivals(recipe: Recipe, folder: Path) -> Arrivals:
     """Where people add comparisons, and what the rounds of the run in this folder took of them."""
     assert recipe.people is not None
@@ -312,7 +336,10 @@ def arrived(recipe: Recipe, runner: Runner, number: int, inputs: Mapping[str, Ar
     if not taken.read_text(encoding="utf-8"):
         if "earlier" not in inputs:
             taken.unlink()
-            raise RunError(f"{waiting.file}: no comparison has arrived; `triptych watch` waits for them")
+            raise RunError(
+                f"{waiting.file}: no comparison has arrived; answer the questions in {runner.folder / QUESTIONS} "
+                "(triptych label), or have triptych watch wait for others"
+            )
         return None
     config = Arriving(heldout=recipe.splits.heldout, wrong_rows=recipe.wrong_rows)
     return runner.run(Stage(f"round-{number}/feedback", add, config, inputs, sources={recipe.people: taken}))

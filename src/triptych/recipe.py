@@ -20,6 +20,7 @@ from triptych.errors import RecipeError
 from triptych.evaluate.gate import Gate
 from triptych.evaluate.measurement import Measurement
 from triptych.feedback.labelling import ExactLabelling, Labelling
+from triptych.feedback.questions import Asking
 from triptych.improve.best_of_n import BestOfN
 from triptych.improve.dpo import Dpo
 from triptych.improve.grpo import Grpo
@@ -93,8 +94,12 @@ class JudgedFeedback(Config):
     judged: JudgedLabelling
 
 
-class PeopleFeedback(Config):
-    """Comparisons that people add to a file while the run goes on; each round takes those that are new."""
+class PeopleFeedback(Asking):
+    """Comparisons that people add to a file while the run goes on; each round takes those that are new.
+
+    Attributes:
+        people: the file.
+    """
 
     people: str = Field(pattern=r".\.jsonl$")
 
@@ -337,6 +342,11 @@ class Recipe(Config):
     def people(self) -> str | None:
         """The file that people add comparisons to, if there is one."""
         return next((source.people for source in self.feedback if isinstance(source, PeopleFeedback)), None)
+
+    @property
+    def asking(self) -> Asking | None:
+        """What people are asked in every round, if they are."""
+        return next((settings(Asking, each) for each in self.feedback if isinstance(each, PeopleFeedback)), None)
 
     @property
     def growing(self) -> bool:
