@@ -8,13 +8,16 @@ from pathlib import Path
 import pytest
 from transformers import AutoModelForSequenceClassification
 
+from test_check import rows, write_recipe
 from triptych import outcome
 from triptych.check import stage_names
 from triptych.cycle import Family, cycle
-from triptych.errors import RecipeError, RewardError
+from triptych.errors import AuditError, RecipeError, RewardError
+from triptych.feedback.rated import implied
 from triptych.pipeline.runner import Runner
 from triptych.progress import Silent
 from triptych.recipe import load
+from triptych.records import Prompt, Rating, user
 from triptych.release.verification import verify
 from triptych.reward.kinds import open_reward
 
@@ -142,3 +145,37 @@ def test_a_function_outside_the_recipes_folder_is_refused(place: Path, tmp_path:
     override = f"reward={{kind: rules, rules: [{{rule: function, function: {tmp_path}/other.py:score}}]}}"
     with pytest.raises(RecipeError, match="own folder"):
         load(place / "recipe.yaml", [override])
+
+
+def test_a_reward_of_ratings_alone_is_audited_on_what_they_imply(tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path)
+    rows(tmp_path / "ratings.jsonl", [
+        {"prompt": f"Which is {i}?", "response": text, "scores": {"kind": kind, "short": 5 - kind}}
+        for i in range(120) for text, kind in ((f"Dear friend, this is {i}.", 4), (f"No, not {i}.", 1))
+    ])
+    loaded = load(recipe, [
+        "feedback=[{ratings: ratings.jsonl}]", "reward={kind: regression, weights: {kind: 1.0}, epochs: 4, batch: 8}",
+        "gate={judge: {kind: rules, rules: [{rule: length, most: 50}]}}", "improve.rounds=1",
+    ])
+    runner, family = Runner(tmp_path / "run", Silent(), loaded.seed), Family()
+    with pytest.raises(AuditError, match="'longer wins'"):  # the better answer is the longer one
+        cycle(loaded, runner, family)
+    made = [artifact.name for artifact in runner.done]
+    assert made == stage_names(loaded)[: len(made)]
+    assert made[-3:] == ["round-1/reward", "round-1/rated", "round-1/audit"]
+    audited = runner.done[-1].metrics
+    assert audited["comparisons"] > 5
+    assert 0 <= audited["accuracy"] <= 1
+    summary = outcome.write(loaded, family, tmp_path / "run", runner.ledger)
+    assert [each.comparisons for each in summary.audits] == [audited["comparisons"]]
+
+
+def test_ratings_imply_the_better_sum_and_ties_imply_nothing() -> None:
+    def rated(prompt: str, response: str, **scores: float) -> Rating:
+        return Rating(Prompt(user(prompt)), response, scores)
+
+    found = implied([
+        rated("p", "a", kind=1, right=1), rated("p", "b", kind=0, right=3), rated("p", "c", kind=2, right=0.5),
+        rated("q", "d", kind=1, right=1), rated("q", "d", kind=2, right=1), rated("q", "e", kind=5),
+    ], {"kind": 1.0, "right": 2.0})
+    assert [(row.chosen, row.rejected) for row in found] == [("b", "a"), ("b", "c")]

@@ -123,7 +123,8 @@ def stage_names(recipe: Recipe) -> list[str]:
     for number in rounds:
         parts = ["improve", "gate"]
         if number == 1 or recipe.growing:
-            audits = ["audit"] if recipe.compared else []
+            rated = ["rated"] if recipe.reward.kind == "regression" and not recipe.compared else []
+            audits = [*rated, "audit"] if recipe.compared or rated else []
             parts = [*reward_names("reward", recipe.reward), *audits, *parts]
         if recipe.growing:
             labeller = ["labeller"] if isinstance(recipe.labelling, JudgedLabelling) else []

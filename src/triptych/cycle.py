@@ -22,6 +22,7 @@ from triptych.feedback.arrivals import Arrivals, Arriving, add
 from triptych.feedback.labelling import label
 from triptych.feedback.questions import FILE as QUESTIONS
 from triptych.feedback.questions import ask
+from triptych.feedback.rated import Weighing, imply
 from triptych.improve.dpo import Dpo
 from triptych.improve.methods import WORKS as METHODS
 from triptych.instruct.finetuning import Finetuning, finetune
@@ -46,12 +47,14 @@ class Round:
     """The artifacts of one round; those that were not reached are None.
 
     Attributes:
+        evidence: the comparisons that the reward is audited on: the round's own, or what ratings imply.
         scorer: the reward, opened.
         rewards: every artifact that the reward is made of, by its place in it; the whole one's is "".
     """
 
     number: int
     feedback: Artifact | None = None
+    evidence: Artifact | None = None
     reward: Artifact | None = None
     audit: Artifact | None = None
     candidate: Artifact | None = None
@@ -162,8 +165,8 @@ def reward_round(
         isinstance(each, JudgeReward) and each.endpoint is None and each.model == POLICY for each in within(config)
     )
     if earlier and this.feedback is earlier.feedback and not asks_policy:
-        this.reward, this.audit, this.scorer, this.rewards = (
-            earlier.reward, earlier.audit, earlier.scorer, earlier.rewards
+        this.reward, this.evidence, this.audit, this.scorer, this.rewards = (
+            earlier.reward, earlier.evidence, earlier.audit, earlier.scorer, earlier.rewards
         )
         return
     materials = {"base": base, "champion": champion, "data": data}
@@ -173,9 +176,13 @@ def reward_round(
     this.rewards = make_reward(recipe, runner, f"round-{this.number}/reward", config, materials, before)
     this.reward = reward = this.rewards[""]
     this.scorer = scorer = opened(recipe, runner, config, reward, champion)
-    if this.feedback:
+    this.evidence = this.feedback
+    if isinstance(config, RegressionReward) and not recipe.compared and config.weights:
+        rated = runner.run(Stage("round-1/rated", imply, Weighing(weights=config.weights), {"data": data}))
+        this.evidence = rated if rated.metrics["heldout"] else None
+    if this.evidence:
         this.audit = runner.run(Stage(
-            f"round-{this.number}/audit", audit, settings(Audit, recipe.reward.audit), {"comparisons": this.feedback},
+            f"round-{this.number}/audit", audit, settings(Audit, recipe.reward.audit), {"comparisons": this.evidence},
             {"reward": scorer} | ({"predecessor": earlier.scorer} if earlier and earlier.scorer else {}),
             {"reward": reward} | ({"predecessor": earlier.reward} if earlier and earlier.reward else {}),
         ))

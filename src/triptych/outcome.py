@@ -62,9 +62,9 @@ def summarise(
         for artifact in artifacts
     ]
     audits = [
-        _audit(recipe, round.number, round.audit, round.reward, round.feedback)
+        _audit(recipe, round.number, round.audit, round.reward, round.evidence)
         for place, round in enumerate(family.rounds)
-        if round.audit and round.reward and round.feedback
+        if round.audit and round.reward and round.evidence
         and (place == 0 or round.audit is not family.rounds[place - 1].audit)
     ]
     models = [_model(name, artifact, family) for name, artifact in family.tests.items()]
@@ -184,7 +184,8 @@ def _parents(reward: Artifact) -> tuple[Parent, ...]:
 def _artifacts(family: Family) -> list[Artifact]:
     found = [family.data, family.base, family.instruct, *family.judges]
     for round in family.rounds:
-        found += [round.feedback, *round.rewards.values(), round.reward, round.audit, round.candidate, round.gate]
+        found += [round.feedback or round.evidence, *round.rewards.values(), round.reward, round.audit]
+        found += [round.candidate, round.gate]
     found += family.tests.values()
     return list({artifact.name: artifact for artifact in found if artifact}.values())
 

@@ -1,0 +1,50 @@
+"""The comparisons that ratings imply, so that a reward model trained on ratings alone is audited like any other."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import combinations
+from pathlib import Path
+
+from triptych.configuration import Config
+from triptych.data.files import read_ratings, write
+from triptych.pipeline.stage import Desk, Metrics
+from triptych.records import Comparison, Rating
+
+
+class Weighing(Config):
+    """What an attribute is worth.
+
+    Attributes:
+        weights: of the attributes; an answer that lacks one of them is compared with none.
+    """
+
+    weights: dict[str, float]
+
+
+def imply(desk: Desk, config: Weighing, data: Path) -> Metrics:
+    """Writes `reward.jsonl` and `heldout.jsonl` from the ratings of the same shares."""
+    found = {
+        name: implied(read_ratings(data / f"ratings_{name}.jsonl"), config.weights) for name in ("reward", "heldout")
+    }
+    for name, rows in found.items():
+        write(desk.output / f"{name}.jsonl", rows)
+    if not found["heldout"]:
+        desk.progress.say("ratings: no held-out prompt has two answers of different worth, and so there is no audit")
+    return {"labelled_by": "ratings", "comparisons": len(found["reward"]), "heldout": len(found["heldout"])}
+
+
+def implied(ratings: Sequence[Rating], weights: Mapping[str, float]) -> list[Comparison]:
+    """Every two answers to a prompt whose weighted sums of ratings differ, the higher one chosen."""
+    groups: dict[str, list[tuple[float, Rating]]] = {}
+    for rating in ratings:
+        if weights.keys() <= rating.scores.keys():
+            worth = sum(weight * rating.scores[name] for name, weight in weights.items())
+            groups.setdefault(rating.prompt.key, []).append((worth, rating))
+    found = []
+    for group in groups.values():
+        for (a, one), (b, other) in combinations(group, 2):
+            if a != b and one.response != other.response:
+                better, worse = (one, other) if a > b else (other, one)
+                found.append(Comparison(one.prompt, better.response, worse.response, source="ratings"))
+    return found
