@@ -157,9 +157,9 @@ def auroc(negatives: list[float], positives: list[float]) -> float:
     return round(float((b > a).mean() + 0.5 * (b == a).mean()), 3)
 
 
-def ensemble(start: Path, folder: Path, shares: dict[str, Groups], epochs: int) -> dict[str, object]:
+def ensemble(start: Path, folder: Path, shares: dict[str, Groups], epochs: int, count: int) -> dict[str, object]:
     """AUROC of the spread between usual answers to test prompts and each kind of strange ones."""
-    config = EnsembleReward(**TRAINING, epochs=epochs)
+    config = EnsembleReward(**TRAINING, epochs=epochs, members=count)
     members = {}
     for index in range(config.members):
         place = desk(folder / f"member-{index}")
@@ -189,6 +189,7 @@ def main() -> None:
     parser.add_argument("kind", choices=("regression", "ensemble"))
     parser.add_argument("run", type=Path)
     parser.add_argument("--epochs", type=int, default=2)
+    parser.add_argument("--members", type=int, default=3, help="of the ensemble")
     given = parser.parse_args()
     settle()
     (start,) = given.run.glob("artifacts/instruct-*")
@@ -196,8 +197,10 @@ def main() -> None:
         folder = Path(name)
         shares = world(given.run, folder)
         began = time.monotonic()
-        work = regression if given.kind == "regression" else ensemble
-        numbers = work(start, folder, shares, given.epochs)
+        if given.kind == "regression":
+            numbers = regression(start, folder, shares, given.epochs)
+        else:
+            numbers = ensemble(start, folder, shares, given.epochs, given.members)
         print(json.dumps(numbers | {"seconds": round(time.monotonic() - began)}, indent=1))
 
 
