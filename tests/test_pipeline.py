@@ -143,6 +143,17 @@ def _raising(error: BaseException) -> Callable[..., int]:
     return write_text
 
 
+def alarming(desk: Desk, config: Words) -> Metrics:
+    return {"alarms": ["it grew from 2 to 9 at step 4"]}
+
+
+def test_what_went_wrong_on_the_way_is_an_event(tmp_path: Path) -> None:
+    made = runner(tmp_path)
+    made.run(Stage("alarming", alarming, Words()))
+    events = [(event["event"], event.get("what")) for event in made.ledger.events()]
+    assert events == [("started", None), ("warned", "it grew from 2 to 9 at step 4"), ("finished", None)]
+
+
 def test_what_a_stage_kept_in_its_scratch_survives_a_crash(tmp_path: Path) -> None:
     found: list[bool] = []
 

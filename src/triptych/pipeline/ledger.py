@@ -21,7 +21,7 @@ class Ledger:
     path: Path
 
     def add(self, event: str, stage: str, **details: Any) -> None:
-        """Appends an event: "started", "finished", "reused", "stopped" or "failed"."""
+        """Appends an event: "started", "warned", "finished", "reused", "stopped" or "failed"."""
         row = {"time": round(time.time(), 3), "event": event, "stage": stage, **details}
         line = json.dumps(row, ensure_ascii=False) + "\n"
         with open(self.path, "a", encoding="utf-8") as file:

@@ -133,6 +133,8 @@ class Runner:
                     metrics = self._worked(stage, desk)
             ranks.barrier()
             if first:
+                for alarm in metrics.get("alarms", ()):
+                    self._record("warned", stage, fingerprint=mark, what=alarm)
                 seal(output, destination, self._manifest(stage, mark, metrics))
         except KeyboardInterrupt:
             finish("stopped")
