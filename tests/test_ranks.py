@@ -34,13 +34,17 @@ from triptych.improve.rloo import Rloo
 from triptych.instruct.finetuning import Finetuning, finetune
 from triptych.pipeline.stage import Desk
 from triptych.progress import Silent
-from triptych.records import Comparison, Conversation, Document, Prompt, user
+from triptych.records import Comparison, Conversation, Document, Prompt, Rating, user
+from triptych.reward.regression import RegressionReward, train_regression
 from triptych.reward.training import PairwiseReward, train_reward
 
 WORDS = ("small", "red", "cat", "sat", "saw", "dog", "mat")
 NOUNS = [f"a {one} {other}" for one in WORDS for other in WORDS if one != other]
 FINETUNING = Finetuning(epochs=1, batch=512, micro_batch=160, learning_rate=3e-3)
 REWARD = PairwiseReward(epochs=1, batch=8, micro_batch=256, learning_rate=3e-3)
+REGRESSION = RegressionReward(
+    epochs=1, batch=8, micro_batch=256, learning_rate=3e-3, weights={"long": 1.0, "red": 0.5, "preference": 1.0}
+)
 GRPO = Grpo(
     steps=3, prompts_per_step=5, group=4, max_tokens=8, micro_batch=256, watch_every=2, watch_prompts=8,
     learning_rate=3e-3,
@@ -74,7 +78,12 @@ def write_data(folder: Path) -> None:
     conversations = [Conversation(prompt, answer) for prompt, answer in zip(asked, answers, strict=True)]
     pairs = [Comparison(prompt, answer, answer[::-1]) for prompt, answer in zip(asked, answers, strict=True)]
     documents = [Document(answer) for answer in answers]
+    ratings = [
+        Rating(prompt, answer, {"long": float(len(answer)), "red": float("red" in answer)})
+        for prompt, answer in zip(asked, answers, strict=True)
+    ]
     for name, rows in {
+        "ratings_reward": ratings[:23], "ratings_heldout": ratings[23:30], "heldout": pairs[19:25],
         "demonstrations": conversations, "demonstrations_heldout": conversations[:7], "reward": pairs[:19],
         "prompts_improve": asked, "prompts_validation": asked[:8], "text": documents, "text_heldout": documents[:5],
     }.items():
@@ -114,6 +123,7 @@ def work(data: Path, policy: Path, folder: Path) -> None:
         "instruct-lora": finetune(desk(folder, "instruct-lora"), adapted(FINETUNING), policy, data),
         "reward-lora": train_reward(desk(folder, "reward-lora"), adapted(REWARD), policy, data),
     }
+    found["regression"] = train_regression(desk(folder, "regression"), REGRESSION, policy, data, data)
     ranks.barrier()
     scorer = RewardModel(folder / "reward" / "output" / "model")
     rows = [Conversation(Prompt(user(text)), other) for text in NOUNS for other in NOUNS[:2]]
@@ -192,7 +202,8 @@ def moved(folder: Path, start: Path) -> float:
 
 
 STAGES = [
-    "base", "instruct", "reward", "grpo", "dpo", "rloo", "ppo", "kept", "instruct-lora", "reward-lora", "grpo-lora",
+    "base", "instruct", "reward", "regression", "grpo", "dpo", "rloo", "ppo", "kept", "instruct-lora", "reward-lora",
+    "grpo-lora",
 ]
 
 
@@ -219,7 +230,7 @@ def test_every_rank_knows_the_same_numbers(both: tuple[Path, Path]) -> None:
             assert two[0][stage][name] == expected, (stage, name)
 
 
-@pytest.mark.parametrize("stage", [stage for stage in STAGES if not stage.startswith("reward")])
+@pytest.mark.parametrize("stage", [stage for stage in STAGES if not stage.startswith("re")])
 def test_the_weights_come_out_the_same(both: tuple[Path, Path], stage: str) -> None:
     one, two = (folder / stage / "output" / "model" for folder in both)
     assert difference(one, two) < (2 * MUON if stage == "base" else WEIGHTS)
