@@ -311,12 +311,12 @@ def ask_people(recipe: Recipe, runner: Runner, family: Family, number: int) -> N
     data, champion = family.data, family.champion
     assert data
     assert champion
-    last = family.rounds[-1] if family.rounds else None
-    known = bool(last and last.reward and last.scorer)
+    tools: dict[str, object] = {"round": number}
+    parents: dict[str, Artifact] = {}
+    if family.rounds and (last := family.rounds[-1]).reward:
+        tools["reward"], parents["reward"] = last.scorer, last.reward
     asked = runner.run(Stage(
-        f"round-{number}/questions", ask, recipe.asking, {"data": data, "author": champion},
-        {"round": number} | ({"reward": last.scorer} if last and known else {}),
-        {"reward": last.reward} if last and last.reward and known else {},
+        f"round-{number}/questions", ask, recipe.asking, {"data": data, "author": champion}, tools, parents
     ))
     if ranks.rank() == 0:
         place = runner.folder / QUESTIONS
