@@ -1,0 +1,17 @@
+"""The command line: parsing and printing only.
+
+What computes is imported inside the commands, so that `--help` and `status` answer at once.
+"""
+
+from __future__ import annotations
+
+# In the order in which --help lists the commands.
+from triptych.cli import recipes, cycle, runs, models  # isort: skip
+from triptych.cli.app import app
+
+__all__ = ["app", "cycle", "main", "models", "recipes", "runs"]
+
+
+def main() -> None:
+    """The entry point of the console command."""
+    app()

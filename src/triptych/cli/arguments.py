@@ -1,0 +1,50 @@
+"""What commands are given: recipes, runs and models, by path or by name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from triptych.errors import ModelError, RunError
+
+RUNS = Path("runs")
+
+RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe, a YAML file.", show_default=False)]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="FIELD=VALUE", show_default=False,
+        help="Sets a field of the recipe, as in reward.learning_rate=1e-5; may be given several times.",
+    ),
+]
+RunFolder = Annotated[
+    str, typer.Argument(metavar="RUN", help="A run's folder, or its name in runs/.", show_default=False)
+]
+
+
+def find_run(name: str) -> Path:
+    """The folder of a run, given by its path or its name."""
+    for folder in (Path(name), RUNS / name):
+        if (folder / "ledger.jsonl").exists() or (folder / "summary.json").exists():
+            return folder
+    there = sorted(path.parent.name for path in RUNS.glob("*/ledger.jsonl"))
+    known = f"; {RUNS}/ has {', '.join(there)}" if there else ""
+    raise RunError(f"{name}: neither a run's folder nor a name in {RUNS}/{known}")
+
+
+def find_model(name: str, role: str) -> tuple[Path, Path | None]:
+    """The model's folder that a path stands for, and the release it is part of where that was named."""
+    for place in (Path(name), RUNS / name):
+        for release in (place, place / "release"):
+            if (release / "manifest.json").exists() and (release / role / "config.json").exists():
+                return release / role, release
+        for folder in (place, place / "model"):
+            if (folder / "config.json").exists():
+                scores = "SequenceClassification" in (folder / "config.json").read_text(encoding="utf-8")
+                if scores != (role == "reward"):
+                    does, wanted = ("scores", "writes") if scores else ("writes", "scores")
+                    raise ModelError(f"{folder}: this model {does} answers; one that {wanted} them is needed here")
+                return folder, None
+    raise ModelError(f"{name}: neither a model's folder, nor a release, nor a run with a release")

@@ -1,0 +1,261 @@
+"""Commands that compute: the cycle, once or whenever there is something new, and methods beside each other."""
+
+from __future__ import annotations
+
+import os
+import time
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.text import Text
+
+from triptych.cli.app import INTERRUPTED, app
+from triptych.cli.arguments import RUNS, Overrides, RecipeFile
+from triptych.cli.terminal import duration, figure, out, say, table_of
+from triptych.errors import AuditError, RecipeError, RunError
+from triptych.pipeline.artifact import write_whole
+
+if TYPE_CHECKING:
+    from triptych.recipe import Recipe
+    from triptych.report.summary import Summary
+
+
+@app.command()
+def run(
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    until: Annotated[
+        str | None,
+        typer.Option(metavar="STAGE", help="Stops after this stage, as in round-1/audit.", show_default=False),
+    ] = None,
+    runs: Annotated[Path, typer.Option(metavar="DIR", help="Where runs are kept.")] = RUNS,
+    allow_failed_audit: Annotated[
+        bool, typer.Option("--allow-failed-audit", help="Goes on with a reward model that failed; the release says so.")
+    ] = False,
+) -> None:
+    """Runs the cycle, or goes on with it: what is done already is not done again.
+
+    Results go to runs/NAME: summary.json, report.html and release/. Ctrl-C stops it; the same command goes on.
+    On several cores' groups or devices: torchrun --nproc-per-node 2 -m triptych run RECIPE.
+
+    Example: [bold]triptych run recipe.yaml --set improve.rounds=3 --until round-1/audit[/bold]
+    """
+    from triptych.check import stage_names
+    from triptych.recipe import load
+
+    allowed = ["reward.audit.required=false"] if allow_failed_audit else []
+    loaded = load(recipe, [*(overrides or ()), *allowed])
+    names = stage_names(loaded)
+    if until is not None and until not in names:
+        raise RecipeError(f"--until {until}: this recipe has no such stage; it has {', '.join(names)}")
+    _carry_out(loaded, recipe, runs, until)
+
+
+def _carry_out(loaded: Recipe, recipe: Path, runs: Path, until: str | None = None) -> None:
+    """The cycle, and what it leaves for people, also where it ends early."""
+    from triptych import outcome
+    from triptych.cycle import Family, cycle
+    from triptych.engine import ranks
+    from triptych.engine.device import settle
+    from triptych.pipeline.runner import Runner, Until, claimed
+    from triptych.progress import Silent, Terminal
+
+    seconds = _checkpoint_seconds()
+    ranks.start()
+    settle()
+    folder = runs / loaded.name
+    first = ranks.rank() == 0
+    failure: AuditError | None = None
+    stopped = False
+    with claimed(folder) if first else nullcontext():
+        if first:
+            _store(loaded, recipe, folder / "recipe.yaml")
+        ranks.barrier()
+        runner = Runner(folder, Terminal() if first else Silent(), loaded.seed, seconds, until)
+        family = Family()
+        try:
+            cycle(loaded, runner, family)
+        except Until:
+            pass
+        except AuditError as error:
+            failure = error
+        except KeyboardInterrupt:
+            stopped = True
+            runner.progress.say("stopping")  # below the line that is rewritten in place
+        if first and family.base is not None:
+            with ranks.alone():
+                _show_outcome(outcome.write(loaded, family, folder, runner.ledger), folder)
+        if not stopped:
+            ranks.stop()
+    if failure is not None:
+        raise failure
+    if stopped:
+        if first:
+            say("stopped; the same command goes on from here")
+        raise typer.Exit(INTERRUPTED)
+
+
+@app.command()
+def watch(
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    at_least: Annotated[int, typer.Option(min=1, help="New comparisons that start a round.")] = 200,
+    rounds: Annotated[
+        int | None, typer.Option(min=1, help="Ends after so many rounds; by default never.", show_default=False)
+    ] = None,
+    every: Annotated[float, typer.Option(min=0.1, metavar="SECONDS", help="Between two looks at the file.")] = 30.0,
+    runs: Annotated[Path, typer.Option(metavar="DIR", help="Where runs are kept.")] = RUNS,
+) -> None:
+    """Starts a round whenever people have added enough comparisons.
+
+    The recipe names the file that they add lines to: feedback: [{people: labels.jsonl}]. Each round takes the new ones,
+    adds them to all before, refreshes the reward model and goes on from the champion. Results are those of triptych
+    run. Ctrl-C stops it; the same command goes on.
+
+    Example: [bold]triptych watch recipe.yaml --at-least 500[/bold]
+    """
+    from triptych.cycle import arrivals
+    from triptych.recipe import load
+
+    first = load(recipe, overrides or ())
+    if first.people is None:
+        raise RecipeError("watch needs a file that people add comparisons to: feedback: [{people: labels.jsonl}]")
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise RunError("watch waits in one process; for a round on several ranks give triptych run under torchrun")
+    waiting = arrivals(first, runs / first.name)
+
+    def until(round: int) -> None:
+        _carry_out(load(recipe, [*(overrides or ()), f"improve.rounds={round}"]), recipe, runs)
+
+    try:
+        until(waiting.rounds)  # the last one may not have come to its end; without any, what people are asked
+        while rounds is None or waiting.rounds < rounds:
+            shown = -1
+            while (count := waiting.waiting) < at_least:
+                if count != shown:
+                    say(f"round {waiting.rounds + 1}: {count} of {at_least} new comparisons in {waiting.file}")
+                shown = count
+                time.sleep(every)
+            until(waiting.rounds + 1)
+    except KeyboardInterrupt:
+        say("stopped; the same command goes on from here")
+        raise typer.Exit(INTERRUPTED) from None
+
+
+@app.command()
+def label(
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    runs: Annotated[Path, typer.Option(metavar="DIR", help="Where runs are kept.")] = RUNS,
+) -> None:
+    """Asks you which of two answers is better, and adds what you say to the recipe's file of comparisons.
+
+    The questions are what the run's champion wrote; those that the reward model is least sure of come first. Several
+    people may answer at the same time. The recipe names the file: feedback: [{people: labels.jsonl}].
+
+    Example: [bold]triptych label recipe.yaml[/bold]
+    """
+    from triptych.cycle import arrivals
+    from triptych.feedback.questions import FILE, open_questions, record
+    from triptych.recipe import load
+
+    loaded = load(recipe, overrides or ())
+    if loaded.people is None:
+        raise RecipeError("label needs a file that it may add to: feedback: [{people: labels.jsonl}]")
+    labels, questions = arrivals(loaded, runs / loaded.name).file, runs / loaded.name / FILE
+    if not questions.exists():
+        raise RunError(f"{questions} is not there yet: triptych watch {recipe} has the model write its answers")
+    done = 0
+    for question in open_questions(questions, labels):
+        out.print()
+        for turn in question.prompt.messages:
+            out.print(Text(f"{turn.role}: {turn.content}", style="dim"))
+        for number, answer in enumerate((question.first, question.second), start=1):
+            out.print(Text.assemble((f"{number}  ", "bold"), answer.strip()))
+        said = ""
+        while said not in ("1", "2", "s", "q"):
+            said = typer.prompt("1, 2, s to skip, q to stop").strip().lower()
+        if said == "q":
+            break
+        if said != "s":
+            record(question.answered(first_is_better=said == "1"), labels)
+            done += 1
+    else:
+        say("there is no open question left")
+    say(f"{done} comparison{'' if done == 1 else 's'} added to {labels}")
+
+
+@app.command()
+def compare(
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    methods: Annotated[
+        str | None,
+        typer.Option(metavar="A,B,…", help="Which; by default all that there are.", show_default=False),
+    ] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="How often each improves the champion.")] = 3,
+    runs: Annotated[Path, typer.Option(metavar="DIR", help="Where runs are kept.")] = RUNS,
+) -> None:
+    """Compares methods of improvement on the same budget, from the same champion and reward model.
+
+    Data, Base, Instruct, reward model and audit are those of `triptych run`, and are done once. Each method then asks
+    as many prompts, samples as many answers and makes as many updates as `improve` says; its own settings stand in the
+    recipe's `compare`. Results go to runs/NAME: compare.json and compare.html.
+
+    Example: [bold]triptych compare recipes/quickstart.yaml --methods grpo,dpo,best_of_n[/bold]
+    """
+    from triptych import comparison
+    from triptych.engine.device import settle
+    from triptych.pipeline.runner import Runner, claimed
+    from triptych.progress import Terminal
+    from triptych.recipe import load
+
+    loaded = load(recipe, overrides or ())
+    wanted = comparison.chosen(loaded, methods)
+    settle()
+    folder = runs / loaded.name
+    with claimed(folder):
+        _store(loaded, recipe, folder / "recipe.yaml")
+        found = comparison.compare(
+            loaded, Runner(folder, Terminal(), loaded.seed, _checkpoint_seconds()), wanted, seeds
+        )
+        comparison.write(found, folder)
+    table = table_of("method", "judge", "gain", "win rate", "KL", "tokens", "time", right=6)
+    for row in found.methods:
+        table.add_row(
+            row.method, f"{row.score:.3f}", f"{row.gain:+.3f} ({figure(row.gain_interval)})", f"{row.win_rate:.1%}",
+            f"{row.kl:.2f}", f"{row.length:.1f}", duration(row.seconds),
+        )
+    out.print(table)
+    say(f"report   {folder / 'compare.html'}")
+
+
+def _checkpoint_seconds() -> float:
+    text = os.environ.get("TRIPTYCH_CHECKPOINT_SECONDS", "60")
+    try:
+        return float(text)
+    except ValueError:
+        raise RunError(f"TRIPTYCH_CHECKPOINT_SECONDS must be a number of seconds, got {text!r}") from None
+
+
+def _store(recipe: Recipe, path: Path, destination: Path) -> None:
+    """Keeps the resolved recipe beside its results."""
+    import yaml
+
+    content = yaml.safe_dump(recipe.model_dump(mode="json", by_alias=True), sort_keys=False, allow_unicode=True)
+    write_whole(destination, f"# {path} with every default; file names are relative to {path.parent}\n{content}")
+
+
+def _show_outcome(summary: Summary, folder: Path) -> None:
+    from triptych.report.page import headline
+
+    found = headline(summary)
+    tone = {"good": "green", "bad": "red"}.get(found.tone, "yellow")
+    out.print(Text("\n" + found.text, f"bold {tone}"), soft_wrap=True)
+    for missed in summary.verdict.missed if summary.verdict else ():
+        out.print(Text("missed: ", "yellow") + Text(missed), soft_wrap=True)
+    say(f"report   {folder / 'report.html'}")
+    if summary.release:
+        say(f"release  {folder / summary.release}")

@@ -1,0 +1,294 @@
+"""Commands for what was made: it is talked to, measured, audited and verified."""
+
+from __future__ import annotations
+
+import json
+import random
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from triptych import __version__
+from triptych.cli.app import app
+from triptych.cli.arguments import RUNS, find_model
+from triptych.cli.terminal import figure, out, say, table_of
+from triptych.errors import AuditError, RecipeError, ReleaseError, RewardError
+from triptych.pipeline.artifact import write_whole
+
+
+@app.command()
+def chat(
+    model: Annotated[
+        str,
+        typer.Argument(metavar="MODEL", help="A model's folder, a release, or a run.", show_default=False),
+    ],
+    temperature: Annotated[float, typer.Option(min=0.0, help="0 always takes the likeliest word.")] = 0.7,
+    max_tokens: Annotated[int, typer.Option(min=1, help="The longest answer.")] = 256,
+    seed: Annotated[
+        int | None, typer.Option(min=0, help="Gives the same answers again.", show_default=False)
+    ] = None,
+) -> None:
+    """Talks with a model; of a release the Reward model scores each answer.
+
+    /reset begins anew, /quit or Ctrl-D leaves. Reads lines from a pipe as well, one for each turn.
+
+    Example: [bold]triptych chat runs/quickstart/release --temperature 0.3[/bold]
+    """
+    folder, release = find_model(model, "instruct")
+
+    from triptych.engine.device import settle
+    from triptych.engine.generation import Sampling
+    from triptych.engine.rollout import Policy
+    from triptych.records import Conversation, Message, Prompt
+    from triptych.reward.kinds import open_reward
+
+    settle()
+    policy = Policy.open(folder)
+    scorer = None
+    if release:
+        try:
+            scorer = open_reward(release / "reward", models={"policy": folder})
+        except RewardError as error:
+            say(f"(answers are not scored: {error})")
+    context = getattr(policy.model.config.get_text_config(), "max_position_embeddings", None)
+    seed = random.randrange(2**31) if seed is None else seed
+    turns: list[Message] = []
+    for number, line in enumerate(_lines()):
+        if line == "/quit":
+            break
+        if line == "/reset":
+            turns = []
+            say("(a new conversation)")
+            continue
+        turns.append(Message("user", line))
+        forgotten = 0
+        while context and len(turns) > 1 and len(policy.render(Prompt(tuple(turns)))) + max_tokens > context:
+            turns, forgotten = turns[2:], forgotten + 2
+        if forgotten:
+            say(f"(the first {forgotten} turns no longer fit the model's {context} tokens and are forgotten)")
+        prompt = Prompt(tuple(turns))
+        sampling = Sampling(max_tokens, temperature, seed=seed + number)
+        ((rollout,),) = policy.write([prompt], sampling)
+        turns.append(Message("assistant", rollout.answer))
+        say(_printable(rollout.answer) + ("" if rollout.finished else " …"))
+        if scorer:
+            score = scorer.score([Conversation(prompt, rollout.answer)])[0]
+            out.print(f"[dim]reward {score:.2f}[/]")
+
+
+def _lines() -> Iterator[str]:
+    """What the user types, or what comes from a pipe; empty lines are passed over."""
+    if sys.stdin.isatty():
+        import readline  # noqa: F401 (gives input() its history and editing)
+    while True:
+        try:
+            line = input("› " if sys.stdin.isatty() else "")
+        except EOFError:
+            return
+        if line.strip():
+            yield line.strip()
+
+
+def _printable(text: str) -> str:
+    """Without control characters, by which a model's answer could steer the terminal."""
+    return "".join(letter for letter in text if letter in "\n\t" or letter.isprintable())
+
+
+@app.command()
+def evaluate(
+    model: Annotated[
+        str,
+        typer.Argument(metavar="MODEL", help="A model's folder, a release, or a run.", show_default=False),
+    ],
+    prompts: Annotated[
+        Path | None, typer.Option(help="Rows of {prompt}: the model answers each.", show_default=False)
+    ] = None,
+    reward: Annotated[
+        Path | None, typer.Option(help="A reward model's folder: it scores the answers.", show_default=False)
+    ] = None,
+    comparisons: Annotated[
+        Path | None,
+        typer.Option(help="Rows of {prompt, chosen, rejected}: how often a reward model agrees.", show_default=False),
+    ] = None,
+    text: Annotated[
+        Path | None, typer.Option(help="Plain text: how well the model predicts it.", show_default=False)
+    ] = None,
+    max_tokens: Annotated[int, typer.Option(min=1, help="The longest answer.")] = 96,
+    temperature: Annotated[float, typer.Option(min=0.0, help="Of the answers; 0 takes the likeliest word.")] = 1.0,
+    seed: Annotated[int, typer.Option(min=0, help="Of the answers.")] = 1,
+    output: Annotated[Path | None, typer.Option(help="Writes the numbers as JSON.", show_default=False)] = None,
+) -> None:
+    """Measures a model: its answers, its reading of plain text, or a reward model's agreement with people.
+
+    Of a release, --comparisons measures the Reward model and the others the Instruct model.
+
+    Example: [bold]triptych evaluate runs/quickstart/release/instruct --prompts questions.jsonl
+    --reward runs/quickstart/release/reward[/bold]
+    """
+    if prompts is None and comparisons is None and text is None:
+        raise RecipeError("nothing to measure: give --prompts, --comparisons or --text")
+    if reward is not None and prompts is None:
+        raise RecipeError("--reward scores answers to prompts: give --prompts as well")
+    from triptych.engine.device import settle
+
+    settle()
+    numbers: dict[str, Any] = {}
+    if comparisons is not None:
+        numbers |= _agreement(find_model(model, "reward")[0], comparisons)
+    if prompts is not None or text is not None:
+        folder = find_model(model, "instruct")[0]
+        if prompts is not None:
+            numbers |= _answers(folder, prompts, reward, max_tokens, temperature, seed)
+        if text is not None:
+            numbers |= _prediction(folder, text)
+    table = table_of("measured", "value", right=1)
+    for name, value in numbers.items():
+        table.add_row(name.replace("_", " "), figure(value))
+    out.print(table)
+    if output is not None:
+        write_whole(output, json.dumps(numbers, indent=1, ensure_ascii=False) + "\n")
+        say(str(output))
+
+
+def _answers(
+    folder: Path, prompts: Path, reward: Path | None, max_tokens: int, temperature: float, seed: int
+) -> dict[str, Any]:
+    from triptych.data.files import read_prompts
+    from triptych.engine.generation import Sampling
+    from triptych.engine.rollout import Policy
+    from triptych.engine.scoring import RewardModel
+    from triptych.intervals import mean_interval
+    from triptych.progress import Terminal
+    from triptych.records import Conversation
+
+    asked = read_prompts(prompts)
+    scorer = RewardModel(find_model(str(reward), "reward")[0]) if reward is not None else None
+    written = Policy.open(folder).write(asked, Sampling(max_tokens, temperature, seed=seed), progress=Terminal())
+    answers = [group[0] for group in written]
+    numbers: dict[str, Any] = {
+        "prompts": len(asked),
+        "mean_length": sum(len(answer.tokens) for answer in answers) / len(answers),
+        "cut": sum(not answer.finished for answer in answers) / len(answers),
+        "distinct": len({answer.answer for answer in answers}) / len(answers),
+    }
+    if scorer:
+        scores = scorer.score([Conversation(answer.prompt, answer.answer) for answer in answers])
+        numbers["reward"], numbers["reward_interval"] = mean_interval(scores)
+    return numbers
+
+
+@app.command()
+def audit(
+    reward: Annotated[
+        str,
+        typer.Argument(metavar="REWARD", help="A reward model's folder, a release, or a run.", show_default=False),
+    ],
+    data: Annotated[
+        list[Path],
+        typer.Option(
+            help="Rows of {prompt, chosen, rejected}, RewardBench's too; may be given several times.",
+            show_default=False,
+        ),
+    ],
+    training: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="The comparisons it was trained on: a bag of words learns from them, and their prompts are left out.",
+            show_default=False,
+        ),
+    ] = None,
+    predecessor: Annotated[
+        str | None, typer.Option(help="The reward model that it was refreshed from.", show_default=False)
+    ] = None,
+    output: Annotated[
+        Path, typer.Option(metavar="DIR", help="Where audit.json and audit.html are written.")
+    ] = Path("audit"),
+) -> None:
+    """Measures what a reward model is worth on comparisons that it has not seen; exit code 1 where it fails.
+
+    Accuracy beside trivial rules and people, calibration, length, answers changed on purpose, and whether it gives
+    the same scores however it is computed.
+
+    Example: [bold]triptych audit runs/quickstart/release --data preferences.jsonl --data rewardbench.jsonl[/bold]
+    """
+    from triptych.data.files import read_comparisons
+    from triptych.data.splits import decontaminate
+    from triptych.engine.device import settle
+    from triptych.report.page import render_audit
+    from triptych.report.summary import Audit as Audited
+    from triptych.reward.audit.stage import Audit, Evidence, examine
+    from triptych.reward.kinds import open_reward
+
+    folder = find_model(reward, "reward")[0]
+    rows = [row for path in data for row in read_comparisons(path)]
+    trained = [row for path in training or () for row in read_comparisons(path)]
+    rows, shared = decontaminate(rows, trained)
+    if shared:
+        say(f"note: {shared:,} comparisons have a prompt of the training comparisons and are left out")
+    if not rows:
+        raise AuditError("no comparison is left: every prompt of --data is one of --training")
+    settle()
+    before = open_reward(find_model(predecessor, "reward")[0]) if predecessor else None
+    record = examine(open_reward(folder), Evidence(rows, trained), Audit(), before)
+    output.mkdir(parents=True, exist_ok=True)
+    write_whole(output / "audit.json", record.model_dump_json(indent=1) + "\n")
+    shown = Audited(round=0, trained_on=len(trained) or None, ceiling=None, **record.model_dump())
+    write_whole(output / "audit.html", render_audit(shown, reward, __version__))
+    table = table_of("ordered as labelled", "accuracy", "95% interval", right=2)
+    parts = {"all": (record.accuracy, record.interval)}
+    parts |= {name: (group.score, group.interval) for name, group in record.by_group.items()}
+    for name, (accuracy, (low, high)) in parts.items():
+        table.add_row(name, f"{accuracy:.1%}", f"{low:.1%} to {high:.1%}")
+    for name, accuracy in record.baselines.items():
+        low, high = record.leads[name].interval
+        table.add_row(name, f"{accuracy:.1%}", f"lead {100 * low:+.1f} to {100 * high:+.1f} points")
+    out.print(table)
+    for warning in record.warnings:
+        say(f"note: {warning}")
+    say(str(output / "audit.html"))
+    if not record.passed:
+        raise AuditError(f"{reward} failed its audit: " + "; ".join(record.reasons))
+
+
+def _agreement(folder: Path, comparisons: Path) -> dict[str, Any]:
+    from triptych.data.files import read_comparisons
+    from triptych.engine.scoring import RewardModel
+    from triptych.reward.audit.stage import Evidence, measured, scored
+
+    rows = read_comparisons(comparisons)
+    found = measured(Evidence(rows), *scored(RewardModel(folder), rows))
+    names = ("comparisons", "accuracy", "interval", "calibration_error", "length_correlation")
+    numbers = {name: getattr(found, name) for name in names}
+    return numbers | {f"accuracy_of_{name.replace(' ', '_')}": share for name, share in found.baselines.items()}
+
+
+def _prediction(folder: Path, text: Path) -> dict[str, Any]:
+    from triptych.data.files import read_documents
+    from triptych.engine.perplexity import bits_per_byte
+    from triptych.engine.rollout import Policy
+
+    policy = Policy.open(folder)
+    context = min(getattr(policy.model.config.get_text_config(), "max_position_embeddings", None) or 1024, 1024)
+    return {"bits_per_byte": bits_per_byte(policy.model, policy.tokenizer, read_documents(text), context)}
+
+
+@app.command()
+def verify(
+    name: Annotated[str, typer.Argument(metavar="RELEASE", help="A release's folder, or a run.", show_default=False)],
+) -> None:
+    """Says whether a release still holds what its manifest lists: no file changed, missing or added.
+
+    Example: [bold]triptych verify runs/quickstart/release[/bold]
+    """
+    from triptych.release.verification import verify as problems_of
+
+    folder = Path(name)
+    if not (folder / "manifest.json").exists():
+        folder = next((run / "release" for run in (folder, RUNS / name) if (run / "release").is_dir()), folder)
+    problems = problems_of(folder)
+    if problems:
+        raise ReleaseError(f"{folder} is not what was released:\n" + "\n".join(problems))
+    say(f"OK: {folder} holds what its manifest lists")
