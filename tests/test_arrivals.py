@@ -13,13 +13,14 @@ from typer.testing import CliRunner
 
 from triptych.check import stage_names
 from triptych.cli import app
+from triptych.cli import cycle as commands
 from triptych.data.files import read_comparisons, read_prompts, write
-from triptych.errors import DataError, RunError
+from triptych.errors import AuditError, DataError, RunError
 from triptych.feedback.arrivals import Arrivals, Arriving, add
 from triptych.feedback.questions import Asking, ask
 from triptych.pipeline.stage import Desk
 from triptych.progress import Silent
-from triptych.recipe import load
+from triptych.recipe import Recipe, load
 from triptych.records import Comparison, Conversation, Prompt, user
 
 TINY = Path(__file__).parent / "tiny.yaml"
@@ -57,6 +58,32 @@ def test_a_round_takes_what_is_new_and_keeps_it(tmp_path: Path) -> None:
     file.write_text(file.read_text().replace("question 1", "question 9"))
     with pytest.raises(RunError, match="comparisons are added at the end"):
         arrivals.take(4)
+
+
+def test_a_round_whose_reward_model_fails_its_audit_waits_for_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "recipe.yaml").write_text(
+        "name: tiny\nstorybook: {}\nbase: {train: {}}\nfeedback: [{people: labels.jsonl}]\ngate: {judge: exact}\n"
+    )
+    labels, asked = tmp_path / "labels.jsonl", []
+    append(labels, range(3))
+    arrivals = Arrivals(labels, tmp_path / "runs" / "tiny" / "arrivals")
+
+    def carried_out(loaded: Recipe, recipe: Path, runs: Path) -> None:
+        if number := loaded.improve.rounds:
+            asked.append((number, len(read_comparisons(arrivals.take(number)))))
+        if asked and asked[-1] == (1, 3):
+            append(labels, range(3, 6))
+            raise AuditError("it fails")
+
+    monkeypatch.setattr(commands, "_carry_out", carried_out)
+    arguments = ["watch", str(tmp_path / "recipe.yaml"), "--runs", str(tmp_path / "runs"), "--at-least", "3"]
+    ended = CliRunner().invoke(app, [*arguments, "--rounds", "1", "--every", "0.1"])
+    assert ended.exit_code == 0, ended.output
+    assert asked == [(1, 3), (1, 6)]
+    assert "it fails" in ended.stderr
+    assert arrivals.rounds == 1
 
 
 def test_a_wrong_row_is_named_where_it_was_written_and_nothing_is_taken(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from triptych.cli.app import INTERRUPTED, app
 from triptych.cli.arguments import RUNS, Overrides, RecipeFile
-from triptych.cli.terminal import duration, figure, out, say, table_of
+from triptych.cli.terminal import duration, figure, out, say, show_error, table_of
 from triptych.errors import AuditError, RecipeError, RunError
 from triptych.pipeline.artifact import write_whole
 
@@ -111,8 +111,9 @@ def watch(
     """Starts a round whenever people have added enough comparisons.
 
     The recipe names the file that they add lines to: feedback: [{people: labels.jsonl}]. Each round takes the new ones,
-    adds them to all before, refreshes the reward model and goes on from the champion. Results are those of triptych
-    run. Ctrl-C stops it; the same command goes on.
+    adds them to all before, refreshes the reward model and goes on from the champion. Where the reward model fails its
+    audit, the round gives its comparisons back and waits for as many more. Results are those of triptych run. Ctrl-C
+    stops it; the same command goes on.
 
     Example: [bold]triptych watch recipe.yaml --at-least 500[/bold]
     """
@@ -126,19 +127,28 @@ def watch(
         raise RunError("watch waits in one process; for a round on several ranks give triptych run under torchrun")
     waiting = arrivals(first, runs / first.name)
 
-    def until(round: int) -> None:
-        _carry_out(load(recipe, [*(overrides or ()), f"improve.rounds={round}"]), recipe, runs)
+    def carried_out(round: int) -> int:
+        """Every round up to this one; how many comparisons it gave back."""
+        try:
+            _carry_out(load(recipe, [*(overrides or ()), f"improve.rounds={round}"]), recipe, runs)
+        except AuditError as error:
+            if waiting.rounds == 0:  # it was the gate's judge that failed
+                raise
+            show_error(str(error))
+            return waiting.give_back()
+        return 0
 
     try:
-        until(waiting.rounds)  # the last one may not have come to its end; without any, what people are asked
+        # The last round may not have come to its end; before the first people must be asked.
+        wanted = at_least + carried_out(waiting.rounds)
         while rounds is None or waiting.rounds < rounds:
             shown = -1
-            while (count := waiting.waiting) < at_least:
+            while (count := waiting.waiting) < wanted:
                 if count != shown:
-                    say(f"round {waiting.rounds + 1}: {count} of {at_least} new comparisons in {waiting.file}")
+                    say(f"round {waiting.rounds + 1}: {count} of {wanted} new comparisons in {waiting.file}")
                 shown = count
                 time.sleep(every)
-            until(waiting.rounds + 1)
+            wanted = at_least + carried_out(waiting.rounds + 1)
     except KeyboardInterrupt:
         say("stopped; the same command goes on from here")
         raise typer.Exit(INTERRUPTED) from None

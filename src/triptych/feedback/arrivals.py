@@ -63,6 +63,13 @@ class Arrivals:
             write_whole(path, "".join(lines))
         return path
 
+    def give_back(self) -> int:
+        """Has what the last round took wait again; how many lines it is."""
+        path = self.folder / f"round-{self.rounds}.jsonl"
+        count = len(_lines(path))
+        path.unlink()
+        return count
+
     def _waiting(self) -> list[str]:
         lines = _lines(self.file)
         taken = [line for round in range(1, self.rounds + 1) for line in _lines(self.folder / f"round-{round}.jsonl")]
