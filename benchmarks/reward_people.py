@@ -39,17 +39,17 @@ SEED = 2026
 FILES = ("pandalm.jsonl", "hh_harmless.jsonl")
 SHARES = {"train": 0.65, "validation": 0.15, "test": 0.2}
 USUAL: dict[str, Any] = {
-    "epochs": 1, "learning_rate": 3e-5, "batch": 16, "context": 192, "micro_batch": 2048, "margin": "none",
+    "epochs": 1, "learning_rate": 1e-4, "batch": 16, "context": 192, "micro_batch": 2048, "margin": "none",
 }
 VARIANTS: dict[str, dict[str, Any]] = {
     "usual": {},
-    "1e-4": {"learning_rate": 1e-4},
-    "two epochs": {"epochs": 2},
-    "margin from votes": {"margin": "votes"},
-    "after fine-tuning": {},
+    "3e-5": {"learning_rate": 3e-5},
+    "2e-4": {"learning_rate": 2e-4},
     "second seed": {},
     "third seed": {},
-    "1e-5": {"learning_rate": 1e-5},
+    "margin from votes": {"margin": "votes"},
+    "after fine-tuning": {},
+    "two epochs": {"epochs": 2},
     "context 384": {"context": 384},
 }
 SEEDS = {"second seed": 1, "third seed": 2}
