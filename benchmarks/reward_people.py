@@ -14,6 +14,7 @@ import argparse
 import json
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from triptych.instruct.finetuning import Finetuning, finetune
 from triptych.intervals import mean_interval
 from triptych.pipeline.stage import Desk
 from triptych.progress import Silent
-from triptych.records import Comparison
+from triptych.records import Comparison, Conversation
 from triptych.reward.audit.agreement import outcomes
 from triptych.reward.audit.stage import Audit, Evidence, examine, scored
 from triptych.reward.ensemble import Ensemble
@@ -127,17 +128,32 @@ def trying(bench: Bench, names: list[str]) -> None:
         dump("reward-people", known)
 
 
+class Remembered:
+    """A reward model's raw scores of the answers of some comparisons, computed once."""
+
+    name = identity = "remembered"
+
+    def __init__(self, model: RewardModel, rows: list[Comparison]) -> None:
+        answers = [Conversation(row.prompt, answer) for row in rows for answer in (row.chosen, row.rejected)]
+        self.scores = dict(zip(answers, model.raw(answers), strict=True))
+
+    def score(self, conversations: Sequence[Conversation]) -> list[float]:
+        """The scores of answers that were scored before."""
+        return [self.scores[each] for each in conversations]
+
+
 def tested(bench: Bench, name: str) -> None:
     """The chosen variant on the test comparisons, with the whole audit."""
     model, rows = bench.trained(name), bench.parts["test"]
-    record = examine(model, Evidence(rows, bench.parts["train"]), Audit())
-    found = {"variant": name, "test": accuracies(model, rows), "audit": record.model_dump(mode="json")}
+    known = Remembered(model, rows)
+    found: dict[str, Any] = {"variant": name, "test": accuracies(known, rows)}
     for source in sorted({str(row.source) for row in rows}):
         these = [row for row in rows if str(row.source) == source]
-        leads = examine(model, Evidence(these), Audit(perturbed=0)).leads
+        leads = examine(known, Evidence(these), Audit(perturbed=0)).leads
         found[source] = {rule: lead.model_dump(mode="json") for rule, lead in leads.items()}
-    dump("reward-people-test", found)
-    print(json.dumps({key: value for key, value in found.items() if key != "audit"}, indent=1))
+    print(json.dumps(found, indent=1), flush=True)
+    record = examine(model, Evidence(rows, bench.parts["train"]), Audit(perturbed=60))
+    dump("reward-people-test", found | {"audit": record.model_dump(mode="json")})
 
 
 def main() -> None:
