@@ -154,6 +154,15 @@ def test_what_went_wrong_on_the_way_is_an_event(tmp_path: Path) -> None:
     assert events == [("started", None), ("warned", "it grew from 2 to 9 at step 4"), ("finished", None)]
 
 
+def test_the_ledger_knows_how_much_memory_a_run_has_taken(tmp_path: Path) -> None:
+    words(tmp_path)
+    ledger = Ledger(tmp_path / "ledger.jsonl")
+    assert 0.01 < ledger.peak() < 100
+    ledger.add("finished", "earlier", fingerprint="f", seconds=1.0, peak_gib=512.5)
+    words(tmp_path)  # reused by a process that took less
+    assert ledger.peak() == 512.5
+
+
 def test_what_a_stage_kept_in_its_scratch_survives_a_crash(tmp_path: Path) -> None:
     found: list[bool] = []
 

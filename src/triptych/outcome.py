@@ -68,7 +68,7 @@ def summarise(
         and (place == 0 or round.audit is not family.rounds[place - 1].audit)
     ]
     models = [_model(name, artifact, family) for name, artifact in family.tests.items()]
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    peak = max(ledger.peak(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
     return report.Summary(
         name=recipe.name, version=__version__, judge=family.judge.name if family.judge else "none",
         verdict=verdict(recipe, family, answers, audits), base=_base(family.base), models=models, audits=audits,

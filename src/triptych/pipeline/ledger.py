@@ -46,6 +46,10 @@ class Ledger:
             except json.JSONDecodeError:
                 continue
 
+    def peak(self) -> float:
+        """The most memory, in GiB, that a process of this run had taken where a stage of it ended."""
+        return max((float(event.get("peak_gib", 0.0)) for event in self.events()), default=0.0)
+
     def seconds(self) -> dict[str, float]:
         """For each fingerprint, the time spent on it, over all attempts that were not killed."""
         spent: dict[str, float] = {}

@@ -17,6 +17,7 @@ import errno
 import fcntl
 import os
 import platform
+import resource
 import shutil
 import time
 from collections.abc import Iterator
@@ -124,7 +125,8 @@ class Runner:
 
         def finish(event: str) -> None:
             seconds = round(time.monotonic() - began, 3)
-            self._record(event, stage, fingerprint=mark, seconds=seconds)
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+            self._record(event, stage, fingerprint=mark, seconds=seconds, peak_gib=round(peak, 3))
 
         desk = Desk(output, work, self.progress, self.seed, self.checkpoint_seconds)
         try:
