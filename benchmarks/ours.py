@@ -38,9 +38,9 @@ class _Start(Checkpoint):
 class SteppedDesk(Desk):
     """A desk whose stage does an update each time it is asked."""
 
-    def checkpoint(self, name: str = "training") -> Checkpoint:
+    def checkpoint(self, every: int = 1) -> Checkpoint:
         """Stands where the train loop begins."""
-        start = _Start(self.scratch / f"{name}.pt", float("inf"))
+        start = _Start(self.scratch / "training.pt", float("inf"), every)
         assert isinstance(self.progress, _Steps)
         start.updates = self.progress.updates
         return start
