@@ -17,11 +17,11 @@ from triptych.cli import cycle as commands
 from triptych.data.files import read_comparisons, read_prompts, write
 from triptych.errors import AuditError, DataError, RunError
 from triptych.feedback.arrivals import Arrivals, Arriving, add
-from triptych.feedback.questions import Asking, ask
+from triptych.feedback.questions import Asking, ask, open_questions, record
 from triptych.pipeline.stage import Desk
 from triptych.progress import Silent
 from triptych.recipe import Recipe, load
-from triptych.records import Comparison, Conversation, Prompt, user
+from triptych.records import Comparison, Conversation, Prompt, to_json, user
 
 TINY = Path(__file__).parent / "tiny.yaml"
 
@@ -58,6 +58,19 @@ def test_a_round_takes_what_is_new_and_keeps_it(tmp_path: Path) -> None:
     file.write_text(file.read_text().replace("question 1", "question 9"))
     with pytest.raises(RunError, match="comparisons are added at the end"):
         arrivals.take(4)
+
+
+def test_an_answer_may_hold_any_character_that_ends_a_line(tmp_path: Path) -> None:
+    odd = Comparison(Prompt(user("one\u2028two")), "three\x85four\x0bfive", "six\u2029", source="people")
+    labels = tmp_path / "labels.jsonl"
+    record(odd, labels)
+    arrivals = Arrivals(labels, tmp_path / "arrivals")
+    assert arrivals.waiting == 1
+    assert read_comparisons(arrivals.take(1)) == [odd]
+    row = to_json(odd.prompt) | {"first": odd.chosen, "second": "seven\u2028"}
+    (tmp_path / "questions.jsonl").write_text(json.dumps(row, ensure_ascii=False) + "\n", encoding="utf-8")
+    (question,) = open_questions(tmp_path / "questions.jsonl", labels)
+    assert (question.prompt, question.first) == (odd.prompt, odd.chosen)
 
 
 def test_a_round_whose_reward_model_fails_its_audit_waits_for_more(

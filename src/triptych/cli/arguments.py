@@ -19,6 +19,7 @@ Overrides = Annotated[
         help="Sets a field of the recipe, as in reward.learning_rate=1e-5; may be given several times.",
     ),
 ]
+RunsFolder = Annotated[Path, typer.Option(metavar="DIR", help="Where runs are kept.")]
 RunFolder = Annotated[
     str, typer.Argument(metavar="RUN", help="A run's folder, or its name in runs/.", show_default=False)
 ]

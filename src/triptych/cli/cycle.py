@@ -12,7 +12,7 @@ import typer
 from rich.text import Text
 
 from triptych.cli.app import INTERRUPTED, app
-from triptych.cli.arguments import RUNS, Overrides, RecipeFile
+from triptych.cli.arguments import RUNS, Overrides, RecipeFile, RunsFolder
 from triptych.cli.terminal import duration, figure, out, say, show_error, table_of
 from triptych.errors import AuditError, RecipeError, RunError
 from triptych.pipeline.artifact import write_whole
@@ -30,7 +30,7 @@ def run(
         str | None,
         typer.Option(metavar="STAGE", help="Stops after this stage, as in round-1/audit.", show_default=False),
     ] = None,
-    runs: Annotated[Path, typer.Option(metavar="DIR", help="Where runs are kept.")] = RUNS,
+    runs: RunsFolder = RUNS,
     allow_failed_audit: Annotated[
         bool, typer.Option("--allow-failed-audit", help="Goes on with a reward model that failed; the release says so.")
     ] = False,
@@ -106,7 +106,7 @@ def watch(
         int | None, typer.Option(min=1, help="Ends after so many rounds; by default never.", show_default=False)
     ] = None,
     every: Annotated[float, typer.Option(min=0.1, metavar="SECONDS", help="Between two looks at the file.")] = 30.0,
-    runs: Annotated[Path, typer.Option(metavar="DIR", help="Where runs are kept.")] = RUNS,
+    runs: RunsFolder = RUNS,
 ) -> None:
     """Starts a round whenever people have added enough comparisons.
 
@@ -158,7 +158,7 @@ def watch(
 def label(
     recipe: RecipeFile,
     overrides: Overrides = None,
-    runs: Annotated[Path, typer.Option(metavar="DIR", help="Where runs are kept.")] = RUNS,
+    runs: RunsFolder = RUNS,
 ) -> None:
     """Asks you which of two answers is better, and adds what you say to the recipe's file of comparisons.
 
@@ -206,7 +206,7 @@ def compare(
         typer.Option(metavar="A,B,…", help="Which; by default all that there are.", show_default=False),
     ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="How often each improves the champion.")] = 3,
-    runs: Annotated[Path, typer.Option(metavar="DIR", help="Where runs are kept.")] = RUNS,
+    runs: RunsFolder = RUNS,
 ) -> None:
     """Compares methods of improvement on the same budget, from the same champion and reward model.
 

@@ -85,8 +85,8 @@ def _lines(path: Path) -> list[str]:
     """The whole lines of a file; the last may still be written."""
     if not path.exists():
         return []
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    return [line for line in lines if line.endswith("\n")]
+    # Not splitlines: a row may hold other characters that end a line.
+    return [f"{line}\n" for line in path.read_text(encoding="utf-8").split("\n")[:-1]]
 
 
 class Arriving(Config):

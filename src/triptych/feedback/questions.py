@@ -87,7 +87,7 @@ def ask(
 
 def open_questions(questions: Path, labels: Path) -> Iterator[Question]:
     """Those that nobody has answered yet."""
-    rows = [json.loads(line) for line in questions.read_text(encoding="utf-8").splitlines()]
+    rows = [json.loads(line) for line in questions.read_text(encoding="utf-8").split("\n")[:-1]]
     prompts = read_prompts(questions)
     known = read_comparisons(labels) if labels.exists() and labels.stat().st_size else []
     answered = {(row.prompt.key, frozenset((row.chosen, row.rejected))) for row in known}
