@@ -458,3 +458,15 @@ def test_held_out_prompts_leave_training():
     # Turns without words are compared whole, not as the empty text that they normalise to.
     assert [row.prompt.messages[0].content for row in kept] == ["What is that?", "?!"]
     assert removed == 2
+
+
+def test_rows_of_our_own_are_whole_whatever_a_model_wrote_in_them(tmp_path: Path) -> None:
+    answers = ["one\u2028two", "three\x85four", "five\x0bsix\x1c", "seven\r\neight"]
+    path = tmp_path / "answers.jsonl"
+    path.write_text("".join(json.dumps({"answer": each}, ensure_ascii=False) + "\n" for each in answers))
+    assert [row["answer"] for row in files.stored_rows(path)] == answers
+
+    with open(path, "a") as file:
+        file.write('{"answer": "cut by a ki')
+    assert len(files.stored_rows(path)) == 4
+    assert files.stored_rows(tmp_path / "none.jsonl") == []

@@ -7,16 +7,15 @@ before the same gate.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from pydantic import Field, ValidationError
 
 from triptych.configuration import Config
 from triptych.cycle import Family, Round, begin, candidate_and_gate, reward_of_round
+from triptych.data.files import stored_rows
 from triptych.errors import RecipeError
 from triptych.improve.dpo import Dpo
 from triptych.intervals import Interval, mean_interval
@@ -127,7 +126,7 @@ def chosen(recipe: Recipe, names: str | None) -> list[str]:
 
 
 def _result(method: str, trials: Sequence[Trial], ledger: Ledger) -> MethodResult:
-    rows = [row for trial in trials for row in _rows(trial.gate.folder / "scores.jsonl")]
+    rows = [row for trial in trials for row in stored_rows(trial.gate.folder / "scores.jsonl")]
     keys = [row["key"] for row in rows]
     spent = ledger.seconds()
     score, score_interval = mean_interval([row["after"] for row in rows], keys)
@@ -145,10 +144,6 @@ def _result(method: str, trials: Sequence[Trial], ledger: Ledger) -> MethodResul
         seconds=mean([spent.get(trial.candidate.fingerprint, 0.0) for trial in trials]),
         promoted=sum(gate["decision"] == "promoted" for gate in gates),
     )
-
-
-def _rows(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def write(comparison: Comparison, folder: Path) -> None:

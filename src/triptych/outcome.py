@@ -14,7 +14,7 @@ from typing import Any
 
 from triptych import __version__
 from triptych.cycle import Family, Round
-from triptych.data.files import read_comparisons
+from triptych.data.files import read_comparisons, stored_rows
 from triptych.engine.curve import read_curve, thinned
 from triptych.engine.scoring import RewardModel
 from triptych.intervals import mean_interval
@@ -34,7 +34,7 @@ Tests = Mapping[str, Sequence[dict[str, Any]]]
 
 def write(recipe: Recipe, family: Family, folder: Path, ledger: Ledger) -> report.Summary:
     """Writes `summary.json`, `samples.json`, `report.html` and, of a whole cycle, `release/`."""
-    answers = {name: _rows(artifact.folder / "answers.jsonl") for name, artifact in family.tests.items()}
+    answers = {name: stored_rows(artifact.folder / "answers.jsonl") for name, artifact in family.tests.items()}
     complete = len(family.tests) == len(family.rounds) + 2 and family.reward is not None
     summary = summarise(recipe, family, ledger, answers, release="release" if complete else None)
     if complete:
@@ -267,10 +267,6 @@ def _examples(feedback: Artifact | None, reward: Artifact) -> list[RewardExample
 
 def _recipe_digest(recipe: Recipe) -> str:
     return hashlib.sha256(json.dumps(recipe.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()
-
-
-def _rows(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def _count(path: Path) -> int:

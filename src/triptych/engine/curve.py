@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from triptych.data.files import stored_rows
 from triptych.engine.training import Curve
 
 
@@ -26,10 +27,7 @@ def _written(value: Any) -> Any:
 
 def read_curve(path: Path) -> Curve:
     """The rows; an empty curve where there is no file."""
-    if not path.exists():
-        return []
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    return [{name: math.nan if value is None else value for name, value in row.items()} for row in rows]
+    return [{name: math.nan if value is None else value for name, value in row.items()} for row in stored_rows(path)]
 
 
 def thinned(curve: Curve, points: int) -> Sequence[dict[str, Any]]:

@@ -15,7 +15,7 @@ from typing import Literal
 from pydantic import Field
 
 from triptych.configuration import Config
-from triptych.data.files import read_comparisons, read_prompts
+from triptych.data.files import read_comparisons, read_prompts, whole_lines
 from triptych.data.splits import Asked, decontaminate, deduplicate
 from triptych.errors import Fault, RunError
 from triptych.feedback.accumulation import accumulate
@@ -83,10 +83,7 @@ class Arrivals:
 
 def _lines(path: Path) -> list[str]:
     """The whole lines of a file; the last may still be written."""
-    if not path.exists():
-        return []
-    # Not splitlines: a row may hold other characters that end a line.
-    return [f"{line}\n" for line in path.read_text(encoding="utf-8").split("\n")[:-1]]
+    return [f"{line}\n" for line in whole_lines(path)]
 
 
 class Arriving(Config):

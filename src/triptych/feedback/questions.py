@@ -12,7 +12,7 @@ from pathlib import Path
 from pydantic import Field
 
 from triptych.configuration import Config
-from triptych.data.files import read_comparisons, read_prompts
+from triptych.data.files import read_comparisons, read_prompts, stored_rows
 from triptych.data.splits import fraction
 from triptych.engine.generation import Sampling
 from triptych.engine.rollout import Policy
@@ -87,7 +87,7 @@ def ask(
 
 def open_questions(questions: Path, labels: Path) -> Iterator[Question]:
     """Those that nobody has answered yet."""
-    rows = [json.loads(line) for line in questions.read_text(encoding="utf-8").split("\n")[:-1]]
+    rows = stored_rows(questions)
     prompts = read_prompts(questions)
     known = read_comparisons(labels) if labels.exists() and labels.stat().st_size else []
     answered = {(row.prompt.key, frozenset((row.chosen, row.rejected))) for row in known}

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from triptych.data.files import whole_lines
+
 
 @dataclass(frozen=True, slots=True)
 class Ledger:
@@ -38,9 +40,7 @@ class Ledger:
 
     def events(self) -> Iterator[dict[str, Any]]:
         """The events in order; a last line cut by a kill is left out."""
-        if not self.path.exists():
-            return
-        for line in self.path.read_text(encoding="utf-8").splitlines():
+        for line in whole_lines(self.path):
             try:
                 yield json.loads(line)
             except json.JSONDecodeError:

@@ -24,6 +24,7 @@ from typing import Any
 from pydantic import Field, field_validator
 
 from triptych.configuration import Config
+from triptych.data.files import whole_lines
 from triptych.errors import RewardError
 
 Replies = dict[str, float]
@@ -216,13 +217,12 @@ class _Cache:
         self._path = folder / "judge.jsonl" if folder else None
         self._lock = threading.Lock()
         self._known: dict[str, Replies | None] = {}
-        if self._path and self._path.exists():
-            for line in self._path.read_text(encoding="utf-8").splitlines():
-                try:
-                    row = json.loads(line)
-                    self._known[row["asked"]] = row["replied"]
-                except (ValueError, KeyError, TypeError):
-                    continue  # a line cut by a kill
+        for line in whole_lines(self._path) if self._path else ():
+            try:
+                row = json.loads(line)
+                self._known[row["asked"]] = row["replied"]
+            except (ValueError, KeyError, TypeError):
+                continue  # a line cut by a kill, and gone on with
 
     def __contains__(self, name: str) -> bool:
         return name in self._known
