@@ -37,6 +37,7 @@ from triptych.improve.loop import Answers, Improvement, Loop, passes
 from triptych.improve.on_policy import Tokens, measured, paid, steered, surrogate
 from triptych.improve.ppo import Ppo
 from triptych.improve.rloo import Rloo
+from triptych.improve.trajectory import UNLIMITED, Limits
 from triptych.pipeline.stage import Desk
 from triptych.progress import Silent
 from triptych.recipe import Recipe, load
@@ -183,6 +184,41 @@ def test_a_prompt_whose_answers_are_alike_is_asked_again(inputs: dict[str, Any],
     assert (never.numbers["alike"], once.numbers["alike"], often.numbers["alike"]) == (1, 1, 0)
     asked = [[rollout.tokens for group in found.groups for rollout in group] for found in (never, once, often)]
     assert asked[0] != asked[1] != asked[2]
+
+
+def test_a_round_ends_at_the_first_policy_that_the_gate_would_turn_away(
+    inputs: dict[str, Any], tmp_path: Path
+) -> None:
+    class Later:
+        """A judge who likes each policy better than those before."""
+
+        name = identity = "later"
+        calls = 0.0
+
+        def score(self, conversations: Sequence[Conversation]) -> list[float]:
+            self.calls += 1
+            return [self.calls] * len(conversations)
+
+    def ran(name: str, limits: Limits, steps: int = 6) -> tuple[dict[str, Any], list[dict[str, Any]], bytes]:
+        output = tmp_path / name / "output"
+        output.mkdir(parents=True)
+        config = Dpo(pairs="comparisons", **SMALL | {"steps": steps, "watch_every": 1, "learning_rate": 1e-2})
+        desk = Desk(output, tmp_path / name, Silent(), seed=3, checkpoint_seconds=60)
+        metrics = dpo.improve(desk, config, **inputs, judge=Later(), comparisons=inputs["data"], limits=limits)
+        return metrics, read_curve(output / "curve.jsonl"), (output / "model" / "model.safetensors").read_bytes()
+
+    free, curve, _ = ran("free", UNLIMITED)
+    assert (free["steps"], free["kept"], free["alarms"]) == (6, 6, [])
+    distances = [row["validation_kl"] for row in curve]
+    farther = next(step for step in range(2, 7) if distances[step] > max(distances[:step]))
+    limit = (distances[farther] + max(distances[:farther])) / 2
+
+    stopped, short, weights = ran("stopped", Limits(kl=limit))
+    assert short == curve[: farther + 1]
+    assert (stopped["steps"], stopped["kept"]) == (farther, farther - 1)
+    assert stopped["alarms"][0].startswith(f"stopped at step {farther} of 6: ")
+    _, _, before = ran("before", UNLIMITED, steps=farther - 1)
+    assert weights == before
 
 
 def test_a_value_head_is_trained_and_not_kept(inputs: dict[str, Any], tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from triptych.improve.overoptimisation import fitted
-from triptych.improve.trajectory import Trajectory
+from triptych.improve.trajectory import UNLIMITED, Limits, Trajectory
 
 KLS = [0.25, 1.0, 2.25, 4.0, 9.0, 16.0]
 
@@ -44,7 +44,9 @@ def test_a_curve_that_only_rises_has_no_peak_and_few_points_no_curve() -> None:
     assert fitted([0.0, 1.0, 2.0, 3.0], [0.0, 1.0, 1.0, 1.0], 0.0, best_of_n=False) is None
 
 
-def ran(scratch: Path, keep: str, judged: list[float], **numbers: list[float]) -> Trajectory:
+def ran(
+    scratch: Path, keep: str, judged: list[float], limits: Limits = UNLIMITED, **numbers: list[float]
+) -> Trajectory:
     """The judge's score at the reference, then at steps 2, 4 and 6; what step 2 was is gone."""
     (scratch / "policy-4.pt").touch()
     usual: dict[str, list[float]] = {
@@ -54,7 +56,7 @@ def ran(scratch: Path, keep: str, judged: list[float], **numbers: list[float]) -
     columns = usual | numbers | {"validation_judge": judged}
     rows: list[dict[str, Any]] = [{name: values[i] for name, values in columns.items()} for i in range(4)]
     curve = [{"step": 2 * i, **rows[i]} for i in range(1, 4)]
-    return Trajectory(steps=6, folder=scratch if keep == "best" else None, start=rows[0], curve=curve)
+    return Trajectory(6, folder=scratch if keep == "best" else None, limits=limits, start=rows[0], curve=curve)
 
 
 def test_the_judges_best_is_kept_and_over_optimisation_is_said(tmp_path: Path) -> None:
@@ -82,3 +84,20 @@ def test_the_judges_best_is_kept_and_over_optimisation_is_said(tmp_path: Path) -
 def test_other_limits_are_named(tmp_path: Path, numbers: dict[str, list[float]], words: str) -> None:
     (alarm,) = ran(tmp_path, "best", [0.5, 0.6, 0.7, 0.8], **numbers).alarms()
     assert alarm.startswith(words)
+
+
+def test_a_policy_beyond_the_gates_budgets_is_no_candidate(tmp_path: Path) -> None:
+    longer = {"validation_length": [20.0, 25.0, 29.0, 40.0]}
+    stopped = ran(tmp_path, "best", [0.5, 0.6, 0.7, 0.9], Limits(length_ratio=1.5), **longer)
+    assert stopped.kept == 4
+    (alarm,) = stopped.alarms()
+    assert alarm.startswith("stopped at step 6 of 6: answers 2.00 times as long, over gate.max_length_ratio, 1.5: ")
+    assert alarm.endswith("or lower the learning rate; the candidate is the policy of step 4")
+
+    far = ran(tmp_path, "best", [0.5, 0.6, 0.7, 0.9], Limits(kl=3.0))
+    assert [row["step"] for row in far.best] == [2]  # whose weights are gone
+    assert far.alarms()[0].startswith("stopped at step 6 of 6: 9.0 nats from the champion, over gate.max_kl, 3: raise")
+    assert far.alarms()[0].endswith("no policy before it was within")
+    assert far.kept == 6  # the gate says no
+    assert ran(tmp_path, "best", [0.5, 0.6, 0.7, 0.9], Limits(kl=9.0, length_ratio=1.0)).alarms() == []
+    assert ran(tmp_path, "best", [0.5] * 4, Limits(kl=9.0), validation_kl=[0.0, 1.0, 2.0, math.nan]).kept == 4

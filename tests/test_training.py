@@ -206,6 +206,20 @@ def test_a_bad_state_is_never_saved(tmp_path: Path) -> None:
     assert [row["step"] for row in state["curve"]] == [1, 2]
 
 
+def test_a_training_ends_where_it_is_told_to() -> None:
+    seen: list[int] = []
+
+    def after(step: int, row: dict[str, Any]) -> bool:
+        seen.append(step)
+        return step == 2
+
+    curve = quadratic(
+        nn.Linear(3, 1), lambda _, output: output.square().sum(), Optimization(learning_rate=0.01), steps=8, after=after
+    )
+    assert seen == [0, 1, 2]
+    assert [row["step"] for row in curve] == [1, 2, 3]
+
+
 def test_weights_that_are_not_finite_are_never_saved(tmp_path: Path) -> None:
     checkpoint = Checkpoint(tmp_path / "training.pt", seconds=0)
     layer = nn.Linear(3, 1)

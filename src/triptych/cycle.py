@@ -25,6 +25,7 @@ from triptych.feedback.questions import ask
 from triptych.feedback.rated import Weighing, imply
 from triptych.improve.dpo import Dpo
 from triptych.improve.methods import WORKS as METHODS
+from triptych.improve.trajectory import Limits
 from triptych.instruct.finetuning import Finetuning, finetune
 from triptych.pipeline.artifact import Artifact, write_whole
 from triptych.pipeline.runner import Runner
@@ -145,7 +146,8 @@ def candidate_and_gate(
     assert data
     assert reward
     assert scorer
-    tools = {"reward": scorer, "judge": judge, "round": this.number}
+    limits = Limits(recipe.gate.max_kl, recipe.gate.max_length_ratio)
+    tools = {"reward": scorer, "judge": judge, "round": this.number, "limits": limits}
     candidate = runner.run(improvement(recipe, name, champion, data, this.feedback, reward, tools))
     gate = runner.run(Stage(
         f"{name}/gate", decide, settings(Gate, recipe.gate),

@@ -116,7 +116,7 @@ def train(
     checkpoint: Checkpoint | None,
     progress: Progress,
     unit: str = "tokens",
-    after: Callable[[int, dict[str, float]], None] | None = None,
+    after: Callable[[int, dict[str, Any]], bool | None] | None = None,
     curve: Curve | None = None,
 ) -> Curve:
     """Trains `model` in place and returns the curve: a row for each step.
@@ -126,7 +126,7 @@ def train(
             that a resumed run sees the same.
         loss: the summed loss of a batch, computed under autocast.
         unit: what `Step.weight` counts, for the progress line.
-        after: called when a step is done, with its row, which it may extend.
+        after: called when a step is done, with its row, which it may extend; where it is true the training ends.
         curve: an empty list that is filled as the training goes, so that a step may look at those before it.
 
     Raises:
@@ -146,7 +146,7 @@ def train(
 def _trained(
     model: Any, steps: int, prepare: Callable[[int], Step[Batch]], loss: Callable[[Batch], Loss],
     optimization: Optimization, checkpoint: Checkpoint | None, progress: Progress, unit: str,
-    after: Callable[[int, dict[str, Any]], None] | None, curve: Curve,
+    after: Callable[[int, dict[str, Any]], bool | None] | None, curve: Curve,
 ) -> Curve:
     """The loop itself; with several ranks each holds a slice of the weights, and all see the same numbers."""
     optimizers = _optimizers(model, optimization)
@@ -178,11 +178,12 @@ def _trained(
         row |= {"step": number + 1, "seen": seen, **step.numbers}
         row["learning_rate"] = optimization.learning_rate * factor
         row["skipped"] = float(skipped > 0)
-        if after:
-            after(number, row)
+        ended = after is not None and ranks.told(after(number, row))
         curve.append(row)
         shown = {name: row[name] for name in ("loss", "accuracy", "reward", "kl") if name in row}
         progress.step(number + 1, steps, unit, int(seen), **shown)
+        if ended:
+            break
         due = checkpoint is not None and skipped == 0 and number + 1 < steps and ranks.told(checkpoint.due(number + 1))
         if checkpoint and due and ranks.finite(model.parameters()):
             checkpoint.save(model, optimizers, {"curve": curve})

@@ -17,6 +17,7 @@ from triptych.engine.forward import AnswerPack, Model, answer_logprobs, pack_ans
 from triptych.engine.scoring import Scorer
 from triptych.engine.training import Loss, Step
 from triptych.improve.loop import Answers, Improvement, Loop
+from triptych.improve.trajectory import UNLIMITED, Limits
 from triptych.pipeline.stage import Desk, Metrics
 
 
@@ -40,10 +41,11 @@ class Best:
 
 
 def improve(
-    desk: Desk, config: BestOfN, champion: Path, data: Path, reward: Scorer, judge: Scorer | None, round: int = 1
+    desk: Desk, config: BestOfN, champion: Path, data: Path, reward: Scorer, judge: Scorer | None, round: int = 1,
+    limits: Limits = UNLIMITED,
 ) -> Metrics:
     """Fine-tunes the champion on the best of its own answers."""
-    loop = Loop(desk, config, champion, data, reward, judge, round)
+    loop = Loop(desk, config, champion, data, reward, judge, round, limits)
 
     def prepare(number: int) -> Step[AnswerPack]:
         return step(loop.collect(loop.reference, number), config)

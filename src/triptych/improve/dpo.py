@@ -27,6 +27,7 @@ from triptych.engine.training import Loss, Step
 from triptych.errors import TrainingError
 from triptych.improve import losses
 from triptych.improve.loop import Answers, Improvement, Loop, passes
+from triptych.improve.trajectory import UNLIMITED, Limits
 from triptych.pipeline.stage import Desk, Metrics
 from triptych.records import Comparison, Conversation
 
@@ -78,13 +79,13 @@ class Pairs:
 
 def improve(
     desk: Desk, config: Dpo, champion: Path, data: Path, reward: Scorer, judge: Scorer | None, round: int = 1,
-    comparisons: Path | None = None,
+    limits: Limits = UNLIMITED, comparisons: Path | None = None,
 ) -> Metrics:
     """Improves the champion on pairs; the champion is also the reference, and the author of sampled pairs.
 
     The comparisons are those in `comparisons/reward.jsonl`, on which the reward model was trained.
     """
-    loop = Loop(desk, config, champion, data, reward, judge, round)
+    loop = Loop(desk, config, champion, data, reward, judge, round, limits)
     if config.pairs == "sampled":
         prepare = _sampled(loop, config)
     else:

@@ -19,6 +19,7 @@ from triptych.improve.advantages import centred, group_normalised
 from triptych.improve.loop import Answers
 from triptych.improve.on_policy import OnPolicy, Tokens, improved, measured, paid
 from triptych.improve.on_policy import step as on_policy_step
+from triptych.improve.trajectory import UNLIMITED, Limits
 from triptych.pipeline.stage import Desk, Metrics
 
 
@@ -34,10 +35,11 @@ class Grpo(OnPolicy):
 
 
 def improve(
-    desk: Desk, config: Grpo, champion: Path, data: Path, reward: Scorer, judge: Scorer | None, round: int = 1
+    desk: Desk, config: Grpo, champion: Path, data: Path, reward: Scorer, judge: Scorer | None, round: int = 1,
+    limits: Limits = UNLIMITED,
 ) -> Metrics:
     """Improves the champion against the reward; the champion is also the reference."""
-    return improved(desk, config, champion, data, reward, judge, round, step)
+    return improved(desk, config, champion, data, reward, judge, round, limits, step)
 
 
 def step(reference: Policy, scored: Answers, config: Grpo, curve: Sequence[Row] = ()) -> Step[Tokens]:

@@ -28,7 +28,7 @@ from triptych.engine.rollout import Policy, divergence
 from triptych.engine.scoring import Scorer, Scores, scored
 from triptych.engine.training import Curve, Loss, Optimization, Step, shuffled, train
 from triptych.engine.vllm import VllmSampler
-from triptych.improve.trajectory import Trajectory
+from triptych.improve.trajectory import UNLIMITED, Limits, Trajectory
 from triptych.pipeline.stage import Desk
 from triptych.records import Conversation, Prompt, Rollout
 
@@ -136,14 +136,14 @@ class Loop:
 
     def __init__(
         self, desk: Desk, config: Improvement, champion: Path, data: Path, reward: Scorer, judge: Scorer | None,
-        round: int,
+        round: int, limits: Limits = UNLIMITED,
     ) -> None:
         folder = champion / "model"
         self.desk, self.config, self.data = desk, config, data
         self.reward, self.judge = reward, judge
         self.seed = desk.seed * 1000 + round
         choosing = config.keep == "best" and judge is not None
-        self.way = Trajectory(config.steps, config.reuse, desk.scratch if choosing else None)
+        self.way = Trajectory(config.steps, config.reuse, desk.scratch if choosing else None, limits)
         self.tokenizer = load_tokenizer(folder)
         self.load = partial(load_policy, folder, attention=attention.NAME)
         self.model: Any = self.load()
@@ -205,7 +205,7 @@ class Loop:
     def metrics(self) -> dict[str, Any]:
         """What is told of a round that is done."""
         config, way = self.config, self.way
-        found = {"method": getattr(config, "method", ""), "steps": config.steps, "answers": config.answers,
+        found = {"method": getattr(config, "method", ""), "steps": way.last, "answers": config.answers,
                  "kept": way.kept, "alarms": way.alarms()}
         curve = way.overoptimisation(best_of_n=getattr(config, "method", "") == "best_of_n")
         return found | ({"overoptimisation": dataclasses.asdict(curve)} if curve else {})
@@ -221,10 +221,12 @@ class Loop:
         """
         config, desk = self.config, self.desk
 
-        def after(step: int, row: dict[str, Any]) -> None:
-            if (step + 1) % config.watch_every == 0 or step + 1 == config.steps:
-                row |= self.measured()
-                self.way.remember(row | {"step": step + 1}, lambda: dict(learnt(self.model, self.reference.model)))
+        def after(step: int, row: dict[str, Any]) -> bool:
+            if (step + 1) % config.watch_every and step + 1 < config.steps:
+                return False
+            row |= self.measured()
+            self.way.remember(row | {"step": step + 1}, lambda: dict(learnt(self.model, self.reference.model)))
+            return self.way.passed(row) is not None
 
         self.way.start = self.measured()  # policy and reference are still one
         curve = train(

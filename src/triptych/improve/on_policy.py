@@ -25,6 +25,7 @@ from triptych.engine.training import Loss, Row, Step
 from triptych.improve.advantages import centred
 from triptych.improve.loop import Answers, Improvement, Loop
 from triptych.improve.losses import clipped_surrogate, kl_penalty
+from triptych.improve.trajectory import Limits
 from triptych.pipeline.stage import Desk, Metrics
 
 GAIN = 0.1
@@ -103,10 +104,10 @@ Config = TypeVar("Config", bound=OnPolicy)
 
 def improved(
     desk: Desk, config: Config, champion: Path, data: Path, reward: Scorer, judge: Scorer | None, round: int,
-    step: Callable[[Policy, Answers, Config, Sequence[Row]], Step[Tokens]],
+    limits: Limits, step: Callable[[Policy, Answers, Config, Sequence[Row]], Step[Tokens]],
 ) -> Metrics:
     """A round by a method that is known by its step; the champion is also the reference."""
-    loop = Loop(desk, config, champion, data, reward, judge, round)
+    loop = Loop(desk, config, champion, data, reward, judge, round, limits)
 
     def prepare(number: int) -> Step[Tokens]:
         return step(loop.reference, loop.collect(loop.policy, number), config, loop.way.curve)

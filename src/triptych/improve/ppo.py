@@ -27,6 +27,7 @@ from triptych.improve.advantages import generalised, whitened
 from triptych.improve.loop import Answers, Loop
 from triptych.improve.losses import clipped_value
 from triptych.improve.on_policy import OnPolicy, Tokens, dealt, measured, of_tokens, prepared, surrogate
+from triptych.improve.trajectory import UNLIMITED, Limits
 from triptych.pipeline.stage import Desk, Metrics
 
 
@@ -63,10 +64,11 @@ class ValuedTokens(Tokens):
 
 
 def improve(
-    desk: Desk, config: Ppo, champion: Path, data: Path, reward: Scorer, judge: Scorer | None, round: int = 1
+    desk: Desk, config: Ppo, champion: Path, data: Path, reward: Scorer, judge: Scorer | None, round: int = 1,
+    limits: Limits = UNLIMITED,
 ) -> Metrics:
     """Improves the champion against the reward; the champion is also the reference."""
-    loop = Loop(desk, config, champion, data, reward, judge, round)
+    loop = Loop(desk, config, champion, data, reward, judge, round, limits)
     attach(loop.model)
 
     def prepare(number: int) -> Step[ValuedTokens]:

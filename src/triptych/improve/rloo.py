@@ -18,6 +18,7 @@ from triptych.improve.advantages import leave_one_out
 from triptych.improve.loop import Answers
 from triptych.improve.on_policy import OnPolicy, Tokens, improved, measured
 from triptych.improve.on_policy import step as on_policy_step
+from triptych.improve.trajectory import UNLIMITED, Limits
 from triptych.pipeline.stage import Desk, Metrics
 
 
@@ -29,10 +30,11 @@ class Rloo(OnPolicy):
 
 
 def improve(
-    desk: Desk, config: Rloo, champion: Path, data: Path, reward: Scorer, judge: Scorer | None, round: int = 1
+    desk: Desk, config: Rloo, champion: Path, data: Path, reward: Scorer, judge: Scorer | None, round: int = 1,
+    limits: Limits = UNLIMITED,
 ) -> Metrics:
     """Improves the champion against the reward; the champion is also the reference."""
-    return improved(desk, config, champion, data, reward, judge, round, step)
+    return improved(desk, config, champion, data, reward, judge, round, limits, step)
 
 
 def step(reference: Policy, scored: Answers, config: Rloo, curve: Sequence[Row] = ()) -> Step[Tokens]:

@@ -25,6 +25,39 @@ LONGER = 1.5
 """How many times as long answers may become without a word."""
 
 
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How far a policy may go; beyond that the gate would reject it, and a round ends.
+
+    Attributes:
+        kl: nats per answer from the reference.
+        length_ratio: its mean answer length over the reference's.
+    """
+
+    kl: float | None = None
+    length_ratio: float | None = None
+
+    @property
+    def identity(self) -> list[float | None]:
+        """What they are, for the fingerprint of what they bound."""
+        return [self.kl, self.length_ratio]
+
+    def passed(self, row: Row, start: Row) -> str | None:
+        """Which of them a measured policy is beyond, and what would help; None where it is within."""
+        if self.kl is not None and not row["validation_kl"] <= self.kl:  # what is no number is beyond it too
+            return f"{row['validation_kl']:.1f} nats from the champion, over gate.max_kl, {self.kl:g}: raise kl"
+        ratio = row["validation_length"] / max(1.0, start["validation_length"])
+        if self.length_ratio is not None and ratio > self.length_ratio:
+            return (
+                f"answers {ratio:.2f} times as long, over gate.max_length_ratio, {self.length_ratio:g}: the reward may "
+                "be for length, see its audit; raise kl"
+            )
+        return None
+
+
+UNLIMITED = Limits()
+
+
 @dataclass(slots=True)
 class Trajectory:
     """The steps of a round, some of them measured on the validation prompts.
@@ -33,6 +66,7 @@ class Trajectory:
         steps: of the whole round.
         reuse: updates for each sampling.
         folder: where the weights of the judge's best are kept; None where the last policy is the candidate.
+        limits: beyond which no policy is kept, and the round ends.
         start: the measurements of the reference.
         curve: the rows of the steps so far.
     """
@@ -40,6 +74,7 @@ class Trajectory:
     steps: int
     reuse: int = 1
     folder: Path | None = None
+    limits: Limits = UNLIMITED
     start: Row = field(default_factory=dict)
     curve: Curve = field(default_factory=list)
 
@@ -49,22 +84,36 @@ class Trajectory:
         return [{"step": 0, **self.start}, *(row for row in self.curve if "validation_kl" in row)]
 
     @property
-    def best(self) -> list[Row]:
+    def last(self) -> int:
+        """The step at which the round ended."""
+        return int(self.curve[-1]["step"]) if self.curve else self.steps
+
+    @property
+    def judged(self) -> list[Row]:
         """The steps that the judge measured, those that it likes best in front; of equals the later one."""
         judged = [row for row in self.watched[1:] if math.isfinite(row.get("validation_judge", math.nan))]
         return sorted(judged, key=lambda row: (-row["validation_judge"], -row["step"]))
 
     @property
+    def best(self) -> list[Row]:
+        """Those of them that are within the limits."""
+        return [row for row in self.judged if self.passed(row) is None]
+
+    @property
     def kept(self) -> int:
         """The step whose policy is the candidate: the best of those whose weights are there."""
         if self.folder is None:
-            return self.steps
-        there = (row["step"] for row in self.best if row["step"] == self.steps or self._policy(row).exists())
-        return int(next(there, self.steps))
+            return self.last
+        there = (row["step"] for row in self.best if row["step"] == self.last or self._policy(row).exists())
+        return int(next(there, self.last))
+
+    def passed(self, row: Row) -> str | None:
+        """Which limit a measured policy is beyond."""
+        return self.limits.passed(row, self.start)
 
     def overoptimisation(self, *, best_of_n: bool) -> Overoptimisation | None:
         """The judge's score against the distance, where there are points enough."""
-        reached, start = self.best, self.start.get("validation_judge", math.nan)
+        reached, start = self.judged, self.start.get("validation_judge", math.nan)
         if not math.isfinite(start):
             return None
         return fitted(
@@ -76,8 +125,16 @@ class Trajectory:
         """What went wrong on the way, each as a sentence that says what to do."""
         start, *reached = self.watched
         found = []
-        last = next((row for row in reversed(reached) if row["step"] == self.steps), None)
-        best = next(iter(self.best), None)
+        last = next((row for row in reversed(reached) if row["step"] == self.last), None)
+        best = next(iter(self.judged), None)
+        beyond = last and self.passed(last)
+        if last and beyond:
+            candidate = "no policy before it was within" if self.kept == last["step"] else (
+                f"the candidate is the policy of step {self.kept}"
+            )
+            found.append(
+                f"stopped at step {last['step']} of {self.steps}: {beyond}, or lower the learning rate; {candidate}"
+            )
         if last and best and last is not best:
             fell = best["validation_judge"] - last["validation_judge"]
             if fell > LOST and last["validation_reward"] > best["validation_reward"]:
@@ -101,7 +158,7 @@ class Trajectory:
                 f"sampler and trainer differ by up to {mismatch:.2f} nats a token, over {MISMATCH:g}: look at their "
                 "precision, and leave correction on"
             )
-        if reached and reached[-1]["validation_length"] > LONGER * max(1.0, start["validation_length"]):
+        if not beyond and reached and reached[-1]["validation_length"] > LONGER * max(1.0, start["validation_length"]):
             found.append(
                 f"answers grew from {start['validation_length']:.0f} to {reached[-1]['validation_length']:.0f} tokens: "
                 "the reward may be for length; see its audit"
@@ -113,7 +170,7 @@ class Trajectory:
 
         A run that goes on from an earlier step finds its best there; what it comes to again is written again.
         """
-        if self.folder is None or row["step"] == self.steps:
+        if self.folder is None or row["step"] == self.steps or self.passed(row):
             return
         before = next(iter(self.best), None)
         if not row["validation_judge"] >= (before["validation_judge"] if before else -math.inf):
@@ -125,7 +182,7 @@ class Trajectory:
 
     def recall(self, plain: nn.Module) -> None:
         """Gives the model the weights of the step that is kept."""
-        if self.kept == self.steps:
+        if self.kept == self.last:
             return
         ranks.barrier()
         weights = torch.load(self._policy({"step": self.kept}), weights_only=True, map_location="cpu")
