@@ -25,6 +25,7 @@ from benchmarks.reward_labels import Bench, Rows, relabelled
 from benchmarks.table import dump
 from triptych.engine.device import settle
 from triptych.engine.scoring import RewardModel
+from triptych.evaluate.answers import Answering, answer
 from triptych.evaluate.gate import Gate, decide
 from triptych.improve.methods import WORKS
 from triptych.pipeline.stage import Desk
@@ -80,14 +81,15 @@ class Trials:
         """One candidate and the gate's numbers."""
         folder = self.scratch / f"{name.replace(' ', '-')}-{seed}"
         config, judge = self.recipe.improve.own, ExactJudge()
-        desks = [Desk(folder / stage, folder / f"{stage}-work", Silent(), seed, 600.0) for stage in ("improve", "gate")]
+        stages = ("improve", "answers", "gate")
+        desks = [Desk(folder / stage, folder / f"{stage}-work", Silent(), seed, 600.0) for stage in stages]
         for desk in desks:
             desk.output.mkdir(parents=True)
             desk.scratch.mkdir()
         improved = WORKS[type(config)](desks[0], config, self.bench.start, self.data, reward=reward, judge=judge)
-        numbers = decide(
-            desks[1], settings(Gate, self.recipe.gate), desks[0].output, self.bench.start, self.data, reward, judge
-        )
+        candidate, gate = desks[0].output, self.recipe.gate
+        measured = answer(desks[1], settings(Answering, gate), candidate, self.bench.start, self.data)
+        numbers = decide(desks[2], settings(Gate, gate), desks[1].output, measured, reward, judge)
         wanted = ("decision", "reason", "win_rate", "interval", "kl", "judge_before", "judge_after", "reward_before",
                   "reward_after", "length_before", "length_after")
         return {"reward": name, "seed": seed, **{key: numbers[key] for key in wanted}, "kept": improved["kept"],

@@ -14,10 +14,11 @@ from typer.testing import CliRunner
 from triptych.check import stage_names
 from triptych.cli import app
 from triptych.cli import cycle as commands
+from triptych.data.files import append as add_line
 from triptych.data.files import read_comparisons, read_prompts, write
 from triptych.errors import AuditError, DataError, RunError
 from triptych.feedback.arrivals import Arrivals, Arriving, add
-from triptych.feedback.questions import Asking, ask, open_questions, record
+from triptych.feedback.questions import Asking, ask, open_questions
 from triptych.pipeline.stage import Desk
 from triptych.progress import Silent
 from triptych.recipe import Recipe, load
@@ -63,7 +64,7 @@ def test_a_round_takes_what_is_new_and_keeps_it(tmp_path: Path) -> None:
 def test_an_answer_may_hold_any_character_that_ends_a_line(tmp_path: Path) -> None:
     odd = Comparison(Prompt(user("one\u2028two")), "three\x85four\x0bfive", "six\u2029", source="people")
     labels = tmp_path / "labels.jsonl"
-    record(odd, labels)
+    add_line(labels, odd)
     arrivals = Arrivals(labels, tmp_path / "arrivals")
     assert arrivals.waiting == 1
     assert read_comparisons(arrivals.take(1)) == [odd]
@@ -179,7 +180,7 @@ def test_a_round_starts_when_enough_comparisons_have_arrived(tmp_path: Path) -> 
     assert 0 < len(questions) <= 8
     label = ["label", str(recipe), "--runs", str(runs)]
     said = CliRunner().invoke(app, label, input="1\nwhat\n2\ns\nq\n")
-    assert "2 comparisons added" in said.stdout
+    assert "2 answers added" in said.stdout
     first, second = read_comparisons(labels)
     assert (first.chosen_first, second.chosen_first, first.source) == (True, False, "people")
     assert [first.prompt, second.prompt] == questions[:2]  # task and reference too

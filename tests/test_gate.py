@@ -12,7 +12,7 @@ from triptych.evaluate.gate import PROMOTED, REJECTED, UNDECIDED, Gate, verdict
 from triptych.evaluate.lengths import controlled
 
 EVEN = {
-    "win_rate": 0.6, "interval": (0.45, 0.75), "kl": 3.0, "judge": "exact judge",
+    "win_rate": 0.6, "interval": (0.45, 0.75), "kl": 3.0, "judge": "exact judge", "decided_by": "exact judge",
     "length_before": 20.0, "length_after": 22.0, "prompts": 300,
 }
 

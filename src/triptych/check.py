@@ -121,7 +121,7 @@ def stage_names(recipe: Recipe) -> list[str]:
         names += ["judge", *(["judge/audit"] if isinstance(recipe.gate.judge, JudgeSection) else [])]
     rounds = range(1, recipe.improve.rounds + 1)
     for number in rounds:
-        parts = ["improve", "gate"]
+        parts = ["improve", "answers", "gate"]
         if number == 1 or recipe.growing:
             rated = ["rated"] if recipe.reward.kind == "regression" and not recipe.compared else []
             audits = [*rated, "audit"] if recipe.compared or rated else []
@@ -141,7 +141,7 @@ def consult(recipe: Recipe, folder: Path, tokenizer: Any | None, reward: Path | 
     """Has the doctor look at the comparisons, and at the reward model that was named."""
     found = list(doctor.diagnose(recipe, folder, tokenizer)) if recipe.comparison_files else []
     if reward is not None and tokenizer is not None:
-        rows = _split(folder / "heldout.jsonl", files.read_comparisons)
+        rows = files.read_any(folder / "heldout.jsonl", files.read_comparisons)
         try:
             found += doctor.diagnose_reward(reward, tokenizer, rows)
         except ModelError as error:
@@ -213,6 +213,11 @@ def check_files(recipe: Recipe, findings: Findings) -> bool:
                 findings.problems += map(str, skipped)
             else:
                 findings.notes += [f"left out: {fault}" for fault in skipped]
+    if recipe.gate.people is not None:
+        try:
+            files.read_any(Path(recipe.place(recipe.gate.people)), files.read_verdicts)
+        except DataError as error:
+            findings.problems += map(str, error.faults)
     return readable
 
 
@@ -261,7 +266,7 @@ def check_model(recipe: Recipe, folder: Path, findings: Findings) -> tuple[Any, 
     """Opens model and tokenizer as the run will; a Base from scratch is measured by its configuration."""
     if recipe.base.train is not None:
         documents, read = [], 0
-        for document in _split(folder / "text.jsonl", files.read_documents):
+        for document in files.read_any(folder / "text.jsonl", files.read_documents):
             documents.append(document)
             read += len(document.text)
             if read > SOME_TEXT:
@@ -336,7 +341,7 @@ def check_lengths(
             trained += [("judge", "gate.judge", recipe.gate.judge)]  # type: ignore[list-item]
     for name, section, config in trained:
         reader: Callable[..., Any] = files.read_conversations if name == "demonstrations" else files.read_comparisons
-        lengths, sizes = measured(_split(folder / f"{name}.jsonl", reader), tokenizer)
+        lengths, sizes = measured(files.read_any(folder / f"{name}.jsonl", reader), tokenizer)
         findings.lengths[name] = report = length_report(lengths, config.context)
         fits = [place for place, length in enumerate(lengths) if length <= config.context]
         if report.over and name == "demonstrations":  # the doctor says it of comparisons
@@ -355,7 +360,8 @@ def check_lengths(
             )
         texts[name] = Texts.of([sizes[place] for place in fits], [lengths[place] for place in fits])
     for name, answer in prompts.items():
-        lengths, _ = measured(_split(folder / f"{name}.jsonl", files.read_prompts), tokenizer)
+        asked: list[Prompt] = files.read_any(folder / f"{name}.jsonl", files.read_prompts)
+        lengths, _ = measured(asked, tokenizer)
         limit = (model.context or max(lengths, default=0) + answer) - answer
         findings.lengths[name] = report = length_report(lengths, limit)
         texts[name] = Texts.of(lengths, lengths)
@@ -391,11 +397,6 @@ def length_report(lengths: Sequence[int], limit: int) -> LengthReport:
     """The lengths against their limit."""
     over = sum(length > limit for length in lengths)
     return LengthReport(len(lengths), median(lengths) if lengths else 0, max(lengths, default=0), over, limit)
-
-
-def _split(path: Path, reader: Callable[..., Any]) -> Any:
-    """A split's rows; an empty one is no fault of its file here, for it was reported as too few."""
-    return reader(path) if path.exists() and path.stat().st_size else []
 
 
 def estimate(recipe: Recipe, model: Architecture, texts: Mapping[str, Texts], findings: Findings) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from pydantic import Field, ValidationError
 
 from triptych.configuration import Config
-from triptych.cycle import Family, Round, begin, candidate_and_gate, reward_of_round
+from triptych.cycle import Family, Round, begin, improve_and_gate, reward_of_round
 from triptych.data.files import stored_rows
 from triptych.errors import RecipeError
 from triptych.improve.dpo import Dpo
@@ -78,10 +78,13 @@ class Trial:
 def compare(recipe: Recipe, runner: Runner, methods: Sequence[str], seeds: int) -> Comparison:
     """Improves the champion by each method with each seed, and puts the results side by side.
 
+    The recipe's judge compares, also where people decide at the gate: there are too many candidates to ask them of.
+
     Args:
         methods: names; each one's own settings are those of the recipe's `compare`, or its defaults.
         seeds: how many, counted from the recipe's.
     """
+    recipe = recipe.model_copy(update={"gate": recipe.gate.model_copy(update={"people": None})})
     family = Family()
     judge = begin(recipe, runner, family)
     this = Round(1)
@@ -91,8 +94,11 @@ def compare(recipe: Recipe, runner: Runner, methods: Sequence[str], seeds: int) 
         with_method = recipe.with_method(method)
         for seed in range(recipe.seed, recipe.seed + seeds):
             part = replace(runner, seed=seed, done=[])
-            candidate, gate = candidate_and_gate(with_method, part, family, this, judge, f"compare-{method}")
-            trials.setdefault(method, []).append(Trial(candidate, gate))
+            tried = replace(this)
+            improve_and_gate(with_method, part, family, tried, judge, f"compare-{method}")
+            assert tried.candidate
+            assert tried.gate
+            trials.setdefault(method, []).append(Trial(tried.candidate, tried.gate))
     found = [_result(method, these, runner.ledger) for method, these in trials.items()]
     config = recipe.improve
     first = next(iter(trials.values()))[0].gate.metrics

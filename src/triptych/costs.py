@@ -95,8 +95,8 @@ def costs(recipe: Recipe, model: Architecture, texts: Mapping[str, Texts], rate:
         gate = texts["prompts_gate"]
         sampled = 2 * gate.rows * recipe.gate.max_tokens
         answers = memory.sampling(model, gate.rows, gate.longest, recipe.gate.max_tokens)
-        taken = 2 * (weights + copies) + weights + judging + answers + memory.applied(model)
-        add(f"round-{number}/gate", taken, applied=2 * (gate.tokens + sampled), sampled=sampled)
+        taken = 2 * (weights + copies) + answers + memory.applied(model)
+        add(f"round-{number}/answers", taken, applied=2 * (gate.tokens + sampled), sampled=sampled)
     test = texts["prompts_test"]
     sampled = (2 + improve.rounds) * test.rows * recipe.evaluate.max_tokens * (2 if recipe.evaluate.greedy else 1)
     answers = memory.sampling(model, test.rows, test.longest, recipe.evaluate.max_tokens)

@@ -12,12 +12,15 @@ from pathlib import Path
 
 from triptych.base.pretraining import Pretraining, pretrain
 from triptych.base.taking import Taking, take_base
+from triptych.data.files import json_line
 from triptych.data.intake import take_in
 from triptych.engine import ranks
 from triptych.engine.scoring import Scorer
-from triptych.errors import AuditError, RunError
+from triptych.errors import AuditError, RunError, WaitingError
+from triptych.evaluate.answers import Answering, answer
 from triptych.evaluate.gate import PROMOTED, Gate, decide
 from triptych.evaluate.measurement import Measurement, measure
+from triptych.evaluate.people import Panel
 from triptych.feedback.arrivals import Arrivals, Arriving, add
 from triptych.feedback.labelling import label
 from triptych.feedback.questions import FILE as QUESTIONS
@@ -42,6 +45,9 @@ from triptych.reward.training import PairwiseReward, RewardTraining, train_rewar
 from triptych.storybook.judge import ExactJudge
 from triptych.storybook.world import write_world
 
+GATE_QUESTIONS = "gate-questions.jsonl"
+"""What a gate that waits for people asks them, in the run's folder."""
+
 
 @dataclass
 class Round:
@@ -59,6 +65,7 @@ class Round:
     reward: Artifact | None = None
     audit: Artifact | None = None
     candidate: Artifact | None = None
+    answers: Artifact | None = None
     gate: Artifact | None = None
     scorer: Scorer | None = None
     rewards: dict[str, Artifact] = field(default_factory=dict)
@@ -99,13 +106,15 @@ def cycle(recipe: Recipe, runner: Runner, family: Family) -> None:
 
     Raises:
         AuditError: a reward model failed its audit, and the recipe requires it to pass.
+        WaitingError: people decide at a gate, and have not answered all of its questions.
     """
     judge = begin(recipe, runner, family)
     for number in range(1, recipe.improve.rounds + 1):
         ask_people(recipe, runner, family, number)
         family.rounds.append(this := Round(number))
         reward_of_round(recipe, runner, family, this, judge)
-        this.candidate, this.gate = candidate_and_gate(recipe, runner, family, this, judge, f"round-{number}")
+        improve_and_gate(recipe, runner, family, this, judge)
+        assert this.gate
         runner.progress.say(f"{this.gate.metrics['decision']}: {this.gate.metrics['reason']}")
         if this.promoted:
             family.champion = this.candidate
@@ -137,10 +146,18 @@ def reward_of_round(recipe: Recipe, runner: Runner, family: Family, this: Round,
     require(this.audit, recipe.reward.audit)
 
 
-def candidate_and_gate(
-    recipe: Recipe, runner: Runner, family: Family, this: Round, judge: Scorer, name: str
-) -> tuple[Artifact, Artifact]:
-    """The champion improved against the round's reward, and what the gate says of it; their stages are called so."""
+def improve_and_gate(
+    recipe: Recipe, runner: Runner, family: Family, this: Round, judge: Scorer, name: str | None = None
+) -> None:
+    """The champion improved against the round's reward, the two's answers, and what the gate says of them.
+
+    Args:
+        name: that the stages begin with; by default the round's.
+
+    Raises:
+        WaitingError: people decide, and have not answered every question.
+    """
+    name = name or f"round-{this.number}"
     champion, data, reward, scorer = family.champion, family.data, this.reward, this.scorer
     assert champion
     assert data
@@ -148,13 +165,47 @@ def candidate_and_gate(
     assert scorer
     limits = Limits(recipe.gate.max_kl, recipe.gate.max_length_ratio)
     tools = {"reward": scorer, "judge": judge, "round": this.number, "limits": limits}
-    candidate = runner.run(improvement(recipe, name, champion, data, this.feedback, reward, tools))
-    gate = runner.run(Stage(
-        f"{name}/gate", decide, settings(Gate, recipe.gate),
-        {"candidate": candidate, "champion": champion, "data": data}, {"reward": scorer, "judge": judge},
-        {"reward": reward},
+    this.candidate = runner.run(improvement(recipe, name, champion, data, this.feedback, reward, tools))
+    this.answers = answers = runner.run(Stage(
+        f"{name}/answers", answer, settings(Answering, recipe.gate),
+        {"candidate": this.candidate, "champion": champion, "data": data},
     ))
-    return candidate, gate
+    people = recipe.gate.people
+    this.gate = runner.run(Stage(
+        f"{name}/gate", decide, settings(Gate, recipe.gate), {"answers": answers},
+        {"reward": scorer, "judge": judge, "measured": answers.metrics}, {"reward": reward},
+        sources={people: verdicts(recipe, runner, answers)} if people else {},
+    ))
+
+
+def panel(recipe: Recipe, answers: Artifact) -> Panel:
+    """The people who decide on these answers."""
+    assert recipe.gate.people
+    return Panel.on(answers.folder, Path(recipe.place(recipe.gate.people)))
+
+
+def verdicts(recipe: Recipe, runner: Runner, answers: Artifact) -> Path:
+    """What people said to all that a gate asks, kept in the run's folder.
+
+    Raises:
+        WaitingError: some questions are open; they are in the run's gate-questions.jsonl.
+    """
+    asked = panel(recipe, answers)
+    kept = runner.folder / "verdicts" / f"{answers.folder.name}.jsonl"
+    still = ranks.told([] if kept.exists() else asked.open)
+    if still:
+        place = runner.folder / GATE_QUESTIONS
+        if ranks.rank() == 0:
+            write_whole(place, "".join(map(json_line, asked.questions)))
+        raise WaitingError(
+            f"{answers.name.replace('/answers', '/gate')} waits for people: {len(still)} of {len(asked.questions)} "
+            f"questions are open ({place}); answer them with triptych label, then give the same command again"
+        )
+    if ranks.rank() == 0:
+        (runner.folder / GATE_QUESTIONS).unlink(missing_ok=True)
+        asked.take(kept)
+    ranks.barrier()
+    return kept
 
 
 def reward_round(

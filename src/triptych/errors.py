@@ -10,6 +10,7 @@
     ├── TrainingError             losses or gradients stayed non-finite
     ├── RewardError               a reward cannot be computed: its settings, a function, a judge or its endpoint
     ├── AuditError                the reward model may not train anything
+    ├── WaitingError              people have not answered all that a gate asks
     └── ReleaseError              a release does not match its manifest
 """
 
@@ -45,6 +46,10 @@ class RewardError(TriptychError):
 
 class AuditError(TriptychError):
     """A reward model failed its audit."""
+
+
+class WaitingError(TriptychError):
+    """The run goes on when people have answered."""
 
 
 class ReleaseError(TriptychError):

@@ -185,7 +185,7 @@ def _artifacts(family: Family) -> list[Artifact]:
     found = [family.data, family.base, family.instruct, *family.judges]
     for round in family.rounds:
         found += [round.feedback or round.evidence, *round.rewards.values(), round.reward, round.audit]
-        found += [round.candidate, round.gate]
+        found += [round.candidate, round.answers, round.gate]
     found += family.tests.values()
     return list({artifact.name: artifact for artifact in found if artifact}.values())
 

@@ -17,6 +17,7 @@ from triptych.configuration import Config, tagged
 from triptych.data.files import dataset_name
 from triptych.data.intake import Intake
 from triptych.errors import RecipeError
+from triptych.evaluate.answers import Answering
 from triptych.evaluate.gate import Gate
 from triptych.evaluate.measurement import Measurement
 from triptych.feedback.labelling import ExactLabelling, Labelling
@@ -214,10 +215,16 @@ GateJudge = Annotated[
 ]
 
 
-class GateSection(Gate):
-    """The gate and who judges there."""
+class GateSection(Answering, Gate):
+    """The gate and who judges there.
+
+    Attributes:
+        judge: takes no part in the training; measures every model.
+        people: the file in which people say which answer they prefer, where they decide at the gate.
+    """
 
     judge: Literal["exact"] | GateJudge = JudgeSection()
+    people: str | None = Field(default=None, pattern=r".\.jsonl$")
 
 
 class SplitSection(Config):
@@ -299,6 +306,8 @@ class Recipe(Config):
         judge = self.gate.judge
         if isinstance(judge, JudgeReward) and judge.model == POLICY and judge.endpoint is None:
             raise ValueError("gate.judge may not be the policy, which is what it judges: name a model or an endpoint")
+        if self.gate.people is not None and self.gate.people == self.people:
+            raise ValueError("gate.people is the file of feedback, which is trained on: name another")
         labelling = self.labelling
         if isinstance(judge, JudgeReward) and isinstance(labelling, JudgedLabelling) and (
             (judge.model, judge.endpoint) == (labelling.by.model, labelling.by.endpoint)

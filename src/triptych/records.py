@@ -102,6 +102,38 @@ class Rating:
 
 
 @dataclass(frozen=True, slots=True)
+class Question:
+    """Two answers to one prompt, in the order in which a person is shown them."""
+
+    prompt: Prompt
+    first: str
+    second: str
+
+    @property
+    def key(self) -> tuple[str, frozenset[str]]:
+        """What it is about, in whatever order it is shown."""
+        return self.prompt.key, frozenset((self.first, self.second))
+
+    def compared(self, first_is_better: bool) -> Comparison:
+        """The comparison that a person's answer makes of it."""
+        better, worse = (self.first, self.second) if first_is_better else (self.second, self.first)
+        return Comparison(self.prompt, better, worse, source="people", chosen_first=first_is_better)
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What somebody said to a question: `better` is "first", "second" or, where neither is, "tie"."""
+
+    question: Question
+    better: str
+
+    def share(self, answer: str) -> float:
+        """What an answer has of it: 1 where it is better, 0 where the other is, else ½."""
+        shares = {"first": (1.0, 0.0), "second": (0.0, 1.0)}.get(self.better, (0.5, 0.5))
+        return shares[answer != self.question.first]
+
+
+@dataclass(frozen=True, slots=True)
 class Rollout:
     """One sampled answer: its tokens and the sampler's own log-probabilities.
 
@@ -119,7 +151,7 @@ class Rollout:
     finished: bool
 
 
-Record = Document | Prompt | Conversation | Comparison | Rating
+Record = Document | Prompt | Conversation | Comparison | Rating | Question | Verdict
 
 
 def _turns(messages: Messages) -> list[dict[str, str]]:
@@ -130,6 +162,8 @@ def to_json(record: Record) -> dict[str, Any]:
     """The record in the form it has on disk; what is None is left out."""
     if isinstance(record, Document):
         return {"text": record.text}
+    if isinstance(record, Verdict):
+        return to_json(record.question) | {"better": record.better}
     if isinstance(record, Prompt):
         row: dict[str, Any] = {"prompt": _turns(record.messages)}
         prompt = record
@@ -147,6 +181,8 @@ def to_json(record: Record) -> dict[str, Any]:
                 "margin", "source", "votes_for_chosen", "num_annotators", "section", "subset", "chosen_first"
             ):
                 row[name] = extras[name]
+        elif isinstance(record, Question):
+            row |= {"first": record.first, "second": record.second}
         else:
             row |= {"response": [{**answer[0], "content": record.response}], "scores": dict(record.scores)}
     row |= {"reference": prompt.reference, "task": prompt.task}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -14,8 +15,9 @@ from rich.text import Text
 from triptych.cli.app import INTERRUPTED, app
 from triptych.cli.arguments import RUNS, Overrides, RecipeFile, RunsFolder
 from triptych.cli.terminal import duration, figure, out, say, show_error, table_of
-from triptych.errors import AuditError, RecipeError, RunError
+from triptych.errors import AuditError, RecipeError, RunError, WaitingError
 from triptych.pipeline.artifact import write_whole
+from triptych.records import Question, Verdict
 
 if TYPE_CHECKING:
     from triptych.recipe import Recipe
@@ -67,7 +69,7 @@ def _carry_out(loaded: Recipe, recipe: Path, runs: Path, until: str | None = Non
     settle()
     folder = runs / loaded.name
     first = ranks.rank() == 0
-    failure: AuditError | None = None
+    failure: AuditError | WaitingError | None = None
     stopped = False
     with claimed(folder) if first else nullcontext():
         if first:
@@ -79,7 +81,7 @@ def _carry_out(loaded: Recipe, recipe: Path, runs: Path, until: str | None = Non
             cycle(loaded, runner, family)
         except Until:
             pass
-        except AuditError as error:
+        except (AuditError, WaitingError) as error:
             failure = error
         except KeyboardInterrupt:
             stopped = True
@@ -138,9 +140,20 @@ def watch(
             return waiting.give_back()
         return 0
 
+    def decided(round: int) -> int:
+        """The same, however long people take at a gate."""
+        while True:
+            verdicts = _changed(first)
+            try:
+                return carried_out(round)
+            except WaitingError as error:
+                say(str(error))
+                while _changed(first) == verdicts:
+                    time.sleep(every)
+
     try:
         # The last round may not have come to its end; before the first people must be asked.
-        wanted = at_least + carried_out(waiting.rounds)
+        wanted = at_least + decided(waiting.rounds)
         while rounds is None or waiting.rounds < rounds:
             shown = -1
             while (count := waiting.waiting) < wanted:
@@ -148,7 +161,7 @@ def watch(
                     say(f"round {waiting.rounds + 1}: {count} of {wanted} new comparisons in {waiting.file}")
                 shown = count
                 time.sleep(every)
-            wanted = at_least + carried_out(waiting.rounds + 1)
+            wanted = at_least + decided(waiting.rounds + 1)
     except KeyboardInterrupt:
         say("stopped; the same command goes on from here")
         raise typer.Exit(INTERRUPTED) from None
@@ -160,41 +173,71 @@ def label(
     overrides: Overrides = None,
     runs: RunsFolder = RUNS,
 ) -> None:
-    """Asks you which of two answers is better, and adds what you say to the recipe's file of comparisons.
+    """Asks you which of two answers is better, and adds what you say to the recipe's file.
 
-    The questions are what the run's champion wrote; those that the reward model is least sure of come first. Several
-    people may answer at the same time. The recipe names the file: feedback: [{people: labels.jsonl}].
+    Where a gate waits for people (gate: {people: verdicts.jsonl}), its questions come first: the two answers are the
+    champion's and the candidate's, and nobody is told which is which. Other questions are what the run's champion wrote
+    (feedback: [{people: labels.jsonl}]); those that the reward model is least sure of come first. Several people may
+    answer at the same time.
 
     Example: [bold]triptych label recipe.yaml[/bold]
     """
-    from triptych.cycle import arrivals
-    from triptych.feedback.questions import FILE, open_questions, record
+    from triptych.cycle import GATE_QUESTIONS, arrivals
+    from triptych.data.files import append, read_any, read_questions
+    from triptych.evaluate.people import Panel
+    from triptych.feedback.questions import FILE, open_questions
     from triptych.recipe import load
 
     loaded = load(recipe, overrides or ())
-    if loaded.people is None:
-        raise RecipeError("label needs a file that it may add to: feedback: [{people: labels.jsonl}]")
-    labels, questions = arrivals(loaded, runs / loaded.name).file, runs / loaded.name / FILE
-    if not questions.exists():
-        raise RunError(f"{questions} is not there yet: triptych watch {recipe} has the model write its answers")
-    done = 0
-    for question in open_questions(questions, labels):
+    folder = runs / loaded.name
+    if loaded.people is None and loaded.gate.people is None:
+        raise RecipeError(
+            "label needs a file that it may add to: feedback: [{people: labels.jsonl}] or "
+            "gate: {people: verdicts.jsonl}"
+        )
+    if not any((folder / name).exists() for name in (FILE, GATE_QUESTIONS)):
+        raise RunError(f"{folder} has no questions yet: triptych run or watch {recipe} has the model write its answers")
+    if loaded.gate.people is not None:
+        verdicts = Path(loaded.place(loaded.gate.people))
+        panel = Panel(read_any(folder / GATE_QUESTIONS, read_questions), verdicts)
+        sides = {"1": "first", "2": "second", "t": "tie"}
+        gone_on = _interview(
+            panel.open, "1, 2, t for a tie", verdicts, lambda question, said: panel.add(Verdict(question, sides[said]))
+        )
+        if not gone_on:
+            return
+    if loaded.people is not None:
+        labels = arrivals(loaded, folder).file
+        _interview(
+            open_questions(folder / FILE, labels), "1, 2", labels,
+            lambda question, said: append(labels, question.compared(first_is_better=said == "1")),
+        )
+
+
+def _interview(
+    questions: Sequence[Question], choices: str, file: Path, add: Callable[[Question, str], None]
+) -> bool:
+    """Asks one question after the other; whether the last was reached."""
+    done, said = 0, ""
+    known = {choice.strip()[0] for choice in choices.split(",")}
+    for question in questions:
         out.print()
         for turn in question.prompt.messages:
             out.print(Text(f"{turn.role}: {turn.content}", style="dim"))
         for number, answer in enumerate((question.first, question.second), start=1):
-            out.print(Text.assemble((f"{number}  ", "bold"), answer.strip()))
+            out.print(Text.assemble((f"{number}  ", "bold"), answer.strip() or "(nothing)"))
         said = ""
-        while said not in ("1", "2", "s", "q"):
-            said = typer.prompt("1, 2, s to skip, q to stop").strip().lower()
+        while said not in {*known, "s", "q"}:
+            said = typer.prompt(f"{choices}, s to skip, q to stop").strip().lower()
         if said == "q":
             break
         if said != "s":
-            record(question.answered(first_is_better=said == "1"), labels)
+            add(question, said)
             done += 1
     else:
         say("there is no open question left")
-    say(f"{done} comparison{'' if done == 1 else 's'} added to {labels}")
+    say(f"{done} answer{'' if done == 1 else 's'} added to {file}")
+    return said != "q"
 
 
 @app.command()
@@ -240,6 +283,12 @@ def compare(
         )
     out.print(table)
     say(f"report   {folder / 'compare.html'}")
+
+
+def _changed(recipe: Recipe) -> int | None:
+    """When somebody last added to the verdicts at the gate."""
+    file = Path(recipe.place(recipe.gate.people)) if recipe.gate.people else None
+    return file.stat().st_mtime_ns if file and file.exists() else None
 
 
 def _checkpoint_seconds() -> float:

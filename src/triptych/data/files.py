@@ -11,6 +11,7 @@ import difflib
 import hashlib
 import json
 import math
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -24,8 +25,10 @@ from triptych.records import (
     Message,
     Messages,
     Prompt,
+    Question,
     Rating,
     Record,
+    Verdict,
     to_json,
     user,
 )
@@ -38,6 +41,7 @@ DOCUMENT_CHARACTERS = 2000
 """How many characters of paragraphs make one document of a `.txt` file."""
 
 ROLES = ("system", "user", "assistant")
+BETTER = ("first", "second", "tie")
 
 R = TypeVar("R", bound=Record)
 
@@ -185,11 +189,40 @@ def read_ratings(source: str | Path, skipped: list[Fault] | None = None) -> list
     return _read(source, _rating, skipped)
 
 
+def read_questions(source: str | Path, skipped: list[Fault] | None = None) -> list[Question]:
+    """Reads `{"prompt", "first", "second"}` rows; see :func:`read_documents`."""
+    return _read(source, _question, skipped)
+
+
+def read_verdicts(source: str | Path, skipped: list[Fault] | None = None) -> list[Verdict]:
+    """Reads `{"prompt", "first", "second", "better"}` rows; see :func:`read_documents`."""
+    return _read(source, _verdict, skipped)
+
+
+def read_any(path: Path, reader: Callable[[Path], list[R]]) -> list[R]:
+    """What a reader finds in a file that may be empty, or not be there yet."""
+    return reader(path) if path.exists() and path.stat().st_size else []
+
+
+def json_line(record: Record) -> str:
+    """A record as a line of JSON Lines."""
+    return json.dumps(to_json(record), ensure_ascii=False, allow_nan=False) + "\n"
+
+
 def write(path: str | Path, records: Iterable[Record]) -> None:
     """Writes records as JSON Lines that the readers turn back into equal records."""
     with open(path, "w", encoding="utf-8", newline="\n") as file:
         for record in records:
-            file.write(json.dumps(to_json(record), ensure_ascii=False, allow_nan=False) + "\n")
+            file.write(json_line(record))
+
+
+def append(path: Path, record: Record) -> None:
+    """Adds a record to the end of a file, whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "a", encoding="utf-8") as file:
+        file.write(json_line(record))
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def whole_lines(path: Path) -> list[str]:
@@ -404,6 +437,22 @@ def _rating(row: Row) -> Rating | None:
     prompt = _prompt(row)
     response, scores = _answer(row, "response", prompt), row.scores("scores")
     return None if prompt is None or response is None else Rating(prompt, response, scores)
+
+
+def _question(row: Row) -> Question | None:
+    prompt = _prompt(row)
+    # One of them may be empty: a model that says nothing is compared too.
+    first, second = (row.text(name) if row.required(name) is not None else None for name in ("first", "second"))
+    if first is not None and first == second:
+        row.fault("second", "the same as first: expected two different answers")
+    return None if prompt is None or first is None or second is None else Question(prompt, first, second)
+
+
+def _verdict(row: Row) -> Verdict | None:
+    question, better = _question(row), row.required("better")
+    if better is not None and better not in BETTER:
+        row.fault("better", f"must be one of {', '.join(BETTER)}, got {_shown(better)}")
+    return None if question is None or better not in BETTER else Verdict(question, better)
 
 
 def _shared_prompt(row: Row) -> Prompt | None:

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import json
-import os
-from collections.abc import Iterator
-from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 
 from pydantic import Field
 
 from triptych.configuration import Config
-from triptych.data.files import read_comparisons, read_prompts, stored_rows
+from triptych.data.files import read_any, read_comparisons, read_prompts, read_questions, write
 from triptych.data.splits import fraction
 from triptych.engine.generation import Sampling
 from triptych.engine.rollout import Policy
 from triptych.engine.scoring import Scorer
 from triptych.pipeline.stage import Desk, Metrics
-from triptych.records import Comparison, Conversation, Prompt, to_json
+from triptych.records import Conversation, Question
 
 FILE = "questions.jsonl"
 
@@ -35,20 +31,6 @@ class Asking(Config):
     prompts: int = Field(default=200, ge=1)
     answers: int = Field(default=2, ge=2)
     max_tokens: int = Field(default=96, ge=1)
-
-
-@dataclass(frozen=True, slots=True)
-class Question:
-    """Two answers to one prompt, in the order in which they are shown."""
-
-    prompt: Prompt
-    first: str
-    second: str
-
-    def answered(self, first_is_better: bool) -> Comparison:
-        """The comparison that an answer makes of it."""
-        better, worse = (self.first, self.second) if first_is_better else (self.second, self.first)
-        return Comparison(self.prompt, better, worse, source="people", chosen_first=first_is_better)
 
 
 def ask(
@@ -78,28 +60,11 @@ def ask(
         ])
         unsure = [abs(a - b) for a, b in zip(scores[0::2], scores[1::2], strict=True)]
         found = [found[i] for i in sorted(range(len(found)), key=lambda i: unsure[i])]
-    with open(desk.output / FILE, "w", encoding="utf-8") as file:
-        for each in found:
-            row = to_json(each.prompt) | {"first": each.first, "second": each.second}
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+    write(desk.output / FILE, found)
     return {"questions": len(found), "prompts": len(prompts)}
 
 
-def open_questions(questions: Path, labels: Path) -> Iterator[Question]:
+def open_questions(questions: Path, labels: Path) -> list[Question]:
     """Those that nobody has answered yet."""
-    rows = stored_rows(questions)
-    prompts = read_prompts(questions)
-    known = read_comparisons(labels) if labels.exists() and labels.stat().st_size else []
-    answered = {(row.prompt.key, frozenset((row.chosen, row.rejected))) for row in known}
-    for row, prompt in zip(rows, prompts, strict=True):
-        if (prompt.key, frozenset((row["first"], row["second"]))) not in answered:
-            yield Question(prompt, row["first"], row["second"])
-
-
-def record(comparison: Comparison, labels: Path) -> None:
-    """Adds a comparison to the end of the file, whole."""
-    labels.parent.mkdir(parents=True, exist_ok=True)
-    with open(labels, "a", encoding="utf-8") as file:
-        file.write(json.dumps(to_json(comparison), ensure_ascii=False) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
+    answered = {Question(row.prompt, row.chosen, row.rejected).key for row in read_any(labels, read_comparisons)}
+    return [question for question in read_any(questions, read_questions) if question.key not in answered]

@@ -285,7 +285,7 @@ def _win_rates(rounds: Sequence[Round]) -> Markup:
         rows,
         title="Win rate of each round's candidate against the champion: "
         + "; ".join(f"{row.label} {percent(row.value)}" for row in rows),
-        x_label="prompts where the judge prefers the candidate",
+        x_label="prompts where the candidate is preferred",
         text=lambda value: percent(value, 0),
         rules=[Rule(0.5, "no difference")],
         bounds=(0.0, 1.0),

@@ -119,12 +119,14 @@ class Round(Row):
     Attributes:
         reward_before, reward_after: mean score of the round's reward model on the gate's prompts.
         judge_before, judge_after: mean score of the judge for champion and candidate.
-        win_rate: share of the gate's prompts where the judge prefers the candidate, ties counted half.
+        win_rate: share of the gate's prompts where who decides prefers the candidate, ties counted half.
         kl: candidate from the round's reference, nats per answer, on the gate's prompts.
         length_before, length_after: mean tokens per answer.
         length_controlled: the win rate at equal length, with its interval.
         bits_before, bits_after: bits per byte of held-out plain text; None where the recipe names none.
         tasks: the win rate on each task's prompts, where prompts name their task.
+        decided_by: the judge, or people; then the judge's own win rate stands beside theirs.
+        agreement: where people and judge both prefer one answer, how often it is the same; on so many prompts.
         decision: "promoted", "rejected" or "too few prompts to tell".
         curve: reward, judge and KL along the way.
         kept: the step whose policy was the candidate.
@@ -149,6 +151,11 @@ class Round(Row):
     bits_before: float | None = None
     bits_after: float | None = None
     tasks: dict[str, TaskScore] = Field(default_factory=dict)
+    decided_by: str | None = None
+    judge_win_rate: float | None = None
+    judge_interval: Interval | None = None
+    agreement: float | None = None
+    agreement_prompts: int | None = None
     decision: str
     reason: str
     curve: list[Point]

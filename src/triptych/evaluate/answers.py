@@ -1,0 +1,124 @@
+"""Candidate and champion answer the gate's prompts, which nothing was trained on.
+
+All that a model is needed for is done and measured here; the gate then judges the texts, and can do so again, or have
+people do it, without a model.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import Field
+
+from triptych.configuration import Config
+from triptych.data.files import read_documents, read_prompts, stored_rows, write
+from triptych.data.splits import fraction
+from triptych.engine.generation import Sampling
+from triptych.engine.perplexity import bits_per_byte
+from triptych.engine.rollout import Policy, divergence
+from triptych.pipeline.stage import Desk, Metrics
+from triptych.records import Conversation, Document, Prompt, Question, Rollout, to_json
+
+FILE = "answers.jsonl"
+QUESTIONS = "questions.jsonl"
+
+PIECE = 1000
+"""Characters of a document on which plain text is measured."""
+
+
+class Answering(Config):
+    """What the two are asked and measured on.
+
+    Attributes:
+        prompts: how many of the gate's prompts; all of them by default.
+        documents: how many held-out documents bits per byte are measured on, the beginning of each.
+        max_tokens: an answer is cut there.
+    """
+
+    prompts: int | None = Field(default=None, ge=2)
+    documents: int = Field(default=64, ge=1)
+    max_tokens: int = Field(default=96, ge=1)
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """What champion and candidate answered to one prompt.
+
+    Attributes:
+        before, after: the champion's answer and the candidate's.
+        tokens_before, tokens_after: how many each has.
+    """
+
+    prompt: Prompt
+    before: str
+    after: str
+    tokens_before: int
+    tokens_after: int
+
+    @property
+    def conversations(self) -> tuple[Conversation, Conversation]:
+        """The champion's and the candidate's."""
+        return Conversation(self.prompt, self.before), Conversation(self.prompt, self.after)
+
+    def question(self, seed: int) -> Question:
+        """The two in an order that says nothing about who wrote which."""
+        turned = fraction(f"shown {self.prompt.key}", seed) < 0.5
+        return Question(self.prompt, *((self.after, self.before) if turned else (self.before, self.after)))
+
+
+def answer(desk: Desk, config: Answering, candidate: Path, champion: Path, data: Path) -> Metrics:
+    """Writes `answers.jsonl` and, of those that differ, `questions.jsonl`; measures distance, length, plain text."""
+    policies = [Policy.open(folder / "model") for folder in (champion, candidate)]
+    prompts = read_prompts(data / "prompts_gate.jsonl")[: config.prompts]
+    for policy in policies:
+        prompts = policy.fitting(prompts, config.max_tokens, desk.progress)
+    # Independent noise for the two: equal models must not tie on every prompt by writing the same.
+    before, after = (
+        policy.write(prompts, Sampling(config.max_tokens, seed=desk.seed * 10 + place), progress=desk.progress)
+        for place, policy in enumerate(policies)
+    )
+    pairs = [_pair(*one, *other) for one, other in zip(before, after, strict=True)]
+    with open(desk.output / FILE, "w", encoding="utf-8") as file:
+        for pair in pairs:
+            row = to_json(pair.prompt) | {
+                "before": pair.before, "after": pair.after,
+                "tokens_before": pair.tokens_before, "tokens_after": pair.tokens_after,
+            }
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+    write(desk.output / QUESTIONS, [pair.question(desk.seed) for pair in pairs if pair.before != pair.after])
+    found: Metrics = {
+        "prompts": len(pairs),
+        "kl": divergence(policies[1], policies[0], after),
+        "length_before": sum(pair.tokens_before for pair in pairs) / len(pairs),
+        "length_after": sum(pair.tokens_after for pair in pairs) / len(pairs),
+    }
+    if documents := _documents(data / "text_heldout.jsonl", config.documents):
+        for moment, policy in zip(("before", "after"), policies, strict=True):
+            found[f"bits_{moment}"] = bits_per_byte(policy.model, policy.tokenizer, documents, _context(policy))
+    return found
+
+
+def answered(folder: Path) -> list[Pair]:
+    """The pairs in the folder of the stage above."""
+    prompts, rows = read_prompts(folder / FILE), stored_rows(folder / FILE)
+    return [
+        Pair(prompt, row["before"], row["after"], row["tokens_before"], row["tokens_after"])
+        for prompt, row in zip(prompts, rows, strict=True)
+    ]
+
+
+def _pair(before: Rollout, after: Rollout) -> Pair:
+    return Pair(before.prompt, before.answer, after.answer, len(before.tokens), len(after.tokens))
+
+
+def _documents(path: Path, count: int) -> list[Document]:
+    """The beginnings of so many documents; none where there is no plain text."""
+    rows = read_documents(path)[:count] if path.exists() else []
+    return [Document(each.text[:PIECE]) for each in rows if each.text[:PIECE].strip()]
+
+
+def _context(policy: Policy) -> int:
+    known = getattr(policy.model.config.get_text_config(), "max_position_embeddings", None)
+    return min(PIECE, known or PIECE)

@@ -1,0 +1,170 @@
+"""People who decide at the gate: blind questions, a gate that waits for their answers, and one that keeps them."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from triptych.cli import app
+from triptych.cli import cycle as commands
+from triptych.data.files import json_line, read_questions, read_verdicts, write
+from triptych.errors import DataError, RecipeError, WaitingError
+from triptych.evaluate.answers import QUESTIONS, Pair, answered
+from triptych.evaluate.people import Panel, beside, preferred
+from triptych.recipe import Recipe, load
+from triptych.records import Prompt, Question, Verdict, user
+
+TINY = Path(__file__).parent / "tiny.yaml"
+
+
+def pair(number: int, after: str = "new") -> Pair:
+    return Pair(Prompt(user(f"question {number}")), "old", after, 1, 1)
+
+
+def verdict(of: Pair, preferred: str, seed: int = 1) -> Verdict:
+    """Somebody's, who saw the two in the seed's order."""
+    question = of.question(seed)
+    return Verdict(question, "tie" if preferred == "tie" else "first" if question.first == preferred else "second")
+
+
+def test_a_verdict_counts_for_an_answer_in_whatever_place_it_stood() -> None:
+    pairs = [pair(number) for number in range(4)] + [pair(4, after="old")]
+    said = [
+        verdict(pairs[0], "new", seed=1), verdict(pairs[0], "new", seed=2), verdict(pairs[0], "old", seed=3),
+        verdict(pairs[1], "old"), verdict(pairs[2], "tie"), verdict(pairs[3], "new"),
+    ]
+    assert preferred(pairs, said) == [pytest.approx(2 / 3), 0.0, 0.5, 1.0, 0.5]
+    found = beside(preferred(pairs, said), [1.0, 1.0, 1.0, 1.0, 0.5])
+    assert (found["judge_win_rate"], found["agreement_prompts"]) == (0.9, 3)
+    assert found["agreement"] == pytest.approx(2 / 3)
+
+
+def test_the_order_says_nothing_about_who_wrote_which() -> None:
+    first = [pair(number).question(7).first for number in range(400)]
+    assert 150 < first.count("new") < 250
+    assert [pair(number).question(7).first for number in range(400)] == first
+
+
+def test_a_panel_waits_for_all_and_then_keeps_what_it_took(tmp_path: Path) -> None:
+    pairs = [pair(number) for number in range(3)]
+    write(tmp_path / QUESTIONS, [each.question(1) for each in pairs])
+    panel = Panel.on(tmp_path, tmp_path / "verdicts.jsonl")
+    assert len(panel.open) == 3
+    for each in pairs[:2]:
+        panel.add(verdict(each, "new", seed=5))
+    panel.add(verdict(pair(9), "new"))  # of another gate
+    assert [question.prompt for question in panel.open] == [pairs[2].prompt]
+    panel.add(verdict(pairs[2], "tie"))
+    assert panel.open == []
+    kept = panel.take(tmp_path / "kept.jsonl")
+    assert preferred(pairs, read_verdicts(kept)) == [1.0, 1.0, 0.5]
+    panel.add(verdict(pairs[0], "old"))
+    assert len(read_verdicts(panel.take(kept))) == 3
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"better": "new"}, 'verdicts.jsonl:1: better: must be one of first, second, tie, got "new"'),
+        ({"better": None}, "verdicts.jsonl:1: better: missing"),
+        ({"second": "old"}, "verdicts.jsonl:1: second: the same as first: expected two different answers"),
+        ({"first": 3}, "verdicts.jsonl:1: first: must be text, got 3"),
+    ],
+)
+def test_a_wrong_verdict_is_named(tmp_path: Path, change: dict[str, Any], message: str) -> None:
+    row = {"prompt": "p", "first": "old", "second": "new", "better": "tie"}
+    (tmp_path / "verdicts.jsonl").write_text(json.dumps(row | change) + "\n")
+    with pytest.raises(DataError) as caught:
+        read_verdicts(tmp_path / "verdicts.jsonl")
+    assert str(caught.value).endswith(message)
+
+
+def test_a_verdict_is_read_as_it_was_written(tmp_path: Path) -> None:
+    odd = Verdict(Question(Prompt(user("one\u2028two"), reference="r", task="t"), "", "three\x85\n"), "second")
+    (tmp_path / "verdicts.jsonl").write_text(json_line(odd), encoding="utf-8")
+    assert read_verdicts(tmp_path / "verdicts.jsonl") == [odd]
+
+
+def test_those_who_decide_may_not_train(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text("name: x\nstorybook: {}\nbase: {train: {}}\nfeedback: [{people: a.jsonl}]\n"
+                    "gate: {judge: exact, people: a.jsonl}\n")
+    with pytest.raises(RecipeError, match=re.escape("gate.people is the file of feedback, which is trained on")):
+        load(path)
+
+
+def test_watch_goes_on_when_people_have_decided(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "recipe.yaml").write_text(
+        "name: tiny\nstorybook: {}\nbase: {train: {}}\nfeedback: [{people: labels.jsonl}]\n"
+        "gate: {judge: exact, people: verdicts.jsonl}\n"
+    )
+    asked = []
+
+    def carried_out(loaded: Recipe, recipe: Path, runs: Path) -> None:
+        asked.append(loaded.improve.rounds)
+        if len(asked) == 1:
+            raise WaitingError("round-1/gate waits for people")
+        (runs / "tiny" / "arrivals").mkdir(parents=True)
+        (runs / "tiny" / "arrivals" / "round-1.jsonl").touch()
+
+    def sleep(seconds: float) -> None:
+        (tmp_path / "verdicts.jsonl").touch()
+
+    monkeypatch.setattr(commands, "_carry_out", carried_out)
+    monkeypatch.setattr(commands.time, "sleep", sleep)
+    ended = CliRunner().invoke(app, [
+        "watch", str(tmp_path / "recipe.yaml"), "--runs", str(tmp_path / "runs"), "--rounds", "1", "--every", "0.1",
+    ])
+    assert ended.exit_code == 0, ended.output
+    assert asked == [0, 0]
+    assert "waits for people" in ended.stdout
+
+
+def test_a_run_waits_at_its_gate_and_goes_on_to_what_people_decided(tmp_path: Path) -> None:
+    recipe, runs = tmp_path / "recipe.yaml", tmp_path / "runs"
+    text = TINY.read_text()
+    assert "judge: exact" in text
+    recipe.write_text(text.replace("judge: exact", "judge: exact, people: verdicts.jsonl"))
+    arguments = [str(recipe), "--runs", str(runs)]
+    run = ["run", *arguments, "--set", "improve.rounds=1", "--set", "improve.steps=1"]
+    waits = CliRunner().invoke(app, run)
+    assert waits.exit_code == 1
+    found = re.search(r"round-1/gate waits for people: (\d+) of \1 questions are open", waits.stderr)
+    assert found, waits.stderr
+    questions = read_questions(runs / "tiny" / "gate-questions.jsonl")
+    assert len(questions) == int(found[1])
+    assert (runs / "tiny" / "report.html").exists()
+
+    some = CliRunner().invoke(app, ["label", *arguments], input="1\nt\ns\nq\n")
+    assert "2 answers added" in some.stdout
+    assert not re.search("champion|candidate", some.stdout)  # nobody is told which is which
+    waits = CliRunner().invoke(app, run)
+    assert f"{len(questions) - 2} of {len(questions)} questions are open" in waits.stderr
+
+    # The others are told to like the candidate.
+    (folder,) = runs.glob("tiny/artifacts/round-1-answers-*")
+    after = {each.prompt.key: each.after for each in answered(folder)}
+    panel = Panel(questions, tmp_path / "verdicts.jsonl")
+    for question in panel.open:
+        panel.add(Verdict(question, "first" if question.first == after[question.prompt.key] else "second"))
+    ended = CliRunner().invoke(app, run)
+    assert ended.exit_code == 0, ended.output
+    (round_,) = json.loads((runs / "tiny" / "summary.json").read_text())["rounds"]
+    assert (round_["decided_by"], round_["decision"]) == ("a panel of people", "promoted")
+    assert round_["reason"].startswith("a panel of people prefers the candidate: win rate ")
+    assert round_["win_rate"] > 0.5
+    assert 0 <= round_["judge_win_rate"] <= 1
+    assert "People and judge agree" in (runs / "tiny" / "report.html").read_text()
+    assert not (runs / "tiny" / "gate-questions.jsonl").exists()
+
+    for question in questions:  # what is added later changes nothing
+        panel.add(Verdict(question, "tie"))
+    again = CliRunner().invoke(app, run)
+    assert again.exit_code == 0, again.output
+    (same,) = json.loads((runs / "tiny" / "summary.json").read_text())["rounds"]
+    assert same["win_rate"] == round_["win_rate"]
