@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from triptych.data.files import stored_rows
+
 RECIPE = Path(__file__).parent / "tiny.yaml"
 
 # One process imports everything once and forks a child for each attempt; it uses no threads of its own before.
@@ -99,7 +101,11 @@ def test_a_run_leaves_summary_report_and_release(whole):
     assert ("was allowed to go on" in card) == (not summary["audits"][1]["passed"])
     assert summary["audits"][1]["drift"][0]["comparisons"] == "old"  # so small a round may bring no new ones
     assert all(row["difference"] <= (row["tolerance"] or 1) for row in summary["audits"][0]["consistency"])
-    assert summary["verdict"] is not None
+    champion = next(model["name"] for model in summary["models"] if model["champion"]).replace(" ", "-")
+    folders = (next(whole.glob(f"artifacts/test-{name}-*")) for name in ("instruct", champion))
+    before, after = ({row["key"]: row["judge"] for row in stored_rows(each / "answers.jsonl")} for each in folders)
+    won = [0.5 if after[key] == before[key] else float(after[key] > before[key]) for key in before]
+    assert summary["verdict"]["win_rate"] == (None if champion == "instruct" else pytest.approx(sum(won) / len(won)))
     assert summary["base"]["bits_per_byte"] > 0
     assert {"base", "instruct", "round-1/reward", "round-2/improve"} <= summary["losses"].keys()
     assert [point["step"] for point in summary["rounds"][0]["curve"]] == [0, 2, 4]

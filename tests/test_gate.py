@@ -76,6 +76,14 @@ def test_a_winner_by_length_is_rejected() -> None:
     assert decided(interval=(0.6, 0.8), length_after=30.0)[0] == PROMOTED
 
 
+def test_a_winner_by_saying_little_is_rejected() -> None:
+    decision, reason = decided(interval=(0.6, 0.8), length_after=9.0)
+    assert decision == REJECTED
+    assert reason == "answers are 0.45 times as long, under the budget of 0.5"
+    assert decided(interval=(0.6, 0.8), length_after=10.0)[0] == PROMOTED
+    assert decided(Gate(min_length_ratio=None), interval=(0.6, 0.8), length_after=1.0)[0] == PROMOTED
+
+
 def test_a_winner_that_forgot_plain_text_is_rejected() -> None:
     decision, reason = decided(interval=(0.6, 0.8), bits_before=1.0, bits_after=1.3)
     assert decision == REJECTED

@@ -88,16 +88,21 @@ def test_other_limits_are_named(tmp_path: Path, numbers: dict[str, list[float]],
 
 def test_a_policy_beyond_the_gates_budgets_is_no_candidate(tmp_path: Path) -> None:
     longer = {"validation_length": [20.0, 25.0, 29.0, 40.0]}
-    stopped = ran(tmp_path, "best", [0.5, 0.6, 0.7, 0.9], Limits(length_ratio=1.5), **longer)
+    stopped = ran(tmp_path, "best", [0.5, 0.6, 0.7, 0.9], Limits(max_length_ratio=1.5), **longer)
     assert stopped.kept == 4
     (alarm,) = stopped.alarms()
     assert alarm.startswith("stopped at step 6 of 6: answers 2.00 times as long, over gate.max_length_ratio, 1.5: ")
     assert alarm.endswith("or lower the learning rate; the candidate is the policy of step 4")
+
+    shorter = {"validation_length": [20.0, 18.0, 12.0, 8.0]}
+    (alarm,) = ran(tmp_path, "best", [0.5, 0.6, 0.7, 0.9], Limits(min_length_ratio=0.5), **shorter).alarms()
+    assert alarm.startswith("stopped at step 6 of 6: answers 0.40 times as long, under gate.min_length_ratio, 0.5: ")
 
     far = ran(tmp_path, "best", [0.5, 0.6, 0.7, 0.9], Limits(kl=3.0))
     assert [row["step"] for row in far.best] == [2]  # whose weights are gone
     assert far.alarms()[0].startswith("stopped at step 6 of 6: 9.0 nats from the champion, over gate.max_kl, 3: raise")
     assert far.alarms()[0].endswith("no policy before it was within")
     assert far.kept == 6  # the gate says no
-    assert ran(tmp_path, "best", [0.5, 0.6, 0.7, 0.9], Limits(kl=9.0, length_ratio=1.0)).alarms() == []
+    just = Limits(kl=9.0, min_length_ratio=1.0, max_length_ratio=1.0)
+    assert ran(tmp_path, "best", [0.5, 0.6, 0.7, 0.9], just).alarms() == []
     assert ran(tmp_path, "best", [0.5] * 4, Limits(kl=9.0), validation_kl=[0.0, 1.0, 2.0, math.nan]).kept == 4

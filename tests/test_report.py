@@ -323,6 +323,14 @@ def test_headline_says_what_the_numbers_say(summary: Summary) -> None:
     )
 
 
+def test_headline_says_how_often_the_champion_is_preferred(summary: Summary) -> None:
+    assert summary.verdict
+    verdict = summary.verdict.model_copy(update={"win_rate": 0.7, "win_rate_interval": (0.666, 0.734)})
+    assert headline(summary.model_copy(update={"verdict": verdict})).text.endswith(
+        "(+0.25, 95% interval 0.21 to 0.29; preferred on 70.0%, 66.6% to 73.4%)."
+    )
+
+
 @pytest.mark.parametrize(
     ("better", "gain", "interval", "start"),
     [

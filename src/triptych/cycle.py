@@ -163,7 +163,7 @@ def improve_and_gate(
     assert data
     assert reward
     assert scorer
-    limits = Limits(recipe.gate.max_kl, recipe.gate.max_length_ratio)
+    limits = Limits(recipe.gate.max_kl, recipe.gate.min_length_ratio, recipe.gate.max_length_ratio)
     tools = {"reward": scorer, "judge": judge, "round": this.number, "limits": limits}
     this.candidate = runner.run(improvement(recipe, name, champion, data, this.feedback, reward, tools))
     this.answers = answers = runner.run(Stage(

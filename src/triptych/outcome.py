@@ -17,7 +17,7 @@ from triptych.cycle import Family, Round
 from triptych.data.files import read_comparisons, stored_rows
 from triptych.engine.curve import read_curve, thinned
 from triptych.engine.scoring import RewardModel
-from triptych.intervals import mean_interval
+from triptych.intervals import mean_interval, wins
 from triptych.pipeline.artifact import Artifact, write_whole
 from triptych.pipeline.ledger import Ledger
 from triptych.recipe import Recipe
@@ -89,21 +89,26 @@ def verdict(
     if "instruct" not in answers or name not in answers:
         return None
     before_scores = {row["key"]: row["judge"] for row in answers["instruct"]}
-    gains = [row["judge"] - before_scores[row["key"]] for row in answers[name]]
-    gain, (low, high) = mean_interval(gains)
+    before = [before_scores[row["key"]] for row in answers[name]]
+    after = [row["judge"] for row in answers[name]]
+    gain, (low, high) = mean_interval([new - old for new, old in zip(after, before, strict=True)])
+    rate, rate_interval = (None, None) if name == "instruct" else mean_interval(wins(after, before))
     missed = []
     if recipe.goals.gain is not None:
         if gain < recipe.goals.gain:
             missed.append(f"the champion's gain is {gain:.3f}, and the goal was {recipe.goals.gain:g}")
-        before, after = family.tests["instruct"].metrics, family.tests[name].metrics
-        if after["interval"][0] <= before["interval"][1]:
+        instruct, champion = (family.tests[each].metrics for each in ("instruct", name))
+        if champion["interval"][0] <= instruct["interval"][1]:
             missed.append("the intervals of the champion's and round 0's scores overlap")
     if recipe.goals.share_of_ceiling is not None and audits:
         last = audits[-1]
         goal = recipe.goals.share_of_ceiling * (last.ceiling or 1.0)
         if last.accuracy < goal:
             missed.append(f"the reward model's accuracy is {last.accuracy:.1%}, and the goal was {goal:.1%}")
-    return report.Verdict(better=low > 0, gain=gain, gain_interval=(low, high), missed=missed)
+    return report.Verdict(
+        better=low > 0, gain=gain, gain_interval=(low, high), win_rate=rate, win_rate_interval=rate_interval,
+        missed=missed,
+    )
 
 
 def sample(answers: Tests) -> list[report.Sample]:

@@ -40,12 +40,13 @@ class Gate(Config):
 
     Attributes:
         max_kl: the largest distance from the champion, in nats per answer; none by default.
-        max_length_ratio: the candidate's mean answer length over the champion's.
+        min_length_ratio, max_length_ratio: bounds of the candidate's mean answer length over the champion's.
         max_bits_ratio: bits per byte of plain text, the candidate's over the champion's, where the data hold text.
         min_task_win_rate: a task is lost where the win rate on its prompts is lower, and its interval below one half.
     """
 
     max_kl: float | None = Field(default=None, gt=0)
+    min_length_ratio: float | None = Field(default=0.5, gt=0, le=1)
     max_length_ratio: float = Field(default=1.5, gt=0)
     max_bits_ratio: float | None = Field(default=1.25, gt=0)
     min_task_win_rate: float | None = Field(default=0.4, gt=0, le=0.5)
@@ -113,6 +114,8 @@ def verdict(config: Gate, numbers: dict[str, Any], needed: int) -> tuple[Decisio
         return REJECTED, f"KL of {numbers['kl']:.1f} nats per answer is over the budget of {config.max_kl:g}"
     if ratio > config.max_length_ratio:
         return REJECTED, f"answers are {ratio:.2f} times as long, over the budget of {config.max_length_ratio:g}"
+    if config.min_length_ratio is not None and ratio < config.min_length_ratio:
+        return REJECTED, f"answers are {ratio:.2f} times as long, under the budget of {config.min_length_ratio:g}"
     if config.max_bits_ratio is not None and "bits_after" in numbers and not forgotten <= config.max_bits_ratio:
         return REJECTED, (
             f"plain text takes {forgotten:.2f} times as many bits, over the budget of {config.max_bits_ratio:g}: the "

@@ -31,28 +31,31 @@ class Limits:
 
     Attributes:
         kl: nats per answer from the reference.
-        length_ratio: its mean answer length over the reference's.
+        min_length_ratio, max_length_ratio: of its mean answer length over the reference's.
     """
 
     kl: float | None = None
-    length_ratio: float | None = None
+    min_length_ratio: float | None = None
+    max_length_ratio: float | None = None
 
     @property
     def identity(self) -> list[float | None]:
         """What they are, for the fingerprint of what they bound."""
-        return [self.kl, self.length_ratio]
+        return [self.kl, self.min_length_ratio, self.max_length_ratio]
 
     def passed(self, row: Row, start: Row) -> str | None:
         """Which of them a measured policy is beyond, and what would help; None where it is within."""
         if self.kl is not None and not row["validation_kl"] <= self.kl:  # what is no number is beyond it too
             return f"{row['validation_kl']:.1f} nats from the champion, over gate.max_kl, {self.kl:g}: raise kl"
         ratio = row["validation_length"] / max(1.0, start["validation_length"])
-        if self.length_ratio is not None and ratio > self.length_ratio:
-            return (
-                f"answers {ratio:.2f} times as long, over gate.max_length_ratio, {self.length_ratio:g}: the reward may "
-                "be for length, see its audit; raise kl"
-            )
-        return None
+        bound = None
+        if self.max_length_ratio is not None and ratio > self.max_length_ratio:
+            bound = f"over gate.max_length_ratio, {self.max_length_ratio:g}"
+        if self.min_length_ratio is not None and ratio < self.min_length_ratio:
+            bound = f"under gate.min_length_ratio, {self.min_length_ratio:g}"
+        return bound and (
+            f"answers {ratio:.2f} times as long, {bound}: the reward may be for length, see its audit; raise kl"
+        )
 
 
 UNLIMITED = Limits()

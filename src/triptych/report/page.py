@@ -123,6 +123,8 @@ def headline(summary: Summary) -> Headline:
         return Headline("No round of improvement was run, so there is nothing to compare.", "open")
     digits = _digits(verdict.gain_interval)
     gain = f"{number(verdict.gain, digits, sign=True)}, {interval_text(verdict.gain_interval, digits)}"
+    if verdict.win_rate is not None and verdict.win_rate_interval is not None:
+        gain += f"; preferred on {percent(verdict.win_rate)}, {_percent_bracket(verdict.win_rate_interval)}"
     if before and after and before.name == after.name:
         found = f"{number(before.score, digits)} on {before.prompts:,} test prompts"
         return Headline(f"No round's model proved better, so Instruct was kept: {found}.", "open")

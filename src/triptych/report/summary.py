@@ -21,12 +21,16 @@ class Verdict(Row):
     Attributes:
         better: True where the champion's score is above round 0's Instruct, interval excluding zero.
         gain: champion minus Instruct, in judge scores, on the test prompts, with its interval.
+        win_rate: share of the test prompts where the judge prefers the champion's answer to Instruct's, ties counted
+            half, with its interval; None where Instruct is the champion.
         missed: each target that was not reached, as a sentence.
     """
 
     better: bool
     gain: float
     gain_interval: Interval
+    win_rate: float | None = None
+    win_rate_interval: Interval | None = None
     missed: list[str]
 
 
