@@ -76,14 +76,24 @@ def test_the_judges_best_is_kept_and_over_optimisation_is_said(tmp_path: Path) -
 @pytest.mark.parametrize(
     ("numbers", "words"),
     [
-        ({"entropy": [2.0, 2.0, 1.0, 0.5]}, "entropy fell from 2.00 to 0.50"),
-        ({"sampler_mismatch": [0.0, 0.0, 0.3, 0.0]}, "sampler and trainer differ by up to 0.30 nats"),
-        ({"validation_length": [20.0, 25.0, 30.0, 40.0]}, "answers grew from 20 to 40 tokens"),
+        ({"entropy": [2.0, 2.0, 1.0, 0.5]}, "entropy fell from 2.00 to 0.50 nats a token, at step 6 below 0.3 of "),
+        ({"sampler_mismatch": [0.0, 0.0, 0.3, 0.0]}, "sampler and trainer differ by up to 0.30 nats a token at step 4"),
+        ({"validation_length": [20.0, 25.0, 30.0, 40.0]}, "answers grew from 20 to 40 tokens by step 6, over 1.5"),
     ],
 )
 def test_other_limits_are_named(tmp_path: Path, numbers: dict[str, list[float]], words: str) -> None:
     (alarm,) = ran(tmp_path, "best", [0.5, 0.6, 0.7, 0.8], **numbers).alarms()
     assert alarm.startswith(words)
+
+
+def test_skipped_steps_are_named_with_their_prompts(tmp_path: Path) -> None:
+    found = ran(tmp_path, "best", [0.5, 0.6, 0.7, 0.8])
+    found.curve[0] |= {"fault": "reward", "rows": [7, 3]}
+    found.curve[1] |= {"fault": "loss", "rows": [3, 9]}
+    assert found.alarms() == [
+        "2 of 3 steps were skipped (2, 4), the last because its loss is not finite: look at the prompts in lines 3, 7, "
+        "9, or lower the learning rate"
+    ]
 
 
 def test_a_policy_beyond_the_gates_budgets_is_no_candidate(tmp_path: Path) -> None:

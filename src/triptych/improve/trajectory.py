@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -125,48 +125,74 @@ class Trajectory:
         )
 
     def alarms(self) -> list[str]:
-        """What went wrong on the way, each as a sentence that says what to do."""
-        start, *reached = self.watched
-        found = []
-        last = next((row for row in reversed(reached) if row["step"] == self.last), None)
-        best = next(iter(self.judged), None)
-        beyond = last and self.passed(last)
-        if last and beyond:
-            candidate = "no policy before it was within" if self.kept == last["step"] else (
+        """What went wrong on the way, each as a sentence that says which limit, at which step, and what to do."""
+        return [*self._stopped(), *self._overoptimised(), *self._collapsed(), *self._apart(), *self._longer(),
+                *self._skipped()]
+
+    @property
+    def _end(self) -> Row | None:
+        """The round's last step, where it was measured."""
+        return next((row for row in reversed(self.watched[1:]) if row["step"] == self.last), None)
+
+    def _stopped(self) -> Iterator[str]:
+        end = self._end
+        beyond = end and self.passed(end)
+        if end and beyond:
+            candidate = "no policy before it was within" if self.kept == end["step"] else (
                 f"the candidate is the policy of step {self.kept}"
             )
-            found.append(
-                f"stopped at step {last['step']} of {self.steps}: {beyond}, or lower the learning rate; {candidate}"
+            yield f"stopped at step {end['step']} of {self.steps}: {beyond}, or lower the learning rate; {candidate}"
+
+    def _overoptimised(self) -> Iterator[str]:
+        end, best = self._end, next(iter(self.judged), None)
+        if not end or not best or end is best:
+            return
+        fell = best["validation_judge"] - end["validation_judge"]
+        if fell > LOST and end["validation_reward"] > best["validation_reward"]:
+            yield (
+                f"over-optimised: from step {best['step']} to {end['step']} the reward rose by "
+                f"{end['validation_reward'] - best['validation_reward']:.2f} while the judge's score fell by "
+                f"{fell:.2f}, at {end['validation_kl']:.1f} nats; a better reward model, a larger kl or fewer steps "
+                "would help"
             )
-        if last and best and last is not best:
-            fell = best["validation_judge"] - last["validation_judge"]
-            if fell > LOST and last["validation_reward"] > best["validation_reward"]:
-                found.append(
-                    f"over-optimised: from step {best['step']} to {last['step']} the reward rose by "
-                    f"{last['validation_reward'] - best['validation_reward']:.2f} while the judge's score fell by "
-                    f"{fell:.2f}, at {last['validation_kl']:.1f} nats; a better reward model, a larger kl or fewer "
-                    "steps would help"
-                )
-        entropies = [row["entropy"] for row in self.curve
-                     if math.isfinite(row.get("entropy", math.nan)) and row.get("cut", 0.0) < 1]
-        if len(entropies) > 1 and entropies[-1] < COLLAPSED * entropies[0]:
-            found.append(
-                f"entropy fell from {entropies[0]:.2f} to {entropies[-1]:.2f} nats a token: the policy hardly varies; "
-                "raise kl, or lower the learning rate"
+
+    def _collapsed(self) -> Iterator[str]:
+        varied = [row for row in self.curve
+                  if math.isfinite(row.get("entropy", math.nan)) and row.get("cut", 0.0) < 1]
+        first = varied[0]["entropy"] if varied else 0.0
+        if varied and varied[-1]["entropy"] < COLLAPSED * first:
+            step = next(row["step"] for row in varied if row["entropy"] < COLLAPSED * first)
+            yield (
+                f"entropy fell from {first:.2f} to {varied[-1]['entropy']:.2f} nats a token, at step {step} below "
+                f"{COLLAPSED:g} of what it was: the policy hardly varies; raise kl, or lower the learning rate"
             )
+
+    def _apart(self) -> Iterator[str]:
         fresh = self.curve[:: self.reuse]  # behind later updates of a sampling the policy itself has moved
-        mismatch = max((row.get("sampler_mismatch", 0.0) for row in fresh), default=0.0)
-        if mismatch > MISMATCH:
-            found.append(
-                f"sampler and trainer differ by up to {mismatch:.2f} nats a token, over {MISMATCH:g}: look at their "
-                "precision, and leave correction on"
+        worst = max(fresh, key=lambda row: row.get("sampler_mismatch", 0.0), default={})
+        if worst.get("sampler_mismatch", 0.0) > MISMATCH:
+            yield (
+                f"sampler and trainer differ by up to {worst['sampler_mismatch']:.2f} nats a token at step "
+                f"{worst['step']}, over {MISMATCH:g}: look at their precision, and leave correction on"
             )
-        if not beyond and reached and reached[-1]["validation_length"] > LONGER * max(1.0, start["validation_length"]):
-            found.append(
-                f"answers grew from {start['validation_length']:.0f} to {reached[-1]['validation_length']:.0f} tokens: "
-                "the reward may be for length; see its audit"
+
+    def _longer(self) -> Iterator[str]:
+        start, end = self.start.get("validation_length", 0.0), self.watched[-1]
+        if len(self.watched) > 1 and not self.passed(end) and end["validation_length"] > LONGER * max(1.0, start):
+            yield (
+                f"answers grew from {start:.0f} to {end['validation_length']:.0f} tokens by step {end['step']}, over "
+                f"{LONGER:g} times: the reward may be for length; see its audit"
             )
-        return found
+
+    def _skipped(self) -> Iterator[str]:
+        skipped = [row for row in self.curve if "fault" in row]
+        if skipped:
+            steps = ", ".join(str(row["step"]) for row in skipped)
+            rows = ", ".join(map(str, sorted({line for row in skipped for line in row["rows"]})))
+            yield (
+                f"{len(skipped)} of {len(self.curve)} steps were skipped ({steps}), the last because its "
+                f"{skipped[-1]['fault']} is not finite: look at the prompts in lines {rows}, or lower the learning rate"
+            )
 
     def remember(self, row: Row, weights: Callable[[], dict[str, Tensor]]) -> None:
         """Keeps the policy's weights while it is the best so far, and those of the best before it.
