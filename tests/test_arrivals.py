@@ -18,7 +18,7 @@ from triptych.data.files import append as add_line
 from triptych.data.files import read_comparisons, read_prompts, write
 from triptych.errors import AuditError, DataError, RunError
 from triptych.feedback.arrivals import Arrivals, Arriving, add
-from triptych.feedback.questions import Asking, ask, open_questions
+from triptych.feedback.questions import Asking, Labels, ask
 from triptych.pipeline.stage import Desk
 from triptych.progress import Silent
 from triptych.recipe import Recipe, load
@@ -70,7 +70,7 @@ def test_an_answer_may_hold_any_character_that_ends_a_line(tmp_path: Path) -> No
     assert read_comparisons(arrivals.take(1)) == [odd]
     row = to_json(odd.prompt) | {"first": odd.chosen, "second": "seven\u2028"}
     (tmp_path / "questions.jsonl").write_text(json.dumps(row, ensure_ascii=False) + "\n", encoding="utf-8")
-    (question,) = open_questions(tmp_path / "questions.jsonl", labels)
+    (question,) = Labels(tmp_path / "questions.jsonl", labels).open
     assert (question.prompt, question.first) == (odd.prompt, odd.chosen)
 
 

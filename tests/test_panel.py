@@ -53,17 +53,18 @@ def test_the_order_says_nothing_about_who_wrote_which() -> None:
 def test_a_panel_waits_for_all_and_then_keeps_what_it_took(tmp_path: Path) -> None:
     pairs = [pair(number) for number in range(3)]
     write(tmp_path / QUESTIONS, [each.question(1) for each in pairs])
-    panel = Panel.on(tmp_path, tmp_path / "verdicts.jsonl")
+    panel = Panel(tmp_path / QUESTIONS, tmp_path / "verdicts.jsonl")
     assert len(panel.open) == 3
     for each in pairs[:2]:
-        panel.add(verdict(each, "new", seed=5))
-    panel.add(verdict(pair(9), "new"))  # of another gate
+        said = verdict(each, "new", seed=5)
+        panel.add(said.question, said.better)
+    panel.add(pair(9).question(1), "first")  # of another gate
     assert [question.prompt for question in panel.open] == [pairs[2].prompt]
-    panel.add(verdict(pairs[2], "tie"))
+    panel.add(panel.open[0], "tie")
     assert panel.open == []
     kept = panel.take(tmp_path / "kept.jsonl")
     assert preferred(pairs, read_verdicts(kept)) == [1.0, 1.0, 0.5]
-    panel.add(verdict(pairs[0], "old"))
+    panel.add(pairs[0].question(1), "tie")
     assert len(read_verdicts(panel.take(kept))) == 3
 
 
@@ -149,9 +150,9 @@ def test_a_run_waits_at_its_gate_and_goes_on_to_what_people_decided(tmp_path: Pa
     # The others are told to like the candidate.
     (folder,) = runs.glob("tiny/artifacts/round-1-answers-*")
     after = {each.prompt.key: each.after for each in answered(folder)}
-    panel = Panel(questions, tmp_path / "verdicts.jsonl")
+    panel = Panel(runs / "tiny" / "gate-questions.jsonl", tmp_path / "verdicts.jsonl")
     for question in panel.open:
-        panel.add(Verdict(question, "first" if question.first == after[question.prompt.key] else "second"))
+        panel.add(question, "first" if question.first == after[question.prompt.key] else "second")
     ended = CliRunner().invoke(app, run)
     assert ended.exit_code == 0, ended.output
     (round_,) = json.loads((runs / "tiny" / "summary.json").read_text())["rounds"]
@@ -163,7 +164,7 @@ def test_a_run_waits_at_its_gate_and_goes_on_to_what_people_decided(tmp_path: Pa
     assert not (runs / "tiny" / "gate-questions.jsonl").exists()
 
     for question in questions:  # what is added later changes nothing
-        panel.add(Verdict(question, "tie"))
+        panel.add(question, "tie")
     again = CliRunner().invoke(app, run)
     assert again.exit_code == 0, again.output
     (same,) = json.loads((runs / "tiny" / "summary.json").read_text())["rounds"]

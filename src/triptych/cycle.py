@@ -12,11 +12,11 @@ from pathlib import Path
 
 from triptych.base.pretraining import Pretraining, pretrain
 from triptych.base.taking import Taking, take_base
-from triptych.data.files import json_line
 from triptych.data.intake import take_in
 from triptych.engine import ranks
 from triptych.engine.scoring import Scorer
 from triptych.errors import AuditError, RunError, WaitingError
+from triptych.evaluate.answers import QUESTIONS as ASKED
 from triptych.evaluate.answers import Answering, answer
 from triptych.evaluate.gate import PROMOTED, Gate, decide
 from triptych.evaluate.measurement import Measurement, measure
@@ -181,7 +181,7 @@ def improve_and_gate(
 def panel(recipe: Recipe, answers: Artifact) -> Panel:
     """The people who decide on these answers."""
     assert recipe.gate.people
-    return Panel.on(answers.folder, Path(recipe.place(recipe.gate.people)))
+    return Panel(answers.folder / ASKED, Path(recipe.place(recipe.gate.people)))
 
 
 def verdicts(recipe: Recipe, runner: Runner, answers: Artifact) -> Path:
@@ -196,9 +196,9 @@ def verdicts(recipe: Recipe, runner: Runner, answers: Artifact) -> Path:
     if still:
         place = runner.folder / GATE_QUESTIONS
         if ranks.rank() == 0:
-            write_whole(place, "".join(map(json_line, asked.questions)))
+            write_whole(place, asked.questions.read_text(encoding="utf-8"))
         raise WaitingError(
-            f"{answers.name.replace('/answers', '/gate')} waits for people: {len(still)} of {len(asked.questions)} "
+            f"{answers.name.replace('/answers', '/gate')} waits for people: {len(still)} of {len(asked.all)} "
             f"questions are open ({place}); answer them with triptych label, then give the same command again"
         )
     if ranks.rank() == 0:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -17,7 +16,6 @@ from triptych.cli.arguments import RUNS, Overrides, RecipeFile, RunsFolder
 from triptych.cli.terminal import duration, figure, out, say, show_error, table_of
 from triptych.errors import AuditError, RecipeError, RunError, WaitingError
 from triptych.pipeline.artifact import write_whole
-from triptych.records import Question, Verdict
 
 if TYPE_CHECKING:
     from triptych.recipe import Recipe
@@ -165,79 +163,6 @@ def watch(
     except KeyboardInterrupt:
         say("stopped; the same command goes on from here")
         raise typer.Exit(INTERRUPTED) from None
-
-
-@app.command()
-def label(
-    recipe: RecipeFile,
-    overrides: Overrides = None,
-    runs: RunsFolder = RUNS,
-) -> None:
-    """Asks you which of two answers is better, and adds what you say to the recipe's file.
-
-    Where a gate waits for people (gate: {people: verdicts.jsonl}), its questions come first: the two answers are the
-    champion's and the candidate's, and nobody is told which is which. Other questions are what the run's champion wrote
-    (feedback: [{people: labels.jsonl}]); those that the reward model is least sure of come first. Several people may
-    answer at the same time.
-
-    Example: [bold]triptych label recipe.yaml[/bold]
-    """
-    from triptych.cycle import GATE_QUESTIONS, arrivals
-    from triptych.data.files import append, read_any, read_questions
-    from triptych.evaluate.people import Panel
-    from triptych.feedback.questions import FILE, open_questions
-    from triptych.recipe import load
-
-    loaded = load(recipe, overrides or ())
-    folder = runs / loaded.name
-    if loaded.people is None and loaded.gate.people is None:
-        raise RecipeError(
-            "label needs a file that it may add to: feedback: [{people: labels.jsonl}] or "
-            "gate: {people: verdicts.jsonl}"
-        )
-    if not any((folder / name).exists() for name in (FILE, GATE_QUESTIONS)):
-        raise RunError(f"{folder} has no questions yet: triptych run or watch {recipe} has the model write its answers")
-    if loaded.gate.people is not None:
-        verdicts = Path(loaded.place(loaded.gate.people))
-        panel = Panel(read_any(folder / GATE_QUESTIONS, read_questions), verdicts)
-        sides = {"1": "first", "2": "second", "t": "tie"}
-        gone_on = _interview(
-            panel.open, "1, 2, t for a tie", verdicts, lambda question, said: panel.add(Verdict(question, sides[said]))
-        )
-        if not gone_on:
-            return
-    if loaded.people is not None:
-        labels = arrivals(loaded, folder).file
-        _interview(
-            open_questions(folder / FILE, labels), "1, 2", labels,
-            lambda question, said: append(labels, question.compared(first_is_better=said == "1")),
-        )
-
-
-def _interview(
-    questions: Sequence[Question], choices: str, file: Path, add: Callable[[Question, str], None]
-) -> bool:
-    """Asks one question after the other; whether the last was reached."""
-    done, said = 0, ""
-    known = {choice.strip()[0] for choice in choices.split(",")}
-    for question in questions:
-        out.print()
-        for turn in question.prompt.messages:
-            out.print(Text(f"{turn.role}: {turn.content}", style="dim"))
-        for number, answer in enumerate((question.first, question.second), start=1):
-            out.print(Text.assemble((f"{number}  ", "bold"), answer.strip() or "(nothing)"))
-        said = ""
-        while said not in {*known, "s", "q"}:
-            said = typer.prompt(f"{choices}, s to skip, q to stop").strip().lower()
-        if said == "q":
-            break
-        if said != "s":
-            add(question, said)
-            done += 1
-    else:
-        say("there is no open question left")
-    say(f"{done} answer{'' if done == 1 else 's'} added to {file}")
-    return said != "q"
 
 
 @app.command()

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from triptych.data.files import append, json_line, read_any, read_questions, read_verdicts
-from triptych.evaluate.answers import QUESTIONS, Pair
+from triptych.data.files import BETTER, append, json_line, read_any, read_questions, read_verdicts
+from triptych.evaluate.answers import Pair
 from triptych.intervals import mean_interval
 from triptych.pipeline.artifact import write_whole
 from triptych.records import Question, Verdict
@@ -22,35 +22,37 @@ PEOPLE = "a panel of people"
 
 @dataclass(frozen=True, slots=True)
 class Panel:
-    """Some questions, and the file in which people answer them.
+    """The questions of a gate, and the file in which people answer them.
 
     Attributes:
-        questions: those of one gate.
+        questions: a file of them; it may be another one at each look.
         file: where verdicts are added, those of other gates too.
+        choices: what may be said; neither may be better.
     """
 
-    questions: Sequence[Question]
+    questions: Path
     file: Path
+    choices: Sequence[str] = BETTER
 
-    @classmethod
-    def on(cls, answers: Path, file: Path) -> Panel:
-        """On what the stage in the folder asks."""
-        return cls(read_any(answers / QUESTIONS, read_questions), file)
+    @property
+    def all(self) -> list[Question]:
+        """Every question."""
+        return read_any(self.questions, read_questions)
 
     @property
     def open(self) -> list[Question]:
         """The questions that nobody has answered yet."""
         answered = {verdict.question.key for verdict in self._verdicts}
-        return [question for question in self.questions if question.key not in answered]
+        return [question for question in self.all if question.key not in answered]
 
-    def add(self, verdict: Verdict) -> None:
+    def add(self, question: Question, better: str) -> None:
         """Adds what somebody said."""
-        append(self.file, verdict)
+        append(self.file, Verdict(question, better))
 
     def take(self, place: Path) -> Path:
         """The verdicts on these questions, kept in a file of their own: the ones kept before, or those of now."""
         if not place.exists():
-            asked = {question.key for question in self.questions}
+            asked = {question.key for question in self.all}
             kept = [verdict for verdict in self._verdicts if verdict.question.key in asked]
             place.parent.mkdir(parents=True, exist_ok=True)
             write_whole(place, "".join(map(json_line, kept)))

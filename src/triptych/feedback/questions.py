@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 
 from pydantic import Field
 
 from triptych.configuration import Config
-from triptych.data.files import read_any, read_comparisons, read_prompts, read_questions, write
+from triptych.data.files import append, read_any, read_comparisons, read_prompts, read_questions, write
 from triptych.data.splits import fraction
 from triptych.engine.generation import Sampling
 from triptych.engine.rollout import Policy
@@ -64,7 +66,26 @@ def ask(
     return {"questions": len(found), "prompts": len(prompts)}
 
 
-def open_questions(questions: Path, labels: Path) -> list[Question]:
-    """Those that nobody has answered yet."""
-    answered = {Question(row.prompt, row.chosen, row.rejected).key for row in read_any(labels, read_comparisons)}
-    return [question for question in read_any(questions, read_questions) if question.key not in answered]
+@dataclass(frozen=True, slots=True)
+class Labels:
+    """Questions, and the file in which people's answers to them become comparisons.
+
+    Attributes:
+        questions: a file of them; it may be another one at each look.
+        file: where comparisons are added.
+        choices: what may be said; a tie teaches nothing.
+    """
+
+    questions: Path
+    file: Path
+    choices: Sequence[str] = ("first", "second")
+
+    @property
+    def open(self) -> list[Question]:
+        """The questions that nobody has answered yet."""
+        answered = {Question(row.prompt, row.chosen, row.rejected).key for row in read_any(self.file, read_comparisons)}
+        return [question for question in read_any(self.questions, read_questions) if question.key not in answered]
+
+    def add(self, question: Question, better: str) -> None:
+        """Adds what somebody said."""
+        append(self.file, question.compared(first_is_better=better == "first"))

@@ -1,0 +1,123 @@
+"""The command that asks people, one in a terminal or several on a page."""
+
+from __future__ import annotations
+
+import secrets
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.text import Text
+
+from triptych.cli.app import app
+from triptych.cli.arguments import RUNS, Overrides, RecipeFile, RunsFolder
+from triptych.cli.terminal import out, say
+from triptych.errors import RecipeError, RunError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from triptych.interview.asked import Asked
+    from triptych.recipe import Recipe
+
+
+@app.command()
+def label(
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    page: Annotated[bool, typer.Option("--page", help="Serves a page on which several people may answer.")] = False,
+    host: Annotated[str, typer.Option(help="The address that the page listens at.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Its port; 0 for any that is free.")] = 8377,
+    runs: RunsFolder = RUNS,
+) -> None:
+    """Asks you which of two answers is better, and adds what you say to the recipe's file.
+
+    Where a gate waits for people (gate: {people: verdicts.jsonl}), its questions come first: the two answers are the
+    champion's and the candidate's, and nobody is told which is which. Other questions are what the run's champion wrote
+    (feedback: [{people: labels.jsonl}]); those that the reward model is least sure of come first. With --page several
+    people answer in their browsers, each another question, until Ctrl-C; whoever has the printed address may answer.
+
+    Example: [bold]triptych label recipe.yaml --page[/bold]
+    """
+    from triptych.recipe import load
+
+    loaded = load(recipe, overrides or ())
+    asked = _asked(loaded, recipe, runs / loaded.name)
+    if page:
+        _serve(asked, host, port)
+        return
+    for source in asked:
+        if not _interview(source):
+            break
+
+
+def _asked(loaded: Recipe, recipe: Path, folder: Path) -> list[Asked]:
+    """Where the recipe has people answer, the gate first.
+
+    Raises:
+        RecipeError: nowhere.
+        RunError: the run has no questions yet.
+    """
+    from triptych.cycle import GATE_QUESTIONS, arrivals
+    from triptych.evaluate.people import Panel
+    from triptych.feedback.questions import FILE, Labels
+
+    if loaded.people is None and loaded.gate.people is None:
+        raise RecipeError(
+            "label needs a file that it may add to: feedback: [{people: labels.jsonl}] or "
+            "gate: {people: verdicts.jsonl}"
+        )
+    if not any((folder / name).exists() for name in (FILE, GATE_QUESTIONS)):
+        raise RunError(f"{folder} has no questions yet: triptych run or watch {recipe} has the model write its answers")
+    found: list[Asked] = []
+    if loaded.gate.people is not None:
+        found.append(Panel(folder / GATE_QUESTIONS, Path(loaded.place(loaded.gate.people))))
+    if loaded.people is not None:
+        found.append(Labels(folder / FILE, arrivals(loaded, folder).file))
+    return found
+
+
+def _interview(asked: Asked) -> bool:
+    """Asks one question after the other; whether the last was reached."""
+    keys = {"1": "first", "2": "second", "t": "tie"}
+    keys = {key: choice for key, choice in keys.items() if choice in asked.choices}
+    done, said = 0, ""
+    for question in asked.open:
+        out.print()
+        for turn in question.prompt.messages:
+            out.print(Text(f"{turn.role}: {turn.content}", style="dim"))
+        for number, answer in enumerate((question.first, question.second), start=1):
+            out.print(Text.assemble((f"{number}  ", "bold"), answer.strip() or "(nothing)"))
+        said = ""
+        while said not in {*keys, "s", "q"}:
+            tie = ", t for neither" if "t" in keys else ""
+            said = typer.prompt(f"1, 2{tie}, s to skip, q to stop").strip().lower()
+        if said == "q":
+            break
+        if said != "s":
+            asked.add(question, keys[said])
+            done += 1
+    else:
+        say("there is no open question left")
+    say(f"{done} answer{'' if done == 1 else 's'} added to {asked.file}")
+    return said != "q"
+
+
+def _serve(asked: Sequence[Asked], host: str, port: int) -> None:
+    """The page, until Ctrl-C."""
+    import socket
+
+    import uvicorn
+
+    from triptych.interview.page import serve
+
+    try:
+        listening = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+    except OSError as error:
+        raise RunError(f"--host {host} --port {port}: {error.strerror}; give another port, or 0 for any") from None
+    key = secrets.token_urlsafe(16)
+    with listening:
+        name = f"[{host}]" if ":" in host else host
+        say(f"http://{name}:{listening.getsockname()[1]}/#key={key}")
+        say("answers are added to " + " and ".join(str(source.file) for source in asked) + "; Ctrl-C ends it")
+        uvicorn.Server(uvicorn.Config(serve(asked, key), log_level="warning")).run(sockets=[listening])
