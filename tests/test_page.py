@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import socket
 import threading
 import time
 import urllib.error
@@ -14,7 +15,9 @@ from typing import Any
 
 import pytest
 import uvicorn
+from typer.testing import CliRunner
 
+from triptych.cli import app
 from triptych.data.files import read_comparisons, read_verdicts, write
 from triptych.evaluate.people import Panel
 from triptych.feedback.questions import Labels
@@ -135,3 +138,17 @@ def test_the_page_loads_nothing_and_runs_no_script_but_its_own(address: str) -> 
     assert "innerHTML" not in html
     assert not re.search(r"https?://", html)
     assert KEY not in html
+
+
+def test_a_port_that_is_taken_is_said(tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text(
+        "name: tiny\nstorybook: {}\nbase: {train: {}}\nfeedback: [{people: labels.jsonl}]\ngate: {judge: exact}\n"
+    )
+    (tmp_path / "runs" / "tiny").mkdir(parents=True)
+    write(tmp_path / "runs" / "tiny" / "questions.jsonl", [question(1)])
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        arguments = ["label", str(tmp_path / "recipe.yaml"), "--runs", str(tmp_path / "runs"), "--page", "--port", port]
+        ended = CliRunner().invoke(app, arguments)
+    assert ended.exit_code == 1
+    assert f"--host 127.0.0.1 --port {port}: Address already in use; give another port" in ended.stderr

@@ -114,7 +114,8 @@ def _serve(asked: Sequence[Asked], host: str, port: int) -> None:
     try:
         listening = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
     except OSError as error:
-        raise RunError(f"--host {host} --port {port}: {error.strerror}; give another port, or 0 for any") from None
+        reason = str(error.strerror).split(" (")[0]
+        raise RunError(f"--host {host} --port {port}: {reason}; give another port, or 0 for any") from None
     key = secrets.token_urlsafe(16)
     with listening:
         name = f"[{host}]" if ":" in host else host
