@@ -78,8 +78,8 @@ def decide(
         won = preferred(pairs, read_any(Path(file), read_verdicts))
         said = beside(won, by_judge)
     with open(desk.output / "scores.jsonl", "w", encoding="utf-8") as scores:
-        for pair, *values in zip(pairs, before, after, won, strict=True):
-            row = {"key": pair.prompt.key, **dict(zip(("before", "after", "won"), values, strict=True))}
+        for pair, old, new, share in zip(pairs, before, after, won, strict=True):
+            row = {"key": pair.prompt.key, "before": old, "after": new, "won": share}
             scores.write(json.dumps(row) + "\n")
     rate, interval = mean_interval(won)
     lengths = [pair.tokens_after for pair in pairs], [pair.tokens_before for pair in pairs]

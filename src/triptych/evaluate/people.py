@@ -72,7 +72,7 @@ def preferred(pairs: Sequence[Pair], verdicts: Sequence[Verdict]) -> list[float]
     def share(pair: Pair) -> float:
         if pair.before == pair.after:
             return 0.5
-        shares = [verdict.share(pair.after) for verdict in said[pair.question(0).key]]
+        shares = [verdict.share(pair.after) for verdict in said[Question(pair.prompt, pair.before, pair.after).key]]
         return sum(shares) / len(shares)
 
     return [share(pair) for pair in pairs]
