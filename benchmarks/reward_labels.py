@@ -103,6 +103,7 @@ def noise(bench: Bench) -> list[dict[str, object]]:
             _, fewer, best = max(tried, key=lambda one: one[:2])
             measured, interval = accuracy(best, test)
             record = examine(best, Evidence(test, training[:size]), Audit(perturbed=0))
+            assert record.calibration_error is not None
             found.append({
                 "noise": rate, "comparisons": size, "epochs": -fewer, "accuracy": round(measured, 3),
                 "interval": [round(end, 3) for end in interval], "ceiling": 1 - rate,

@@ -33,6 +33,7 @@ from triptych.reward.audit.perturbations import CHANGES, perturbations
 from triptych.reward.audit.record import AuditRecord, Consistency
 from triptych.reward.audit.stage import Audit, Evidence, audit, examine, judged, measured
 from triptych.reward.audit.words import bag_of_words, fit
+from triptych.reward.ensemble import Ensemble
 from triptych.reward.kinds import open_reward
 
 FEW = Audit(least_prompts=1)
@@ -60,6 +61,7 @@ class Rule:
     of: Callable[[Conversation], float]
     name: str = "rule"
     identity: str = "rule"
+    log_odds: float | None = None
 
     def score(self, conversations: Sequence[Conversation]) -> list[float]:
         return [self.of(conversation) for conversation in conversations]
@@ -172,6 +174,56 @@ def test_the_temperature_mends_a_model_that_is_too_sure() -> None:
     assert found.mended_error < 0.02
     assert reliability(calibrated.tolist())[1] < 0.02
     assert calibration([1.0, 1.0], ["same", "same"]) is None
+
+
+def test_a_temperature_that_mends_nothing_is_not_said_to_mend() -> None:
+    """An eighth are sure and always wrong, the others as sure as they are right: what fits best spoils these."""
+    draw = np.random.default_rng(0)
+    unsure = np.where(draw.random(7_000) < 0.9, logit(0.9), -logit(0.9))
+    rows = [comparison(i, 2, 1) for i in range(8_000)]
+    scores = [*unsure, *[-30.0] * 1_000]
+    found = judged(measured(Evidence(rows), scores, [0.0] * 8_000, 1.0), Audit())
+    assert found.calibration is not None
+    assert found.calibration.error < found.calibration.mended_error
+    (said,) = [warning for warning in found.warnings if warning.startswith("calibration")]
+    assert "too sure" in said
+    assert said.endswith(
+        f"divided by {found.calibration.temperature:.2g}, as fits the other half best, the error is "
+        f"{found.calibration.mended_error:.1%}, so that no temperature mends it"
+    )
+
+
+def test_what_a_temperature_mends_is_said_as_it_was_measured() -> None:
+    draw = np.random.default_rng(0)
+    scores = np.where(draw.random(4_000) < 0.7, 4.0, -4.0).tolist()
+    rows = [comparison(i, 2, 1) for i in range(4_000)]
+    found = judged(measured(Evidence(rows), scores, [0.0] * 4_000, 1.0), Audit())
+    assert found.calibration is not None
+    assert found.calibration.temperature == pytest.approx(4 / logit(0.7), rel=0.1)
+    (said,) = [warning for warning in found.warnings if warning.startswith("calibration")]
+    assert f"error of {found.calibration.error:.1%} on half" in said
+    assert said.endswith(f"the error is {found.calibration.mended_error:.1%}")
+    # The same in other units, with the log-odds in one of them.
+    scaled = measured(Evidence(rows), [score / 5 for score in scores], [0.0] * 4_000, 5.0)
+    assert scaled.calibration_error == pytest.approx(found.calibration_error)
+
+
+def test_scores_that_are_no_log_odds_have_no_calibration() -> None:
+    rows = [comparison(i, 2 + i % 2, 1) for i in range(60)]
+    found = examine(Rule(lambda each: 50.0 * len(each.answer)), Evidence(rows), Audit())
+    assert (found.calibration_error, found.calibration, found.bins) == (None, None, [])
+    assert not [warning for warning in found.warnings if "calibration" in warning]
+
+
+def test_an_ensemble_is_audited_by_the_score_that_trains() -> None:
+    """Its members' mean prefers every chosen answer; less their spread, as it trains, it prefers none."""
+    rows = [comparison(i, 2, 1) for i in range(40)]
+    members = [Rule(lambda each: 3.0 * (len(each.answer) - 1)), Rule(lambda each: 1.0 - len(each.answer))]
+    accuracy = {}
+    for penalty in (0.0, 1.0):
+        ensemble = Ensemble(members, penalty)  # type: ignore[arg-type]
+        accuracy[penalty] = examine(ensemble, Evidence(rows), Audit(perturbed=0)).accuracy
+    assert accuracy == {0.0: 1.0, 1.0: 0.0}
 
 
 def test_chance_alone_gives_a_calibration_error() -> None:

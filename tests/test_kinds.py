@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from pathlib import Path
@@ -13,7 +14,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from triptych.data.files import write
 from triptych.engine.models import load_reward, load_tokenizer, save
-from triptych.engine.scoring import Output, RewardModel, Scale, Scores, scored
+from triptych.engine.scoring import Output, RewardModel, Scale, Scores, log_odds, scored
 from triptych.errors import ModelError, RewardError
 from triptych.pipeline.stage import Desk
 from triptych.progress import Silent
@@ -23,6 +24,7 @@ from triptych.reward.kinds import open_reward
 from triptych.reward.losses import bradley_terry, squared_error
 from triptych.reward.mixture import Mixture, MixtureReward, Part, Weighted, mix
 from triptych.reward.regression import RegressionReward, fitted_weights, train_regression
+from triptych.reward.rules import Rules, RulesReward
 from triptych.reward.training import PairwiseReward, train_reward, with_margins
 
 WORDS = ("cat", "dog", "mat")
@@ -262,7 +264,56 @@ def test_a_model_trained_elsewhere_is_opened_as_it_is(policy_folder: Path, tmp_p
     scorer = open_reward(tmp_path)
     assert isinstance(scorer, RewardModel)
     assert scorer.score(rows(CAT)) == scorer.raw(rows(CAT))
-    assert scorer.scale == Scale({"LABEL_0": Output()})
+    assert scorer.scale == Scale({"LABEL_0": Output()}, log_odds=True)
+    assert log_odds(scorer) == 1.0
+
+
+def test_which_differences_of_scores_are_log_odds(
+    regression: Path, members: list[Path], policy_folder: Path, data: Path, tmp_path: Path
+) -> None:
+    from triptych.data.files import read_comparisons
+
+    models = [RewardModel(member / "model") for member in members]
+    assert [log_odds(model) for model in models] == [model.scale.deviation for model in models]
+    assert log_odds(open_reward(regression)) is not None  # its weights are of a logistic regression on labels
+    # A mean of the members' log-odds, in which a member counts for less the larger its own unit is.
+    (a, b), (one, two) = (model.raw(rows(CAT, DOG)) for model in models), (model.scale.deviation for model in models)
+    ensemble = Ensemble(models, penalty=0.0)
+    first, second = ensemble.score(rows(CAT, DOG))
+    unit = log_odds(ensemble)
+    assert unit is not None
+    (cat_a, dog_a), (cat_b, dog_b) = a, b
+    weight = (1 / one) / (1 / one + 1 / two)
+    assert unit * (first - second) == pytest.approx(weight * (cat_a - dog_a) + (1 - weight) * (cat_b - dog_b), rel=1e-4)
+    assert log_odds(Ensemble(models, penalty=1.0)) is None
+    assert log_odds(Mixture([Weighted(Part(name="a", weight=2), models[0])])) is None
+    assert log_odds(Rules(RulesReward.model_validate({"rules": [{"rule": "length", "most": 4}]}), tmp_path)) is None
+
+    given = desk_at(tmp_path / "given")
+    weights = RegressionReward(epochs=1, weights={"cats": 1.0}, comparison_weight=0)
+    train_regression(given, weights, policy_folder, data)
+    assert log_odds(open_reward(given.output)) is None
+    compared = read_comparisons(data / "reward.jsonl")[:16]
+    write(tmp_path / "reward.jsonl", [dataclasses.replace(row, margin=1.0) for row in compared])
+    for margin, known in (("data", False), ("none", True)):
+        desk = desk_at(tmp_path / margin)
+        train_reward(desk, PairwiseReward(epochs=1, margin=margin), policy_folder, tmp_path)
+        assert (log_odds(open_reward(desk.output)) is not None) == known
+        assert log_odds(Ensemble([models[0], RewardModel(desk.output / "model")], penalty=0.0)) is None or known
+
+
+def test_a_margin_moves_the_difference_away_from_the_log_odds() -> None:
+    """At the minimum of the expected loss p σ(m − Δ) = (1 − p) σ(m + Δ); without a margin Δ = log p/(1 − p)."""
+    p = 0.8
+    differences = torch.linspace(-6, 6, 120_001, dtype=torch.float64)
+    for margin, found in ((0.0, math.log(p / (1 - p))), (1.0, None)):
+        m = torch.full_like(differences, margin)
+        zero = torch.zeros_like(differences)
+        expected = p * bradley_terry(differences, zero, m) + (1 - p) * bradley_terry(zero, differences, m)
+        best = differences[expected.argmin()].item()
+        sigma = [1 / (1 + math.exp(-(margin + sign * best))) for sign in (-1, 1)]
+        assert p * sigma[0] == pytest.approx((1 - p) * sigma[1], abs=1e-4)
+        assert best == pytest.approx(found, abs=1e-3) if found else best > math.log(p / (1 - p)) + 0.5
 
 
 def test_a_folder_of_an_unknown_kind_is_refused(tmp_path: Path) -> None:

@@ -255,13 +255,13 @@ def audit(
 
 def _agreement(folder: Path, comparisons: Path) -> dict[str, Any]:
     from triptych.data.files import read_comparisons
-    from triptych.engine.scoring import RewardModel
+    from triptych.engine.scoring import RewardModel, log_odds
     from triptych.reward.audit.stage import Evidence, measured, scored
 
-    rows = read_comparisons(comparisons)
-    found = measured(Evidence(rows), *scored(RewardModel(folder), rows))
+    rows, scorer = read_comparisons(comparisons), RewardModel(folder)
+    found = measured(Evidence(rows), *scored(scorer, rows), log_odds(scorer))
     names = ("comparisons", "accuracy", "interval", "calibration_error", "length_correlation")
-    numbers = {name: getattr(found, name) for name in names}
+    numbers = {name: value for name in names if (value := getattr(found, name)) is not None}
     return numbers | {f"accuracy_of_{name.replace(' ', '_')}": share for name, share in found.baselines.items()}
 
 

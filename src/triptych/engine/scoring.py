@@ -93,6 +93,24 @@ class Detailed(Protocol):
         """The scores and their parts."""
 
 
+@runtime_checkable
+class Preferring(Protocol):
+    """A scorer whose scores say how sure it is: an answer of score a is preferred with chance σ(log_odds · (a − b))."""
+
+    @property
+    def log_odds(self) -> float | None:
+        """The log-odds in one unit of score; None where differences of these scores are none."""
+
+
+def log_odds(scorer: Scorer) -> float | None:
+    """The log-odds in one unit of the scorer's score; None where differences of its scores are none.
+
+    They are of Bradley-Terry models that were trained without margins, and of means of these. Rules, a judge's
+    grades, a sum of rewards and a mean less a spread order answers, and say nothing about how sure they are.
+    """
+    return scorer.log_odds if isinstance(scorer, Preferring) else None
+
+
 def scored(scorer: Scorer, conversations: Sequence[Conversation]) -> Scores:
     """The scorer's scores, with their parts where it knows them."""
     return scorer.details(conversations) if isinstance(scorer, Detailed) else Scores(scorer.score(conversations))
@@ -122,11 +140,14 @@ class Scale:
     Attributes:
         outputs: by name, in the order of the head; the names are those of `id2label`.
         mean, deviation: of the raw scores of a reference set of answers.
+        log_odds: whether a difference of raw scores is the log-odds that the first answer is preferred. Of a model
+            that does not say so it is taken to be where it has one output, as reward models elsewhere are trained.
     """
 
     outputs: Mapping[str, Output]
     mean: float = 0.0
     deviation: float = 1.0
+    log_odds: bool = False
 
     @classmethod
     def of(cls, config: Any) -> Scale:
@@ -138,11 +159,11 @@ class Scale:
         names = [str(config.id2label[index]) for index in range(config.num_labels)]
         given = getattr(config, "reward_scale", None)
         if given is None:
-            return cls({name: Output() for name in names})
+            return cls({name: Output() for name in names}, log_odds=len(names) == 1)
         try:
             scale = cls(
                 {name: Output(**given["outputs"][name]) for name in names}, float(given["mean"]),
-                float(given["deviation"]),
+                float(given["deviation"]), bool(given.get("log_odds", len(names) == 1)),
             )
         except (KeyError, TypeError, ValueError) as error:
             raise ModelError(f"config.json: reward_scale cannot be read: {error!r}") from error
@@ -197,12 +218,17 @@ class RewardModel:
         """How its outputs become a score."""
         return Scale.of(self.model.config)
 
+    @property
+    def log_odds(self) -> float | None:
+        """See `Preferring`: scores are normalised, so that a unit of them is a deviation of raw ones."""
+        return self.scale.deviation if self.scale.log_odds else None
+
     def score(self, conversations: Sequence[Conversation]) -> list[float]:
         """Normalised scores: those of the reference set have mean 0 and deviation 1."""
         return self.details(conversations).totals
 
     def raw(self, conversations: Sequence[Conversation]) -> list[float]:
-        """Scores as the head gives them: σ of a difference is the chance that the first answer is preferred."""
+        """Scores as the head gives them, before they are normalised."""
         found: list[float] = self.scale.raw(self.outputs(conversations)).tolist()
         return found
 

@@ -40,7 +40,8 @@ class Dpo(Improvement):
         pairs: "sampled" from the champion in every step and scored, the best against the worst of a group; or the
             round's "comparisons", each prompt with all of its own (`group` and `max_tokens` then do not matter).
         kl: β, what a nat of distance from the champion costs (IPO's τ).
-        reward_scale: η, by which RPO multiplies the rewards.
+        reward_scale: η, by which RPO multiplies the rewards, which are normalised; it is a choice of how far apart
+            answers shall be, for differences of rewards are log-odds of few kinds and in units of their own.
         nll: what the chosen answer's mean −log p of a token adds to the loss (Pang et al. 2024).
         context: longest prompt with one answer in tokens, of comparisons; longer ones are left out.
     """

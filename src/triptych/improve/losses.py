@@ -80,7 +80,8 @@ def rpo(chosen: Tensor, rejected: Tensor, gap: Tensor, beta: float, scale: float
 
     σ(b)·log(σ(b)/σ(a)) + (1 − σ(b))·log((1 − σ(b))/(1 − σ(a))) with a = β·h and b = η·gap: reward-aware preference
     optimisation, Nemotron-4 340B technical report (NVIDIA 2024), section 3.3.2. An answer that is hardly better is
-    made hardly likelier, where :func:`dpo` would drive any pair apart.
+    made hardly likelier, where :func:`dpo` would drive any pair apart. σ(η·gap) is a target and need not be the chance
+    that the answer is preferred: that it is only where η·gap is in log-odds.
 
     Args:
         chosen, rejected: `[B]` log-ratios of whole answers.

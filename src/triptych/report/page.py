@@ -315,7 +315,7 @@ def _audit(audit: Audit, title: str) -> tuple[Audit, str, Markup, Markup, Markup
     groups = [Estimate(g, part.score, part.interval, "orange") for g, part in audit.by_group.items()]
     bins = [(b.confidence, b.accuracy, b.count) for b in audit.bins]
     reliability = reliability_chart(
-        bins, title=f"{name}, reliability: calibration error {percent(audit.calibration_error)}"
+        bins, title=f"{name}, reliability: calibration error {percent(audit.calibration_error or 0.0)}"
     )
     charts = chart(rows, "accuracy", rules), chart(groups, "accuracy by group", []), reliability
     return audit, title, *charts

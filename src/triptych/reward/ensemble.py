@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import harmonic_mean
 from typing import Literal
 
 import torch
@@ -64,10 +65,16 @@ class Ensemble:
         found: list[float] = self._scores(conversations).std(0, correction=0).tolist()
         return found
 
-    def raw(self, conversations: Sequence[Conversation]) -> list[float]:
-        """The mean of the members' raw scores."""
-        found: list[float] = torch.tensor([member.raw(conversations) for member in self.members]).mean(0).tolist()
-        return found
+    @property
+    def log_odds(self) -> float | None:
+        """See `Preferring`; what the members disagree by says nothing of preference, so with a penalty None.
+
+        A member's log-odds are its score times its own unit u_i. The mean score times the harmonic mean of the units
+        is thus a mean of the members' log-odds with weights in proportion to 1 / u_i.
+        """
+        units = [member.log_odds for member in self.members]
+        known = [unit for unit in units if unit is not None]
+        return harmonic_mean(known) if self.penalty == 0 and len(known) == len(units) else None
 
     def details(self, conversations: Sequence[Conversation]) -> Scores:
         """The scores, with mean and spread as their parts."""

@@ -11,7 +11,9 @@ def bradley_terry(chosen: Tensor, rejected: Tensor, margin: Tensor | None = None
     """−log σ(r_chosen − r_rejected − margin) + c·(r_chosen + r_rejected)², for each pair.
 
     Bradley and Terry (1952) as in Ouyang et al. (2022), equation 1; the margin as in Llama 2 (Touvron et al.
-    2023, equation 2); centring as in Eisenstein et al. (2023), which keeps the sum of rewards near zero.
+    2023, equation 2); centring as in Eisenstein et al. (2023), which keeps the sum of rewards near zero. Only without
+    a margin is the difference at the minimum the log-odds: with one, at P(chosen) = p, it solves
+    p σ(margin − Δ) = (1 − p) σ(margin + Δ).
 
     Args:
         chosen, rejected: `[B]` rewards.

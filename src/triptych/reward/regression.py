@@ -88,7 +88,9 @@ def train_regression(
         }
     outputs = {name: dataclasses.replace(part, weight=weights.get(name, 0.0)) for name, part in outputs.items()}
     heldout = read_comparisons(comparisons / f"{HELDOUT[share]}.jsonl") if comparisons else []
-    trained.finish(desk, outputs, answers_of(heldout, read_ratings(_ratings(ratings, HELDOUT[share]))))
+    # Weights that were fitted are those of a logistic regression on labels; others are in units of ratings.
+    scale = Scale(outputs, log_odds=not config.weights)
+    trained.finish(desk, scale, answers_of(heldout, read_ratings(_ratings(ratings, HELDOUT[share]))))
     return trained.metrics | {
         "weights": {name: part.weight for name, part in outputs.items()},
         "weights_fitted_on": len(fitting),

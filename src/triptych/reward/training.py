@@ -53,7 +53,8 @@ class RewardTraining(Optimization):
         context: longest prompt with one answer, in tokens.
         overlong: what happens to longer ones: left out, or their answers cut. Either is counted and reported.
         margin: by how much the chosen answer should win: not at all, by the data's `margin` where there is one, or
-            by the lead in votes, from 0 (as many for either) to 1 (all for the chosen one).
+            by the lead in votes, from 0 (as many for either) to 1 (all for the chosen one). Trained with margins, a
+            difference of scores is no log-odds.
         centring: pulls r_chosen + r_rejected towards zero, so that scores of models can be compared.
     """
 
@@ -86,7 +87,10 @@ def train_reward(
     rows = read_comparisons(comparisons / f"{share}.jsonl")
     trained = fit_model(desk, config, start, rows, seed=desk.seed + 1_000 * member)
     heldout = comparisons / f"{HELDOUT[share]}.jsonl"
-    trained.finish(desk, {"reward": Output()}, answers_of(read_comparisons(heldout) if heldout.exists() else rows))
+    # A margin moves the difference at which a pair is learnt, so that it is no longer the log-odds.
+    log_odds = not any(row.margin for row in with_margins(rows, config.margin))
+    scale = Scale({"reward": Output()}, log_odds=log_odds)
+    trained.finish(desk, scale, answers_of(read_comparisons(heldout) if heldout.exists() else rows))
     return trained.metrics
 
 
@@ -104,12 +108,13 @@ class Trained:
         scorer.model, scorer.tokenizer, scorer.scale = self.model, self.tokenizer, scale
         return scorer
 
-    def finish(self, desk: Desk, outputs: dict[str, Output], reference: Sequence[Conversation]) -> None:
-        """Sets the scale by the raw scores of the reference answers, and saves."""
-        raw = torch.tensor(self.scorer(Scale(outputs)).raw(reference), dtype=torch.float64)
+    def finish(self, desk: Desk, scale: Scale, reference: Sequence[Conversation]) -> None:
+        """Completes the scale by the mean and deviation of the reference answers' raw scores, and saves."""
+        raw = torch.tensor(self.scorer(scale).raw(reference), dtype=torch.float64)
         deviation = float(raw.std(correction=0))
         # Where all raw scores are equal there is nothing to bring to a deviation of 1; the audit says so.
-        Scale(outputs, float(raw.mean()), deviation if deviation > 1e-6 else 1.0).tell(self.model.config)
+        told = dataclasses.replace(scale, mean=float(raw.mean()), deviation=deviation if deviation > 1e-6 else 1.0)
+        told.tell(self.model.config)
         save(self.model, self.tokenizer, desk.output / "model")
         self.metrics |= {"raw_mean": float(raw.mean()), "raw_deviation": deviation}
 

@@ -1,4 +1,7 @@
-"""Whether a reward model is as often right as it is sure, and the temperature that mends it."""
+"""Whether a reward model is as often right as it is sure, and what a temperature would mend.
+
+Everything here takes differences in log-odds; of scores that are none there is nothing to measure.
+"""
 
 from __future__ import annotations
 
@@ -45,7 +48,7 @@ def temperature(differences: Sequence[float]) -> float:
 
 
 def calibration(differences: Sequence[float], prompts: Sequence[str]) -> Calibration | None:
-    """The temperature fitted on one half of the prompts and what it mends on the other; None where a half is empty."""
+    """The temperature fitted on one half of the prompts and what it does on the other; None where a half is empty."""
     halves: tuple[list[float], list[float]] = ([], [])
     for difference, prompt in zip(differences, prompts, strict=True):
         halves[fraction(f"calibration {prompt}", 0) < 0.5].append(difference)
@@ -56,7 +59,7 @@ def calibration(differences: Sequence[float], prompts: Sequence[str]) -> Calibra
     return Calibration(
         temperature=mending, error=reliability(measured)[1],
         mended_error=reliability([difference / mending for difference in measured])[1],
-        chance_error=chance_error(differences),
+        chance_error=chance_error(measured),
     )
 
 

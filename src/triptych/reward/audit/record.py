@@ -63,10 +63,10 @@ class Calibration(Row):
     """Whether it is as often right as it is sure, and what mends it.
 
     Attributes:
-        temperature: rewards divided by it are calibrated best; above 1 the model is too sure.
-        error: expected calibration error on the prompts that the temperature was not fitted on.
-        mended_error: the same with the temperature.
-        chance_error: what a perfectly calibrated model would show on all comparisons, by their small number alone.
+        temperature: the likelihood of one half of the comparisons is best if rewards are divided by it.
+        error: expected calibration error on the other half.
+        mended_error: the same with the temperature; it need not be smaller.
+        chance_error: what a perfectly calibrated model would show on that half, by its small number alone.
     """
 
     temperature: float
@@ -163,8 +163,8 @@ class AuditRecord(Row):
         leads: how far the accuracy is above each of them.
         person: beside one of the people; None where comparisons have not several votes.
         by_group: by section, subset, task and source.
-        calibration_error: expected calibration error over `bins`.
-        calibration: the temperature and what it mends; None where there are too few prompts.
+        calibration_error: expected calibration error over `bins`; None where a difference of scores is no log-odds.
+        calibration: the temperature and what it mends; None where there are too few prompts, or no log-odds.
         length_correlation: Spearman correlation of reward and answer length.
         when_longer, when_shorter: accuracy where the longer (shorter) answer is the preferred one.
         length: what more length has to do with it; None where all answers are as long.
@@ -180,8 +180,8 @@ class AuditRecord(Row):
     leads: dict[str, Lead] = {}
     person: Person | None = None
     by_group: dict[str, TaskScore]
-    calibration_error: float
-    bins: list[Bin]
+    calibration_error: float | None = None
+    bins: list[Bin] = []
     calibration: Calibration | None = None
     length_correlation: float
     when_longer: float | None

@@ -11,7 +11,7 @@ from pydantic import Field
 
 from triptych.configuration import Config
 from triptych.data.files import read_comparisons
-from triptych.engine.scoring import RewardModel, Scorer
+from triptych.engine.scoring import RewardModel, Scorer, log_odds
 from triptych.intervals import mean_interval
 from triptych.pipeline.stage import Desk, Metrics
 from triptych.records import Comparison, Conversation
@@ -20,10 +20,9 @@ from triptych.reward.audit.calibration import calibration, reliability
 from triptych.reward.audit.consistency import consistency
 from triptych.reward.audit.drift import drift
 from triptych.reward.audit.length import length_bias, spearman
-from triptych.reward.audit.perturbations import Score, perturbations
-from triptych.reward.audit.record import AuditRecord
+from triptych.reward.audit.perturbations import perturbations
+from triptych.reward.audit.record import AuditRecord, Calibration
 from triptych.reward.audit.words import bag_of_words
-from triptych.reward.ensemble import Ensemble
 
 TRAINING = {"heldout": "reward", "judge_heldout": "judge"}
 """Which comparisons trained the model that is audited on a share."""
@@ -91,10 +90,10 @@ def examine(
     """The whole audit; consistency is measured of a trained model, drift where it has a predecessor."""
     rows = evidence.rows
     chosen, rejected = scored(scorer, rows)
-    record = measured(evidence, chosen, rejected)
+    record = measured(evidence, chosen, rejected, log_odds(scorer))
     differences = [a - b for a, b in zip(chosen, rejected, strict=True)]
     if config.perturbed:
-        record.perturbations = perturbations(rows, differences, score_of(scorer), config.perturbed)
+        record.perturbations = perturbations(rows, differences, scorer.score, config.perturbed)
     if isinstance(scorer, RewardModel):
         few = _one_of_each_prompt(rows)[:CONSISTENCY_COMPARISONS]
         record.consistency = consistency(scorer.folder, _answers(few), config.tolerance)
@@ -105,21 +104,19 @@ def examine(
 
 
 def scored(scorer: Scorer, rows: Sequence[Comparison]) -> tuple[list[float], list[float]]:
-    """The scores of the chosen and of the rejected answers."""
-    scores = score_of(scorer)(_answers(rows))
+    """The scores of the chosen and of the rejected answers: those that train."""
+    scores = scorer.score(_answers(rows))
     return scores[0::2], scores[1::2]
 
 
-def score_of(scorer: Scorer) -> Score:
-    """How answers are scored here: by trained models as their heads give them, before they are normalised.
+def measured(
+    evidence: Evidence, chosen: Sequence[float], rejected: Sequence[float], unit: float | None = None
+) -> AuditRecord:
+    """What the scores of both answers of each comparison say, without a verdict.
 
-    Only those scores say how sure the model is: σ of a difference is the chance that the first answer is preferred.
+    Args:
+        unit: the log-odds in one unit of score; None where differences of these scores are none.
     """
-    return scorer.raw if isinstance(scorer, RewardModel | Ensemble) else scorer.score
-
-
-def measured(evidence: Evidence, chosen: Sequence[float], rejected: Sequence[float]) -> AuditRecord:
-    """What the scores of both answers of each comparison say, without a verdict."""
     rows = evidence.rows
     prompts = [row.prompt.key for row in rows]
     right = outcomes(chosen, rejected)
@@ -128,7 +125,8 @@ def measured(evidence: Evidence, chosen: Sequence[float], rejected: Sequence[flo
     if evidence.training:
         rules[BAG_OF_WORDS] = bag_of_words(evidence.training, rows)
     accuracy, interval = mean_interval(right, prompts)
-    bins, error = reliability(differences)
+    sure = [] if unit is None else [unit * difference for difference in differences]
+    bins, error = reliability(sure)
     scores = [score for pair in zip(chosen, rejected, strict=True) for score in pair]
     return AuditRecord(
         comparisons=len(rows), prompts=len(set(prompts)), accuracy=accuracy, interval=interval,
@@ -136,7 +134,7 @@ def measured(evidence: Evidence, chosen: Sequence[float], rejected: Sequence[flo
         leads=leads(right, rules, prompts),
         person=beside_a_person(rows, right),
         by_group=by_group(rows, right),
-        calibration_error=error, bins=bins, calibration=calibration(differences, prompts),
+        calibration_error=error if sure else None, bins=bins, calibration=calibration(sure, prompts) if sure else None,
         length_correlation=spearman(scores, [len(each.answer) for each in _answers(rows)]),
         when_longer=_mean([r for r, rule in zip(right, rules["longer wins"], strict=True) if rule == 1.0]),
         when_shorter=_mean([r for r, rule in zip(right, rules["longer wins"], strict=True) if rule == 0.0]),
@@ -224,18 +222,24 @@ def _warnings(record: AuditRecord) -> list[str]:
         f"perturbation: '{row.name}' {row.rule}, and goes the wrong way on {row.wrong:.0%} of {row.answers} answers"
         for row in record.perturbations if row.interval[0] > 0.5
     ]
-    if record.calibration and record.calibration_error > max(0.1, 2 * record.calibration.chance_error):
-        how = "too sure" if record.calibration.temperature > 1 else "not sure enough"
-        found.append(
-            f"calibration: it is {how}, with a calibration error of {record.calibration_error:.1%}; dividing its "
-            f"rewards by {record.calibration.temperature:.2g} mends most of it"
-        )
+    if record.calibration and record.calibration.error > max(0.1, 2 * record.calibration.chance_error):
+        found.append(_miscalibrated(record, record.calibration))
     found += [
         f"drift: it orders {row.comparisons} comparisons worse than its predecessor, {row.accuracy:.1%} and "
         f"{row.predecessor:.1%}"
         for row in record.drift if row.lead_interval[1] < 0
     ]
     return found
+
+
+def _miscalibrated(record: AuditRecord, found: Calibration) -> str:
+    sure = sum(bar.confidence * bar.count for bar in record.bins) / record.comparisons
+    how = "too sure" if sure > record.accuracy else "not sure enough"
+    said = (
+        f"calibration: it is {how}, with a calibration error of {found.error:.1%} on half of the prompts; with rewards "
+        f"divided by {found.temperature:.2g}, as fits the other half best, the error is {found.mended_error:.1%}"
+    )
+    return said if found.mended_error < found.error else said + ", so that no temperature mends it"
 
 
 def _one_of_each_prompt(rows: Sequence[Comparison]) -> list[Comparison]:
