@@ -100,7 +100,8 @@ def measured_in_full() -> dict[str, Any]:
             comparisons=300, model=0.7, model_interval=share, person=0.85, lead=-0.15, lead_interval=around(-0.15, 0.02)
         ),
         "calibration": Calibration(temperature=1.4, error=0.06, mended_error=0.03, chance_error=0.02),
-        "length": Length(gap=None, gap_interval=None, coefficient=-0.31, interval=around(-0.31, 0.2),
+        "length": Length(prefers_longer=0.71, labels_longer=0.64, excess=0.07, excess_interval=around(0.07, 0.03),
+                         gap=None, gap_interval=None, coefficient=-0.31, interval=around(-0.31, 0.2),
                          reward_coefficient=1.6),
         "perturbations": [
             Perturbation(name="said twice", rule="must fall", answers=100, wrong=0.4, interval=share, change=-0.2)

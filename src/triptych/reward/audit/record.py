@@ -79,14 +79,22 @@ class Length(Row):
     """What length has to do with the reward.
 
     Attributes:
+        prefers_longer, labels_longer: of the comparisons whose answers differ in length, the share in which the
+            reward, and the label, prefers the longer.
+        excess: prefers_longer minus labels_longer. Flipped labels alone make one, for they draw the label's share to
+            a half.
         gap: accuracy where the longer answer is preferred minus accuracy where the shorter is; None where one
-            of them never is.
-        coefficient: of the length difference in a logistic regression of the label on the differences of reward
-            and length, each in its own spread: above 0 the labels favour length more than the reward does,
-            below 0 the reward favours it too much.
+            of them never is. Flipped labels alone make one here too.
+        coefficient: of the length difference in a logistic regression of the label on the model's choice and the
+            differences of reward and length, each in its own spread: above 0 the labels favour length more than the
+            reward does, below 0 the reward favours it too much.
         reward_coefficient: that of the reward difference.
     """
 
+    prefers_longer: float
+    labels_longer: float
+    excess: float
+    excess_interval: Interval
     gap: float | None
     gap_interval: Interval | None
     coefficient: float

@@ -19,7 +19,7 @@ from triptych.reward.audit.agreement import beside_a_person, by_group, leads, ou
 from triptych.reward.audit.calibration import calibration, reliability
 from triptych.reward.audit.consistency import consistency
 from triptych.reward.audit.drift import drift
-from triptych.reward.audit.length import length_bias, spearman
+from triptych.reward.audit.length import blind_side, leaning, length_bias, spearman
 from triptych.reward.audit.perturbations import perturbations
 from triptych.reward.audit.record import AuditRecord, Calibration
 from triptych.reward.audit.words import bag_of_words
@@ -28,8 +28,6 @@ TRAINING = {"heldout": "reward", "judge_heldout": "judge"}
 """Which comparisons trained the model that is audited on a share."""
 BAG_OF_WORDS = "bag of words"
 CONSISTENCY_COMPARISONS = 8
-LENGTH_GAP = 0.1
-"""A gap in accuracy between longer and shorter preferred answers below this is not worth a warning."""
 
 
 class Audit(Config):
@@ -202,22 +200,25 @@ def _not_ahead(record: AuditRecord, name: str, margin: float) -> str:
 
 def _warnings(record: AuditRecord) -> list[str]:
     found = []
+    if side := blind_side(record):
+        found.append(
+            f"length: it is right on only {side[1]:.1%} of comparisons where the {side[0]} answer is preferred, less "
+            "often than a coin: it follows the length there, or most of these labels are wrong; add comparisons in "
+            f"which the {side[0]} answer is the better one"
+        )
     words = record.leads.get(BAG_OF_WORDS)
     if words and words.interval[0] <= 0:
         found.append(
             f"bag of words: it is not proved better than counting words, {record.accuracy:.1%} and "
             f"{record.baselines[BAG_OF_WORDS]:.1%}; what it rewards may be words rather than what they say"
         )
-    length = record.length
-    if length and length.gap is not None and length.gap_interval is not None:
-        low, high = length.gap_interval
-        if abs(length.gap) > LENGTH_GAP and (low > 0 or high < 0):
-            liked = "longer" if length.gap > 0 else "shorter"
-            found.append(
-                f"length: it leans towards {liked} answers: right on {record.when_longer:.1%} of comparisons where the "
-                f"longer answer is preferred and on {record.when_shorter:.1%} where the shorter is; look at what wins "
-                "in the labels, and add comparisons where length and quality disagree"
-            )
+    if record.length and (liked := leaning(record.length)):
+        found.append(
+            f"length: it leans towards {liked} answers: it prefers the longer in {record.length.prefers_longer:.1%} of "
+            f"comparisons and the labels do in {record.length.labels_longer:.1%}; it is right on "
+            f"{record.when_longer:.1%} where the longer answer is preferred and on {record.when_shorter:.1%} where the "
+            "shorter is; add comparisons where length and quality disagree"
+        )
     found += [
         f"perturbation: '{row.name}' {row.rule}, and goes the wrong way on {row.wrong:.0%} of {row.answers} answers"
         for row in record.perturbations if row.interval[0] > 0.5
