@@ -79,11 +79,17 @@ def test_the_judges_best_is_kept_and_over_optimisation_is_said(tmp_path: Path) -
         ({"entropy": [2.0, 2.0, 1.0, 0.5]}, "entropy fell from 2.00 to 0.50 nats a token, at step 6 below 0.3 of "),
         ({"sampler_mismatch": [0.0, 0.0, 0.3, 0.0]}, "sampler and trainer differ by up to 0.30 nats a token at step 4"),
         ({"validation_length": [20.0, 25.0, 30.0, 40.0]}, "answers grew from 20 to 40 tokens by step 6, over 1.5"),
+        ({"cut": [0.0, 0.1, 0.3, 0.8]}, "40% of the answers were cut at max_tokens in the last steps, 10% in the"),
+        ({"cut": [0.0, 0.6, 0.5, 0.6]}, "57% of the answers were cut at max_tokens in the last steps, 60% in the"),
     ],
 )
 def test_other_limits_are_named(tmp_path: Path, numbers: dict[str, list[float]], words: str) -> None:
     (alarm,) = ran(tmp_path, "best", [0.5, 0.6, 0.7, 0.8], **numbers).alarms()
     assert alarm.startswith(words)
+
+
+def test_a_share_of_cut_answers_that_stays_is_no_alarm(tmp_path: Path) -> None:
+    assert ran(tmp_path, "best", [0.5, 0.6, 0.7, 0.8], cut=[0.0, 0.4, 0.6, 0.4]).alarms() == []
 
 
 def test_skipped_steps_are_named_with_their_prompts(tmp_path: Path) -> None:

@@ -199,7 +199,7 @@ def test_grpo_equals_trls(start: Path, tmp_path: Path) -> None:
     tokenizer = load_tokenizer(start / "model")
     groups, rewards = some_answers(tokenizer), torch.tensor([[0.5, -1.0, 2.0], [0.0, 0.25, 1.0]])
     reference = moved(start)
-    config = grpo.Grpo(group=3, kl=0.2, ratio_clip=0.2, correction=None, micro_batch=64, **OURS)
+    config = grpo.Grpo(group=3, kl=0.2, ratio_clip=0.2, correction=None, cut_price=None, micro_batch=64, **OURS)
     model = load_policy(start / "model", attention=attention.NAME)
     step = grpo.step(Policy(with_our_attention(reference), tokenizer), Answers(groups, rewards), config)
     assert len(step.batches) > 1

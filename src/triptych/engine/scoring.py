@@ -51,19 +51,6 @@ class Scores:
     parts: Mapping[str, Sequence[float | None]] = field(default_factory=dict)
     counts: Mapping[str, int] = field(default_factory=dict)
 
-    def replaced(self, places: Sequence[int], others: Scores) -> Scores:
-        """The same with others in these places; what was counted adds up."""
-        columns = {name: list(values) for name, values in self.parts.items()}
-        columns |= {name: [None] * len(self.totals) for name in others.parts if name not in columns}
-        totals = list(self.totals)
-        for i, place in enumerate(places):
-            totals[place] = others.totals[i]
-            for name, column in columns.items():
-                column[place] = others.parts[name][i] if name in others.parts else None
-        counts = {name: self.counts.get(name, 0) + others.counts.get(name, 0)
-                  for name in (*self.counts, *others.counts)}
-        return Scores(totals, columns, counts)
-
     def by_task(self, tasks: Sequence[str | None]) -> dict[str, dict[str, float]]:
         """Each part's mean over all answers (under "all") and over those to each named task."""
         found: dict[str, dict[str, float]] = {}

@@ -6,6 +6,26 @@ import torch
 from torch import Tensor
 
 
+def priced(rewards: Tensor, finished: Tensor, price: float) -> Tensor:
+    """Rewards in which an answer that was cut has its group's lowest finished one less a price.
+
+    A cut answer has no end to be scored, and what a reward says of it is no measure. Left out of the loss (Yu et al.
+    2025, DAPO, section 3.4, overlong filtering), not to end costs nothing, and with a reward that likes length policies
+    stop ending. Where none of a group finished, the lowest of all groups stands for it.
+
+    Args:
+        rewards: `[P, G]`.
+        finished: `[P, G]`, False for an answer that was cut.
+
+    Returns:
+        `[P, G]`; the cut answers of a group are equal, and with a price below all others.
+    """
+    of_finished = rewards.masked_fill(~finished, torch.inf)
+    lowest = of_finished.amin(dim=1, keepdim=True)
+    lowest = torch.where(finished.any(dim=1, keepdim=True), lowest, of_finished.amin() if finished.any() else 0.0)
+    return torch.where(finished, rewards, lowest - price)
+
+
 def group_normalised(rewards: Tensor, epsilon: float = 1e-4) -> Tensor:
     """(r − mean of its group) / (standard deviation of its group + ε).
 

@@ -26,13 +26,13 @@ from triptych.engine.scoring import Scorer
 from triptych.engine.training import Loss, Step
 from triptych.errors import TrainingError
 from triptych.improve import losses
-from triptych.improve.loop import Answers, Improvement, Loop, passes
+from triptych.improve.loop import Answers, Contrast, Loop, passes
 from triptych.improve.trajectory import UNLIMITED, Limits
 from triptych.pipeline.stage import Desk, Metrics
 from triptych.records import Comparison, Conversation
 
 
-class Dpo(Improvement):
+class Dpo(Contrast):
     """Improvement on pairs.
 
     Attributes:
@@ -107,7 +107,7 @@ def _sampled(loop: Loop, config: Dpo) -> Prepare:
 
     def prepare(number: int) -> Step[Pairs]:
         answers = loop.collect(loop.reference, number)
-        groups = best_and_worst(answers)
+        groups = best_and_worst(answers, config.cut_price)
         made = step(loop.reference.model, groups, config.micro_batch)
         made.numbers |= answers.numbers | {
             "answers": answers.rewards.numel(), "left_out": len(answers.groups) - len(groups),
@@ -118,11 +118,13 @@ def _sampled(loop: Loop, config: Dpo) -> Prepare:
     return prepare
 
 
-def best_and_worst(answers: Answers) -> list[PairGroup]:
-    """Of each group the answers with the highest and the lowest reward.
+def best_and_worst(answers: Answers, cut_price: float | None = None) -> list[PairGroup]:
+    """Of each group the finished answers with the highest and the lowest reward, and the best beside one that was cut.
 
-    Answers that were cut have no end to be scored and do not count. A group whose best and worst have the same
-    reward teaches nothing and is left out.
+    A group whose best and worst have the same reward teaches nothing, and one without a finished answer has no best.
+
+    Args:
+        cut_price: how far below the worst an answer stands that was cut; None where those do not count.
     """
     groups = []
     for group, rewards in zip(answers.groups, answers.rewards.tolist(), strict=True):
@@ -130,8 +132,15 @@ def best_and_worst(answers: Answers) -> list[PairGroup]:
         if not scored:
             continue
         (high, best), (low, worst) = max(scored, key=_score), min(scored, key=_score)
-        if high > low and best != worst:
-            groups.append(PairGroup(group[0].prompt_tokens, [best, worst], [(0, 1)], [high - low]))
+        rejected = [(worst, high - low)] if high > low and best != worst else []
+        cut = next((rollout.tokens for rollout in group if not rollout.finished), None)
+        if cut is not None and cut_price is not None:
+            rejected.append((cut, high - low + cut_price))
+        if rejected:
+            groups.append(PairGroup(
+                group[0].prompt_tokens, [best, *(tokens for tokens, _ in rejected)],
+                [(0, place) for place in range(1, len(rejected) + 1)], [gap for _, gap in rejected],
+            ))
     return groups
 
 

@@ -28,6 +28,7 @@ from triptych.engine.rollout import Policy, divergence
 from triptych.engine.scoring import Scorer, Scores, scored
 from triptych.engine.training import Curve, Loss, Optimization, Step, shuffled, train
 from triptych.engine.vllm import VllmSampler
+from triptych.improve.advantages import priced
 from triptych.improve.trajectory import UNLIMITED, Limits, Trajectory
 from triptych.pipeline.stage import Desk
 from triptych.records import Conversation, Prompt, Rollout
@@ -42,7 +43,6 @@ class Improvement(Optimization):
         prompts_per_step: asked for each update.
         group: answers to each prompt.
         reuse: updates that each sampling is used for.
-        resample: how often a prompt is asked again whose answers all got the same reward, and so teach nothing.
         max_tokens: an answer is cut there.
         micro_batch: tokens computed at once; only memory and speed depend on it.
         watch_every: steps between two measurements on the validation prompts, for the report's curves.
@@ -56,7 +56,6 @@ class Improvement(Optimization):
     prompts_per_step: int = Field(default=32, ge=1)
     group: int = Field(default=8, ge=2)
     reuse: int = Field(default=1, ge=1)
-    resample: int = Field(default=1, ge=0)
     max_tokens: int = Field(default=96, ge=1)
     micro_batch: int = Field(default=4096, ge=64)
     watch_every: int = Field(default=10, ge=1)
@@ -77,6 +76,29 @@ class Improvement(Optimization):
         return self.samplings * self.prompts_per_step * self.group
 
 
+class Contrast(Improvement):
+    """Methods that learn from what the answers to a prompt differ by.
+
+    Attributes:
+        resample: how often a prompt is asked again whose answers all got the same reward, and so teach nothing.
+        cut_price: how far below its group's lowest finished answer an answer is rewarded that was cut at `max_tokens`;
+            trained rewards have a deviation of 1. None leaves cut answers out of the loss.
+    """
+
+    resample: int = Field(default=1, ge=0)
+    cut_price: float | None = Field(default=0.5, ge=0)
+
+    def learnt(self, answers: Answers) -> Tensor:
+        """`[P, G]` the rewards that are learnt from."""
+        if self.cut_price is None:
+            return answers.rewards
+        return priced(answers.rewards, answers.finished, self.cut_price)
+
+    def alike(self, answers: Answers) -> list[int]:
+        """The groups that teach nothing."""
+        return [i for i, rewards in enumerate(self.learnt(answers)) if bool((rewards == rewards[0]).all())]
+
+
 @dataclass(frozen=True, slots=True)
 class Answers:
     """G answers to each of P prompts, scored.
@@ -86,22 +108,29 @@ class Answers:
         rewards: `[P, G]`.
         scores: the rewards again, in order, with what they are made of.
         lines: where the prompts stand in the data, counted from 1.
+        first: the same as first written, where some prompts were asked again. What a curve shows is of these: a policy
+            is not what is left when its answers have been chosen.
+        alike: the share of groups whose answers all have the same reward to learn from; None where that is no matter.
     """
 
     groups: Sequence[Sequence[Rollout]]
     rewards: Tensor
     scores: Scores | None = None
     lines: Sequence[int] = ()
+    first: Answers | None = None
+    alike: float | None = None
 
     def replaced(self, places: Sequence[int], others: Answers) -> Answers:
         """The same with other groups in these places."""
         groups, rewards = list(self.groups), self.rewards.clone()
         for place, group, row in zip(places, others.groups, others.rewards, strict=True):
             groups[place], rewards[place] = group, row
-        size = rewards.shape[1]
-        answers = [place * size + member for place in places for member in range(size)]
-        scores = self.scores and others.scores and self.scores.replaced(answers, others.scores)
-        return Answers(groups, rewards, scores or None, self.lines)
+        return Answers(groups, rewards, None, self.lines, self.first or self)
+
+    @property
+    def finished(self) -> Tensor:
+        """`[P, G]`, False for an answer that was cut."""
+        return torch.tensor([[rollout.finished for rollout in group] for group in self.groups])
 
     @property
     def fault(self) -> str | None:
@@ -111,15 +140,20 @@ class Answers:
     @property
     def numbers(self) -> dict[str, float]:
         """What a curve shows of them."""
+        if self.first:
+            return self.first.numbers | self._alike
         answers = [rollout for group in self.groups for rollout in group]
         parts = self.scores.numbers([rollout.prompt.task for rollout in answers]) if self.scores else {}
         return parts | {
             "reward": float(self.rewards.mean()),
             "reward_deviation": float(self.rewards.std(dim=1).mean()),
             "length": sum(len(rollout.tokens) for rollout in answers) / len(answers),
-            "cut": sum(not rollout.finished for rollout in answers) / len(answers),
-            "alike": float((self.rewards == self.rewards[:, :1]).all(dim=1).float().mean()),
-        }
+            "cut": float((~self.finished).float().mean()),
+        } | self._alike
+
+    @property
+    def _alike(self) -> dict[str, float]:
+        return {} if self.alike is None else {"alike": self.alike}
 
 
 class Loop:
@@ -183,13 +217,15 @@ class Loop:
         lines = [self.lines[prompt.key] for prompt in prompts]
         groups = self._written(author, prompts, step, attempt=0)
         found = self._scored(groups, lines)
+        if not isinstance(self.config, Contrast):
+            return found
         for attempt in range(1, self.config.resample + 1):
-            alike = [i for i, rewards in enumerate(found.rewards) if bool((rewards == rewards[0]).all())]
+            alike = self.config.alike(found)
             if not alike:
                 break
             again = self._scored(self._written(author, [prompts[i] for i in alike], step, attempt), lines)
             found = found.replaced(alike, again)
-        return found
+        return dataclasses.replace(found, alike=len(self.config.alike(found)) / len(prompts))
 
     def _written(self, author: Policy, prompts: Sequence[Prompt], step: int, attempt: int) -> list[list[Rollout]]:
         seed = self.seed * 100_000 + step + attempt * 1_000_000_007

@@ -1,8 +1,8 @@
 """What GRPO, RLOO and PPO share: each step's answers come from the policy as it is, and every token has an advantage.
 
 The loss of a token is the clipped surrogate plus β times the KL penalty; or the penalty is taken off the rewards
-before they become advantages. Answers cut at the limit have no end to be scored; their tokens are left out of the
-loss.
+before they become advantages. Answers cut at the limit have no end to be scored: they get less than any other of their
+group, or are left out of the loss.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from triptych.engine.rollout import Policy, pack_rollouts
 from triptych.engine.scoring import Scorer
 from triptych.engine.training import Loss, Row, Step
 from triptych.improve.advantages import centred
-from triptych.improve.loop import Answers, Improvement, Loop
+from triptych.improve.loop import Answers, Contrast, Loop
 from triptych.improve.losses import clipped_surrogate, kl_penalty
 from triptych.improve.trajectory import Limits
 from triptych.pipeline.stage import Desk, Metrics
@@ -32,7 +32,7 @@ GAIN = 0.1
 """K_β of Ziegler et al. (2019): how fast β follows the distance."""
 
 
-class OnPolicy(Improvement):
+class OnPolicy(Contrast):
     """Improvement on what the policy itself writes.
 
     Attributes:
@@ -162,7 +162,9 @@ def of_tokens(found: Measured, members: Sequence[int], packed: AnswerPack, confi
         "packed": packed,
         "reference": torch.cat([found.far[i * config.group + k] for i in members for k in range(config.group)]),
         "sampler": torch.tensor([value for rollout in rollouts for value in rollout.logprobs]),
-        "counted": torch.tensor([float(rollout.finished) for rollout in rollouts])[packed.predictions.rows],
+        "counted": torch.tensor([
+            float(rollout.finished or config.cut_price is not None) for rollout in rollouts
+        ])[packed.predictions.rows],
         "kl": found.beta if config.kl_in == "loss" else 0.0,
     }
 

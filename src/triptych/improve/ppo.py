@@ -101,7 +101,7 @@ def step(
 ) -> Step[ValuedTokens]:
     """An update's batches: what was expected of each token, and what came."""
     found = measured(reference, scored, config, curve)
-    groups, rewards = found.scored.groups, found.scored.rewards
+    groups, rewards = found.scored.groups, config.learnt(found.scored)
     in_reward = found.beta if config.kl_in == "reward" else 0.0
     batches: list[ValuedTokens] = []
     parts = dealt(found, config)

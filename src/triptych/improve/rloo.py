@@ -41,5 +41,5 @@ def step(reference: Policy, scored: Answers, config: Rloo, curve: Sequence[Row] 
     """An update's batches; the loss is a mean over answers."""
     found = measured(reference, scored, config, curve)
     in_reward = found.beta if config.kl_in == "reward" else 0.0
-    advantages = leave_one_out(scored.rewards - in_reward * found.distances)
+    advantages = leave_one_out(config.learnt(scored) - in_reward * found.distances)
     return on_policy_step(found, advantages, config, divisor=advantages.numel())

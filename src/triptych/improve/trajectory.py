@@ -21,6 +21,10 @@ COLLAPSED = 0.3
 """The share of its first entropy below which a policy hardly varies."""
 MISMATCH = 0.1
 """Nats a token by which sampler and trainer may differ."""
+CUT = 0.5
+"""The share of answers cut at the limit above which most are not scored as they would end."""
+MORE_CUT = 0.2
+"""A smaller growth of that share is noise."""
 LONGER = 1.5
 """How many times as long answers may become without a word."""
 
@@ -127,7 +131,7 @@ class Trajectory:
     def alarms(self) -> list[str]:
         """What went wrong on the way, each as a sentence that says which limit, at which step, and what to do."""
         return [*self._stopped(), *self._overoptimised(), *self._collapsed(), *self._apart(), *self._longer(),
-                *self._skipped()]
+                *self._cut(), *self._skipped()]
 
     @property
     def _end(self) -> Row | None:
@@ -182,6 +186,18 @@ class Trajectory:
             yield (
                 f"answers grew from {start:.0f} to {end['validation_length']:.0f} tokens by step {end['step']}, over "
                 f"{LONGER:g} times: the reward may be for length; see its audit"
+            )
+
+    def _cut(self) -> Iterator[str]:
+        shares = [row["cut"] for row in self.curve if math.isfinite(row.get("cut", math.nan))]
+        if not shares:
+            return
+        latest = shares[-4:]  # one step's answers are few
+        now = sum(latest) / len(latest)
+        if now > CUT or now > shares[0] + MORE_CUT:
+            yield (
+                f"{now:.0%} of the answers were cut at max_tokens in the last steps, {shares[0]:.0%} in the first: "
+                "raise max_tokens, or cut_price where the method has one"
             )
 
     def _skipped(self) -> Iterator[str]:
