@@ -193,6 +193,13 @@ def test_too_few_rows_are_a_problem(tmp_path: Path) -> None:
     assert sum("the audit will fail" in note for note in allowed.notes) == 2
 
 
+def test_gate_prompts_that_do_not_last_for_all_rounds_are_noted(tmp_path: Path) -> None:
+    path = write_recipe(tmp_path)  # 100 of them
+    assert not any("decide again" in note for note in check.check(path, ["gate.prompts=50", "improve.rounds=2"]).notes)
+    (note,) = (note for note in check.check(path, ["gate.prompts=50", "improve.rounds=3"]).notes if "again" in note)
+    assert note.startswith("100 gate prompts at 50 a round (gate.prompts) are enough for 2 rounds; after that")
+
+
 def test_rows_that_cannot_be_split_are_a_problem(tmp_path: Path) -> None:
     path = write_recipe(tmp_path)
     rows(tmp_path / "questions.jsonl", [{"prompt": "Why?"}])

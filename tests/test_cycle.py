@@ -110,6 +110,11 @@ def test_a_run_leaves_summary_report_and_release(whole):
     assert {"base", "instruct", "round-1/reward", "round-2/improve"} <= summary["losses"].keys()
     assert [point["step"] for point in summary["rounds"][0]["curve"]] == [0, 2, 4]
     assert summary["rounds"][0]["curve"][0]["kl"] == 0
+    first, second = summary["rounds"]
+    assert first["level"] == 0.025
+    assert second["level"] == 0.025 / (1 if first["decision"] == "promoted" else 3)
+    assert (first["prompts_again"], second["prompts_again"]) == (None, 1)  # there are 12, fewer than gate.prompts
+    assert second["reason"].endswith("the prompts of round 1 decide again")
     assert (whole / "report.html").read_text().startswith("<!doctype html>")
     assert {path.name for path in (whole / "release").iterdir()} >= {"base", "instruct", "reward", "manifest.json"}
 

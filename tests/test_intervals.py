@@ -63,9 +63,18 @@ def test_a_win_a_loss_and_a_tie() -> None:
         wins([1.0], [1.0, 2.0])
 
 
+def test_a_narrower_tail_has_a_wider_interval() -> None:
+    values = [1.0] * 140 + [0.0] * 60
+    _, (low, high) = mean_interval(values, confidence=0.9975)
+    half = 3.023 * math.sqrt(0.7 * 0.3 / 200)  # the normal distribution's quantile of 99.875%
+    assert (low, high) == (pytest.approx(0.7 - half, abs=0.012), pytest.approx(0.7 + half, abs=0.012))
+
+
 def test_prompts_needed_by_hand() -> None:
     # Mean 0.6, deviation sqrt(0.24): (1.96 * 0.4899 / 0.1)^2 = 92.2.
     assert prompts_needed([1.0] * 6 + [0.0] * 4, 0.5) == 93
-    assert prompts_needed([1.0, 0.0], 0.5) == 20  # no difference at all: ten times as many, for want of better
+    assert prompts_needed([1.0] * 6 + [0.0] * 4, 0.5, 0.025 / 3) == 138  # 2.394 for 1.96
+    assert prompts_needed([1.0] * 60 + [0.0] * 40, 0.5) == 101  # these 100 did not tell
+    assert prompts_needed([1.0, 0.0], 0.5) is None
     enough = [1.0] * 56 + [0.0] * 37
     assert mean_interval(enough)[1][0] == pytest.approx(0.5, abs=0.01)

@@ -42,6 +42,8 @@ from triptych.engine import models
 from triptych.engine.device import compute_dtype
 from triptych.engine.memory import Architecture
 from triptych.errors import DataError, Fault, ModelError, RecipeError, TriptychError
+from triptych.evaluate.answers import portions_of
+from triptych.evaluate.significance import least, level
 from triptych.pipeline.stage import Desk
 from triptych.progress import Silent
 from triptych.recipe import JudgedLabelling, JudgeSection, Recipe, load
@@ -49,8 +51,6 @@ from triptych.records import Comparison, Conversation, Prompt, Record
 from triptych.reward.ensemble import EnsembleReward
 from triptych.reward.mixture import MixtureReward
 
-LEAST_PROMPTS = 6
-"""To win all of 5 has a probability of 2 / 2^5 by chance alone, which is more than 5%."""
 FEW_PROMPTS = 100
 """Fewer than these in a test, and an interval is too wide to show a usual gain."""
 SOME_TEXT = 5_000_000
@@ -244,18 +244,26 @@ def judge_splits(recipe: Recipe, counts: Mapping[str, int], findings: Findings) 
     }
     findings.notes += [f"{counts[name]:,} {what}" for name, what in explained.items() if counts[name]]
 
+    needed = least(level(recipe.gate.error, failures=0))
     for name in ("test", "gate"):
         count = counts[f"prompts_{name}"]
-        if count < LEAST_PROMPTS:
+        if count < needed:
             findings.problems.append(
-                f"too few {name} prompts: {count}, where not even winning all of {LEAST_PROMPTS - 1} proves anything; "
-                f"give at least {5 * LEAST_PROMPTS} different prompts, better {5 * FEW_PROMPTS:,}"
+                f"too few {name} prompts: {count}, where not even winning all of {needed - 1} proves anything; "
+                f"give at least {5 * needed} different prompts, better {5 * FEW_PROMPTS:,}"
             )
         elif count < FEW_PROMPTS:
             findings.notes.append(
                 f"only {count} {name} prompts: an interval over so few hides all but large gains; "
                 f"give {5 * FEW_PROMPTS:,} prompts or more"
             )
+    rounds = portions_of(counts["prompts_gate"], recipe.gate.prompts)
+    if recipe.improve.rounds > rounds:
+        findings.notes.append(
+            f"{counts['prompts_gate']} gate prompts at {recipe.gate.prompts} a round (gate.prompts) are enough for "
+            f"{'one round' if rounds == 1 else f'{rounds} rounds'}; after that they decide again, which is then said. "
+            "Give more prompts and raise splits.gate, or lower gate.prompts"
+        )
     if counts["prompts_improve"] == 0:
         findings.problems.append("no prompt is left to improve on once those for measuring are set apart: give more")
     if recipe.base.train is not None and counts["text"] == 0:

@@ -93,10 +93,12 @@ def costs(recipe: Recipe, model: Architecture, texts: Mapping[str, Texts], rate:
         taken = memory.copies(model) + 2 * weights + judging + improving(improve, model, texts)
         add(f"round-{number}/improve", taken, trained=trained, applied=applied, sampled=written)
         gate = texts["prompts_gate"]
-        sampled = 2 * gate.rows * recipe.gate.max_tokens
-        answers = memory.sampling(model, gate.rows, gate.longest, recipe.gate.max_tokens)
+        asked = min(gate.rows, recipe.gate.prompts)
+        read = gate.tokens * asked // max(1, gate.rows)
+        sampled = 2 * asked * recipe.gate.max_tokens
+        answers = memory.sampling(model, asked, gate.longest, recipe.gate.max_tokens)
         taken = 2 * (weights + copies) + answers + memory.applied(model)
-        add(f"round-{number}/answers", taken, applied=2 * (gate.tokens + sampled), sampled=sampled)
+        add(f"round-{number}/answers", taken, applied=2 * (read + sampled), sampled=sampled)
     test = texts["prompts_test"]
     sampled = (2 + improve.rounds) * test.rows * recipe.evaluate.max_tokens * (2 if recipe.evaluate.greedy else 1)
     answers = memory.sampling(model, test.rows, test.longest, recipe.evaluate.max_tokens)

@@ -100,6 +100,10 @@ class Family:
         """The last round's reward model."""
         return next((round.reward for round in reversed(self.rounds) if round.reward), None)
 
+    def failures(self, this: Round) -> int:
+        """The rounds before this one that did not promote; each spent a part of the run's error."""
+        return sum(not round.promoted for round in self.rounds if round.number < this.number)
+
 
 def cycle(recipe: Recipe, runner: Runner, family: Family) -> None:
     """Runs the whole cycle; `family` holds what was made, also where the run stops on the way.
@@ -168,12 +172,13 @@ def improve_and_gate(
     this.candidate = runner.run(improvement(recipe, name, champion, data, this.feedback, reward, tools))
     this.answers = answers = runner.run(Stage(
         f"{name}/answers", answer, settings(Answering, recipe.gate),
-        {"candidate": this.candidate, "champion": champion, "data": data},
+        {"candidate": this.candidate, "champion": champion, "data": data}, {"round": this.number},
     ))
     people = recipe.gate.people
     this.gate = runner.run(Stage(
         f"{name}/gate", decide, settings(Gate, recipe.gate), {"answers": answers},
-        {"reward": scorer, "judge": judge, "measured": answers.metrics}, {"reward": reward},
+        {"reward": scorer, "judge": judge, "measured": answers.metrics, "failures": family.failures(this)},
+        {"reward": reward},
         sources={people: verdicts(recipe, runner, answers)} if people else {},
     ))
 

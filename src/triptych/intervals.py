@@ -1,25 +1,34 @@
-"""95% intervals by the bootstrap, always over prompts: answers to one prompt are not independent.
+"""Intervals by the bootstrap, always over prompts: answers to one prompt are not independent.
 
 Percentile bootstrap (Efron 1979) with 4,000 resamples from a fixed seed, so that the same scores give the
-same interval. All pure functions of numbers.
+same interval; 95% unless another confidence is asked for. All pure functions of numbers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+import math
+from collections.abc import Hashable, Iterator, Sequence
+from statistics import NormalDist
 
 import numpy as np
 
 RESAMPLES = 4000
+TAIL = 10
+"""Resamples beyond each end of an interval, at least."""
+TOGETHER = 2**22
+"""Draws that are held at once."""
 Interval = tuple[float, float]
 
 
-def mean_interval(values: Sequence[float], clusters: Sequence[Hashable] | None = None) -> tuple[float, Interval]:
+def mean_interval(
+    values: Sequence[float], clusters: Sequence[Hashable] | None = None, *, confidence: float = 0.95
+) -> tuple[float, Interval]:
     """The mean and its interval.
 
     Args:
         values: one number each.
         clusters: which prompt each belongs to; by default each is its own.
+        confidence: of the interval.
 
     Raises:
         ValueError: for no values.
@@ -30,13 +39,20 @@ def mean_interval(values: Sequence[float], clusters: Sequence[Hashable] | None =
     members = np.arange(len(numbers)) if clusters is None else _members(clusters)
     sums = np.bincount(members, weights=numbers)
     counts = np.bincount(members, weights=np.ones(len(numbers)))
-    random = np.random.default_rng(0)
-    means = np.empty(RESAMPLES)
-    for place in range(RESAMPLES):
-        drawn = random.integers(0, len(sums), size=len(sums))
-        means[place] = sums[drawn].sum() / counts[drawn].sum()
-    low, high = np.percentile(means, [2.5, 97.5])
+    tail = (1 - confidence) / 2
+    resamples = max(RESAMPLES, math.ceil(TAIL / tail))
+    means = np.concatenate([sums[drawn].sum(1) / counts[drawn].sum(1) for drawn in _resampled(len(sums), resamples)])
+    low, high = np.percentile(means, [100 * tail, 100 * (1 - tail)])
     return float(numbers.mean()), (float(low), float(high))
+
+
+def _resampled(count: int, resamples: int) -> Iterator[np.ndarray]:
+    """So many resamples of so many things, `[resamples, count]` in parts that fit memory."""
+    random = np.random.default_rng(0)
+    while resamples > 0:
+        rows = min(resamples, max(1, TOGETHER // count))
+        yield random.integers(0, count, size=(rows, count))
+        resamples -= rows
 
 
 def contrast_interval(
@@ -75,10 +91,15 @@ def wins(candidate: Sequence[float], champion: Sequence[float]) -> list[float]:
     return [0.5 if a == b else float(a > b) for a, b in zip(candidate, champion, strict=True)]
 
 
-def prompts_needed(values: Sequence[float], null: float) -> int:
-    """About how many prompts would make an interval of this mean and spread exclude `null`."""
+def prompts_needed(values: Sequence[float], null: float, level: float = 0.025) -> int | None:
+    """About how many prompts would tell this mean, with this spread, from `null` at a one-sided level.
+
+    None for a mean that is `null`, which no number of prompts tells from it. By the normal approximation; never fewer
+    than one more than there are, for these did not tell.
+    """
     numbers = np.asarray(values, dtype=np.float64)
     distance = abs(float(numbers.mean()) - null)
-    if distance == 0.0:
-        return 10 * len(numbers)
-    return int(np.ceil((1.96 * float(numbers.std()) / distance) ** 2))
+    if distance < 1e-12:
+        return None
+    wide = NormalDist().inv_cdf(1 - level) * float(numbers.std())
+    return max(len(numbers) + 1, math.ceil((wide / distance) ** 2))

@@ -231,7 +231,7 @@ class SplitSection(Config):
     """How much of the user's own data is kept for measuring; see `Intake`."""
 
     test: int = Field(default=300, ge=2)
-    gate: int = Field(default=300, ge=2)
+    gate: int = Field(default=600, ge=2)
     validation: int = Field(default=64, ge=8)
     heldout: float = Field(default=0.15, gt=0, lt=0.5)
 

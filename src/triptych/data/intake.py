@@ -42,7 +42,7 @@ class Intake(Config):
     prompts: tuple[str, ...] = ()
     wrong_rows: Literal["refuse", "skip"] = "refuse"
     test: int = Field(default=300, ge=2)
-    gate: int = Field(default=300, ge=2)
+    gate: int = Field(default=600, ge=2)
     validation: int = Field(default=64, ge=8)
     heldout: float = Field(default=0.15, gt=0, lt=0.5)
     judge: float = Field(default=0.0, ge=0, lt=1)

@@ -7,6 +7,7 @@ people do it, without a model.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,12 +33,12 @@ class Answering(Config):
     """What the two are asked and measured on.
 
     Attributes:
-        prompts: how many of the gate's prompts; all of them by default.
+        prompts: how many of the gate's prompts each round takes.
         documents: how many held-out documents bits per byte are measured on, the beginning of each.
         max_tokens: an answer is cut there.
     """
 
-    prompts: int | None = Field(default=None, ge=2)
+    prompts: int = Field(default=300, ge=2)
     documents: int = Field(default=64, ge=1)
     max_tokens: int = Field(default=96, ge=1)
 
@@ -68,15 +69,17 @@ class Pair:
         return Question(self.prompt, *((self.after, self.before) if turned else (self.before, self.after)))
 
 
-def answer(desk: Desk, config: Answering, candidate: Path, champion: Path, data: Path) -> Metrics:
+def answer(desk: Desk, config: Answering, candidate: Path, champion: Path, data: Path, round: int = 1) -> Metrics:
     """Writes `answers.jsonl` and, of those that differ, `questions.jsonl`; measures distance, length, plain text."""
     policies = [Policy.open(folder / "model") for folder in (champion, candidate)]
-    prompts = read_prompts(data / "prompts_gate.jsonl")[: config.prompts]
+    prompts = read_prompts(data / "prompts_gate.jsonl")
     for policy in policies:
         prompts = policy.fitting(prompts, config.max_tokens, desk.progress)
+    prompts, again = of_round(prompts, config.prompts, round)
     # Independent noise for the two: equal models must not tie on every prompt by writing the same.
+    seed = (desk.seed * 1000 + round) * 10
     before, after = (
-        policy.write(prompts, Sampling(config.max_tokens, seed=desk.seed * 10 + place), progress=desk.progress)
+        policy.write(prompts, Sampling(config.max_tokens, seed=seed + place), progress=desk.progress)
         for place, policy in enumerate(policies)
     )
     pairs = [_pair(*one, *other) for one, other in zip(before, after, strict=True)]
@@ -90,6 +93,7 @@ def answer(desk: Desk, config: Answering, candidate: Path, champion: Path, data:
     write(desk.output / QUESTIONS, [pair.question(desk.seed) for pair in pairs if pair.before != pair.after])
     found: Metrics = {
         "prompts": len(pairs),
+        "prompts_again": again,
         "kl": divergence(policies[1], policies[0], after),
         "length_before": sum(pair.tokens_before for pair in pairs) / len(pairs),
         "length_after": sum(pair.tokens_after for pair in pairs) / len(pairs),
@@ -98,6 +102,24 @@ def answer(desk: Desk, config: Answering, candidate: Path, champion: Path, data:
         for moment, policy in zip(("before", "after"), policies, strict=True):
             found[f"bits_{moment}"] = bits_per_byte(policy.model, policy.tokenizer, documents, _context(policy))
     return found
+
+
+def of_round(prompts: Sequence[Prompt], size: int, round: int) -> tuple[list[Prompt], int | None]:
+    """The prompts that decide a round, and which round they decided before, where there are no others.
+
+    They are dealt in their order, `size` to each round; the rest is a round's too where it is at least half of that.
+    Then the first ones come again.
+    """
+    portions = portions_of(len(prompts), size)
+    place = (round - 1) % portions
+    taken = list(prompts[place * size : (place + 1) * size])
+    return taken, place + 1 if round > portions else None
+
+
+def portions_of(prompts: int, size: int) -> int:
+    """For how many rounds so many prompts are enough."""
+    whole, rest = divmod(prompts, size)
+    return max(1, whole + (2 * rest >= size))
 
 
 def answered(folder: Path) -> list[Pair]:

@@ -1,15 +1,15 @@
 """The gate: a candidate becomes the champion only if a judge with no part in its training prefers it.
 
-Both models have answered the gate's prompts, which nothing was trained on; the judge scores the answers, or people say
-which they prefer. The win rate (ties a half) has a 95% bootstrap interval over prompts, and the candidate is promoted
-where the interval lies above one half, inside the budgets for distance, length, single tasks, and what plain text
-costs. The win rate at equal length stands beside it.
+Both models have answered the round's prompts, which nothing was trained on; the judge scores the answers, or people say
+which they prefer. The candidate is promoted where its win rate (ties a half) is above one half by an exact test at the
+round's share of the run's error, inside the budgets for distance, length, single tasks, and what plain text costs. The
+win rate at equal length stands beside it.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,6 +22,7 @@ from triptych.evaluate.answers import answered
 from triptych.evaluate.lengths import controlled
 from triptych.evaluate.measurement import by_task
 from triptych.evaluate.people import PEOPLE, beside, preferred
+from triptych.evaluate.significance import chance, least, level
 from triptych.intervals import mean_interval, prompts_needed, wins
 from triptych.pipeline.stage import Desk, Metrics
 
@@ -31,29 +32,30 @@ REJECTED: Decision = "rejected"
 UNDECIDED: Decision = "too few prompts to tell"
 
 
-LEAST_PROMPTS = 6
-"""Winning on every one of fewer prompts could be chance: 0.5^5 is over 2.5%."""
-
-
 class Gate(Config):
     """What a candidate must show.
 
     Attributes:
+        error: the probability, at most, that a run ever promotes a candidate that is no better, over all of its rounds.
         max_kl: the largest distance from the champion, in nats per answer; none by default.
         min_length_ratio, max_length_ratio: bounds of the candidate's mean answer length over the champion's.
         max_bits_ratio: bits per byte of plain text, the candidate's over the champion's, where the data hold text.
-        min_task_win_rate: a task is lost where the win rate on its prompts is lower, and its interval below one half.
+        min_task_win_rate: a task is lost where the win rate on its prompts is lower, and an exact test says that it is
+            below one half; all tasks of a round share one `error`.
+        min_task_prompts: a task with fewer does not count.
     """
 
+    error: float = Field(default=0.05, gt=0, lt=0.5)
     max_kl: float | None = Field(default=None, gt=0)
     min_length_ratio: float | None = Field(default=0.5, gt=0, le=1)
     max_length_ratio: float = Field(default=1.5, gt=0)
     max_bits_ratio: float | None = Field(default=1.25, gt=0)
     min_task_win_rate: float | None = Field(default=0.4, gt=0, le=0.5)
+    min_task_prompts: int = Field(default=20, ge=1)
 
 
 def decide(
-    desk: Desk, config: Gate, answers: Path, measured: Metrics, reward: Scorer, judge: Scorer,
+    desk: Desk, config: Gate, answers: Path, measured: Metrics, reward: Scorer, judge: Scorer, failures: int = 0,
     sources: Mapping[str, str | Path] | None = None,
 ) -> Metrics:
     """Compares the answers of candidate and champion; the decision is in the metrics.
@@ -63,6 +65,7 @@ def decide(
     Args:
         answers: of the two, as :func:`triptych.evaluate.answers.answer` leaves them.
         measured: what it measured of them.
+        failures: the rounds of the run before this one that did not promote.
         sources: a file of people's verdicts, where they decide; the judge's win rate is then told beside theirs.
     """
     pairs = answered(answers)
@@ -81,15 +84,20 @@ def decide(
         for pair, old, new, share in zip(pairs, before, after, won, strict=True):
             row = {"key": pair.prompt.key, "before": old, "after": new, "won": share}
             scores.write(json.dumps(row) + "\n")
-    rate, interval = mean_interval(won)
+    at = level(config.error, failures)
+    rate, interval = mean_interval(won, confidence=1 - 2 * at)
+    tasks = [pair.prompt.task for pair in pairs]
     lengths = [pair.tokens_after for pair in pairs], [pair.tokens_before for pair in pairs]
     at_equal_length, equal_interval = controlled(won, *lengths)
     numbers: dict[str, Any] = {
         "win_rate": rate,
         "interval": interval,
+        "level": at,
+        "p_value": chance(won),
         "length_controlled": at_equal_length,
         "length_controlled_interval": equal_interval,
-        "tasks": by_task([pair.prompt.task for pair in pairs], won),
+        "tasks": by_task(tasks, won),
+        "lost_tasks": lost(config, tasks, won),
         "judge": judge.name,
         "judge_counts": dict(judged.counts),
         "decided_by": PEOPLE if sources else judge.name,
@@ -98,17 +106,35 @@ def decide(
     }
     for name, values in {"judge": judged.totals, "reward": rewards}.items():
         numbers |= {f"{name}_before": sum(values[:count]) / count, f"{name}_after": sum(values[count:]) / count}
-    decision, reason = verdict(config, numbers, prompts_needed(won, 0.5))
+    decision, reason = verdict(config, numbers, won)
+    if numbers["prompts_again"] is not None:
+        reason += f"; the prompts of round {numbers['prompts_again']} decide again"
     return numbers | {"decision": decision, "reason": reason}
 
 
-def verdict(config: Gate, numbers: dict[str, Any], needed: int) -> tuple[Decision, str]:
-    """The decision and why, from a gate's numbers."""
-    if numbers["prompts"] < LEAST_PROMPTS:
-        return UNDECIDED, f"{numbers['prompts']} prompts prove nothing; {LEAST_PROMPTS} are the least"
+def lost(config: Gate, tasks: Sequence[str | None], won: Sequence[float]) -> dict[str, float]:
+    """The tasks that the candidate lost, each with the p-value of "below one half" (Bonferroni)."""
+    members: dict[str, list[float]] = {}
+    for task, outcome in zip(tasks, won, strict=True):
+        if task:
+            members.setdefault(task, []).append(1 - outcome)
+    counted = {task: these for task, these in sorted(members.items()) if len(these) >= config.min_task_prompts}
+    if config.min_task_win_rate is None:
+        return {}
+    worse = {task: chance(these) for task, these in counted.items()
+             if 1 - sum(these) / len(these) < config.min_task_win_rate}
+    return {task: p for task, p in worse.items() if p <= config.error / len(counted)}
+
+
+def verdict(config: Gate, numbers: dict[str, Any], won: Sequence[float]) -> tuple[Decision, str]:
+    """The decision and why, from a gate's numbers and what became of each prompt."""
+    at, needed = numbers["level"], least(numbers["level"])
+    if numbers["prompts"] < needed:
+        found = f"{numbers['prompts']} prompts cannot prove anything at this round's level, {at:.2g}"
+        return UNDECIDED, f"{found}; {needed} are the least"
     low, high = numbers["interval"]
     forgotten = numbers.get("bits_after", 0.0) / max(numbers.get("bits_before", 1.0), 1e-9)
-    shown = f"win rate {numbers['win_rate']:.1%} (95% interval {low:.1%} to {high:.1%})"
+    shown = f"win rate {numbers['win_rate']:.1%} ({100 - 200 * at:.4g}% interval {low:.1%} to {high:.1%})"
     ratio = numbers["length_after"] / max(numbers["length_before"], 1e-9)
     if config.max_kl is not None and not numbers["kl"] <= config.max_kl:  # a KL that is no number is over it too
         return REJECTED, f"KL of {numbers['kl']:.1f} nats per answer is over the budget of {config.max_kl:g}"
@@ -121,16 +147,20 @@ def verdict(config: Gate, numbers: dict[str, Any], needed: int) -> tuple[Decisio
             f"plain text takes {forgotten:.2f} times as many bits, over the budget of {config.max_bits_ratio:g}: the "
             "candidate has forgotten some of what the Base knew"
         )
-    for task, found in numbers.get("tasks", {}).items():
-        least = config.min_task_win_rate
-        if least is not None and found["score"] < least and found["interval"][1] < 0.5:
-            task_low, task_high = found["interval"]
-            return REJECTED, (
-                f"{numbers['decided_by']} prefers the champion on {task}: win rate {found['score']:.1%} (95% interval "
-                f"{task_low:.1%} to {task_high:.1%}), under the budget of {least:.0%}"
-            )
-    if low > 0.5:
-        return PROMOTED, f"{numbers['decided_by']} prefers the candidate: {shown}"
-    if high < 0.5:
+    for task, p in numbers["lost_tasks"].items():
+        found = numbers["tasks"][task]
+        return REJECTED, (
+            f"{numbers['decided_by']} prefers the champion on {task}: win rate {found['score']:.1%} of "
+            f"{found['prompts']} prompts (p {p:.2g}), under the budget of {config.min_task_win_rate:.0%}"
+        )
+    if numbers["p_value"] <= at:
+        return PROMOTED, f"{numbers['decided_by']} prefers the candidate: {shown}, p {numbers['p_value']:.2g}"
+    if chance([1 - outcome for outcome in won]) <= at:
         return REJECTED, f"{numbers['decided_by']} prefers the champion: {shown}"
-    return UNDECIDED, f"{shown} does not exclude one half; about {needed} prompts would, at this rate"
+    enough = prompts_needed(won, 0.5, at)
+    if enough is None:
+        return UNDECIDED, f"{shown} is exactly one half, where no number of prompts would tell"
+    return UNDECIDED, (
+        f"{shown} is not told from one half: p {numbers['p_value']:.2g}, and the round's level is {at:.2g}; about "
+        f"{enough:,} prompts would, at this rate"
+    )

@@ -63,6 +63,7 @@ class Estimate:
     interval: tuple[float, float] | None = None
     tone: str = "blue"
     strong: bool = True
+    confidence: float = 0.95
 
 
 @dataclass(frozen=True)
@@ -190,7 +191,7 @@ def interval_chart(
         y = top + step * (i + 0.5)
         tip = f"{row.label}: {text(row.value)}"
         strength = "strong" if row.strong else "weak"
-        parts.append(f"<g{_tip(tip + _between(row.interval, text))}>")
+        parts.append(f"<g{_tip(tip + _between(row, text))}>")
         parts.append(_text(left - 10, y + 4.5, _cut(row.label, left), "end", f"label {strength}"))
         if row.interval and _finite(*row.interval):
             a, b = px(_clamp(row.interval[0], low, high)), px(_clamp(row.interval[1], low, high))
@@ -354,8 +355,10 @@ def _tip(tip: str) -> str:
     return f' data-tip="{escape(tip)}"' if tip else ""
 
 
-def _between(interval: tuple[float, float] | None, text: Callable[[float], str]) -> str:
-    return f", 95% interval {text(interval[0])} to {text(interval[1])}" if interval else ""
+def _between(row: Estimate, text: Callable[[float], str]) -> str:
+    if not row.interval:
+        return ""
+    return f", {100 * row.confidence:.4g}% interval {text(row.interval[0])} to {text(row.interval[1])}"
 
 
 def _cut(label: str, room: float) -> str:

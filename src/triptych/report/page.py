@@ -279,7 +279,8 @@ def _round_charts(round_: Round) -> tuple[Markup, Markup]:
 def _win_rates(rounds: Sequence[Round]) -> Markup:
     rows = [
         Estimate(
-            f"round {r.round}", r.win_rate, r.interval, "green" if r.decision == "promoted" else "orange"
+            f"round {r.round}", r.win_rate, r.interval, "green" if r.decision == "promoted" else "orange",
+            confidence=1 - 2 * (r.level or 0.025),
         )
         for r in rounds
     ]

@@ -123,7 +123,11 @@ class Round(Row):
     Attributes:
         reward_before, reward_after: mean score of the round's reward model on the gate's prompts.
         judge_before, judge_after: mean score of the judge for champion and candidate.
-        win_rate: share of the gate's prompts where who decides prefers the candidate, ties counted half.
+        win_rate: share of the round's prompts where who decides prefers the candidate, ties counted half; its interval
+            is at 1 − 2 · level.
+        level: the round's share of the run's error, one-sided; None in runs of before it was shared.
+        p_value: the chance that two equal models come to this win rate or more.
+        prompts_again: the round whose prompts decide once more; None where these decided nothing before.
         kl: candidate from the round's reference, nats per answer, on the gate's prompts.
         length_before, length_after: mean tokens per answer.
         length_controlled: the win rate at equal length, with its interval.
@@ -146,7 +150,10 @@ class Round(Row):
     judge_after: float
     win_rate: float
     interval: Interval
+    level: float | None = None
+    p_value: float | None = None
     prompts: int
+    prompts_again: int | None = None
     kl: float
     length_before: float
     length_after: float
