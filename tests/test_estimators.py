@@ -18,6 +18,7 @@ from triptych.improve import grpo, on_policy, ppo, rloo
 from triptych.improve.advantages import priced
 from triptych.improve.grpo import Grpo
 from triptych.improve.loop import Answers
+from triptych.improve.losses import kl_penalty
 from triptych.improve.on_policy import OnPolicy, Tokens
 from triptych.improve.ppo import Ppo
 from triptych.improve.rloo import Rloo
@@ -96,3 +97,70 @@ def test_a_cut_answer_gets_less_than_its_groups_lowest() -> None:
     none = priced(rewards, torch.zeros_like(finished), 0.5)
     assert (none == none[0, 0]).all()
     assert torch.isfinite(none).all()
+
+
+def penalty_gradient(
+    scores: torch.Tensor, reference: torch.Tensor, sampler: torch.Tensor, config: OnPolicy
+) -> torch.Tensor:
+    """The penalty's gradient in the policy's scores, summed exactly over the tokens that the sampler may draw."""
+    policy = scores.clone().requires_grad_()
+    logprobs = policy.log_softmax(dim=0)
+    tokens = Tokens(None, torch.zeros_like(scores), reference, sampler, sampler.exp(), kl=1.0)  # type: ignore[arg-type]
+    on_policy.surrogate(logprobs, torch.zeros_like(scores), tokens, config).total.backward()
+    assert policy.grad is not None
+    return policy.grad
+
+
+@pytest.mark.parametrize("config", [Grpo(), Grpo(reuse=2), Grpo(correction=1e9), Ppo(reuse=4, kl_in="loss")])
+def test_the_penaltys_expected_gradient_is_that_of_the_distance(config: OnPolicy) -> None:
+    """Twelve tokens, in float64. With `reuse` the tokens come from an older policy, with a correction from one that
+    differs, else from the policy itself."""
+    torch.manual_seed(4)
+    scores, others, older = torch.randn(3, 12, dtype=torch.float64)
+    reference, sampler = others.log_softmax(dim=0), scores.log_softmax(dim=0)
+    if config.reuse > 1 or config.correction == 1e9:
+        sampler = (scores + 0.3 * older).log_softmax(dim=0)
+
+    def exact(direction: str) -> torch.Tensor:
+        policy = scores.clone().requires_grad_()
+        logprobs = policy.log_softmax(dim=0)
+        there, back = (logprobs.exp() * (logprobs - reference)).sum(), (reference.exp() * (reference - logprobs)).sum()
+        (there if direction == "there" else back).backward()
+        assert policy.grad is not None
+        return policy.grad
+
+    found = penalty_gradient(scores, reference, sampler, config)
+    torch.testing.assert_close(found, exact("there"), rtol=0, atol=1e-9)
+    plain = penalty_gradient(scores, reference, sampler, config.model_copy(update={"kl_estimator": "k3"}))
+    assert (plain - exact("there")).abs().max() > 0.05
+    if config == Grpo():  # without the ratio it is the gradient of the distance the other way round
+        torch.testing.assert_close(plain, exact("back"), rtol=0, atol=1e-9)
+
+
+def test_the_penaltys_gradient_is_that_of_half_the_squared_log_ratio() -> None:
+    """k3 with the ratio and k2 (Schulman 2020) agree for every token, and not only in their mean."""
+    old, reference = torch.randn(2, 30, dtype=torch.float64)
+    logprobs = (old + 0.2 * torch.randn(30, dtype=torch.float64)).requires_grad_()
+    (found,) = torch.autograd.grad(kl_penalty(logprobs, reference, old).sum(), logprobs)
+    k2 = torch.exp(logprobs - old).detach() * (logprobs - reference) ** 2 / 2
+    torch.testing.assert_close(found, torch.autograd.grad(k2.sum(), logprobs)[0])
+
+
+def test_the_penalty_in_the_reward_has_the_gradient_of_whole_answers_distance() -> None:
+    """Answers of two tokens out of three each, all nine: Σ_t in the loss leaves out what the first token does to the
+    second's distance; the answer's distance as a price does not."""
+    torch.manual_seed(5)
+    shapes = ((3,), (3, 3))
+    policy = [torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in shapes]
+    reference = [torch.randn(shape, dtype=torch.float64).log_softmax(-1) for shape in shapes]
+    first, second = (scores.log_softmax(-1) for scores in policy)
+    answers = first[:, None] + second
+    distances = answers - (reference[0][:, None] + reference[1])
+    exact = torch.autograd.grad((answers.exp() * distances).sum(), policy, retain_graph=True)
+    drawn = answers.exp().detach()
+    priced_answers = torch.autograd.grad((drawn * distances.detach() * answers).sum(), policy, retain_graph=True)
+    each = kl_penalty(first, reference[0], first.detach())[:, None] + kl_penalty(second, reference[1], second.detach())
+    by_token = torch.autograd.grad((drawn * each).sum(), policy)
+    torch.testing.assert_close(priced_answers, exact)
+    torch.testing.assert_close(by_token[1], exact[1])  # nothing comes behind the last token
+    assert (by_token[0] - exact[0]).abs().max() > 0.01

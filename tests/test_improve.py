@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
 
 from conftest import logprobs_alone, some_tokens, tiny, with_our_attention
 from triptych.base.pretraining import Pretraining, architecture
@@ -426,6 +426,46 @@ def test_a_round_is_measured_and_resumed_to_the_same_bits(
         assert len({row["beta"] for row in curve}) > 1
     if method is dpo and curve[0]["pairs"]:
         assert curve[0]["chosen"] == curve[0]["rejected"] == 0  # policy and reference are still one
+
+
+@pytest.fixture(scope="module")
+def gpt2_folder(policy_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small GPT-2 with that family's dropout of a tenth everywhere."""
+    tokenizer = load_tokenizer(policy_folder / "model")
+    torch.manual_seed(0)
+    config = GPT2Config(
+        vocab_size=len(tokenizer), n_embd=16, n_layer=2, n_head=2, n_positions=256, bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, summary_first_dropout=0.1,
+    )
+    assert config.resid_pdrop == config.embd_pdrop == config.attn_pdrop == 0.1
+    folder = tmp_path_factory.mktemp("gpt2")
+    save(GPT2LMHeadModel(config), tokenizer, folder / "model")
+    return folder
+
+
+@pytest.mark.usefixtures("exact")
+def test_a_policy_in_training_is_at_no_distance_from_itself_whatever_its_dropout(gpt2_folder: Path) -> None:
+    policy, reference = (Policy.open(gpt2_folder / "model") for _ in range(2))
+    groups = policy.write([Prompt(user(text)) for text in WORDS], Sampling(12, seed=3), n=2)
+    policy.model.train()
+    assert divergence(policy, reference, groups) == 0
+    plain = GPT2LMHeadModel.from_pretrained(gpt2_folder / "model", attn_implementation=attention.NAME)
+    assert abs(divergence(Policy(plain.train(), policy.tokenizer), reference, groups)) > 1e-3
+
+
+def test_a_round_of_a_model_with_dropout_is_resumed_to_the_same_bits(
+    gpt2_folder: Path, inputs: dict[str, Any], tmp_path: Path
+) -> None:
+    def improve(place: str, progress: Silent) -> bytes:
+        (tmp_path / place / "output").mkdir(parents=True, exist_ok=True)
+        desk = Desk(tmp_path / place / "output", tmp_path / place, progress, seed=3, checkpoint_seconds=0)
+        grpo.improve(desk, Grpo(**SMALL), **inputs | {"champion": gpt2_folder}, judge=None)
+        return (tmp_path / place / "output" / "model" / "model.safetensors").read_bytes()
+
+    with pytest.raises(Killed):
+        improve("killed", Deadly())
+    torch.manual_seed(11)  # a process that goes on has another random state
+    assert improve("killed", Silent()) == improve("whole", Silent())
 
 
 class Deadly(Silent):

@@ -10,7 +10,7 @@ import copy
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -189,17 +189,20 @@ def test_dpo_equals_trls(start: Path, tmp_path: Path) -> None:
     assert_same(dict(model.named_parameters()), dict(trainer.model.named_parameters()), plain(start))
 
 
-def test_grpo_equals_trls(start: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("estimator", ["k3_ratio", "k3"])
+def test_grpo_equals_trls(start: Path, tmp_path: Path, estimator: Literal["k3_ratio", "k3"]) -> None:
     """TRL with the options below, handed our completions and our rewards.
 
     `loss_type="dapo"` is the mean over all tokens that count, `scale_rewards="group"` our advantage,
     `mask_truncated_completions` leaves answers out that were cut, `beta` is our `kl`, `epsilon` our `ratio_clip`, and
-    `use_bias_correction_kl=False` leaves the penalty's gradient as in Shao et al. (2024).
+    `use_bias_correction_kl`, TRL's default, weighs the penalty by the ratio; without it the gradient is that of Shao et
+    al. (2024).
     """
     tokenizer = load_tokenizer(start / "model")
     groups, rewards = some_answers(tokenizer), torch.tensor([[0.5, -1.0, 2.0], [0.0, 0.25, 1.0]])
     reference = moved(start)
-    config = grpo.Grpo(group=3, kl=0.2, ratio_clip=0.2, correction=None, cut_price=None, micro_batch=64, **OURS)
+    config = grpo.Grpo(group=3, kl=0.2, ratio_clip=0.2, correction=None, cut_price=None, kl_estimator=estimator,
+                       micro_batch=64, **OURS)
     model = load_policy(start / "model", attention=attention.NAME)
     step = grpo.step(Policy(with_our_attention(reference), tokenizer), Answers(groups, rewards), config)
     assert len(step.batches) > 1
@@ -207,8 +210,9 @@ def test_grpo_equals_trls(start: Path, tmp_path: Path) -> None:
 
     settings = trl.GRPOConfig(
         str(tmp_path), per_device_train_batch_size=6, num_generations=3, max_completion_length=32, loss_type="dapo",
-        scale_rewards="group", mask_truncated_completions=True, beta=0.2, use_bias_correction_kl=False, epsilon=0.2,
-        num_iterations=1, temperature=1.0, shuffle_dataset=False, **THEIRS,
+        scale_rewards="group", mask_truncated_completions=True, beta=0.2,
+        use_bias_correction_kl=estimator == "k3_ratio", epsilon=0.2, num_iterations=1,
+        temperature=1.0, shuffle_dataset=False, **THEIRS,
     )
     trainer = trl.GRPOTrainer(
         plain(start), lambda reward, **_: reward, settings, rollout_func=handed(groups, rewards),

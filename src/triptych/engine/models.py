@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
+from torch.nn.modules.dropout import _DropoutNd
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
@@ -140,7 +141,7 @@ def load_policy(
     attention: str = "sdpa",
     within: Path | None = None,
 ) -> PreTrainedModel:
-    """A causal language model in evaluation mode, on the accelerator if there is one.
+    """A causal language model in evaluation mode, on the accelerator if there is one; no dropout is left in it.
 
     Args:
         folder: a Hugging Face folder, inspected first.
@@ -168,7 +169,7 @@ def load_reward(
     dtype: torch.dtype = torch.float32,
     attention: str = "sdpa",
 ) -> PreTrainedModel:
-    """A reward model in evaluation mode: a trunk and a linear head, `[B, T]` to `[B, labels]`.
+    """A reward model in evaluation mode: a trunk and a linear head, `[B, T]` to `[B, labels]`; without dropout.
 
     Args:
         folder: a reward model's folder, or with `fresh` that of the causal model whose trunk it starts from.
@@ -371,7 +372,21 @@ def _load(family: Any, folder: Path, **settings: Any) -> tuple[PreTrainedModel, 
             )
     except Exception as error:  # transformers raises whatever its readers meet
         raise ModelError(f"{folder}: the model cannot be loaded: {_first_line(error)}") from error
+    _without_dropout(model)
     return model.to(device()).eval(), set(report["missing_keys"])
+
+
+def _without_dropout(model: PreTrainedModel) -> None:
+    """Sets every dropout to zero, in the layers and in the configuration, which some layers read as they run.
+
+    A policy that drops units is at a distance from itself: ratios, distances and resumption are exact without it only.
+    """
+    for part in (model.config, model.config.get_text_config(), *model.modules()):
+        if isinstance(part, _DropoutNd):
+            part.p = 0.0
+        for name, value in vars(part).items():
+            if "drop" in name and isinstance(value, float):
+                setattr(part, name, 0.0)
 
 
 def _refuse_non_finite(folder: Path, model: PreTrainedModel) -> None:

@@ -22,16 +22,22 @@ def clipped_surrogate(
     return -torch.minimum(ratio * advantages, clipped * advantages)
 
 
-def kl_penalty(logprobs: Tensor, reference: Tensor) -> Tensor:
-    """π_ref/π − log(π_ref/π) − 1 for each token: an unbiased, never negative estimate of KL(π ‖ π_ref).
+def kl_penalty(logprobs: Tensor, reference: Tensor, old: Tensor | None = None) -> Tensor:
+    """ρ·(π_ref/π − log(π_ref/π) − 1) for each token, with ρ = π/π_old: an unbiased estimate of KL(π ‖ π_ref).
 
-    Schulman (2020), "Approximating KL divergence", k3; in the loss as in Shao et al. (2024), equation 4.
+    k3 of Schulman (2020), "Approximating KL divergence", weighed by the ratio. Its gradient, ρ·log(π/π_ref)·∇log π for
+    each token, is that of k2 = ½·log²(π/π_ref), and unbiased too, for tokens drawn from π_old. Without ρ it is as in
+    Shao et al. (2024), equation 4: the value is the same where π_old is π, but the gradient, (1 − π_ref/π)·∇log π, is
+    that of KL(π_ref ‖ π) (Tang and Munos 2025, *On a few pitfalls in KL divergence gradient estimation for RL*). The
+    distance is a token's behind its prefix; what the token does to those behind it is not in the gradient.
 
     Args:
         logprobs, reference: `[N]`.
+        old: `[N]` π_old, from which the tokens were drawn; without it there is no ratio.
     """
     difference = reference - logprobs
-    return torch.exp(difference) - difference - 1
+    k3 = torch.exp(difference) - difference - 1
+    return k3 if old is None else torch.exp(logprobs - old) * k3
 
 
 def clipped_value(values: Tensor, old: Tensor, returns: Tensor, clip: float) -> Tensor:

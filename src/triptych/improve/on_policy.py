@@ -38,6 +38,8 @@ class OnPolicy(Contrast):
     Attributes:
         kl: β, what a nat of distance from the round's champion costs, in normalised rewards.
         kl_in: the penalty stands in the "loss", token by token, or is taken off the "reward" of an answer.
+        kl_estimator: of the penalty in the loss: "k3_ratio" has the gradient of KL(policy ‖ champion), "k3" (Shao et
+            al. 2024) that of KL(champion ‖ policy).
         kl_target: the distance in nats per answer towards which β is steered (Ziegler et al. 2019, *Fine-Tuning
             Language Models from Human Preferences*, section 2.2); by default β stays.
         ratio_clip: ε of the surrogate; it acts where a sampling is used again (`reuse`).
@@ -48,6 +50,7 @@ class OnPolicy(Contrast):
 
     kl: float = Field(default=0.04, ge=0)
     kl_in: Literal["loss", "reward"] = "loss"
+    kl_estimator: Literal["k3_ratio", "k3"] = "k3_ratio"
     kl_target: float | None = Field(default=None, gt=0)
     ratio_clip: float = Field(default=0.2, gt=0)
     clip_higher: float | None = Field(default=None, gt=0)
@@ -203,9 +206,10 @@ def surrogate(logprobs: Tensor, entropy: Tensor, tokens: Tokens, config: OnPolic
     old = now if config.reuse == 1 else tokens.sampler
     high = config.clip_higher or config.ratio_clip
     losses = clipped_surrogate(logprobs, old, tokens.advantages, config.ratio_clip, high)
+    weighed = config.kl_estimator == "k3_ratio"
+    losses = losses + tokens.kl * kl_penalty(logprobs, tokens.reference, old if weighed else None)
     if config.correction is not None:
         losses = losses * torch.exp(old - tokens.sampler).clamp(max=config.correction)
-    losses = losses + tokens.kl * kl_penalty(logprobs, tokens.reference)
     counted = tokens.counted
     numbers = {
         "entropy": (entropy * counted).sum(),
