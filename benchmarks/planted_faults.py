@@ -109,7 +109,7 @@ def main() -> None:
         for name in (*FAULTS, HONEST):
             reward = trials.reward(name)
             record = examine(reward, Evidence(relabelled(trials.bench.test)), Audit(perturbed=0))
-            audited = {"passed": record.passed, "accuracy": record.accuracy, "reasons": record.reasons}
+            audited = {"verdict": record.verdict, "accuracy": record.accuracy, "reasons": record.reasons}
             found[name] = {"audit against true labels": audited, "trials": []}
             print(name, json.dumps(audited), flush=True)
             for seed in range(1, (20 if name == HONEST else given.seeds) + 1):

@@ -137,7 +137,7 @@ def _length(record: AuditRecord) -> dict[str, object]:
         "accuracy": round(record.accuracy, 3), "length correlation": round(record.length_correlation, 3),
         "when longer": record.when_longer, "when shorter": record.when_shorter, "gap": record.length.gap,
         "gap interval": record.length.gap_interval, "coefficient": record.length.coefficient,
-        "passed": record.passed, "reasons": record.reasons, "warnings": record.warnings,
+        "verdict": record.verdict, "reasons": record.reasons, "warnings": record.warnings,
     }
 
 

@@ -32,7 +32,7 @@ from triptych.reward.audit.consistency import consistency
 from triptych.reward.audit.drift import drift
 from triptych.reward.audit.length import leaning, length_bias, length_coefficient, spearman
 from triptych.reward.audit.perturbations import CHANGES, perturbations
-from triptych.reward.audit.record import AuditRecord, Consistency, Length
+from triptych.reward.audit.record import AuditRecord, Consistency, Length, TrivialRule
 from triptych.reward.audit.stage import Audit, Evidence, audit, examine, judged, measured
 from triptych.reward.audit.words import bag_of_words, fit
 from triptych.reward.ensemble import Ensemble
@@ -78,6 +78,7 @@ def test_accuracy_and_baselines_by_hand() -> None:
     assert {name: lead.lead for name, lead in found.leads.items()} == {
         "random": 0.125, "longer wins": 0.0, "shorter wins": 0.25,
     }
+    assert found.best_trivial == TrivialRule(name="longer wins", accuracy=2.5 / 4)
     assert found.when_longer == 0.5
     assert found.when_shorter == 1.0
     assert found.interval[0] <= found.accuracy <= found.interval[1]
@@ -340,6 +341,7 @@ def test_the_lead_must_be_beyond_chance() -> None:
     many, few = biased_rows(1000, longer=0.7), biased_rows(100, longer=0.7)
     assert audited(many, *scores_of(many, 0.8), Audit()).passed
     assert audited(many, *scores_of(many, 0.8), Audit()).reasons == []
+    assert audited(many, *scores_of(many, 0.8), Audit(least_margin=0.15)).verdict == "failed"
     assert not audited(many, *scores_of(many, 0.8), Audit(least_margin=0.15)).passed
     found = audited(few, *scores_of(few, 0.8), Audit())
     assert not found.passed
@@ -388,7 +390,8 @@ def test_one_that_counting_words_beats_fails() -> None:
     worse = judged(measured(evidence, *scores_of(evidence.rows, 0.8)), Audit())  # type: ignore[arg-type]
     assert any("less than to count words" in reason for reason in worse.reasons)
     alike = judged(measured(evidence, *scores_of(evidence.rows, 1.0)), Audit())  # type: ignore[arg-type]
-    assert alike.passed
+    assert alike.verdict == "passed with reservations"
+    assert alike.best_trivial == TrivialRule(name="bag of words", accuracy=1.0)
     assert any("not proved better than counting words" in warning for warning in alike.warnings)
 
 
@@ -517,7 +520,8 @@ def test_less_often_right_than_a_coin_where_the_longer_is_preferred() -> None:
     right = [i < 110 if i < 250 else i % 100 < 93 for i in range(1000)]
     found = audited(rows, [float(value) for value in right], [0.5] * 1000, Audit())
     assert found.when_longer == 0.44
-    assert found.passed
+    assert found.verdict == "passed with reservations"
+    assert found.worst == found.warnings[0]
     assert "right on only 44.0% of comparisons where the longer answer is preferred" in found.warnings[0]
 
 

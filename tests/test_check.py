@@ -280,7 +280,8 @@ class Rehearsal:
         folder = self.folder / stage.name
         folder.mkdir(parents=True)
         (folder / "manifest.json").write_text(stage.name)
-        metrics = {"passed": True, "decision": "promoted", "reason": "", "ceiling": None}
+        audited = {"verdict": "passed", "reasons": [], "warnings": []}
+        metrics = audited | {"decision": "promoted", "reason": "", "ceiling": None}
         return Artifact(stage.name, folder, {"metrics": metrics})
 
 

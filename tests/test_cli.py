@@ -21,6 +21,7 @@ from triptych.engine import models
 from triptych.errors import AuditError
 from triptych.pipeline.ledger import Ledger
 from triptych.pipeline.runner import claimed
+from triptych.progress import Silent
 from triptych.recipe import Recipe, load
 from triptych.release.verification import FORMAT, Manifest, ModelEntry, listing, seal
 
@@ -366,7 +367,24 @@ def test_a_failed_audit_stops_unless_the_recipe_allows_it() -> None:
     from triptych.pipeline.artifact import Artifact
     from triptych.recipe import AuditSection
 
-    failed = Artifact("round-1/audit", Path(), {"metrics": {"passed": False, "reasons": ["too few"]}})
+    said: list[str] = []
+
+    class Heard(Silent):
+        def say(self, text: str) -> None:
+            said.append(text)
+
+    def audited(verdict: str, reasons: list[str], warnings: list[str]) -> Artifact:
+        metrics = {"verdict": verdict, "reasons": reasons, "warnings": warnings}
+        return Artifact("round-1/audit", Path(), {"metrics": metrics})
+
+    failed = audited("failed", ["too few"], ["length"])
     with pytest.raises(AuditError, match=r"round-1/audit: .*too few.*--allow-failed-audit"):
-        require(failed, AuditSection())
-    require(failed, AuditSection(required=False))
+        require(failed, AuditSection(), Heard())
+    assert said == []
+    require(failed, AuditSection(required=False), Heard())
+    assert "round-1/audit: FAILED" in said[0]
+    assert "used all the same (reward.audit.required: false): too few" in said[0]
+    require(audited("passed with reservations", [], ["length", "drift"]), AuditSection(), Heard())
+    assert said[1] == "round-1/audit: passed with reservations: length (and 1 more in the report)"
+    require(audited("passed", [], []), AuditSection(), Heard())
+    assert len(said) == 2

@@ -101,8 +101,7 @@ def summary(seconds: float = 98765.4321) -> Summary:
         length_correlation=-0.1,
         when_longer=0.88,
         when_shorter=None,
-        passed=True,
-        reasons=[],
+        verdict="passed",
     )
     gate = Round(
         round=1,

@@ -35,7 +35,17 @@ from triptych.report.summary import (
     TaskScore,
     Verdict,
 )
-from triptych.reward.audit.record import Calibration, Consistency, Drift, Lead, Length, Person, Perturbation
+from triptych.reward.audit.record import (
+    AuditVerdict,
+    Calibration,
+    Consistency,
+    Drift,
+    Lead,
+    Length,
+    Person,
+    Perturbation,
+    TrivialRule,
+)
 
 ATTACK = '<script>window.broken = 1</script><img src="https://evil.example/x.png" onerror="alert(1)">'
 
@@ -83,7 +93,8 @@ def audit(round_: int, accuracy: float, passed: bool) -> Audit:
         length_correlation=-0.12,
         when_longer=0.871,
         when_shorter=None if round_ > 1 else 0.812,
-        passed=passed,
+        verdict="passed" if passed else "failed",
+        best_trivial=TrivialRule(name="longer wins", accuracy=0.571),
         reasons=[] if passed else ["Accuracy 78.0% is under 90% of the noise ceiling (81.0%)."],
         **(measured_in_full() if round_ > 1 else {}),
     )
@@ -410,6 +421,25 @@ def test_an_audit_has_a_page_of_its_own() -> None:
     assert "failed its audit" in page.text
     assert [tag for tag, _ in page.tags if tag == "svg"] == 3 * ["svg"]
     assert "src" not in {name for _, attrs in page.tags for name in attrs}
+
+
+@pytest.mark.parametrize(("verdict", "tone"), [
+    ("passed", "good"), ("passed with reservations", "warn"), ("failed", "bad"),
+])
+def test_the_verdict_has_three_states_and_the_worst_finding_beside_it(
+    summary: Summary, samples: list[Sample], verdict: AuditVerdict, tone: str
+) -> None:
+    found = {"passed": [], "passed with reservations": ["length: it leans", "drift: worse"], "failed": []}[verdict]
+    reasons = ["it beats nothing"] if verdict == "failed" else []
+    last = audit(1, 0.8, True).model_copy(update={"verdict": verdict, "warnings": found, "reasons": reasons})
+    worst = {"passed": "", "passed with reservations": "length: it leans", "failed": "it beats nothing"}[verdict]
+    badge = f'<span class="badge {tone}">{verdict}</span>'
+    badge += f' <small class="worst">{worst}</small>' if worst else ""
+    assert render_audit(last, "mine", "0.1").count(badge) == 1
+    html = render(summary.model_copy(update={"audits": [audit(1, 0.8, True), last]}), samples)
+    panel = html.split("<h3>Reward</h3>")[1].split("</article>")[0]  # of the last audit, whatever it says
+    assert badge in panel
+    assert html.count(badge) >= 2
 
 
 def test_page_loads_nothing(summary: Summary, samples: list[Sample]) -> None:

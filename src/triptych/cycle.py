@@ -33,6 +33,7 @@ from triptych.instruct.finetuning import Finetuning, finetune
 from triptych.pipeline.artifact import Artifact, write_whole
 from triptych.pipeline.runner import Runner
 from triptych.pipeline.stage import Stage
+from triptych.progress import Progress
 from triptych.recipe import AuditSection, JudgedLabelling, Recipe, settings
 from triptych.reward.audit.stage import Audit, audit
 from triptych.reward.ensemble import EnsembleReward
@@ -147,7 +148,7 @@ def reward_of_round(recipe: Recipe, runner: Runner, family: Family, this: Round,
     earlier = family.rounds[-2] if this.number > 1 else None
     this.feedback = collect(recipe, runner, this.number, champion, data, judge, earlier)
     reward_round(recipe, runner, this, earlier, base, champion, data)
-    require(this.audit, recipe.reward.audit)
+    require(this.audit, recipe.reward.audit, runner.progress)
 
 
 def improve_and_gate(
@@ -337,7 +338,7 @@ def independent_judge(
         {"reward": scorer, "share": "judge_heldout"}, {"reward": model},
     ))
     family.judges = [model, audited]
-    require(audited, recipe.reward.audit)
+    require(audited, recipe.reward.audit, runner.progress)
     return scorer
 
 
@@ -422,14 +423,28 @@ def improvement(
     return Stage(f"{name}/improve", METHODS[type(config)], config, inputs, tools, {"reward": reward})
 
 
-def require(audited: Artifact | None, config: AuditSection) -> None:
-    """Stops the run where a reward model may not train anything."""
-    if audited is not None and config.required and not audited.metrics["passed"]:
-        reasons = "; ".join(audited.metrics["reasons"])
+def require(audited: Artifact | None, config: AuditSection, progress: Progress) -> None:
+    """Says what the audit found amiss, and stops the run where a reward model may not train anything.
+
+    Raises:
+        AuditError: it failed, and must not.
+    """
+    if audited is None:
+        return
+    reasons, warnings = "; ".join(audited.metrics["reasons"]), audited.metrics["warnings"]
+    if reasons and config.required:
         raise AuditError(
             f"{audited.name}: the reward model may not train anything: {reasons}. To go on all the same, give "
             "--allow-failed-audit (or set reward.audit.required: false); the release will say so"
         )
+    if reasons:
+        progress.say(
+            f"{audited.name}: FAILED, and the reward model is used all the same (reward.audit.required: false): "
+            f"{reasons}"
+        )
+    elif warnings:
+        more = f" (and {len(warnings) - 1} more in the report)" if len(warnings) > 1 else ""
+        progress.say(f"{audited.name}: {audited.metrics['verdict']}: {warnings[0]}{more}")
 
 
 def measure_all(recipe: Recipe, runner: Runner, family: Family, judge: Scorer) -> None:

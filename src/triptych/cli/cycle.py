@@ -240,6 +240,9 @@ def _show_outcome(summary: Summary, folder: Path) -> None:
     out.print(Text("\n" + found.text, f"bold {tone}"), soft_wrap=True)
     for missed in summary.verdict.missed if summary.verdict else ():
         out.print(Text("missed: ", "yellow") + Text(missed), soft_wrap=True)
+    if summary.audits and (audit := summary.audits[-1]).worst:
+        tone = "yellow" if audit.passed else "bold red"
+        out.print(Text(f"reward model {audit.verdict}: ", tone) + Text(audit.worst or ""), soft_wrap=True)
     say(f"report   {folder / 'report.html'}")
     if summary.release:
         say(f"release  {folder / summary.release}")

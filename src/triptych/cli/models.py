@@ -246,8 +246,10 @@ def audit(
         low, high = record.leads[name].interval
         table.add_row(name, f"{accuracy:.1%}", f"lead {100 * low:+.1f} to {100 * high:+.1f} points")
     out.print(table)
+    say(f"{record.verdict}: {record.worst}" if record.worst else record.verdict)
     for warning in record.warnings:
-        say(f"note: {warning}")
+        if warning != record.worst:
+            say(f"note: {warning}")
     say(str(output / "audit.html"))
     if not record.passed:
         raise AuditError(f"{reward} failed its audit: " + "; ".join(record.reasons))

@@ -79,7 +79,7 @@ def _result(manifest: Path) -> str:
     if "decision" in metrics:
         return f"{metrics['decision']}, win rate {metrics['win_rate']:.1%}"
     if "accuracy" in metrics:
-        return f"accuracy {metrics['accuracy']:.1%}, {'passed' if metrics['passed'] else 'not passed'}"
+        return f"accuracy {metrics['accuracy']:.1%}, {metrics['verdict']}"
     if "score" in metrics:
         return f"score {metrics['score']:.3f}"
     if metrics.get("bits_per_byte") is not None:

@@ -55,7 +55,7 @@ def render(summary: Summary, samples: Sequence[Sample]) -> str:
         samples=samples,
         headline=headline(summary),
         champion=next((model for model in summary.models if model.champion), None),
-        reward=next((audit for audit in reversed(summary.audits) if audit.passed), None),
+        reward=summary.audits[-1] if summary.audits else None,
         tasks=_tasks(summary.models),
         score_charts=_score_charts(summary),
         rounds=[(round_, *_round_charts(round_)) for round_ in summary.rounds],

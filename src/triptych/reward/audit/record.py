@@ -10,6 +10,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict
 
 Interval = tuple[float, float]
+AuditVerdict = Literal["passed", "passed with reservations", "failed"]
 
 
 class Row(BaseModel):
@@ -32,6 +33,13 @@ class Bin(Row):
     confidence: float
     accuracy: float
     count: int
+
+
+class TrivialRule(Row):
+    """One of the rules that a reward model is compared with, and its accuracy on the same comparisons."""
+
+    name: str
+    accuracy: float
 
 
 class Lead(Row):
@@ -168,6 +176,7 @@ class AuditRecord(Row):
         accuracy: share of held-out comparisons ordered as labelled, intervals clustered by prompt.
         baselines: the same accuracy for trivial rules: "random", "longer wins", "shorter wins", and "bag of words"
             where the training comparisons are known.
+        best_trivial: the most accurate of these, the bag of words included.
         leads: how far the accuracy is above each of them.
         person: beside one of the people; None where comparisons have not several votes.
         by_group: by section, subset, task and source.
@@ -176,8 +185,10 @@ class AuditRecord(Row):
         length_correlation: Spearman correlation of reward and answer length.
         when_longer, when_shorter: accuracy where the longer (shorter) answer is the preferred one.
         length: what more length has to do with it; None where all answers are as long.
-        warnings: what does not stop the run and should be looked at.
-        passed: whether this reward model may train anything; `reasons` says why not.
+        verdict: "failed" where this reward model may not train anything; "passed with reservations" where there are
+            warnings.
+        reasons: why it failed, the worst first.
+        warnings: what does not stop the run and should be looked at, the worst first.
     """
 
     comparisons: int
@@ -185,6 +196,7 @@ class AuditRecord(Row):
     accuracy: float
     interval: Interval
     baselines: dict[str, float]
+    best_trivial: TrivialRule | None = None
     leads: dict[str, Lead] = {}
     person: Person | None = None
     by_group: dict[str, TaskScore]
@@ -198,6 +210,16 @@ class AuditRecord(Row):
     perturbations: list[Perturbation] = []
     consistency: list[Consistency] = []
     drift: list[Drift] = []
+    verdict: AuditVerdict
+    reasons: list[str] = []
     warnings: list[str] = []
-    passed: bool
-    reasons: list[str]
+
+    @property
+    def passed(self) -> bool:
+        """Whether this reward model may train something."""
+        return self.verdict != "failed"
+
+    @property
+    def worst(self) -> str | None:
+        """The worst finding; None where nothing is amiss."""
+        return next(iter(self.reasons + self.warnings), None)

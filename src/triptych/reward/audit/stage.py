@@ -21,7 +21,7 @@ from triptych.reward.audit.consistency import consistency
 from triptych.reward.audit.drift import drift
 from triptych.reward.audit.length import blind_side, leaning, length_bias, spearman
 from triptych.reward.audit.perturbations import perturbations
-from triptych.reward.audit.record import AuditRecord, Calibration
+from triptych.reward.audit.record import AuditRecord, Calibration, TrivialRule
 from triptych.reward.audit.words import bag_of_words
 
 TRAINING = {"heldout": "reward", "judge_heldout": "judge"}
@@ -122,13 +122,15 @@ def measured(
     rules = trivial(rows)
     if evidence.training:
         rules[BAG_OF_WORDS] = bag_of_words(evidence.training, rows)
+    baselines = {name: sum(rule) / len(rule) for name, rule in rules.items()}
+    best = max(baselines, key=lambda name: baselines[name])
     accuracy, interval = mean_interval(right, prompts)
     sure = [] if unit is None else [unit * difference for difference in differences]
     bins, error = reliability(sure)
     scores = [score for pair in zip(chosen, rejected, strict=True) for score in pair]
     return AuditRecord(
         comparisons=len(rows), prompts=len(set(prompts)), accuracy=accuracy, interval=interval,
-        baselines={name: sum(rule) / len(rule) for name, rule in rules.items()},
+        baselines=baselines, best_trivial=TrivialRule(name=best, accuracy=baselines[best]),
         leads=leads(right, rules, prompts),
         person=beside_a_person(rows, right),
         by_group=by_group(rows, right),
@@ -137,7 +139,7 @@ def measured(
         when_longer=_mean([r for r, rule in zip(right, rules["longer wins"], strict=True) if rule == 1.0]),
         when_shorter=_mean([r for r, rule in zip(right, rules["longer wins"], strict=True) if rule == 0.0]),
         length=length_bias(rows, right, differences),
-        passed=False, reasons=["not judged"],
+        verdict="failed", reasons=["not judged"],
     )
 
 
@@ -148,7 +150,8 @@ def judged(record: AuditRecord, config: Audit) -> AuditRecord:
     difference, over prompts, must be above `least_margin`. A small sample has a wide interval and so does not pass
     by luck; several such tests that must all hold are no easier to pass than one (Berger 1982). The bag of words is
     no trivial rule but a model that has learnt from the same labels: it must not be proved better, the upper end of
-    the interval below 0, and a model that is not proved better than it passes with a warning.
+    the interval below 0, and a model that is not proved better than it passes with a warning. A warning is a
+    reservation, and is told wherever the verdict is.
     """
     reasons = []
     if record.prompts < config.least_prompts:
@@ -175,8 +178,8 @@ def judged(record: AuditRecord, config: Audit) -> AuditRecord:
         "allowed; look at the padding and end tokens in config.json and tokenizer_config.json"
         for row in broken
     ]
-    record.reasons, record.passed = reasons, not reasons
-    record.warnings = _warnings(record)
+    record.reasons, record.warnings = reasons, _warnings(record)
+    record.verdict = "failed" if reasons else "passed with reservations" if record.warnings else "passed"
     return record
 
 
@@ -199,18 +202,13 @@ def _not_ahead(record: AuditRecord, name: str, margin: float) -> str:
 
 
 def _warnings(record: AuditRecord) -> list[str]:
+    """What to look at, from what spoils a policy most to what spoils it least."""
     found = []
     if side := blind_side(record):
         found.append(
             f"length: it is right on only {side[1]:.1%} of comparisons where the {side[0]} answer is preferred, less "
             "often than a coin: it follows the length there, or most of these labels are wrong; add comparisons in "
             f"which the {side[0]} answer is the better one"
-        )
-    words = record.leads.get(BAG_OF_WORDS)
-    if words and words.interval[0] <= 0:
-        found.append(
-            f"bag of words: it is not proved better than counting words, {record.accuracy:.1%} and "
-            f"{record.baselines[BAG_OF_WORDS]:.1%}; what it rewards may be words rather than what they say"
         )
     if record.length and (liked := leaning(record.length)):
         found.append(
@@ -219,17 +217,23 @@ def _warnings(record: AuditRecord) -> list[str]:
             f"{record.when_longer:.1%} where the longer answer is preferred and on {record.when_shorter:.1%} where the "
             "shorter is; add comparisons where length and quality disagree"
         )
-    found += [
-        f"perturbation: '{row.name}' {row.rule}, and goes the wrong way on {row.wrong:.0%} of {row.answers} answers"
-        for row in record.perturbations if row.interval[0] > 0.5
-    ]
-    if record.calibration and record.calibration.error > max(0.1, 2 * record.calibration.chance_error):
-        found.append(_miscalibrated(record, record.calibration))
+    words = record.leads.get(BAG_OF_WORDS)
+    if words and words.interval[0] <= 0:
+        found.append(
+            f"bag of words: it is not proved better than counting words, {record.accuracy:.1%} and "
+            f"{record.baselines[BAG_OF_WORDS]:.1%}; what it rewards may be words rather than what they say"
+        )
     found += [
         f"drift: it orders {row.comparisons} comparisons worse than its predecessor, {row.accuracy:.1%} and "
         f"{row.predecessor:.1%}"
         for row in record.drift if row.lead_interval[1] < 0
     ]
+    found += [
+        f"perturbation: '{row.name}' {row.rule}, and goes the wrong way on {row.wrong:.0%} of {row.answers} answers"
+        for row in sorted(record.perturbations, key=lambda row: -row.wrong) if row.interval[0] > 0.5
+    ]
+    if record.calibration and record.calibration.error > max(0.1, 2 * record.calibration.chance_error):
+        found.append(_miscalibrated(record, record.calibration))
     return found
 
 
