@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 
 from triptych.data.files import read_comparisons, write
-from triptych.data.splits import fraction
+from triptych.data.splits import split
 from triptych.engine.device import settle
 from triptych.engine.scoring import RewardModel, Scorer, scored
 from triptych.pipeline.stage import Desk
@@ -54,8 +54,7 @@ def world(run: Path, folder: Path) -> dict[str, Groups]:
     heldout = read_comparisons(feedback / "heldout.jsonl")
     shares = {
         "reward": read_comparisons(feedback / "reward.jsonl"),
-        "heldout": [row for row in heldout if fraction(row.prompt.key, SEED) < 0.5],
-        "test": [row for row in heldout if fraction(row.prompt.key, SEED) >= 0.5],
+        **split("benchmark: kinds", heldout, {"heldout": 0.5, "test": 0.5}, SEED),
     }
     judge, draw = ExactJudge(), random.Random(SEED)
     answers = {}

@@ -20,7 +20,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from triptych.data.files import read_comparisons, write
-from triptych.data.splits import fraction
+from triptych.data.splits import fraction, split
 from triptych.engine.device import settle
 from triptych.engine.scoring import RewardModel
 from triptych.intervals import mean_interval
@@ -53,9 +53,10 @@ def relabelled(rows: Sequence[Comparison], noise: float = 0.0, bias: float = 0.0
     found = []
     for place, row in enumerate(rows):
         first = scores[2 * place] > scores[2 * place + 1]
-        if fraction(f"bias {place} {row.prompt.key}", SEED) < bias and len(row.chosen) != len(row.rejected):
+        key = f"{place} {row.prompt.key}"
+        if fraction("benchmark: bias", key, SEED) < bias and len(row.chosen) != len(row.rejected):
             first = len(row.chosen) > len(row.rejected)
-        if fraction(f"flip {place} {row.prompt.key}", SEED) < noise:
+        if fraction("benchmark: flip", key, SEED) < noise:
             first = not first
         found.append(row if first else replace(row, chosen=row.rejected, rejected=row.chosen))
     return found
@@ -70,8 +71,8 @@ class Bench:
         self.scratch = scratch
         self.training = read_comparisons(feedback / "reward.jsonl")
         heldout = read_comparisons(feedback / "heldout.jsonl")
-        self.validation = [row for row in heldout if fraction(row.prompt.key, SEED) < 0.5]
-        self.test = [row for row in heldout if fraction(row.prompt.key, SEED) >= 0.5]
+        halves = split("benchmark: halves", heldout, {"validation": 0.5, "test": 0.5}, SEED)
+        self.validation, self.test = halves["validation"], halves["test"]
 
     def trained(self, name: str, rows: Rows, epochs: int) -> RewardModel:
         """A reward model with the quickstart's settings."""

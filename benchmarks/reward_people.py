@@ -66,7 +66,7 @@ class Bench:
         skipped: list[Fault] = []
         rows = [row for name in FILES for row in read_comparisons(work.DATA / "preferences" / name, skipped)]
         print(f"{len(rows)} comparisons, {len(skipped)} rows left out as wrong", flush=True)
-        self.parts = split(rows, SHARES, SEED)
+        self.parts = split("benchmark: people", rows, SHARES, SEED)
         self.start = folder / "start"
         self.start.mkdir(exist_ok=True)
         if not (self.start / "model").exists():

@@ -173,9 +173,11 @@ def test_repeated_contradicting_and_leaking_rows_are_noted(tmp_path: Path) -> No
             file.write(json.dumps(row | {"chosen": "Yes.", "rejected": "No." if i % 2 else "Not so."}) + "\n")
     found = check.check(path)
     assert found.problems == []
-    removed, repeated, contradicting = found.notes
-    assert removed == "264 comparisons have a held-out prompt and are removed"  # 100 + 100 + 64 prompts
-    assert repeated.startswith(f"{tmp_path}/preferences.jsonl:1002: 1 comparison repeated exactly")
+    repeated, removed, contradicting = found.notes
+    assert repeated == "1 comparisons are exact repetitions and are left out (preferences.jsonl:1002)"
+    assert removed.startswith(  # 100 + 100 + 64 prompts
+        "264 comparisons have a prompt that is held out for test, gate or validation, and are left out (preferences.jso"
+    )
     assert contradicting.startswith(f"{tmp_path}/preferences.jsonl:1003: 1 pair of comparisons contradicting")
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from triptych.data import files, splits
+from triptych.data import files
 from triptych.errors import DataError, Fault
 from triptych.records import Comparison, Conversation, Document, Message, Prompt, Rating, user
 
@@ -399,65 +399,6 @@ def test_real_comparisons_with_roles_out_of_order_are_named_and_can_be_skipped()
     with pytest.raises(DataError) as caught:
         files.read_comparisons(path)
     assert list(caught.value.faults) == skipped
-
-
-def asked(count: int) -> list[Prompt]:
-    return [Prompt(user(f"question {number}")) for number in range(count)]
-
-
-def test_fraction_is_uniform_and_fixed():
-    places = [splits.fraction(str(number), 0) for number in range(4000)]
-    assert all(0 <= place < 1 for place in places)
-    assert abs(sum(places) / 4000 - 0.5) < 4 * (1 / 12 / 4000) ** 0.5
-    # From the definition: the first 53 bits of sha256("7:key").
-    assert splits.fraction("key", 7) == 0.4469623401400372
-    assert splits.fraction("key", 7) != splits.fraction("key", 8)
-
-
-def test_a_prompt_is_in_one_split_whatever_the_order():
-    rows = [Conversation(prompt, answer) for prompt in asked(1000) for answer in ("a", "b")]
-    shares = {"train": 0.8, "none": 0.0, "test": 0.15, "judge": 0.05}
-    parts = splits.split(rows, shares, seed=3)
-    keys = {name: {row.prompt.key for row in part} for name, part in parts.items()}
-    assert sum(map(len, keys.values())) == len(set().union(*keys.values())) == 1000
-    assert sum(map(len, parts.values())) == 2000
-    assert parts["none"] == []
-    for name, share in shares.items():
-        assert abs(len(keys[name]) - 1000 * share) <= 4 * (1000 * share * (1 - share)) ** 0.5
-    shuffled = random.Random(0).sample(rows, len(rows))
-    again = splits.split(shuffled[:1500], shares, seed=3)
-    assert all({row.prompt.key for row in part} <= keys[name] for name, part in again.items())
-    assert splits.split(rows, shares, seed=4) != parts
-    with pytest.raises(ValueError, match="add up to 1"):
-        splits.split(rows, {"train": 0.5}, seed=0)
-
-
-def test_duplicates_go_and_the_order_stays():
-    a, b = asked(2)
-    rating = Rating(a, "x", {"help": 1.0, "truth": 2.0})
-    assert splits.deduplicate([b, a, b, Prompt(b.messages, task="t")]) == (
-        [b, a, Prompt(b.messages, task="t")],
-        1,
-    )
-    assert splits.deduplicate([rating, Rating(a, "x", {"truth": 2.0, "help": 1.0})]) == ([rating], 1)
-
-
-def test_contradictions_are_the_same_pair_labelled_both_ways():
-    a, b = asked(2)
-    one, other = Comparison(a, "x", "y"), Comparison(a, "y", "x")
-    assert splits.contradictions([one, Comparison(b, "y", "x"), Comparison(a, "x", "z"), other]) == [
-        (one, other)
-    ]
-    assert splits.contradictions([one, one]) == []
-
-
-def test_held_out_prompts_leave_training():
-    history = (Message("user", "Q?"), Message("assistant", "A"), Message("user", "What  is IT?"))
-    train = [Conversation(Prompt(user(text)), "a") for text in ("what is it", "What is that?", "!?", "?!")]
-    kept, removed = splits.decontaminate(train, [Prompt(history), Prompt(user("!?"))])
-    # Turns without words are compared whole, not as the empty text that they normalise to.
-    assert [row.prompt.messages[0].content for row in kept] == ["What is that?", "?!"]
-    assert removed == 2
 
 
 def test_rows_of_our_own_are_whole_whatever_a_model_wrote_in_them(tmp_path: Path) -> None:

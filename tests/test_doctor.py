@@ -60,14 +60,6 @@ def test_a_finding_says_what_where_why_and_what_to_do() -> None:
     assert str(finding) == "a.jsonl:3: it leaks; that is bad; mend it"
 
 
-def test_repetitions(tmp_path: Path) -> None:
-    good = preferences()
-    finding = the_one(found(tmp_path, [*good, good[4], good[6], good[4]]), "repeated")
-    assert finding.what == f"3 comparisons repeated exactly (this one stands at {tmp_path}/preferences.jsonl:5 already)"
-    assert finding.where == f"{tmp_path}/preferences.jsonl:1001"
-    assert not finding.stops
-
-
 def test_contradictions(tmp_path: Path) -> None:
     good = preferences()
     opposite = good[4] | {"chosen": good[4]["rejected"], "rejected": good[4]["chosen"]}
@@ -107,29 +99,6 @@ def test_labels_that_are_length(tmp_path: Path) -> None:
     assert not any(
         finding.stops for finding in found(tmp_path / "other", preferences(2000)[::2], "reward.audit.required=false")
     )
-
-
-def test_prompts_that_are_trained_on_and_held_out(tmp_path: Path) -> None:
-    """A prompt that differs in case and punctuation falls into a split of its own."""
-    twins = [row | {"prompt": row["prompt"].upper().replace("?", " ?")} for row in preferences()]
-    findings = [finding for finding in found(tmp_path, [*preferences(), *twins]) if "trained on too" in finding.what]
-    assert len(findings) == 2  # the reward model's, the judge's
-    assert all(finding.stops for finding in findings)
-    file, line = findings[0].where.rsplit(":", 1)
-    here = json.loads(Path(file).read_text().splitlines()[int(line) - 1])["prompt"]
-    there = findings[0].what.split("(here that of ")[1].rstrip(")").rsplit(":", 1)
-    twin = json.loads(Path(there[0]).read_text().splitlines()[int(there[1]) - 1])["prompt"]
-    assert here != twin
-    assert here.lower().replace(" ?", "?") == twin.lower().replace(" ?", "?")
-
-
-def test_a_few_shared_prompts_are_only_noted() -> None:
-    many = [Comparison(Prompt(user(f"Which is {i}?")), "Yes.", "No.") for i in range(100)]
-    train, held = many[:50], [*many[50:], Comparison(Prompt(user("WHICH IS 3")), "Yes.", "No.")]
-    (finding,) = doctor.look_at_split(train, held, {train[3]: Located("a.jsonl", 4, train[3])})
-    assert "1 of 51 held-out comparisons" in finding.what
-    assert "(here that of a.jsonl:4)" in finding.what
-    assert not finding.stops
 
 
 def test_answers_that_the_context_cuts(tmp_path: Path) -> None:

@@ -114,7 +114,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-FAST = {"epochs": 4, "batch": 16, "learning_rate": 1e-2}
+FAST = {"epochs": 6, "batch": 8, "learning_rate": 3e-3}
 CAT, DOG, NEITHER = "a cat saw a mat", "a mat saw a dog", "a mat saw a mat"
 
 

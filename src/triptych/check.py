@@ -35,7 +35,7 @@ from triptych.costs import (
     matrix_rate,
 )
 from triptych.data import files
-from triptych.data.intake import take_in
+from triptych.data.intake import left_out, take_in
 from triptych.data.lengths import LengthReport, tokenized
 from triptych.data.template import prompt_tokens
 from triptych.engine import models
@@ -235,15 +235,7 @@ def split_data(recipe: Recipe, folder: Path, findings: Findings) -> Mapping[str,
 
 def judge_splits(recipe: Recipe, counts: Mapping[str, int], findings: Findings) -> None:
     """What the counts of the intake mean for the run."""
-    explained = {
-        "duplicate_conversations": "conversations are exact repetitions and are left out",
-        "prompts_removed": "prompts to improve on are also held out and are removed from training",
-        "conversations_removed": "conversations have a held-out prompt and are removed from training",
-        "comparisons_removed": "comparisons have a held-out prompt and are removed",
-        "ratings_removed": "ratings have a held-out prompt and are removed",
-    }
-    findings.notes += [f"{counts[name]:,} {what}" for name, what in explained.items() if counts[name]]
-
+    findings.notes += left_out(counts)
     needed = least(level(recipe.gate.error, failures=0))
     for name in ("test", "gate"):
         count = counts[f"prompts_{name}"]
@@ -266,6 +258,12 @@ def judge_splits(recipe: Recipe, counts: Mapping[str, int], findings: Findings) 
         )
     if counts["prompts_improve"] == 0:
         findings.problems.append("no prompt is left to improve on once those for measuring are set apart: give more")
+    if recipe.growing and counts["feedback_prompts_removed"]:
+        (findings.notes if counts["prompts_feedback"] else findings.problems).append(
+            f"{counts['feedback_prompts_removed']:,} of {counts['prompts_improve']:,} prompts to improve on are not "
+            "asked for feedback, for the gate's judge has comparisons of them; give improve.prompts of their own, or "
+            "lower gate.judge.share_of_feedback"
+        )
     if recipe.base.train is not None and counts["text"] == 0:
         findings.problems.append("base.text: no document is left to train on once one is held out: give more text")
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from triptych.data import files
 from triptych.data.lengths import tokenized
-from triptych.data.splits import contradictions, normalised
+from triptych.data.splits import contradictions
 from triptych.data.template import answer_tokens, end_token, ending, prompt_tokens
 from triptych.engine.models import load_tokenizer
 from triptych.engine.scoring import RewardModel, Scorer
@@ -29,8 +29,6 @@ LENGTH_SHARE = 0.55
 """A share of labels that one rule of length explains, at the near end of its interval, from which it is noted."""
 POSITION_SHARE = 0.9
 """From this share on, where an answer stood explains the labels, and what it says does not."""
-LEAKED_SHARE = 0.05
-"""More held-out comparisons than this share whose prompt is trained on, and the audit means nothing."""
 COARSE = 0.15
 """A smallest lead that an audit can show, from which it is noted."""
 SCORED = 16
@@ -68,7 +66,6 @@ def diagnose(recipe: Recipe, folder: Path, tokenizer: Any | None) -> Iterator[Fi
     for learnt, measured, section, config in learners:
         training, heldout = (_split(folder / f"{name}.jsonl") for name in (learnt, measured))
         what = "the gate's judge" if learnt == "judge" else "the reward model"
-        yield from look_at_split(training, heldout, places)
         yield from look_at_count(heldout, what, audit.least_prompts, audit.least_margin, audit.required)
         if tokenizer is not None and config is not None:
             yield from look_at_lengths([places[row] for row in training], tokenizer, section, config)
@@ -115,25 +112,11 @@ def locate(sources: Sequence[str | Path]) -> list[Located]:
 
 def look_at_comparisons(rows: Sequence[Located]) -> Iterator[Finding]:
     """What is wrong with comparisons as they stand in their files."""
-    yield from repeated(rows)
     yield from contradicting(rows)
     for file in dict.fromkeys(located.file for located in rows):
         part = [located for located in rows if located.file == file]
         yield from one_sided(part)
         yield from explained_by_length(part)
-
-
-def repeated(rows: Sequence[Located]) -> Iterator[Finding]:
-    """Exact repetitions."""
-    first: dict[Comparison, Located] = {}
-    again = [(first[located.row], located) for located in rows if first.setdefault(located.row, located) is not located]
-    if again:
-        earlier, later = again[0]
-        yield Finding(
-            f"{_count(len(again), 'comparison')} repeated exactly (this one stands at {earlier} already)", str(later),
-            "a repetition would count twice in training and make intervals too sure",
-            "they are left out; nothing need be done",
-        )
 
 
 def contradicting(rows: Sequence[Located]) -> Iterator[Finding]:
@@ -180,24 +163,6 @@ def explained_by_length(rows: Sequence[Located]) -> Iterator[Finding]:
             rows[0].file, "a reward model learns the length first, and a policy then learns it from the reward model",
             f"add comparisons in which the {'shorter' if rule == 'longer' else 'longer'} answer is better, and look at "
             "the audit's length section",
-        )
-
-
-def look_at_split(
-    training: Sequence[Comparison], heldout: Sequence[Comparison], places: Mapping[Comparison, Located]
-) -> Iterator[Finding]:
-    """Held-out comparisons whose prompt is trained on but for case, punctuation and spaces."""
-    trained = {_alike(row.prompt): row for row in training}
-    shared = [(trained[_alike(row.prompt)], row) for row in heldout if _alike(row.prompt) in trained]
-    if shared:
-        one, other = shared[0]
-        share = len(shared) / len(heldout)
-        yield Finding(
-            f"{len(shared):,} of {len(heldout):,} held-out comparisons have a prompt that is trained on too, but for "
-            f"case and punctuation (here that of {places.get(one, 'the training comparisons')})",
-            str(places.get(other, "the held-out comparisons")),
-            "what was learnt is then measured as if it were new, and the audit is too kind",
-            "write such prompts alike, or take one of them out", stops=share > LEAKED_SHARE,
         )
 
 
@@ -361,12 +326,6 @@ def _shown(tokenizer: Any, prompt: Prompt) -> str:
     tokens = [*prompt_tokens(tokenizer, prompt.messages), *answer_tokens(tokenizer, "Fine.")[:-1], end_token(tokenizer)]
     text: str = tokenizer.decode(tokens, clean_up_tokenization_spaces=False)
     return text
-
-
-def _alike(prompt: Prompt) -> tuple[str, ...]:
-    """All turns but for case, punctuation and spaces; where nothing else is left, the turns as they are."""
-    turns = [(turn.role, normalised(Prompt(user(turn.content))) or turn.content) for turn in prompt.messages]
-    return tuple(part for turn in turns for part in turn)
 
 
 def _count(number: int, what: str) -> str:

@@ -227,7 +227,7 @@ def audit(
     trained = [row for path in training or () for row in read_comparisons(path)]
     rows, shared = decontaminate(rows, trained)
     if shared:
-        say(f"note: {shared:,} comparisons have a prompt of the training comparisons and are left out")
+        say(f"note: {len(shared):,} comparisons have a prompt of the training comparisons and are left out")
     if not rows:
         raise AuditError("no comparison is left: every prompt of --data is one of --training")
     settle()

@@ -163,14 +163,18 @@ def read_documents(source: str | Path, skipped: list[Fault] | None = None) -> li
     return _read(source, _document, skipped, TEXT)
 
 
-def read_conversations(source: str | Path, skipped: list[Fault] | None = None) -> list[Conversation]:
-    """Reads `{"messages"}` or `{"prompt", "completion"}` rows; see :func:`read_documents`."""
-    return _read(source, _conversation, skipped)
+def read_conversations(
+    source: str | Path, skipped: list[Fault] | None = None, lines: list[int] | None = None
+) -> list[Conversation]:
+    """Reads `{"messages"}` or `{"prompt", "completion"}` rows; see :func:`read_comparisons`."""
+    return _read(source, _conversation, skipped, lines=lines)
 
 
-def read_prompts(source: str | Path, skipped: list[Fault] | None = None) -> list[Prompt]:
-    """Reads `{"prompt"}` rows with optional `reference` and `task`; see :func:`read_documents`."""
-    return _read(source, _prompt, skipped)
+def read_prompts(
+    source: str | Path, skipped: list[Fault] | None = None, lines: list[int] | None = None
+) -> list[Prompt]:
+    """Reads `{"prompt"}` rows with optional `reference` and `task`; see :func:`read_comparisons`."""
+    return _read(source, _prompt, skipped, lines=lines)
 
 
 def read_comparisons(
@@ -184,9 +188,11 @@ def read_comparisons(
     return _read(source, _comparison, skipped, lines=lines)
 
 
-def read_ratings(source: str | Path, skipped: list[Fault] | None = None) -> list[Rating]:
-    """Reads `{"prompt", "response", "scores"}` rows; see :func:`read_documents`."""
-    return _read(source, _rating, skipped)
+def read_ratings(
+    source: str | Path, skipped: list[Fault] | None = None, lines: list[int] | None = None
+) -> list[Rating]:
+    """Reads `{"prompt", "response", "scores"}` rows; see :func:`read_comparisons`."""
+    return _read(source, _rating, skipped, lines=lines)
 
 
 def read_questions(source: str | Path, skipped: list[Fault] | None = None) -> list[Question]:
@@ -199,9 +205,14 @@ def read_verdicts(source: str | Path, skipped: list[Fault] | None = None) -> lis
     return _read(source, _verdict, skipped)
 
 
+def has_lines(path: Path) -> bool:
+    """Whether a file is there, and not empty."""
+    return path.exists() and path.stat().st_size > 0
+
+
 def read_any(path: Path, reader: Callable[[Path], list[R]]) -> list[R]:
     """What a reader finds in a file that may be empty, or not be there yet."""
-    return reader(path) if path.exists() and path.stat().st_size else []
+    return reader(path) if has_lines(path) else []
 
 
 def json_line(record: Record) -> str:

@@ -1,26 +1,51 @@
 """The user's own files, read once: checked, deduplicated, split by prompt, and written as the cycle's data.
 
-What proves is set apart first: the test, gate and validation prompts, and the held-out comparisons. A training
-row that has one of these prompts is then removed, so that nothing is measured on what was learnt.
+What proves is set apart first: the test, gate and validation prompts, then the held-out comparisons and ratings. A
+training row whose prompt asks the same, in its normal form, is removed, so that nothing is measured on what was learnt.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 from pydantic import Field
 
 from triptych.configuration import Config
 from triptych.data import files
-from triptych.data.splits import contradictions, decontaminate, deduplicate, fraction, split
+from triptych.data.separation import require_apart
+from triptych.data.splits import (
+    Asked,
+    contradictions,
+    decontaminate,
+    deduplicate,
+    form,
+    fraction,
+    prompt_of,
+    share_of,
+)
 from triptych.errors import DataError, Fault
 from triptych.pipeline.stage import Desk, Metrics
 from triptych.records import Comparison, Conversation, Document, Prompt, Rating
 
-R = TypeVar("R", Document, Conversation, Prompt, Comparison, Rating)
-A = TypeVar("A", Conversation, Comparison, Rating)
+A = TypeVar("A", bound=Asked)
+
+EXAMPLES = 3
+"""How many lines of what was left out are named."""
+HELD_OUT = "have a prompt that is held out for test, gate or validation, and are left out"
+WHY = {
+    "duplicate_conversations": "conversations are exact repetitions and are left out",
+    "duplicate_comparisons": "comparisons are exact repetitions and are left out",
+    "duplicate_ratings": "ratings are exact repetitions and are left out",
+    "duplicate_prompts": "prompts have the same turns as an earlier one and are left out",
+    "prompts_removed": "prompts ask the same as one that is held out for test, gate or validation, and are left out",
+    "conversations_removed": f"conversations {HELD_OUT}",
+    "comparisons_removed": f"comparisons {HELD_OUT}",
+    "ratings_removed": f"ratings {HELD_OUT}",
+    "demonstrations_removed": "conversations have the prompt of a held-out comparison or rating, and are left out",
+}
+"""What the counts in the stage's metrics are of."""
 
 
 class Intake(Config):
@@ -49,95 +74,149 @@ class Intake(Config):
 
 
 def take_in(desk: Desk, config: Intake, sources: Mapping[str, str | Path]) -> Metrics:
-    """Reads every file and writes the cycle's data.
+    """Reads every file and writes the cycle's data; says what was left out, why, and in which lines it stands.
 
     Raises:
         DataError: every wrong row of every file, unless they are to be skipped.
+        RunError: a prompt to measure on would be trained on; see `separation`.
     """
     found = read_all(config, sources)
     for fault in found.skipped:
         desk.progress.say(f"left out: {fault}")
     metrics: Metrics = {"wrong_rows_left_out": len(found.skipped)}
-    conversations, metrics["duplicate_conversations"] = deduplicate(found.conversations)
-    comparisons, metrics["duplicate_comparisons"] = deduplicate(found.comparisons)
+    left: dict[str, Sequence[Asked]] = {}
+    conversations, left["duplicate_conversations"] = deduplicate(found.conversations)
+    comparisons, left["duplicate_comparisons"] = deduplicate(found.comparisons)
+    ratings, left["duplicate_ratings"] = deduplicate(found.ratings)
+    prompts, left["duplicate_prompts"] = _of_different_turns(found.prompts)
     metrics["contradictions"] = len(contradictions(comparisons))
 
-    asked = found.prompts or [conversation.prompt for conversation in conversations]
-    unique = list({prompt.key: prompt for prompt in asked}.values())
-    measured = {"test": config.test, "gate": config.gate, "validation": config.validation}
-    ordered = sorted(unique, key=lambda prompt: fraction(f"hold out {prompt.key}", desk.seed))
-    held: list[Prompt] = []
-    for name, count in measured.items():
-        part = ordered[: max(1, min(count, len(unique) // 5))]
-        ordered = ordered[len(part) :]
-        held += part
-        files.write(desk.output / f"prompts_{name}.jsonl", part)
-        metrics[f"prompts_{name}"] = len(part)
-    if not ordered:
-        what = f"{len(unique)} different prompts are too few: some improve, others are held out for test, gate, curves"
+    asked = prompts or _of_different_turns(each.prompt for each in conversations)[0]
+    measured = set_apart(asked, config, desk.seed)
+    proving = [prompt for part in measured.values() for prompt in part]
+    own = {prompt.key for prompt in proving}
+    improve, left["prompts_removed"] = decontaminate([each for each in asked if each.key not in own], proving)
+    if not improve:
+        what = f"{len(asked)} different prompts are too few: some improve, others are held out for test, gate, curves"
         raise DataError([Fault("prompts", None, None, what)])
-    improve, removed = decontaminate(ordered, held)
-    conversations, removed_conversations = decontaminate(conversations, held)
-    comparisons, removed_comparisons = decontaminate(comparisons, held)
-    ratings, removed_ratings = decontaminate(found.ratings, held)
-    metrics |= {
-        "prompts_removed": removed,
-        "conversations_removed": removed_conversations,
-        "comparisons_removed": removed_comparisons,
-    }
-
-    parts = divided(conversations, {"heldout": 0.04, "train": 0.96}, desk.seed)
-    files.write(desk.output / "demonstrations.jsonl", parts["train"])
-    files.write(desk.output / "demonstrations_heldout.jsonl", parts["heldout"])
-    files.write(desk.output / "examples.jsonl", parts["train"][:12])
-    metrics["demonstrations"] = len(parts["train"])
+    conversations, left["conversations_removed"] = decontaminate(conversations, proving)
+    comparisons, left["comparisons_removed"] = decontaminate(comparisons, proving)
+    ratings, left["ratings_removed"] = decontaminate(ratings, proving)
 
     shares = {
         "reward": (1 - config.judge) * (1 - config.heldout), "heldout": (1 - config.judge) * config.heldout,
         "judge": config.judge * (1 - config.heldout), "judge_heldout": config.judge * config.heldout,
     }
-    for name, rows in divided(comparisons, shares, desk.seed).items() if comparisons else ():
-        files.write(desk.output / f"{name}.jsonl", rows)
-        metrics[f"comparisons_{name}"] = len(rows)
-    # By the same fractions of a prompt's key: it is in one share, whether compared or rated.
-    for name, rated in divided(ratings, shares, desk.seed).items() if ratings else ():
-        files.write(desk.output / f"ratings_{name}.jsonl", rated)
-        metrics[f"ratings_{name}"] = len(rated)
-    metrics["ratings_removed"] = removed_ratings
-    files.write(desk.output / "prompts_improve.jsonl", improve)
-    files.write(desk.output / "prompts_feedback.jsonl", improve)
-    metrics["prompts_improve"] = len(improve)
+    compared, rated = divided("feedback", (comparisons, ratings), shares, desk.seed)
+    parts: dict[str, Sequence[Asked]] = {**measured, **(compared if comparisons else {})}
+    parts |= {f"ratings_{name}": rows for name, rows in rated.items()} if ratings else {}
+    audited = [*compared["heldout"], *rated["heldout"], *compared["judge_heldout"], *rated["judge_heldout"]]
+    conversations, left["demonstrations_removed"] = decontaminate(conversations, audited)
+    if not conversations:
+        what = "none is left: every one has a prompt that is held out for measuring; give more, with other prompts"
+        raise DataError([Fault("conversations", None, None, what)])
+    (learnt,) = divided("conversations", (conversations,), {"heldout": 0.04, "train": 0.96}, desk.seed)
+    parts |= {"demonstrations": learnt["train"], "demonstrations_heldout": learnt["heldout"]}
+    judged = [*compared["judge"], *rated["judge"], *compared["judge_heldout"], *rated["judge_heldout"]]
+    feedback, left["feedback_prompts_removed"] = decontaminate(improve, judged)
+    parts |= {"prompts_improve": improve, "prompts_feedback": feedback}
 
+    require_apart(parts)
+    for name, rows in parts.items():
+        files.write(desk.output / f"{name}.jsonl", rows)
+        metrics[name if name.startswith(("prompts", "ratings", "demo")) else f"comparisons_{name}"] = len(rows)
+    files.write(desk.output / "examples.jsonl", learnt["train"][:12])
     if found.documents:
         text = split_text(found.documents, config.heldout, desk.seed)
         for name, documents in text.items():
             files.write(desk.output / f"{name}.jsonl", documents)
             metrics[name] = len(documents)
+    metrics |= {name: len(rows) for name, rows in left.items()}
+    metrics["left_out_lines"] = {
+        name: [found.places[id(prompt_of(row))] for row in rows[:EXAMPLES]] for name, rows in left.items() if rows
+    }
+    for line in left_out(metrics):
+        desk.progress.say(f"data: {line}")
     return metrics
 
 
-def divided(records: Sequence[A], shares: Mapping[str, float], seed: int) -> dict[str, list[A]]:
-    """The records split by prompt, no part empty: in small data chance may leave one without any.
+def left_out(metrics: Mapping[str, Any]) -> list[str]:
+    """What of the user's rows was left out, and why, with the first lines of each kind."""
+    lines = []
+    for name, why in WHY.items():
+        if metrics[name]:
+            places = ", ".join(metrics["left_out_lines"][name])
+            more = ", ..." if metrics[name] > EXAMPLES else ""
+            lines.append(f"{metrics[name]:,} {why} ({places}{more})")
+    return lines
+
+
+def set_apart(prompts: Sequence[Prompt], config: Intake, seed: int) -> dict[str, list[Prompt]]:
+    """The prompts of test, gate and validation, each at most a fifth of those that ask different things.
+
+    Of prompts with the same normal form one is taken, whatever their order.
+    """
+    groups: dict[str, Prompt] = {}
+    for prompt in prompts:
+        first = groups.setdefault(form(prompt), prompt)
+        groups[form(prompt)] = min(first, prompt, key=lambda each: each.key)
+    ordered = sorted(groups, key=lambda each: fraction("hold out prompts", each, seed))
+    parts = {}
+    for name, count in (("test", config.test), ("gate", config.gate), ("validation", config.validation)):
+        taken = ordered[: max(1, min(count, len(groups) // 5))]
+        ordered = ordered[len(taken) :]
+        parts[f"prompts_{name}"] = [groups[each] for each in taken]
+    return parts
+
+
+def divided(
+    purpose: str, kinds: Sequence[Sequence[A]], shares: Mapping[str, float], seed: int
+) -> list[dict[str, list[A]]]:
+    """Records of some kinds, each split by prompt: a prompt is in the same share in all kinds.
+
+    No part of a kind is empty, unless the whole of it is; in small data chance may leave one without any, which then
+    gets the first prompt of the largest.
 
     Raises:
         DataError: there are fewer prompts than parts.
     """
-    parts = split(records, shares, seed)
-    for name, share in shares.items():
-        if share > 0 and not parts[name]:
-            donor = max(parts.values(), key=len)
-            moved = donor[0].prompt.key if donor else ""
-            parts[name] = [record for record in donor if record.prompt.key == moved]
-            donor[:] = [record for record in donor if record.prompt.key != moved]
-            if not donor:
-                kind = type(records[0]).__name__.lower() + "s" if records else "conversations"
-                what = f"too few different prompts to divide into {', '.join(shares)}; give more of them"
-                raise DataError([Fault(kind, None, None, what)])
-    return parts
+    places = {form(record): "" for records in kinds for record in records}
+    places = {each: share_of(purpose, each, shares, seed) for each in places}
+    wanted = [name for name, share in shares.items() if share > 0]
+
+    def parts_of(records: Sequence[A]) -> dict[str, list[A]]:
+        parts: dict[str, list[A]] = {name: [] for name in shares}
+        for record in records:
+            parts[places[form(record)]].append(record)
+        return parts
+
+    for records in kinds:
+        for name in wanted if records else ():
+            parts = parts_of(records)
+            donor = max(parts.values(), key=lambda rows: len(set(map(form, rows))))
+            if not parts[name]:
+                places[form(donor[0])] = name
+    found = [parts_of(records) for records in kinds]
+    for records, parts in zip(kinds, found, strict=True):
+        if records and not all(parts[name] for name in wanted):
+            what = f"too few different prompts to divide into {', '.join(shares)}; give more of them"
+            raise DataError([Fault(f"{type(records[0]).__name__.lower()}s", None, None, what)])
+    return found
+
+
+def _of_different_turns(prompts: Iterable[Prompt]) -> tuple[list[Prompt], list[Prompt]]:
+    """The prompts of which no other has the same turns, or the first of those that have, and the others."""
+    first: dict[str, Prompt] = {}
+    repeated = [prompt for prompt in prompts if first.setdefault(prompt.key, prompt) is not prompt]
+    return list(first.values()), repeated
 
 
 class Found:
-    """Every record of every file, and the rows that were left out."""
+    """Every record of every file, and the rows that were left out.
+
+    Attributes:
+        places: the file and line of each record's prompt, by the prompt's identity: equal ones stand in several.
+    """
 
     def __init__(self) -> None:
         self.documents: list[Document] = []
@@ -146,6 +225,7 @@ class Found:
         self.ratings: list[Rating] = []
         self.prompts: list[Prompt] = []
         self.skipped: list[Fault] = []
+        self.places: dict[int, str] = {}
 
 
 def read_all(config: Intake, sources: Mapping[str, str | Path]) -> Found:
@@ -154,14 +234,22 @@ def read_all(config: Intake, sources: Mapping[str, str | Path]) -> Found:
     faults: list[Fault] = []
     skipped = found.skipped if config.wrong_rows == "skip" else None
 
-    def read(names: Sequence[str], reader: Callable[..., list[R]], into: list[R]) -> None:
+    def read(names: Sequence[str], reader: Callable[..., list[A]], into: list[A]) -> None:
         for name in names:
+            lines: list[int] = []
             try:
-                into += reader(sources[name], skipped)
+                rows = reader(sources[name], skipped, lines)
             except DataError as error:
                 faults.extend(error.faults)
+                continue
+            into += rows
+            found.places |= {id(prompt_of(row)): f"{name}:{line}" for row, line in zip(rows, lines, strict=True)}
 
-    read(config.text, files.read_documents, found.documents)
+    for name in config.text:
+        try:
+            found.documents += files.read_documents(sources[name], skipped)
+        except DataError as error:
+            faults.extend(error.faults)
     read(config.conversations, files.read_conversations, found.conversations)
     read(config.comparisons, files.read_comparisons, found.comparisons)
     read(config.ratings, files.read_ratings, found.ratings)
@@ -173,7 +261,7 @@ def read_all(config: Intake, sources: Mapping[str, str | Path]) -> Found:
 
 def split_text(documents: Sequence[Document], share: float, seed: int) -> dict[str, list[Document]]:
     """Documents for training and, at least one of them, held out; equal documents go the same way."""
-    ordered = sorted(documents, key=lambda document: fraction(document.text, seed))
+    ordered = sorted(documents, key=lambda document: fraction("hold out text", document.text, seed))
     count = max(1, round(share * len(documents)))
     heldout = {document.text for document in ordered[:count]}
     return {

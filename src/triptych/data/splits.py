@@ -1,12 +1,12 @@
-"""Which prompt belongs to which split: by the prompt's content, never by its place in a file."""
+"""Which prompt belongs to which split: by what it asks, never by its place in a file."""
 
 from __future__ import annotations
 
 import hashlib
-import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import TypeVar
 
+from triptych.data.normal_form import normalised
 from triptych.records import Comparison, Conversation, Prompt, Rating
 
 Asked = Prompt | Conversation | Comparison | Rating
@@ -20,44 +20,62 @@ def prompt_of(record: Asked) -> Prompt:
     return record if isinstance(record, Prompt) else record.prompt
 
 
-def fraction(key: str, seed: int) -> float:
-    """Where a key falls in [0, 1): uniform over keys, the same on every machine."""
-    first = hashlib.sha256(f"{seed}:{key}".encode()).digest()[:8]
+def form(record: Asked) -> str:
+    """The normal form of the record's prompt: prompts of the same form are never in two splits."""
+    return normalised(prompt_of(record))
+
+
+def fraction(purpose: str, key: str, seed: int) -> float:
+    """Where a key falls in [0, 1): uniform over keys, the same on every machine.
+
+    Args:
+        purpose: what is decided by it, a text that no other decision has. Two decisions by the same numbers are not
+            independent: of the keys below 0.85, 0.2 / 0.85 lie below 0.2, and of those above, none.
+        seed: another seed gives other numbers.
+    """
+    first = hashlib.sha256(f"{purpose}\n{seed}\n{key}".encode()).digest()[:8]
     # 53 bits are what a float holds: 64 would round the largest up to 1.0.
     return (int.from_bytes(first, "big") >> 11) / 2**53
 
 
-def split(records: Iterable[A], shares: Mapping[str, float], seed: int) -> dict[str, list[A]]:
-    """Deals records to splits by their prompt, so that a prompt is in exactly one split.
+def share_of(purpose: str, key: str, shares: Mapping[str, float], seed: int) -> str:
+    """The share that a key falls into.
+
+    Args:
+        shares: each one's name and size; they add up to 1.
+    """
+    if any(share < 0 for share in shares.values()) or abs(sum(shares.values()) - 1) > 1e-9:
+        raise ValueError(f"shares must be at least 0 and add up to 1, got {dict(shares)}")
+    *names, last = (name for name, share in shares.items() if share > 0)
+    place = fraction(purpose, key, seed)
+    for name in names:
+        if place < shares[name]:
+            return name
+        place -= shares[name]
+    return last
+
+
+def split(purpose: str, records: Iterable[A], shares: Mapping[str, float], seed: int) -> dict[str, list[A]]:
+    """Deals records to splits by their prompts' normal form, so that what asks the same is in exactly one split.
 
     Neither the order of the records nor the presence of others changes where a record goes.
 
     Args:
+        purpose: of the fractions by which they are dealt; see `fraction`.
         records: what to split; each split keeps their order.
         shares: each split's name and share; they add up to 1.
-        seed: another seed gives another split.
     """
-    if any(share < 0 for share in shares.values()) or abs(sum(shares.values()) - 1) > 1e-9:
-        raise ValueError(f"shares must be at least 0 and add up to 1, got {dict(shares)}")
-    names = [name for name, share in shares.items() if share > 0]
     parts: dict[str, list[A]] = {name: [] for name in shares}
     for record in records:
-        place = fraction(prompt_of(record).key, seed)
-        for name in names[:-1]:
-            if place < shares[name]:
-                break
-            place -= shares[name]
-        else:
-            name = names[-1]
-        parts[name].append(record)
+        parts[share_of(purpose, form(record), shares, seed)].append(record)
     return parts
 
 
-def deduplicate(records: Iterable[A]) -> tuple[list[A], int]:
-    """The records without exact repetitions, in their order, and how many were dropped."""
+def deduplicate(records: Iterable[A]) -> tuple[list[A], list[A]]:
+    """The records without exact repetitions, in their order, and the repetitions."""
     kept: list[A] = []
+    repeated: list[A] = []
     seen: set[object] = set()
-    dropped = 0
     for record in records:
         # A rating's scores are a mapping, which does not hash.
         what = (
@@ -65,12 +83,9 @@ def deduplicate(records: Iterable[A]) -> tuple[list[A], int]:
             if isinstance(record, Rating)
             else record
         )
-        if what in seen:
-            dropped += 1
-            continue
+        (repeated if what in seen else kept).append(record)
         seen.add(what)
-        kept.append(record)
-    return kept, dropped
+    return kept, repeated
 
 
 def contradictions(comparisons: Iterable[Comparison]) -> list[tuple[Comparison, Comparison]]:
@@ -86,26 +101,11 @@ def contradictions(comparisons: Iterable[Comparison]) -> list[tuple[Comparison, 
     return found
 
 
-def decontaminate(train: Iterable[A], held_out: Sequence[Asked]) -> tuple[list[A], int]:
-    """The training records whose prompt is not held out, and how many were removed.
-
-    A prompt is held out where all its turns are, or where its last user turn is the same but for case,
-    punctuation and spaces.
-    """
-    keys = {prompt_of(record).key for record in held_out}
-    texts = {normalised(prompt_of(record)) for record in held_out} - {""}
+def decontaminate(train: Iterable[A], held_out: Iterable[Asked]) -> tuple[list[A], list[A]]:
+    """The training records whose prompt is not held out in its normal form, and those that are removed."""
+    forms = {form(record) for record in held_out}
     kept: list[A] = []
-    removed = 0
+    removed: list[A] = []
     for record in train:
-        prompt = prompt_of(record)
-        if prompt.key in keys or normalised(prompt) in texts:
-            removed += 1
-        else:
-            kept.append(record)
+        (removed if form(record) in forms else kept).append(record)
     return kept, removed
-
-
-def normalised(prompt: Prompt) -> str:
-    """The last user turn's words in lower case, without punctuation."""
-    last = next((turn.content for turn in reversed(prompt.messages) if turn.role == "user"), "")
-    return " ".join(re.findall(r"\w+", last.casefold()))

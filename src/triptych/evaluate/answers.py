@@ -65,7 +65,7 @@ class Pair:
 
     def question(self, seed: int) -> Question:
         """The two in an order that says nothing about who wrote which."""
-        turned = fraction(f"shown {self.prompt.key}", seed) < 0.5
+        turned = fraction("shown first at the gate", self.prompt.key, seed) < 0.5
         return Question(self.prompt, *((self.after, self.before) if turned else (self.before, self.after)))
 
 

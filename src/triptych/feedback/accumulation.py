@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from triptych.data.files import read_comparisons, write
-from triptych.data.splits import fraction
+from triptych.data.separation import PROVING, SHARES, require_apart, stored
+from triptych.data.splits import Asked, form, fraction
 from triptych.pipeline.stage import Desk
 from triptych.records import Comparison
 
@@ -14,30 +15,38 @@ PARTS = ("reward", "heldout")
 
 
 def accumulate(
-    desk: Desk, new: Sequence[Comparison], share: float, earlier: Path | None
+    desk: Desk, new: Sequence[Comparison], share: float, data: Path, earlier: Path | None
 ) -> dict[str, list[Comparison]]:
     """Writes `reward.jsonl`, `heldout.jsonl` and `heldout_new.jsonl`; all comparisons of a prompt are in one part.
 
-    A prompt that was compared before stays where it was, so that nothing is measured on what was learnt.
+    A prompt that was compared or rated before, in its normal form, stays where it was, so that nothing is measured on
+    what was learnt.
 
     Args:
         share: of the new prompts, held out.
+        data: the folder of the run's data.
         earlier: the folder of the comparisons before.
 
     Returns:
         Both parts, old and new.
+
+    Raises:
+        RunError: a new prompt is one that test, gate, validation or the gate's judge have for themselves.
     """
     before = {name: read_comparisons(earlier / f"{name}.jsonl") if earlier else [] for name in PARTS}
-    trained, measured = ({row.prompt.key for row in before[name]} for name in PARTS)
+    rated = stored(data, *(f"ratings_{name}" for name in SHARES))
+    trained, measured = ({form(row) for row in (*before[name], *rated[f"ratings_{name}"])} for name in PARTS)
 
-    def held(key: str) -> bool:
-        return key in measured or (key not in trained and fraction(key, desk.seed) < share)
+    def held(row: Comparison) -> bool:
+        asked = form(row)
+        if asked in trained or asked in measured:
+            return asked in measured
+        return fraction("hold out new comparisons", asked, desk.seed) < share
 
-    added = {
-        "reward": [row for row in new if not held(row.prompt.key)],
-        "heldout": [row for row in new if held(row.prompt.key)],
-    }
+    added = {"reward": [row for row in new if not held(row)], "heldout": [row for row in new if held(row)]}
     found = {name: [*before[name], *added[name]] for name in PARTS}
+    others: dict[str, Sequence[Asked]] = stored(data, *PROVING, "judge", "judge_heldout")
+    require_apart(others | rated | found)
     write(desk.output / "heldout_new.jsonl", added["heldout"])
     for name, rows in found.items():
         write(desk.output / f"{name}.jsonl", rows)

@@ -15,8 +15,9 @@ from typing import Literal
 from pydantic import Field
 
 from triptych.configuration import Config
-from triptych.data.files import read_comparisons, read_prompts, whole_lines
-from triptych.data.splits import Asked, decontaminate, deduplicate
+from triptych.data.files import read_comparisons, whole_lines
+from triptych.data.separation import PROVING, stored
+from triptych.data.splits import decontaminate, deduplicate
 from triptych.errors import Fault, RunError
 from triptych.feedback.accumulation import accumulate
 from triptych.pipeline.artifact import write_whole
@@ -110,17 +111,19 @@ def add(
     """
     skipped: list[Fault] = []
     (file,) = sources.values()
-    rows, duplicates = deduplicate(read_comparisons(file, skipped if config.wrong_rows == "skip" else None))
+    numbers: list[int] = []
+    arrived = read_comparisons(file, skipped if config.wrong_rows == "skip" else None, numbers)
+    lines = {id(row): number for row, number in zip(arrived, numbers, strict=True)}
+    rows, repeated = deduplicate(arrived)
     for fault in skipped:
         desk.progress.say(f"left out: {fault}")
-    kept: list[Asked] = []
-    for name in ("test", "gate", "validation"):
-        kept += read_prompts(data / f"prompts_{name}.jsonl")
-    for name in ("judge", "judge_heldout"):
-        if (data / f"{name}.jsonl").exists():
-            kept += read_comparisons(data / f"{name}.jsonl")
-    new, removed = decontaminate(rows, kept)
-    parts = accumulate(desk, new, config.heldout, earlier)
+    kept = stored(data, *PROVING, "judge", "judge_heldout", "ratings_judge", "ratings_judge_heldout")
+    new, removed = decontaminate(rows, [record for part in kept.values() for record in part])
+    for why, left in (("repeat others exactly", repeated), ("have prompts that are kept for measuring", removed)):
+        if left:
+            first = ", ".join(f"{Path(file).name}:{lines[id(row)]}" for row in left[:3])
+            desk.progress.say(f"left out: {len(left):,} comparisons that {why} ({first}{', ...' if left[3:] else ''})")
+    parts = accumulate(desk, new, config.heldout, data, earlier)
     for name, part in parts.items():
         if not part:
             raise RunError(
@@ -128,6 +131,6 @@ def add(
                 f"{'training' if name == 'reward' else 'measuring'}; a round wants some of each, of different prompts"
             )
     return {
-        "labelled_by": "people", "comparisons": len(new), "duplicates": duplicates, "removed": removed,
+        "labelled_by": "people", "comparisons": len(new), "duplicates": len(repeated), "removed": len(removed),
         "wrong_rows_left_out": len(skipped), "ties": 0,
     }

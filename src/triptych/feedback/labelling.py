@@ -13,18 +13,15 @@ from pathlib import Path
 from pydantic import Field
 
 from triptych.configuration import Config
-from triptych.data.files import read_prompts
 from triptych.data.splits import fraction
 from triptych.engine.generation import Sampling
 from triptych.engine.rollout import Policy
 from triptych.engine.scoring import Scorer
 from triptych.errors import RunError
 from triptych.feedback.accumulation import accumulate
+from triptych.feedback.questions import prompts_to_ask
 from triptych.pipeline.stage import Desk, Metrics
 from triptych.records import Comparison, Conversation, Rollout
-
-SHARES = ("reward", "heldout", "judge", "judge_heldout")
-"""Which comparisons train and measure the reward model, and the gate's own one."""
 
 
 class Labelling(Config):
@@ -62,9 +59,9 @@ def label(
     """Adds a round's comparisons to the earlier ones; writes `reward.jsonl` and `heldout.jsonl`.
 
     Prompts are taken from `data/prompts_feedback.jsonl`, each round the next ones, so that no prompt is asked
-    twice before all were asked once.
+    twice before all were asked once. Those on which the gate's own judge was trained or measured are not among them.
     """
-    pool = read_prompts(data / "prompts_feedback.jsonl")
+    pool = prompts_to_ask(data)
     first = (round - 1) * config.prompts
     policy = Policy.open(author / "model")
     drawn = [pool[i % len(pool)] for i in range(first, first + config.prompts)]
@@ -74,7 +71,7 @@ def label(
     new = _compared(groups, judge, config, desk.seed * 1000 + round)
     if not new:
         raise RunError("the judge found no difference between any two answers, so there is nothing to learn from")
-    accumulate(desk, new, config.heldout, earlier)
+    accumulate(desk, new, config.heldout, data, earlier)
     compared = len(groups) * config.answers * (config.answers - 1) // 2
     found = {
         "labelled_by": judge.name,
@@ -101,7 +98,7 @@ def _compared(
             if alike or not a.answer.strip() or not b.answer.strip():
                 continue
             better, worse = (a, b) if score_a > score_b else (b, a)
-            if fraction(f"flip {place} {a.prompt.key}", seed) < noise:
+            if fraction("flip", f"{place} {a.prompt.key}", seed) < noise:
                 better, worse = worse, better
             found.append(Comparison(a.prompt, better.answer, worse.answer, source=judge.name))
     return found

@@ -15,8 +15,9 @@ from triptych.data.splits import fraction
 from triptych.engine.generation import Sampling
 from triptych.engine.rollout import Policy
 from triptych.engine.scoring import Scorer
+from triptych.errors import RunError
 from triptych.pipeline.stage import Desk, Metrics
-from triptych.records import Conversation, Question
+from triptych.records import Conversation, Prompt, Question
 
 FILE = "questions.jsonl"
 
@@ -44,7 +45,7 @@ def ask(
         author: the champion, who writes the answers.
         reward: the last round's, if there is one.
     """
-    pool = read_prompts(data / "prompts_feedback.jsonl")
+    pool = prompts_to_ask(data)
     first = (round - 1) * config.prompts
     policy = Policy.open(author / "model")
     drawn = [pool[i % len(pool)] for i in range(first, first + min(config.prompts, len(pool)))]
@@ -54,7 +55,7 @@ def ask(
     for group in policy.write(prompts, sampling, n=config.answers, progress=desk.progress):
         said = dict.fromkeys(each.answer for each in group if each.answer.strip())
         for place, (a, b) in enumerate(combinations(said, 2)):
-            turned = fraction(f"shown {place} {group[0].prompt.key}", desk.seed) < 0.5
+            turned = fraction("shown first", f"{place} {group[0].prompt.key}", desk.seed) < 0.5
             found.append(Question(group[0].prompt, *((b, a) if turned else (a, b))))
     if reward is not None:
         scores = reward.score([
@@ -64,6 +65,20 @@ def ask(
         found = [found[i] for i in sorted(range(len(found)), key=lambda i: unsure[i])]
     write(desk.output / FILE, found)
     return {"questions": len(found), "prompts": len(prompts)}
+
+
+def prompts_to_ask(data: Path) -> list[Prompt]:
+    """The prompts whose answers are compared while the run goes on.
+
+    Raises:
+        RunError: there is none.
+    """
+    if pool := read_any(data / "prompts_feedback.jsonl", read_prompts):
+        return pool
+    raise RunError(
+        "no prompt is left to ask for feedback: the gate's judge has comparisons of every one that is improved on; "
+        "give improve.prompts of their own, or lower gate.judge.share_of_feedback"
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,11 +12,11 @@ from pydantic import Field
 from torch import Tensor
 
 from triptych.data.files import read_comparisons, read_ratings
-from triptych.data.splits import fraction
+from triptych.data.splits import decontaminate, form, fraction
 from triptych.engine.scoring import Output, Scale
 from triptych.errors import RewardError
 from triptych.pipeline.stage import Desk, Metrics
-from triptych.records import Conversation, Rating
+from triptych.records import Comparison, Conversation, Rating
 from triptych.reward.training import HELDOUT, RewardTraining, answers_of, fit_model
 
 PREFERENCE = "preference"
@@ -57,16 +57,15 @@ def train_regression(
     """
     rated = read_ratings(_ratings(ratings, share))
     compared = read_comparisons(comparisons / f"{share}.jsonl") if comparisons else []
-    fitting = [] if config.weights else [row for row in compared if fraction(row.prompt.key, desk.seed) < FITTED_ON]
+    fitting = [] if config.weights else [row for row in compared if _fits_weights(row, desk.seed)]
     if not config.weights and len(fitting) < LEAST_FITTED:
         raise RewardError(
             f"{len(fitting)} comparisons are too few to fit the attributes' weights, {LEAST_FITTED} are the least: "
             "give more comparisons, or name the weights in reward.weights"
         )
-    keys = {row.prompt.key for row in fitting}
-    compared = [row for row in compared if row.prompt.key not in keys] if config.comparison_weight else []
-    # What fits the weights must be new to the model: its prompts' ratings would not be.
-    rated = [row for row in rated if row.prompt.key not in keys]
+    # What fits the weights must be new to the model: its prompts' other comparisons and ratings would not be.
+    compared = decontaminate(compared, fitting)[0] if config.comparison_weight else []
+    rated = decontaminate(rated, fitting)[0]
     parts = standardised(rated)
     names = [*parts, *([PREFERENCE] if compared else [])]
     if unknown := sorted(set(config.weights or {}) - set(names)):
@@ -127,6 +126,10 @@ def fitted_weights(differences: Tensor, ridge: float = 1.0) -> list[float]:
             break
     found: list[float] = weights.tolist()
     return found
+
+
+def _fits_weights(row: Comparison, seed: int) -> bool:
+    return fraction("fit weights", form(row), seed) < FITTED_ON
 
 
 def _ratings(folder: Path, share: str) -> Path:

@@ -51,7 +51,7 @@ def calibration(differences: Sequence[float], prompts: Sequence[str]) -> Calibra
     """The temperature fitted on one half of the prompts and what it does on the other; None where a half is empty."""
     halves: tuple[list[float], list[float]] = ([], [])
     for difference, prompt in zip(differences, prompts, strict=True):
-        halves[fraction(f"calibration {prompt}", 0) < 0.5].append(difference)
+        halves[fraction("calibrate", prompt, 0) < 0.5].append(difference)
     fitted, measured = halves
     if not fitted or not measured:
         return None

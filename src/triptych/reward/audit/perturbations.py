@@ -60,7 +60,7 @@ def perturbations(
     first: dict[str, Comparison] = {}
     for row in rows:
         first.setdefault(row.prompt.key, row)
-    drawn = sorted(first.values(), key=lambda row: fraction(f"perturb {row.prompt.key}", 0))[:most]
+    drawn = sorted(first.values(), key=lambda row: fraction("perturb", row.prompt.key, 0))[:most]
     if len(drawn) < 2:
         return []
     asked = [Conversation(row.prompt, row.chosen) for row in drawn]

@@ -1,0 +1,64 @@
+"""What is measured on was not learnt: the parts of a run's data that may not share a prompt, and whether they do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from itertools import combinations, product
+from pathlib import Path
+
+from triptych.data.files import has_lines, read_comparisons, read_conversations, read_prompts, read_ratings
+from triptych.data.splits import Asked, form
+from triptych.errors import RunError
+
+SHARES = ("reward", "heldout", "judge", "judge_heldout")
+"""What trains and what measures the reward model, and the gate's own one; `ratings_` before it where it is rated."""
+PROVING = ("prompts_test", "prompts_gate", "prompts_validation")
+"""Prompts on which models are measured; they are nowhere else."""
+OTHERS = ("demonstrations", "demonstrations_heldout", "prompts_improve", "prompts_feedback")
+
+APART = (
+    *combinations(PROVING, 2), *product(PROVING, (*SHARES, *OTHERS)), *combinations(SHARES, 2),
+    ("demonstrations", "demonstrations_heldout"),
+    # The reward model goes on from what learnt the demonstrations. Improvement learns neither answers nor labels of
+    # its prompts, and a reward model may be measured on these.
+    ("demonstrations", "heldout"), ("demonstrations", "judge_heldout"),
+    # The reward model would learn from labels on the judge's prompts.
+    ("prompts_feedback", "judge"), ("prompts_feedback", "judge_heldout"),
+)
+"""Every two parts that may not share a prompt."""
+
+Parts = Mapping[str, Sequence[Asked]]
+"""Records by their part's name, which is that of its file."""
+
+
+def stored(folder: Path, *names: str) -> dict[str, Sequence[Asked]]:
+    """The parts in a folder: these, or by default all; those that it has not are empty."""
+    readers: dict[str, Callable[[Path], Sequence[Asked]]] = {
+        "prompts": read_prompts, "ratings": read_ratings, "demonstrations": read_conversations,
+    }
+    every = (*PROVING, *SHARES, *(f"ratings_{share}" for share in SHARES), *OTHERS)
+    paths = {name: folder / f"{name}.jsonl" for name in names or every}
+    return {
+        name: readers.get(name.partition("_")[0], read_comparisons)(path) if has_lines(path) else []
+        for name, path in paths.items()
+    }
+
+
+def shared(parts: Parts) -> dict[tuple[str, str], int]:
+    """How many prompts, by their normal form, each two parts share that may not; without those that share none."""
+    forms: dict[str, set[str]] = {}
+    for name, records in parts.items():
+        forms.setdefault(name.removeprefix("ratings_"), set()).update(map(form, records))
+    counts = {pair: len(forms.get(pair[0], set()) & forms.get(pair[1], set())) for pair in APART}
+    return {pair: count for pair, count in counts.items() if count}
+
+
+def require_apart(parts: Parts) -> None:
+    """Goes on only where no two parts share a prompt that may not.
+
+    Raises:
+        RunError: some do; every two of them are named.
+    """
+    if found := shared(parts):
+        pairs = "; ".join(f"{one} and {other} share {count:,}" for (one, other), count in found.items())
+        raise RunError(f"what is measured on would be learnt: but for case and punctuation, {pairs} prompts")
