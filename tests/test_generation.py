@@ -183,3 +183,21 @@ def test_noise_is_uniform_and_belongs_to_seed_request_and_position() -> None:
     assert abs(np.corrcoef(noise[:-1], noise[1:])[0, 1]) < 0.02
     assert uniforms(5, [3], [4]) == noise[3 * 300 + 4]
     assert uniforms(6, [3], [4]) != uniforms(5, [3], [4]) != uniforms(5, [4], [3])
+
+
+def test_each_of_several_end_tokens_ends_an_answer_as_in_transformers() -> None:
+    plain = tiny("llama")
+    greedy = Sampling(20, temperature=0.0)
+    model = with_our_attention(plain)
+    free = generate(model, PROMPTS, NEVER, greedy)
+    ends = [free[0][0].tokens[4], free[1][0].tokens[7]]  # the likeliest answers meet one or the other
+    found = generate(model, PROMPTS, ends, greedy)
+    assert len({sample.tokens[-1] for (sample,) in found if sample.finished}) == 2
+    for prompt, (sample,) in zip(PROMPTS, found, strict=True):
+        row = torch.tensor([prompt])
+        expected = plain.generate(
+            row, attention_mask=torch.ones_like(row), max_new_tokens=20, do_sample=False, eos_token_id=ends,
+            pad_token_id=0,
+        )[0, len(prompt) :].tolist()
+        assert sample.tokens == expected
+        assert sample.finished == (expected[-1] in ends)

@@ -14,6 +14,7 @@ from tokenizers.models import BPE
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from triptych.engine import models
+from triptych.engine.rollout import Policy
 from triptych.errors import ModelError
 
 
@@ -74,6 +75,19 @@ def test_end_and_padding_come_from_the_tokenizer(tmp_path: Path) -> None:
     assert generation["pad_token_id"] == 0
     config = json.loads((tmp_path / "config.json").read_text())
     assert (config["eos_token_id"], config["pad_token_id"]) == (1, 0)
+
+
+def test_several_ends_of_a_parent_are_kept_and_end_its_childrens_answers(tmp_path: Path) -> None:
+    parent = policy()
+    parent.generation_config.eos_token_id = [9, 8]
+    models.save(parent, tokenizer(), tmp_path / "parent")
+    child = models.load_policy(tmp_path / "parent")
+    models.save(child, tokenizer(), tmp_path / "child", GenerationConfig(do_sample=True, temperature=1.0))
+    generation = json.loads((tmp_path / "child" / "generation_config.json").read_text())
+    assert (generation["eos_token_id"], generation["temperature"]) == ([1, 9, 8], 1.0)
+    assert Policy(models.load_policy(tmp_path / "child"), tokenizer()).ends == (1, 9, 8)
+    parent.generation_config.eos_token_id = 9  # what the chat template's end has taken the place of
+    assert Policy(parent, tokenizer()).ends == (1,)
 
 
 def test_equal_models_are_equal_bytes(tmp_path: Path, folder: Path) -> None:

@@ -69,6 +69,9 @@ def test_answers_come_back_with_their_own_logprobs(engines: list[Engine], tmp_pa
     assert [group[0].finished for group in groups] == [True, False]
     assert groups[1][0].logprobs == [-9.0, -8.0, -7.0]
     assert told == [(4, 10)]
+    (other,) = sampler.generate([[7, 8, 9]], (END, 7), Sampling(16), n=1, numbers=[0], watch=lambda *_: None)
+    assert other[0].finished
+    assert engines[0].asked.pop()["stop_token_ids"] == [END, 7]
     asked = engines[0].asked
     assert {(each["n"], each["max_tokens"], each["temperature"], *each["stop_token_ids"]) for each in asked} \
         == {(2, 16, 0.5, END)}

@@ -9,7 +9,7 @@ else was in the batch does not matter and nothing is drawn for the whole vocabul
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -33,6 +33,14 @@ DEEPER = {"cpu": 32, "cuda": 256}
 
 CACHE = 2 << 30
 """Bytes that the keys and values of all slots may take."""
+
+End = int | Collection[int]
+"""The token that ends an answer, or several of which each does, as transformers' `eos_token_id`."""
+
+
+def ending(end: End) -> Collection[int]:
+    """The tokens that end an answer."""
+    return (end,) if isinstance(end, int) else end
 
 
 @dataclass(frozen=True, slots=True)
@@ -268,7 +276,7 @@ class _Sequence:
 def generate(
     model: Model,
     prompts: Sequence[Sequence[int]],
-    end: int,
+    end: End,
     sampling: Sampling,
     *,
     n: int = 1,
@@ -281,7 +289,7 @@ def generate(
     Args:
         model: a causal language model with our attention.
         prompts: token ids, none empty.
-        end: the token that ends an answer.
+        end: the token that ends an answer, or several of which each does.
         numbers: of the prompts, to which the noise belongs; by default their places. A part of a batch that is told
             its numbers in the whole is answered as it is there.
         slots: sequences decoded together; by default as many as `CACHE` bytes hold, 256 at the most.
@@ -292,6 +300,7 @@ def generate(
     """
     assert all(len(prompt) > 0 for prompt in prompts), "a prompt has tokens"
     numbers = range(len(prompts)) if numbers is None else numbers
+    ends = ending(end)
     samples = [[Sample() for _ in range(n)] for _ in prompts]
     waiting = deque(range(len(prompts)))
     longest = max((len(prompt) for prompt in prompts), default=0)
@@ -329,10 +338,10 @@ def generate(
         if waiting and groups and (not running or free >= max(n, slots // 8)):
             admitted = _admit(waiting, prompts, groups)
             running += _prefill(
-                model, cache, prompts, admitted, samples, n, numbers, len(running), end, sampling
+                model, cache, prompts, admitted, samples, n, numbers, len(running), ends, sampling
             )
         else:
-            _decode(computed, cache, running, end, sampling)
+            _decode(computed, cache, running, ends, sampling)
         sampled += len(running)
         before = len(running)
         running = _going(cache, running, sampling)
@@ -362,7 +371,8 @@ def _admit(waiting: deque[int], prompts: Sequence[Sequence[int]], groups: int) -
 
 def _prefill(
     model: Model, cache: SlotCache, prompts: Sequence[Sequence[int]], admitted: list[int],
-    samples: list[list[Sample]], n: int, numbers: Sequence[int], first_slot: int, end: int, sampling: Sampling,
+    samples: list[list[Sample]], n: int, numbers: Sequence[int], first_slot: int, ends: Collection[int],
+    sampling: Sampling,
 ) -> list[_Sequence]:
     """Computes the admitted prompts in one row and samples each answer's first token."""
     pack = Pack([Segment(prompts[i]) for i in admitted])
@@ -373,17 +383,17 @@ def _prefill(
         kept = cache.fill(first_slot + place * n, int(pack.starts[place]), int(pack.ends[place]) + 1, recorder)
         started += [_Sequence(numbers[i] * n + k, len(prompts[i]), kept, samples[i][k]) for k in range(n)]
     logits = _logits(model, states[pack.ends]).repeat_interleave(n, dim=0)
-    _extend(logits, started, end, sampling)
+    _extend(logits, started, ends, sampling)
     return started
 
 
 def _decode(
-    step: Callable[..., Tensor], cache: SlotCache, running: list[_Sequence], end: int, sampling: Sampling
+    step: Callable[..., Tensor], cache: SlotCache, running: list[_Sequence], ends: Collection[int], sampling: Sampling
 ) -> None:
     """One more token for every running sequence; free slots behind them fill the rows up to a usual number."""
     usual = {"cpu": rounded, "cuda": _power_of_two}[torch.get_default_device().type](len(running))
     state = cache.advance(running, min(usual, cache.slots.rows))
-    _extend(step(*state)[: len(running)], running, end, sampling)
+    _extend(step(*state)[: len(running)], running, ends, sampling)
 
 
 def _power_of_two(count: int) -> int:
@@ -414,7 +424,7 @@ def _logits(model: Model, states: Tensor) -> Tensor:
     return output_logits(states, model.get_output_embeddings(), softcap)
 
 
-def _extend(logits: Tensor, sequences: list[_Sequence], end: int, sampling: Sampling) -> None:
+def _extend(logits: Tensor, sequences: list[_Sequence], ends: Collection[int], sampling: Sampling) -> None:
     """Draws each sequence's next token and appends it with its log-probability."""
     positions = [len(sequence.sample.tokens) for sequence in sequences]
     noise = uniforms(sampling.seed, [sequence.request for sequence in sequences], positions)
@@ -423,7 +433,7 @@ def _extend(logits: Tensor, sequences: list[_Sequence], end: int, sampling: Samp
         sequence.next_token = token
         sequence.sample.tokens.append(token)
         sequence.sample.logprobs.append(logprob)
-        sequence.sample.finished = token == end
+        sequence.sample.finished = token in ends
 
 
 def draw(logits: Tensor, noise: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:

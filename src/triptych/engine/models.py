@@ -33,6 +33,7 @@ from transformers import (
 )
 from transformers.utils import logging
 
+from triptych.data.template import end_token
 from triptych.engine import ranks
 from triptych.engine.device import device
 from triptych.errors import ModelError
@@ -293,8 +294,8 @@ def save(
         model: a causal language model or a reward model; it stays as it is.
         tokenizer: saved beside it, with its chat template.
         folder: made if it is missing.
-        generation: how the model generates by default; its own settings if None. End and padding tokens are
-            the tokenizer's.
+        generation: how the model generates by default; its own settings if None. Padding is the tokenizer's, and so is
+            the end token, beside those that the model ends at too.
         dtype: what the weights are written in; the model's own if None.
 
     Raises:
@@ -313,6 +314,8 @@ def save(
             model.save_pretrained(folder, state_dict=_cast(model.state_dict(), dtype))
             if model.can_generate():
                 settings = copy.deepcopy(generation or model.generation_config)
+                if settings.eos_token_id is None:
+                    settings.eos_token_id = model.generation_config.eos_token_id
                 settings._from_model_config = False  # it would be made anew from the config on loading
                 _tell_tokens(settings, tokenizer)
                 settings.save_pretrained(folder)
@@ -335,6 +338,17 @@ def save(
         # The first two say how it was loaded here. The class name is the one that transformers 4 knows too.
         {"is_local": None, "local_files_only": None, "tokenizer_class": "PreTrainedTokenizerFast"},
     )
+
+
+def end_tokens(tokenizer: PreTrainedTokenizerFast, known: int | Sequence[int] | None) -> tuple[int, ...]:
+    """Every token that ends an answer: the tokenizer's first.
+
+    Args:
+        known: `eos_token_id` of a configuration. A list holds the ends of turns and texts of a model that has several;
+            one alone is what the chat template's end of turn has taken the place of.
+    """
+    others = [] if known is None or isinstance(known, int) else known
+    return tuple(dict.fromkeys((end_token(tokenizer), *others)))
 
 
 def parameters(model: PreTrainedModel) -> int:
@@ -406,9 +420,8 @@ def _cast(state: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
 
 
 def _tell_tokens(config: Any, tokenizer: PreTrainedTokenizerFast) -> None:
-    ends = config.eos_token_id
-    if not isinstance(ends, list) or tokenizer.eos_token_id not in ends:  # some models end at several tokens
-        config.eos_token_id = tokenizer.eos_token_id
+    ends = end_tokens(tokenizer, config.eos_token_id) if tokenizer.eos_token_id is not None else ()
+    config.eos_token_id = list(ends) if len(ends) > 1 else tokenizer.eos_token_id
     config.pad_token_id = tokenizer.pad_token_id
     config.bos_token_id = tokenizer.bos_token_id
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ import torch
 from triptych.engine import ranks
 from triptych.engine.device import autocast
 from triptych.engine.forward import Model, answer_logprobs, pack_answers
+from triptych.engine.packing import Group
 from triptych.records import Document
 
 
@@ -20,16 +21,31 @@ def bits_per_byte(
 ) -> float:
     """−log2 p(text) over the UTF-8 bytes of the text, each document behind its separator.
 
-    The separator that begins a document is given, not predicted, and the one that ends it is not counted.
+    The separator that begins a document is given, not predicted, and the one that ends it is not counted. Of a document
+    that is longer than the context every token is predicted once, from half a context before it at least: windows of
+    `context` tokens move on by half of one, as in transformers' guide to the perplexity of fixed-length models.
+
+    Args:
+        context: the most tokens that the model sees at once, the separator among them; at least 2.
+
+    Returns:
+        Lower is better. All bytes of all documents count.
     """
     first = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
     encoded = tokenizer([document.text for document in documents], add_special_tokens=False)["input_ids"]
-    rows = [([first], [tokens[start : start + context - 1]])
-            for tokens in encoded for start in range(0, len(tokens), context - 1)]
+    rows = [row for tokens in encoded for row in windows([first, *tokens], context)]
     nats = 0.0
-    for group in ranks.share(ranks.dealt((len(answers[0]) + 1 for _, answers in rows), batch)):
+    for group in ranks.share(ranks.dealt((len(given) + len(answers[0]) for given, answers in rows), batch)):
         with autocast():
             logprobs, _ = answer_logprobs(model, pack_answers([rows[i] for i in group]))
         nats -= float(logprobs.double().sum())
     (nats,) = ranks.summed([nats])
     return nats / math.log(2) / sum(len(document.text.encode()) for document in documents)
+
+
+def windows(tokens: Sequence[int], context: int) -> Iterator[Group]:
+    """What is given and what is predicted, so that each token but the first is predicted once."""
+    start, end = 1, context
+    while start < len(tokens):
+        yield tokens[max(0, end - context) : start], [tokens[start:end]]
+        start, end = end, end + context // 2

@@ -10,13 +10,13 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from triptych.data.template import end_token, prompt_tokens
+from triptych.data.template import prompt_tokens
 from triptych.engine import attention, ranks
 from triptych.engine.adapters import adapted, plain_copy, take_over
 from triptych.engine.device import autocast, compute_dtype
 from triptych.engine.forward import AnswerPack, Model, answer_logprobs, pack_answers
-from triptych.engine.generation import Sample, Sampling, generate
-from triptych.engine.models import load_policy, load_tokenizer
+from triptych.engine.generation import End, Sample, Sampling, generate
+from triptych.engine.models import end_tokens, load_policy, load_tokenizer
 from triptych.engine.weights import lay_out
 from triptych.errors import ModelError
 from triptych.progress import Progress
@@ -32,7 +32,7 @@ class Sampler(Protocol):
         """Takes over the weights of a model, which an update may have changed."""
 
     def generate(
-        self, prompts: Sequence[Sequence[int]], end: int, sampling: Sampling, *, n: int, numbers: Sequence[int],
+        self, prompts: Sequence[Sequence[int]], end: End, sampling: Sampling, *, n: int, numbers: Sequence[int],
         watch: Callable[[int, int], None],
     ) -> list[list[Sample]]:
         """As :func:`triptych.engine.generation.generate`."""
@@ -52,7 +52,7 @@ class SlotSampler:
             take_over(self.model, learner)
 
     def generate(
-        self, prompts: Sequence[Sequence[int]], end: int, sampling: Sampling, **how: Any
+        self, prompts: Sequence[Sequence[int]], end: End, sampling: Sampling, **how: Any
     ) -> list[list[Sample]]:
         """See :class:`Sampler`."""
         return generate(self.model, prompts, end, sampling, **how)
@@ -82,13 +82,13 @@ class Policy:
 
     def write(
         self, prompts: Sequence[Prompt], sampling: Sampling, *,
-        n: int = 1, render: Render | None = None, end: int | None = None, progress: Progress | None = None,
+        n: int = 1, render: Render | None = None, end: End | None = None, progress: Progress | None = None,
     ) -> list[list[Rollout]]:
         """Samples n answers to each prompt; each rank a share of them, which all of them then have.
 
         Args:
             render: how a prompt becomes tokens; by default the chat template.
-            end: the token that ends an answer; by default the chat template's.
+            end: the token that ends an answer; by default the chat template's and any other that the model names.
         """
         self._sampler.follow(self.model)
         render = render or self.render
@@ -102,7 +102,7 @@ class Policy:
 
         was_training = self.model.training
         self.model.eval()
-        end = end_token(self.tokenizer) if end is None else end
+        end = self.ends if end is None else end
         written = ranks.gathered(self._sampler.generate(
             [tokens[i] for i in mine], end, sampling, n=n, numbers=mine, watch=watch
         ))
@@ -133,6 +133,11 @@ class Policy:
     def render(self, prompt: Prompt) -> list[int]:
         """The prompt's tokens by the chat template."""
         return prompt_tokens(self.tokenizer, prompt.messages)
+
+    @property
+    def ends(self) -> tuple[int, ...]:
+        """The tokens that end an answer: the chat template's, and the others where `generation_config` has a list."""
+        return end_tokens(self.tokenizer, self.model.generation_config.eos_token_id)
 
     def _rollout(
         self, prompt: Prompt, row: list[int], tokens: list[int], logprobs: list[float], finished: bool

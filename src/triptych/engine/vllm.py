@@ -7,14 +7,14 @@ update it is handed the weights by their names in the Hugging Face folder.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
 from triptych.engine.adapters import learnt
 from triptych.engine.device import compute_dtype
 from triptych.engine.forward import Model
-from triptych.engine.generation import Sample, Sampling
+from triptych.engine.generation import End, Sample, Sampling, ending
 from triptych.errors import ModelError
 
 SHARE = 0.35
@@ -48,7 +48,7 @@ class VllmSampler:
         self._engine.reset_prefix_cache()
 
     def generate(
-        self, prompts: Sequence[Sequence[int]], end: int, sampling: Sampling, *, n: int, numbers: Sequence[int],
+        self, prompts: Sequence[Sequence[int]], end: End, sampling: Sampling, *, n: int, numbers: Sequence[int],
         watch: Callable[[int, int], None],
     ) -> list[list[Sample]]:
         """As :func:`triptych.engine.generation.generate`; the noise belongs to seed and request here too."""
@@ -56,19 +56,19 @@ class VllmSampler:
         settings = [
             self._parameters(
                 n=n, max_tokens=sampling.max_tokens, temperature=sampling.temperature, top_p=sampling.top_p,
-                seed=(sampling.seed * 1_000_003 + number * n) % 2**31, stop_token_ids=[end], ignore_eos=True,
-                logprobs=0, detokenize=False,
+                seed=(sampling.seed * 1_000_003 + number * n) % 2**31, stop_token_ids=list(ending(end)),
+                ignore_eos=True, logprobs=0, detokenize=False,
             )
             for number in numbers
         ]
         outputs = self._engine.generate(asked, settings, use_tqdm=False)
-        groups = [[_sample(answer, end) for answer in output.outputs] for output in outputs]
+        groups = [[_sample(answer, ending(end)) for answer in output.outputs] for output in outputs]
         watch(len(prompts) * n, sum(len(sample.tokens) for group in groups for sample in group))
         return groups
 
 
-def _sample(answer: Any, end: int) -> Sample:
+def _sample(answer: Any, ends: Collection[int]) -> Sample:
     """vLLM's answer with the log-probability of each of its tokens."""
     tokens = list(answer.token_ids)
     logprobs = [float(each[token].logprob) for token, each in zip(tokens, answer.logprobs, strict=True)]
-    return Sample(tokens, logprobs, finished=bool(tokens) and tokens[-1] == end)
+    return Sample(tokens, logprobs, finished=bool(tokens) and tokens[-1] in ends)

@@ -1,8 +1,9 @@
 """Best of n: the policy learns the best of n answers that the champion wrote to each prompt.
 
 Rejection-sampling fine-tuning (Touvron et al. 2023, *Llama 2*, section 3.2.3; Dong et al. 2023, *RAFT*). The champion
-writes all answers, so that what is learnt is its own best-of-n distribution, whose distance from it is bounded:
-KL ≤ log n − (n − 1)/n (Beirami et al. 2024, *Theoretical guarantees on the best-of-n alignment policy*).
+writes all answers, so that what is learnt is its own best-of-n distribution, whose distance from it is bounded
+(Beirami et al. 2024, *Theoretical guarantees on the best-of-n alignment policy*). No prompt is asked again: of answers
+that are all alike any one is the best, and to choose among more than n would break the bound.
 """
 
 from __future__ import annotations
@@ -27,9 +28,24 @@ class BestOfN(Improvement):
     method: Literal["best_of_n"] = "best_of_n"
 
 
-def bound(n: int) -> float:
-    """log n − (n − 1)/n, the largest distance of best-of-n from what it chooses among, in nats."""
-    return math.log(n) - (n - 1) / n
+def bound(n: int, left_out: float = 0.0) -> float:
+    """The largest mean distance of what is learnt from the champion, in nats.
+
+    log n − (n − 1)/n + H, where H = (−P·log P − (n − 1)/n·Q·log Q)/P with Q the share of prompts that are left out
+    because none of their n answers ended, and P = 1 − Q.
+
+    Beirami et al. (2024), theorem 1, is H = 0. An answer that was cut counts as worse than any that ended, so that the
+    best of n is chosen as there, and what is learnt is that distribution where it ended. With u an answer's quantile
+    its density is n·uⁿ⁻¹/P on [Q^(1/n), 1], whose distance from the uniform one is the above. Averaged over prompts,
+    each as often as it is learnt from, it is concave in P, so that the mean share bounds the mean distance.
+
+    Args:
+        left_out: Q, below 1.
+    """
+    kept = 1 - left_out
+    ended = -kept * math.log(kept)
+    cut = -left_out * math.log(left_out) if left_out > 0 else 0.0
+    return math.log(n) - (n - 1) / n + (ended + (n - 1) / n * cut) / kept
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +66,10 @@ def improve(
     def prepare(number: int) -> Step[AnswerPack]:
         return step(loop.collect(loop.reference, number), config)
 
-    loop.run(prepare, lambda packed: loss(loop.model, packed), unit="answer tokens")
-    return loop.metrics | {"kl_bound": bound(config.group)}
+    curve = loop.run(prepare, lambda packed: loss(loop.model, packed), unit="answer tokens")
+    shares = [row["left_out"] / config.prompts_per_step for row in curve[:: config.reuse]]
+    left_out = sum(shares) / len(shares)
+    return loop.metrics | ({"kl_bound": bound(config.group, left_out)} if left_out < 1 else {})
 
 
 def step(scored: Answers, config: BestOfN) -> Step[AnswerPack]:
