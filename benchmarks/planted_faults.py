@@ -26,6 +26,7 @@ from benchmarks.table import dump
 from triptych.engine.device import settle
 from triptych.engine.scoring import RewardModel
 from triptych.evaluate.answers import Answering, answer
+from triptych.evaluate.decoding import choose
 from triptych.evaluate.gate import Gate, decide
 from triptych.improve.methods import WORKS
 from triptych.pipeline.stage import Desk
@@ -70,6 +71,8 @@ class Trials:
         self.bench = Bench(run, scratch)
         (self.data,) = run.glob("artifacts/data-*")
         (self.honest,) = run.glob("artifacts/round-1-reward-*")
+        (chosen,) = run.glob("artifacts/decoding-instruct-*/manifest.json")
+        self.before = recipe.decoding.at(json.loads(chosen.read_text())["metrics"]["temperature"])
 
     def reward(self, name: str) -> RewardModel:
         """The reward model of that name, trained on the planted labels unless it is the run's own."""
@@ -81,15 +84,18 @@ class Trials:
         """One candidate and the gate's numbers."""
         folder = self.scratch / f"{name.replace(' ', '-')}-{seed}"
         config, judge = self.recipe.improve.own, ExactJudge()
-        stages = ("improve", "answers", "gate")
+        stages = ("improve", "decoding", "answers", "gate")
         desks = [Desk(folder / stage, folder / f"{stage}-work", Silent(), seed, 600.0) for stage in stages]
         for desk in desks:
             desk.output.mkdir(parents=True)
             desk.scratch.mkdir()
         improved = WORKS[type(config)](desks[0], config, self.bench.start, self.data, reward=reward, judge=judge)
         candidate, gate = desks[0].output, self.recipe.gate
-        measured = answer(desks[1], settings(Answering, gate), candidate, self.bench.start, self.data)
-        numbers = decide(desks[2], settings(Gate, gate), desks[1].output, measured, reward, judge)
+        own = self.recipe.decoding.at(
+            choose(desks[1], self.recipe.decoding, candidate, self.data, judge)["temperature"]
+        )
+        measured = answer(desks[2], settings(Answering, gate), candidate, self.bench.start, self.data, own, self.before)
+        numbers = decide(desks[3], settings(Gate, gate), desks[2].output, measured, reward, judge)
         wanted = ("decision", "reason", "win_rate", "interval", "kl", "judge_before", "judge_after", "reward_before",
                   "reward_after", "length_before", "length_after")
         return {"reward": name, "seed": seed, **{key: numbers[key] for key in wanted}, "kept": improved["kept"],

@@ -83,14 +83,15 @@ def test_a_good_recipe_has_no_problem_and_its_numbers_are_right(tmp_path: Path) 
     found = check.check(write_recipe(tmp_path))
     assert found.problems == []
     assert found.notes == []
-    prompts = {"prompts_improve", "prompts_gate", "prompts_test"}
+    prompts = {"prompts_improve", "prompts_validation", "prompts_gate", "prompts_test"}
     assert set(found.lengths) == {"demonstrations", "reward", "judge", *prompts}
     assert found.lengths["prompts_test"].count == found.lengths["prompts_gate"].count == 100
     prompt = len(template.prompt_tokens(tokenizer(), template.user("What about 100?")))
     assert found.lengths["prompts_improve"].longest == prompt
     assert found.lengths["prompts_improve"].limit == 1024 - 96
     assert [cost.stage for cost in found.costs] == [
-        "base", "instruct", "judge", "round-1/reward", "round-1/improve", "round-1/answers", "test"
+        "base", "instruct", "judge", "round-1/reward", "decoding/instruct", "round-1/improve", "round-1/decoding",
+        "round-1/answers", "test"
     ]
     instruct = found.costs[1]
     assert instruct.tokens == pytest.approx(2 * found.lengths["demonstrations"].count * 46, rel=0.2)
@@ -283,7 +284,7 @@ class Rehearsal:
         folder.mkdir(parents=True)
         (folder / "manifest.json").write_text(stage.name)
         audited = {"verdict": "passed", "reasons": [], "warnings": []}
-        metrics = audited | {"decision": "promoted", "reason": "", "ceiling": None}
+        metrics = audited | {"decision": "promoted", "reason": "", "ceiling": None, "temperature": 0.5}
         return Artifact(stage.name, folder, {"metrics": metrics})
 
 

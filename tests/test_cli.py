@@ -18,6 +18,7 @@ from test_check import rows, tiny_model, tokenizer
 from triptych import __version__
 from triptych.cli import app
 from triptych.engine import models
+from triptych.engine.generation import Sampling
 from triptych.errors import AuditError
 from triptych.pipeline.ledger import Ledger
 from triptych.pipeline.runner import claimed
@@ -144,7 +145,10 @@ def test_a_recipe_that_is_not_there_is_named_with_the_nearest(tmp_path: Path, co
 def test_run_refuses_an_unknown_stage_before_any_work(runs: Path) -> None:
     text = refused("run", QUICKSTART, "--until", "rewards")
     assert "--until rewards: this recipe has no such stage" in text
-    rounds = "round-1/feedback, round-1/reward, round-1/audit, round-1/improve, round-1/answers, round-1/gate, round-2/"
+    rounds = (
+        "round-1/feedback, round-1/reward, round-1/audit, decoding/instruct, round-1/improve, round-1/decoding, "
+        "round-1/answers, round-1/gate, round-2/"
+    )
     assert rounds in text
     assert list(runs.iterdir()) == []
 
@@ -297,9 +301,25 @@ def test_chat_forgets_what_no_longer_fits(tmp_path: Path) -> None:
 
 
 def test_chat_draws_the_same_answers_from_a_seed(release: Path) -> None:
-    drawn = [call("chat", release / "instruct", "--max-tokens", 12, "--seed", seed, typed="Hi\n").stdout
-             for seed in (1, 1, 2)]
+    settings = ("--max-tokens", 12, "--temperature", 1)
+    drawn = [call("chat", release / "instruct", *settings, "--seed", seed, typed="Hi\n").stdout for seed in (1, 1, 2)]
     assert drawn[0] == drawn[1] != drawn[2]
+
+
+def test_chat_decodes_as_the_release_says_unless_told_otherwise(release: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "instruct"
+    shutil.copytree(release / "instruct", folder)
+    (folder / "generation_config.json").write_text(json.dumps({"do_sample": False, "max_new_tokens": 5}))
+
+    def said(*settings: object) -> str:
+        return call("chat", folder, *settings, typed="Hi\n").stdout
+
+    assert said("--seed", 1) == said("--seed", 2) == said("--temperature", 0, "--max-tokens", 5)
+    assert said("--seed", 1) != said("--seed", 1, "--max-tokens", 9)
+    (folder / "generation_config.json").write_text(
+        json.dumps({"do_sample": True, "temperature": 1.5, "max_new_tokens": 5})
+    )
+    assert said("--seed", 1) == said("--seed", 1, "--temperature", 1.5) != said("--seed", 2)
 
 
 def test_chat_needs_a_model_that_writes(release: Path, tmp_path: Path) -> None:
@@ -320,6 +340,7 @@ def test_evaluate_measures_answers_agreement_and_text(release: Path, tmp_path: P
     assert result.exit_code == 0, result.output
     numbers = json.loads(output.read_text())
     assert (numbers["prompts"], numbers["comparisons"]) == (3, 2)
+    assert numbers["decoding"] == Sampling.of(release / "instruct").name
     assert 1 <= numbers["mean_length"] <= 4
     low, high = numbers["reward_interval"]
     assert low <= numbers["reward"] <= high

@@ -8,11 +8,13 @@ from pathlib import Path
 import pytest
 
 from triptych import comparison
+from triptych.data.files import stored_rows
 from triptych.engine.device import settle
 from triptych.errors import RecipeError
 from triptych.pipeline.runner import Runner
 from triptych.progress import Silent
 from triptych.recipe import load
+from triptych.report.summary import instruct_as
 
 TINY = Path(__file__).parent / "tiny.yaml"
 OWN = 'compare=[{method: rloo, learning_rate: 2e-4, kl: 0.01}]'
@@ -42,8 +44,23 @@ def test_methods_stand_side_by_side(tmp_path: Path) -> None:
     assert {row.method for row in found.methods} == {"rloo", "best_of_n"}
     assert all(row.seeds == 2 and row.seconds > 0 for row in found.methods)
     assert found.budget == {"updates": 2, "answers": 2 * 4 * 4}
+    artifacts = tmp_path / "run" / "artifacts"
+    (measured,) = artifacts.glob("compare-instruct-*")
+    before = {row["key"]: row["decodings"] for row in stored_rows(measured / "answers.jsonl")}
+    ways = next(iter(before.values()))
+    means = {way: sum(each[way]["judge"] for each in before.values()) / len(before) for way in ways}
+    assert {"greedy", "temperature 1"} <= means.keys()
+    assert found.before == pytest.approx(max(means.values()))
+    assert found.rival == instruct_as(max(means, key=lambda way: means[way]))
+    way = max(means, key=lambda way: means[way])
     for row in found.methods:
-        assert row.gain == pytest.approx(row.score - found.before, abs=0.2)  # another seed asks with other noise
+        files = artifacts.glob(f"compare-{row.method}-gate-*/scores.jsonl")
+        after = [each for file in files for each in stored_rows(file)]
+        gains = [each["after"] - before[each["key"]][way]["judge"] for each in after]
+        assert row.gain == pytest.approx(sum(gains) / len(gains))
+        assert len(row.decodings) == 2
+        if row.better:
+            assert row.gain_interval[0] > 0
         assert row.gain_interval[0] <= row.gain <= row.gain_interval[1]
     names = [event["stage"] for event in runner.ledger.events() if event["event"] == "finished"]
     assert names.count("instruct") == names.count("round-1/reward") == 1

@@ -103,9 +103,25 @@ def test_a_run_leaves_summary_report_and_release(whole):
     assert all(row["difference"] <= (row["tolerance"] or 1) for row in summary["audits"][0]["consistency"])
     champion = next(model["name"] for model in summary["models"] if model["champion"]).replace(" ", "-")
     folders = (next(whole.glob(f"artifacts/test-{name}-*")) for name in ("instruct", champion))
-    before, after = ({row["key"]: row["judge"] for row in stored_rows(each / "answers.jsonl")} for each in folders)
-    won = [0.5 if after[key] == before[key] else float(after[key] > before[key]) for key in before]
-    assert summary["verdict"]["win_rate"] == (None if champion == "instruct" else pytest.approx(sum(won) / len(won)))
+    before, after = ({row["key"]: row for row in stored_rows(each / "answers.jsonl")} for each in folders)
+    verdict, models = summary["verdict"], {model["name"]: model for model in summary["models"]}
+    free = {way: each["score"] for way, each in models["instruct"]["decodings"].items() if each["drawn"] == 1}
+    assert {"greedy", "temperature 1", models["instruct"]["decoding"]} == free.keys()
+    assert models["instruct"]["decodings"]["best of 3"]["drawn"] == 3
+    assert len(verdict["baselines"]) == len(free) + 1
+    rival = next(each for each in verdict["baselines"] if each["name"] == verdict["rival"])
+    assert rival["score"] == max(free.values())
+    way = "greedy" if rival["name"] == "greedy Instruct" else rival["name"].removeprefix("Instruct at ")
+    gains = [after[key]["judge"] - row["decodings"][way]["judge"] for key, row in before.items()]
+    assert verdict["gain"] == pytest.approx(sum(gains) / len(gains))
+    won = [0.5 if gain == 0 else float(gain > 0) for gain in gains]
+    assert verdict["win_rate"] == (None if champion == "instruct" else pytest.approx(sum(won) / len(won)))
+    for round in summary["rounds"]:  # gate and test are at the same decoding, which was chosen on validation prompts
+        assert round["decoding_after"] == models[f"round {round['round']}"]["decoding"]
+        (chosen,) = whole.glob(f"artifacts/round-{round['round']}-decoding-*/manifest.json")
+        table = json.loads(chosen.read_text())["metrics"]["temperatures"]
+        best = min(row["temperature"] for row in table if row["score"] == max(row["score"] for row in table))
+        assert round["decoding_after"] == ("greedy" if best == 0 else f"temperature {best:g}")
     assert summary["base"]["bits_per_byte"] > 0
     assert {"base", "instruct", "round-1/reward", "round-2/improve"} <= summary["losses"].keys()
     assert [point["step"] for point in summary["rounds"][0]["curve"]] == [0, 2, 4]

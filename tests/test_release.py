@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -13,12 +15,14 @@ import torch
 from huggingface_hub import ModelCard
 from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from triptych.data import template
 from triptych.engine import models
+from triptych.engine.generation import Sampling
+from triptych.engine.rollout import Policy
 from triptych.errors import ModelError, ReleaseError
-from triptych.records import user
+from triptych.records import Prompt, user
 from triptych.release.family import assemble
 from triptych.release.lineage import ROLES, DataFile, Lineage, Parent, RewardExample, Role
 from triptych.release.verification import digest, verify
@@ -70,10 +74,11 @@ def summary(seconds: float = 98765.4321) -> Summary:
         ModelScore(
             name=name,
             round=number,
+            decoding="greedy",
             score=score,
             interval=(score - 0.05, score + 0.05),
             prompts=300,
-            greedy_score=None,
+            decodings={},
             reward=None,
             kl=None if number is None else 0.25 * number,
             mean_length=40.0,
@@ -113,6 +118,8 @@ def summary(seconds: float = 98765.4321) -> Summary:
         win_rate=0.61,
         interval=(0.56, 0.66),
         prompts=300,
+        decoding_before="temperature 0.5",
+        decoding_after="greedy",
         kl=0.25,
         length_before=41.0,
         length_after=40.0,
@@ -125,7 +132,10 @@ def summary(seconds: float = 98765.4321) -> Summary:
         name="tiny",
         version="1.0",
         judge="exact judge",
-        verdict=Verdict(better=True, gain=0.2222, gain_interval=(0.15, 0.29), missed=["too slow"]),
+        verdict=Verdict(
+            better=True, rival="Instruct at temperature 0.5", gain=0.2222, gain_interval=(0.15, 0.29),
+            gain_at_temperature_1=0.3, gain_at_temperature_1_interval=(0.2, 0.4), baselines=[], missed=["too slow"],
+        ),
         base=Base(
             source="trained from scratch",
             parameters=12345,
@@ -149,10 +159,13 @@ LINEAGE: dict[Role, Lineage] = {
     "instruct": Lineage("fp-instruct", parents=(Parent("base", "bb" * 32), Parent("reward", "cc" * 32))),
     "reward": Lineage("fp-reward", parents=(Parent("someone/model", "dd" * 20, hub=True),)),
 }
+GREEDY = Sampling(24, 0.0)
 EXAMPLES = (RewardExample(user("Who are you?"), "A language model.", 0.1234567),)
 
 
-def release(folder: Path, paths: dict[Role, Path], numbers: Summary | None = None) -> Path:
+def release(
+    folder: Path, paths: dict[Role, Path], numbers: Summary | None = None, decoding: Sampling = GREEDY
+) -> Path:
     assemble(
         folder,
         name="Tiny Family",
@@ -163,6 +176,7 @@ def release(folder: Path, paths: dict[Role, Path], numbers: Summary | None = Non
         summary=numbers or summary(),
         recipe="ee" * 32,
         reward_examples=EXAMPLES,
+        decoding=decoding,
     )
     return folder
 
@@ -217,6 +231,59 @@ print(json.dumps(scores))
         assert scores[side] == pytest.approx(expected, abs=1e-4), side
 
 
+@pytest.mark.usefixtures("float32")
+def test_a_release_is_decoded_as_it_was_measured(tmp_path: Path, trained: dict[Role, Path]) -> None:
+    folder = release(tmp_path / "release", trained) / "instruct"
+    told = json.loads((folder / "generation_config.json").read_text())
+    assert (told["do_sample"], told["max_new_tokens"]) == (False, 24)
+    assert not {"temperature", "top_p", "top_k", "max_length"} & told.keys()
+    assert Sampling.of(folder) == GREEDY
+    prompts = [Prompt(user(text)) for text in ("Who are you?", "Write a story.", "a")]
+    policy = Policy.open(folder)
+    ours = [list(group[0].tokens) for group in policy.write(prompts, Sampling.of(folder))]
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    for prompt, tokens in zip(prompts, ours, strict=True):
+        given = torch.tensor([policy.render(prompt)])
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # that of a temperature without sampling among them
+            output = model.generate(given, attention_mask=torch.ones_like(given))
+        assert output[0, given.shape[1]:].tolist() == tokens
+
+
+@pytest.mark.usefixtures("float32")
+def test_a_release_that_samples_draws_from_the_distribution_that_was_measured(
+    tmp_path: Path, trained: dict[Role, Path]
+) -> None:
+    sampling = Sampling(1, 0.5, top_p=0.9)
+    folder = release(tmp_path / "release", trained, decoding=sampling) / "instruct"
+    assert Sampling.of(folder) == sampling
+    policy = Policy.open(folder)
+    prompt = Prompt(user("Who are you?"))
+    (ours,) = policy.write([prompt], sampling, n=2000)
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    given = torch.tensor([policy.render(prompt)])
+    torch.manual_seed(0)
+    output = model.generate(given, attention_mask=torch.ones_like(given), num_return_sequences=2000)
+    counts = [torch.bincount(torch.tensor(tokens), minlength=model.config.vocab_size)
+              for tokens in ([rollout.tokens[0] for rollout in ours], output[:, -1].tolist())]
+    # Total variation of two samples of 2,000 from one distribution over some 60 tokens: about 0.1 by chance.
+    assert float((counts[0] - counts[1]).abs().sum()) / 4000 < 0.15
+    assert int(((counts[0] > 0) | (counts[1] > 0)).sum()) > 3
+
+
+def test_of_a_folders_own_settings_only_the_tokens_stay(tmp_path: Path, trained: dict[Role, Path]) -> None:
+    """Several end tokens are an answer's ends wherever it is written; a penalty was in force nowhere."""
+    parents = {role: tmp_path / role for role in trained}
+    for role, path in trained.items():
+        shutil.copytree(path, parents[role])
+    place = parents["instruct"] / "generation_config.json"
+    told = json.loads(place.read_text()) | {"eos_token_id": [1, 2], "repetition_penalty": 1.3, "max_length": 999}
+    place.write_text(json.dumps(told))
+    found = json.loads((release(tmp_path / "release", parents) / "instruct" / "generation_config.json").read_text())
+    assert found["eos_token_id"] == [1, 2]
+    assert not {"repetition_penalty", "max_length"} & found.keys()
+
+
 def test_cards_have_metadata_that_the_hub_understands(made: Path) -> None:
     for role, pipeline in zip(
         ROLES, ("text-generation", "text-generation", "text-classification"), strict=True
@@ -241,7 +308,7 @@ def test_cards_quote_the_summary(made: Path) -> None:
         assert f"fp-{role}" in card[role]
     assert "1.234 bits per byte" in card["base"]
     assert f"| stories.jsonl | 5000 | `{'aa' * 32}` |" in card["base"]
-    assert "| round 2 (**released**) | 0.644 | [0.594, 0.694] |" in card["instruct"]
+    assert "| round 2 (**released**) | greedy | 0.644 | [0.594, 0.694] |" in card["instruct"]
     assert "gain +0.222 [0.150, 0.290]" in card["instruct"]
     assert "| story \\| long | 0.700 |" in card["instruct"]
     assert "**0.877** [0.843, 0.901]" in card["reward"]

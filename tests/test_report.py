@@ -23,17 +23,21 @@ from triptych.report.summary import (
     Answer,
     Audit,
     Base,
+    Baseline,
     Bin,
+    DecodedScore,
     Interval,
     Loss,
     ModelScore,
     Point,
+    RewardOrder,
     Round,
     Sample,
     StageRow,
     Summary,
     TaskScore,
     Verdict,
+    instruct_as,
 )
 from triptych.reward.audit.record import (
     AuditVerdict,
@@ -54,6 +58,30 @@ def around(value: float, half: float) -> Interval:
     return (value - half, value + half)
 
 
+def decodings(score: float) -> dict[str, DecodedScore]:
+    ways = {"temperature 0.5": (score, 1), "greedy": (score - 0.02, 1), "temperature 1": (score - 0.1, 1),
+            "best of 8": (score + 0.2, 8)}
+    return {
+        way: DecodedScore(score=value, interval=around(value, 0.03), reward=None, mean_length=40.0, drawn=drawn)
+        for way, (value, drawn) in ways.items()
+    }
+
+
+def verdict(gain: float, interval: Interval, better: bool, missed: list[str] | None = None) -> Verdict:
+    """A champion that is so much above Instruct at temperature 0.5, and more above the others."""
+    half = (interval[1] - interval[0]) / 2
+    baselines = [
+        Baseline(name=instruct_as(way), free=found.drawn == 1, drawn=found.drawn, score=found.score,
+                 interval=found.interval, gain=gain + 0.56 - found.score,
+                 gain_interval=around(gain + 0.56 - found.score, half))
+        for way, found in decodings(0.56).items()
+    ]
+    return Verdict(
+        better=better, rival="Instruct at temperature 0.5", gain=gain, gain_interval=interval,
+        gain_at_temperature_1=0.3, gain_at_temperature_1_interval=(0.2, 0.4), baselines=baselines, missed=missed or [],
+    )
+
+
 def model(name: str, round_: int | None, score: float, champion: bool = False) -> ModelScore:
     tasks = {
         task: TaskScore(score=score + shift, interval=around(score + shift, 0.06), prompts=100)
@@ -62,10 +90,11 @@ def model(name: str, round_: int | None, score: float, champion: bool = False) -
     return ModelScore(
         name=name,
         round=round_,
+        decoding="greedy" if round_ is None else "temperature 0.5",
         score=score,
         interval=around(score, 0.031),
         prompts=300,
-        greedy_score=None if round_ is None else score + 0.03,
+        decodings=decodings(score) if round_ == 0 else {},
         reward=None if round_ is None else 4 * score - 3.1,
         kl=None if round_ is None else 9.0 * round_,
         mean_length=41.3,
@@ -152,6 +181,8 @@ def a_round(round_: int, decision: str, reason: str, gain: float) -> Round:
         win_rate=0.5 + gain,
         interval=around(0.5 + gain, 0.05),
         prompts=200,
+        decoding_before="temperature 0.5",
+        decoding_after="greedy",
         kl=12.4,
         length_before=41.0,
         length_after=48.2,
@@ -216,11 +247,11 @@ def summary() -> Summary:
         name="quickstart",
         version="0.1.0",
         judge="the storybook's exact judge, in [0, 1]",
-        verdict=Verdict(
-            better=True,
-            gain=0.25,
-            gain_interval=(0.21, 0.29),
-            missed=["Reward model's accuracy is 86.2% of what label noise allows; the target is 90%."],
+        verdict=verdict(
+            0.25,
+            (0.21, 0.29),
+            True,
+            ["Reward model's accuracy is 86.2% of what label noise allows; the target is 90%."],
         ),
         base=Base(
             source="trained from scratch",
@@ -331,44 +362,74 @@ class Page(HTMLParser):
 
 def test_headline_says_what_the_numbers_say(summary: Summary) -> None:
     assert headline(summary).text == (
-        "The loop made the model better: 0.56 → 0.81 on 300 test prompts (+0.25, 95% interval 0.21 to 0.29)."
+        "The loop made the model better: 0.81 (temperature 0.5) on 300 test prompts, against 0.56 of Instruct at "
+        "temperature 0.5, the best that costs nothing (+0.25, 95% interval 0.21 to 0.29)."
     )
 
 
 def test_headline_says_how_often_the_champion_is_preferred(summary: Summary) -> None:
     assert summary.verdict
-    verdict = summary.verdict.model_copy(update={"win_rate": 0.7, "win_rate_interval": (0.666, 0.734)})
-    assert headline(summary.model_copy(update={"verdict": verdict})).text.endswith(
+    told = summary.verdict.model_copy(update={"win_rate": 0.7, "win_rate_interval": (0.666, 0.734)})
+    assert headline(summary.model_copy(update={"verdict": told})).text.endswith(
         "(+0.25, 95% interval 0.21 to 0.29; preferred on 70.0%, 66.6% to 73.4%)."
     )
 
 
 @pytest.mark.parametrize(
-    ("better", "gain", "interval", "start"),
+    ("gain", "interval", "start"),
     [
-        (False, 0.02, (-0.01, 0.05), "No proof that the loop made the model better"),
-        (False, -0.3, (-0.4, -0.2), "The loop made the model worse"),
+        (0.02, (-0.01, 0.05), "The champion is no better than Instruct at temperature 0.5: 0.81"),
+        (-0.3, (-0.4, -0.2), "The champion is no better than Instruct at temperature 0.5, but worse: 0.81"),
     ],
 )
-def test_headline_is_honest(
-    summary: Summary, better: bool, gain: float, interval: Interval, start: str
-) -> None:
-    verdict = Verdict(better=better, gain=gain, gain_interval=interval, missed=[])
-    assert headline(summary.model_copy(update={"verdict": verdict})).text.startswith(start)
+def test_headline_is_honest(summary: Summary, gain: float, interval: Interval, start: str) -> None:
+    told = headline(summary.model_copy(update={"verdict": verdict(gain, interval, better=False)}))
+    assert told.text.startswith(start)
+    assert "better:" not in told.text
+
+
+def test_headline_names_a_baseline_that_is_not_beaten(summary: Summary) -> None:
+    found = verdict(0.05, (0.01, 0.09), better=False)
+    unsure = [each.model_copy(update={"gain": 0.07, "gain_interval": (-0.02, 0.16)})
+              if each.name == "greedy Instruct" else each for each in found.baselines]
+    told = headline(summary.model_copy(update={"verdict": found.model_copy(update={"baselines": unsure})}))
+    assert told.text == (
+        "The champion is no better than greedy Instruct: 0.81 (temperature 0.5) on 300 test prompts, against 0.54 "
+        "(+0.07, 95% interval -0.02 to 0.16)."
+    ).replace("-0.02", number(-0.02))
 
 
 def test_headline_where_instruct_was_kept(summary: Summary) -> None:
     models = [m.model_copy(update={"champion": m.round == 0}) for m in summary.models]
-    verdict = Verdict(better=False, gain=0.0, gain_interval=(0.0, 0.0), missed=[])
-    kept = summary.model_copy(update={"models": models, "verdict": verdict})
-    assert headline(kept).text.startswith("No round's model proved better, so Instruct was kept: 0.56")
+    kept = summary.model_copy(update={"models": models, "verdict": verdict(0.0, (0.0, 0.0), better=False)})
+    assert headline(kept).text == (
+        "No round's model proved better, so Instruct was kept: 0.56 (temperature 0.5) on 300 test prompts."
+    )
+
+
+def test_the_first_picture_shows_what_costs_nothing_and_what_the_reward_picks(summary: Summary) -> None:
+    page = render(summary, [])
+    picture = page[page.index("<figcaption>All test prompts"):page.index("<figcaption>story")]
+    for row in ("greedy Instruct: 0.54", "Instruct at temperature 0.5: 0.56", "Instruct, best of 8: 0.76",
+                "round 1, temperature 0.5: 0.81"):
+        assert row in picture, row
+    assert picture.count("mark ring") == 1  # what costs eight answers
+
+
+def test_the_page_says_whether_the_reward_orders_the_models_as_the_judge_does(summary: Summary) -> None:
+    order = RewardOrder(by_judge=["instruct", "round 1"], by_reward=["round 1", "instruct"], agree=False)
+    text = Page(render(summary.model_copy(update={"reward_order": order}), [])).text
+    assert "does not order the models as the judge does: round 1 < instruct by the reward" in text
+    alike = order.model_copy(update={"by_reward": order.by_judge, "agree": True})
+    text = Page(render(summary.model_copy(update={"reward_order": alike}), [])).text
+    assert "orders the models as the judge does: instruct < round 1." in text
 
 
 def test_small_gains_are_not_rounded_away(summary: Summary) -> None:
-    verdict = Verdict(better=True, gain=0.004, gain_interval=(0.001, 0.007), missed=[])
+    told = verdict(0.004, (0.001, 0.007), better=True)
     assert (
         "+0.004, 95% interval 0.001 to 0.007"
-        in headline(summary.model_copy(update={"verdict": verdict})).text
+        in headline(summary.model_copy(update={"verdict": told})).text
     )
 
 

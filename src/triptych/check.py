@@ -120,8 +120,9 @@ def stage_names(recipe: Recipe) -> list[str]:
     if recipe.gate.judge != "exact":
         names += ["judge", *(["judge/audit"] if isinstance(recipe.gate.judge, JudgeSection) else [])]
     rounds = range(1, recipe.improve.rounds + 1)
+    chooses = ["decoding"] if recipe.decoding.temperature == "best" else []
     for number in rounds:
-        parts = ["improve", "answers", "gate"]
+        parts = ["improve", *chooses, "answers", "gate"]
         if number == 1 or recipe.growing:
             rated = ["rated"] if recipe.reward.kind == "regression" and not recipe.compared else []
             audits = [*rated, "audit"] if recipe.compared or rated else []
@@ -131,9 +132,14 @@ def stage_names(recipe: Recipe) -> list[str]:
             parts = [*labeller, "feedback", *parts]
         if recipe.asking:
             parts = ["questions", *parts]
-        names += [f"round-{number}/{part}" for part in parts]
+        named = [f"round-{number}/{part}" for part in parts]
+        if number == 1 and chooses:
+            named.insert(named.index("round-1/improve"), "decoding/instruct")
+        names += named
     if recipe.asking:
         names.append(f"round-{recipe.improve.rounds + 1}/questions")
+    if not rounds and chooses:
+        names.append("decoding/instruct")
     return [*names, "test/base", "test/instruct", *(f"test/round-{number}" for number in rounds)]
 
 
@@ -336,8 +342,8 @@ def check_lengths(
     """The tokens of every split, and what becomes of rows that are too long."""
     texts: dict[str, Texts] = {}
     prompts = {
-        "prompts_improve": recipe.improve.max_tokens, "prompts_gate": recipe.gate.max_tokens,
-        "prompts_test": recipe.evaluate.max_tokens,
+        "prompts_improve": recipe.improve.max_tokens, "prompts_validation": recipe.decoding.max_tokens,
+        "prompts_gate": recipe.decoding.max_tokens, "prompts_test": recipe.decoding.max_tokens,
     }
     trained = [("demonstrations", "instruct", recipe.instruct)]
     if recipe.comparison_files:

@@ -2,36 +2,43 @@
 
 Everything up to the first round's audit is the run's own and is done once. Then each method improves the champion with
 each of several seeds: the same prompts, answers and updates, so that what differs is the method. Its candidates stand
-before the same gate.
+before the same gate, each at its own best decoding, and are told against the champion in the strongest way that costs
+nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pydantic import Field, ValidationError
 
 from triptych.configuration import Config
-from triptych.cycle import Family, Round, begin, improve_and_gate, reward_of_round
+from triptych.cycle import Family, Round, begin, deployed, improve_and_gate, reward_of_round
 from triptych.data.files import stored_rows
+from triptych.engine.scoring import Scorer
 from triptych.errors import RecipeError
+from triptych.evaluate.measurement import Measurement, measure
 from triptych.improve.dpo import Dpo
-from triptych.intervals import Interval, mean_interval
+from triptych.intervals import Interval, mean_interval, wins
 from triptych.pipeline.artifact import Artifact, write_whole
 from triptych.pipeline.ledger import Ledger
 from triptych.pipeline.runner import Runner
-from triptych.recipe import Recipe
+from triptych.pipeline.stage import Stage
+from triptych.recipe import Recipe, settings
+from triptych.report.summary import instruct_as
 
 
 class MethodResult(Config):
-    """A method's candidates, all seeds together; every interval is over the gate's prompts.
+    """A method's candidates, each as it is decoded best, all seeds together; every interval is over the gate's prompts.
 
     Attributes:
+        decodings: of the seeds' candidates, in order.
         score: the judge's mean score, with its interval.
-        gain: over the champion on the same prompts, with its interval.
-        win_rate: against the champion, with its interval.
+        better: whether it beats the champion in every way that costs nothing, each interval excluding zero.
+        gain: over the strongest of them on the same prompts, with its interval.
+        win_rate: against that one, with its interval.
         kl: nats per answer from the champion.
         length: tokens per answer.
         seconds: of improvement, in the mean over seeds.
@@ -40,6 +47,8 @@ class MethodResult(Config):
 
     method: str
     seeds: int
+    decodings: tuple[str, ...]
+    better: bool
     score: float
     score_interval: Interval
     gain: float
@@ -56,12 +65,14 @@ class Comparison(Config):
     """What `compare.json` holds.
 
     Attributes:
-        before: the judge's mean score of the champion.
+        rival: the strongest way of decoding the champion, on the gate's prompts.
+        before: the judge's mean score of it.
         budget: the updates and the answers of each candidate.
     """
 
     recipe: str
     judge: str
+    rival: str
     before: float
     budget: dict[str, int]
     methods: tuple[MethodResult, ...] = Field(min_length=1)
@@ -89,6 +100,7 @@ def compare(recipe: Recipe, runner: Runner, methods: Sequence[str], seeds: int) 
     judge = begin(recipe, runner, family)
     this = Round(1)
     reward_of_round(recipe, runner, family, this, judge)
+    free = free_baselines(recipe, runner, family, this, judge)
     trials: dict[str, list[Trial]] = {}
     for method in methods:
         with_method = recipe.with_method(method)
@@ -99,14 +111,37 @@ def compare(recipe: Recipe, runner: Runner, methods: Sequence[str], seeds: int) 
             assert tried.candidate
             assert tried.gate
             trials.setdefault(method, []).append(Trial(tried.candidate, tried.gate))
-    found = [_result(method, these, runner.ledger) for method, these in trials.items()]
+    found = [_result(method, these, free, runner.ledger) for method, these in trials.items()]
     config = recipe.improve
-    first = next(iter(trials.values()))[0].gate.metrics
+    rival = strongest(free)
     return Comparison(
-        recipe=recipe.name, judge=judge.name, before=first["judge_before"],
+        recipe=recipe.name, judge=judge.name, rival=rival, before=mean_interval(list(free[rival].values()))[0],
         budget={"updates": config.steps, "answers": config.own.answers},
         methods=tuple(sorted(found, key=lambda one: -one.score)),
     )
+
+
+def free_baselines(
+    recipe: Recipe, runner: Runner, family: Family, this: Round, judge: Scorer
+) -> dict[str, dict[str, float]]:
+    """The judge's scores of the champion on the gate's prompts, by their keys, in each way that costs nothing."""
+    champion, data = family.champion, family.data
+    assert champion
+    assert data
+    decoding = deployed(recipe, runner, family, champion, "decoding/instruct", judge, this)
+    config = settings(Measurement, recipe.evaluate).model_copy(update={"prompts": recipe.gate.prompts})
+    measured = runner.run(Stage(
+        "compare/instruct", measure, config, {"model": champion, "data": data},
+        {"judge": judge, "decoding": decoding, "split": "gate"},
+    ))
+    rows = stored_rows(measured.folder / "answers.jsonl")
+    return {instruct_as(way): {row["key"]: row["decodings"][way]["judge"] for row in rows}
+            for way in measured.metrics["decodings"]}
+
+
+def strongest(free: Mapping[str, Mapping[str, float]]) -> str:
+    """The baseline with the highest mean score."""
+    return max(free, key=lambda name: sum(free[name].values()) / len(free[name]))
 
 
 def chosen(recipe: Recipe, names: str | None) -> list[str]:
@@ -131,21 +166,30 @@ def chosen(recipe: Recipe, names: str | None) -> list[str]:
     return list(dict.fromkeys(wanted))
 
 
-def _result(method: str, trials: Sequence[Trial], ledger: Ledger) -> MethodResult:
-    rows = [row for trial in trials for row in stored_rows(trial.gate.folder / "scores.jsonl")]
-    keys = [row["key"] for row in rows]
+def _result(
+    method: str, trials: Sequence[Trial], free: Mapping[str, Mapping[str, float]], ledger: Ledger
+) -> MethodResult:
+    rival = strongest(free)
+    rows = [row for trial in trials for row in stored_rows(trial.gate.folder / "scores.jsonl")
+            if row["key"] in free[rival]]
+    keys, after = [row["key"] for row in rows], [row["after"] for row in rows]
     spent = ledger.seconds()
-    score, score_interval = mean_interval([row["after"] for row in rows], keys)
-    gain, gain_interval = mean_interval([row["after"] - row["before"] for row in rows], keys)
-    rate, rate_interval = mean_interval([row["won"] for row in rows], keys)
+    gains = {
+        name: mean_interval([new - scores[key] for key, new in zip(keys, after, strict=True)], keys)
+        for name, scores in free.items()
+    }
+    score, score_interval = mean_interval(after, keys)
+    gain, gain_interval = gains[rival]
+    rate, rate_interval = mean_interval(wins(after, [free[rival][key] for key in keys]), keys)
     gates = [trial.gate.metrics for trial in trials]
 
     def mean(values: Sequence[float]) -> float:
         return sum(values) / len(values)
 
     return MethodResult(
-        method=method, seeds=len(trials), score=score, score_interval=score_interval, gain=gain,
-        gain_interval=gain_interval, win_rate=rate, win_rate_interval=rate_interval,
+        method=method, seeds=len(trials), decodings=tuple(gate["decoding_after"] for gate in gates),
+        better=all(interval[0] > 0 for _, interval in gains.values()), score=score, score_interval=score_interval,
+        gain=gain, gain_interval=gain_interval, win_rate=rate, win_rate_interval=rate_interval,
         kl=mean([gate["kl"] for gate in gates]), length=mean([gate["length_after"] for gate in gates]),
         seconds=mean([spent.get(trial.candidate.fingerprint, 0.0) for trial in trials]),
         promoted=sum(gate["decision"] == "promoted" for gate in gates),

@@ -87,21 +87,33 @@ def costs(recipe: Recipe, model: Architecture, texts: Mapping[str, Texts], rate:
             add(stage, taken, trained=compared.tokens * section.epochs)
     judging = weights if isinstance(judge, JudgeSection) else 0
 
-    improve = recipe.improve
+    improve, decoding = recipe.improve, recipe.decoding
+
+    def choosing(stage: str) -> None:
+        if decoding.temperature == "best":
+            asked, tried = texts["prompts_validation"], len(set(decoding.temperatures))
+            sampled = tried * asked.rows * decoding.max_tokens
+            answers = memory.sampling(model, asked.rows, asked.longest, decoding.max_tokens)
+            taken = 2 * weights + copies + judging + answers + memory.applied(model)
+            add(stage, taken, applied=tried * asked.tokens + sampled, sampled=sampled)
+
     trained, applied, written = improvement(improve, texts)
+    choosing("decoding/instruct")
     for number in range(1, improve.rounds + 1):
         taken = memory.copies(model) + 2 * weights + judging + improving(improve, model, texts)
         add(f"round-{number}/improve", taken, trained=trained, applied=applied, sampled=written)
         gate = texts["prompts_gate"]
+        choosing(f"round-{number}/decoding")
         asked = min(gate.rows, recipe.gate.prompts)
         read = gate.tokens * asked // max(1, gate.rows)
-        sampled = 2 * asked * recipe.gate.max_tokens
-        answers = memory.sampling(model, asked, gate.longest, recipe.gate.max_tokens)
+        sampled = 3 * asked * decoding.max_tokens  # both models as deployed, and the candidate at temperature 1
+        answers = memory.sampling(model, asked, gate.longest, decoding.max_tokens)
         taken = 2 * (weights + copies) + answers + memory.applied(model)
         add(f"round-{number}/answers", taken, applied=2 * (read + sampled), sampled=sampled)
     test = texts["prompts_test"]
-    sampled = (2 + improve.rounds) * test.rows * recipe.evaluate.max_tokens * (2 if recipe.evaluate.greedy else 1)
-    answers = memory.sampling(model, test.rows, test.longest, recipe.evaluate.max_tokens)
+    written = 3 * (2 + improve.rounds) + recipe.evaluate.best_of  # as deployed, at temperature 1, greedy
+    sampled = written * test.rows * decoding.max_tokens
+    answers = memory.sampling(model, test.rows, test.longest, decoding.max_tokens)
     taken = 3 * weights + copies + judging + answers + memory.applied(model)
     add("test", taken, applied=2 * (test.tokens + sampled), sampled=sampled)
     return found

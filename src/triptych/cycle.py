@@ -14,10 +14,12 @@ from triptych.base.pretraining import Pretraining, pretrain
 from triptych.base.taking import Taking, take_base
 from triptych.data.intake import take_in
 from triptych.engine import ranks
+from triptych.engine.generation import Sampling
 from triptych.engine.scoring import Scorer
 from triptych.errors import AuditError, RunError, WaitingError
 from triptych.evaluate.answers import QUESTIONS as ASKED
 from triptych.evaluate.answers import Answering, answer
+from triptych.evaluate.decoding import choose
 from triptych.evaluate.gate import PROMOTED, Gate, decide
 from triptych.evaluate.measurement import Measurement, measure
 from triptych.evaluate.people import Panel
@@ -84,6 +86,7 @@ class Family:
     Attributes:
         judges: the gate's own reward model and its audit, where it has one.
         champion: the best Instruct model that was proved.
+        decodings: the choice of each model's own decoding, by the model's digest; none where the recipe fixes it.
         tests: each model's measurement on the test prompts, by its name.
     """
 
@@ -94,6 +97,7 @@ class Family:
     instruct: Artifact | None = None
     rounds: list[Round] = field(default_factory=list)
     champion: Artifact | None = None
+    decodings: dict[str, Artifact] = field(default_factory=dict)
     tests: dict[str, Artifact] = field(default_factory=dict)
 
     @property
@@ -168,12 +172,15 @@ def improve_and_gate(
     assert data
     assert reward
     assert scorer
+    champion_decoding = deployed(recipe, runner, family, champion, "decoding/instruct", judge, this)
     limits = Limits(recipe.gate.max_kl, recipe.gate.min_length_ratio, recipe.gate.max_length_ratio)
     tools = {"reward": scorer, "judge": judge, "round": this.number, "limits": limits}
     this.candidate = runner.run(improvement(recipe, name, champion, data, this.feedback, reward, tools))
+    candidate_decoding = deployed(recipe, runner, family, this.candidate, f"{name}/decoding", judge, this)
     this.answers = answers = runner.run(Stage(
         f"{name}/answers", answer, settings(Answering, recipe.gate),
-        {"candidate": this.candidate, "champion": champion, "data": data}, {"round": this.number},
+        {"candidate": this.candidate, "champion": champion, "data": data},
+        {"candidate_decoding": candidate_decoding, "champion_decoding": champion_decoding, "round": this.number},
     ))
     people = recipe.gate.people
     this.gate = runner.run(Stage(
@@ -182,6 +189,43 @@ def improve_and_gate(
         {"reward": reward},
         sources={people: verdicts(recipe, runner, answers)} if people else {},
     ))
+
+
+def watcher(recipe: Recipe, judge: Scorer, reward: Scorer | None) -> Scorer:
+    """Who may watch and choose before the gate, where whoever decides may have chosen nothing.
+
+    The exact judge and rules hold on any prompts, and the validation prompts are not the gate's. A learned judge and a
+    language model err in ways that a choice by them would find, so the round's reward watches in their place.
+    """
+    exact = recipe.gate.judge == "exact" or isinstance(recipe.gate.judge, RulesReward)
+    return judge if exact or reward is None else reward
+
+
+def decoding_of(recipe: Recipe, family: Family, model: Artifact) -> Sampling:
+    """How a model is decoded: as the recipe says, or at the temperature that was chosen for it."""
+    config = recipe.decoding
+    if config.temperature != "best":
+        return config.at(config.temperature)
+    return config.at(family.decodings[model.digest].metrics["temperature"])
+
+
+def deployed(
+    recipe: Recipe, runner: Runner, family: Family, model: Artifact, name: str, judge: Scorer, this: Round | None
+) -> Sampling:
+    """How a model is decoded; where the recipe does not fix it, it is chosen once for each model.
+
+    Args:
+        name: of the stage that chooses.
+        this: the round whose reward may have to choose.
+    """
+    if recipe.decoding.temperature == "best" and model.digest not in family.decodings:
+        assert family.data
+        chooser = watcher(recipe, judge, this.scorer if this else None)
+        parents = {"chooser": this.reward} if this and this.reward and chooser is this.scorer else {}
+        family.decodings[model.digest] = runner.run(Stage(
+            name, choose, recipe.decoding, {"model": model, "data": family.data}, {"chooser": chooser}, parents
+        ))
+    return decoding_of(recipe, family, model)
 
 
 def panel(recipe: Recipe, answers: Artifact) -> Panel:
@@ -455,15 +499,20 @@ def measure_all(recipe: Recipe, runner: Runner, family: Family, judge: Scorer) -
     assert data
     reward = {"reward": family.reward} if family.reward else {}
     scorers = {"reward": family.rounds[-1].scorer} if family.reward else {}
+    if not family.rounds:
+        deployed(recipe, runner, family, instruct, "decoding/instruct", judge, None)
     models = {"base, few-shot": base, "instruct": instruct}
     models |= {f"round {round.number}": round.candidate for round in family.rounds if round.candidate}
     for name, model in models.items():
         inputs = {"model": model, "data": data}
+        decoding = recipe.decoding.at(0.0)  # a Base is no rival, and likeliest to end in time where it does not drift
         if model is not base:
             inputs["reference"] = instruct
+            decoding = decoding_of(recipe, family, model)
         style = "few-shot" if model is base else "chat"
+        best_of = {"best_of": recipe.evaluate.best_of} if model is instruct else {}
         label = name.replace(", few-shot", "").replace(" ", "-")
         family.tests[name] = runner.run(Stage(
             f"test/{label}", measure, settings(Measurement, recipe.evaluate), inputs,
-            {"judge": judge, "style": style, **scorers}, reward,
+            {"judge": judge, "style": style, "decoding": decoding, **best_of, **scorers}, reward,
         ))

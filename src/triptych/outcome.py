@@ -8,19 +8,21 @@ import math
 import os
 import resource
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from triptych import __version__
-from triptych.cycle import Family, Round
+from triptych.cycle import Family, Round, decoding_of
 from triptych.data.files import read_comparisons, stored_rows
 from triptych.engine.curve import read_curve, thinned
+from triptych.engine.generation import Sampling
 from triptych.engine.scoring import RewardModel
-from triptych.intervals import mean_interval, wins
+from triptych.evaluate.lengths import controlled
+from triptych.intervals import Interval, mean_interval, wins
 from triptych.pipeline.artifact import Artifact, write_whole
 from triptych.pipeline.ledger import Ledger
-from triptych.recipe import Recipe
+from triptych.recipe import Goals, Recipe
 from triptych.records import Conversation
 from triptych.release.family import assemble
 from triptych.release.lineage import DataFile, Lineage, Parent, RewardExample, Role
@@ -29,6 +31,8 @@ from triptych.report.page import render
 
 SAMPLES = 12
 POINTS = 200
+PLAIN = Sampling(1).name
+"""Temperature 1, at which every model is measured."""
 Tests = Mapping[str, Sequence[dict[str, Any]]]
 
 
@@ -72,7 +76,7 @@ def summarise(
     return report.Summary(
         name=recipe.name, version=__version__, judge=family.judge.name if family.judge else "none",
         verdict=verdict(recipe, family, answers, audits), base=_base(family.base), models=models, audits=audits,
-        judge_audit=_judge_audit(recipe, family),
+        reward_order=reward_order(family), judge_audit=_judge_audit(recipe, family),
         rounds=[_round(round.number, round.gate, round.candidate) for round in family.rounds
                 if round.gate and round.candidate],
         stages=stages, losses={artifact.name: _losses(artifact) for artifact in artifacts
@@ -84,31 +88,91 @@ def summarise(
 def verdict(
     recipe: Recipe, family: Family, answers: Tests, audits: Sequence[report.Audit]
 ) -> report.Verdict | None:
-    """Champion against round 0's Instruct on the same test prompts, and the goals that were missed."""
+    """The champion as it is deployed beside what costs nothing, on the same test prompts; the goals that it missed."""
     name = _champion_name(family)
     if "instruct" not in answers or name not in answers:
         return None
-    before_scores = {row["key"]: row["judge"] for row in answers["instruct"]}
-    before = [before_scores[row["key"]] for row in answers[name]]
-    after = [row["judge"] for row in answers[name]]
-    gain, (low, high) = mean_interval([new - old for new, old in zip(after, before, strict=True)])
-    rate, rate_interval = (None, None) if name == "instruct" else mean_interval(wins(after, before))
-    missed = []
-    if recipe.goals.gain is not None:
-        if gain < recipe.goals.gain:
-            missed.append(f"the champion's gain is {gain:.3f}, and the goal was {recipe.goals.gain:g}")
-        instruct, champion = (family.tests[each].metrics for each in ("instruct", name))
-        if champion["interval"][0] <= instruct["interval"][1]:
-            missed.append("the intervals of the champion's and round 0's scores overlap")
-    if recipe.goals.share_of_ceiling is not None and audits:
-        last = audits[-1]
-        goal = recipe.goals.share_of_ceiling * (last.ceiling or 1.0)
-        if last.accuracy < goal:
-            missed.append(f"the reward model's accuracy is {last.accuracy:.1%}, and the goal was {goal:.1%}")
-    return report.Verdict(
-        better=low > 0, gain=gain, gain_interval=(low, high), win_rate=rate, win_rate_interval=rate_interval,
-        missed=missed,
+    instruct = family.tests["instruct"].metrics
+    # A prompt that one of them had no room for is left out of both.
+    both = set.intersection(*({row["key"] for row in answers[each]} for each in ("instruct", name)))
+    before, after = ([row for row in answers[each] if row["key"] in both] for each in ("instruct", name))
+    scores = [row["judge"] for row in after]
+
+    def beside(way: str) -> report.Baseline:
+        found = instruct["decodings"][way]
+        gain, interval = _gain(scores, [row["decodings"][way]["judge"] for row in before])
+        return report.Baseline(
+            name=report.instruct_as(way), free=found["drawn"] == 1, drawn=found["drawn"], score=found["score"],
+            interval=found["interval"], gain=gain, gain_interval=interval,
+        )
+
+    baselines = {way: beside(way) for way in instruct["decodings"]}
+    free = {way: each for way, each in baselines.items() if each.free}
+    way = max(free, key=lambda way: free[way].score)
+    rival = free[way]
+    theirs = [row["decodings"][way] for row in before]
+    won = wins(scores, [row["judge"] for row in theirs])
+    kept = name == "instruct"
+    rate, rate_interval = (None, None) if kept else mean_interval(won)
+    equal, equal_interval = (None, None) if kept else controlled(
+        won, [row["tokens"] for row in after], [row["tokens"] for row in theirs]
     )
+    plain, plain_interval = _gain(*([row["decodings"][PLAIN]["judge"] for row in rows] for rows in (after, before)))
+    found = report.Verdict(
+        better=all(each.gain_interval[0] > 0 for each in free.values()), rival=rival.name,
+        gain=rival.gain, gain_interval=rival.gain_interval, win_rate=rate, win_rate_interval=rate_interval,
+        equal_length=equal, equal_length_interval=equal_interval,
+        gain_at_temperature_1=plain, gain_at_temperature_1_interval=plain_interval,
+        baselines=sorted(baselines.values(), key=lambda each: (not each.free, -each.score)), missed=[],
+    )
+    return found.model_copy(update={"missed": list(missed(recipe.goals, found, audits))})
+
+
+def _gain(after: Sequence[float], before: Sequence[float]) -> tuple[float, Interval]:
+    return mean_interval([new - old for new, old in zip(after, before, strict=True)])
+
+
+def missed(goals: Goals, found: report.Verdict, audits: Sequence[report.Audit]) -> Iterator[str]:
+    """Each goal that was not reached, as a sentence with what was reached instead."""
+
+    def shown(interval: Interval) -> str:
+        return f"95% interval {interval[0]:.3f} to {interval[1]:.3f}"
+
+    if goals.gain is not None and (found.gain < goals.gain or not found.better):
+        yield (f"the champion's gain over {found.rival} is {found.gain:.3f} ({shown(found.gain_interval)}), and the "
+               f"goal was {goals.gain:g} with an interval above zero")
+    plain, interval = found.gain_at_temperature_1, found.gain_at_temperature_1_interval
+    if goals.gain_at_temperature_1 is not None and (plain < goals.gain_at_temperature_1 or interval[0] <= 0):
+        yield (f"the champion's gain over Instruct at temperature 1 is {plain:.3f} ({shown(interval)}), and the goal "
+               f"was {goals.gain_at_temperature_1:g} with an interval above zero")
+    if goals.equal_length is not None:
+        rate, bounds = found.equal_length, found.equal_length_interval
+        if rate is None or bounds is None:
+            yield f"the win rate at equal length cannot be told, and the goal was {goals.equal_length:.0%}"
+        elif rate < goals.equal_length or bounds[0] <= 0.5:
+            yield (f"the win rate at equal length is {rate:.1%} (95% interval {bounds[0]:.1%} to {bounds[1]:.1%}), and "
+                   f"the goal was {goals.equal_length:.0%} with an interval above one half")
+    if not audits:
+        return
+    last = audits[-1]
+    if goals.share_of_ceiling is not None and last.accuracy < (goal := goals.share_of_ceiling * (last.ceiling or 1.0)):
+        yield f"the reward model's accuracy is {last.accuracy:.1%}, and the goal was {goal:.1%}"
+    if goals.over_trivial is not None and last.baselines:
+        rule, best = max(last.baselines.items(), key=lambda each: each[1])
+        if last.accuracy - best < goals.over_trivial:
+            yield (f"the reward model's accuracy is {100 * (last.accuracy - best):.1f} points over {rule!r}, the best "
+                   f"trivial rule, and the goal was {100 * goals.over_trivial:g}")
+
+
+def reward_order(family: Family) -> report.RewardOrder | None:
+    """Whether the released reward orders Base, Instruct and the champions as the judge does."""
+    champions = [f"round {round.number}" for round in family.rounds if round.promoted]
+    tests = {name: family.tests[name].metrics for name in ("base, few-shot", "instruct", *champions)
+             if name in family.tests}
+    if len(tests) < 2 or any(each["reward"] is None for each in tests.values()):
+        return None
+    by_judge, by_reward = (sorted(tests, key=lambda name: tests[name][by]) for by in ("score", "reward"))
+    return report.RewardOrder(by_judge=by_judge, by_reward=by_reward, agree=by_judge == by_reward)
 
 
 def sample(answers: Tests) -> list[report.Sample]:
@@ -161,6 +225,7 @@ def release(recipe: Recipe, family: Family, summary: report.Summary, folder: Pat
         partial, name=recipe.name, version=recipe.release.version, license=recipe.release.license,
         models=models, lineage=lineage, summary=summary, recipe=_recipe_digest(recipe),
         reward_examples=_examples(feedback, reward), language=recipe.release.language,
+        decoding=decoding_of(recipe, family, champion),
     )
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(partial, folder)
@@ -191,7 +256,7 @@ def _artifacts(family: Family) -> list[Artifact]:
     for round in family.rounds:
         found += [round.feedback or round.evidence, *round.rewards.values(), round.reward, round.audit]
         found += [round.candidate, round.answers, round.gate]
-    found += family.tests.values()
+    found += [*family.decodings.values(), *family.tests.values()]
     return list({artifact.name: artifact for artifact in found if artifact}.values())
 
 

@@ -18,6 +18,7 @@ from triptych.data.files import dataset_name
 from triptych.data.intake import Intake
 from triptych.errors import RecipeError
 from triptych.evaluate.answers import Answering
+from triptych.evaluate.decoding import Decoding
 from triptych.evaluate.gate import Gate
 from triptych.evaluate.measurement import Measurement
 from triptych.feedback.labelling import ExactLabelling, Labelling
@@ -248,11 +249,17 @@ class Goals(Config):
     """What the run should reach; a missed goal is said in the summary and changes nothing else.
 
     Attributes:
-        gain: the champion's score over round 0's Instruct.
+        gain: the champion's score, as it is deployed, over the strongest baseline that costs nothing.
+        gain_at_temperature_1: the champion's score over round 0's Instruct, both sampled at temperature 1.
+        equal_length: the champion's win rate against that baseline at equal length.
         share_of_ceiling: the last reward model's accuracy over the best that the label noise allows.
+        over_trivial: the last reward model's accuracy less that of the best trivial rule, a bag of words included.
     """
 
     gain: float | None = None
+    gain_at_temperature_1: float | None = None
+    equal_length: float | None = None
+    over_trivial: float | None = None
     share_of_ceiling: float | None = None
 
 
@@ -273,6 +280,7 @@ class Recipe(Config):
     reward: RewardSection = PairwiseSection()
     improve: ImproveSection = GrpoSection()
     compare: tuple[ImproveSection, ...] = ()
+    decoding: Decoding = Decoding()
     gate: GateSection = GateSection()
     evaluate: Measurement = Measurement()
     splits: SplitSection = SplitSection()

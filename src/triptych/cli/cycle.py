@@ -202,11 +202,13 @@ def compare(
         comparison.write(found, folder)
     table = table_of("method", "judge", "gain", "win rate", "KL", "tokens", "time", right=6)
     for row in found.methods:
+        gain = f"{row.gain:+.3f} ({figure(row.gain_interval)})" + ("" if row.better else ", no better")
         table.add_row(
-            row.method, f"{row.score:.3f}", f"{row.gain:+.3f} ({figure(row.gain_interval)})", f"{row.win_rate:.1%}",
-            f"{row.kl:.2f}", f"{row.length:.1f}", duration(row.seconds),
+            row.method, f"{row.score:.3f}", gain, f"{row.win_rate:.1%}", f"{row.kl:.2f}", f"{row.length:.1f}",
+            duration(row.seconds),
         )
     out.print(table)
+    say(f"gain and win rate are over {found.rival}, the strongest that costs nothing: {found.before:.3f}")
     say(f"report   {folder / 'compare.html'}")
 
 

@@ -6,8 +6,9 @@ import json
 import random
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -18,6 +19,28 @@ from triptych.cli.terminal import figure, out, say, table_of
 from triptych.errors import AuditError, RecipeError, ReleaseError, RewardError
 from triptych.pipeline.artifact import write_whole
 
+if TYPE_CHECKING:
+    from triptych.engine.generation import Sampling
+
+Temperature = Annotated[
+    float | None,
+    typer.Option(min=0.0, help="0 always takes the likeliest word; by default the model's own.", show_default=False),
+]
+MaxTokens = Annotated[
+    int | None, typer.Option(min=1, help="The longest answer; by default the model's own.", show_default=False)
+]
+
+
+def own_sampling(folder: Path, temperature: float | None, max_tokens: int | None) -> Sampling:
+    """As the model's folder says that it is decoded, but for what was given."""
+    from triptych.engine.generation import Sampling
+
+    own = Sampling.of(folder)
+    return replace(
+        own, temperature=own.temperature if temperature is None else temperature,
+        max_tokens=own.max_tokens if max_tokens is None else max_tokens,
+    )
+
 
 @app.command()
 def chat(
@@ -25,8 +48,8 @@ def chat(
         str,
         typer.Argument(metavar="MODEL", help="A model's folder, a release, or a run.", show_default=False),
     ],
-    temperature: Annotated[float, typer.Option(min=0.0, help="0 always takes the likeliest word.")] = 0.7,
-    max_tokens: Annotated[int, typer.Option(min=1, help="The longest answer.")] = 256,
+    temperature: Temperature = None,
+    max_tokens: MaxTokens = None,
     seed: Annotated[
         int | None, typer.Option(min=0, help="Gives the same answers again.", show_default=False)
     ] = None,
@@ -40,7 +63,6 @@ def chat(
     folder, release = find_model(model, "instruct")
 
     from triptych.engine.device import settle
-    from triptych.engine.generation import Sampling
     from triptych.engine.rollout import Policy
     from triptych.records import Conversation, Message, Prompt
     from triptych.reward.kinds import open_reward
@@ -55,6 +77,7 @@ def chat(
             say(f"(answers are not scored: {error})")
     context = getattr(policy.model.config.get_text_config(), "max_position_embeddings", None)
     seed = random.randrange(2**31) if seed is None else seed
+    sampling = own_sampling(folder, temperature, max_tokens)
     turns: list[Message] = []
     for number, line in enumerate(_lines()):
         if line == "/quit":
@@ -65,13 +88,12 @@ def chat(
             continue
         turns.append(Message("user", line))
         forgotten = 0
-        while context and len(turns) > 1 and len(policy.render(Prompt(tuple(turns)))) + max_tokens > context:
+        while context and len(turns) > 1 and len(policy.render(Prompt(tuple(turns)))) + sampling.max_tokens > context:
             turns, forgotten = turns[2:], forgotten + 2
         if forgotten:
             say(f"(the first {forgotten} turns no longer fit the model's {context} tokens and are forgotten)")
         prompt = Prompt(tuple(turns))
-        sampling = Sampling(max_tokens, temperature, seed=seed + number)
-        ((rollout,),) = policy.write([prompt], sampling)
+        ((rollout,),) = policy.write([prompt], replace(sampling, seed=seed + number))
         turns.append(Message("assistant", rollout.answer))
         say(_printable(rollout.answer) + ("" if rollout.finished else " …"))
         if scorer:
@@ -116,8 +138,8 @@ def evaluate(
     text: Annotated[
         Path | None, typer.Option(help="Plain text: how well the model predicts it.", show_default=False)
     ] = None,
-    max_tokens: Annotated[int, typer.Option(min=1, help="The longest answer.")] = 96,
-    temperature: Annotated[float, typer.Option(min=0.0, help="Of the answers; 0 takes the likeliest word.")] = 1.0,
+    temperature: Temperature = None,
+    max_tokens: MaxTokens = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the answers.")] = 1,
     output: Annotated[Path | None, typer.Option(help="Writes the numbers as JSON.", show_default=False)] = None,
 ) -> None:
@@ -141,7 +163,8 @@ def evaluate(
     if prompts is not None or text is not None:
         folder = find_model(model, "instruct")[0]
         if prompts is not None:
-            numbers |= _answers(folder, prompts, reward, max_tokens, temperature, seed)
+            sampling = replace(own_sampling(folder, temperature, max_tokens), seed=seed)
+            numbers |= _answers(folder, prompts, reward, sampling)
         if text is not None:
             numbers |= _prediction(folder, text)
     table = table_of("measured", "value", right=1)
@@ -153,11 +176,8 @@ def evaluate(
         say(str(output))
 
 
-def _answers(
-    folder: Path, prompts: Path, reward: Path | None, max_tokens: int, temperature: float, seed: int
-) -> dict[str, Any]:
+def _answers(folder: Path, prompts: Path, reward: Path | None, sampling: Sampling) -> dict[str, Any]:
     from triptych.data.files import read_prompts
-    from triptych.engine.generation import Sampling
     from triptych.engine.rollout import Policy
     from triptych.engine.scoring import RewardModel
     from triptych.intervals import mean_interval
@@ -166,9 +186,10 @@ def _answers(
 
     asked = read_prompts(prompts)
     scorer = RewardModel(find_model(str(reward), "reward")[0]) if reward is not None else None
-    written = Policy.open(folder).write(asked, Sampling(max_tokens, temperature, seed=seed), progress=Terminal())
+    written = Policy.open(folder).write(asked, sampling, progress=Terminal())
     answers = [group[0] for group in written]
     numbers: dict[str, Any] = {
+        "decoding": sampling.name,
         "prompts": len(asked),
         "mean_length": sum(len(answer.tokens) for answer in answers) / len(answers),
         "cut": sum(not answer.finished for answer in answers) / len(answers),

@@ -44,8 +44,10 @@ def table_of(*columns: str, right: int = 0) -> Table:
     return table
 
 
-def figure(value: float | Sequence[float]) -> str:
-    """A count whole, another number to four digits, an interval as "low to high"."""
+def figure(value: str | float | Sequence[float]) -> str:
+    """A count whole, another number to four digits, an interval as "low to high", a word as it is."""
+    if isinstance(value, str):
+        return value
     if isinstance(value, int):
         return f"{value:,}"
     return f"{value:.4g}" if isinstance(value, float) else " to ".join(map(figure, value))

@@ -8,9 +8,12 @@ else was in the batch does not matter and nothing is drawn for the whole vocabul
 
 from __future__ import annotations
 
+import json
 from collections import deque
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -43,6 +46,10 @@ def ending(end: End) -> Collection[int]:
     return (end,) if isinstance(end, int) else end
 
 
+MAX_TOKENS = 256
+"""Of an answer, where a model's folder does not say."""
+
+
 @dataclass(frozen=True, slots=True)
 class Sampling:
     """How answers are drawn.
@@ -58,6 +65,36 @@ class Sampling:
     temperature: float = 1.0
     top_p: float = 1.0
     seed: int = 0
+
+    @property
+    def name(self) -> str:
+        """How a reader calls it."""
+        if self.temperature == 0.0:
+            return "greedy"
+        nucleus = f", top_p {self.top_p:g}" if self.top_p < 1.0 else ""
+        return f"temperature {self.temperature:g}{nucleus}"
+
+    @classmethod
+    def of(cls, folder: Path) -> Sampling:
+        """As the `generation_config.json` of a model's folder says; what it leaves out is as transformers has it."""
+        path = folder / "generation_config.json"
+        told = json.loads(path.read_bytes()) if path.is_file() else {}
+        temperature = told.get("temperature") or 1.0 if told.get("do_sample") else 0.0
+        return cls(told.get("max_new_tokens") or MAX_TOKENS, temperature, told.get("top_p") or 1.0)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The fields of a `generation_config.json` by which transformers draws from the same distribution."""
+        if self.temperature == 0.0:
+            return {"do_sample": False, "max_new_tokens": self.max_tokens}
+        # Without a number of its own for top_k, transformers samples among the 50 likeliest.
+        return {"do_sample": True, "max_new_tokens": self.max_tokens, "temperature": self.temperature,
+                "top_k": 0, "top_p": self.top_p}
+
+    @property
+    def identity(self) -> list[float]:
+        """What it is, for the fingerprint of what was drawn."""
+        return [self.max_tokens, self.temperature, self.top_p, self.seed]
 
 
 @dataclass(slots=True)

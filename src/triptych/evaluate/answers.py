@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pydantic import Field
@@ -35,12 +35,10 @@ class Answering(Config):
     Attributes:
         prompts: how many of the gate's prompts each round takes.
         documents: how many held-out documents bits per byte are measured on, the beginning of each.
-        max_tokens: an answer is cut there.
     """
 
     prompts: int = Field(default=300, ge=2)
     documents: int = Field(default=64, ge=1)
-    max_tokens: int = Field(default=96, ge=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,19 +67,31 @@ class Pair:
         return Question(self.prompt, *((self.after, self.before) if turned else (self.before, self.after)))
 
 
-def answer(desk: Desk, config: Answering, candidate: Path, champion: Path, data: Path, round: int = 1) -> Metrics:
-    """Writes `answers.jsonl` and, of those that differ, `questions.jsonl`; measures distance, length, plain text."""
+def answer(
+    desk: Desk, config: Answering, candidate: Path, champion: Path, data: Path,
+    candidate_decoding: Sampling, champion_decoding: Sampling, round: int = 1,
+) -> Metrics:
+    """Writes `answers.jsonl` and, of those that differ, `questions.jsonl`; measures distance, length, plain text.
+
+    Args:
+        candidate_decoding, champion_decoding: each model's own; their seeds do not count.
+    """
     policies = [Policy.open(folder / "model") for folder in (champion, candidate)]
+    decodings = [champion_decoding, candidate_decoding]
     prompts = read_prompts(data / "prompts_gate.jsonl")
-    for policy in policies:
-        prompts = policy.fitting(prompts, config.max_tokens, desk.progress)
+    for policy, decoding in zip(policies, decodings, strict=True):
+        prompts = policy.fitting(prompts, decoding.max_tokens, desk.progress)
     prompts, again = of_round(prompts, config.prompts, round)
     # Independent noise for the two: equal models must not tie on every prompt by writing the same.
     seed = (desk.seed * 1000 + round) * 10
     before, after = (
-        policy.write(prompts, Sampling(config.max_tokens, seed=seed + place), progress=desk.progress)
-        for place, policy in enumerate(policies)
+        policy.write(prompts, replace(decoding, seed=seed + place), progress=desk.progress)
+        for place, (policy, decoding) in enumerate(zip(policies, decodings, strict=True))
     )
+    # KL is the distance of the two policies, whatever they are decoded at: its estimate needs answers of the
+    # candidate's own distribution, and those that were drawn at another temperature are of another one.
+    plain = Sampling(candidate_decoding.max_tokens, seed=seed + 1)
+    own = after if candidate_decoding.name == plain.name else policies[1].write(prompts, plain, progress=desk.progress)
     pairs = [_pair(*one, *other) for one, other in zip(before, after, strict=True)]
     with open(desk.output / FILE, "w", encoding="utf-8") as file:
         for pair in pairs:
@@ -94,7 +104,9 @@ def answer(desk: Desk, config: Answering, candidate: Path, champion: Path, data:
     found: Metrics = {
         "prompts": len(pairs),
         "prompts_again": again,
-        "kl": divergence(policies[1], policies[0], after),
+        "kl": divergence(policies[1], policies[0], own),
+        "decoding_before": champion_decoding.name,
+        "decoding_after": candidate_decoding.name,
         "length_before": sum(pair.tokens_before for pair in pairs) / len(pairs),
         "length_after": sum(pair.tokens_after for pair in pairs) / len(pairs),
     }

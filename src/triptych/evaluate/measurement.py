@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,7 +14,7 @@ from triptych.configuration import Config
 from triptych.data.files import read_conversations, read_prompts
 from triptych.engine.generation import Sampling
 from triptych.engine.rollout import Policy, Render, divergence
-from triptych.engine.scoring import Scorer, scored
+from triptych.engine.scoring import Scorer, Scores, scored
 from triptych.intervals import mean_interval
 from triptych.pipeline.stage import Desk, Metrics
 from triptych.records import Conversation, Prompt, Rollout
@@ -24,70 +25,118 @@ class Measurement(Config):
 
     Attributes:
         prompts: how many of the test prompts; all of them by default.
-        max_tokens: an answer is cut there.
-        greedy: measure greedy decoding beside sampling at temperature 1.
+        best_of: so many of Instruct's answers to each, of which the reward takes the best; 0 for none.
         shots: worked examples before the question, for the Base that is only prompted.
         example: how an example is written, ending in its answer. Examples stand in paragraphs of their own, or, if
             this has one line, one after the other.
     """
 
     prompts: int | None = Field(default=None, ge=1)
-    max_tokens: int = Field(default=96, ge=1)
-    greedy: bool = True
+    best_of: int = Field(default=8, ge=0)
     shots: int = Field(default=3, ge=0)
     example: str = Field(default="Question: {prompt}\nAnswer: {answer}", pattern=r"(?s)\{prompt\}.*\{answer\}$")
 
 
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """A model's answers drawn in one way, one to each prompt, with the judge's scores and the reward's.
+
+    Attributes:
+        drawn: how many answers were written for each that is kept, which is what it costs.
+    """
+
+    rollouts: Sequence[Rollout]
+    judged: Scores
+    rewarded: Scores | None
+    drawn: int = 1
+
+    @property
+    def numbers(self) -> dict[str, Any]:
+        """What is told of them."""
+        score, interval = mean_interval(self.judged.totals)
+        return {
+            "score": score,
+            "interval": interval,
+            "reward": sum(self.rewarded.totals) / len(self.rollouts) if self.rewarded else None,
+            "mean_length": sum(len(rollout.tokens) for rollout in self.rollouts) / len(self.rollouts),
+            "drawn": self.drawn,
+        }
+
+    def row(self, place: int) -> dict[str, Any]:
+        """One answer and its scores."""
+        rollout = self.rollouts[place]
+        return {
+            "answer": rollout.answer, "tokens": len(rollout.tokens), "judge": self.judged.totals[place],
+            "reward": self.rewarded.totals[place] if self.rewarded else None,
+        }
+
+
 def measure(
-    desk: Desk, config: Measurement, model: Path, data: Path, judge: Scorer,
+    desk: Desk, config: Measurement, model: Path, data: Path, judge: Scorer, decoding: Sampling,
     reference: Path | None = None, reward: Scorer | None = None, style: Literal["chat", "few-shot"] = "chat",
+    best_of: int = 0, split: str = "test",
 ) -> Metrics:
-    """Scores a model's answers to `data/prompts_test.jsonl`; keeps them in `answers.jsonl`."""
-    prompts = read_prompts(data / "prompts_test.jsonl")[: config.prompts]
+    """Scores a model's answers to a split's prompts as it is deployed, at temperature 1 and greedy.
+
+    Keeps them in `answers.jsonl`: each prompt's answer as deployed, and under `decodings` the answer of each decoding.
+
+    Args:
+        decoding: as deployed; its seed does not count.
+        best_of: draw so many answers at temperature 1 too, and keep the one that the reward likes best.
+    """
+    prompts = read_prompts(data / f"prompts_{split}.jsonl")[: config.prompts]
     policy = Policy.open(model / "model")
     render = policy.render if style == "chat" else few_shot(policy.tokenizer, examples(data), config)
-    prompts = policy.fitting(prompts, config.max_tokens, desk.progress, render)
+    prompts = policy.fitting(prompts, decoding.max_tokens, desk.progress, render)
 
-    def write(sampling: Sampling) -> list[list[Rollout]]:
+    def write(sampling: Sampling, n: int = 1) -> list[list[Rollout]]:
+        sampling = replace(sampling, seed=desk.seed)
         if style == "chat":
-            return policy.write(prompts, sampling, progress=desk.progress)
+            return policy.write(prompts, sampling, n=n, progress=desk.progress)
         # A Base ends where its documents do.
         end = policy.tokenizer.bos_token_id
-        groups = policy.write(prompts, sampling, render=render, end=end, progress=desk.progress)
+        groups = policy.write(prompts, sampling, n=n, render=render, end=end, progress=desk.progress)
         return [[_before_the_next(rollout, policy.tokenizer, config) for rollout in group] for group in groups]
 
-    groups = write(Sampling(config.max_tokens, seed=desk.seed))
-    conversations = [Conversation(rollout.prompt, rollout.answer) for (rollout,) in groups]
-    judged = scored(judge, conversations)
-    scores = judged.totals
-    rewarded = scored(reward, conversations) if reward else None
-    rewards = rewarded.totals if rewarded else None
-    greedy = None
-    if config.greedy:
-        likeliest = write(Sampling(config.max_tokens, temperature=0.0))
-        greedy = judge.score([Conversation(rollout.prompt, rollout.answer) for (rollout,) in likeliest])
+    def judged(rollouts: Sequence[Rollout], drawn: int = 1) -> Measured:
+        conversations = [Conversation(rollout.prompt, rollout.answer) for rollout in rollouts]
+        rewarded = scored(reward, conversations) if reward else None
+        return Measured(rollouts, scored(judge, conversations), rewarded, drawn)
+
+    plain = Sampling(decoding.max_tokens)
+    ways = {way.name: way for way in (decoding, plain, replace(plain, temperature=0.0))}
+    found = {name: judged([rollout for (rollout,) in write(way)]) for name, way in ways.items()}
+    if best_of > 1 and reward:
+        found[f"best of {best_of}"] = judged(preferred(write(plain, best_of), reward), best_of)
+    deployed = found[decoding.name]
     with open(desk.output / "answers.jsonl", "w", encoding="utf-8") as file:
-        for index, (rollout,) in enumerate(groups):
-            row = {
-                "key": rollout.prompt.key, "task": rollout.prompt.task, "answer": rollout.answer,
-                "judge": scores[index], "reward": rewards[index] if rewards else None,
-                "prompt": [[turn.role, turn.content] for turn in rollout.prompt.messages],
+        for place, prompt in enumerate(prompts):
+            row = {"key": prompt.key, "task": prompt.task, **deployed.row(place)} | {
+                "prompt": [[turn.role, turn.content] for turn in prompt.messages],
+                "decodings": {name: each.row(place) for name, each in found.items()},
             }
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
-    mean, interval = mean_interval(scores)
+    tasks = [prompt.task for prompt in prompts]
+    # Only answers at temperature 1 are the policy's own, of which its divergence is the mean.
+    own = [[rollout] for rollout in found[plain.name].rollouts]
     return {
         "judge": judge.name,
-        "judge_counts": dict(judged.counts),
-        "score": mean,
-        "interval": interval,
+        "judge_counts": dict(deployed.judged.counts),
         "prompts": len(prompts),
-        "greedy_score": sum(greedy) / len(greedy) if greedy else None,
-        "reward": sum(rewards) / len(rewards) if rewards else None,
-        "kl": divergence(policy, Policy.open(reference / "model"), groups) if reference else None,
-        "mean_length": sum(len(rollout.tokens) for (rollout,) in groups) / len(groups),
-        "by_task": by_task([prompt.task for prompt in prompts], scores),
-        "reward_parts": rewarded.by_task([prompt.task for prompt in prompts]) if rewarded else {},
+        "decoding": decoding.name,
+        **deployed.numbers,
+        "decodings": {name: each.numbers for name, each in found.items()},
+        "kl": divergence(policy, Policy.open(reference / "model"), own) if reference else None,
+        "by_task": by_task(tasks, deployed.judged.totals),
+        "reward_parts": deployed.rewarded.by_task(tasks) if deployed.rewarded else {},
     }
+
+
+def preferred(groups: Sequence[Sequence[Rollout]], reward: Scorer) -> list[Rollout]:
+    """Of the answers to each prompt the one with the highest reward, of equals the first."""
+    scores = iter(reward.score([Conversation(each.prompt, each.answer) for group in groups for each in group]))
+    return [max([(next(scores), -place, each) for place, each in enumerate(group)], key=lambda found: found[:2])[2]
+            for group in groups]
 
 
 def by_task(tasks: Sequence[str | None], scores: Sequence[float]) -> dict[str, Any]:

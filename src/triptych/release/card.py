@@ -44,11 +44,6 @@ class Family:
         return next((model for model in self.summary.models if model.champion), None)
 
     @property
-    def first(self) -> ModelScore | None:
-        """The scores of round 0's Instruct, from which improvement started."""
-        return next((model for model in self.summary.models if model.round == 0), None)
-
-    @property
     def prompted(self) -> ModelScore | None:
         """The scores of the Base with examples in its prompt."""
         return next((model for model in self.summary.models if model.round is None), None)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from triptych.engine import models as engine
+from triptych.engine.generation import Sampling
 from triptych.errors import ReleaseError
 from triptych.records import Message
 from triptych.release import card
@@ -46,6 +47,7 @@ def assemble(
     recipe: str,
     reward_examples: Sequence[RewardExample] = (),
     language: str = "en",
+    decoding: Sampling | None = None,
 ) -> None:
     """Write the release into `folder`; the same models and numbers give the same bytes.
 
@@ -60,6 +62,7 @@ def assemble(
         recipe: digest of the resolved recipe.
         reward_examples: scored answers, released beside the Reward model.
         language: of the text, as the Hub names it.
+        decoding: of Instruct, at which it was measured.
 
     Raises:
         ReleaseError: if a role is missing, the folder is not empty, or the three do not share one tokenizer.
@@ -87,11 +90,20 @@ def assemble(
             place = target / source.relative_to(models[role])
             place.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source, place)
+        if role == "instruct" and decoding:
+            _deploy(target / "generation_config.json", decoding)
         _write(target / "README.md", card.model_card(role, family))
     if reward_examples:
         _write(folder / "reward" / EXAMPLES, "".join(_example(example) for example in reward_examples))
     _write(folder / "README.md", card.family_card(family))
     seal(folder, _manifest(folder, family))
+
+
+def _deploy(path: Path, decoding: Sampling) -> None:
+    """Writes how the model is decoded; of what its folder said only the special tokens stay, an end token each."""
+    told = json.loads(path.read_bytes()) if path.is_file() else {}
+    kept = {name: value for name, value in told.items() if name.endswith("_token_id") or name == "transformers_version"}
+    _write(path, json.dumps(kept | decoding.settings, indent=2, sort_keys=True) + "\n")
 
 
 def _described(folder: Path) -> dict[str, Any] | None:

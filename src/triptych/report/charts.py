@@ -166,7 +166,7 @@ def interval_chart(
     if not rows:
         return _nothing()
     longest = max(len(row.label) for row in rows)
-    left = min(40 + 6.6 * longest, 158) if longest > 8 else 88.0
+    left = min(40 + 6.6 * longest, 210) if longest > 8 else 88.0
     right, top, step = WIDTH - 62, 30.0 if rules else 12.0, 30.0
     bottom = top + step * len(rows)
     values = [v for row in (*rows, *also) for v in (row.value, *(row.interval or ())) if _finite(v)]

@@ -41,6 +41,7 @@ from triptych.report.summary import (
     StageRow,
     Summary,
     TaskScore,
+    instruct_as,
 )
 
 FOLDER = Path(__file__).parent
@@ -78,13 +79,13 @@ def render_audit(audit: Audit, name: str, version: str) -> str:
 def render_comparison(comparison: Mapping[str, Any]) -> str:
     """Methods side by side, from `compare.json`: a table and its charts."""
     methods = comparison["methods"]
-    before = Rule(comparison["before"], "champion")
+    before = Rule(comparison["before"], comparison["rival"])
     charts = [
         ("Judge's score", interval_chart(
             [Estimate(row["method"], row["score"], row["score_interval"], "green") for row in methods],
             title="Mean judge score by method", x_label="judge's score", rules=[before],
         )),
-        ("Win rate against the champion", interval_chart(
+        (f"Win rate against {comparison['rival']}", interval_chart(
             [Estimate(row["method"], row["win_rate"], row["win_rate_interval"], "green") for row in methods],
             title="Win rate by method", x_label="prompts where the judge prefers the candidate",
             text=lambda value: percent(value, 0), rules=[Rule(0.5, "no difference")], bounds=(0.0, 1.0),
@@ -113,7 +114,7 @@ class Headline:
 
 
 def headline(summary: Summary) -> Headline:
-    """Whether the loop made the model better, in one sentence that says no more than the numbers do."""
+    """Whether the loop made the model better than what costs nothing, in one sentence that says no more than that."""
     verdict = summary.verdict
     before = next((model for model in summary.models if model.round == 0), None)
     after = next((model for model in summary.models if model.champion), None)
@@ -121,23 +122,25 @@ def headline(summary: Summary) -> Headline:
         return Headline("This run has no verdict: it ended before its models were compared.", "open")
     if not summary.rounds:
         return Headline("No round of improvement was run, so there is nothing to compare.", "open")
-    digits = _digits(verdict.gain_interval)
-    gain = f"{number(verdict.gain, digits, sign=True)}, {interval_text(verdict.gain_interval, digits)}"
-    if verdict.win_rate is not None and verdict.win_rate_interval is not None:
-        gain += f"; preferred on {percent(verdict.win_rate)}, {_percent_bracket(verdict.win_rate_interval)}"
     if before and after and before.name == after.name:
-        found = f"{number(before.score, digits)} on {before.prompts:,} test prompts"
+        found = f"{number(before.score)} ({before.decoding}) on {before.prompts:,} test prompts"
         return Headline(f"No round's model proved better, so Instruct was kept: {found}.", "open")
-    if before and after:
-        scores = f"{number(before.score, digits)} → {number(after.score, digits)}"
-        found = f"{scores} on {after.prompts:,} test prompts ({gain})"
-    else:
-        found = f"{gain} on the test prompts"
+    # Where it beats the strongest baseline but not each of them, the sentence is about one that it does not beat.
+    free = [each for each in verdict.baselines if each.free]
+    told = next((each for each in free if each.gain_interval[0] <= 0), None)
+    told = told or next(each for each in free if each.name == verdict.rival)
+    digits = _digits(told.gain_interval)
+    gain = f"{number(told.gain, digits, sign=True)}, {interval_text(told.gain_interval, digits)}"
+    if told.name == verdict.rival and verdict.win_rate is not None and verdict.win_rate_interval is not None:
+        gain += f"; preferred on {percent(verdict.win_rate)}, {_percent_bracket(verdict.win_rate_interval)}"
+    score = f"{number(after.score, digits)} ({after.decoding}) on {after.prompts:,} test prompts" if after else ""
+    theirs = number(told.score, digits)
     if verdict.better:
-        return Headline(f"The loop made the model better: {found}.", "good")
-    if verdict.gain_interval[1] < 0:
-        return Headline(f"The loop made the model worse: {found}.", "bad")
-    return Headline(f"No proof that the loop made the model better: {found}.", "open")
+        beaten = f"{theirs} of {told.name}, the best that costs nothing"
+        return Headline(f"The loop made the model better: {score}, against {beaten} ({gain}).", "good")
+    worse = told.gain_interval[1] < 0
+    but, tone = (", but worse", "bad") if worse else ("", "open")
+    return Headline(f"The champion is no better than {told.name}{but}: {score}, against {theirs} ({gain}).", tone)
 
 
 def interval_text(interval: Interval | None, digits: int = 2) -> str:
@@ -227,19 +230,35 @@ def _tone(model: ModelScore) -> str:
 
 
 def _score_charts(summary: Summary) -> list[tuple[str, Markup]]:
-    """The overall chart, then one for each task."""
+    """The overall chart, with what Instruct does for nothing and as the best of n, then one for each task."""
     axis, bounds = _judge_scale(summary)
-    groups: dict[str, list[Estimate]] = {}
+    groups: dict[str, list[Estimate]] = {"All test prompts": []}
     for model in summary.models:
-        parts: dict[str, ModelScore | TaskScore] = {"All test prompts": model, **model.by_task}
-        for name, part in parts.items():
-            groups.setdefault(name, []).append(Estimate(model.name, part.score, part.interval, _tone(model)))
+        groups["All test prompts"] += _ways(model)
+        for name, part in model.by_task.items():
+            groups.setdefault(name, []).append(_estimate(model, part))
     everything = [row for rows in groups.values() for row in rows]
     charts = []
     for name, rows in groups.items():
         title = f"{name}: {axis} with 95% intervals. " + _listed(rows)
         charts.append((name, interval_chart(rows, title=title, x_label=axis, bounds=bounds, also=everything)))
-    return charts
+    return charts if summary.models else []
+
+
+def _estimate(model: ModelScore, part: ModelScore | TaskScore) -> Estimate:
+    return Estimate(f"{model.name}, {model.decoding}", part.score, part.interval, _tone(model))
+
+
+def _ways(model: ModelScore) -> list[Estimate]:
+    """A model as it is deployed; round 0's Instruct in every way, those that cost more than an answer drawn hollow."""
+    if model.round != 0:
+        return [_estimate(model, model)]
+    ways = sorted(model.decodings.items(), key=lambda each: (each[1].drawn, each[1].score))
+    return [
+        Estimate(instruct_as(way), found.score, found.interval, _tone(model) if found.drawn == 1 else "grey",
+                 strong=found.drawn == 1)
+        for way, found in ways
+    ]
 
 
 def _listed(rows: Sequence[Estimate]) -> str:

@@ -16,22 +16,78 @@ from triptych.reward.audit.record import TaskScore as TaskScore
 
 
 class Verdict(Row):
-    """Whether the loop made the model better, and what was missed.
+    """Whether the loop made the model better than what costs nothing, and what was missed.
+
+    The champion is decoded as it is deployed; so is everything that is told of it but the gain at temperature 1.
 
     Attributes:
-        better: True where the champion's score is above round 0's Instruct, interval excluding zero.
-        gain: champion minus Instruct, in judge scores, on the test prompts, with its interval.
-        win_rate: share of the test prompts where the judge prefers the champion's answer to Instruct's, ties counted
+        better: True where the champion beats each baseline that costs nothing, the interval excluding zero.
+        rival: the strongest of those, by its score on the test prompts.
+        gain: champion minus rival, in judge scores, on the test prompts, with its interval.
+        win_rate: share of the test prompts where the judge prefers the champion's answer to the rival's, ties counted
             half, with its interval; None where Instruct is the champion.
+        equal_length: the win rate at equal length, with its interval; None where it cannot be told.
+        gain_at_temperature_1: champion minus Instruct where both are sampled at temperature 1: a diagnostic.
+        baselines: round 0's Instruct in other ways, each beside the champion.
         missed: each target that was not reached, as a sentence.
     """
 
     better: bool
+    rival: str
     gain: float
     gain_interval: Interval
     win_rate: float | None = None
     win_rate_interval: Interval | None = None
+    equal_length: float | None = None
+    equal_length_interval: Interval | None = None
+    gain_at_temperature_1: float
+    gain_at_temperature_1_interval: Interval
+    baselines: list[Baseline]
     missed: list[str]
+
+
+def instruct_as(way: str) -> str:
+    """Round 0's Instruct decoded in a way, in words."""
+    if way == "greedy":
+        return "greedy Instruct"
+    return f"Instruct at {way}" if way.startswith("temperature") else f"Instruct, {way}"
+
+
+class Baseline(Row):
+    """Round 0's Instruct on the test prompts in one way, and how far the champion is above it.
+
+    Attributes:
+        name: "greedy Instruct", "Instruct at temperature 0.5", "Instruct, best of 8".
+        free: False where it takes more than one answer; then it is not to be beaten, but to be known.
+        drawn: answers that are written for each that is kept, which is what it costs.
+        gain: champion minus this, in judge scores, with the paired interval over the prompts.
+    """
+
+    name: str
+    free: bool
+    drawn: int
+    score: float
+    interval: Interval
+    gain: float
+    gain_interval: Interval
+
+
+class DecodedScore(Row):
+    """A model in one way of decoding: the judge's mean score, the reward's, the tokens and how many answers it took."""
+
+    score: float
+    interval: Interval
+    reward: float | None
+    mean_length: float
+    drawn: int
+
+
+class RewardOrder(Row):
+    """Base, Instruct and the champions from the worst to the best, by the judge and by the released reward."""
+
+    by_judge: list[str]
+    by_reward: list[str]
+    agree: bool
 
 
 class ModelScore(Row):
@@ -40,10 +96,13 @@ class ModelScore(Row):
     Attributes:
         name: "base, few-shot", "instruct", "round 1", ...
         round: 0 for Instruct, r for the candidate of round r, None for the Base.
-        score: mean judge score of answers sampled at temperature 1.
-        greedy_score: the same with greedy decoding.
+        decoding: "greedy", "temperature 0.5", ...: as the model is deployed, to which score, reward, length and
+            `by_task` belong.
+        score: mean judge score.
+        decodings: the scores of each way in which it was decoded, by its name: as deployed, "temperature 1",
+            "greedy", and for Instruct "best of 8".
         reward: mean score of the last reward model; None where it was not measured.
-        kl: mean KL of the answers from round 0's Instruct, in nats per answer.
+        kl: mean KL from round 0's Instruct, in nats per answer, whatever the decoding: at temperature 1.
         mean_length: tokens per answer.
         champion: True for the model that was released as Instruct.
         by_task: the score for each kind of prompt.
@@ -51,10 +110,11 @@ class ModelScore(Row):
 
     name: str
     round: int | None
+    decoding: str
     score: float
     interval: Interval
     prompts: int
-    greedy_score: float | None
+    decodings: dict[str, DecodedScore]
     reward: float | None
     kl: float | None
     mean_length: float
@@ -123,6 +183,7 @@ class Round(Row):
     Attributes:
         reward_before, reward_after: mean score of the round's reward model on the gate's prompts.
         judge_before, judge_after: mean score of the judge for champion and candidate.
+        decoding_before, decoding_after: how champion and candidate were decoded.
         win_rate: share of the round's prompts where who decides prefers the candidate, ties counted half; its interval
             is at 1 − 2 · level.
         level: the round's share of the run's error, one-sided; None in runs of before it was shared.
@@ -154,6 +215,8 @@ class Round(Row):
     p_value: float | None = None
     prompts: int
     prompts_again: int | None = None
+    decoding_before: str
+    decoding_after: str
     kl: float
     length_before: float
     length_after: float
@@ -198,6 +261,7 @@ class Summary(Row):
     """The whole of `summary.json`.
 
     Attributes:
+        reward_order: whether the reward orders the models as the judge does; None where it did not score them.
         judge_audit: of the gate's judge, where that is a second reward model; its `round` is 0.
     """
 
@@ -207,6 +271,7 @@ class Summary(Row):
     verdict: Verdict | None
     base: Base
     models: list[ModelScore]
+    reward_order: RewardOrder | None = None
     audits: list[Audit]
     judge_audit: Audit | None = None
     rounds: list[Round]

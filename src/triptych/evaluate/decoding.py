@@ -1,0 +1,80 @@
+"""How a released model is decoded, and which temperature of a small set it is best at.
+
+Dividing the logits by a temperature below one costs nothing and often gains much; so every comparison is between models
+at their own best decoding, chosen on the validation prompts, and temperature 1 only stands beside it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from triptych.configuration import Config
+from triptych.data.files import read_prompts
+from triptych.engine.generation import Sampling
+from triptych.engine.rollout import Policy
+from triptych.engine.scoring import Scorer
+from triptych.intervals import mean_interval
+from triptych.pipeline.stage import Desk, Metrics
+from triptych.records import Conversation
+
+Temperature = Annotated[float, Field(ge=0)]
+
+
+class Decoding(Config):
+    """How answers are drawn wherever a model is compared, measured, released or talked to.
+
+    Attributes:
+        temperature: 0 takes the likeliest token; `greedy: true` says the same. By default each model's best.
+        temperatures: of these.
+        top_p: samples among the likeliest tokens whose probabilities add up to this.
+        max_tokens: an answer is cut there.
+    """
+
+    temperature: Temperature | Literal["best"] = "best"
+    temperatures: tuple[Temperature, ...] = Field(default=(0.0, 0.3, 0.5, 0.7, 1.0), min_length=1)
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    max_tokens: int = Field(default=96, ge=1)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _greedy(cls, told: Any) -> Any:
+        if not isinstance(told, dict) or "greedy" not in told:
+            return told
+        rest = {name: value for name, value in told.items() if name != "greedy"}
+        if told["greedy"] is not True:
+            raise ValueError("greedy can only be true; for anything else give a temperature")
+        if "temperature" in rest:
+            raise ValueError("greedy and a temperature contradict each other: give one of the two")
+        return rest | {"temperature": 0.0}
+
+    def at(self, temperature: float) -> Sampling:
+        """The decoding at one temperature."""
+        return Sampling(self.max_tokens, temperature, self.top_p)
+
+
+def choose(desk: Desk, config: Decoding, model: Path, data: Path, chooser: Scorer) -> Metrics:
+    """Answers `data/prompts_validation.jsonl` at each temperature; the best by the chooser is in the metrics.
+
+    Of equals the lower temperature is taken. The noise is the same at every temperature.
+    """
+    policy = Policy.open(model / "model")
+    prompts = policy.fitting(read_prompts(data / "prompts_validation.jsonl"), config.max_tokens, desk.progress)
+    scores: dict[float, list[float]] = {}
+    for temperature in sorted(set(config.temperatures)):
+        sampling = replace(config.at(temperature), seed=desk.seed)
+        groups = policy.write(prompts, sampling, progress=desk.progress)
+        scores[temperature] = chooser.score([Conversation(each.prompt, each.answer) for (each,) in groups])
+    means = {temperature: mean_interval(these) for temperature, these in scores.items()}
+    best = max(means, key=lambda temperature: means[temperature][0])  # of equals the first, which is the lowest
+    desk.progress.say(f"decoded at {config.at(best).name}, the best of {len(means)} by {chooser.name}")
+    return {
+        "temperature": best, "chooser": chooser.name, "prompts": len(prompts),
+        "temperatures": [
+            {"temperature": temperature, "score": score, "interval": interval}
+            for temperature, (score, interval) in means.items()
+        ],
+    }

@@ -1,0 +1,183 @@
+"""The deployed decoding: how it is chosen; gate and test are at it, and distances stay those of the policies."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from triptych.cycle import watcher
+from triptych.data.files import stored_rows, write
+from triptych.engine.generation import Sampling
+from triptych.engine.models import load_policy, load_tokenizer, save
+from triptych.engine.rollout import Policy, divergence
+from triptych.errors import RecipeError
+from triptych.evaluate.answers import Answering, answer, answered
+from triptych.evaluate.decoding import Decoding, choose
+from triptych.evaluate.measurement import Measurement, measure
+from triptych.pipeline.stage import Desk
+from triptych.progress import Silent
+from triptych.recipe import load
+from triptych.records import Conversation, Prompt, user
+
+PROMPTS = [Prompt(user(f"a cat saw {number} dogs")) for number in range(8)]
+TINY = Path(__file__).parent / "tiny.yaml"
+
+
+@dataclass
+class Counting:
+    """A scorer by a character, of which no two answers have quite as many."""
+
+    letter: str = "a"
+    name: str = "counting"
+    identity: str = "counting"
+
+    def score(self, conversations: Sequence[Conversation]) -> list[float]:
+        return [each.answer.count(self.letter) + len(each.answer) / 1000 for each in conversations]
+
+
+@dataclass
+class Indifferent:
+    name: str = "indifferent"
+    identity: str = "indifferent"
+
+    def score(self, conversations: Sequence[Conversation]) -> list[float]:
+        return [0.25] * len(conversations)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    for split in ("validation", "gate", "test"):
+        write(folder / f"prompts_{split}.jsonl", PROMPTS)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def candidate(policy_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The policy with its weights shaken."""
+    folder = tmp_path_factory.mktemp("candidate")
+    model: Any = load_policy(policy_folder / "model")
+    torch.manual_seed(3)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.add_(0.05 * torch.randn_like(weight))
+    save(model, load_tokenizer(policy_folder / "model"), folder / "model")
+    return folder
+
+
+def desk(folder: Path) -> Desk:
+    folder.mkdir()
+    return Desk(folder, folder, Silent(), 1, 60.0)
+
+
+def test_greedy_is_said_in_one_way(tmp_path: Path) -> None:
+    assert Decoding.model_validate({"greedy": True}).temperature == 0.0
+    assert Decoding(temperature=0.0).at(0.0) == Sampling(96, 0.0)
+    assert load(TINY, ["decoding={greedy: true, max_tokens: 8}"]).decoding.at(0.0).name == "greedy"
+    for told in ("{greedy: true, temperature: 0.5}", "{greedy: false}", "{temperature: -1}", "{temperature: warm}"):
+        with pytest.raises(RecipeError, match=re.escape(f"--set decoding={told}: decoding")):
+            load(TINY, [f"decoding={told}"])
+
+
+def test_a_decoding_is_called_by_what_it_does() -> None:
+    assert Sampling(1).name == "temperature 1"
+    assert Sampling(1, 0.0, top_p=0.9).name == "greedy"
+    assert Sampling(1, 0.5, top_p=0.9).name == "temperature 0.5, top_p 0.9"
+
+
+def test_the_best_temperature_by_the_chooser_is_taken(policy_folder: Path, data: Path, tmp_path: Path) -> None:
+    config = Decoding(temperatures=(1.0, 0.0, 0.5), max_tokens=12)
+    found = choose(desk(tmp_path / "a"), config, policy_folder, data, Counting())
+    policy = Policy.open(policy_folder / "model")
+    means = {}
+    for temperature in (0.0, 0.5, 1.0):
+        groups = policy.write(PROMPTS, Sampling(12, temperature, seed=1))
+        scores = Counting().score([Conversation(each.prompt, each.answer) for (each,) in groups])
+        means[temperature] = sum(scores) / len(scores)
+    assert {row["temperature"]: row["score"] for row in found["temperatures"]} == pytest.approx(means)
+    assert len(set(means.values())) == 3
+    assert found["temperature"] == max(means, key=lambda each: means[each])
+    assert found["chooser"] == "counting"
+
+
+def test_of_equal_temperatures_the_lowest_is_taken(policy_folder: Path, data: Path, tmp_path: Path) -> None:
+    config = Decoding(temperatures=(1.0, 0.3, 0.7), max_tokens=4)
+    assert choose(desk(tmp_path / "a"), config, policy_folder, data, Indifferent())["temperature"] == 0.3
+
+
+def test_the_gate_is_at_each_models_own_decoding(
+    policy_folder: Path, candidate: Path, data: Path, tmp_path: Path
+) -> None:
+    greedy, warm = Sampling(12, 0.0), Sampling(12, 0.5)
+    found = answer(desk(tmp_path / "a"), Answering(), candidate, policy_folder, data, greedy, warm)
+    assert (found["decoding_before"], found["decoding_after"]) == ("temperature 0.5", "greedy")
+    pairs = answered(tmp_path / "a")
+    after = Policy.open(candidate / "model").write(PROMPTS, greedy)
+    before = Policy.open(policy_folder / "model").write(PROMPTS, replace(warm, seed=10_010))
+    assert [pair.after for pair in pairs] == [each.answer for (each,) in after]
+    assert [pair.before for pair in pairs] == [each.answer for (each,) in before]
+
+
+def test_the_distance_is_the_policies_own_at_any_decoding(
+    policy_folder: Path, candidate: Path, data: Path, tmp_path: Path
+) -> None:
+    warm, plain = Sampling(12, 0.3), Sampling(12)
+    for place, decoding in enumerate((warm, plain)):
+        folder = tmp_path / str(place)
+        found = answer(desk(folder), Answering(), candidate, policy_folder, data, decoding, decoding)
+        policies = [Policy.open(each / "model") for each in (candidate, policy_folder)]
+        own = policies[0].write(PROMPTS, replace(plain, seed=10_011))
+        assert found["kl"] == pytest.approx(divergence(*policies, own), rel=1e-5)
+    # What was drawn at a low temperature is another distribution's, and tells another distance.
+    tempered = policies[0].write(PROMPTS, replace(warm, seed=10_011))
+    assert abs(divergence(*policies, tempered) - found["kl"]) > 0.1 * found["kl"]
+
+
+def test_a_model_is_measured_as_deployed_with_the_others_beside_it(
+    policy_folder: Path, candidate: Path, data: Path, tmp_path: Path
+) -> None:
+    judge, reward = Counting("o"), Counting("t")
+    found = measure(
+        desk(tmp_path / "a"), Measurement(), candidate, data, judge, Sampling(12, 0.5), policy_folder, reward, best_of=4
+    )
+    assert set(found["decodings"]) == {"temperature 0.5", "temperature 1", "greedy", "best of 4"}
+    rows = stored_rows(tmp_path / "a" / "answers.jsonl")
+    policy = Policy.open(candidate / "model")
+    ways = {"temperature 0.5": Sampling(12, 0.5, seed=1), "temperature 1": Sampling(12, seed=1),
+            "greedy": Sampling(12, 0.0)}
+    for name, sampling in ways.items():
+        written = [group[0] for group in policy.write(PROMPTS, sampling)]
+        assert [row["decodings"][name]["answer"] for row in rows] == [each.answer for each in written]
+        judged = judge.score([Conversation(each.prompt, each.answer) for each in written])
+        assert [row["decodings"][name]["judge"] for row in rows] == judged
+        assert found["decodings"][name]["score"] == pytest.approx(sum(judged) / len(judged))
+    assert [row["answer"] for row in rows] == [row["decodings"]["temperature 0.5"]["answer"] for row in rows]
+    assert found["score"] == found["decodings"]["temperature 0.5"]["score"]
+    own = policy.write(PROMPTS, ways["temperature 1"])
+    assert found["kl"] == pytest.approx(divergence(policy, Policy.open(policy_folder / "model"), own), rel=1e-5)
+    groups = policy.write(PROMPTS, Sampling(12, seed=1), n=4)
+    best = [max(reward.score([Conversation(each.prompt, each.answer) for each in group])) for group in groups]
+    assert [row["decodings"]["best of 4"]["reward"] for row in rows] == best
+    assert found["decodings"]["best of 4"]["drawn"] == 4
+
+
+def test_a_decoding_that_is_deployed_is_measured_once(policy_folder: Path, data: Path, tmp_path: Path) -> None:
+    found = measure(desk(tmp_path / "a"), Measurement(), policy_folder, data, Counting(), Sampling(12, 0.0))
+    assert set(found["decodings"]) == {"greedy", "temperature 1"}
+    assert found["decoding"] == "greedy"
+
+
+def test_who_decides_at_the_gate_chooses_nothing_before_it_unless_it_cannot_err() -> None:
+    judge, reward = Counting("o"), Counting("t")
+    assert watcher(load(TINY), judge, reward) is judge
+    rules = load(TINY, ["gate.judge={kind: rules, rules: [{rule: length, most: 40}]}"])
+    assert watcher(rules, judge, reward) is judge
+    model = load(TINY, ["gate.judge={kind: judge, endpoint: {url: 'http://127.0.0.1:9', model: m}}"])
+    assert watcher(model, judge, reward) is reward
+    assert watcher(model, judge, None) is judge  # no round, no gate
