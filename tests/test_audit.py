@@ -203,7 +203,7 @@ def test_what_a_temperature_mends_is_said_as_it_was_measured() -> None:
     rows = [comparison(i, 2, 1) for i in range(1_000)]
     found = judged(measured(Evidence(rows), scores, [0.0] * 1_000, 1.0), Audit())
     assert found.calibration is not None
-    assert found.calibration.temperature == pytest.approx(4 / logit(0.7), rel=0.2)
+    assert found.calibration.temperature == pytest.approx(4 / logit(0.7), rel=0.35)  # 3 standard errors of 500 labels
     (said,) = [warning for warning in found.warnings if warning.startswith("calibration")]
     assert f"error of {found.calibration.error:.1%} on half" in said
     assert said.endswith(f"the error is {found.calibration.mended_error:.1%}")
