@@ -159,7 +159,7 @@ def missed(goals: Goals, found: report.Verdict, audits: Sequence[report.Audit]) 
         yield f"the reward model's accuracy is {last.accuracy:.1%}, and the goal was {goal:.1%}"
     if goals.over_trivial is not None and last.baselines:
         rule, best = max(last.baselines.items(), key=lambda each: each[1])
-        if last.accuracy - best < goals.over_trivial:
+        if round(last.accuracy - best, 9) < goals.over_trivial:  # 0.8 - 0.7 is no exact tenth
             yield (f"the reward model's accuracy is {100 * (last.accuracy - best):.1f} points over {rule!r}, the best "
                    f"trivial rule, and the goal was {100 * goals.over_trivial:g}")
 

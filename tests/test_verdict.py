@@ -1,0 +1,158 @@
+"""The verdict: better only than everything that costs nothing, and every goal that was missed as a sentence."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from test_decoding import TINY
+from triptych.cycle import Family, Round
+from triptych.intervals import mean_interval
+from triptych.outcome import missed, reward_order, verdict
+from triptych.pipeline.artifact import Artifact
+from triptych.recipe import Goals, load
+from triptych.report.summary import Audit, Verdict
+
+COUNT = 200
+Ways = dict[str, list[float]]
+
+
+def rows(ways: Ways, deployed: str) -> list[dict[str, Any]]:
+    """A model's stored answers: each way's scores, one to a prompt, of about as many tokens."""
+    return [
+        {"key": str(place), "judge": ways[deployed][place], "tokens": 10 + place % 3,
+         "decodings": {way: {"judge": scores[place], "tokens": 10 + place % 5} for way, scores in ways.items()}}
+        for place in range(COUNT)
+    ]
+
+
+def measured(name: str, ways: Ways) -> Artifact:
+    found = {}
+    for way, scores in ways.items():
+        mean, interval = mean_interval(scores)
+        found[way] = {"score": mean, "interval": interval, "drawn": 8 if way == "best of 8" else 1}
+    return Artifact(name, TINY, {"metrics": {"decodings": found}})
+
+
+def told(instruct: Ways, champion: Ways, promoted: bool = True) -> Verdict:
+    family = Family()
+    gate = Artifact("round-1/gate", TINY, {"metrics": {"decision": "promoted" if promoted else "rejected"}})
+    family.rounds = [Round(1, gate=gate)]
+    family.tests = {"instruct": measured("test/instruct", instruct), "round 1": measured("test/round-1", champion)}
+    answers = {"instruct": rows(instruct, "temperature 0.5"), "round 1": rows(champion, "greedy")}
+    found = verdict(load(TINY), family, answers, [])
+    assert found
+    return found
+
+
+def noisy(mean: float, spread: float = 0.1) -> list[float]:
+    """Scores of this mean, some above it and some below."""
+    return [mean + spread * (1 if place % 2 else -1) for place in range(COUNT)]
+
+
+def shifted(scores: list[float], by: float) -> list[float]:
+    return [score + by for score in scores]
+
+
+def test_better_is_what_beats_everything_that_costs_nothing() -> None:
+    warm = noisy(0.5)
+    instruct = {"temperature 0.5": warm, "greedy": shifted(warm, 0.1), "temperature 1": shifted(warm, -0.2),
+                "best of 8": shifted(warm, 0.4)}
+    found = told(instruct, {"greedy": shifted(warm, 0.15), "temperature 1": shifted(warm, 0.0)})
+    assert found.better  # best of 8 is above it, and costs eight answers
+    assert found.rival == "greedy Instruct"
+    assert found.gain == pytest.approx(0.05)
+    assert found.win_rate == 1.0
+    assert found.gain_at_temperature_1 == pytest.approx(0.2)
+    gains = {each.name: (each.free, each.drawn, round(each.gain, 6)) for each in found.baselines}
+    assert gains == {
+        "greedy Instruct": (True, 1, 0.05), "Instruct at temperature 0.5": (True, 1, 0.15),
+        "Instruct at temperature 1": (True, 1, 0.35), "Instruct, best of 8": (False, 8, -0.25),
+    }
+    # What temperature 1 alone would have called a gain of 0.2 is none beside greedy Instruct.
+    found = told(instruct, {"greedy": shifted(warm, 0.1), "temperature 1": shifted(warm, 0.0)})
+    assert not found.better
+    assert found.gain == pytest.approx(0.0)
+    assert found.gain_at_temperature_1_interval[0] > 0
+
+
+def test_a_baseline_that_may_be_as_good_is_enough_for_no_better() -> None:
+    warm = noisy(0.5)
+    other = noisy(0.45, 0.5)[::-1]  # a lower mean, at which the champion's lead is in doubt
+    instruct = {"temperature 0.5": warm, "greedy": other, "temperature 1": shifted(warm, -0.2)}
+    found = told(instruct, {"greedy": shifted(warm, 0.01), "temperature 1": warm})
+    assert found.rival == "Instruct at temperature 0.5"
+    assert found.gain_interval[0] > 0
+    assert next(each for each in found.baselines if each.name == "greedy Instruct").gain_interval[0] < 0
+    assert not found.better
+
+
+def test_where_instruct_is_kept_nothing_is_better() -> None:
+    warm = noisy(0.5)
+    ways = {"temperature 0.5": warm, "greedy": shifted(warm, -0.1), "temperature 1": shifted(warm, -0.2)}
+    found = told(ways, {"greedy": shifted(warm, 1.0), "temperature 1": shifted(warm, 1.0)}, promoted=False)
+    assert (found.better, found.gain, found.win_rate, found.equal_length) == (False, 0.0, None, None)
+
+
+def reached(**changes: Any) -> Verdict:
+    return Verdict(**({
+        "better": True, "rival": "greedy Instruct", "gain": 0.2, "gain_interval": (0.1, 0.3), "win_rate": 0.7,
+        "win_rate_interval": (0.6, 0.8), "equal_length": 0.65, "equal_length_interval": (0.55, 0.7),
+        "gain_at_temperature_1": 0.3, "gain_at_temperature_1_interval": (0.2, 0.4), "baselines": [], "missed": [],
+    } | changes))
+
+
+GOALS = Goals(gain=0.15, gain_at_temperature_1=0.25, equal_length=0.6)
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({}, None),
+        ({"gain": 0.1}, "the champion's gain over greedy Instruct is 0.100 (95% interval 0.100 to 0.300), and the goal "
+                        "was 0.15 with an interval above zero"),
+        ({"better": False}, "the champion's gain over greedy Instruct is 0.200"),
+        ({"gain_at_temperature_1": 0.2}, "the champion's gain over Instruct at temperature 1 is 0.200"),
+        ({"gain_at_temperature_1_interval": (0.0, 0.6)}, "the champion's gain over Instruct at temperature 1 is 0.300"),
+        ({"equal_length": 0.59}, "the win rate at equal length is 59.0% (95% interval 55.0% to 70.0%), and the goal "
+                                 "was 60% with an interval above one half"),
+        ({"equal_length_interval": (0.5, 0.7)}, "the win rate at equal length is 65.0%"),
+        ({"equal_length": None}, "the win rate at equal length cannot be told, and the goal was 60%"),
+    ],
+)
+def test_a_missed_goal_is_one_sentence(changes: dict[str, Any], sentence: str | None) -> None:
+    found = list(missed(GOALS, reached(**changes), []))
+    assert [each[: len(sentence)] for each in found] == [sentence] if sentence else found == []
+
+
+def test_the_reward_model_is_held_against_the_best_trivial_rule_and_the_ceiling() -> None:
+    last = Audit.model_construct(
+        accuracy=0.80, ceiling=0.9, baselines={"random": 0.5, "longer wins": 0.6, "bag of words": 0.7}
+    )
+    assert list(missed(Goals(over_trivial=0.1, share_of_ceiling=0.88), reached(), [last])) == []
+    assert list(missed(Goals(over_trivial=0.15, share_of_ceiling=0.9), reached(), [last])) == [
+        "the reward model's accuracy is 80.0%, and the goal was 81.0%",
+        "the reward model's accuracy is 10.0 points over 'bag of words', the best trivial rule, and the goal was 15",
+    ]
+
+
+def test_the_reward_must_order_the_models_as_the_judge_does() -> None:
+    def family(*rewards: float | None) -> Family:
+        found = Family()
+        promoted = [Artifact("gate", TINY, {"metrics": {"decision": each}}) for each in ("promoted", "rejected")]
+        found.rounds = [Round(number + 1, gate=gate) for number, gate in enumerate(promoted)]
+        names = ("base, few-shot", "instruct", "round 1", "round 2")
+        found.tests = {
+            name: Artifact(name, TINY, {"metrics": {"score": score, "reward": reward}})
+            for name, score, reward in zip(names, (0.1, 0.5, 0.7, 0.3), rewards, strict=True)
+        }
+        return found
+
+    order = reward_order(family(-1.0, 0.0, 1.0, 9.0))  # round 2 was no champion
+    assert order
+    assert (order.agree, order.by_judge) == (True, ["base, few-shot", "instruct", "round 1"])
+    order = reward_order(family(2.0, 0.0, 1.0, 9.0))
+    assert order
+    assert (order.agree, order.by_reward) == (False, ["instruct", "round 1", "base, few-shot"])
+    assert reward_order(family(None, None, None, None)) is None
