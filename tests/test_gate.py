@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import itertools
 import math
+from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from triptych.cycle import watcher
 from triptych.evaluate.answers import of_round
 from triptych.evaluate.gate import PROMOTED, REJECTED, UNDECIDED, Gate, lost, verdict
 from triptych.evaluate.lengths import controlled
 from triptych.evaluate.measurement import by_task
 from triptych.evaluate.significance import chance, level
+from triptych.recipe import load
 from triptych.records import Prompt, user
+from triptych.storybook.judge import ExactJudge
 
 EVEN = {
     "win_rate": 0.6, "interval": (0.55, 0.65), "kl": 3.0, "judge": "exact judge", "decided_by": "exact judge",
@@ -222,3 +227,13 @@ def test_where_length_does_not_matter_nothing_is_controlled_away() -> None:
 
 def test_a_distance_that_is_no_number_is_over_every_budget() -> None:
     assert decided(Gate(max_kl=2.5), kl=float("nan"))[0] == REJECTED
+
+
+def test_who_decides_does_not_watch_unless_it_holds_on_any_prompts() -> None:
+    judge, reward = ExactJudge(), ExactJudge()
+    tiny, starter = Path(__file__).parent / "tiny.yaml", Path(str(files("triptych"))) / "starter" / "recipe.yaml"
+    rules = "gate.judge={kind: rules, rules: [{rule: length, most: 12}]}"
+    model = "gate.judge={kind: judge, endpoint: {url: 'http://127.0.0.1:9/v1', model: m}}"
+    assert watcher(load(tiny), judge, reward) is watcher(load(tiny, [rules]), judge, reward) is judge
+    assert watcher(load(tiny, [model]), judge, reward) is watcher(load(starter), judge, reward) is reward
+    assert watcher(load(starter, ["gate.people=verdicts.jsonl"]), judge, reward) is judge

@@ -405,12 +405,15 @@ def test_a_round_is_measured_and_resumed_to_the_same_bits(
     monkeypatch.setattr(method, "step", step)
     # A run that goes on measures the reference again, and the first of the two steps that are watched no more.
     assert method.improve(desk("killed"), config, **inputs, judge=judge and Turning(skip=1), **more) == metrics
-    assert metrics["kept"] == (2 if judge else 4)
+    assert metrics["watched_by"] == ("judge" if judge else "reward")
 
     whole, again = tmp_path / "whole" / "output", tmp_path / "killed" / "output"
-    for file in ("curve.jsonl", "model/model.safetensors"):
+    for file in ("curve.jsonl", "model/model.safetensors", *(["validation.jsonl"] if judge else [])):
         assert (whole / file).read_bytes() == (again / file).read_bytes()
+    assert (whole / "validation.jsonl").exists() == bool(judge)
     start, *curve = read_curve(whole / "curve.jsonl")
+    rewards = {row["step"]: row["validation_reward"] for row in curve if "validation_reward" in row}
+    assert metrics["kept"] == (2 if judge or rewards[2] > rewards[4] else 4)
     watched = {"validation_reward", "validation_kl", "validation_length"}
     assert [watched <= row.keys() for row in (start, *curve)] == [True, False, True, False, True]
     assert start["validation_kl"] == 0

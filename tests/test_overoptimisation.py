@@ -6,12 +6,18 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from triptych.improve.overoptimisation import fitted
-from triptych.improve.trajectory import UNLIMITED, Limits, Trajectory
+from triptych.improve.trajectory import JUDGED, UNLIMITED, Limits, Trajectory
 
 KLS = [0.25, 1.0, 2.25, 4.0, 9.0, 16.0]
+
+
+def everywhere(scores: list[float]) -> list[list[float]]:
+    """The same on each of eight prompts."""
+    return [[score] * 8 for score in scores]
 
 
 @pytest.mark.parametrize("best_of_n", [True, False])
@@ -20,11 +26,11 @@ def test_a_curve_is_found_again(best_of_n: bool) -> None:
         d = math.sqrt(kl)
         return 0.3 + d * (0.4 - 0.1 * (d if best_of_n else math.log(d)))
 
-    found = fitted(KLS, [score(kl) for kl in KLS], 0.3, best_of_n=best_of_n)
+    found = fitted(KLS, everywhere([score(kl) for kl in KLS]), [0.3] * 8, best_of_n=best_of_n)
     assert found is not None
     assert (found.alpha, found.beta) == (pytest.approx(0.4), pytest.approx(0.1))
     assert found.residual == pytest.approx(0, abs=1e-9)
-    # d = α/(2β) = 2; exp(α/β − 1) = exp(3) lies too far behind the last point, d = 4, to be told
+    # d = α/(2β) = 2; exp(α/β − 1) = exp(3) lies behind the last point, d = 4, and is not told
     assert found.peak == (pytest.approx(4.0) if best_of_n else None)
     if found.peak is not None:
         nearby = [score(found.peak * factor) for factor in (0.9, 1.0, 1.1)]
@@ -32,20 +38,58 @@ def test_a_curve_is_found_again(best_of_n: bool) -> None:
 
 
 def test_a_policys_curve_turns_over_where_it_says() -> None:
-    found = fitted(KLS, [math.sqrt(kl) * (0.2 - 0.1 * math.log(math.sqrt(kl))) for kl in KLS], 0.0, best_of_n=False)
+    gains = [math.sqrt(kl) * (0.2 - 0.1 * math.log(math.sqrt(kl))) for kl in KLS]
+    found = fitted(KLS, everywhere(gains), [0.0] * 8, best_of_n=False)
     assert found is not None
     assert found.peak == pytest.approx(math.exp(1) ** 2)
+    assert found.interval == pytest.approx((math.exp(1) ** 2,) * 2)
+
+
+def judged(truth: list[float], draw: np.random.Generator) -> list[list[float]]:
+    """The judge's scores of 96 prompts at each point: a prompt has its own difficulty, an answer its own luck."""
+    difficulty = draw.normal(0, 0.28, size=96)
+    return [(mean + difficulty + draw.normal(0, 0.28, size=96)).tolist() for mean in truth]  # deviation 0.4
+
+
+def watched(truth: list[float], draw: np.random.Generator) -> Trajectory:
+    """A round whose reward rises, measured at its start and at six points."""
+    rows: list[dict[str, Any]] = [
+        {"validation_reward": step, "validation_kl": 1.5 * step, "validation_length": 20.0, "entropy": 2.0,
+         JUDGED: scores, "validation_judge": sum(scores) / len(scores)}
+        for step, scores in enumerate(judged(truth, draw))
+    ]
+    return Trajectory(12, start=rows[0], curve=[{"step": 2 * i, **row} for i, row in enumerate(rows)][1:])
+
+
+def test_a_judges_flat_score_is_not_said_to_fall_and_has_no_peak() -> None:
+    draw = np.random.default_rng(1)
+    rounds = [watched([0.6] * 7, draw) for _ in range(200)]
+    assert sum(bool(each.alarms()) for each in rounds) <= 10  # at most 5%
+    for best_of_n in (True, False):
+        peaks = [each.overoptimisation(best_of_n=best_of_n) for each in rounds]
+        assert sum(found is not None and found.peak is not None for found in peaks) <= 10 + 3.1  # 5%, one deviation
+
+
+def test_a_real_fall_is_found() -> None:
+    draw = np.random.default_rng(2)
+    rounds = [watched([0.6, 0.66, 0.7, 0.7, 0.67, 0.62, 0.55], draw) for _ in range(60)]
+    assert sum(bool(each.alarms()) for each in rounds) >= 45  # 0.15 of it
+    peaks = [found for each in rounds if (found := each.overoptimisation(best_of_n=True))]
+    told = [found for found in peaks if found.peak is not None and found.interval is not None]
+    assert len(told) > 30
+    assert all(found.interval[0] <= found.peak <= found.interval[1] for found in told)  # type: ignore[index, operator]
 
 
 def test_a_curve_that_only_rises_has_no_peak_and_few_points_no_curve() -> None:
-    found = fitted(KLS, [math.sqrt(kl) * (0.1 + 0.02 * math.sqrt(kl)) for kl in KLS], 0.0, best_of_n=True)
+    gains = [math.sqrt(kl) * (0.1 + 0.02 * math.sqrt(kl)) for kl in KLS]
+    found = fitted(KLS, everywhere(gains), [0.0] * 8, best_of_n=True)
     assert found is not None
-    assert found.peak is None
-    assert fitted([0.0, 1.0, 2.0, 3.0], [0.0, 1.0, 1.0, 1.0], 0.0, best_of_n=False) is None
+    assert (found.peak, found.interval) == (None, None)
+    assert fitted([0.0, 1.0, 2.0, 3.0], everywhere([0.0, 1.0, 1.0, 1.0]), [0.0] * 8, best_of_n=False) is None
 
 
 def ran(
-    scratch: Path, keep: str, judged: list[float], limits: Limits = UNLIMITED, **numbers: list[float]
+    scratch: Path, keep: str, scores: list[float], limits: Limits = UNLIMITED, **numbers: list[float]
 ) -> Trajectory:
     """The judge's score at the reference, then at steps 2, 4 and 6; what step 2 was is gone."""
     (scratch / "policy-4.pt").touch()
@@ -53,8 +97,10 @@ def ran(
         "validation_reward": [0.0, 1.0, 2.0, 3.0], "validation_kl": [0.0, 1.0, 4.0, 9.0],
         "validation_length": [20.0] * 4, "entropy": [2.0, 2.0, 1.9, 1.8], "sampler_mismatch": [0.0] * 4,
     }
-    columns = usual | numbers | {"validation_judge": judged}
-    rows: list[dict[str, Any]] = [{name: values[i] for name, values in columns.items()} for i in range(4)]
+    columns = usual | numbers | {"validation_judge": scores}
+    rows: list[dict[str, Any]] = [
+        {name: values[i] for name, values in columns.items()} | {JUDGED: [scores[i]] * 8} for i in range(4)
+    ]
     curve = [{"step": 2 * i, **rows[i]} for i in range(1, 4)]
     return Trajectory(6, folder=scratch if keep == "best" else None, limits=limits, start=rows[0], curve=curve)
 
@@ -71,6 +117,17 @@ def test_the_judges_best_is_kept_and_over_optimisation_is_said(tmp_path: Path) -
     rising = ran(tmp_path, "best", [0.5, 0.6, 0.7, 0.8])
     assert (rising.kept, rising.alarms()) == (6, [])
     assert ran(tmp_path, "best", [0.5, 0.7, 0.7, 0.7]).kept == 6  # of equals the one that learnt longest
+
+
+def test_the_rewards_best_is_kept_where_no_judge_may_watch(tmp_path: Path) -> None:
+    found = ran(tmp_path, "best", [0.5, 0.6, 0.7, 0.4], validation_reward=[0.0, 1.0, 3.0, 2.0])
+    for row in (found.start, *found.curve):
+        del row["validation_judge"], row[JUDGED]
+    unjudged = Trajectory(6, folder=tmp_path, watcher="reward", start=found.start, curve=found.curve)
+    assert (unjudged.kept, unjudged.alarms(), unjudged.overoptimisation(best_of_n=True)) == (4, [], None)
+    bounded = Trajectory(6, folder=tmp_path, limits=Limits(kl=1.0), watcher="reward", start=found.start,
+                         curve=found.curve)
+    assert [row["step"] for row in bounded.best] == [2]
 
 
 @pytest.mark.parametrize(

@@ -174,7 +174,9 @@ def improve_and_gate(
     assert scorer
     champion_decoding = deployed(recipe, runner, family, champion, "decoding/instruct", judge, this)
     limits = Limits(recipe.gate.max_kl, recipe.gate.min_length_ratio, recipe.gate.max_length_ratio)
-    tools = {"reward": scorer, "judge": judge, "round": this.number, "limits": limits}
+    watching = watcher(recipe, judge, scorer)
+    seen = {"judge": None if watching is scorer else watching}
+    tools = {"reward": scorer, **seen, "round": this.number, "limits": limits}
     this.candidate = runner.run(improvement(recipe, name, champion, data, this.feedback, reward, tools))
     candidate_decoding = deployed(recipe, runner, family, this.candidate, f"{name}/decoding", judge, this)
     this.answers = answers = runner.run(Stage(
@@ -195,10 +197,11 @@ def watcher(recipe: Recipe, judge: Scorer, reward: Scorer | None) -> Scorer:
     """Who may watch and choose before the gate, where whoever decides may have chosen nothing.
 
     The exact judge and rules hold on any prompts, and the validation prompts are not the gate's. A learned judge and a
-    language model err in ways that a choice by them would find, so the round's reward watches in their place.
+    language model err in ways that a choice by them would find, so the round's reward watches in their place; unless
+    people decide, beside whom the judge is another one.
     """
-    exact = recipe.gate.judge == "exact" or isinstance(recipe.gate.judge, RulesReward)
-    return judge if exact or reward is None else reward
+    sound = recipe.gate.judge == "exact" or isinstance(recipe.gate.judge, RulesReward)
+    return judge if sound or recipe.gate.people is not None or reward is None else reward
 
 
 def decoding_of(recipe: Recipe, family: Family, model: Artifact) -> Sampling:

@@ -41,12 +41,12 @@ def mean_interval(
     counts = np.bincount(members, weights=np.ones(len(numbers)))
     tail = (1 - confidence) / 2
     resamples = max(RESAMPLES, math.ceil(TAIL / tail))
-    means = np.concatenate([sums[drawn].sum(1) / counts[drawn].sum(1) for drawn in _resampled(len(sums), resamples)])
+    means = np.concatenate([sums[drawn].sum(1) / counts[drawn].sum(1) for drawn in resampled(len(sums), resamples)])
     low, high = np.percentile(means, [100 * tail, 100 * (1 - tail)])
     return float(numbers.mean()), (float(low), float(high))
 
 
-def _resampled(count: int, resamples: int) -> Iterator[np.ndarray]:
+def resampled(count: int, resamples: int) -> Iterator[np.ndarray]:
     """So many resamples of so many things, `[resamples, count]` in parts that fit memory."""
     random = np.random.default_rng(0)
     while resamples > 0:

@@ -302,7 +302,7 @@ def _round(number: int, gate: Artifact, candidate: Artifact) -> report.Round:
         for row in read_curve(candidate.folder / "curve.jsonl") if "validation_kl" in row
     ]
     fields = {name: gate.metrics[name] for name in report.Round.model_fields if name in gate.metrics}
-    fields |= {name: candidate.metrics[name] for name in ("method", "kept", "alarms", "overoptimisation")
+    fields |= {name: candidate.metrics[name] for name in ("method", "kept", "watched_by", "alarms", "overoptimisation")
                if name in candidate.metrics}
     return report.Round(round=number, curve=curve, **fields)
 

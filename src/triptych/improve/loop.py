@@ -26,10 +26,10 @@ from triptych.engine.generation import Sampling
 from triptych.engine.models import load_policy, load_tokenizer, save
 from triptych.engine.rollout import Policy, divergence
 from triptych.engine.scoring import Scorer, Scores, scored
-from triptych.engine.training import Curve, Loss, Optimization, Step, shuffled, train
+from triptych.engine.training import Curve, Loss, Optimization, Row, Step, shuffled, train
 from triptych.engine.vllm import VllmSampler
 from triptych.improve.advantages import priced
-from triptych.improve.trajectory import UNLIMITED, Limits, Trajectory
+from triptych.improve.trajectory import JUDGED, UNLIMITED, Limits, Trajectory
 from triptych.pipeline.stage import Desk
 from triptych.records import Conversation, Prompt, Rollout
 
@@ -47,8 +47,8 @@ class Improvement(Optimization):
         micro_batch: tokens computed at once; only memory and speed depend on it.
         watch_every: steps between two measurements on the validation prompts, for the report's curves.
         watch_prompts: how many of them.
-        keep: which of the watched policies is the candidate: the "best" by the judge on the validation prompts (the
-            gate has prompts of its own), or the "last". Without a judge it is the last.
+        keep: which of the watched policies is the candidate: the "best" on the validation prompts (the gate has prompts
+            of its own) by the judge, or by the reward where no judge may watch; or the "last".
         sampler: who writes the answers: the engine's own slots, or vLLM, where that is installed.
     """
 
@@ -160,7 +160,8 @@ class Loop:
     """A round of improvement: the champion in training, and itself unchanged as the reference.
 
     The judge only measures, on `data/prompts_validation.jsonl`; its scores reach no loss. They choose which of the
-    policies on the way is the candidate, which must then prove itself on the gate's prompts.
+    policies on the way is the candidate, which must then prove itself on the gate's prompts. Where the judge decides
+    there and may choose nothing, it is None, and the reward chooses.
 
     Attributes:
         policy, reference: the champion twice; only the policy is updated.
@@ -176,8 +177,8 @@ class Loop:
         self.desk, self.config, self.data = desk, config, data
         self.reward, self.judge = reward, judge
         self.seed = desk.seed * 1000 + round
-        choosing = config.keep == "best" and judge is not None
-        self.way = Trajectory(config.steps, config.reuse, desk.scratch if choosing else None, limits)
+        kept = desk.scratch if config.keep == "best" else None
+        self.way = Trajectory(config.steps, config.reuse, kept, limits, "reward" if judge is None else "judge")
         self.tokenizer = load_tokenizer(folder)
         self.load = partial(load_policy, folder, attention=attention.NAME)
         self.model: Any = self.load()
@@ -242,7 +243,7 @@ class Loop:
         """What is told of a round that is done."""
         config, way = self.config, self.way
         found = {"method": getattr(config, "method", ""), "steps": way.last, "answers": config.answers,
-                 "kept": way.kept, "alarms": way.alarms()}
+                 "kept": way.kept, "watched_by": way.watcher, "alarms": way.alarms()}
         curve = way.overoptimisation(best_of_n=getattr(config, "method", "") == "best_of_n")
         return found | ({"overoptimisation": dataclasses.asdict(curve)} if curve else {})
 
@@ -250,7 +251,7 @@ class Loop:
         self, prepare: Callable[[int], Step[Batch]], loss: Callable[[Batch], Loss], unit: str,
         leave: Callable[[Any], None] | None = None,
     ) -> Curve:
-        """Trains the policy, measuring on the way, and writes `curve.jsonl` and `model`.
+        """Trains the policy, measuring on the way, and writes `curve.jsonl`, `validation.jsonl` and `model`.
 
         Args:
             leave: takes from the model what only its training needed.
@@ -271,7 +272,11 @@ class Loop:
         )
         if leave:
             leave(self.model)
-        write_curve(desk.output / "curve.jsonl", [{"step": 0, **self.way.start}, *curve])
+        rows = [{"step": 0, **self.way.start}, *curve]
+        write_curve(desk.output / "curve.jsonl", [{name: row[name] for name in row if name != JUDGED} for row in rows])
+        if self.judge is not None:
+            judged = [{"step": row["step"], "judge": row[JUDGED]} for row in rows if JUDGED in row]
+            write_curve(desk.output / "validation.jsonl", judged)
         plain = merged(self.model, self.load)
         self.way.recall(plain)
         for alarm in self.way.alarms():
@@ -279,17 +284,21 @@ class Loop:
         save(plain, self.tokenizer, desk.output / "model", GenerationConfig(do_sample=True, temperature=1.0))
         return curve
 
-    def measured(self) -> dict[str, float]:
-        """Reward, judge, KL and length on the validation prompts, one answer each, always the same noise."""
+    def measured(self) -> Row:
+        """Reward, judge, KL and length on the validation prompts, one answer each, always the same noise.
+
+        The judge's score of each prompt is kept too.
+        """
         groups = self.policy.write(self.validation, Sampling(self.config.max_tokens, seed=self.desk.seed))
         conversations = [Conversation(group[0].prompt, group[0].answer) for group in groups]
-        numbers = {
+        numbers: Row = {
             "validation_reward": sum(self.reward.score(conversations)) / len(groups),
             "validation_kl": divergence(self.policy, self.reference, groups),
             "validation_length": sum(len(group[0].tokens) for group in groups) / len(groups),
         }
         if self.judge is not None:
-            numbers["validation_judge"] = sum(self.judge.score(conversations)) / len(groups)
+            numbers[JUDGED] = self.judge.score(conversations)
+            numbers["validation_judge"] = sum(numbers[JUDGED]) / len(groups)
         return numbers
 
 

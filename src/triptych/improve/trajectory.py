@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -14,9 +15,12 @@ from triptych.engine import ranks
 from triptych.engine.checkpoint import write_tensors
 from triptych.engine.training import Curve, Row
 from triptych.improve.overoptimisation import Overoptimisation, fitted
+from triptych.intervals import mean_interval
 
-LOST = 0.02
-"""A smaller fall of the judge's score is noise."""
+JUDGED = "judged"
+"""The judge's score of each validation prompt, in a watched row."""
+ERROR = 0.05
+"""How often, at most, a judge's score that is flat may be said to have fallen."""
 COLLAPSED = 0.3
 """The share of its first entropy below which a policy hardly varies."""
 MISMATCH = 0.1
@@ -72,8 +76,9 @@ class Trajectory:
     Attributes:
         steps: of the whole round.
         reuse: updates for each sampling.
-        folder: where the weights of the judge's best are kept; None where the last policy is the candidate.
+        folder: where the weights of the watcher's best are kept; None where the last policy is the candidate.
         limits: beyond which no policy is kept, and the round ends.
+        watcher: whose scores choose.
         start: the measurements of the reference.
         curve: the rows of the steps so far.
     """
@@ -82,6 +87,7 @@ class Trajectory:
     reuse: int = 1
     folder: Path | None = None
     limits: Limits = UNLIMITED
+    watcher: Literal["judge", "reward"] = "judge"
     start: Row = field(default_factory=dict)
     curve: Curve = field(default_factory=list)
 
@@ -97,14 +103,19 @@ class Trajectory:
 
     @property
     def judged(self) -> list[Row]:
-        """The steps that the judge measured, those that it likes best in front; of equals the later one."""
-        judged = [row for row in self.watched[1:] if math.isfinite(row.get("validation_judge", math.nan))]
-        return sorted(judged, key=lambda row: (-row["validation_judge"], -row["step"]))
+        """The steps that the judge measured, the reference's own first."""
+        return [row for row in self.watched if math.isfinite(row.get("validation_judge", math.nan))]
 
     @property
     def best(self) -> list[Row]:
-        """Those of them that are within the limits."""
-        return [row for row in self.judged if self.passed(row) is None]
+        """The watched steps within the limits, those that the watcher likes best in front; of equals the later one."""
+        name = self._liked
+        there = [row for row in self.watched[1:] if math.isfinite(row.get(name, math.nan)) and not self.passed(row)]
+        return sorted(there, key=lambda row: (-row[name], -row["step"]))
+
+    @property
+    def _liked(self) -> str:
+        return f"validation_{self.watcher}"
 
     @property
     def kept(self) -> int:
@@ -120,11 +131,11 @@ class Trajectory:
 
     def overoptimisation(self, *, best_of_n: bool) -> Overoptimisation | None:
         """The judge's score against the distance, where there are points enough."""
-        reached, start = self.judged, self.start.get("validation_judge", math.nan)
-        if not math.isfinite(start):
+        if not self.judged or self.judged[0]["step"] > 0:
             return None
+        start, *reached = self.judged
         return fitted(
-            [row["validation_kl"] for row in reached], [row["validation_judge"] for row in reached], start,
+            [row["validation_kl"] for row in reached], [row[JUDGED] for row in reached], start[JUDGED],
             best_of_n=best_of_n,
         )
 
@@ -148,16 +159,23 @@ class Trajectory:
             yield f"stopped at step {end['step']} of {self.steps}: {beyond}, or lower the learning rate; {candidate}"
 
     def _overoptimised(self) -> Iterator[str]:
-        end, best = self._end, next(iter(self.judged), None)
-        if not end or not best or end is best:
+        """Where the judge's score fell behind its best while the reward rose.
+
+        By the one-sided interval of the paired difference over the validation prompts. Each of the points before the
+        end might have been the best by chance, and so has its share of the error (Bonferroni).
+        """
+        *before, end = self.judged or [{}]
+        if not before or end["step"] != self.last:
             return
-        fell = best["validation_judge"] - end["validation_judge"]
-        if fell > LOST and end["validation_reward"] > best["validation_reward"]:
+        best = max(before, key=lambda row: float(row["validation_judge"]))
+        falls = [high - low for high, low in zip(best[JUDGED], end[JUDGED], strict=True)]
+        fell, (least, _) = mean_interval(falls, confidence=1 - 2 * ERROR / len(before))
+        if least > 0 and end["validation_reward"] > best["validation_reward"]:
             yield (
                 f"over-optimised: from step {best['step']} to {end['step']} the reward rose by "
                 f"{end['validation_reward'] - best['validation_reward']:.2f} while the judge's score fell by "
-                f"{fell:.2f}, at {end['validation_kl']:.1f} nats; a better reward model, a larger kl or fewer steps "
-                "would help"
+                f"{fell:.2f} (at least {least:.2f}), at {end['validation_kl']:.1f} nats; a better reward model, a "
+                "larger kl or fewer steps would help"
             )
 
     def _collapsed(self) -> Iterator[str]:
@@ -218,7 +236,7 @@ class Trajectory:
         if self.folder is None or row["step"] == self.steps or self.passed(row):
             return
         before = next(iter(self.best), None)
-        if not row["validation_judge"] >= (before["validation_judge"] if before else -math.inf):
+        if not row[self._liked] >= (before[self._liked] if before else -math.inf):
             return
         write_tensors(self._policy(row), weights())
         for older in self.best[1:]:

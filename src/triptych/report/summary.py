@@ -167,13 +167,15 @@ class Overoptimisation(Row):
     """The judge's score against d = √KL, R(d) = d·(α − β·d) for best of n, else d·(α − β·log d).
 
     Attributes:
-        peak: the KL in nats at which the curve turns over; None where it does not.
+        peak: the KL in nats at which the curve turns over; None where it does not, or that cannot be told.
+        interval: of the peak.
         residual: root mean square of what the curve leaves unexplained.
     """
 
     alpha: float
     beta: float
     peak: float | None
+    interval: Interval | None = None
     residual: float
 
 
@@ -199,6 +201,7 @@ class Round(Row):
         decision: "promoted", "rejected" or "too few prompts to tell".
         curve: reward, judge and KL along the way.
         kept: the step whose policy was the candidate.
+        watched_by: whose scores on the validation prompts chose it: the "judge", or the "reward" where no judge may.
         alarms: what went wrong on the way.
         overoptimisation: the fitted curve, where there were points enough.
     """
@@ -234,6 +237,7 @@ class Round(Row):
     reason: str
     curve: list[Point]
     kept: int | None = None
+    watched_by: str = "judge"
     alarms: list[str] = Field(default_factory=list)
     overoptimisation: Overoptimisation | None = None
 
