@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from triptych.cycle import watcher
+from triptych.evaluate import lengths
 from triptych.evaluate.answers import of_round
 from triptych.evaluate.gate import PROMOTED, REJECTED, UNDECIDED, Gate, lost, verdict
 from triptych.evaluate.lengths import controlled
@@ -208,7 +209,9 @@ def test_at_equal_length_a_win_by_length_is_none() -> None:
     extra = draw.normal(10, 20, size=2000).round()  # the candidate is longer, and length is all that wins
     won = [float(draw.random() < 1 / (1 + math.exp(-2.5 * math.tanh(more / 20)))) for more in extra]
     assert sum(won) / len(won) > 0.6
-    rate, (low, high) = controlled(won, [50 + int(more) for more in extra], [50] * len(extra))
+    found = controlled(won, [50 + int(more) for more in extra], [50] * len(extra))
+    assert found
+    rate, (low, high) = found
     assert rate == pytest.approx(0.5, abs=0.05)  # three standard errors of 2,000 prompts
     assert low < rate < high
 
@@ -216,13 +219,38 @@ def test_at_equal_length_a_win_by_length_is_none() -> None:
 def test_where_length_does_not_matter_nothing_is_controlled_away() -> None:
     draw = np.random.default_rng(2)
     won = (draw.random(2000) < 0.7).astype(float).tolist()
-    lengths = draw.integers(20, 60, size=2000).tolist()
-    rate, (low, _) = controlled(won, lengths, lengths[::-1])
+    tokens = draw.integers(20, 60, size=2000).tolist()
+    found = controlled(won, tokens, tokens[::-1])
+    assert found
+    rate, (low, _) = found
     assert rate == pytest.approx(sum(won) / 2000, abs=0.02)
     assert low > 0.65
-    alike, _ = controlled([1.0, 1.0, 0.0, 1.0] * 100, [7] * 400, [7] * 400)
-    assert alike == pytest.approx(0.75, abs=0.001)
-    assert controlled([1.0] * 20, list(range(20)), [9] * 20)[0] > 0.9
+    alike = controlled([1.0, 1.0, 0.0, 1.0] * 100, [7] * 400, [7] * 400)
+    assert alike
+    assert alike[0] == pytest.approx(0.75, abs=0.001)
+    all_won = controlled([1.0] * 20, list(range(20)), [9] * 20)
+    assert all_won
+    assert all_won[0] > 0.9
+
+
+@pytest.mark.parametrize("extra", [0, 15, -15, 60, -60])
+def test_the_win_rate_at_equal_length_is_told_only_where_lengths_overlap(
+    extra: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lengths, "RESAMPLES", 200)
+    draw = np.random.default_rng(7)
+    held, trials = 0, 40
+    for _ in range(trials):
+        more = draw.normal(extra, 20, size=300).round()
+        truth = 1 / (1 + np.exp(-(math.log(4) - 0.8 * np.tanh(more / 20))))  # 0.80 at equal length
+        won = (draw.random(300) < truth).astype(float).tolist()
+        found = controlled(won, [200 + int(each) for each in more], [200] * 300)
+        if abs(extra) == 60:
+            assert found is None  # three deviations longer, or shorter, throughout
+        else:
+            assert found
+            held += found[1][0] <= 0.8 <= found[1][1]
+    assert abs(extra) == 60 or held >= 0.9 * trials - 2 * 1.9  # two standard deviations
 
 
 def test_a_distance_that_is_no_number_is_over_every_budget() -> None:

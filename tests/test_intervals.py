@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from triptych.intervals import mean_interval, prompts_needed, wins
+from triptych.intervals import mean_interval, prompts_needed, seeds_interval, t_quantile, wins
 
 
 def test_equal_values_have_no_width() -> None:
@@ -78,3 +78,30 @@ def test_prompts_needed_by_hand() -> None:
     assert prompts_needed([1.0, 0.0], 0.5) is None
     enough = [1.0] * 56 + [0.0] * 37
     assert mean_interval(enough)[1][0] == pytest.approx(0.5, abs=0.01)
+
+
+@pytest.mark.parametrize(("freedom", "quantile"), [(1, 12.7062), (2, 4.3027), (3, 3.1824), (30, 2.0423)])
+def test_students_quantiles_are_those_of_the_tables(freedom: float, quantile: float) -> None:
+    assert t_quantile(0.975, freedom) == pytest.approx(quantile, rel=1e-3)
+
+
+def test_one_seed_has_the_interval_over_its_prompts() -> None:
+    values = np.random.default_rng(4).normal(size=30).tolist()
+    assert seeds_interval([values]) == mean_interval(values)
+    assert seeds_interval([[0.5] * 9] * 3) == (0.5, (0.5, 0.5))
+
+
+@pytest.mark.parametrize("spread", [0.0, 0.05])
+def test_what_seeds_differ_by_is_in_the_interval(spread: float) -> None:
+    draw = np.random.default_rng(6)
+    held = alone = 0
+    for _ in range(300):
+        difficulty, luck = draw.normal(0, 0.3, size=200), draw.normal(0, 0.25, size=(3, 200))
+        table = 0.6 + draw.normal(0, spread, size=(3, 1)) + difficulty + luck
+        low, high = seeds_interval(table.tolist())[1]
+        held += low <= 0.6 <= high
+        half = 1.96 * float(table.mean(0).std()) / math.sqrt(200)  # over prompts alone
+        alone += abs(float(table.mean()) - 0.6) <= half
+    assert held >= 0.9 * 300  # 95% is asked for; Satterthwaite's freedom is a little too large for three seeds
+    if spread:
+        assert alone < 0.85 * 300

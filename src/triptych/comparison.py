@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import fmean
 
 from pydantic import Field, ValidationError
 
@@ -21,7 +22,7 @@ from triptych.engine.scoring import Scorer
 from triptych.errors import RecipeError
 from triptych.evaluate.measurement import Measurement, measure
 from triptych.improve.dpo import Dpo
-from triptych.intervals import Interval, mean_interval, wins
+from triptych.intervals import Interval, seeds_interval, wins
 from triptych.pipeline.artifact import Artifact, write_whole
 from triptych.pipeline.ledger import Ledger
 from triptych.pipeline.runner import Runner
@@ -31,7 +32,9 @@ from triptych.report.summary import instruct_as
 
 
 class MethodResult(Config):
-    """A method's candidates, each as it is decoded best, all seeds together; every interval is over the gate's prompts.
+    """A method's candidates, each as it is decoded best, all seeds together.
+
+    Every interval is over the gate's prompts and, where there are several, over seeds.
 
     Attributes:
         decodings: of the seeds' candidates, in order.
@@ -39,6 +42,7 @@ class MethodResult(Config):
         better: whether it beats the champion in every way that costs nothing, each interval excluding zero.
         gain: over the strongest of them on the same prompts, with its interval.
         win_rate: against that one, with its interval.
+        at_equal_length: each seed's win rate against the champion at equal length; None where lengths hardly overlap.
         kl: nats per answer from the champion.
         length: tokens per answer.
         seconds: of improvement, in the mean over seeds.
@@ -55,6 +59,7 @@ class MethodResult(Config):
     gain_interval: Interval
     win_rate: float
     win_rate_interval: Interval
+    at_equal_length: tuple[float | None, ...]
     kl: float
     length: float
     seconds: float
@@ -115,7 +120,7 @@ def compare(recipe: Recipe, runner: Runner, methods: Sequence[str], seeds: int) 
     config = recipe.improve
     rival = strongest(free)
     return Comparison(
-        recipe=recipe.name, judge=judge.name, rival=rival, before=mean_interval(list(free[rival].values()))[0],
+        recipe=recipe.name, judge=judge.name, rival=rival, before=fmean(free[rival].values()),
         budget={"updates": config.steps, "answers": config.own.answers},
         methods=tuple(sorted(found, key=lambda one: -one.score)),
     )
@@ -170,17 +175,17 @@ def _result(
     method: str, trials: Sequence[Trial], free: Mapping[str, Mapping[str, float]], ledger: Ledger
 ) -> MethodResult:
     rival = strongest(free)
-    rows = [row for trial in trials for row in stored_rows(trial.gate.folder / "scores.jsonl")
-            if row["key"] in free[rival]]
-    keys, after = [row["key"] for row in rows], [row["after"] for row in rows]
+    scored = [{row["key"]: row["after"] for row in stored_rows(trial.gate.folder / "scores.jsonl")} for trial in trials]
+    keys = [key for key in scored[0] if key in free[rival]]  # of every seed the same
+    after = [[scores[key] for key in keys] for scores in scored]
     spent = ledger.seconds()
     gains = {
-        name: mean_interval([new - scores[key] for key, new in zip(keys, after, strict=True)], keys)
+        name: seeds_interval([[new - scores[key] for key, new in zip(keys, row, strict=True)] for row in after])
         for name, scores in free.items()
     }
-    score, score_interval = mean_interval(after, keys)
+    score, score_interval = seeds_interval(after)
     gain, gain_interval = gains[rival]
-    rate, rate_interval = mean_interval(wins(after, [free[rival][key] for key in keys]), keys)
+    rate, (low, high) = seeds_interval([wins(row, [free[rival][key] for key in keys]) for row in after])
     gates = [trial.gate.metrics for trial in trials]
 
     def mean(values: Sequence[float]) -> float:
@@ -189,7 +194,8 @@ def _result(
     return MethodResult(
         method=method, seeds=len(trials), decodings=tuple(gate["decoding_after"] for gate in gates),
         better=all(interval[0] > 0 for _, interval in gains.values()), score=score, score_interval=score_interval,
-        gain=gain, gain_interval=gain_interval, win_rate=rate, win_rate_interval=rate_interval,
+        gain=gain, gain_interval=gain_interval, win_rate=rate, win_rate_interval=(max(0.0, low), min(1.0, high)),
+        at_equal_length=tuple(gate["length_controlled"] for gate in gates),
         kl=mean([gate["kl"] for gate in gates]), length=mean([gate["length_after"] for gate in gates]),
         seconds=mean([spent.get(trial.candidate.fingerprint, 0.0) for trial in trials]),
         promoted=sum(gate["decision"] == "promoted" for gate in gates),

@@ -46,6 +46,45 @@ def mean_interval(
     return float(numbers.mean()), (float(low), float(high))
 
 
+def seeds_interval(values: Sequence[Sequence[float]]) -> tuple[float, Interval]:
+    """The mean of several seeds' values on the same prompts and its 95% interval, for other seeds and other prompts.
+
+    Both are drawn at random and crossed. With the mean squares of seeds, prompts and rest, the mean over S seeds and P
+    prompts has the variance (MS_seed + MS_prompt − MS_rest) / (S P) (Cornfield and Tukey 1956, *Average Values of Mean
+    Squares in Factorials*), where a seed's component below zero counts as zero; and a t distribution whose degrees of
+    freedom are those of Satterthwaite (1946), *An Approximate Distribution of Estimates of Variance Components*. With
+    two or three seeds that differ the interval is wide. One seed has the bootstrap over its prompts.
+
+    Args:
+        values: `[S, P]`.
+    """
+    table = np.asarray(values, dtype=np.float64)
+    seeds, prompts = table.shape
+    if seeds == 1 or prompts == 1:
+        return mean_interval(table.ravel().tolist(), np.tile(np.arange(prompts), seeds).tolist())
+    mean = float(table.mean())
+    by_seed, by_prompt = table.mean(1, keepdims=True), table.mean(0, keepdims=True)
+    between_seeds = prompts * float(by_seed.var(ddof=1))
+    between_prompts = seeds * float(by_prompt.var(ddof=1))
+    rest = float(((table - by_seed - by_prompt + mean) ** 2).sum()) / ((seeds - 1) * (prompts - 1))
+    apart = max(0.0, between_seeds - rest)
+    square = (between_prompts + apart) ** 2
+    loose = between_seeds**2 / (seeds - 1) if apart else 0.0
+    loose += between_prompts**2 / (prompts - 1)
+    if square == 0:
+        return mean, (mean, mean)
+    half = t_quantile(0.975, max(1.0, square / loose)) * math.sqrt((between_prompts + apart) / (seeds * prompts))
+    return mean, (mean - half, mean + half)
+
+
+def t_quantile(probability: float, freedom: float) -> float:
+    """Student's t, by its density in θ = arctan(t/√ν), which is cos^(ν − 1) θ."""
+    theta = np.linspace(-math.pi / 2, math.pi / 2, 20_001)
+    density = np.maximum(np.cos(theta), 0) ** (freedom - 1)
+    below = np.concatenate([[0.0], np.cumsum((density[1:] + density[:-1]) / 2)])
+    return math.sqrt(freedom) * math.tan(float(np.interp(probability, below / below[-1], theta)))
+
+
 def resampled(count: int, resamples: int) -> Iterator[np.ndarray]:
     """So many resamples of so many things, `[resamples, count]` in parts that fit memory."""
     random = np.random.default_rng(0)

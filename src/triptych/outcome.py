@@ -114,9 +114,8 @@ def verdict(
     won = wins(scores, [row["judge"] for row in theirs])
     kept = name == "instruct"
     rate, rate_interval = (None, None) if kept else mean_interval(won)
-    equal, equal_interval = (None, None) if kept else controlled(
-        won, [row["tokens"] for row in after], [row["tokens"] for row in theirs]
-    )
+    lengths = [[row["tokens"] for row in rows] for rows in (after, theirs)]
+    equal, equal_interval = (None, None) if kept else controlled(won, *lengths) or (None, None)
     plain, plain_interval = _gain(*([row["decodings"][PLAIN]["judge"] for row in rows] for rows in (after, before)))
     found = report.Verdict(
         better=all(each.gain_interval[0] > 0 for each in free.values()), rival=rival.name,

@@ -88,7 +88,7 @@ def decide(
     rate, interval = mean_interval(won, confidence=1 - 2 * at)
     tasks = [pair.prompt.task for pair in pairs]
     lengths = [pair.tokens_after for pair in pairs], [pair.tokens_before for pair in pairs]
-    at_equal_length, equal_interval = controlled(won, *lengths)
+    at_equal_length, equal_interval = controlled(won, *lengths) or (None, None)
     numbers: dict[str, Any] = {
         "win_rate": rate,
         "interval": interval,

@@ -7,48 +7,63 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from triptych.intervals import Interval
+from triptych.intervals import Interval, resampled
 
 RIDGE = 1e-2
 """Keeps the coefficients finite where one side wins throughout."""
 RESAMPLES = 1000
+OVERLAP = 0.1
+"""The least share of the prompts on either side of equal length; less, and the rate there is an extrapolation."""
 
 Numbers = NDArray[np.float64]
 
 
-def controlled(won: Sequence[float], candidate: Sequence[int], champion: Sequence[int]) -> tuple[float, Interval]:
+def controlled(
+    won: Sequence[float], candidate: Sequence[int], champion: Sequence[int]
+) -> tuple[float, Interval] | None:
     """σ(a), the win rate at equal length, of P(win) = σ(a + b·tanh(Δl / s)), and its 95% interval.
 
     Δl is the candidate's length less the champion's on each prompt and s the deviation of Δl. The regression is that
     of Dubois et al. (2024), *Length-Controlled AlpacaEval*, equation 2, without its terms for models and prompts.
     Fitted by Newton's method with a small ridge; the interval is the bootstrap over prompts.
 
+    Where one of the two is nearly always the longer, the curve is fitted beside equal length and not at it, and what it
+    says there is its own shape and the ridge. So a tenth of the prompts must lie on either side, those of equal length
+    on both.
+
     Args:
         won: for each prompt 1, 0, or ½ for a tie.
         candidate, champion: tokens of the two answers.
+
+    Returns:
+        None where lengths hardly overlap, so that it cannot be told.
     """
     outcome = np.asarray(won, dtype=np.float64)
     extra = np.asarray(candidate, dtype=np.float64) - np.asarray(champion, dtype=np.float64)
+    if min((extra <= 0).mean(), (extra >= 0).mean()) < OVERLAP:
+        return None
     spread = float(extra.std())
     longer = np.tanh(extra / spread) if spread > 0 else np.zeros_like(extra)
-    random = np.random.default_rng(0)
-    rates = [
-        _at_equal_length(outcome[drawn], longer[drawn])
-        for drawn in (random.integers(0, len(outcome), size=len(outcome)) for _ in range(RESAMPLES))
-    ]
+    drawn = (np.stack([np.bincount(row, minlength=len(extra)) for row in part])
+             for part in resampled(len(extra), RESAMPLES))
+    rates = np.concatenate([_at_equal_length(outcome, longer, counts) for counts in drawn])
     low, high = np.percentile(rates, [2.5, 97.5])
-    return _at_equal_length(outcome, longer), (float(low), float(high))
+    (rate,) = _at_equal_length(outcome, longer, np.ones((1, len(extra)), dtype=np.int64))
+    return float(rate), (float(low), float(high))
 
 
-def _at_equal_length(won: Numbers, longer: Numbers) -> float:
+def _at_equal_length(won: Numbers, longer: Numbers, counts: NDArray[np.int64]) -> Numbers:
+    """σ(a) for each of R ways to count the prompts, `[R, N]`."""
     features = np.stack([np.ones_like(longer), longer], axis=1)
-    weights = np.zeros(2)
+    squares = features[:, :, None] * features[:, None, :]
+    weights = np.zeros((len(counts), 2))
     for _ in range(25):
-        chance = 1 / (1 + np.exp(-np.clip(features @ weights, -30, 30)))
-        slope = features.T @ (won - chance) - RIDGE * weights
-        curvature = (features * (chance * (1 - chance))[:, None]).T @ features + RIDGE * np.eye(2)
-        step = np.linalg.solve(curvature, slope)
+        chance = 1 / (1 + np.exp(-np.clip(weights @ features.T, -30, 30)))
+        slope = (counts * (won - chance)) @ features - RIDGE * weights
+        curvature = np.tensordot(counts * chance * (1 - chance), squares, axes=1) + RIDGE * np.eye(2)
+        step = np.linalg.solve(curvature, slope[:, :, None])[:, :, 0]
         weights = weights + np.clip(step, -2, 2)
         if float(np.abs(step).max()) < 1e-9:
             break
-    return float(1 / (1 + np.exp(-weights[0])))
+    found: Numbers = 1 / (1 + np.exp(-weights[:, 0]))
+    return found

@@ -193,7 +193,7 @@ class Round(Row):
         prompts_again: the round whose prompts decide once more; None where these decided nothing before.
         kl: candidate from the round's reference, nats per answer, on the gate's prompts.
         length_before, length_after: mean tokens per answer.
-        length_controlled: the win rate at equal length, with its interval.
+        length_controlled: the win rate at equal length, with its interval; None where lengths hardly overlap.
         bits_before, bits_after: bits per byte of held-out plain text; None where the recipe names none.
         tasks: the win rate on each task's prompts, where prompts name their task.
         decided_by: the judge, or people; then the judge's own win rate stands beside theirs.
