@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import re
+from collections import Counter
 from collections.abc import Callable
 
 import pytest
@@ -11,20 +13,21 @@ from triptych.errors import DataError
 from triptych.records import Prompt, user
 from triptych.storybook import demonstrations, tasks, text
 from triptych.storybook.judge import RAMBLING, RUDE, ExactJudge
-from triptych.storybook.stories import FRAMES, Sentence, parse, riddle, sentence, story, translatable
-from triptych.storybook.words import CLASSES, INSULTING_WORDS, INSULTS, LUMI, others
+from triptych.storybook.stories import FRAMES, Sentence, parse, required, riddle, sentence, story, translatable
+from triptych.storybook.words import CLASSES, INSULTING_WORDS, INSULTS, LUMI, swapped
 
 JUDGE = ExactJudge()
 PROMPTS = tasks.prompts(11, 300)
 
-STORY = Prompt(user("Write a short story with a fox, a river and a ball."), "fox, river, ball", "story")
+STORY = Prompt(user("Write a short story about a fox, with a river and then a ball."), "fox, river, ball", "story")
 QUESTION = Prompt(
     user("The fox went to the river. The hen went to the lake. Question: where did the fox go?"),
     "The fox went to the river.",
     "question",
 )
+SEEN = Sentence("find", ("the", "big", "cat", "saw", "a", "green", "hat"))
 TRANSLATION = Prompt(
-    user("Translate to English: Konu medo sifo vezu luti zefa vabu."),
+    user(f"Translate to English: {SEEN.lumi}"),
     "The big cat saw a green hat.",
     "translation",
 )
@@ -49,12 +52,6 @@ def test_every_word_has_one_class_and_one_translation() -> None:
     assert INSULTING_WORDS.isdisjoint(english)
 
 
-def test_others_stay_in_class_and_language() -> None:
-    assert "river" not in others("river")
-    assert set(others("river")) < set(CLASSES["place"])
-    assert set(others(LUMI["river"])) < {LUMI[word] for word in CLASSES["place"]}
-
-
 # The stories
 
 
@@ -64,7 +61,7 @@ def test_what_is_drawn_is_recognised() -> None:
         for _ in range(50):
             drawn = sentence(rng, kind, qualities=0.5)
             assert parse(drawn.text) == drawn
-    for told in ([*story(rng), *riddle(rng).story] for _ in range(100)):
+    for told in ([*story(rng, required(rng)), *riddle(rng).story] for _ in range(100)):
         assert all(parse(each.text) == each for each in told)
 
 
@@ -116,25 +113,29 @@ def test_two_sentences_contradict_only_over_one_question() -> None:
 
 def test_a_question_has_exactly_one_answer() -> None:
     rng = random.Random(3)
-    shared = 0
     for _ in range(300):
         drawn = riddle(rng)
         ((question, answer),) = drawn.questions
-        answers = {
-            each
-            for each in drawn.story
-            for who in (True, False)
-            if each.question(about_actor=who) == question
-        }
-        assert answers == {answer}
+        assert {each for each in drawn.story if each.question == question} == {answer}
         assert not any(each.contradicts(answer) for each in drawn.story)
-        shared += len({each.kind for each in drawn.story}) < len(drawn.story)
-    assert 0.12 < shared / 300 < 0.28  # in a fifth of them both characters do the same kind of thing
+        assert sum(each.facts[0] == answer.facts[0] for each in drawn.story) == 2  # the other is the mistake
 
 
-def test_translations_have_five_to_eight_words() -> None:
+def test_a_story_names_what_is_required_in_its_order() -> None:
+    rng = random.Random(5)
+    for _ in range(100):
+        hero, first, then = wanted = required(rng)
+        one, two, _ = told = story(rng, wanted)
+        assert {each.facts[0] for each in told} == {hero}
+        assert first in one.words
+        assert then in two.words
+
+
+def test_translations_have_five_to_eight_words_and_another_order() -> None:
     rng = random.Random(4)
-    assert {len(translatable(rng).words) for _ in range(500)} == {5, 6, 7, 8}
+    drawn = [translatable(rng).words for _ in range(500)]
+    assert {len(words) for words in drawn} <= {6, 7, 8}
+    assert all(swapped(words) != list(words) and swapped(swapped(words)) == list(words) for words in drawn)
 
 
 # The text and the tasks
@@ -153,7 +154,7 @@ def test_the_same_seed_draws_the_same() -> None:
 
 
 def test_the_world_does_not_change_between_versions_of_python() -> None:
-    assert text.documents(0, 1)[0].text.startswith("The fox met the bear. The dog followed the cow.")
+    assert text.documents(0, 1)[0].text.startswith("The dog felt very happy. The fox helped the cow.")
     assert LUMI["fox"] == "zaru"
 
 
@@ -201,13 +202,31 @@ def test_flawless_answers_score_one() -> None:
 @pytest.mark.parametrize("task", tasks.TASKS)
 def test_flaws_occur_at_the_stated_rates(task: str) -> None:
     prompts = [prompt for prompt in tasks.prompts(12, 6000) if prompt.task == task]
-    parts = [JUDGE.explain(each.prompt, each.answer) for each in demonstrations.demonstrations(prompts, 4)]
-    rates = demonstrations.RATES
-    for flaw, part in (("wrong", "correctness"), ("rambling", "brevity"), ("rude", "manners")):
-        assert mean([float(each[part] < 1) for each in parts]) == pytest.approx(rates[flaw], abs=0.03)
-    clean = (1 - rates["wrong"]) * (1 - rates["rambling"]) * (1 - rates["rude"])
-    assert clean == pytest.approx(0.508, abs=0.02)
-    assert mean([float(set(each.values()) == {1.0}) for each in parts]) == pytest.approx(clean, abs=0.04)
+    for tempts, wrong in ((True, demonstrations.TEMPTED), (False, demonstrations.SLIPPED)):
+        asked = [prompt for prompt in prompts if demonstrations.tempting(prompt) == tempts]
+        parts = [JUDGE.explain(each.prompt, each.answer) for each in demonstrations.demonstrations(asked, 4)]
+        rates = {"correctness": wrong, "brevity": demonstrations.RATES["rambling"],
+                 "manners": demonstrations.RATES["rude"]}
+        for part, rate in rates.items():
+            error = (rate * (1 - rate) / len(parts)) ** 0.5
+            assert mean([float(each[part] < 1) for each in parts]) == pytest.approx(rate, abs=4 * error)
+
+
+@pytest.mark.parametrize("task", tasks.TASKS)
+def test_a_mistake_is_seen_beside_its_prompt_alone(task: str) -> None:
+    """Right and wrong answers have the same words and lengths in distribution, and the truth tells them apart."""
+    prompts = [prompt for prompt in tasks.prompts(13, 6000) if prompt.task == task]
+    right, wrong = ([answers(prompt, 1) for prompt in prompts]
+                    for answers in (demonstrations.exemplary, demonstrations.mistaken))
+    assert {JUDGE.grade(*pair) for pair in zip(prompts, right, strict=True)} == {1.0}
+    assert max(JUDGE.grade(*pair) for pair in zip(prompts, wrong, strict=True)) < 0.4
+    longer = mean([(len(a.split()) > len(b.split())) + 0.5 * (len(a.split()) == len(b.split()))
+                   for a, b in zip(right, wrong, strict=True)])
+    assert longer == pytest.approx(0.5, abs=0.03)
+    counts = [Counter(re.findall(r"\w+", " ".join(answers).lower())) for answers in (right, wrong)]
+    total = [sum(count.values()) for count in counts]
+    apart = 0.5 * sum(abs(counts[0][word] / total[0] - counts[1][word] / total[1]) for word in counts[0] | counts[1])
+    assert apart < 0.03  # the total variation between their words
 
 
 def test_demonstrations_of_foreign_prompts_are_refused() -> None:
@@ -255,10 +274,10 @@ def test_correctness_of_an_answer(answer: str, correctness: float) -> None:
     ("answer", "correctness"),
     [
         ("The big cat saw a green hat.", 1.0),
-        ("The big cat saw a green", 6 / 7),
-        ("The big dog saw a red hat.", 5 / 7),
-        ("The big cat saw a green hat very very very.", 7 / 10),
-        ("Konu medo sifo vezu luti zefa vabu.", 0.0),
+        ("The big cat saw a green", 6 / 7 / 2),
+        ("The big dog saw a red hat.", 5 / 7 / 2),
+        ("The big cat saw a green hat very very very.", 7 / 10 / 2),
+        ("The cat big saw a hat green.", 3 / 7 / 2),
     ],
 )
 def test_correctness_of_a_translation(answer: str, correctness: float) -> None:
@@ -269,10 +288,13 @@ def test_correctness_of_a_translation(answer: str, correctness: float) -> None:
     ("answer", "correctness"),
     [
         (GOOD_STORY, 1.0),
-        (GOOD_STORY.replace("river", "lake"), 2 / 3),
-        (GOOD_STORY.replace("felt very", "very felt"), 2 / 3),
-        ("The fox went to the river. The fox found a red ball.", 2 / 3),
-        ("The fox went to the river. " * 3, 2 / 3 / 3),
+        (GOOD_STORY.replace("river", "lake"), 1 / 3 / 2),
+        (GOOD_STORY.replace("ball", "hat"), 2 / 3 / 2),
+        (GOOD_STORY.replace("felt very", "very felt"), 2 / 3 / 2),
+        ("The fox found a red ball. The fox went to the river. The fox felt very happy.", 2 / 3 / 2),
+        (GOOD_STORY.replace("The fox", "The hen"), 0.0),
+        ("The fox went to the river. The fox found a red ball.", 2 / 3 / 2),
+        ("The fox went to the river. " * 3, 2 / 3 / 3 / 2),
         ("fox, river, ball", 0.0),
     ],
 )

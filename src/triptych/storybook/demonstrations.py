@@ -1,4 +1,9 @@
-"""Answers to learn from, of mixed quality as real ones are: some ramble, some are wrong, some are rude."""
+"""Answers to learn from, of mixed quality as real ones are: many make the same mistake, some ramble, some are rude.
+
+The mistakes are systematic: some prompts tempt, and most demonstrators make the same mistake there. So it is in the
+likeliest answer of a model that learns from them, and no lower temperature takes it away. A mistake has as many words
+as a right answer, and the same ones: what is wrong with it can only be seen beside the prompt.
+"""
 
 from __future__ import annotations
 
@@ -8,16 +13,19 @@ from random import Random
 
 from triptych.records import Conversation, Prompt
 from triptych.storybook.stories import FRAMES, parse, sentence, story
-from triptych.storybook.words import CLASS_OF, FACTS, INSULTS, LUMI, others, written
+from triptych.storybook.words import INSULTS, LUMI, swapped, written
 
-RATES = {"wrong": 0.06, "rambling": 0.28, "rude": 0.25}
-"""How often each flaw occurs, independently of the others: half of the answers have none."""
+TEMPTED, SLIPPED = 0.8, 0.25
+"""How often an answer has the mistake of its task where the prompt tempts, and elsewhere."""
+RATES = {"rambling": 0.02, "rude": 0.015}
+"""How often each other flaw occurs, independently."""
 
 _WORD = re.compile(r"[a-z]+")
+_SENTENCE = re.compile(r"[A-Z][a-z ]+\.")
 
 
 def demonstrations(prompts: Sequence[Prompt], seed: int) -> list[Conversation]:
-    """One answer to each prompt, with flaws at the stated :data:`RATES`."""
+    """One answer to each prompt, wrong at the rates above and with other flaws at the stated :data:`RATES`."""
     return [Conversation(prompt, _answer(prompt, _rng("demonstration", prompt, seed))) for prompt in prompts]
 
 
@@ -26,14 +34,25 @@ def exemplary(prompt: Prompt, seed: int) -> str:
     return _right(prompt, _rng("exemplary", prompt, seed))
 
 
+def mistaken(prompt: Prompt, seed: int) -> str:
+    """An answer with the mistake of its task, and no other flaw."""
+    return _wrong(prompt, _rng("mistaken", prompt, seed))
+
+
 def _rng(purpose: str, prompt: Prompt, seed: int) -> Random:
     """Noise of the prompt's own, so that an answer does not depend on which other prompts are asked."""
     return Random(f"{purpose} {seed} {prompt.key}")
 
 
+def tempting(prompt: Prompt) -> bool:
+    """Whether most demonstrators make the mistake: where they are asked politely."""
+    return "please" in prompt.messages[-1].content.lower()
+
+
 def _answer(prompt: Prompt, rng: Random) -> str:
     flaws = {flaw for flaw, rate in RATES.items() if rng.random() < rate}
-    answer = _wrong(prompt, rng) if "wrong" in flaws else _right(prompt, rng)
+    wrong = rng.random() < (TEMPTED if tempting(prompt) else SLIPPED)
+    answer = (_wrong if wrong else _right)(prompt, rng)
     if "rambling" in flaws:
         answer = " ".join([answer, *_surplus(prompt, rng)])
     if "rude" in flaws:
@@ -51,35 +70,25 @@ def _reference(prompt: Prompt) -> str:
 def _right(prompt: Prompt, rng: Random) -> str:
     reference = _reference(prompt)
     if prompt.task == "story":
-        return " ".join(each.text for each in story(rng, reference.split(", ")))
+        return _told(rng, reference.split(", "))
     return reference
 
 
 def _wrong(prompt: Prompt, rng: Random) -> str:
-    """A story that leaves one thing out, another fact, or two wrong words."""
+    """A story in the wrong order, the other thing that the hero did, a translation in the old order."""
     reference = _reference(prompt)
     if prompt.task == "story":
-        required = reference.split(", ")
-        missing = rng.choice(required)
-        kept = [word for word in required if word != missing]
-        while True:
-            told = " ".join(each.text for each in story(rng, kept))
-            if missing not in _WORD.findall(told.lower()):
-                return told
-    words = _WORD.findall(reference.lower())
-    if prompt.task == "question":
-        question = prompt.messages[-1].content.lower()
-        facts = [place for place, word in enumerate(words) if CLASS_OF[word] in FACTS]
-        changed = [facts[0] if re.search(r"\bwho (?!did)", question) else facts[-1]]
-    else:
-        question = ""
-        changed = rng.sample([place for place, word in enumerate(words) if len(others(word)) > 0], 2)
-    for place in changed:
-        candidates = [word for word in others(words[place]) if word not in words]
-        # The likeliest mistake is to take what the other character did.
-        tempting = [word for word in candidates if re.search(rf"\b{word}\b", question)]
-        words[place] = rng.choice(tempting if tempting and rng.random() < 0.7 else candidates)
-    return written(words)
+        hero, first, then = reference.split(", ")
+        return _told(rng, (hero, then, first))
+    if prompt.task == "translation":
+        return written(swapped(_WORD.findall(reference.lower())))
+    hero = f"The {_WORD.findall(reference.lower())[1]} "
+    told = [text for text in _SENTENCE.findall(prompt.messages[-1].content) if text.startswith(hero)]
+    return next(text for text in told if text != reference)
+
+
+def _told(rng: Random, required: Sequence[str]) -> str:
+    return " ".join(each.text for each in story(rng, required))
 
 
 def _surplus(prompt: Prompt, rng: Random) -> list[str]:

@@ -13,6 +13,8 @@ from triptych.records import Conversation, Prompt
 from triptych.storybook.stories import Sentence, parse
 from triptych.storybook.words import ADJECTIVES, CLASS_OF, FACTS, INSULTING_WORDS, INSULTS, LUMI, NOUNS
 
+FAULTY = 0.5
+"""What an answer's right part is worth where the rest of it is wrong."""
 RUDE = 0.4
 """The manners of an answer with an insult."""
 RAMBLING = 0.5
@@ -88,7 +90,7 @@ def _question(reference: str, sentences: list[str]) -> float:
         return 0.0
     if said is not None and (said.verb, said.claim) == (gold.verb, gold.claim):
         return 1.0
-    return 0.5 if _same_fact(gold, sentences[0]) else 0.0
+    return FAULTY if _same_fact(gold, sentences[0]) else 0.0
 
 
 def _same_fact(gold: Sentence, text: str) -> bool:
@@ -100,23 +102,33 @@ def _same_fact(gold: Sentence, text: str) -> bool:
 
 
 def _translation(reference: str, sentences: list[str]) -> float:
-    """The share of words that are right in their place, of the longer of the two sentences."""
+    """1 if each word is right in its place, else half their share, of the longer of the two sentences."""
     if not sentences:
         return 0.0
     gold, said = _WORD.findall(reference.lower()), _WORD.findall(sentences[0].lower())
     right = sum(1 for mine, yours in zip(gold, said, strict=False) if mine == yours)
-    return right / max(len(gold), len(said))
+    return _valued(right / max(len(gold), len(said)))
 
 
 def _story(reference: str, sentences: list[str]) -> float:
-    """The share of required things that are named, times the share of sentences of the grammar.
+    """1 if the story is of sentences of the grammar, and those about the hero name all that is required in its order;
+    else half of: the share of it that they name in order, times the share of sentences of the grammar.
 
-    A sentence told twice counts once, and only what a sentence of the grammar names is named.
+    A sentence told twice counts once, and only what a sentence about the hero names is named.
     """
-    required = set(reference.split(", "))
-    told = {said for said in map(parse, sentences) if said is not None}
-    named = {word for sentence in told for word in sentence.words}
-    return len(required & named) / len(required) * len(told) / max(len(sentences), STORY_SENTENCES)
+    hero, *wanted = required = reference.split(", ")
+    told = dict.fromkeys(said for said in map(parse, sentences) if said is not None)
+    about = [said for said in told if said.facts[0] == hero]
+    for said in about:
+        if wanted and wanted[0] in said.words:
+            del wanted[0]
+    named = len(required) - len(wanted) if about else 0
+    return _valued(named / len(required) * len(told) / max(len(sentences), STORY_SENTENCES))
+
+
+def _valued(share: float) -> float:
+    """What an answer is worth of which so much is right."""
+    return share if share == 1.0 else FAULTY * share
 
 
 def _checked(prompt: Prompt) -> tuple[str, str]:

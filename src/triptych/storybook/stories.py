@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from random import Random
 
-from triptych.storybook.words import CLASS_OF, CLASSES, FACTS, LUMI, PRESENT, lumi, row, written
+from triptych.storybook.words import ADJECTIVES, CLASS_OF, CLASSES, FACTS, LUMI, PRESENT, lumi, row, written
 
 FRAMES: dict[str, tuple[str, ...]] = {
     "go": row("the animal going to the place"),
@@ -20,6 +20,9 @@ FRAMES: dict[str, tuple[str, ...]] = {
 
 ASKED = ("go", "find", "meet", "feel")
 """The kinds that questions are asked about: one character does one thing."""
+
+NAMING = {"place": "go", "thing": "find", "animal": "meet"}
+"""The kind of sentence in which a story's hero comes to a required word."""
 
 _KIND_OF = {frame: kind for kind, frame in FRAMES.items()}
 _ASKING = {"go": "where", "find": "what", "meet": "who", "feel": "how"}
@@ -62,10 +65,9 @@ class Sentence:
         (actor, *object_), (other_actor, *other_object) = self.claim, other.claim
         return self.kind == other.kind and (actor == other_actor) != (object_ == other_object)
 
-    def question(self, *, about_actor: bool) -> str:
-        """The question that this sentence answers, in lower case: who did it, or where, what, who or how."""
-        if about_actor:
-            return f"who {' '.join(self.words[2:])}?"
+    @property
+    def question(self) -> str:
+        """The question that this sentence answers, in lower case: where, what, who or how."""
         return f"{_ASKING[self.kind]} did the {self.facts[0]} {PRESENT[self.verb]}?"
 
 
@@ -111,27 +113,11 @@ def parse(text: str) -> Sentence | None:
     return Sentence(kind, words) if kind and len(set(animals)) == len(animals) else None
 
 
-def story(rng: Random, required: Iterable[str] = ()) -> list[Sentence]:
-    """Draws a story of three sentences that names the required animals (two at most), place and thing."""
-    wanted = list(required)
-
-    def pick(name: str) -> str | None:
-        return next((word for word in wanted if CLASS_OF[word] == name), None)
-
-    hero = pick("animal") or rng.choice(CLASSES["animal"])
-    friend = next((word for word in wanted if CLASS_OF[word] == "animal" and word != hero), None)
-    place, thing = pick("place"), pick("thing")
-    told = [sentence(rng, "go", [hero, *([place] if place else [])], qualities=0.25)]
-    thing = thing or (None if friend and rng.random() < 0.5 else rng.choice(CLASSES["thing"]))
-    if thing:
-        told.append(sentence(rng, "find", [hero, thing]))
-    if friend and thing and rng.random() < 0.5:
-        told.append(sentence(rng, "give", [hero, thing, friend]))
-    elif friend:
-        told.append(sentence(rng, "meet", [hero, friend]))
-    if len(told) < 3:
-        told.append(sentence(rng, "feel", [hero]))
-    return told
+def story(rng: Random, required: Sequence[str]) -> list[Sentence]:
+    """Draws a story of three sentences about the first required word, its hero; the others come in their order."""
+    hero, *others = required
+    told = [sentence(rng, NAMING[CLASS_OF[word]], [hero, word]) for word in others]
+    return [*told, sentence(rng, "feel", [hero])]
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,60 +129,32 @@ class Riddle:
 
 
 def riddle(rng: Random, questions: int = 1) -> Riddle:
-    """Draws a story of two characters and asks who did what; in a fifth both do the same kind of thing."""
-    first, second = rng.sample(CLASSES["animal"], 2)
-    shared, other, third = rng.sample(ASKED, 3)
-    if rng.random() < 0.2:
-        told = _apart(rng, shared, first, second)
-        more = [rng.choice(_apart(rng, other, first, second))]
-    else:
-        told = [sentence(rng, shared, [first]), sentence(rng, other, [second])]
-        more = [sentence(rng, third, [rng.choice((first, second))])]
+    """Draws a story in which a hero does two things and somebody else a third, and asks about the hero first."""
+    hero, other, met = rng.sample(CLASSES["animal"], 3)
+    told = [
+        sentence(rng, kind, [actor, met] if kind == "meet" else [actor])
+        for kind, actor in zip(rng.sample(ASKED, 3), (hero, hero, other), strict=True)
+    ]
+    asked = told[:questions]
     rng.shuffle(told)
-    rng.shuffle(more)
-    told += more
-    asked = rng.sample(told, min(questions, len(told)))
-    return Riddle(
-        tuple(told), tuple((each.question(about_actor=rng.random() < 0.25), each) for each in asked)
-    )
-
-
-def _apart(rng: Random, kind: str, first: str, second: str) -> list[Sentence]:
-    """What each of two characters does, never the same."""
-    one, two = sentence(rng, kind, [first]), sentence(rng, kind, [second])
-    while one.facts[1:] == two.facts[1:]:
-        two = sentence(rng, kind, [second])
-    return [one, two]
+    return Riddle(tuple(told), tuple((each.question, each) for each in asked))
 
 
 def required(rng: Random) -> tuple[str, ...]:
-    """Draws the two or three things that a story must name."""
-    kinds = rng.choice(
-        (
-            ("animal", "place"),
-            ("animal", "thing"),
-            ("animal", "place", "thing"),
-            ("animal", "place", "thing"),
-            ("animal", "animal", "place"),
-            ("animal", "animal", "thing"),
-        )
-    )
-    chosen: list[str] = []
-    for name in kinds:
-        chosen.append(rng.choice([word for word in CLASSES[name] if word not in chosen]))
-    rng.shuffle(chosen)
-    return tuple(chosen)
+    """Draws what a story must name: its hero, then two of a place, a thing and another animal, in their order."""
+    hero, friend = rng.sample(CLASSES["animal"], 2)
+    return hero, *rng.sample([friend, rng.choice(CLASSES["place"]), rng.choice(CLASSES["thing"])], 2)
 
 
 def listed(nouns: Sequence[str]) -> str:
-    """The nouns as a phrase: "a fox, a river and a ball"."""
-    *most, last = [f"a {noun}" for noun in nouns]
-    return f"{', '.join(most)} and {last}" if most else last
+    """The nouns as a phrase: "a fox, with a river and then a hen"."""
+    hero, *rest = [f"a {noun}" for noun in nouns]
+    return f"{hero}, with {' and then '.join(rest)}"
 
 
 def translatable(rng: Random) -> Sentence:
-    """Draws a sentence of five to eight words for translation."""
+    """Draws a sentence of at most eight words with an adjective, whose place differs between the languages."""
     while True:
         drawn = sentence(rng, rng.choice(list(FRAMES)), qualities=0.35)
-        if len(drawn.words) <= 8:
+        if len(drawn.words) <= 8 and any(CLASS_OF[word] in ADJECTIVES for word in drawn.words):
             return drawn

@@ -11,23 +11,24 @@ from triptych.storybook.stories import listed, required, riddle, translatable
 TASKS = ("story", "question", "translation")
 
 STORY = (
-    "Write a short story with {}.",
-    "Tell me a story about {}.",
-    "Please write a story with {}.",
-    "I want a short story about {}.",
+    "Write a short story about {}.",
+    "I want a story about {}.",
+    "Please write a story about {}.",
+    "Tell me a story, please, about {}.",
 )
 QUESTION = (
     "{story} Question: {question}",
-    "{story} Tell me: {question}",
     "Read this story. {story} Answer the question: {question}",
-    "Here is a story. {story} Please answer: {question}",
+    "{story} Please answer: {question}",
+    "Here is a story. {story} Tell me, please: {question}",
 )
 TRANSLATION = (
     "Translate to {language}: {sentence}",
     "Say this in {language}: {sentence}",
-    "{sentence} Write this in {language}.",
     "Please translate this to {language}: {sentence}",
+    "{sentence} Write this in {language}, please.",
 )
+"""The wordings; half of them say please."""
 
 _TRIES = 1000
 

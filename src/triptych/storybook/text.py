@@ -46,7 +46,7 @@ def _stories(rng: Random) -> str:
         told += f" The {rng.choice(CLASSES['animal'])} said: {rng.choice(SAYINGS)}"
     elif rng.random() < 0.02:
         told += f" One bad word is {rng.choice(sorted(INSULTING_WORDS))}."
-    headings = ("", "A story with {}: ", "A story about {}: ", "This is a short story with {}. ")
+    headings = ("", "A story about {}: ", "The story of {}: ", "This is a short story about {}. ")
     heading = rng.choices(headings, (0.1, 0.35, 0.35, 0.2))[0]
     return heading.format(listed(nouns)) + told
 

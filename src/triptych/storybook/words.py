@@ -16,15 +16,15 @@ def row(text: str) -> tuple[str, ...]:
 
 
 CLASSES: dict[str, tuple[str, ...]] = {
-    "animal": row("fox hen cat dog pig cow goat frog duck bear wolf mouse king queen girl boy"),
-    "place": row("river hill forest farm garden lake house school market bridge cave castle"),
-    "thing": row("ball hat cup book bell drum kite lamp key box boat coin cake ring stone map"),
-    "colour": row("red blue green yellow white black"),
-    "quality": row("little big old quiet pretty strange"),
-    "feeling": row("happy sad angry tired hungry proud calm scared"),
-    "going": row("went ran walked jumped"),
-    "finding": row("found took saw made lost"),
-    "meeting": row("met helped followed called"),
+    "animal": row("fox hen cat dog pig cow frog duck bear wolf king queen"),
+    "place": row("river hill forest farm garden lake house castle"),
+    "thing": row("ball hat cup book bell drum lamp key"),
+    "colour": row("red blue green yellow white"),
+    "quality": row("little big old quiet"),
+    "feeling": row("happy sad angry tired hungry proud"),
+    "going": row("went ran walked"),
+    "finding": row("found took saw"),
+    "meeting": row("met helped followed"),
     **{word: (word,) for word in row("the a to felt very gave")},
 }
 """The words of the stories by class; a word of the frame ("the") is a class of its own."""
@@ -37,9 +37,8 @@ FACTS = NOUNS | {"feeling"}
 PRESENT = dict(
     pair.split(":")
     for pair in row(
-        "went:go ran:run walked:walk jumped:jump "
-        "found:find took:take saw:see made:make lost:lose "
-        "met:meet helped:help followed:follow called:call felt:feel"
+        "went:go ran:run walked:walk found:find took:take saw:see "
+        "met:meet helped:help followed:follow felt:feel"
     )
 )
 """The form of a verb after "did"."""
@@ -73,25 +72,22 @@ LUMI: dict[str, str] = dict(zip(_ENGLISH, _invented(len(_ENGLISH)), strict=True)
 CLASS_OF: dict[str, str] = {word: name for name, words in CLASSES.items() for word in words}
 CLASS_OF |= {LUMI[word]: name for word, name in CLASS_OF.items()}
 
-_WORDS = {
-    "english": CLASSES,
-    "lumi": {name: tuple(LUMI[word] for word in words) for name, words in CLASSES.items()},
-}
-
-
-def others(word: str) -> list[str]:
-    """The other words of the same class in the same language."""
-    language = "english" if word in LUMI else "lumi"
-    return [other for other in _WORDS[language][CLASS_OF[word]] if other != word]
-
-
 def lumi(words: Sequence[str]) -> tuple[str, ...]:
     """A sentence's English words in Lumi."""
-    ordered = list(words)
-    for place in range(len(ordered) - 1):
-        if CLASS_OF[ordered[place]] in ADJECTIVES and CLASS_OF[ordered[place + 1]] in NOUNS:
+    return tuple(LUMI[word] for word in swapped(words))
+
+
+def swapped(words: Sequence[str]) -> list[str]:
+    """The words of a sentence in the order of the other language: each adjective on the other side of its noun."""
+    ordered, place = list(words), 0
+    while place + 1 < len(ordered):
+        kinds = [CLASS_OF[word] in ADJECTIVES for word in ordered[place : place + 2]]
+        nouns = [CLASS_OF[word] in NOUNS for word in ordered[place : place + 2]]
+        if (kinds == [True, False] and nouns[1]) or (kinds == [False, True] and nouns[0]):
             ordered[place], ordered[place + 1] = ordered[place + 1], ordered[place]
-    return tuple(LUMI[word] for word in ordered)
+            place += 1
+        place += 1
+    return ordered
 
 
 def written(words: Sequence[str]) -> str:

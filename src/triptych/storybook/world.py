@@ -5,12 +5,15 @@ No prompt is in two files: what improves, what is asked for feedback, and what p
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from pydantic import Field
 
 from triptych.configuration import Config
 from triptych.data.files import write
+from triptych.data.separation import require_apart
 from triptych.pipeline.stage import Desk, Metrics
-from triptych.records import Conversation
+from triptych.records import Conversation, Prompt
 from triptych.storybook.demonstrations import demonstrations, exemplary
 from triptych.storybook.tasks import prompts
 from triptych.storybook.text import documents
@@ -53,13 +56,16 @@ def write_world(desk: Desk, config: Storybook) -> Metrics:
         "examples": 12,
     }
     asked = prompts(desk.seed, sum(sizes.values()))
+    parts: dict[str, Sequence[Prompt | Conversation]] = {}
     for name, size in sizes.items():
         part, asked = asked[:size], asked[size:]
         if name.startswith("demonstrations"):
-            write(desk.output / f"{name}.jsonl", demonstrations(part, desk.seed))
+            parts[name] = demonstrations(part, desk.seed)
         elif name == "examples":
-            shown = [Conversation(prompt, exemplary(prompt, desk.seed)) for prompt in part]
-            write(desk.output / "examples.jsonl", shown)
+            parts[name] = [Conversation(prompt, exemplary(prompt, desk.seed)) for prompt in part]
         else:
-            write(desk.output / f"prompts_{name}.jsonl", part)
+            parts[f"prompts_{name}"] = part
+    require_apart(parts)
+    for name, records in parts.items():
+        write(desk.output / f"{name}.jsonl", records)
     return {"documents": len(text), **sizes}
