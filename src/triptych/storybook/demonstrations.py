@@ -83,7 +83,7 @@ def _wrong(prompt: Prompt, rng: Random) -> str:
     if prompt.task == "translation":
         return written(swapped(_WORD.findall(reference.lower())))
     hero = f"The {_WORD.findall(reference.lower())[1]} "
-    told = [text for text in _SENTENCE.findall(prompt.messages[-1].content) if text.startswith(hero)]
+    told: list[str] = [text for text in _SENTENCE.findall(prompt.messages[-1].content) if text.startswith(hero)]
     return next(text for text in told if text != reference)
 
 
