@@ -106,7 +106,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path)
     parser.add_argument("--recipe", type=Path, default=Path(__file__).parents[1] / "recipes" / "quickstart.yaml")
-    parser.add_argument("--seeds", type=int, default=7, help="of each fault; the honest one has 20")
+    parser.add_argument("--seeds", type=int, default=7, help="of each fault")
+    parser.add_argument("--honest", type=int, default=20, help="seeds of the honest one")
     given = parser.parse_args()
     settle()
     found: dict[str, Any] = {}
@@ -118,7 +119,7 @@ def main() -> None:
             audited = {"verdict": record.verdict, "accuracy": record.accuracy, "reasons": record.reasons}
             found[name] = {"audit against true labels": audited, "trials": []}
             print(name, json.dumps(audited), flush=True)
-            for seed in range(1, (20 if name == HONEST else given.seeds) + 1):
+            for seed in range(1, (given.honest if name == HONEST else given.seeds) + 1):
                 found[name]["trials"].append(trials.trial(name, reward, seed))
                 dump("planted-faults", found)
                 print(json.dumps(found[name]["trials"][-1]), flush=True)

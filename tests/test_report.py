@@ -708,7 +708,7 @@ def test_in_a_browser(summary: Summary, samples: list[Sample], tmp_path: Path, w
     assert found["empty"] == []
     assert found["plots"] == 20
     assert found["shown"] == ["sample-2"]
-    assert found["tip"] == "base, few-shot: 0.31, 95% interval 0.28 to 0.34"
+    assert found["tip"] == "base, few-shot, greedy: 0.31, 95% interval 0.28 to 0.34"
     assert found["inner"] == width
     assert found["wide"] == found["room"]
 
