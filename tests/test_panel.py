@@ -132,7 +132,8 @@ def test_a_run_waits_at_its_gate_and_goes_on_to_what_people_decided(tmp_path: Pa
     assert "judge: exact" in text
     recipe.write_text(text.replace("judge: exact", "judge: exact, people: verdicts.jsonl"))
     arguments = [str(recipe), "--runs", str(runs)]
-    run = ["run", *arguments, "--set", "improve.rounds=1", "--set", "improve.steps=1", "--set", "decoding.temperature=1"]
+    settings = ("improve.rounds=1", "improve.steps=1", "decoding.temperature=1")
+    run = ["run", *arguments, *(part for setting in settings for part in ("--set", setting))]
     waits = CliRunner().invoke(app, run)
     assert waits.exit_code == 1
     found = re.search(r"round-1/gate waits for people: (\d+) of \1 questions are open", waits.stderr)
