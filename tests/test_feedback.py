@@ -9,6 +9,7 @@ import pytest
 
 from triptych.data.files import read_comparisons, write
 from triptych.errors import RunError
+from triptych.feedback.accumulation import accumulate
 from triptych.feedback.labelling import ExactLabelling, _compared, label
 from triptych.pipeline.stage import Desk, Metrics
 from triptych.progress import Silent
@@ -115,3 +116,14 @@ def test_the_same_round_gives_the_same_bytes(tmp_path: Path, data: Path, policy_
 def test_a_judge_that_sees_no_difference_stops_the_run(tmp_path: Path, data: Path, policy_folder: Path) -> None:
     with pytest.raises(RunError, match="nothing to learn from"):
         labelled(tmp_path / "none", data, policy_folder, round=1, judge=Indifferent)
+
+
+@pytest.mark.parametrize(("share", "missing"), [(0.0001, "held out"), (0.9999, "trained on")])
+def test_comparisons_of_which_one_part_would_be_empty_stop_the_run(
+    tmp_path: Path, data: Path, share: float, missing: str
+) -> None:
+    rows = [Comparison(Prompt(user(f"say {i} things")), "good", "bad") for i in range(10)]
+    desk = Desk(tmp_path, tmp_path, Silent(), seed=4, checkpoint_seconds=60)
+    with pytest.raises(RunError, match=f"none of 10 comparisons is {missing}"):
+        accumulate(desk, rows, share, data, None)
+    assert not list(tmp_path.iterdir())

@@ -8,6 +8,7 @@ from pathlib import Path
 from triptych.data.files import read_comparisons, write
 from triptych.data.separation import PROVING, SHARES, require_apart, stored
 from triptych.data.splits import Asked, form, fraction
+from triptych.errors import RunError
 from triptych.pipeline.stage import Desk
 from triptych.records import Comparison
 
@@ -31,7 +32,8 @@ def accumulate(
         Both parts, old and new.
 
     Raises:
-        RunError: a new prompt is one that test, gate, validation or the gate's judge have for themselves.
+        RunError: a new prompt is one that test, gate, validation or the gate's judge have for themselves; or all
+            comparisons fell into one part.
     """
     before = {name: read_comparisons(earlier / f"{name}.jsonl") if earlier else [] for name in PARTS}
     rated = stored(data, *(f"ratings_{name}" for name in SHARES))
@@ -45,6 +47,12 @@ def accumulate(
 
     added = {"reward": [row for row in new if not held(row)], "heldout": [row for row in new if held(row)]}
     found = {name: [*before[name], *added[name]] for name in PARTS}
+    for name, rows in found.items():
+        if not rows:
+            raise RunError(
+                f"none of {len(new)} comparisons is {'trained on' if name == 'reward' else 'held out for the audit'}: "
+                "they are of too few prompts; compare answers to more prompts, or change the held-out share"
+            )
     others: dict[str, Sequence[Asked]] = stored(data, *PROVING, "judge", "judge_heldout")
     require_apart(others | rated | found)
     write(desk.output / "heldout_new.jsonl", added["heldout"])
