@@ -403,7 +403,7 @@ def test_headline_where_instruct_was_kept(summary: Summary) -> None:
     models = [m.model_copy(update={"champion": m.round == 0}) for m in summary.models]
     kept = summary.model_copy(update={"models": models, "verdict": verdict(0.0, (0.0, 0.0), better=False)})
     assert headline(kept).text == (
-        "No round's model proved better, so Instruct was kept: 0.56 (temperature 0.5) on 300 test prompts."
+        "No round's model proved better than Instruct at temperature 0.5, which was kept: 0.56 on 300 test prompts."
     )
 
 

@@ -188,16 +188,13 @@ def _result(
     rate, (low, high) = seeds_interval([wins(row, [free[rival][key] for key in keys]) for row in after])
     gates = [trial.gate.metrics for trial in trials]
 
-    def mean(values: Sequence[float]) -> float:
-        return sum(values) / len(values)
-
     return MethodResult(
         method=method, seeds=len(trials), decodings=tuple(gate["decoding_after"] for gate in gates),
         better=all(interval[0] > 0 for _, interval in gains.values()), score=score, score_interval=score_interval,
         gain=gain, gain_interval=gain_interval, win_rate=rate, win_rate_interval=(max(0.0, low), min(1.0, high)),
         at_equal_length=tuple(gate["length_controlled"] for gate in gates),
-        kl=mean([gate["kl"] for gate in gates]), length=mean([gate["length_after"] for gate in gates]),
-        seconds=mean([spent.get(trial.candidate.fingerprint, 0.0) for trial in trials]),
+        kl=fmean([gate["kl"] for gate in gates]), length=fmean([gate["length_after"] for gate in gates]),
+        seconds=fmean([spent.get(trial.candidate.fingerprint, 0.0) for trial in trials]),
         promoted=sum(gate["decision"] == "promoted" for gate in gates),
     )
 

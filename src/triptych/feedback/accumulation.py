@@ -17,7 +17,7 @@ PARTS = ("reward", "heldout")
 
 def accumulate(
     desk: Desk, new: Sequence[Comparison], share: float, data: Path, earlier: Path | None
-) -> dict[str, list[Comparison]]:
+) -> None:
     """Writes `reward.jsonl`, `heldout.jsonl` and `heldout_new.jsonl`; all comparisons of a prompt are in one part.
 
     A prompt that was compared or rated before, in its normal form, stays where it was, so that nothing is measured on
@@ -27,9 +27,6 @@ def accumulate(
         share: of the new prompts, held out.
         data: the folder of the run's data.
         earlier: the folder of the comparisons before.
-
-    Returns:
-        Both parts, old and new.
 
     Raises:
         RunError: a new prompt is one that test, gate, validation or the gate's judge have for themselves; or all
@@ -58,4 +55,3 @@ def accumulate(
     write(desk.output / "heldout_new.jsonl", added["heldout"])
     for name, rows in found.items():
         write(desk.output / f"{name}.jsonl", rows)
-    return found

@@ -123,13 +123,7 @@ def add(
         if left:
             first = ", ".join(f"{Path(file).name}:{lines[id(row)]}" for row in left[:3])
             desk.progress.say(f"left out: {len(left):,} comparisons that {why} ({first}{', ...' if left[3:] else ''})")
-    parts = accumulate(desk, new, config.heldout, data, earlier)
-    for name, part in parts.items():
-        if not part:
-            raise RunError(
-                f"{len(new)} comparisons have arrived and none of them is for "
-                f"{'training' if name == 'reward' else 'measuring'}; a round wants some of each, of different prompts"
-            )
+    accumulate(desk, new, config.heldout, data, earlier)
     return {
         "labelled_by": "people", "comparisons": len(new), "duplicates": len(repeated), "removed": len(removed),
         "wrong_rows_left_out": len(skipped), "ties": 0,

@@ -123,8 +123,10 @@ def headline(summary: Summary) -> Headline:
     if not summary.rounds:
         return Headline("No round of improvement was run, so there is nothing to compare.", "open")
     if before and after and before.name == after.name:
-        found = f"{number(before.score)} ({before.decoding}) on {before.prompts:,} test prompts"
-        return Headline(f"No round's model proved better, so Instruct was kept: {found}.", "open")
+        kept = f"{number(before.score)} on {before.prompts:,} test prompts"
+        return Headline(
+            f"No round's model proved better than {instruct_as(before.decoding)}, which was kept: {kept}.", "open"
+        )
     # Where it beats the strongest baseline but not each of them, the sentence is about one that it does not beat.
     free = [each for each in verdict.baselines if each.free]
     told = next((each for each in free if each.gain_interval[0] <= 0), None)
@@ -334,9 +336,8 @@ def _audit(audit: Audit, title: str) -> tuple[Audit, str, Markup, Markup, Markup
 
     groups = [Estimate(g, part.score, part.interval, "orange") for g, part in audit.by_group.items()]
     bins = [(b.confidence, b.accuracy, b.count) for b in audit.bins]
-    reliability = reliability_chart(
-        bins, title=f"{name}, reliability: calibration error {percent(audit.calibration_error or 0.0)}"
-    )
+    error = "" if audit.calibration_error is None else f": calibration error {percent(audit.calibration_error)}"
+    reliability = reliability_chart(bins, title=f"{name}, reliability{error}")
     charts = chart(rows, "accuracy", rules), chart(groups, "accuracy by group", []), reliability
     return audit, title, *charts
 
