@@ -27,7 +27,7 @@ class Storybook(Config):
         demonstrations: conversations of mixed quality for fine-tuning.
         feedback_prompts, improve_prompts: what is asked for comparisons, and in improvement.
         validation_prompts: watched during improvement.
-        gate_prompts: on which candidate and champion are compared.
+        gate_prompts: on which candidate and champion are compared; each round takes `gate.prompts` new ones.
         test_prompts: on which every model is measured at the end.
     """
 
@@ -36,7 +36,7 @@ class Storybook(Config):
     feedback_prompts: int = Field(default=4000, ge=10)
     improve_prompts: int = Field(default=4000, ge=10)
     validation_prompts: int = Field(default=96, ge=8)
-    gate_prompts: int = Field(default=400, ge=10)
+    gate_prompts: int = Field(default=600, ge=10)
     test_prompts: int = Field(default=400, ge=10)
 
 
