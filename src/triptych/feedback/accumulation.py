@@ -17,7 +17,7 @@ PARTS = ("reward", "heldout")
 
 def accumulate(
     desk: Desk, new: Sequence[Comparison], share: float, data: Path, earlier: Path | None
-) -> None:
+) -> dict[str, list[Comparison]]:
     """Writes `reward.jsonl`, `heldout.jsonl` and `heldout_new.jsonl`; all comparisons of a prompt are in one part.
 
     A prompt that was compared or rated before, in its normal form, stays where it was, so that nothing is measured on
@@ -27,6 +27,9 @@ def accumulate(
         share: of the new prompts, held out.
         data: the folder of the run's data.
         earlier: the folder of the comparisons before.
+
+    Returns:
+        Both parts, old and new.
 
     Raises:
         RunError: a new prompt is one that test, gate, validation or the gate's judge have for themselves; or all
@@ -44,14 +47,15 @@ def accumulate(
 
     added = {"reward": [row for row in new if not held(row)], "heldout": [row for row in new if held(row)]}
     found = {name: [*before[name], *added[name]] for name in PARTS}
+    others: dict[str, Sequence[Asked]] = stored(data, *PROVING, "judge", "judge_heldout")
+    require_apart(others | rated | found)
     for name, rows in found.items():
         if not rows:
             raise RunError(
                 f"none of {len(new)} comparisons is {'trained on' if name == 'reward' else 'held out for the audit'}: "
                 "they are of too few prompts; compare answers to more prompts, or change the held-out share"
             )
-    others: dict[str, Sequence[Asked]] = stored(data, *PROVING, "judge", "judge_heldout")
-    require_apart(others | rated | found)
     write(desk.output / "heldout_new.jsonl", added["heldout"])
     for name, rows in found.items():
         write(desk.output / f"{name}.jsonl", rows)
+    return found
