@@ -146,7 +146,7 @@ def free_baselines(
 
 def strongest(free: Mapping[str, Mapping[str, float]]) -> str:
     """The baseline with the highest mean score."""
-    return max(free, key=lambda name: sum(free[name].values()) / len(free[name]))
+    return max(free, key=lambda name: fmean(free[name].values()))
 
 
 def chosen(recipe: Recipe, names: str | None) -> list[str]:

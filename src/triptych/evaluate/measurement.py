@@ -135,8 +135,8 @@ def measure(
 def preferred(groups: Sequence[Sequence[Rollout]], reward: Scorer) -> list[Rollout]:
     """Of the answers to each prompt the one with the highest reward, of equals the first."""
     scores = iter(reward.score([Conversation(each.prompt, each.answer) for group in groups for each in group]))
-    return [max([(next(scores), -place, each) for place, each in enumerate(group)], key=lambda found: found[:2])[2]
-            for group in groups]
+    scored = [[(next(scores), each) for each in group] for group in groups]
+    return [max(group, key=lambda found: found[0])[1] for group in scored]
 
 
 def by_task(tasks: Sequence[str | None], scores: Sequence[float]) -> dict[str, Any]:
