@@ -32,7 +32,7 @@ from triptych.improve.dpo import Dpo
 from triptych.improve.methods import WORKS as METHODS
 from triptych.improve.trajectory import Limits
 from triptych.instruct.finetuning import Finetuning, finetune
-from triptych.pipeline.artifact import Artifact, write_whole
+from triptych.pipeline.artifact import Artifact
 from triptych.pipeline.runner import Runner
 from triptych.pipeline.stage import Stage
 from triptych.progress import Progress
@@ -45,6 +45,7 @@ from triptych.reward.mixture import MixtureReward
 from triptych.reward.regression import RegressionReward
 from triptych.reward.rules import RulesReward
 from triptych.reward.training import PairwiseReward, RewardTraining, train_reward
+from triptych.storage import write_whole
 from triptych.storybook.judge import ExactJudge
 from triptych.storybook.world import write_world
 

@@ -20,7 +20,7 @@ from triptych.engine.generation import Sampling
 from triptych.engine.scoring import RewardModel
 from triptych.evaluate.lengths import controlled
 from triptych.intervals import Interval, mean_interval, wins
-from triptych.pipeline.artifact import Artifact, write_whole
+from triptych.pipeline.artifact import Artifact
 from triptych.pipeline.ledger import Ledger
 from triptych.recipe import Goals, Recipe
 from triptych.records import Conversation
@@ -28,6 +28,7 @@ from triptych.release.family import assemble
 from triptych.release.lineage import DataFile, Lineage, Parent, RewardExample, Role
 from triptych.report import summary as report
 from triptych.report.page import render
+from triptych.storage import write_whole
 
 SAMPLES = 12
 POINTS = 200

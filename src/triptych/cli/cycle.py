@@ -15,7 +15,7 @@ from triptych.cli.app import INTERRUPTED, app
 from triptych.cli.arguments import RUNS, Overrides, RecipeFile, RunsFolder
 from triptych.cli.terminal import duration, figure, out, say, show_error, table_of
 from triptych.errors import AuditError, RecipeError, RunError, WaitingError
-from triptych.pipeline.artifact import write_whole
+from triptych.storage import write_whole
 
 if TYPE_CHECKING:
     from triptych.recipe import Recipe

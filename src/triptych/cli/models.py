@@ -17,7 +17,7 @@ from triptych.cli.app import app
 from triptych.cli.arguments import RUNS, find_model
 from triptych.cli.terminal import figure, out, say, table_of
 from triptych.errors import AuditError, RecipeError, ReleaseError, RewardError
-from triptych.pipeline.artifact import write_whole
+from triptych.storage import write_whole
 
 if TYPE_CHECKING:
     from triptych.engine.generation import Sampling

@@ -16,7 +16,7 @@ from triptych.cli.app import app
 from triptych.cli.arguments import RunFolder, find_run
 from triptych.cli.terminal import duration, out, say, table_of
 from triptych.errors import RunError
-from triptych.pipeline.artifact import write_whole
+from triptych.storage import write_whole
 
 
 @app.command()

@@ -14,8 +14,8 @@ from typing import Any
 from triptych.data.files import BETTER, append, json_line, read_any, read_questions, read_verdicts
 from triptych.evaluate.answers import Pair
 from triptych.intervals import mean_interval
-from triptych.pipeline.artifact import write_whole
 from triptych.records import Question, Verdict
+from triptych.storage import write_whole
 
 PEOPLE = "a panel of people"
 

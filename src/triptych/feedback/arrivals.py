@@ -20,8 +20,8 @@ from triptych.data.separation import PROVING, stored
 from triptych.data.splits import decontaminate, deduplicate
 from triptych.errors import Fault, RunError
 from triptych.feedback.accumulation import accumulate
-from triptych.pipeline.artifact import write_whole
 from triptych.pipeline.stage import Desk, Metrics
+from triptych.storage import write_whole
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from triptych.errors import RunError
+from triptych.storage import sha256, sync
 
 MANIFEST = "manifest.json"
 
@@ -78,33 +79,12 @@ def seal(folder: Path, destination: Path, content: Mapping[str, Any]) -> None:
     for path in sorted(folder.rglob("*")):
         if path.is_file():
             files[path.relative_to(folder).as_posix()] = {"sha256": sha256(path), "bytes": path.stat().st_size}
-            _flush(path)
+            sync(path)
     manifest = dict(content) | {"files": files}
     path = folder / MANIFEST
     path.write_text(json.dumps(manifest, indent=1, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
-    _flush(path)
+    sync(path)
     destination.parent.mkdir(parents=True, exist_ok=True)
     shutil.rmtree(destination, ignore_errors=True)  # what lies there has no manifest, and so does not exist
     os.rename(folder, destination)
-    _flush(destination.parent)
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Writes a file that is there whole, or as it was."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
-
-
-def sha256(path: Path) -> str:
-    """The digest of a file."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    sync(destination.parent)

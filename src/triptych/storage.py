@@ -1,0 +1,206 @@
+"""Files that are there whole or not at all, also after a power cut; and folders in which nothing surprises.
+
+Everything that a user is told is done is written here: a temporary name, fsync, rename, fsync of the folder.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import hashlib
+import json
+import os
+import shutil
+import stat
+import sys
+from collections.abc import Iterator
+from io import BufferedReader
+from pathlib import Path
+from typing import BinaryIO
+
+PARTIAL = ".partial"
+"""How the name of a file or folder ends that is not whole yet."""
+
+_EXCHANGE = 2
+"""`RENAME_EXCHANGE` of renameat2(2)."""
+
+
+class IrregularFile(OSError):  # noqa: N818 (its word is the one of the manual pages: no regular file)
+    """A FIFO, a device, a socket, a folder or a link where a regular file is expected."""
+
+
+def write_whole(path: Path, content: str | bytes) -> None:
+    """Writes a file that is there whole, or as it was, whenever the process or the machine stops.
+
+    Raises:
+        OSError: it cannot be written; what was there stays.
+    """
+    partial = path.with_name(path.name + PARTIAL)
+    try:
+        with open(partial, "wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+    sync(path.parent)
+
+
+def append_line(path: Path, line: str) -> str | None:
+    """Adds a line to a file of JSON Lines, whole or not at all; who else appends waits for its own turn.
+
+    A tail that a kill or a full disk left without an end is no line: JSON gets its end, anything else is set aside into
+    `NAME.unfinished`.
+
+    Args:
+        path: made, with its folder, where it is missing.
+        line: without "\\n" inside; one at its end is not needed.
+
+    Returns:
+        What was set aside, or None.
+
+    Raises:
+        OSError: it cannot be written; the file is as it was.
+    """
+    import fcntl
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    is_new = not path.exists()
+    with open(path, "a+b") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        tail = _unfinished(file)
+        cut = None
+        if tail and not _is_json(tail):
+            cut = tail.decode("utf-8", "replace")
+            append_line(path.with_name(path.name + ".unfinished"), json.dumps(cut, ensure_ascii=False))
+            file.truncate(file.seek(0, os.SEEK_END) - len(tail))
+        whole = file.seek(0, os.SEEK_END)
+        added = b"\n" * bool(tail and cut is None) + line.removesuffix("\n").encode() + b"\n"
+        try:
+            if os.write(file.fileno(), added) < len(added):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+            os.fsync(file.fileno())
+        except OSError:
+            file.truncate(whole)
+            raise
+    if is_new:
+        sync(path.parent)
+    return cut
+
+
+def replace_folder(partial: Path, folder: Path) -> None:
+    """Puts a finished folder in another's place; the old one stays until the new one is there, whole and flushed.
+
+    Where the system can exchange two names at once (Linux), the place is never empty. Elsewhere a kill between two
+    renames leaves the old one as `NAME.old`, which the next call puts back or removes.
+    """
+    sync_tree(partial)
+    old = folder.with_name(folder.name + ".old")
+    if old.exists():
+        shutil.rmtree(old) if folder.exists() else os.replace(old, folder)
+    if not folder.exists():
+        os.replace(partial, folder)
+    elif _exchanged(partial, folder):
+        sync(folder.parent)
+        shutil.rmtree(partial)
+    else:
+        os.replace(folder, old)
+        os.replace(partial, folder)
+        sync(folder.parent)
+        shutil.rmtree(old)
+    sync(folder.parent)
+
+
+def sync(path: Path) -> None:
+    """Flushes a file, or the names in a folder, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sync_tree(folder: Path) -> None:
+    """Flushes a folder with all that is in it."""
+    for path in entries(folder):
+        if not path.is_symlink() and (path.is_file() or path.is_dir()):
+            sync(path)
+    sync(folder)
+
+
+def sha256(path: Path) -> str:
+    """The digest of a regular file, in hexadecimal."""
+    with open_regular(path) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def entries(folder: Path) -> Iterator[Path]:
+    """Everything below a folder, sorted by name; links are named and not followed."""
+    for path in sorted(folder.iterdir()):
+        yield path
+        if path.is_dir() and not path.is_symlink():
+            yield from entries(path)
+
+
+def irregular(path: Path) -> str | None:
+    """What a path is that is neither a regular file nor a folder ("a FIFO"), or None; it is not opened."""
+    mode = path.lstat().st_mode
+    kinds = {
+        "a link": stat.S_ISLNK, "a FIFO": stat.S_ISFIFO, "a socket": stat.S_ISSOCK, "a device": stat.S_ISCHR,
+        "a disk": stat.S_ISBLK,
+    }
+    return next((name for name, holds in kinds.items() if holds(mode)), None)
+
+
+def open_regular(path: Path) -> BufferedReader:
+    """Opens a file for reading that is a regular one, links followed; whatever else it is, it is not opened.
+
+    Raises:
+        IrregularFile: it is something else.
+        OSError: as `open` does.
+    """
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise _no_file(path)
+    # What stands there may have been changed meanwhile: a FIFO would wait for ever.
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0))
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise _no_file(path)
+    return os.fdopen(descriptor, "rb")
+
+
+def _no_file(path: Path) -> IrregularFile:
+    what = "a folder" if path.is_dir() else irregular(path.resolve()) or "something else"
+    return IrregularFile(errno.EINVAL, f"is {what}, and no file", str(path))
+
+
+def _unfinished(file: BinaryIO) -> bytes:
+    """What stands behind the last end of a line."""
+    end = file.seek(0, os.SEEK_END)
+    tail, start = b"", end
+    while start > 0 and b"\n" not in tail:
+        start = max(0, start - 65536)
+        file.seek(start)
+        tail = file.read(end - start)
+    return tail.rpartition(b"\n")[2]
+
+
+def _is_json(tail: bytes) -> bool:
+    try:
+        json.loads(tail)
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
+def _exchanged(one: Path, other: Path) -> bool:
+    """Exchanges two names at once; False where the system cannot."""
+    if sys.platform != "linux":
+        return False
+    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if rename is None:
+        return False
+    here = -100  # AT_FDCWD
+    return bool(rename(here, os.fsencode(one), here, os.fsencode(other), _EXCHANGE) == 0)

@@ -1,0 +1,170 @@
+"""Files that are whole or absent, deadlines, and text that does not steer a terminal."""
+
+import errno
+import os
+import socket
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from triptych.deadline import deadline
+from triptych.display import one_line, printable
+from triptych.storage import (
+    IrregularFile,
+    append_line,
+    entries,
+    irregular,
+    open_regular,
+    replace_folder,
+    write_whole,
+)
+
+
+@pytest.fixture
+def order(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What is flushed and renamed, in order, by name."""
+    seen: list[str] = []
+    fsync, replace = os.fsync, os.replace
+
+    def flushed(descriptor: int) -> None:
+        seen.append("fsync " + Path(os.readlink(f"/proc/self/fd/{descriptor}")).name)
+        fsync(descriptor)
+
+    def renamed(one: Path, other: Path) -> None:
+        seen.append(f"rename {Path(one).name} {Path(other).name}")
+        replace(one, other)
+
+    monkeypatch.setattr(os, "fsync", flushed)
+    monkeypatch.setattr(os, "replace", renamed)
+    return seen
+
+
+@pytest.mark.attack("power loss")
+def test_a_file_is_flushed_before_it_gets_its_name_and_the_name_after(tmp_path: Path, order: list[str]) -> None:
+    write_whole(tmp_path / "summary.json", "{}")
+    assert order == ["fsync summary.json.partial", "rename summary.json.partial summary.json", f"fsync {tmp_path.name}"]
+
+
+@pytest.mark.attack("power loss")
+def test_a_folder_is_flushed_whole_before_it_takes_the_place(tmp_path: Path, order: list[str]) -> None:
+    for name in ("new", "old"):
+        (tmp_path / name / "deep").mkdir(parents=True)
+        (tmp_path / name / "deep" / "file").write_text(name)
+    replace_folder(tmp_path / "new", tmp_path / "old")
+    assert order[:3] == ["fsync deep", "fsync file", "fsync new"]
+    assert order[-1] == f"fsync {tmp_path.name}"
+    assert (tmp_path / "old" / "deep" / "file").read_text() == "new"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["old"]
+
+
+def test_without_an_exchange_of_names_the_old_folder_comes_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("triptych.storage._exchanged", lambda one, other: False)
+    (tmp_path / "release.old").mkdir()  # as a kill between two renames leaves it
+    (tmp_path / "release.partial").mkdir()
+    (tmp_path / "release.partial" / "new").touch()
+    replace_folder(tmp_path / "release.partial", tmp_path / "release")
+    assert [path.name for path in entries(tmp_path)] == ["release", "new"]
+
+
+@pytest.mark.attack("full disk")
+def test_a_line_that_does_not_fit_leaves_the_file_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "labels.jsonl"
+    append_line(path, '{"a": 1}')
+    write = os.write
+    monkeypatch.setattr(os, "write", lambda descriptor, added: write(descriptor, added[:3]))
+    with pytest.raises(OSError) as found:  # noqa: PT011 (its number is what counts)
+        append_line(path, '{"b": 2}')
+    assert found.value.errno == errno.ENOSPC
+    assert path.read_text() == '{"a": 1}\n'
+
+
+@pytest.mark.attack("people")
+def test_a_tail_without_an_end_swallows_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "labels.jsonl"
+    path.write_text('{"a": 1}')
+    assert append_line(path, '{"b": 2}') is None
+    assert path.read_text() == '{"a": 1}\n{"b": 2}\n'
+    with open(path, "a", encoding="utf-8") as file:
+        file.write('{"c": ')
+    assert append_line(path, '{"d": 4}\n') == '{"c": '
+    assert path.read_text() == '{"a": 1}\n{"b": 2}\n{"d": 4}\n'
+    assert (tmp_path / "labels.jsonl.unfinished").read_text() == '"{\\"c\\": "\n'
+
+
+@pytest.mark.attack("data files")
+def test_what_is_no_file_is_not_opened(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "link").symlink_to(tmp_path / "fifo")
+    (tmp_path / "folder").mkdir()
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(tmp_path / "socket"))
+    for name, what in {"fifo": "a FIFO", "link": "a FIFO", "folder": "a folder", "socket": "a socket"}.items():
+        with pytest.raises(IrregularFile, match=what):
+            open_regular(tmp_path / name)
+    with pytest.raises(IrregularFile, match="a device"):
+        open_regular(Path("/dev/zero"))
+    assert irregular(tmp_path / "link") == "a link"
+    assert irregular(tmp_path / "folder") is None
+
+
+def spin(seconds: float) -> None:
+    with deadline(seconds):
+        while True:
+            pass
+
+
+def test_a_deadline_stops_a_loop_and_leaves_nothing_behind() -> None:
+    began = time.monotonic()
+    with pytest.raises(TimeoutError, match=r"0\.05 s"):
+        spin(0.05)
+    assert time.monotonic() - began < 5
+    for _ in range(200):  # it comes within the block or not at all
+        try:
+            with deadline(0.0005):
+                time.sleep(0.0005)
+        except TimeoutError:
+            pass
+    sum(range(100_000))
+
+
+def test_deadlines_are_each_threads_own() -> None:
+    found: list[str] = []
+
+    def slow() -> None:
+        try:
+            spin(0.05)
+        except TimeoutError:
+            found.append("stopped")
+
+    other = threading.Thread(target=slow)
+    other.start()
+    with deadline(30):
+        other.join()
+    assert found == ["stopped"]
+
+
+@pytest.mark.attack("terminal")
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("a\x1b[31mred\x1b[0m", "ared"),
+        ("\x1b]0;title\x07x", "x"),
+        ("\x1b]8;;https://evil\x1b\\click\x1b]8;;\x1b\\", "click"),
+        ("over\rwritten\x08", "overwritten"),
+        ("\x9b2Jgone", "gone"),
+        ("\x1bPq#0\x1b\\x", "x"),
+        ("abc\u202edcba", "abcdcba"),
+        ("two\nlines\tkept", "two\nlines\tkept"),
+        ("naïve 日本 👩‍💻", "naïve 日本 👩‍💻"),
+    ],
+)
+def test_text_of_others_does_not_steer_the_terminal(text: str, shown: str) -> None:
+    assert printable(text) == shown
+
+
+def test_a_name_is_one_line() -> None:
+    assert one_line("weights\nOK: whole") == "weights OK: whole"
