@@ -1,0 +1,105 @@
+"""The golden record: what `tiny.yaml` computes for every trained stage and method, held while code is moved about.
+
+The record (`golden.json`) has each step's loss and gradient norm and the digest of the weights. Bytes are compared on
+the machine that a record is of; elsewhere, where sums round otherwise and a sampled token may be another, the losses of
+the stages before any sampling are. A change of results on purpose is recorded anew with `python -m tests.test_golden`.
+"""
+
+import json
+import platform
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from triptych.cli import app
+from triptych.data.files import stored_rows
+from triptych.engine.device import settle
+from triptych.storage import sha256
+
+RECIPE = Path(__file__).parent / "tiny.yaml"
+RECORD = Path(__file__).parent / "golden.json"
+METHODS = ("grpo", "rloo", "ppo", "dpo", "best_of_n")
+STAGES = ("base", "instruct", "round-1-reward")
+BEFORE_SAMPLING = ("base", "instruct")
+
+Record = dict[str, dict[str, Any]]
+
+
+def computed(runs: Path, *overrides: str, methods: Sequence[str] = METHODS) -> Record:
+    """Each stage's steps and weights; the stages before improvement are computed once."""
+    found: Record = {}
+    for method in methods:
+        options = [f"improve.method={method}", "improve.rounds=1", *overrides]
+        if method in ("dpo", "best_of_n"):  # what they have no setting for
+            options.append("improve.steps=4")
+        arguments = ["run", str(RECIPE), "--runs", str(runs), "--until", "round-1/improve"]
+        for option in options:
+            arguments += ["--set", option]
+        result = CliRunner().invoke(app, arguments)
+        assert result.exit_code == 0, (method, result.output, result.exception)
+        for stage in (*STAGES, "round-1-improve"):
+            (folder,) = (path for path in runs.glob(f"tiny/artifacts/{stage}-*") if is_of(path, method))
+            name = stage if stage in STAGES else method
+            if name in found:
+                continue
+            steps = [[row["loss"], row["gradient_norm"]] for row in stored_rows(folder / "curve.jsonl")
+                     if "gradient_norm" in row]
+            found[name] = {"steps": steps, "weights": sha256(folder / "model" / "model.safetensors")}
+    return found
+
+
+def is_of(folder: Path, method: str) -> bool:
+    config = json.loads((folder / "manifest.json").read_text())["config"]
+    return config.get("method", method) == method
+
+
+def machine() -> str:
+    """What the bytes depend on beside the code."""
+    settle()
+    with open("/proc/cpuinfo", encoding="utf-8") as file:
+        model = next((line.partition(":")[2].strip() for line in file if line.startswith("model name")), "")
+    threads = torch.get_num_threads()
+    return f"{model}, {torch.backends.cpu.get_cpu_capability()}, {threads} threads, torch {torch.__version__}, " \
+        f"{platform.system()}"
+
+
+@pytest.fixture(scope="module")
+def mine(tmp_path_factory: pytest.TempPathFactory) -> Record:
+    return computed(tmp_path_factory.mktemp("golden"))
+
+
+def test_every_stage_computes_what_is_on_record(mine: Record) -> None:
+    records = json.loads(RECORD.read_text())
+    if machine() in records:
+        assert mine == records[machine()]
+        return
+    (other, *_) = records.values()
+    for stage in BEFORE_SAMPLING:
+        for step, kept in zip(mine[stage]["steps"], other[stage]["steps"], strict=True):
+            assert step == pytest.approx(kept, rel=0.02), stage
+
+
+def test_other_micro_batches_change_rounding_only(mine: Record, tmp_path: Path) -> None:
+    # Each on the same data: what is sampled from another Instruct, or scored by another reward, is something else.
+    smaller = computed(tmp_path / "1", "instruct.micro_batch=256", methods=["grpo"])
+    others = {"instruct": smaller["instruct"]}
+    smaller = computed(tmp_path / "2", "reward.micro_batch=384", "improve.micro_batch=384")
+    others |= {stage: record for stage, record in smaller.items() if stage not in BEFORE_SAMPLING}
+    for stage, record in others.items():
+        assert len(record["steps"]) == len(mine[stage]["steps"])
+        count = 1 if stage in METHODS else None  # behind an update a sampled token may be another
+        for step, kept in zip(record["steps"][:count], mine[stage]["steps"][:count], strict=True):
+            assert step == pytest.approx(kept, rel=0.01, abs=1e-3), stage
+
+
+if __name__ == "__main__":
+    kept = json.loads(RECORD.read_text()) if RECORD.exists() and "--anew" not in sys.argv else {}
+    with TemporaryDirectory() as folder:
+        kept[machine()] = computed(Path(folder))
+    RECORD.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
