@@ -153,6 +153,7 @@ def test_deadlines_are_each_threads_own() -> None:
     [
         ("a\x1b[31mred\x1b[0m", "ared"),
         ("\x1b]0;title\x07x", "x"),
+        ("\x1b]0;no end\nsecond line", "0;no end\nsecond line"),
         ("\x1b]8;;https://evil\x1b\\click\x1b]8;;\x1b\\", "click"),
         ("over\rwritten\x08", "overwritten"),
         ("\x9b2Jgone", "gone"),

@@ -6,7 +6,9 @@ import sys
 import time
 from typing import Protocol
 
-from rich.console import Console
+from rich.text import Text
+
+from triptych.display import Display, one_line
 
 
 class Progress(Protocol):
@@ -43,7 +45,7 @@ class Terminal:
     """
 
     def __init__(self, every: float = 10.0) -> None:
-        self.console = Console(file=sys.stderr, highlight=False, soft_wrap=True)
+        self.console = Display(file=sys.stderr, soft_wrap=True)
         self.live = self.console.is_terminal
         self.every = 0.2 if self.live else every
         self.name = ""
@@ -58,7 +60,8 @@ class Terminal:
         self.work_began = self.shown = time.monotonic()
         self.first = -1
         stamp = time.monotonic() - self.began
-        self.console.print(f"[dim]{stamp:6.0f}s[/] [bold]{name}[/] {note}".rstrip())
+        line = Text.assemble((f"{stamp:6.0f}s", "dim"), " ", (name, "bold"), f" {note}" if note else "")
+        self.console.print(line)
 
     def step(self, done: int, total: int, unit: str, seen: int, **numbers: float) -> None:
         """Shows the step, at most every `every` seconds."""
@@ -77,18 +80,18 @@ class Terminal:
         if done < total and left == left:
             parts.append(f"{_duration(left)} left")
         parts += [f"{name} {value:.3g}" for name, value in numbers.items()]
-        line = "  ".join(parts)
+        line = "  ".join(map(one_line, parts))
         if self.live:
             self.console.file.write("\r\x1b[2K        " + line[: self.console.width - 9])
             self.console.file.flush()
             self.open_line = True
         else:
-            self.console.print(f"        {line}", markup=False)
+            self.console.print(f"        {line}")
 
     def say(self, text: str) -> None:
         """Prints a line."""
         self._close()
-        self.console.print(f"        {text}", markup=False)
+        self.console.print("        " + text.replace("\n", "\n          "))
 
     def _close(self) -> None:
         if self.open_line:

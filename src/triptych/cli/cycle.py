@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.text import Text
 
 from triptych.cli.app import INTERRUPTED, app
 from triptych.cli.arguments import RUNS, Overrides, RecipeFile, RunsFolder
-from triptych.cli.terminal import duration, figure, out, say, show_error, table_of
+from triptych.cli.terminal import duration, figure, say, show, show_error, table_of
 from triptych.errors import AuditError, RecipeError, RunError, WaitingError
 from triptych.storage import write_whole
 
@@ -207,7 +206,7 @@ def compare(
             row.method, f"{row.score:.3f}", gain, f"{row.win_rate:.1%}", f"{row.kl:.2f}", f"{row.length:.1f}",
             duration(row.seconds),
         )
-    out.print(table)
+    show(table)
     say(f"gain and win rate are over {found.rival}, the strongest that costs nothing: {found.before:.3f}")
     say(f"report   {folder / 'compare.html'}")
 
@@ -239,12 +238,13 @@ def _show_outcome(summary: Summary, folder: Path) -> None:
 
     found = headline(summary)
     tone = {"good": "green", "bad": "red"}.get(found.tone, "yellow")
-    out.print(Text("\n" + found.text, f"bold {tone}"), soft_wrap=True)
+    say()
+    say((found.text, f"bold {tone}"))
     for missed in summary.verdict.missed if summary.verdict else ():
-        out.print(Text("missed: ", "yellow") + Text(missed), soft_wrap=True)
+        say(("missed: ", "yellow"), missed)
     if summary.audits and (audit := summary.audits[-1]).worst:
         tone = "yellow" if audit.passed else "bold red"
-        out.print(Text(f"reward model {audit.verdict}: ", tone) + Text(audit.worst or ""), soft_wrap=True)
+        say((f"reward model {audit.verdict}: ", tone), audit.worst or "")
     say(f"report   {folder / 'report.html'}")
     if summary.release:
         say(f"release  {folder / summary.release}")

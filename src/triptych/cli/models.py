@@ -15,7 +15,7 @@ import typer
 from triptych import __version__
 from triptych.cli.app import app
 from triptych.cli.arguments import RUNS, find_model
-from triptych.cli.terminal import figure, out, say, table_of
+from triptych.cli.terminal import figure, quote, say, show, table_of
 from triptych.errors import AuditError, RecipeError, ReleaseError, RewardError
 from triptych.storage import write_whole
 
@@ -95,10 +95,10 @@ def chat(
         prompt = Prompt(tuple(turns))
         ((rollout,),) = policy.write([prompt], replace(sampling, seed=seed + number))
         turns.append(Message("assistant", rollout.answer))
-        say(_printable(rollout.answer) + ("" if rollout.finished else " …"))
+        quote(rollout.answer + ("" if rollout.finished else " …"))
         if scorer:
             score = scorer.score([Conversation(prompt, rollout.answer)])[0]
-            out.print(f"[dim]reward {score:.2f}[/]")
+            say((f"reward {score:.2f}", "dim"))
 
 
 def _lines() -> Iterator[str]:
@@ -112,11 +112,6 @@ def _lines() -> Iterator[str]:
             return
         if line.strip():
             yield line.strip()
-
-
-def _printable(text: str) -> str:
-    """Without control characters, by which a model's answer could steer the terminal."""
-    return "".join(letter for letter in text if letter in "\n\t" or letter.isprintable())
 
 
 @app.command()
@@ -170,7 +165,7 @@ def evaluate(
     table = table_of("measured", "value", right=1)
     for name, value in numbers.items():
         table.add_row(name.replace("_", " "), figure(value))
-    out.print(table)
+    show(table)
     if output is not None:
         write_whole(output, json.dumps(numbers, indent=1, ensure_ascii=False) + "\n")
         say(str(output))
@@ -266,7 +261,7 @@ def audit(
     for name, accuracy in record.baselines.items():
         low, high = record.leads[name].interval
         table.add_row(name, f"{accuracy:.1%}", f"lead {100 * low:+.1f} to {100 * high:+.1f} points")
-    out.print(table)
+    show(table)
     say(f"{record.verdict}: {record.worst}" if record.worst else record.verdict)
     for warning in record.warnings:
         if warning != record.worst:

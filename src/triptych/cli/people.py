@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.text import Text
 
 from triptych.cli.app import app
 from triptych.cli.arguments import RUNS, Overrides, RecipeFile, RunsFolder
-from triptych.cli.terminal import out, say
+from triptych.cli.terminal import quote, say
 from triptych.errors import RecipeError, RunError
 
 if TYPE_CHECKING:
@@ -83,11 +82,11 @@ def _interview(asked: Asked) -> bool:
     keys = {key: choice for key, choice in keys.items() if choice in asked.choices}
     done, said = 0, ""
     for question in asked.open:
-        out.print()
+        say()
         for turn in question.prompt.messages:
-            out.print(Text(f"{turn.role}: {turn.content}", style="dim"))
+            quote((f"{turn.role}: {turn.content}", "dim"))
         for number, answer in enumerate((question.first, question.second), start=1):
-            out.print(Text.assemble((f"{number}  ", "bold"), answer.strip() or "(nothing)"))
+            quote((f"{number}  ", "bold"), answer.strip() or "(nothing)")
         said = ""
         while said not in {*keys, "s", "q"}:
             tie = ", t for neither" if "t" in keys else ""

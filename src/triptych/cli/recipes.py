@@ -12,7 +12,7 @@ import typer
 
 from triptych.cli.app import app
 from triptych.cli.arguments import Overrides, RecipeFile, find_model
-from triptych.cli.terminal import duration, fail, out, say, table_of
+from triptych.cli.terminal import duration, fail, say, show, table_of
 from triptych.errors import RunError
 
 if TYPE_CHECKING:
@@ -34,7 +34,8 @@ def init(
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(source.read_bytes())
         say(f"wrote {path}")
-    say(f"\nNext: triptych check {folder / 'recipe.yaml'}")
+    say()
+    say(f"Next: triptych check {folder / 'recipe.yaml'}")
 
 
 def _starter(folder: Traversable, inside: Path = Path()) -> Iterator[tuple[Path, Traversable]]:
@@ -83,7 +84,7 @@ def _show_findings(findings: Findings) -> None:
         for name, report in findings.lengths.items():
             numbers = (report.count, round(report.median), report.longest, report.limit, report.over)
             table.add_row(name, *(f"{number:,}" for number in numbers))
-        out.print(table)
+        show(table)
     if findings.costs:
         table = table_of("stage", "tokens", "time, about", "memory, about", right=3)
         for cost in findings.costs:
@@ -92,7 +93,7 @@ def _show_findings(findings: Findings) -> None:
         most = max(cost.gib for cost in findings.costs)
         table.add_section()
         table.add_row("all", "", duration(total), f"{most:.2f} GiB at most")
-        out.print(table)
+        show(table)
         say(f"Estimated from {findings.assumption}.")
     for note in findings.notes:
         say(f"note: {note}")

@@ -14,7 +14,7 @@ from rich.text import Text
 
 from triptych.cli.app import app
 from triptych.cli.arguments import RunFolder, find_run
-from triptych.cli.terminal import duration, out, say, table_of
+from triptych.cli.terminal import duration, say, show, table_of
 from triptych.errors import RunError
 from triptych.storage import write_whole
 
@@ -49,7 +49,7 @@ def status(name: RunFolder) -> None:
         result = _result(folder / "artifacts" / f"{stage.replace('/', '-')}-{mark[:12]}" / "manifest.json")
         table.add_row(stage, Text(state, tone), duration(seconds), result, mark[:12])
     if last:
-        out.print(table)
+        show(table)
     say("no process is at work on it" if owner is None else f"process {owner} is at work on it")
     if (folder / "report.html").exists():
         say(f"report   {folder / 'report.html'}")

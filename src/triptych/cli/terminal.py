@@ -1,4 +1,4 @@
-"""What is printed: lines, tables, errors."""
+"""What is printed: lines, passages, tables, errors. No other command prints by itself: what it shows may be others'."""
 
 from __future__ import annotations
 
@@ -8,12 +8,16 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 import typer
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-out = Console(highlight=False)
-err = Console(highlight=False, stderr=True)
+from triptych.display import Display
+
+Part = str | tuple[str, str]
+"""Text, or (text, style)."""
+
+out = Display()
+err = Display(stderr=True)
 
 
 def fail(message: str) -> NoReturn:
@@ -28,12 +32,26 @@ def fail(message: str) -> NoReturn:
 
 def show_error(message: str) -> None:
     """One block on stderr; the lines after the first are indented below it."""
-    err.print(Text("error: ", "bold red") + Text(message.replace("\n", "\n       ")), soft_wrap=True)
+    err.print(Text.assemble(("error: ", "bold red"), _below(message, 7)), soft_wrap=True)
 
 
-def say(text: str = "") -> None:
-    """A plain line, never broken: paths must be copied whole."""
-    out.print(text, markup=False, soft_wrap=True)
+def say(*parts: Part) -> None:
+    """A line, never broken: paths must be copied whole. What follows a line end inside is indented below it.
+
+    So nothing that a name holds passes for a line of ours.
+    """
+    styled = [part if isinstance(part, tuple) else (part, "") for part in parts]
+    out.print(Text.assemble(*((_below(text, 2), style) for text, style in styled)), soft_wrap=True)
+
+
+def quote(*parts: Part) -> None:
+    """What others wrote, with its line ends: an answer, a prompt."""
+    out.print(Text.assemble(*parts), soft_wrap=not out.is_terminal)
+
+
+def show(table: Table) -> None:
+    """A table."""
+    out.print(table)
 
 
 def table_of(*columns: str, right: int = 0) -> Table:
@@ -59,3 +77,7 @@ def duration(seconds: float) -> str:
     if minutes >= 60:
         return f"{minutes // 60} h {minutes % 60:02d} min"
     return f"{minutes} min {rest:02d} s" if minutes else f"{seconds:.1f} s"
+
+
+def _below(text: str, indent: int) -> str:
+    return text.replace("\n", "\n" + " " * indent)
