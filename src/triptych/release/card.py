@@ -10,7 +10,9 @@ from typing import Any
 
 from huggingface_hub import ModelCardData
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
 
+from triptych.display import one_line
 from triptych.release.lineage import Lineage, RewardExample, Role
 from triptych.report.summary import Audit, Interval, ModelScore, Summary
 
@@ -71,46 +73,58 @@ def family_card(family: Family) -> str:
     return _render("family.md.jinja", family, None)
 
 
-def _front_matter(role: Role, family: Family) -> str:
+def _front_matter(role: Role, family: Family) -> Markup:
     parents = [
-        parent.name if parent.hub else repository(family, parent.name)
+        one_line(parent.name) if parent.hub else repository(family, parent.name)
         for parent in family.lineage[role].parents
         # A file's name is nothing that the Hub could link to, and a Reward model guides but is not continued.
         if parent.hub or parent.name in ("base", "instruct")
     ]
     is_model = role != "reward" or family.described is None
     data = ModelCardData(
-        model_name=f"{family.name} {TITLES[role]} {family.version}",
-        license=family.license,
-        language=family.language,
+        model_name=one_line(f"{family.name} {TITLES[role]} {family.version}"),
+        license=one_line(family.license),
+        language=one_line(family.language),
         library_name="transformers" if is_model else None,
         pipeline_tag=("text-classification" if role == "reward" else "text-generation") if is_model else None,
         base_model=parents or None,
         base_model_relation="finetune" if parents else None,
         tags=["triptych", role, *(["reward-model"] if role == "reward" else [])],
     )
-    return f"---\n{data.to_yaml()}\n---"
+    return Markup(f"---\n{data.to_yaml()}\n---")
 
 
-def _interval(interval: Interval) -> str:
-    return f"[{interval[0]:.3f}, {interval[1]:.3f}]"
+def markdown(text: str) -> str:
+    """Text of others as Markdown that shows it on one line and does nothing else: no HTML, link, cell or emphasis."""
+    plain = one_line(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return re.sub(r"[\\`*\[\]|~$]|(?<![^\W_])_|_(?![^\W_])", r"\\\g<0>", plain)
 
 
-def _cell(text: object) -> str:
-    """Text that cannot end a table's cell or row."""
-    return " ".join(str(text).split()).replace("|", "\\|")
+def _written(value: object) -> object:
+    """What a card's template prints: every text but that of our own making is escaped."""
+    return markdown(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
-def _render(template: str, family: Family, role: Role | None, **fields: str) -> str:
+def _interval(interval: Interval) -> Markup:
+    return Markup(f"[{interval[0]:.3f}, {interval[1]:.3f}]")
+
+
+def _code(text: str) -> Markup:
+    """A digest or a licence as code, which nothing in it ends."""
+    return Markup("`" + re.sub("[`|]", "?", one_line(text) or "?") + "`")
+
+
+def _render(template: str, family: Family, role: Role | None, **fields: Markup) -> str:
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent / "cards"),
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
-        autoescape=False,  # Markdown, not HTML
+        autoescape=False,  # of HTML; this is Markdown
+        finalize=_written,
     )
-    environment.filters |= {"interval": _interval, "cell": _cell}
+    environment.filters |= {"interval": _interval, "code": _code}
     text = environment.get_template(template).render(
         family=family, summary=family.summary, role=role, titles=TITLES, **fields
     )

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 
 from markupsafe import Markup, escape
 
+from triptych.display import printable
+
 WIDTH = 420.0
 NOT_MEASURED = "not measured"
 
@@ -282,7 +284,7 @@ def _places(nodes: Sequence[Node]) -> tuple[dict[str, tuple[int, int]], int, int
     after them all where it descends from one.
     """
     row: dict[str, int] = {}
-    rounds = {node.name: int(found[-1]) for node in nodes if (found := re.findall(r"\d+", node.name))}
+    rounds = {node.name: int(found[-1]) for node in nodes if (found := re.findall(r"\d{1,9}", node.name))}
     last = max(rounds.values(), default=0) + 1
     for node in nodes:
         inherited = max((row[p] for p in node.parents if p in row), default=0)
@@ -331,7 +333,7 @@ def _arrow(start: Point, end: Point, wide: float, tall: float) -> str:
 
 def _svg(height: float, title: str, parts: Sequence[str], width: float = WIDTH) -> Markup:
     size = f'viewBox="0 0 {width:g} {height:g}" width="{width:g}" height="{height:g}"'
-    head = f'<svg data-plot {size} role="img" aria-label="{escape(title)}">'
+    head = f'<svg data-plot {size} role="img" aria-label="{_escaped(title)}">'
     return Markup(head + "".join(parts) + "</svg>")
 
 
@@ -348,11 +350,15 @@ def _circle(x: float, y: float, radius: float, kind: str, tip: str = "") -> str:
 
 
 def _text(x: float, y: float, text: str, anchor: str, kind: str) -> str:
-    return f'<text class="{kind}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(text)}</text>'
+    return f'<text class="{kind}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{_escaped(text)}</text>'
 
 
 def _tip(tip: str) -> str:
-    return f' data-tip="{escape(tip)}"' if tip else ""
+    return f' data-tip="{_escaped(tip)}"' if tip else ""
+
+
+def _escaped(text: str) -> Markup:
+    return escape(printable(text))
 
 
 def _between(row: Estimate, text: Callable[[float], str]) -> str:

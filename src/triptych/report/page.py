@@ -18,6 +18,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from triptych.display import printable
 from triptych.report.charts import (
     NOT_MEASURED,
     Estimate,
@@ -184,6 +185,7 @@ def _environment() -> Environment:
         loader=FileSystemLoader(FOLDER),
         autoescape=True,
         undefined=StrictUndefined,
+        finalize=_written,
         trim_blocks=True,
         lstrip_blocks=True,
     )
@@ -197,6 +199,11 @@ def _environment() -> Environment:
     }
     environment.globals["LONG_ANSWER"] = LONG_ANSWER
     return environment
+
+
+def _written(value: object) -> object:
+    """What a template prints: escaping leaves what turns the direction of writing, and what no file can hold."""
+    return printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 def _bracket(interval: Interval, digits: int = 2) -> str:
