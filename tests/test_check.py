@@ -84,7 +84,7 @@ def test_a_good_recipe_has_no_problem_and_its_numbers_are_right(tmp_path: Path) 
     assert found.problems == []
     assert found.notes == []
     prompts = {"prompts_improve", "prompts_validation", "prompts_gate", "prompts_test"}
-    assert set(found.lengths) == {"demonstrations", "reward", "judge", *prompts}
+    assert set(found.lengths) == {"demonstrations", "reward", "judge", "prompts_test, few-shot", *prompts}
     assert found.lengths["prompts_test"].count == found.lengths["prompts_gate"].count == 100
     prompt = len(template.prompt_tokens(tokenizer(), template.user("What about 100?")))
     assert found.lengths["prompts_improve"].longest == prompt
@@ -256,6 +256,25 @@ def test_the_size_of_a_base_from_scratch_is_its_own() -> None:
     counted = from_scratch(config)
     assert counted.parameters == models.parameters(model)
     assert counted == Architecture.of(model.config, counted.parameters)
+
+
+@pytest.mark.attack("failing stage")
+def test_few_shot_prompts_that_do_not_fit_are_told_before_the_run(tmp_path: Path) -> None:
+    path = write_recipe(tmp_path)
+    long = "Say more. " * 40  # 400 bytes, which the tiny tokenizer has a token each for
+    rows(tmp_path / "answers.jsonl", [{"prompt": f"{i}? {long}", "completion": "Yes."} for i in range(60)])
+    found = check.check(path, ["instruct.context=1024", "decoding.max_tokens=48"])
+    assert found.problems == []
+    (note,) = [note for note in found.notes if note.startswith("test/base")]
+    report = found.lengths["prompts_test, few-shot"]
+    assert (report.over, report.count, report.limit) == (100, 100, 1024 - 48)
+    assert report.longest > 1200
+    assert note == (
+        f"test/base: 100 of 100 prompts leave no room for 3 examples and an answer of 48 tokens (the longest has "
+        f"{report.longest:,}, and the model knows 1,024 positions): they get fewer examples. Lower evaluate.shots or "
+        "decoding.max_tokens"
+    )
+    assert check.check(path, ["instruct.context=1024", "evaluate.shots=1", "decoding.max_tokens=48"]).notes == []
 
 
 def test_lengths_are_those_that_training_measures(tmp_path: Path) -> None:

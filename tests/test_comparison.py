@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 
 from triptych import comparison
-from triptych.data.files import stored_rows
 from triptych.engine.device import settle
 from triptych.errors import RecipeError
 from triptych.pipeline.runner import Runner
 from triptych.progress import Silent
 from triptych.recipe import load
 from triptych.report.summary import instruct_as
+from triptych.storage import read_rows
 
 TINY = Path(__file__).parent / "tiny.yaml"
 OWN = 'compare=[{method: rloo, learning_rate: 2e-4, kl: 0.01}]'
@@ -46,7 +46,7 @@ def test_methods_stand_side_by_side(tmp_path: Path) -> None:
     assert found.budget == {"updates": 2, "answers": 2 * 4 * 4}
     artifacts = tmp_path / "run" / "artifacts"
     (measured,) = artifacts.glob("compare-instruct-*")
-    before = {row["key"]: row["decodings"] for row in stored_rows(measured / "answers.jsonl")}
+    before = {row["key"]: row["decodings"] for row in read_rows(measured / "answers.jsonl")}
     ways = next(iter(before.values()))
     means = {way: sum(each[way]["judge"] for each in before.values()) / len(before) for way in ways}
     assert {"greedy", "temperature 1"} <= means.keys()
@@ -55,7 +55,7 @@ def test_methods_stand_side_by_side(tmp_path: Path) -> None:
     way = max(means, key=lambda way: means[way])
     for row in found.methods:
         files = artifacts.glob(f"compare-{row.method}-gate-*/scores.jsonl")
-        after = [each for file in files for each in stored_rows(file)]
+        after = [each for file in files for each in read_rows(file)]
         gains = [each["after"] - before[each["key"]][way]["judge"] for each in after]
         assert row.gain == pytest.approx(sum(gains) / len(gains))
         assert len(row.decodings) == 2

@@ -1,9 +1,11 @@
 """One small whole cycle: what it leaves, that a second run does nothing, and that kills change no byte."""
 
 import contextlib
+import errno
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,8 +13,15 @@ import time
 from pathlib import Path
 
 import pytest
+from click.testing import Result
+from typer.testing import CliRunner
 
-from triptych.data.files import stored_rows
+import triptych.cycle
+import triptych.outcome
+from triptych.cli import app
+from triptych.errors import ModelError, RewardError
+from triptych.release.verification import verify
+from triptych.storage import read_rows
 
 RECIPE = Path(__file__).parent / "tiny.yaml"
 
@@ -103,7 +112,7 @@ def test_a_run_leaves_summary_report_and_release(whole):
     assert all(row["difference"] <= (row["tolerance"] or 1) for row in summary["audits"][0]["consistency"])
     champion = next(model["name"] for model in summary["models"] if model["champion"]).replace(" ", "-")
     folders = (next(whole.glob(f"artifacts/test-{name}-*")) for name in ("instruct", champion))
-    before, after = ({row["key"]: row for row in stored_rows(each / "answers.jsonl")} for each in folders)
+    before, after = ({row["key"]: row for row in read_rows(each / "answers.jsonl")} for each in folders)
     verdict, models = summary["verdict"], {model["name"]: model for model in summary["models"]}
     free = {way: each["score"] for way, each in models["instruct"]["decodings"].items() if each["drawn"] == 1}
     assert {"greedy", "temperature 1", models["instruct"]["decoding"]} == free.keys()
@@ -136,8 +145,6 @@ def test_a_run_leaves_summary_report_and_release(whole):
 
 
 def test_the_release_is_verified_and_a_change_is_named(whole):
-    from triptych.release.verification import verify
-
     assert verify(whole / "release") == []
 
 
@@ -166,6 +173,94 @@ def test_a_second_run_does_nothing(whole, attempts):
     assert contents(whole / "artifacts") == before
     started = [event for event in events(whole) if event["event"] == "started"]
     assert len(started) == len({event["stage"] for event in started})
+
+
+def failing_at(runs: Path, monkeypatch: pytest.MonkeyPatch, work: str, error: Exception) -> tuple[Result, dict]:
+    """The run given again with a stage that fails; what it said, and its summary."""
+
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(triptych.cycle, work, fail)
+    ended = CliRunner().invoke(app, ["run", str(RECIPE), "--runs", str(runs)])
+    return ended, json.loads((runs / "tiny" / "summary.json").read_text())
+
+
+@pytest.mark.attack("failing stage")
+@pytest.mark.parametrize("error", [ModelError("no prompt fits"), ZeroDivisionError("by zero")])
+def test_a_last_stage_that_fails_keeps_the_results(whole, tmp_path, monkeypatch, error):
+    shutil.copytree(whole.parent, tmp_path, dirs_exist_ok=True)
+    shutil.rmtree(tmp_path / "tiny" / "release")
+    ended, summary = failing_at(tmp_path, monkeypatch, "measure", error)
+    assert ended.exit_code == 1
+    assert str(error) in (ended.stderr if isinstance(error, ModelError) else str(ended.exception))
+    assert summary["ended"] == ("no prompt fits" if isinstance(error, ModelError) else "ZeroDivisionError: by zero")
+    missing = ["test/base", "test/instruct", "test/round-1", "test/round-2"]
+    assert summary["missing"] == missing
+    assert f"missing: {', '.join(missing)}" in ended.stdout
+    assert f"Missing: {', '.join(missing)}." in (tmp_path / "tiny" / "report.html").read_text()
+    assert (summary["release"], len(summary["rounds"]), summary["models"]) == ("release", 2, [])
+    release, before = contents(tmp_path / "tiny" / "release"), contents(whole / "release")
+    assert verify(tmp_path / "tiny" / "release") == []
+    differing = {name for name in before if release[name] != before[name]}
+    assert all(name.endswith("README.md") or name.startswith("manifest") for name in differing), differing
+    assert "No scores were measured in this run." in release["instruct/README.md"].decode()
+
+
+@pytest.mark.attack("failing stage")
+def test_a_stage_that_fails_before_its_gate_releases_nothing_and_leaves_what_was_released(whole, tmp_path, monkeypatch):
+    shutil.copytree(whole.parent, tmp_path, dirs_exist_ok=True)
+    ended, summary = failing_at(tmp_path, monkeypatch, "decide", RewardError("the judge is silent"))
+    assert (ended.exit_code, summary["ended"], summary["release"]) == (1, "the judge is silent", None)
+    assert summary["missing"][0] == "round-1/gate"
+    assert "round-2/improve" in summary["missing"]
+    assert len(summary["audits"]) == 1
+    assert contents(tmp_path / "tiny" / "release") == contents(whole / "release")
+
+
+@pytest.mark.attack("failing stage")
+def test_where_the_disk_is_full_the_first_error_is_still_told(whole, tmp_path, monkeypatch):
+    shutil.copytree(whole.parent, tmp_path, dirs_exist_ok=True)
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(triptych.outcome, "write_whole", full)
+    ended, _ = failing_at(tmp_path, monkeypatch, "measure", ModelError("no prompt fits"))
+    assert ended.exit_code == 1
+    assert "what the run came to could not be written: [Errno 28] No space left" in ended.stderr
+    assert "error: no prompt fits" in ended.stderr
+
+
+FORGED = {
+    "weights": ("round-2-improve-*/model/model.safetensors", "model/model.safetensors was changed"),
+    "config": ("base-*/model/config.json", "model/config.json was changed"),
+    "gate decision": ("round-1-gate-*/manifest.json", "manifest.json was changed"),
+    "answers": ("test-instruct-*/answers.jsonl", "answers.jsonl was changed"),
+    "curve": ("round-1-improve-*/curve.jsonl", "curve.jsonl was changed"),
+}
+
+
+@pytest.mark.attack("damage")
+@pytest.mark.parametrize("name", FORGED)
+def test_no_changed_artifact_goes_into_report_or_release(whole, tmp_path, monkeypatch, name):
+    shutil.copytree(whole.parent, tmp_path, dirs_exist_ok=True)
+    pattern, message = FORGED[name]
+    (path,) = (tmp_path / "tiny" / "artifacts").glob(pattern)
+    content = bytearray(path.read_bytes())
+    place = content.index(b"decision") + 12 if name == "gate decision" else len(content) // 2
+    content[place] ^= 1
+    path.write_bytes(content)
+    written = contents(tmp_path / "tiny" / "release")
+    ended = CliRunner().invoke(app, ["run", str(RECIPE), "--runs", str(tmp_path)])
+    assert ended.exit_code == 1
+    folder = next(each for each in path.parents if each.parent.name == "artifacts")
+    assert f"{folder}: {message}" in ended.stderr
+    assert "delete this folder to compute it again" in ended.stderr
+    assert contents(tmp_path / "tiny" / "release") == written
+    shutil.rmtree(folder)  # the way out leads to the same bytes
+    assert CliRunner().invoke(app, ["run", str(RECIPE), "--runs", str(tmp_path)]).exit_code == 0
+    assert contents(tmp_path / "tiny" / "release") == contents(whole / "release")
 
 
 def test_kills_at_any_moment_change_no_byte(whole, attempts, tmp_path):

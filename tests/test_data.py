@@ -9,6 +9,7 @@ import pytest
 from triptych.data import files
 from triptych.errors import DataError, Fault
 from triptych.records import Comparison, Conversation, Document, Message, Prompt, Rating, user
+from triptych.storage import read_rows
 
 SHARED = Path(__file__).parent.parent.parent / "shared" / "data"
 
@@ -405,9 +406,9 @@ def test_rows_of_our_own_are_whole_whatever_a_model_wrote_in_them(tmp_path: Path
     answers = ["one\u2028two", "three\x85four", "five\x0bsix\x1c", "seven\r\neight"]
     path = tmp_path / "answers.jsonl"
     path.write_text("".join(json.dumps({"answer": each}, ensure_ascii=False) + "\n" for each in answers))
-    assert [row["answer"] for row in files.stored_rows(path)] == answers
+    assert [row["answer"] for row in read_rows(path)] == answers
 
     with open(path, "a") as file:
         file.write('{"answer": "cut by a ki')
-    assert len(files.stored_rows(path)) == 4
-    assert files.stored_rows(tmp_path / "none.jsonl") == []
+    assert len(read_rows(path)) == 4
+    assert read_rows(tmp_path / "none.jsonl") == []

@@ -12,18 +12,19 @@ import pytest
 import torch
 
 from triptych.cycle import watcher
-from triptych.data.files import stored_rows, write
+from triptych.data.files import write
 from triptych.engine.generation import Sampling
 from triptych.engine.models import load_policy, load_tokenizer, save
 from triptych.engine.rollout import Policy, divergence
-from triptych.errors import RecipeError
+from triptych.errors import ModelError, RecipeError
 from triptych.evaluate.answers import Answering, answer, answered
 from triptych.evaluate.decoding import Decoding, choose
-from triptych.evaluate.measurement import Measurement, measure
+from triptych.evaluate.measurement import Measurement, few_shot, measure
 from triptych.pipeline.stage import Desk
 from triptych.progress import Silent
 from triptych.recipe import load
 from triptych.records import Conversation, Prompt, user
+from triptych.storage import read_rows
 
 PROMPTS = [Prompt(user(f"a cat saw {number} dogs")) for number in range(8)]
 TINY = Path(__file__).parent / "tiny.yaml"
@@ -147,7 +148,7 @@ def test_a_model_is_measured_as_deployed_with_the_others_beside_it(
         desk(tmp_path / "a"), Measurement(), candidate, data, judge, Sampling(12, 0.5), policy_folder, reward, best_of=4
     )
     assert set(found["decodings"]) == {"temperature 0.5", "temperature 1", "greedy", "best of 4"}
-    rows = stored_rows(tmp_path / "a" / "answers.jsonl")
+    rows = read_rows(tmp_path / "a" / "answers.jsonl")
     policy = Policy.open(candidate / "model")
     ways = {"temperature 0.5": Sampling(12, 0.5, seed=1), "temperature 1": Sampling(12, seed=1),
             "greedy": Sampling(12, 0.0)}
@@ -181,3 +182,30 @@ def test_who_decides_at_the_gate_chooses_nothing_before_it_unless_it_cannot_err(
     model = load(TINY, ["gate.judge={kind: judge, endpoint: {url: 'http://127.0.0.1:9', model: m}}"])
     assert watcher(model, judge, reward) is reward
     assert watcher(model, judge, None) is judge  # no round, no gate
+
+
+@pytest.mark.attack("failing stage")
+def test_a_prompt_without_room_for_all_examples_gets_fewer(policy_folder: Path, tmp_path: Path) -> None:
+    policy = Policy.open(policy_folder / "model")
+    assert policy.context == 256
+    short, long = Prompt(user("a cat")), Prompt(user("a cat " * 12))
+    shown = [Conversation(Prompt(user(f"what saw {number} dogs " * 4)), "a cat") for number in range(3)]
+    config = Measurement()
+    lengths = {each.messages[0].content: len(few_shot(policy.tokenizer, shown, config)(each)) for each in (short, long)}
+    room = max(lengths.values()) - 1
+    assert lengths["a cat"] <= room
+    render = few_shot(policy.tokenizer, shown, config, room)
+    assert render(short) == few_shot(policy.tokenizer, shown, config)(short)
+    assert render(long) == few_shot(policy.tokenizer, shown[:2], config)(long)
+    write(tmp_path / "prompts_test.jsonl", [short, long])
+    write(tmp_path / "examples.jsonl", shown)
+
+    def found(answer: int) -> dict[str, Any]:
+        here, decoding = desk(tmp_path / str(answer)), Sampling(answer, 0.0)
+        return measure(here, config, policy_folder, tmp_path, Counting(), decoding, style="few-shot")
+
+    fewer = found(256 - room)
+    assert (fewer["prompts"], fewer["fewer_examples"]) == (2, 1)
+    assert "fewer_examples" not in found(256 - room - 1)
+    with pytest.raises(ModelError, match="no prompt fits the model's context of 256 tokens"):
+        found(250)

@@ -18,9 +18,8 @@ import torch
 from typer.testing import CliRunner
 
 from triptych.cli import app
-from triptych.data.files import stored_rows
 from triptych.engine.device import settle
-from triptych.storage import sha256
+from triptych.storage import read_rows, sha256
 
 RECIPE = Path(__file__).parent / "tiny.yaml"
 RECORD = Path(__file__).parent / "golden.json"
@@ -48,7 +47,7 @@ def computed(runs: Path, *overrides: str, methods: Sequence[str] = METHODS) -> R
             name = stage if stage in STAGES else method
             if name in found:
                 continue
-            steps = [[row["loss"], row["gradient_norm"]] for row in stored_rows(folder / "curve.jsonl")
+            steps = [[row["loss"], row["gradient_norm"]] for row in read_rows(folder / "curve.jsonl")
                      if "gradient_norm" in row]
             found[name] = {"steps": steps, "weights": sha256(folder / "model" / "model.safetensors")}
     return found

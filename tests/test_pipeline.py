@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import json
+import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
@@ -11,16 +13,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from triptych import storage
 from triptych.configuration import Config
+from triptych.engine.checkpoint import Checkpoint
 from triptych.errors import RunError
 from triptych.pipeline import fingerprint as fingerprints
-from triptych.pipeline.artifact import Artifact, sha256
+from triptych.pipeline.artifact import Artifact
 from triptych.pipeline.fingerprint import code_version
 from triptych.pipeline.ledger import Ledger
 from triptych.pipeline.runner import Runner, Until, claimed
 from triptych.pipeline.stage import Desk, Metrics, Stage
 from triptych.progress import Silent
+from triptych.storage import sha256
 
 
 class Words(Config):
@@ -182,22 +188,120 @@ def test_what_a_stage_kept_in_its_scratch_survives_a_crash(tmp_path: Path) -> No
     assert set(bytes_of(artifact.folder)) == {"half.txt", "manifest.json"}
 
 
-@pytest.mark.parametrize("damage", ["missing", "shorter", "manifest"])
-def test_a_damaged_artifact_is_named(tmp_path: Path, damage: str) -> None:
+def flipped(path: Path) -> None:
+    """One bit, with the size and the times that it had."""
+    was, content = path.stat(), bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    os.utime(path, ns=(was.st_atime_ns, was.st_mtime_ns))
+
+
+def replaced_by_a_fifo(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+def edited(old: str, new: str) -> Callable[[Path], None]:
+    def edit(path: Path) -> None:
+        assert old in path.read_text()
+        path.write_text(path.read_text().replace(old, new))
+
+    return edit
+
+
+DAMAGE: dict[str, tuple[str, Callable[[Path], object], str]] = {
+    "missing": ("deep/words.txt", Path.unlink, "deep/words.txt is missing; delete this folder"),
+    "shorter": ("deep/words.txt", lambda path: path.write_text("hell"), "deep/words.txt was changed; delete this"),
+    "one bit": ("deep/words.txt", flipped, "deep/words.txt was changed; delete this folder"),
+    "added": ("more.txt", Path.touch, "more.txt was added; delete this folder"),
+    "added below": ("deep/more.txt", Path.touch, "deep/more.txt was added; delete this folder"),
+    "FIFO": ("deep/words.txt", replaced_by_a_fifo, "deep/words.txt is a FIFO; delete this folder"),
+    "link": ("more.txt", lambda path: path.symlink_to("deep/words.txt"), "more.txt is a link; delete this folder"),
+    "edited manifest": ("manifest.json", edited('"length": 5', '"length": 6'), "manifest.json was changed: .* delete"),
+    "manifest cut": ("manifest.json", lambda path: path.write_text('{"files": '), "it is not JSON .* delete"),
+    "manifest a list": ("manifest.json", lambda path: path.write_text("[]"), "is damaged: it holds no object; delete"),
+    "manifest deep": ("manifest.json", lambda path: path.write_text("[" * 10**5), "it is not JSON .* delete"),
+    "manifest not UTF-8": ("manifest.json", lambda path: path.write_bytes(b"\xff{}"), "byte 0 is not UTF-8; delete"),
+    "manifest without files": (
+        "manifest.json", edited('"files"', '"filed"'), "is damaged: it has no 'files'; delete the folder"
+    ),
+    "metrics a list": (
+        "manifest.json", edited('"metrics": {\n  "length": 5\n }', '"metrics": []'), "'metrics' is no object; delete"
+    ),
+    "manifest a FIFO": ("manifest.json", replaced_by_a_fifo, "cannot be read: is a FIFO, and no file; delete"),
+    "ledger not UTF-8": ("../../ledger.jsonl", lambda path: path.write_bytes(b"\xff\n"), "not UTF-8; move it away"),
+    "ledger a list": ("../../ledger.jsonl", lambda path: path.write_text("[]\n"), "jsonl:1 is damaged.* move it"),
+    "ledger cut inside": (
+        "../../ledger.jsonl", lambda path: path.write_text('{"eve\n' + path.read_text()), "jsonl:1 is damaged.* move it"
+    ),
+    "ledger a FIFO": ("../../ledger.jsonl", replaced_by_a_fifo, "cannot be read: is a FIFO, and no file; move it away"),
+}
+
+
+@pytest.mark.attack("damage")
+@pytest.mark.parametrize("name", DAMAGE)
+def test_a_damaged_artifact_is_named_with_the_way_out(tmp_path: Path, name: str) -> None:
     artifact = words(tmp_path)
-    file = artifact.folder / "deep" / "words.txt"
-    if damage == "missing":
-        file.unlink()
-        message = "deep/words.txt is missing; delete this folder"
-    elif damage == "shorter":
-        file.write_text("hell")
-        message = "deep/words.txt has 4 bytes where 5 were written; delete this folder"
-    else:
-        (artifact.folder / "manifest.json").write_text('{"files": ')
-        message = "is damaged"
+    file, damage, message = DAMAGE[name]
+    damage(artifact.folder / file)
     with pytest.raises(RunError, match=message) as raised:
         words(tmp_path)
-    assert str(artifact.folder) in str(raised.value)
+    assert str(artifact.folder if name[:6] != "ledger" else tmp_path) in str(raised.value)
+    if name[:6] == "ledger":  # the way out is one
+        (tmp_path / "ledger.jsonl").rename(tmp_path / "away.jsonl")
+    else:
+        shutil.rmtree(artifact.folder)
+    assert words(tmp_path).digest == artifact.digest
+
+
+def test_what_the_ledger_does_not_know_is_taken_with_a_word_and_known_from_then_on(tmp_path: Path) -> None:
+    artifact = words(tmp_path)
+    (tmp_path / "ledger.jsonl").unlink()
+    said: list[str] = []
+    again = runner(tmp_path)
+    again.progress.say = said.append  # type: ignore[method-assign]
+    again.run(Stage("words", write_words, Words()))
+    assert said == [f"{tmp_path / 'ledger.jsonl'} does not know words; it is taken as it is"]
+    edited('"length": 5', '"length": 6')(artifact.folder / "manifest.json")
+    with pytest.raises(RunError, match=r"manifest.json was changed"):
+        words(tmp_path)
+
+
+@pytest.mark.attack("damage")
+def test_what_is_changed_while_the_run_goes_on_is_found_before_it_leaves(tmp_path: Path) -> None:
+    artifact = words(tmp_path)
+    assert artifact.damage() is None
+    flipped(artifact.folder / "deep" / "words.txt")
+    assert artifact.damage() == "deep/words.txt was changed"
+
+
+def test_a_file_is_hashed_once_in_a_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hashed: list[str] = []
+    monkeypatch.setattr(storage, "sha256", lambda path: hashed.append(path.name) or sha256(path))
+    for _ in range(3):
+        assert words(tmp_path).damage() is None
+    assert sorted(hashed) == ["manifest.json", "words.txt"]
+
+
+@pytest.mark.attack("power loss")
+def test_an_artifact_is_flushed_and_known_before_it_has_its_name(
+    tmp_path: Path, order: list[str]
+) -> None:
+    artifact = words(tmp_path)
+    assert order[order.index("fsync deep") :] == [
+        "fsync deep", "fsync words.txt", "fsync manifest.json", "fsync output",  # all of it
+        "fsync ledger.jsonl",  # its digest
+        f"fsync {tmp_path.name}", f"rename output {artifact.folder.name}", "fsync artifacts",
+    ]
+
+
+@pytest.mark.attack("damage")
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 cut", b"no tensors"])
+def test_a_damaged_checkpoint_is_named(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "training.pt"
+    path.write_bytes(content)
+    with pytest.raises(RunError, match=r"training.pt is damaged .*; delete it to train from the beginning"):
+        Checkpoint(path, 60).restore(torch.nn.Linear(1, 1), [])
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
@@ -218,13 +322,15 @@ def test_a_disk_that_is_really_full(tmp_path: Path) -> None:
         runner(tmp_path).run(Stage("words", work, Words()))
 
 
-@needs_a_full_disk
+@pytest.mark.attack("full disk")
 @pytest.mark.parametrize("done_before", [False, True])
-def test_so_is_one_where_not_even_the_ledger_can_be_written(tmp_path: Path, done_before: bool) -> None:
+def test_so_is_one_where_not_even_the_ledger_can_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, done_before: bool
+) -> None:
     if done_before:
         words(tmp_path)
-        (tmp_path / "ledger.jsonl").unlink()
-    (tmp_path / "ledger.jsonl").symlink_to("/dev/full")
+    write = os.write
+    monkeypatch.setattr(os, "write", lambda descriptor, added: write(descriptor, added[:5]))
     with pytest.raises(RunError, match="the disk is full: words could not write"):
         words(tmp_path)
 

@@ -43,10 +43,11 @@ from triptych.engine.device import compute_dtype
 from triptych.engine.memory import Architecture
 from triptych.errors import DataError, Fault, ModelError, RecipeError, TriptychError
 from triptych.evaluate.answers import portions_of
+from triptych.evaluate.measurement import Measurement, few_shot
 from triptych.evaluate.significance import least, level
 from triptych.pipeline.stage import Desk
 from triptych.progress import Silent
-from triptych.recipe import JudgedLabelling, JudgeSection, Recipe, load
+from triptych.recipe import JudgedLabelling, JudgeSection, Recipe, load, settings
 from triptych.records import Comparison, Conversation, Prompt, Record
 from triptych.reward.ensemble import EnsembleReward
 from triptych.reward.mixture import MixtureReward
@@ -382,7 +383,33 @@ def check_lengths(
                 f"{name}: {report.over:,} of {report.count:,} prompts will be left out, for they leave no room for an "
                 f"answer of {answer} tokens: the model knows {model.context:,} positions"
             )
+    texts["few_shot"] = check_few_shot(recipe, folder, tokenizer, model, findings)
     return texts
+
+
+def check_few_shot(
+    recipe: Recipe, folder: Path, tokenizer: Any, model: Architecture, findings: Findings
+) -> Texts:
+    """The test prompts as the Base gets them, behind examples; those that leave no room for all examples."""
+    config = settings(Measurement, recipe.evaluate)
+    prompts = files.read_any(folder / "prompts_test.jsonl", files.read_prompts)[: config.prompts]
+    shown = files.read_any(folder / "examples.jsonl", files.read_conversations)
+    answer = recipe.decoding.max_tokens
+    wanted = [len(few_shot(tokenizer, shown, config)(prompt)) for prompt in prompts]
+    room = (model.context or max(wanted, default=0) + answer) - answer
+    render = few_shot(tokenizer, shown, config, room)
+    lengths = [len(render(prompt)) for prompt in prompts]
+    findings.lengths["prompts_test, few-shot"] = report = length_report(wanted, room)
+    without = sum(length > room for length in lengths)
+    if report.over:
+        lost = f"; {without:,} have no room even without examples, and are left out" if without else ""
+        (findings.problems if without == report.count else findings.notes).append(
+            f"test/base: {report.over:,} of {report.count:,} prompts leave no room for {config.shots} examples and an "
+            f"answer of {answer} tokens (the longest has {report.longest:,}, and the model knows {model.context:,} "
+            f"positions): they get fewer examples{lost}. Lower evaluate.shots or decoding.max_tokens"
+        )
+    fitting = [length for length in lengths if length <= room]
+    return Texts.of(fitting, fitting)
 
 
 def measured(

@@ -17,7 +17,6 @@ from pydantic import Field, ValidationError
 
 from triptych.configuration import Config
 from triptych.cycle import Family, Round, begin, deployed, improve_and_gate, reward_of_round
-from triptych.data.files import stored_rows
 from triptych.engine.scoring import Scorer
 from triptych.errors import RecipeError
 from triptych.evaluate.measurement import Measurement, measure
@@ -29,7 +28,7 @@ from triptych.pipeline.runner import Runner
 from triptych.pipeline.stage import Stage
 from triptych.recipe import Recipe, settings
 from triptych.report.summary import instruct_as
-from triptych.storage import write_whole
+from triptych.storage import read_rows, write_whole
 
 
 class MethodResult(Config):
@@ -117,6 +116,8 @@ def compare(recipe: Recipe, runner: Runner, methods: Sequence[str], seeds: int) 
             assert tried.candidate
             assert tried.gate
             trials.setdefault(method, []).append(Trial(tried.candidate, tried.gate))
+    for artifact in runner.done:
+        artifact.prove()
     found = [_result(method, these, free, runner.ledger) for method, these in trials.items()]
     config = recipe.improve
     rival = strongest(free)
@@ -140,7 +141,7 @@ def free_baselines(
         "compare/instruct", measure, config, {"model": champion, "data": data},
         {"judge": judge, "decoding": decoding, "split": "gate"},
     ))
-    rows = stored_rows(measured.folder / "answers.jsonl")
+    rows = read_rows(measured.folder / "answers.jsonl")
     return {instruct_as(way): {row["key"]: row["decodings"][way]["judge"] for row in rows}
             for way in measured.metrics["decodings"]}
 
@@ -176,7 +177,7 @@ def _result(
     method: str, trials: Sequence[Trial], free: Mapping[str, Mapping[str, float]], ledger: Ledger
 ) -> MethodResult:
     rival = strongest(free)
-    scored = [{row["key"]: row["after"] for row in stored_rows(trial.gate.folder / "scores.jsonl")} for trial in trials]
+    scored = [{row["key"]: row["after"] for row in read_rows(trial.gate.folder / "scores.jsonl")} for trial in trials]
     keys = [key for key in scored[0] if key in free[rival]]  # of every seed the same
     after = [[scores[key] for key in keys] for scores in scored]
     spent = ledger.seconds()

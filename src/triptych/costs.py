@@ -110,12 +110,12 @@ def costs(recipe: Recipe, model: Architecture, texts: Mapping[str, Texts], rate:
         answers = memory.sampling(model, asked, gate.longest, decoding.max_tokens)
         taken = 2 * (weights + copies) + answers + memory.applied(model)
         add(f"round-{number}/answers", taken, applied=2 * (read + sampled), sampled=sampled)
-    test = texts["prompts_test"]
+    test, shown = texts["prompts_test"], texts["few_shot"]
     written = 3 * (2 + improve.rounds) + recipe.evaluate.best_of  # as deployed, at temperature 1, greedy
     sampled = written * test.rows * decoding.max_tokens
-    answers = memory.sampling(model, test.rows, test.longest, decoding.max_tokens)
+    answers = memory.sampling(model, test.rows, max(test.longest, shown.longest), decoding.max_tokens)
     taken = 3 * weights + copies + judging + answers + memory.applied(model)
-    add("test", taken, applied=2 * (test.tokens + sampled), sampled=sampled)
+    add("test", taken, applied=2 * (test.tokens + shown.tokens + sampled), sampled=sampled)
     return found
 
 

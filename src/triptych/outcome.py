@@ -5,19 +5,20 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 import resource
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from triptych import __version__
 from triptych.cycle import Family, Round, decoding_of
-from triptych.data.files import read_comparisons, stored_rows
+from triptych.data.files import read_comparisons
 from triptych.engine.curve import read_curve, thinned
 from triptych.engine.generation import Sampling
 from triptych.engine.scoring import RewardModel
+from triptych.errors import RunError
 from triptych.evaluate.lengths import controlled
 from triptych.intervals import Interval, mean_interval, wins
 from triptych.pipeline.artifact import Artifact
@@ -28,7 +29,7 @@ from triptych.release.family import assemble
 from triptych.release.lineage import DataFile, Lineage, Parent, RewardExample, Role
 from triptych.report import summary as report
 from triptych.report.page import render
-from triptych.storage import write_whole
+from triptych.storage import read_object, read_rows, replace_folder, write_whole
 
 SAMPLES = 12
 POINTS = 200
@@ -37,18 +38,57 @@ PLAIN = Sampling(1).name
 Tests = Mapping[str, Sequence[dict[str, Any]]]
 
 
-def write(recipe: Recipe, family: Family, folder: Path, ledger: Ledger) -> report.Summary:
-    """Writes `summary.json`, `samples.json`, `report.html` and, of a whole cycle, `release/`."""
-    answers = {name: stored_rows(artifact.folder / "answers.jsonl") for name, artifact in family.tests.items()}
-    complete = len(family.tests) == len(family.rounds) + 2 and family.reward is not None
-    summary = summarise(recipe, family, ledger, answers, release="release" if complete else None)
-    if complete:
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """How a run ended before its end.
+
+    Attributes:
+        reason: why, as a sentence.
+        failed: whether it meant to go on.
+        missing: the stages that it did not come to.
+    """
+
+    reason: str
+    failed: bool
+    missing: Sequence[str]
+
+
+def write(
+    recipe: Recipe, family: Family, folder: Path, ledger: Ledger, ending: Ending | None = None
+) -> report.Summary:
+    """Writes `summary.json`, `samples.json`, `report.html` and, of a whole cycle, `release/`.
+
+    Where the cycle failed behind its last gate, what it made is released all the same, with the scores that there are;
+    but a release of the same models is left as it is, for it may tell more.
+
+    Raises:
+        RunError: an artifact is not what was written.
+    """
+    prove(family)
+    answers: Tests = {name: read_rows(artifact.folder / "answers.jsonl") for name, artifact in family.tests.items()}
+    measured = len(family.tests) == len(family.rounds) + 2
+    decided = len(family.rounds) == recipe.improve.rounds and all(round.gate for round in family.rounds)
+    released = family.reward is not None and (measured or (decided and ending is not None and ending.failed))
+    summary = summarise(recipe, family, ledger, answers, release="release" if released else None)
+    if ending:
+        summary = summary.model_copy(update={"ended": ending.reason, "missing": list(ending.missing)})
+    if released and (measured or not _is_released(family, folder / "release")):
         release(recipe, family, summary, folder / "release")
     samples = sample(answers)
     write_whole(folder / "summary.json", summary.model_dump_json(indent=1) + "\n")
     write_whole(folder / "samples.json", json.dumps([s.model_dump() for s in samples], ensure_ascii=False, indent=1))
     write_whole(folder / "report.html", render(summary, samples))
     return summary
+
+
+def prove(family: Family) -> None:
+    """Sees that every artifact is what was written, before it is told of or leaves the machine.
+
+    Raises:
+        RunError: one is not.
+    """
+    for artifact in _artifacts(family):
+        artifact.prove()
 
 
 def summarise(
@@ -195,7 +235,7 @@ def sample(answers: Tests) -> list[report.Sample]:
 
 
 def release(recipe: Recipe, family: Family, summary: report.Summary, folder: Path) -> None:
-    """Assembles the family beside its place and renames it there, so that it is whole or absent."""
+    """Assembles the family beside its place and exchanges the two; the old one stays until the new one is whole."""
     base, instruct, champion, reward = family.base, family.instruct, family.champion, family.reward
     assert base
     assert instruct
@@ -227,8 +267,18 @@ def release(recipe: Recipe, family: Family, summary: report.Summary, folder: Pat
         reward_examples=_examples(feedback, reward), language=recipe.release.language,
         decoding=decoding_of(recipe, family, champion),
     )
-    shutil.rmtree(folder, ignore_errors=True)
-    os.replace(partial, folder)
+    prove(family)  # what was copied is what was written
+    replace_folder(partial, folder)
+
+
+def _is_released(family: Family, folder: Path) -> bool:
+    """Whether the release in the folder is of this family's models."""
+    made = {"base": family.base, "instruct": family.champion, "reward": family.reward}
+    try:
+        models = read_object(folder / "manifest.json")["models"]
+        return all(artifact and models[role]["fingerprint"] == artifact.fingerprint for role, artifact in made.items())
+    except (RunError, TypeError):
+        return False
 
 
 def _learnt_comparisons(round: Round | None) -> tuple[DataFile, ...]:

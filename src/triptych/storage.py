@@ -1,6 +1,7 @@
 """Files that are there whole or not at all, also after a power cut; and folders in which nothing surprises.
 
-Everything that a user is told is done is written here: a temporary name, fsync, rename, fsync of the folder.
+Everything that a user is told is done is written here: a temporary name, fsync, rename, fsync of the folder. What
+Triptych wrote itself is read again here too: one that is damaged is named, with what to do about it.
 """
 
 from __future__ import annotations
@@ -14,9 +15,12 @@ import shutil
 import stat
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
+
+from triptych.errors import RunError
 
 PARTIAL = ".partial"
 """How the name of a file or folder ends that is not whole yet."""
@@ -66,7 +70,7 @@ def append_line(path: Path, line: str) -> str | None:
     """
     import fcntl
 
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     is_new = not path.exists()
     with open(path, "a+b") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
@@ -83,7 +87,8 @@ def append_line(path: Path, line: str) -> str | None:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
             os.fsync(file.fileno())
         except OSError:
-            file.truncate(whole)
+            with suppress(OSError):
+                file.truncate(whole)
             raise
     if is_new:
         sync(path.parent)
@@ -113,6 +118,14 @@ def replace_folder(partial: Path, folder: Path) -> None:
     sync(folder.parent)
 
 
+def make_folder(folder: Path) -> None:
+    """Makes a folder that is missing, with those above it; it is there also after a power cut."""
+    missing = [each for each in (folder, *folder.parents) if not each.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for each in reversed(missing):
+        sync(each.parent)
+
+
 def sync(path: Path) -> None:
     """Flushes a file, or the names in a folder, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
@@ -134,6 +147,91 @@ def sha256(path: Path) -> str:
     """The digest of a regular file, in hexadecimal."""
     with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+_digests: dict[tuple[int, ...], str] = {}
+
+
+def sha256_once(path: Path) -> str:
+    """The same, computed once in a process for what was not changed: its inode, size and times are as they were.
+
+    The time of the last change of the inode is the system's own, which nobody can set back.
+    """
+    found = path.stat()
+    seen = (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+    if seen not in _digests:
+        _digests[seen] = sha256(path)
+    return _digests[seen]
+
+
+class Fields(dict[str, Any]):
+    """An object of a file of ours; a field that it does not have is damage, which is named."""
+
+    def __init__(self, fields: dict[str, Any], path: Path, remedy: str) -> None:
+        super().__init__(fields)
+        self.path = path
+        self.remedy = remedy
+
+    def __missing__(self, name: str) -> Any:
+        raise RunError(f"{self.path} is damaged: it has no {name!r}; {self.remedy}")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Fields, (dict(self), self.path, self.remedy)
+
+
+def read_object(path: Path, remedy: str | None = None) -> Fields:
+    """The object in a JSON file that Triptych wrote.
+
+    Args:
+        path: a file in an artifact's folder, or another.
+        remedy: what to do where it is damaged; by default the folder is to be deleted, as an artifact's may be.
+
+    Raises:
+        RunError: it is missing, unreadable or no object.
+    """
+    remedy = remedy or _computed_again(path)
+    return _parsed(_text(path, remedy), path, str(path), remedy)
+
+
+def read_rows(path: Path, remedy: str | None = None) -> list[Fields]:
+    """The objects of a JSON Lines file that Triptych wrote; none where there is no file. See :func:`read_object`."""
+    remedy = remedy or _computed_again(path)
+    lines = enumerate(read_lines(path, remedy), start=1)
+    return [_parsed(line, path, f"{path}:{number}", remedy) for number, line in lines]
+
+
+def read_lines(path: Path, remedy: str | None = None) -> list[str]:
+    """The lines of such a file that were written whole; the last may still be written, or have been cut by a kill.
+
+    They end at "\\n" only: a text in them may hold other characters that end a line, as U+2028.
+    """
+    if not os.path.lexists(path):
+        return []
+    return _text(path, remedy or _computed_again(path)).split("\n")[:-1]
+
+
+def _computed_again(path: Path) -> str:
+    return f"delete the folder {path.parent} to compute it again"
+
+
+def _text(path: Path, remedy: str) -> str:
+    try:
+        with open_regular(path) as file:
+            return file.read().decode()
+    except UnicodeDecodeError as error:
+        raise RunError(f"{path} is damaged: byte {error.start} is not UTF-8; {remedy}") from None
+    except OSError as error:
+        raise RunError(f"{path} cannot be read: {error.strerror}; {remedy}") from None
+
+
+def _parsed(text: str, path: Path, place: str, remedy: str) -> Fields:
+    try:
+        content = json.loads(text, object_hook=lambda fields: Fields(fields, path, remedy))
+    except (ValueError, RecursionError) as error:
+        raise RunError(f"{place} is damaged: it is not JSON ({error}); {remedy}") from None
+    if not isinstance(content, Fields):
+        raise RunError(f"{place} is damaged: it holds no object; {remedy}")
+    return content
 
 
 def entries(folder: Path) -> Iterator[Path]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
 import time
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,7 +15,8 @@ import typer
 from triptych.cli.app import INTERRUPTED, app
 from triptych.cli.arguments import RUNS, Overrides, RecipeFile, RunsFolder
 from triptych.cli.terminal import duration, figure, say, show, show_error, table_of
-from triptych.errors import AuditError, RecipeError, RunError, WaitingError
+from triptych.display import printable
+from triptych.errors import AuditError, RecipeError, RunError, TriptychError, WaitingError
 from triptych.storage import write_whole
 
 if TYPE_CHECKING:
@@ -53,8 +56,9 @@ def run(
 
 
 def _carry_out(loaded: Recipe, recipe: Path, runs: Path, until: str | None = None) -> None:
-    """The cycle, and what it leaves for people, also where it ends early."""
+    """The cycle, and what it leaves for people, also where it ends early or fails."""
     from triptych import outcome
+    from triptych.check import stage_names
     from triptych.cycle import Family, cycle
     from triptych.engine import ranks
     from triptych.engine.device import settle
@@ -66,7 +70,8 @@ def _carry_out(loaded: Recipe, recipe: Path, runs: Path, until: str | None = Non
     settle()
     folder = runs / loaded.name
     first = ranks.rank() == 0
-    failure: AuditError | WaitingError | None = None
+    reason: str | None = None
+    failure: Exception | None = None
     stopped = False
     with claimed(folder) if first else nullcontext():
         if first:
@@ -77,16 +82,26 @@ def _carry_out(loaded: Recipe, recipe: Path, runs: Path, until: str | None = Non
         try:
             cycle(loaded, runner, family)
         except Until:
-            pass
-        except (AuditError, WaitingError) as error:
-            failure = error
+            reason = f"it was to end behind {until}"
         except KeyboardInterrupt:
-            stopped = True
+            stopped, reason = True, "it was stopped"
             runner.progress.say("stopping")  # below the line that is rewritten in place
+        except Exception as error:
+            failure = error
+            reason = printable(error if isinstance(error, TriptychError) else f"{type(error).__name__}: {error}")
+        done = {artifact.name for artifact in runner.done}
+        missing = [name for name in stage_names(loaded) if name not in done]
+        ending = outcome.Ending(reason, failure is not None, missing) if reason is not None else None
         if first and family.base is not None:
-            with ranks.alone():
-                _show_outcome(outcome.write(loaded, family, folder, runner.ledger), folder)
-        if not stopped:
+            try:
+                with ranks.alone(), _undisturbed():
+                    _show_outcome(outcome.write(loaded, family, folder, runner.ledger, ending), folder)
+            except Exception as error:
+                if failure is None:
+                    raise
+                show_error(f"what the run came to could not be written: {printable(error)}")
+        # Other ranks may wait elsewhere for one that failed; torchrun ends them.
+        if not stopped and (failure is None or isinstance(failure, AuditError | WaitingError)):
             ranks.stop()
     if failure is not None:
         raise failure
@@ -94,6 +109,19 @@ def _carry_out(loaded: Recipe, recipe: Path, runs: Path, until: str | None = Non
         if first:
             say("stopped; the same command goes on from here")
         raise typer.Exit(INTERRUPTED)
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Lets the first rank finish what it writes: torchrun ends all where one failed, and first asks them to."""
+    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @app.command()
@@ -245,6 +273,8 @@ def _show_outcome(summary: Summary, folder: Path) -> None:
     if summary.audits and (audit := summary.audits[-1]).worst:
         tone = "yellow" if audit.passed else "bold red"
         say((f"reward model {audit.verdict}: ", tone), audit.worst or "")
+    if summary.missing:
+        say(("missing: ", "yellow"), ", ".join(summary.missing))
     say(f"report   {folder / 'report.html'}")
     if summary.release:
         say(f"release  {folder / summary.release}")

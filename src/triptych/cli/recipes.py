@@ -14,6 +14,7 @@ from triptych.cli.app import app
 from triptych.cli.arguments import Overrides, RecipeFile, find_model
 from triptych.cli.terminal import duration, fail, say, show, table_of
 from triptych.errors import RunError
+from triptych.storage import make_folder, write_whole
 
 if TYPE_CHECKING:
     from triptych.check import Findings
@@ -31,8 +32,8 @@ def init(
         raise RunError(f"{folder} is not an empty folder; nothing was written. Name a new one")
     for name, source in _starter(resources.files("triptych") / "starter"):
         path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(source.read_bytes())
+        make_folder(path.parent)
+        write_whole(path, source.read_bytes())
         say(f"wrote {path}")
     say()
     say(f"Next: triptych check {folder / 'recipe.yaml'}")

@@ -236,19 +236,6 @@ def append(path: Path, record: Record) -> None:
         os.fsync(file.fileno())
 
 
-def whole_lines(path: Path) -> list[str]:
-    """The lines of a JSON Lines file of our own that were written whole; none where there is no file.
-
-    They end at "\\n" only: a text in them may hold other characters that end a line, as U+2028.
-    """
-    return path.read_text(encoding="utf-8").split("\n")[:-1] if path.exists() else []
-
-
-def stored_rows(path: Path) -> list[dict[str, Any]]:
-    """The objects of such a file."""
-    return [json.loads(line) for line in whole_lines(path)]
-
-
 def digest(path: str | Path) -> str:
     """Sha256 of a file, or of a folder's files and their names, in hexadecimal."""
     path = Path(path)

@@ -21,6 +21,8 @@ from torch import nn
 from torch.optim import Optimizer
 
 from triptych.engine import ranks
+from triptych.errors import RunError
+from triptych.storage import PARTIAL, make_folder, sync
 
 
 @dataclass(slots=True)
@@ -53,10 +55,14 @@ class Checkpoint:
         write_tensors(self.path, content)
 
     def restore(self, model: nn.Module, optimizers: Sequence[Optimizer]) -> dict[str, Any] | None:
-        """Loads the last state into model and optimizers; None where there is none."""
+        """Loads the last state into model and optimizers; None where there is none.
+
+        Raises:
+            RunError: it is damaged.
+        """
         if not self.path.exists():
             return None
-        content = torch.load(self.path, weights_only=True, map_location="cpu")
+        content = read_tensors(self.path, "delete it to train from the beginning")
         with torch.no_grad():
             for name, weight in _trained(model):
                 weight.copy_(ranks.sliced(content["model"][name], weight))
@@ -72,8 +78,8 @@ def write_tensors(path: Path, content: object) -> None:
     """Writes a file of tensors that is there whole, or not at all; all ranks call it, the first writes."""
     if ranks.rank() > 0:
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
+    make_folder(path.parent)
+    partial = path.with_suffix(PARTIAL)
     with open(partial, "wb") as file:
         try:
             torch.save(content, file)
@@ -82,6 +88,19 @@ def write_tensors(path: Path, content: object) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(partial, path)
+    sync(path.parent)
+
+
+def read_tensors(path: Path, remedy: str) -> Any:
+    """What such a file holds.
+
+    Raises:
+        RunError: it is damaged.
+    """
+    try:
+        return torch.load(path, weights_only=True, map_location="cpu")
+    except Exception as error:  # torch raises whatever its readers meet
+        raise RunError(f"{path} is damaged ({type(error).__name__}); {remedy}") from error
 
 
 def _trained(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:

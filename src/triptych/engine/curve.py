@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from triptych.data.files import stored_rows
 from triptych.engine.training import Curve
+from triptych.storage import read_rows
 
 
 def write_curve(path: Path, curve: Curve) -> None:
@@ -27,7 +27,7 @@ def _written(value: Any) -> Any:
 
 def read_curve(path: Path) -> Curve:
     """The rows; an empty curve where there is no file."""
-    return [{name: math.nan if value is None else value for name, value in row.items()} for row in stored_rows(path)]
+    return [{name: math.nan if value is None else value for name, value in row.items()} for row in read_rows(path)]
 
 
 def thinned(curve: Curve, points: int) -> Sequence[dict[str, Any]]:

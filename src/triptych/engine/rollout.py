@@ -116,7 +116,7 @@ class Policy:
         self, prompts: Sequence[Prompt], max_tokens: int, progress: Progress, render: Render | None = None
     ) -> list[Prompt]:
         """The prompts that leave room for an answer in the model's context; the others are counted and said."""
-        context = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        context = self.context
         if context is None:
             return list(prompts)
         render = render or self.render
@@ -133,6 +133,12 @@ class Policy:
     def render(self, prompt: Prompt) -> list[int]:
         """The prompt's tokens by the chat template."""
         return prompt_tokens(self.tokenizer, prompt.messages)
+
+    @property
+    def context(self) -> int | None:
+        """How many tokens the model knows positions for; None where it does not say."""
+        context: int | None = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        return context
 
     @property
     def ends(self) -> tuple[int, ...]:

@@ -14,13 +14,14 @@ from pathlib import Path
 from pydantic import Field
 
 from triptych.configuration import Config
-from triptych.data.files import read_documents, read_prompts, stored_rows, write
+from triptych.data.files import read_documents, read_prompts, write
 from triptych.data.splits import fraction
 from triptych.engine.generation import Sampling
 from triptych.engine.perplexity import bits_per_byte
 from triptych.engine.rollout import Policy, divergence
 from triptych.pipeline.stage import Desk, Metrics
 from triptych.records import Conversation, Document, Prompt, Question, Rollout, to_json
+from triptych.storage import read_rows
 
 FILE = "answers.jsonl"
 QUESTIONS = "questions.jsonl"
@@ -136,7 +137,7 @@ def portions_of(prompts: int, size: int) -> int:
 
 def answered(folder: Path) -> list[Pair]:
     """The pairs in the folder of the stage above."""
-    prompts, rows = read_prompts(folder / FILE), stored_rows(folder / FILE)
+    prompts, rows = read_prompts(folder / FILE), read_rows(folder / FILE)
     return [
         Pair(prompt, row["before"], row["after"], row["tokens_before"], row["tokens_after"])
         for prompt, row in zip(prompts, rows, strict=True)

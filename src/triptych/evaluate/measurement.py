@@ -86,7 +86,18 @@ def measure(
     """
     prompts = read_prompts(data / f"prompts_{split}.jsonl")[: config.prompts]
     policy = Policy.open(model / "model")
-    render = policy.render if style == "chat" else few_shot(policy.tokenizer, examples(data), config)
+    render: Render = policy.render
+    fewer = 0
+    if style == "few-shot":
+        room = policy.context - decoding.max_tokens if policy.context is not None else None
+        shown = few_shot(policy.tokenizer, examples(data), config)
+        render = few_shot(policy.tokenizer, examples(data), config, room)
+        fewer = sum(room is not None and len(shown(prompt)) > room for prompt in prompts)
+        if fewer:
+            desk.progress.say(
+                f"{fewer} of {len(prompts)} prompts leave no room for {config.shots} examples and an answer of "
+                f"{decoding.max_tokens} tokens in the model's context of {policy.context}; they get fewer examples"
+            )
     prompts = policy.fitting(prompts, decoding.max_tokens, desk.progress, render)
 
     def write(sampling: Sampling, n: int = 1) -> list[list[Rollout]]:
@@ -129,7 +140,7 @@ def measure(
         "kl": divergence(policy, Policy.open(reference / "model"), own) if reference else None,
         "by_task": by_task(tasks, deployed.judged.totals),
         "reward_parts": deployed.rewarded.by_task(tasks) if deployed.rewarded else {},
-    }
+    } | ({"fewer_examples": fewer} if fewer else {})
 
 
 def preferred(groups: Sequence[Sequence[Rollout]], reward: Scorer) -> list[Rollout]:
@@ -154,20 +165,31 @@ def examples(data: Path) -> list[Conversation]:
     return read_conversations(data / "examples.jsonl")
 
 
-def few_shot(tokenizer: Any, shown: Sequence[Conversation], config: Measurement) -> Render:
-    """Renders a prompt behind worked examples of the same task (Brown et al. 2020)."""
+def few_shot(
+    tokenizer: Any, shown: Sequence[Conversation], config: Measurement, room: int | None = None
+) -> Render:
+    """Renders a prompt behind worked examples of the same task (Brown et al. 2020).
+
+    Args:
+        room: the tokens that it may take; where all examples take more, the last ones are left out.
+    """
     between = "\n\n" if "\n" in config.example else " "
 
-    def render(prompt: Prompt) -> list[int]:
-        alike = [example for example in shown if example.prompt.task == prompt.task] or list(shown)
-        blocks = [
-            config.example.format(prompt=_asked(example.prompt), answer=example.answer)
-            for example in alike[: config.shots]
-        ]
+    def behind(examples: Sequence[Conversation], prompt: Prompt) -> list[int]:
+        blocks = [config.example.format(prompt=_asked(each.prompt), answer=each.answer) for each in examples]
         blocks.append(config.example.format(prompt=_asked(prompt), answer="").rstrip())
         first = [tokenizer.bos_token_id] if tokenizer.bos_token_id is not None else []
         encoded: list[int] = tokenizer(between.join(blocks), add_special_tokens=False)["input_ids"]
         return first + encoded
+
+    def render(prompt: Prompt) -> list[int]:
+        alike = [example for example in shown if example.prompt.task == prompt.task] or list(shown)
+        examples = alike[: config.shots]
+        tokens = behind(examples, prompt)
+        while examples and room is not None and len(tokens) > room:
+            examples = examples[:-1]
+            tokens = behind(examples, prompt)
+        return tokens
 
     return render
 

@@ -15,13 +15,13 @@ from typing import Literal
 from pydantic import Field
 
 from triptych.configuration import Config
-from triptych.data.files import read_comparisons, whole_lines
+from triptych.data.files import read_comparisons
 from triptych.data.separation import PROVING, stored
 from triptych.data.splits import decontaminate, deduplicate
 from triptych.errors import Fault, RunError
 from triptych.feedback.accumulation import accumulate
 from triptych.pipeline.stage import Desk, Metrics
-from triptych.storage import write_whole
+from triptych.storage import make_folder, read_lines, write_whole
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +60,7 @@ class Arrivals:
             lines = self._waiting()
             if lines:
                 read_comparisons(self.file, [] if wrong_rows == "skip" else None)
-            self.folder.mkdir(parents=True, exist_ok=True)
+            make_folder(self.folder)
             write_whole(path, "".join(lines))
         return path
 
@@ -84,7 +84,7 @@ class Arrivals:
 
 def _lines(path: Path) -> list[str]:
     """The whole lines of a file; the last may still be written."""
-    return [f"{line}\n" for line in whole_lines(path)]
+    return [f"{line}\n" for line in read_lines(path, "mend that by hand: people wrote it")]
 
 
 class Arriving(Config):

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from triptych.engine import ranks
-from triptych.engine.checkpoint import write_tensors
+from triptych.engine.checkpoint import read_tensors, write_tensors
 from triptych.engine.training import Curve, Row
 from triptych.improve.overoptimisation import Overoptimisation, fitted
 from triptych.intervals import mean_interval
@@ -248,7 +248,8 @@ class Trajectory:
         if self.kept == self.last:
             return
         ranks.barrier()
-        weights = torch.load(self._policy({"step": self.kept}), weights_only=True, map_location="cpu")
+        path = self._policy({"step": self.kept})
+        weights = read_tensors(path, f"delete the folder {path.parent} to train from the beginning")
         names = dict(plain.named_parameters())
         with torch.no_grad():
             for name, weight in weights.items():

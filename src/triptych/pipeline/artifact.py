@@ -11,12 +11,11 @@ import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from triptych.errors import RunError
-from triptych.storage import sha256, sync
+from triptych.storage import Fields, entries, irregular, make_folder, read_object, sha256, sha256_once, sync, sync_tree
 
 MANIFEST = "manifest.json"
 
@@ -29,27 +28,29 @@ class Artifact:
         name: the stage's name, as "round-1/reward".
         folder: where it is.
         manifest: what it holds and came from.
+        digest: sha256 of the manifest's file, which holds every other file's digest.
     """
 
     name: str
     folder: Path
     manifest: Mapping[str, Any]
+    digest: str
 
     @classmethod
     def open(cls, name: str, folder: Path) -> Artifact | None:
-        """The artifact in `folder`, or None where there is none."""
-        path = folder / MANIFEST
-        if not path.exists():
-            return None
-        try:
-            return cls(name, folder, json.loads(path.read_text(encoding="utf-8")))
-        except json.JSONDecodeError as error:
-            raise RunError(f"{path} is damaged ({error}); delete the folder {folder} to compute it again") from None
+        """The artifact in `folder`, or None where there is none.
 
-    @cached_property
-    def digest(self) -> str:
-        """sha256 of the manifest, which holds every file's digest."""
-        return hashlib.sha256((self.folder / MANIFEST).read_bytes()).hexdigest()
+        Raises:
+            RunError: its manifest is damaged.
+        """
+        path = folder / MANIFEST
+        if not os.path.lexists(path):
+            return None
+        manifest = read_object(path)
+        for field in ("files", "metrics", "parents"):
+            if not isinstance(manifest[field], Fields):
+                raise RunError(f"{path} is damaged: its {field!r} is no object; {manifest.remedy}")
+        return cls(name, folder, manifest, sha256(path))
 
     @property
     def fingerprint(self) -> str:
@@ -63,28 +64,45 @@ class Artifact:
         return metrics
 
     def damage(self) -> str | None:
-        """What is wrong with the files, or None: sizes only, which is quick; digests are for `verify`."""
-        for name, entry in self.manifest["files"].items():
-            path = self.folder / name
-            if not path.exists():
-                return f"{name} is missing"
-            if path.stat().st_size != entry["bytes"]:
-                return f"{name} has {path.stat().st_size} bytes where {entry['bytes']} were written"
-        return None
+        """What differs from what was written, or None; files are hashed, each once in a process."""
+        if sha256_once(self.folder / MANIFEST) != self.digest:
+            return f"{MANIFEST} was changed while the run went on"
+        left: dict[str, Any] = dict(self.manifest["files"])
+        for path in entries(self.folder):
+            name = path.relative_to(self.folder).as_posix()
+            if name == MANIFEST or (path.is_dir() and not path.is_symlink()):
+                continue
+            if (kind := irregular(path)) or name not in left:
+                return f"{name} is {kind}" if kind else f"{name} was added"
+            if sha256_once(path) != left.pop(name)["sha256"]:
+                return f"{name} was changed"
+        return f"{min(left)} is missing" if left else None
+
+    def prove(self) -> None:
+        """Sees that it is what was written.
+
+        Raises:
+            RunError: it is not.
+        """
+        if damage := self.damage():
+            raise RunError(f"{self.folder}: {damage}; delete this folder to compute it again")
 
 
-def seal(folder: Path, destination: Path, content: Mapping[str, Any]) -> None:
-    """Makes an artifact of `folder`: files flushed, manifest written last, renamed into place."""
-    files = {}
-    for path in sorted(folder.rglob("*")):
-        if path.is_file():
-            files[path.relative_to(folder).as_posix()] = {"sha256": sha256(path), "bytes": path.stat().st_size}
-            sync(path)
-    manifest = dict(content) | {"files": files}
-    path = folder / MANIFEST
-    path.write_text(json.dumps(manifest, indent=1, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
-    sync(path)
-    destination.parent.mkdir(parents=True, exist_ok=True)
+def seal(folder: Path, content: Mapping[str, Any]) -> str:
+    """Writes the manifest last, and flushes all that is in the folder; the artifact's digest."""
+    files = {
+        path.relative_to(folder).as_posix(): {"sha256": sha256_once(path), "bytes": path.stat().st_size}
+        for path in entries(folder) if path.is_file()
+    }
+    text = json.dumps(dict(content) | {"files": files}, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
+    (folder / MANIFEST).write_bytes(text.encode())
+    sync_tree(folder)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def publish(folder: Path, destination: Path) -> None:
+    """Renames a sealed folder into its place, so that it is there whole or not at all."""
+    make_folder(destination.parent)
     shutil.rmtree(destination, ignore_errors=True)  # what lies there has no manifest, and so does not exist
-    os.rename(folder, destination)
+    os.replace(folder, destination)
     sync(destination.parent)

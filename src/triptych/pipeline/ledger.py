@@ -1,19 +1,20 @@
 """What happened in a run and when: one line of JSON for each event, appended and flushed.
 
-Times live here and nowhere else, so that artifacts stay the same bytes.
+Times live here and nowhere else, so that artifacts stay the same bytes. So do the digests of their manifests, by which
+an edited manifest is found.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from triptych.data.files import whole_lines
+from triptych.storage import Fields, append_line, read_rows
+
+REMEDY = "move it away: the run goes on without the times and the digests that are in it"
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,26 +26,21 @@ class Ledger:
     def add(self, event: str, stage: str, **details: Any) -> None:
         """Appends an event: "started", "warned", "finished", "reused", "stopped" or "failed"."""
         row = {"time": round(time.time(), 3), "event": event, "stage": stage, **details}
-        line = json.dumps(row, ensure_ascii=False) + "\n"
-        with open(self.path, "a", encoding="utf-8") as file:
-            file.write("\n" * self._is_cut() + line)  # a kill may have left half a line
-            file.flush()
-            os.fsync(file.fileno())
+        append_line(self.path, json.dumps(row, ensure_ascii=False))
 
-    def _is_cut(self) -> bool:
-        if not self.path.exists() or self.path.stat().st_size == 0:
-            return False
-        with open(self.path, "rb") as file:
-            file.seek(-1, os.SEEK_END)
-            return file.read(1) != b"\n"
+    def events(self) -> list[Fields]:
+        """The events in order; a last line cut by a kill is left out.
 
-    def events(self) -> Iterator[dict[str, Any]]:
-        """The events in order; a last line cut by a kill is left out."""
-        for line in whole_lines(self.path):
-            try:
-                yield json.loads(line)
-            except json.JSONDecodeError:
-                continue
+        Raises:
+            RunError: the file is damaged.
+        """
+        return read_rows(self.path, REMEDY)
+
+    def digest(self, fingerprint: str) -> str | None:
+        """Of the artifact with this fingerprint, as it was last written; None where that is not known."""
+        known = [event["digest"] for event in self.events()
+                 if event.get("fingerprint") == fingerprint and "digest" in event]
+        return str(known[-1]) if known else None
 
     def peak(self) -> float:
         """The most memory, in GiB, that a process of this run had taken where a stage of it ended."""

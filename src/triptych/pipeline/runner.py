@@ -30,11 +30,12 @@ from triptych import __version__
 from triptych.data.files import digest
 from triptych.engine import ranks
 from triptych.errors import RunError
-from triptych.pipeline.artifact import Artifact, seal
+from triptych.pipeline.artifact import Artifact, publish, seal
 from triptych.pipeline.fingerprint import code_version, fingerprint
 from triptych.pipeline.ledger import Ledger
 from triptych.pipeline.stage import Desk, Stage
 from triptych.progress import Progress
+from triptych.storage import make_folder
 
 
 class Until(Exception):  # noqa: N818 (it is no error: the user asked to stop here)
@@ -94,12 +95,27 @@ class Runner:
             raise RunError(f"{destination} is not to be seen from every machine; ranks need one folder for the run")
         if ranks.rank() == 0:
             shutil.rmtree(self.folder / "work" / label, ignore_errors=True)
-        damage = artifact.damage()
-        if damage:
-            raise RunError(f"{destination}: {damage}; delete this folder to compute it again")
+        self._prove(artifact, mark)
         self.progress.stage(stage.name, "(done before)")
-        self._record("reused", stage, fingerprint=mark)
+        self._record("reused", stage, fingerprint=mark, digest=artifact.digest)
         return artifact
+
+    def _prove(self, artifact: Artifact, mark: str) -> None:
+        """Sees that an artifact is what was written: its files by its manifest, and this by the ledger.
+
+        Raises:
+            RunError: it is not; on every rank.
+        """
+        damage = None
+        if ranks.rank() == 0:
+            written = self.ledger.digest(mark)
+            if written is None:
+                self.progress.say(f"{self.ledger.path} does not know {artifact.name}; it is taken as it is")
+            elif written != artifact.digest:
+                damage = f"manifest.json was changed: {self.ledger.path} has another digest of it"
+            damage = damage or artifact.damage()
+        if damage := ranks.told(damage):
+            raise RunError(f"{artifact.folder}: {damage}; delete this folder to compute it again")
 
     def _record(self, event: str, stage: Stage, **details: Any) -> None:
         if ranks.rank() == 0:
@@ -123,10 +139,10 @@ class Runner:
         self._record("started", stage, fingerprint=mark)
         began = time.monotonic()
 
-        def finish(event: str) -> None:
+        def finish(event: str, **details: Any) -> None:
             seconds = round(time.monotonic() - began, 3)
             peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-            self._record(event, stage, fingerprint=mark, seconds=seconds, peak_gib=round(peak, 3))
+            self._record(event, stage, fingerprint=mark, seconds=seconds, peak_gib=round(peak, 3), **details)
 
         desk = Desk(output, work, self.progress, self.seed, self.checkpoint_seconds)
         try:
@@ -137,7 +153,9 @@ class Runner:
             if first:
                 for alarm in metrics.get("alarms", ()):
                     self._record("warned", stage, fingerprint=mark, what=alarm)
-                seal(output, destination, self._manifest(stage, mark, metrics))
+                # Its digest is kept before it gets its place: no artifact is there that the ledger does not know.
+                finish("finished", digest=seal(output, self._manifest(stage, mark, metrics)))
+                publish(output, destination)
         except KeyboardInterrupt:
             finish("stopped")
             raise
@@ -146,7 +164,6 @@ class Runner:
             raise
         if first:
             shutil.rmtree(work)
-        finish("finished")
         ranks.barrier()
         artifact = Artifact.open(stage.name, destination)
         if artifact is None:
@@ -195,7 +212,7 @@ def _digests(stage: Stage) -> dict[str, str]:
 def claimed(folder: Path) -> Iterator[None]:
     """Holds the run folder for this process; the system lets go of it however the process ends."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         lock = open(folder / "lock", "a+", encoding="ascii")  # noqa: SIM115 (held for the whole run)
     except OSError as error:
         raise RunError(f"{folder} cannot be written: {error.strerror}") from None

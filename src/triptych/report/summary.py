@@ -106,6 +106,7 @@ class ModelScore(Row):
         mean_length: tokens per answer.
         champion: True for the model that was released as Instruct.
         by_task: the score for each kind of prompt.
+        fewer_examples: of a Base, the prompts that left no room for all examples in its context.
     """
 
     name: str
@@ -120,6 +121,7 @@ class ModelScore(Row):
     mean_length: float
     champion: bool
     by_task: dict[str, TaskScore]
+    fewer_examples: int = 0
 
 
 class Base(Row):
@@ -267,6 +269,8 @@ class Summary(Row):
     Attributes:
         reward_order: whether the reward orders the models as the judge does; None where it did not score them.
         judge_audit: of the gate's judge, where that is a second reward model; its `round` is 0.
+        ended: why the run ended before its end; None where it did not.
+        missing: the stages that it did not come to.
     """
 
     name: str
@@ -284,6 +288,8 @@ class Summary(Row):
     seconds: float
     peak_memory_gib: float
     release: str | None
+    ended: str | None = None
+    missing: list[str] = Field(default_factory=list)
 
 
 class Answer(Row):
