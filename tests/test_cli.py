@@ -396,7 +396,7 @@ def test_a_failed_audit_stops_unless_the_recipe_allows_it() -> None:
 
     def audited(verdict: str, reasons: list[str], warnings: list[str]) -> Artifact:
         metrics = {"verdict": verdict, "reasons": reasons, "warnings": warnings}
-        return Artifact("round-1/audit", Path(), {"metrics": metrics})
+        return Artifact("round-1/audit", Path(), {"metrics": metrics}, digest="0")
 
     failed = audited("failed", ["too few"], ["length"])
     with pytest.raises(AuditError, match=r"round-1/audit: .*too few.*--allow-failed-audit"):

@@ -32,12 +32,12 @@ def measured(name: str, ways: Ways) -> Artifact:
     for way, scores in ways.items():
         mean, interval = mean_interval(scores)
         found[way] = {"score": mean, "interval": interval, "drawn": 8 if way == "best of 8" else 1}
-    return Artifact(name, TINY, {"metrics": {"decodings": found}})
+    return Artifact(name, TINY, {"metrics": {"decodings": found}}, digest=name)
 
 
 def told(instruct: Ways, champion: Ways, promoted: bool = True) -> Verdict:
     family = Family()
-    gate = Artifact("round-1/gate", TINY, {"metrics": {"decision": "promoted" if promoted else "rejected"}})
+    gate = Artifact("round-1/gate", TINY, {"metrics": {"decision": "promoted" if promoted else "rejected"}}, "0")
     family.rounds = [Round(1, gate=gate)]
     family.tests = {"instruct": measured("test/instruct", instruct), "round 1": measured("test/round-1", champion)}
     answers = {"instruct": rows(instruct, "temperature 0.5"), "round 1": rows(champion, "greedy")}
@@ -140,11 +140,11 @@ def test_the_reward_model_is_held_against_the_best_trivial_rule_and_the_ceiling(
 def test_the_reward_must_order_the_models_as_the_judge_does() -> None:
     def family(*rewards: float | None) -> Family:
         found = Family()
-        promoted = [Artifact("gate", TINY, {"metrics": {"decision": each}}) for each in ("promoted", "rejected")]
+        promoted = [Artifact("gate", TINY, {"metrics": {"decision": each}}, each) for each in ("promoted", "rejected")]
         found.rounds = [Round(number + 1, gate=gate) for number, gate in enumerate(promoted)]
         names = ("base, few-shot", "instruct", "round 1", "round 2")
         found.tests = {
-            name: Artifact(name, TINY, {"metrics": {"score": score, "reward": reward}})
+            name: Artifact(name, TINY, {"metrics": {"score": score, "reward": reward}}, name)
             for name, score, reward in zip(names, (0.1, 0.5, 0.7, 0.3), rewards, strict=True)
         }
         return found
