@@ -14,8 +14,7 @@ from typer.testing import CliRunner
 from triptych.check import stage_names
 from triptych.cli import app
 from triptych.cli import cycle as commands
-from triptych.data.files import append as add_line
-from triptych.data.files import read_comparisons, read_prompts, write
+from triptych.data.files import json_line, read_comparisons, read_prompts, write
 from triptych.errors import AuditError, DataError, RunError
 from triptych.feedback.arrivals import Arrivals, Arriving, add
 from triptych.feedback.questions import Asking, Labels, ask
@@ -23,6 +22,7 @@ from triptych.pipeline.stage import Desk
 from triptych.progress import Silent
 from triptych.recipe import Recipe, load
 from triptych.records import Comparison, Conversation, Prompt, to_json, user
+from triptych.storage import append_line
 
 TINY = Path(__file__).parent / "tiny.yaml"
 
@@ -64,13 +64,13 @@ def test_a_round_takes_what_is_new_and_keeps_it(tmp_path: Path) -> None:
 def test_an_answer_may_hold_any_character_that_ends_a_line(tmp_path: Path) -> None:
     odd = Comparison(Prompt(user("one\u2028two")), "three\x85four\x0bfive", "six\u2029", source="people")
     labels = tmp_path / "labels.jsonl"
-    add_line(labels, odd)
+    append_line(labels, json_line(odd))
     arrivals = Arrivals(labels, tmp_path / "arrivals")
     assert arrivals.waiting == 1
     assert read_comparisons(arrivals.take(1)) == [odd]
     row = to_json(odd.prompt) | {"first": odd.chosen, "second": "seven\u2028"}
     (tmp_path / "questions.jsonl").write_text(json.dumps(row, ensure_ascii=False) + "\n", encoding="utf-8")
-    (question,) = Labels(tmp_path / "questions.jsonl", labels).open
+    (question,) = Labels(tmp_path / "questions.jsonl", labels).open.values()
     assert (question.prompt, question.first) == (odd.prompt, odd.chosen)
 
 

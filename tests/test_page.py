@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import re
 import socket
+import subprocess
 import threading
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from html import unescape
 from pathlib import Path
+from shutil import which
 from typing import Any
 
 import pytest
-import uvicorn
 from typer.testing import CliRunner
 
 from triptych.cli import app
 from triptych.data.files import read_comparisons, read_verdicts, write
+from triptych.errors import AnsweredError, DataError
 from triptych.evaluate.people import Panel
 from triptych.feedback.questions import Labels
-from triptych.interview import page
+from triptych.interview import guard, page
 from triptych.interview.page import Answer, Deal
 from triptych.records import Prompt, Question, user
 
@@ -57,7 +61,8 @@ def test_the_gates_questions_come_first_and_nobody_sees_anothers(sources: tuple[
     assert again["question"] == first["question"]  # all are looked at: the one that was shown longest ago
     assert first["choices"] == ["first", "second", "tie"]
     assert deal.take(Answer(question=first["question"], better="tie"))
-    assert not deal.take(Answer(question=first["question"], better="first"))  # it was answered meanwhile
+    with pytest.raises(AnsweredError):
+        deal.take(Answer(question=first["question"], better="first"))
     assert deal.take(Answer(question=second["question"], better="second"))
     (tie, better) = read_verdicts(sources[0].file)
     assert (tie.better, better.better, better.question) == ("tie", "second", question(1))
@@ -89,7 +94,8 @@ def test_a_question_that_was_left_is_shown_again(
 @pytest.fixture
 def address(sources: tuple[Panel, Labels]) -> Iterator[str]:
     """Where the page is served."""
-    server = uvicorn.Server(uvicorn.Config(page.serve(sources, KEY), port=0, log_level="warning"))
+    server = page.serve(sources, KEY)
+    server.config.port = 0
     worker = threading.Thread(target=server.run, daemon=True)
     worker.start()
     while not server.started:
@@ -112,15 +118,21 @@ def test_several_people_answer_until_no_question_is_open(address: str, sources: 
             call(address + name, {"question": "", "better": "first"} if name == "/answer" else None, key="another")
         assert refused.value.code == 403
 
+    refusals: list[int] = []
+
     def person() -> None:
         while shown := call(address + "/question"):
-            call(address + "/answer", {"question": shown["question"], "better": "second"})
+            try:
+                call(address + "/answer", {"question": shown["question"], "better": "second"})
+            except urllib.error.HTTPError as told:
+                refusals.append(told.code)
 
     people = [threading.Thread(target=person) for _ in range(4)]
     for each in people:
         each.start()
     for each in people:
         each.join(timeout=30)
+    assert set(refusals) <= {409}  # somebody was faster
     assert len(read_verdicts(sources[0].file)) == 2  # each question once
     assert len(read_comparisons(sources[1].file)) == 3
     assert call(address + "/question") is None
@@ -152,3 +164,261 @@ def test_a_port_that_is_taken_is_said(tmp_path: Path) -> None:
         ended = CliRunner().invoke(app, arguments)
     assert ended.exit_code == 1
     assert f"--host 127.0.0.1 --port {port}: Address already in use; give another port" in ended.stderr
+
+
+def sent(address: str, *pieces: bytes, every: float = 0.0) -> bytes:
+    """What the server says to a request that comes in pieces, up to the end of the connection."""
+    host, _, port = address.removeprefix("http://").partition(":")
+    said = b""
+    with socket.create_connection((host, int(port)), timeout=10) as connection:
+        try:
+            for piece in pieces:
+                connection.sendall(piece)
+                time.sleep(every)
+        except (BrokenPipeError, ConnectionResetError):
+            pass
+        try:
+            while piece := connection.recv(65536):
+                said += piece
+        except ConnectionResetError:
+            pass
+    return said
+
+
+def headers(method: str, path: str, *more: str, key: str | None = KEY) -> bytes:
+    lines = [f"{method} {path} HTTP/1.1", "Host: page", *([f"X-Key: {key}"] if key else []), *more]
+    return ("\r\n".join(lines) + "\r\n\r\n").encode()
+
+
+LARGE = f"Content-Length: {300 * 2**20}"
+
+
+@pytest.mark.attack("page")
+@pytest.mark.parametrize(
+    ("key", "more", "status"),
+    [
+        (None, LARGE, 403), ("wrong", LARGE, 403), (None, "Transfer-Encoding: chunked", 403), (KEY, LARGE, 413),
+        (KEY, "Content-Length: 65537", 413), (KEY, "Content-Length: " + "9" * 5000, 400),
+        (KEY, "Content-Length: 3\r\nContent-Length: 4", 400),
+    ],
+)
+def test_a_request_is_refused_by_its_headers_before_a_body_is_read(
+    address: str, key: str | None, more: str, status: int
+) -> None:
+    said = sent(address, headers("POST", "/answer", more, key=key))  # not a byte of the body is ever sent
+    assert said.startswith(f"HTTP/1.1 {status} ".encode()), said
+
+
+@pytest.mark.attack("page")
+def test_a_body_without_a_length_is_read_to_its_limit(address: str) -> None:
+    chunk = b"2000\r\n" + b" " * 8192 + b"\r\n"
+    said = sent(address, headers("POST", "/answer", "Transfer-Encoding: chunked"), *[chunk] * 64)
+    assert said.startswith(b"HTTP/1.1 413 ") or said == b""  # what was sent meanwhile may end the connection first
+    assert call(address + "/question")
+
+
+@pytest.mark.attack("page")
+@pytest.mark.parametrize("key", ["", KEY[:-1], KEY + "x", KEY.upper(), "ключ", f"{KEY}\r\nX-Key: {KEY}", "x" * 4000])
+@pytest.mark.parametrize("path", ["/question", "/question?key=a key", "/answer", "//question", "/openapi.json"])
+def test_without_the_key_there_is_nothing_but_the_page(address: str, key: str, path: str) -> None:
+    said = sent(address, headers("GET", path.replace(" ", "%20"), key=key))
+    assert said.startswith(b"HTTP/1.1 403 ")
+    assert b"question 0" not in said
+
+
+@pytest.mark.attack("page")
+@pytest.mark.parametrize("host", ["evil.example", "evil.example:8377", "127.0.0.1"])
+def test_another_site_gets_no_leave(address: str, sources: tuple[Panel, Labels], host: str) -> None:
+    asks = [
+        headers("OPTIONS", "/answer", "Origin: http://evil.example", "Access-Control-Request-Method: POST",
+                "Access-Control-Request-Headers: x-key", f"Host2: {host}", key=None).replace(b"page", host.encode()),
+        headers("POST", "/answer", "Origin: http://evil.example", "Content-Type: text/plain", "Content-Length: 2",
+                key=None).replace(b"Host: page", b"Host: " + host.encode()) + b"{}",
+    ]
+    for ask in asks:
+        said = sent(address, ask)
+        assert said.startswith(b"HTTP/1.1 403 ")
+        assert b"access-control-allow" not in said.lower()
+    assert not sources[0].file.exists()
+
+
+@pytest.mark.attack("page")
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"", b"null", b"[" * 60000, b'{"question": "x", "better": ' + b'{"a":' * 9000, b"\xff\xfe",
+        b'{"question": 1e400}',
+        b'{"question": ["x"], "better": "first"}', b'{"question": "\\ud800", "better": "first"}',
+        b'{"question": "x", "better": "first", "name": "' + b"y" * 65 + b'"}', b'{"better": NaN}',
+    ],
+)
+def test_a_body_that_is_no_answer_is_refused_in_words(address: str, sources: tuple[Panel, Labels], body: bytes) -> None:
+    said = sent(address, headers("POST", "/answer", "Content-Type: application/json", "Connection: close",
+                                 f"Content-Length: {len(body)}") + body)
+    status = int(said.split()[1])
+    assert 400 <= status < 500
+    assert json.loads(said.partition(b"\r\n\r\n")[2])["detail"]
+    assert not sources[0].file.exists()
+
+
+@pytest.mark.attack("page")
+@pytest.mark.parametrize("path", ["/", "/question", "/nothing"])
+@pytest.mark.parametrize("key", [KEY, "wrong"])
+def test_no_reply_is_framed_sniffed_or_kept(address: str, path: str, key: str) -> None:
+    said = sent(address, headers("GET", path, "Connection: close", key=key)).partition(b"\r\n\r\n")[0].decode().lower()
+    assert "frame-ancestors 'none'" in said
+    for each in ("x-frame-options: deny", "x-content-type-options: nosniff", "cache-control: no-store",
+                 "referrer-policy: no-referrer", "default-src 'none'"):
+        assert said.count(each) == 1
+    assert "server:" not in said
+
+
+@pytest.mark.attack("page")
+@pytest.mark.parametrize(
+    "pieces",
+    [
+        [], [b"GET / HT"], [bytes([byte]) for byte in b"GET /question HTTP/1.1\r\n" + b"X-A: b\r\n" * 20],
+        [headers("GET", "/question"), *(bytes([byte]) for byte in b"GET /question HTTP/1.1\r\nHost: " + b"a" * 200)],
+    ],
+    ids=["nothing", "half a line", "a byte at a time", "after a first request"],
+)
+def test_who_sends_headers_slowly_is_not_waited_for(
+    address: str, monkeypatch: pytest.MonkeyPatch, pieces: list[bytes]
+) -> None:
+    monkeypatch.setattr(guard, "HEADERS_SECONDS", 0.4)
+    began = time.monotonic()
+    said = sent(address, *pieces, every=0.02)
+    assert time.monotonic() - began < 4
+    assert said.count(b"HTTP/1.1 200") == (len(pieces) > 1 and pieces[0].endswith(b"\r\n\r\n"))
+
+
+@pytest.mark.attack("page")
+@pytest.mark.parametrize("more", ["Content-Length: 5000", "Transfer-Encoding: chunked"])
+def test_who_sends_a_body_slowly_is_told_and_left(address: str, monkeypatch: pytest.MonkeyPatch, more: str) -> None:
+    monkeypatch.setattr(guard, "REQUEST_SECONDS", 0.4)
+    began = time.monotonic()
+    said = sent(address, headers("POST", "/answer", more), *[b"1\r\n \r\n"] * 10, every=0.02)
+    assert said.startswith(b"HTTP/1.1 408 ")
+    assert b"was not there within" in said
+    assert time.monotonic() - began < 4
+
+
+@pytest.mark.attack("page")
+def test_who_never_reads_the_reply_is_left(
+    sources: tuple[Panel, Labels], address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(guard, "HEADERS_SECONDS", 0.3)
+    monkeypatch.setattr(guard, "REQUEST_SECONDS", 0.3)
+    write(sources[0].questions, [Question(Prompt(user("question")), "one", "x" * 20_000_000)])
+    host, _, port = address.removeprefix("http://").partition(":")
+    with socket.create_connection((host, int(port)), timeout=30) as connection:
+        connection.sendall(headers("GET", "/question"))
+        time.sleep(3)
+        got = 0
+        try:
+            while piece := connection.recv(1 << 20):
+                got += len(piece)
+        except ConnectionResetError:
+            pass
+    assert got < 20_000_000
+
+
+@pytest.mark.attack("page")
+def test_connections_have_a_number_and_come_back(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guard, "CONNECTIONS", 5)
+    host, _, port = address.removeprefix("http://").partition(":")
+    opened = [socket.create_connection((host, int(port)), timeout=5) for _ in range(9)]
+    closed = 0
+    for each in opened:
+        each.settimeout(0.3)
+        try:
+            closed += each.recv(1) == b""
+        except TimeoutError:
+            pass
+        except ConnectionResetError:
+            closed += 1
+    assert closed == 4
+    for each in opened:
+        each.close()
+    time.sleep(0.1)
+    assert call(address + "/question")
+
+
+@pytest.mark.attack("page")
+def test_headers_without_end_are_refused(address: str) -> None:
+    said = sent(address, b"GET /question HTTP/1.1\r\n", *[b"X-A: " + b"b" * 4000 + b"\r\n"] * 40)
+    assert said.startswith(b"HTTP/1.1 400 ") or said == b""
+    assert call(address + "/question")
+
+
+CHROMIUM = next((found for name in ("chromium", "google-chrome", "chromium-browser") if (found := which(name))), None)
+
+PERSON = """<script nonce="NONCE">
+"use strict";
+const seen = [];
+const look = () => {
+  const why = place("note").hidden ? "" : place("why").textContent;
+  if (seen.at(-1) !== why) seen.push(why);
+  if (shown && !kept && done === 0) document.querySelector('[data-better="second"]').click();
+  const frame = document.getElementById("found") || document.body.appendChild(document.createElement("pre"));
+  frame.id = "found";
+  frame.textContent = JSON.stringify({ seen, done, kept: kept && kept.better, stored: sessionStorage.getItem("said"),
+                                       disabled: place("first").parentNode.querySelector("button").disabled });
+};
+setInterval(look, 50);
+</script>"""
+
+
+def person(address: str, folder: Path, seconds: int) -> dict[str, Any]:
+    """What a page shows on which somebody answers the first question; the seconds are the browser's own."""
+    assert CHROMIUM
+    flags = [
+        *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"),
+        *("--disable-background-networking", "--disable-component-update", "--disable-dev-shm-usage"),
+        *(f"--virtual-time-budget={seconds * 1000}", "--dump-dom"),
+    ]
+    done = subprocess.run(
+        [CHROMIUM, *flags, f"--user-data-dir={folder / 'profile'}", address],
+        capture_output=True, text=True, timeout=120, check=False,
+    )
+    found = re.search(r'<pre id="found">(.+?)</pre>', done.stdout, re.DOTALL)
+    assert found, done.stdout[-3000:] + done.stderr[-2000:]
+    return dict(json.loads(unescape(found[1])))
+
+
+@pytest.fixture
+def watched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The page with somebody before it."""
+    html = page.HTML.read_text(encoding="utf-8")
+    (tmp_path / "page.html").write_text(html.replace("</body>", PERSON + "</body>"), encoding="utf-8")
+    monkeypatch.setattr(page, "HTML", tmp_path / "page.html")
+
+
+@pytest.mark.attack("people")
+@pytest.mark.skipif(CHROMIUM is None, reason="no chromium or google-chrome is installed")
+def test_in_a_browser_a_failed_request_keeps_what_was_said(
+    address: str, sources: tuple[Panel, Labels], tmp_path: Path, watched: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add, fails = Panel.add, iter([OSError(errno.ENOSPC, "No space left on device"), DataError([]), None])
+
+    def full(panel: Panel, question: Question, better: str) -> str | None:
+        if error := next(fails, None):
+            raise error
+        return add(panel, question, better)
+
+    monkeypatch.setattr(Panel, "add", full)
+    found = person(f"{address}/#key={KEY}", tmp_path, 20)
+    kept = "The server cannot do it now: No space left on device. What you said is kept and is sent again in 2 seconds."
+    assert found["seen"][:2] == ["", kept]
+    assert "sent again in 4 seconds" in found["seen"][2]
+    assert found["seen"][3:] == [""]
+    assert (found["done"], found["kept"], found["stored"], found["disabled"]) == (1, None, None, False)
+    (verdict,) = read_verdicts(sources[0].file)
+    assert verdict.better == "second"
+
+
+@pytest.mark.attack("page")
+@pytest.mark.skipif(CHROMIUM is None, reason="no chromium or google-chrome is installed")
+def test_in_a_browser_a_wrong_key_is_said_in_words(address: str, tmp_path: Path, watched: None) -> None:
+    found = person(f"{address}/#key=another", tmp_path, 3)
+    assert found["seen"][-1].startswith("This address has no key, or an old one")

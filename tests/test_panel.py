@@ -13,11 +13,12 @@ from typer.testing import CliRunner
 from triptych.cli import app
 from triptych.cli import cycle as commands
 from triptych.data.files import json_line, read_questions, read_verdicts, write
-from triptych.errors import DataError, RecipeError, WaitingError
+from triptych.errors import AnsweredError, DataError, RecipeError, WaitingError
 from triptych.evaluate.answers import QUESTIONS, Pair, answered
 from triptych.evaluate.people import Panel, beside, preferred
 from triptych.recipe import Recipe, load
 from triptych.records import Prompt, Question, Verdict, user
+from triptych.storage import append_line
 
 TINY = Path(__file__).parent / "tiny.yaml"
 
@@ -59,12 +60,15 @@ def test_a_panel_waits_for_all_and_then_keeps_what_it_took(tmp_path: Path) -> No
         said = verdict(each, "new", seed=5)
         panel.add(said.question, said.better)
     panel.add(pair(9).question(1), "first")  # of another gate
-    assert [question.prompt for question in panel.open] == [pairs[2].prompt]
-    panel.add(panel.open[0], "tie")
-    assert panel.open == []
+    (still,) = panel.open.values()
+    assert still.prompt == pairs[2].prompt
+    panel.add(still, "tie")
+    assert panel.open == {}
     kept = panel.take(tmp_path / "kept.jsonl")
     assert preferred(pairs, read_verdicts(kept)) == [1.0, 1.0, 0.5]
-    panel.add(pairs[0].question(1), "tie")
+    with pytest.raises(AnsweredError):
+        panel.add(pairs[0].question(1), "tie")
+    append_line(panel.file, json_line(Verdict(pairs[0].question(1), "tie")))
     assert len(read_verdicts(panel.take(kept))) == 3
 
 
@@ -152,7 +156,7 @@ def test_a_run_waits_at_its_gate_and_goes_on_to_what_people_decided(tmp_path: Pa
     (folder,) = runs.glob("tiny/artifacts/round-1-answers-*")
     after = {each.prompt.key: each.after for each in answered(folder)}
     panel = Panel(runs / "tiny" / "gate-questions.jsonl", tmp_path / "verdicts.jsonl")
-    for question in panel.open:
+    for question in panel.open.values():
         panel.add(question, "first" if question.first == after[question.prompt.key] else "second")
     ended = CliRunner().invoke(app, run)
     assert ended.exit_code == 0, ended.output
@@ -165,7 +169,7 @@ def test_a_run_waits_at_its_gate_and_goes_on_to_what_people_decided(tmp_path: Pa
     assert not (runs / "tiny" / "gate-questions.jsonl").exists()
 
     for question in questions:  # what is added later changes nothing
-        panel.add(question, "tie")
+        append_line(panel.file, json_line(Verdict(question, "tie")))
     again = CliRunner().invoke(app, run)
     assert again.exit_code == 0, again.output
     (same,) = json.loads((runs / "tiny" / "summary.json").read_text())["rounds"]

@@ -246,7 +246,7 @@ def verdicts(recipe: Recipe, runner: Runner, answers: Artifact) -> Path:
     """
     asked = panel(recipe, answers)
     kept = runner.folder / "verdicts" / f"{answers.folder.name}.jsonl"
-    still = ranks.told([] if kept.exists() else asked.open)
+    still = ranks.told([] if kept.exists() else list(asked.open))
     if still:
         place = runner.folder / GATE_QUESTIONS
         if ranks.rank() == 0:
@@ -254,6 +254,7 @@ def verdicts(recipe: Recipe, runner: Runner, answers: Artifact) -> Path:
         raise WaitingError(
             f"{answers.name.replace('/answers', '/gate')} waits for people: {len(still)} of {len(asked.all)} "
             f"questions are open ({place}); answer them with triptych label, then give the same command again"
+            + "".join(f"\n{note}" for note in asked.notes)
         )
     if ranks.rank() == 0:
         (runner.folder / GATE_QUESTIONS).unlink(missing_ok=True)
@@ -445,6 +446,8 @@ def arrived(recipe: Recipe, runner: Runner, number: int, inputs: Mapping[str, Ar
     """
     assert recipe.people is not None
     waiting = arrivals(recipe, runner.folder)
+    if ranks.rank() == 0 and waiting.note:
+        runner.progress.say(waiting.note)
     taken = ranks.told(waiting.take(number, recipe.wrong_rows) if ranks.rank() == 0 else None)
     assert taken is not None
     if not taken.read_text(encoding="utf-8"):

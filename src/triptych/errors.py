@@ -11,6 +11,7 @@
     ├── RewardError               a reward cannot be computed: its settings, a function, a judge or its endpoint
     ├── AuditError                the reward model may not train anything
     ├── WaitingError              people have not answered all that a gate asks
+    ├── AnsweredError             somebody else has answered the question meanwhile
     └── ReleaseError              a release does not match its manifest
 """
 
@@ -50,6 +51,10 @@ class AuditError(TriptychError):
 
 class WaitingError(TriptychError):
     """The run goes on when people have answered."""
+
+
+class AnsweredError(TriptychError):
+    """A question that was open when it was shown has been answered since."""
 
 
 class ReleaseError(TriptychError):

@@ -6,7 +6,6 @@ Each record has one JSON form, the one the field already uses (the names of TRL'
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping
@@ -68,6 +67,11 @@ class Conversation:
     answer: str
 
 
+def differ(one: str, other: str) -> bool:
+    """Whether two answers can be compared at all: the white space around them is seen by nobody."""
+    return one.strip() != other.strip()
+
+
 @dataclass(frozen=True, slots=True)
 class Comparison:
     """Two answers to one prompt, the first preferred.
@@ -110,9 +114,10 @@ class Question:
     second: str
 
     @property
-    def key(self) -> tuple[str, frozenset[str]]:
-        """What it is about, in whatever order it is shown."""
-        return self.prompt.key, frozenset((self.first, self.second))
+    def key(self) -> str:
+        """What it is about, in whatever order it is shown: a digest of prompt and answers."""
+        whole = json.dumps([self.prompt.key, *sorted((self.first, self.second))], ensure_ascii=False)
+        return hashlib.sha256(whole.encode()).hexdigest()
 
     def compared(self, first_is_better: bool) -> Comparison:
         """The comparison that a person's answer makes of it."""
@@ -176,11 +181,10 @@ def to_json(record: Record) -> dict[str, Any]:
         elif isinstance(record, Comparison):
             row["chosen"] = [{**answer[0], "content": record.chosen}]
             row["rejected"] = [{**answer[0], "content": record.rejected}]
-            extras = dataclasses.asdict(record)
             for name in (
                 "margin", "source", "votes_for_chosen", "num_annotators", "section", "subset", "chosen_first"
             ):
-                row[name] = extras[name]
+                row[name] = getattr(record, name)
         elif isinstance(record, Question):
             row |= {"first": record.first, "second": record.second}
         else:

@@ -14,8 +14,10 @@ import os
 import shutil
 import stat
 import sys
+import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from io import BufferedReader
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -24,6 +26,9 @@ from triptych.errors import RunError
 
 PARTIAL = ".partial"
 """How the name of a file or folder ends that is not whole yet."""
+
+LOCK_SECONDS = 20.0
+"""For which one waits for one's turn at the end of a file."""
 
 _EXCHANGE = 2
 """`RENAME_EXCHANGE` of renameat2(2)."""
@@ -68,31 +73,96 @@ def append_line(path: Path, line: str) -> str | None:
     Raises:
         OSError: it cannot be written; the file is as it was.
     """
-    import fcntl
+    with turn_at(path) as turn:
+        turn.add(line)
+    return turn.set_aside
 
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """One's turn at the end of a file of JSON Lines, which is a whole line's.
+
+    Attributes:
+        path: the file.
+        set_aside: the tail that was no line, or None.
+    """
+
+    path: Path
+    set_aside: str | None
+    _file: BinaryIO
+
+    def add(self, line: str) -> None:
+        """Adds a line, whole or not at all; see :func:`append_line`."""
+        _write(self._file, line.removesuffix("\n").encode() + b"\n", self.path)
+
+
+@contextmanager
+def turn_at(path: Path) -> Iterator[Turn]:
+    """Keeps others who append away from a file, so that what is read there still holds when a line is added.
+
+    The file is made, and a tail without an end is seen to, as :func:`append_line` says.
+
+    Raises:
+        OSError: the file cannot be opened or written.
+    """
     make_folder(path.parent)
-    is_new = not path.exists()
-    with open(path, "a+b") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    with _held(path) as file:
         tail = _unfinished(file)
         cut = None
-        if tail and not _is_json(tail):
+        if tail and is_json(tail):
+            _write(file, b"\n", path)
+        elif tail:
             cut = tail.decode("utf-8", "replace")
             append_line(path.with_name(path.name + ".unfinished"), json.dumps(cut, ensure_ascii=False))
             file.truncate(file.seek(0, os.SEEK_END) - len(tail))
-        whole = file.seek(0, os.SEEK_END)
-        added = b"\n" * bool(tail and cut is None) + line.removesuffix("\n").encode() + b"\n"
-        try:
-            if os.write(file.fileno(), added) < len(added):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
-            os.fsync(file.fileno())
-        except OSError:
-            with suppress(OSError):
-                file.truncate(whole)
-            raise
-    if is_new:
-        sync(path.parent)
-    return cut
+        yield Turn(path, cut, file)
+
+
+@contextmanager
+def _held(path: Path) -> Iterator[BinaryIO]:
+    """The file under its lock. Who saves it by a new file and a rename, as editors do, leaves a lock on the old one."""
+    import fcntl
+
+    while True:
+        is_new = not path.exists()
+        with open(path, "a+b") as file:
+            ends = time.monotonic() + LOCK_SECONDS
+            while True:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    if time.monotonic() > ends:
+                        raise OSError(errno.EBUSY, "another program keeps it locked", str(path)) from None
+                    time.sleep(0.002)
+            if not path.exists() or not os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                continue
+            if is_new:
+                sync(path.parent)
+            yield file
+            return
+
+
+def _write(file: BinaryIO, added: bytes, path: Path) -> None:
+    whole = file.seek(0, os.SEEK_END)
+    try:
+        if os.write(file.fileno(), added) < len(added):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        os.fsync(file.fileno())
+    except OSError as error:
+        with suppress(OSError):
+            file.truncate(whole)
+        error.filename = error.filename or str(path)
+        raise
+
+
+def lines_of(content: bytes) -> tuple[list[bytes], bytes]:
+    """The whole lines of a file of JSON Lines, without their "\\n", and what stands unfinished behind them.
+
+    A last line that is JSON is whole, with an end or without.
+    """
+    *lines, tail = content.split(b"\n")
+    return ([*lines, tail], b"") if is_json(tail) else (lines, tail)
 
 
 def replace_folder(partial: Path, folder: Path) -> None:
@@ -285,7 +355,8 @@ def _unfinished(file: BinaryIO) -> bytes:
     return tail.rpartition(b"\n")[2]
 
 
-def _is_json(tail: bytes) -> bool:
+def is_json(tail: bytes) -> bool:
+    """Whether it is a value of JSON, whole."""
     try:
         json.loads(tail)
     except (ValueError, RecursionError):

@@ -180,11 +180,14 @@ def watch(
         # The last round may not have come to its end; before the first people must be asked.
         wanted = at_least + decided(waiting.rounds)
         while rounds is None or waiting.rounds < rounds:
-            shown = -1
+            shown = ""
             while (count := waiting.waiting) < wanted:
-                if count != shown:
-                    say(f"round {waiting.rounds + 1}: {count} of {wanted} new comparisons in {waiting.file}")
-                shown = count
+                now = f"round {waiting.rounds + 1}: {count} of {wanted} new comparisons in {waiting.file}"
+                if note := waiting.note:
+                    now += f"\n{note}"
+                if now != shown:
+                    say(now)
+                shown = now
                 time.sleep(every)
             wanted = at_least + decided(waiting.rounds + 1)
     except KeyboardInterrupt:

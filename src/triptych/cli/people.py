@@ -10,14 +10,16 @@ import typer
 
 from triptych.cli.app import app
 from triptych.cli.arguments import RUNS, Overrides, RecipeFile, RunsFolder
-from triptych.cli.terminal import quote, say
-from triptych.errors import RecipeError, RunError
+from triptych.cli.terminal import quote, say, show_error
+from triptych.errors import AnsweredError, RecipeError, RunError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from typing import Any
 
     from triptych.interview.asked import Asked
     from triptych.recipe import Recipe
+    from triptych.records import Question
 
 
 @app.command()
@@ -50,7 +52,7 @@ def label(
             break
 
 
-def _asked(loaded: Recipe, recipe: Path, folder: Path) -> list[Asked]:
+def _asked(loaded: Recipe, recipe: Path, folder: Path) -> list[Asked[Any]]:
     """Where the recipe has people answer, the gate first.
 
     Raises:
@@ -68,7 +70,7 @@ def _asked(loaded: Recipe, recipe: Path, folder: Path) -> list[Asked]:
         )
     if not any((folder / name).exists() for name in (FILE, GATE_QUESTIONS)):
         raise RunError(f"{folder} has no questions yet: triptych run or watch {recipe} has the model write its answers")
-    found: list[Asked] = []
+    found: list[Asked[Any]] = []
     if loaded.gate.people is not None:
         found.append(Panel(folder / GATE_QUESTIONS, Path(loaded.place(loaded.gate.people))))
     if loaded.people is not None:
@@ -76,12 +78,14 @@ def _asked(loaded: Recipe, recipe: Path, folder: Path) -> list[Asked]:
     return found
 
 
-def _interview(asked: Asked) -> bool:
+def _interview(asked: Asked[Any]) -> bool:
     """Asks one question after the other; whether the last was reached."""
     keys = {"1": "first", "2": "second", "t": "tie"}
     keys = {key: choice for key, choice in keys.items() if choice in asked.choices}
     done, said = 0, ""
-    for question in asked.open:
+    for note in asked.notes:
+        say(note)
+    for question in asked.open.values():
         say()
         for turn in question.prompt.messages:
             quote((f"{turn.role}: {turn.content}", "dim"))
@@ -94,19 +98,33 @@ def _interview(asked: Asked) -> bool:
         if said == "q":
             break
         if said != "s":
-            asked.add(question, keys[said])
-            done += 1
+            done += _added(asked, question, keys[said])
     else:
         say("there is no open question left")
     say(f"{done} answer{'' if done == 1 else 's'} added to {asked.file}")
     return said != "q"
 
 
-def _serve(asked: Sequence[Asked], host: str, port: int) -> None:
+def _added(asked: Asked[Any], question: Question, better: str) -> bool:
+    """Adds an answer, again until there is room for it; False where somebody was faster."""
+    while True:
+        try:
+            cut = asked.add(question, better)
+        except AnsweredError as error:
+            say(str(error))
+            return False
+        except OSError as error:
+            show_error(f"{asked.file}: {error.strerror}; what you said is kept")
+            typer.prompt("Enter to try again, Ctrl-C to give it up", default="", show_default=False)
+        else:
+            if cut:
+                say(f"{asked.file} ended in a line that was not whole; set aside: {cut}")
+            return True
+
+
+def _serve(asked: Sequence[Asked[Any]], host: str, port: int) -> None:
     """The page, until Ctrl-C."""
     import socket
-
-    import uvicorn
 
     from triptych.interview.page import serve
 
@@ -120,4 +138,6 @@ def _serve(asked: Sequence[Asked], host: str, port: int) -> None:
         name = f"[{host}]" if ":" in host else host
         say(f"http://{name}:{listening.getsockname()[1]}/#key={key}")
         say("answers are added to " + " and ".join(str(source.file) for source in asked) + "; Ctrl-C ends it")
-        uvicorn.Server(uvicorn.Config(serve(asked, key), log_level="warning")).run(sockets=[listening])
+        for note in (note for source in asked for note in source.notes):
+            say(note)
+        serve(asked, key, tell=say).run(sockets=[listening])

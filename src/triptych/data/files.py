@@ -11,7 +11,6 @@ import difflib
 import hashlib
 import json
 import math
-import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -29,6 +28,7 @@ from triptych.records import (
     Rating,
     Record,
     Verdict,
+    differ,
     to_json,
     user,
 )
@@ -185,7 +185,7 @@ def read_comparisons(
     Where `prompt` is absent, `chosen` and `rejected` are whole conversations and the turns that they
     share are the prompt. The line of each row that is returned is appended to `lines`, where that is given.
     """
-    return _read(source, _comparison, skipped, lines=lines)
+    return _read(source, parse_comparison, skipped, lines=lines)
 
 
 def read_ratings(
@@ -197,12 +197,12 @@ def read_ratings(
 
 def read_questions(source: str | Path, skipped: list[Fault] | None = None) -> list[Question]:
     """Reads `{"prompt", "first", "second"}` rows; see :func:`read_documents`."""
-    return _read(source, _question, skipped)
+    return _read(source, parse_question, skipped)
 
 
 def read_verdicts(source: str | Path, skipped: list[Fault] | None = None) -> list[Verdict]:
     """Reads `{"prompt", "first", "second", "better"}` rows; see :func:`read_documents`."""
-    return _read(source, _verdict, skipped)
+    return _read(source, parse_verdict, skipped)
 
 
 def has_lines(path: Path) -> bool:
@@ -227,13 +227,15 @@ def write(path: str | Path, records: Iterable[Record]) -> None:
             file.write(json_line(record))
 
 
-def append(path: Path, record: Record) -> None:
-    """Adds a record to the end of a file, whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "a", encoding="utf-8") as file:
-        file.write(json_line(record))
-        file.flush()
-        os.fsync(file.fileno())
+def faults_of(record: Record) -> list[Fault]:
+    """What the reader of a file would say of a record that is a line of it; only what has no fault is asked or written.
+
+    Of comparisons, questions and verdicts.
+    """
+    parsers: dict[type, Callable[[Row], Any]] = {
+        Comparison: parse_comparison, Question: parse_question, Verdict: parse_verdict
+    }
+    return parse_lines("", [json_line(record).encode()], parsers[type(record)])[1]
 
 
 def digest(path: str | Path) -> str:
@@ -260,6 +262,26 @@ def dataset_name(source: str | Path) -> tuple[str, str] | None:
     if path.suffix.lower() in LINES + PARQUET + TEXT or path.parent.is_dir():
         return None
     return found[1], found[2] or "train"
+
+
+def parse_lines(
+    file: str, lines: Iterable[bytes], parse: Callable[[Row], R | None], first: int = 1
+) -> tuple[list[R], list[Fault]]:
+    """The records in lines of JSON Lines, and what is wrong with the others.
+
+    Args:
+        file: its name, for faults.
+        first: the number of the first line.
+    """
+    records: list[R] = []
+    faults: list[Fault] = []
+    for row in _numbered_rows(file, lines, first):
+        record = None if isinstance(row, Fault) else parse(row)
+        found = [row] if isinstance(row, Fault) else row.faults
+        if record is not None and not found:
+            records.append(record)
+        faults += found
+    return records, faults
 
 
 def _read(
@@ -313,17 +335,20 @@ def _rows(source: str | Path, also: tuple[str, ...]) -> Iterator[Row | Fault]:
 
 
 def _line_rows(path: Path) -> Iterator[Row | Fault]:
-    file = str(path)
     with open(path, "rb") as lines:
         # Bytes are split at "\n" only; text would also be split at U+2028, which JSON strings may hold.
-        for number, raw in enumerate(lines, start=1):
-            if number == 1:
-                _refuse_utf16(file, raw)
-                raw = raw.removeprefix(b"\xef\xbb\xbf")
-            if not raw.strip():
-                continue
-            line = _line(file, number, raw.rstrip(b"\r\n"))
-            yield line if isinstance(line, Fault) else _parsed(file, number, line)
+        yield from _numbered_rows(str(path), lines)
+
+
+def _numbered_rows(file: str, lines: Iterable[bytes], first: int = 1) -> Iterator[Row | Fault]:
+    for number, raw in enumerate(lines, start=first):
+        if number == 1:
+            _refuse_utf16(file, raw)
+            raw = raw.removeprefix(b"\xef\xbb\xbf")
+        if not raw.strip():
+            continue
+        line = _line(file, number, raw.rstrip(b"\r\n"))
+        yield line if isinstance(line, Fault) else _parsed(file, number, line)
 
 
 def _parsed(file: str, number: int, line: str) -> Row | Fault:
@@ -414,12 +439,13 @@ def _conversation(row: Row) -> Conversation | None:
     return None if prompt is None else Conversation(prompt, turns[-1].content)
 
 
-def _comparison(row: Row) -> Comparison | None:
+def parse_comparison(row: Row) -> Comparison | None:
+    """A comparison, or None; what is wrong stands in the row."""
     prompt = _prompt(row) if row.has("prompt") else _shared_prompt(row)
     if prompt is None and not row.has("prompt"):
         return None
     chosen, rejected = _answer(row, "chosen", prompt), _answer(row, "rejected", prompt)
-    if chosen is not None and rejected is not None and chosen.strip() == rejected.strip():
+    if chosen is not None and rejected is not None and not differ(chosen, rejected):
         row.fault("chosen", "the same as rejected: expected two different answers")
     votes, people = row.count("votes_for_chosen"), row.count("num_annotators")
     if votes is not None and people is not None and votes > people:
@@ -437,17 +463,19 @@ def _rating(row: Row) -> Rating | None:
     return None if prompt is None or response is None else Rating(prompt, response, scores)
 
 
-def _question(row: Row) -> Question | None:
+def parse_question(row: Row) -> Question | None:
+    """Two answers to choose between, or None; what is wrong stands in the row."""
     prompt = _prompt(row)
     # One of them may be empty: a model that says nothing is compared too.
     first, second = (row.text(name) if row.required(name) is not None else None for name in ("first", "second"))
-    if first is not None and first == second:
+    if first is not None and second is not None and not differ(first, second):
         row.fault("second", "the same as first: expected two different answers")
     return None if prompt is None or first is None or second is None else Question(prompt, first, second)
 
 
-def _verdict(row: Row) -> Verdict | None:
-    question, better = _question(row), row.required("better")
+def parse_verdict(row: Row) -> Verdict | None:
+    """What somebody said to a question, or None; what is wrong stands in the row."""
+    question, better = parse_question(row), row.required("better")
     if better is not None and better not in BETTER:
         row.fault("better", f"must be one of {', '.join(BETTER)}, got {_shown(better)}")
     return None if question is None or better not in BETTER else Verdict(question, better)

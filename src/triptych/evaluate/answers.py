@@ -20,7 +20,7 @@ from triptych.engine.generation import Sampling
 from triptych.engine.perplexity import bits_per_byte
 from triptych.engine.rollout import Policy, divergence
 from triptych.pipeline.stage import Desk, Metrics
-from triptych.records import Conversation, Document, Prompt, Question, Rollout, to_json
+from triptych.records import Conversation, Document, Prompt, Question, Rollout, differ, to_json
 from triptych.storage import read_rows
 
 FILE = "answers.jsonl"
@@ -101,7 +101,7 @@ def answer(
                 "tokens_before": pair.tokens_before, "tokens_after": pair.tokens_after,
             }
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
-    write(desk.output / QUESTIONS, [pair.question(desk.seed) for pair in pairs if pair.before != pair.after])
+    write(desk.output / QUESTIONS, [pair.question(desk.seed) for pair in pairs if differ(pair.before, pair.after)])
     found: Metrics = {
         "prompts": len(pairs),
         "prompts_again": again,

@@ -7,70 +7,53 @@ questions has a verdict, and keeps those that it decided by, so that what is add
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from triptych.data.files import BETTER, append, json_line, read_any, read_questions, read_verdicts
+from triptych.data.files import BETTER, json_line, parse_verdict
 from triptych.evaluate.answers import Pair
 from triptych.intervals import mean_interval
-from triptych.records import Question, Verdict
+from triptych.interview.asked import Asked
+from triptych.records import Question, Verdict, differ
 from triptych.storage import write_whole
 
 PEOPLE = "a panel of people"
 
 
-@dataclass(frozen=True, slots=True)
-class Panel:
-    """The questions of a gate, and the file in which people answer them.
+class Panel(Asked[Verdict]):
+    """The questions of a gate, and the file in which people answer them, which holds verdicts of other gates too."""
 
-    Attributes:
-        questions: a file of them; it may be another one at each look.
-        file: where verdicts are added, those of other gates too.
-        choices: what may be said; neither may be better.
-    """
+    choices = BETTER
 
-    questions: Path
-    file: Path
-    choices: Sequence[str] = BETTER
+    def __init__(self, questions: Path, file: Path) -> None:
+        super().__init__(questions, file, parse_verdict, lambda verdict: verdict.question.key)
 
-    @property
-    def all(self) -> list[Question]:
-        """Every question."""
-        return read_any(self.questions, read_questions)
-
-    @property
-    def open(self) -> list[Question]:
-        """The questions that nobody has answered yet."""
-        answered = {verdict.question.key for verdict in self._verdicts}
-        return [question for question in self.all if question.key not in answered]
-
-    def add(self, question: Question, better: str) -> None:
-        """Adds what somebody said."""
-        append(self.file, Verdict(question, better))
+    def record(self, question: Question, better: str) -> Verdict:
+        """The verdict on a question."""
+        return Verdict(question, better)
 
     def take(self, place: Path) -> Path:
-        """The verdicts on these questions, kept in a file of their own: the ones kept before, or those of now."""
+        """The verdicts on these questions, kept in a file of their own: the ones kept before, or those of now.
+
+        Raises:
+            DataError: rows of the file are wrong.
+        """
         if not place.exists():
-            asked = {question.key for question in self.all}
-            kept = [verdict for verdict in self._verdicts if verdict.question.key in asked]
+            asked = self.all
+            kept = [verdict for key, verdicts in self.answers.items() if key in asked for verdict in verdicts]
             place.parent.mkdir(parents=True, exist_ok=True)
             write_whole(place, "".join(map(json_line, kept)))
         return place
 
-    @property
-    def _verdicts(self) -> list[Verdict]:
-        return read_any(self.file, read_verdicts)
-
 
 def preferred(pairs: Sequence[Pair], verdicts: Sequence[Verdict]) -> list[float]:
-    """For each pair the share of its verdicts that the candidate has; a half where both answers are one."""
-    said: dict[tuple[str, frozenset[str]], list[Verdict]] = {}
+    """For each pair the share of its verdicts that the candidate has; a half where the two do not differ."""
+    said: dict[str, list[Verdict]] = {}
     for verdict in verdicts:
         said.setdefault(verdict.question.key, []).append(verdict)
 
     def share(pair: Pair) -> float:
-        if pair.before == pair.after:
+        if not differ(pair.before, pair.after):
             return 0.5
         shares = [verdict.share(pair.after) for verdict in said[Question(pair.prompt, pair.before, pair.after).key]]
         return sum(shares) / len(shares)

@@ -15,13 +15,13 @@ from typing import Literal
 from pydantic import Field
 
 from triptych.configuration import Config
-from triptych.data.files import read_comparisons
+from triptych.data.files import parse_comparison, parse_lines, read_comparisons
 from triptych.data.separation import PROVING, stored
 from triptych.data.splits import decontaminate, deduplicate
-from triptych.errors import Fault, RunError
+from triptych.errors import DataError, Fault, RunError
 from triptych.feedback.accumulation import accumulate
 from triptych.pipeline.stage import Desk, Metrics
-from triptych.storage import make_folder, read_lines, write_whole
+from triptych.storage import lines_of, make_folder, open_regular, write_whole
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,21 +59,30 @@ class Arrivals:
         if not path.exists():
             lines = self._waiting()
             if lines:
-                read_comparisons(self.file, [] if wrong_rows == "skip" else None)
+                read, faults = parse_lines(str(self.file), map(str.encode, _lines(self.file)[0]), parse_comparison)
+                if faults and not (read and wrong_rows == "skip"):
+                    raise DataError(faults)
             make_folder(self.folder)
             write_whole(path, "".join(lines))
         return path
 
+    @property
+    def note(self) -> str:
+        """Of a last line that is not whole, that it waits; else nothing."""
+        tail = _lines(self.file)[1]
+        return f"{self.file} ends in {len(tail):,} bytes that are no whole line: they wait" if tail else ""
+
     def give_back(self) -> int:
         """Has what the last round took wait again; how many lines it is."""
         path = self.folder / f"round-{self.rounds}.jsonl"
-        count = len(_lines(path))
+        count = len(_lines(path)[0])
         path.unlink()
         return count
 
     def _waiting(self) -> list[str]:
-        lines = _lines(self.file)
-        taken = [line for round in range(1, self.rounds + 1) for line in _lines(self.folder / f"round-{round}.jsonl")]
+        lines, _ = _lines(self.file)
+        kept = [self.folder / f"round-{round}.jsonl" for round in range(1, self.rounds + 1)]
+        taken = [line for path in kept for line in _lines(path)[0]]
         if lines[: len(taken)] != taken:
             raise RunError(
                 f"{self.file}: the first {len(taken)} lines are not those that earlier rounds took; comparisons are "
@@ -82,9 +91,25 @@ class Arrivals:
         return lines[len(taken) :]
 
 
-def _lines(path: Path) -> list[str]:
-    """The whole lines of a file; the last may still be written."""
-    return [f"{line}\n" for line in read_lines(path, "mend that by hand: people wrote it")]
+def _lines(path: Path) -> tuple[list[str], bytes]:
+    """The whole lines of a file, each with one "\\n", and what is unfinished behind them; none where there is no file.
+
+    They end at "\\n" only: a text in them may hold other characters that end a line, as U+2028.
+
+    Raises:
+        DataError: a line is not text in UTF-8.
+    """
+    if not path.exists():
+        return [], b""
+    with open_regular(path) as file:
+        lines, tail = lines_of(file.read())
+    whole: list[str] = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            whole.append(line.removesuffix(b"\r").decode() + "\n")
+        except UnicodeDecodeError as error:
+            raise DataError([Fault(str(path), number, None, f"not UTF-8: {error.reason}")]) from None
+    return whole, tail
 
 
 class Arriving(Config):

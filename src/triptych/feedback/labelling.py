@@ -21,7 +21,7 @@ from triptych.errors import RunError
 from triptych.feedback.accumulation import accumulate
 from triptych.feedback.questions import prompts_to_ask
 from triptych.pipeline.stage import Desk, Metrics
-from triptych.records import Comparison, Conversation, Rollout
+from triptych.records import Comparison, Conversation, Rollout, differ
 
 
 class Labelling(Config):
@@ -94,7 +94,7 @@ def _compared(
     for group in groups:
         scored = [(rollout, next(scores)) for rollout in group]
         for place, ((a, score_a), (b, score_b)) in enumerate(combinations(scored, 2)):
-            alike = a.answer == b.answer or abs(score_a - score_b) < config.least_difference
+            alike = not differ(a.answer, b.answer) or abs(score_a - score_b) < config.least_difference
             if alike or not a.answer.strip() or not b.answer.strip():
                 continue
             better, worse = (a, b) if score_a > score_b else (b, a)

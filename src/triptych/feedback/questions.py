@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 
 from pydantic import Field
 
 from triptych.configuration import Config
-from triptych.data.files import append, read_any, read_comparisons, read_prompts, read_questions, write
+from triptych.data.files import faults_of, parse_comparison, read_any, read_prompts, write
 from triptych.data.splits import fraction
 from triptych.engine.generation import Sampling
 from triptych.engine.rollout import Policy
 from triptych.engine.scoring import Scorer
 from triptych.errors import RunError
+from triptych.interview.asked import Asked
 from triptych.pipeline.stage import Desk, Metrics
-from triptych.records import Conversation, Prompt, Question
+from triptych.records import Comparison, Conversation, Prompt, Question
 
 FILE = "questions.jsonl"
 
@@ -53,10 +52,14 @@ def ask(
     sampling = Sampling(config.max_tokens, seed=desk.seed * 1000 + round)
     found: list[Question] = []
     for group in policy.write(prompts, sampling, n=config.answers, progress=desk.progress):
-        said = dict.fromkeys(each.answer for each in group if each.answer.strip())
-        for place, (a, b) in enumerate(combinations(said, 2)):
+        said: dict[str, str] = {}  # of answers that look alike the first
+        for each in group:
+            said.setdefault(each.answer.strip(), each.answer)
+        said.pop("", None)
+        for place, (a, b) in enumerate(combinations(said.values(), 2)):
             turned = fraction("shown first", f"{place} {group[0].prompt.key}", desk.seed) < 0.5
             found.append(Question(group[0].prompt, *((b, a) if turned else (a, b))))
+    found = [question for question in found if not faults_of(question.compared(first_is_better=True))]
     if reward is not None:
         scores = reward.score([
             Conversation(each.prompt, answer) for each in found for answer in (each.first, each.second)
@@ -81,26 +84,19 @@ def prompts_to_ask(data: Path) -> list[Prompt]:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class Labels:
-    """Questions, and the file in which people's answers to them become comparisons.
+class Labels(Asked[Comparison]):
+    """Questions, and the file in which people's answers to them become comparisons; a tie teaches nothing."""
 
-    Attributes:
-        questions: a file of them; it may be another one at each look.
-        file: where comparisons are added.
-        choices: what may be said; a tie teaches nothing.
-    """
+    choices = ("first", "second")
 
-    questions: Path
-    file: Path
-    choices: Sequence[str] = ("first", "second")
+    def __init__(self, questions: Path, file: Path) -> None:
+        super().__init__(questions, file, parse_comparison, key_of)
 
-    @property
-    def open(self) -> list[Question]:
-        """The questions that nobody has answered yet."""
-        answered = {Question(row.prompt, row.chosen, row.rejected).key for row in read_any(self.file, read_comparisons)}
-        return [question for question in read_any(self.questions, read_questions) if question.key not in answered]
+    def record(self, question: Question, better: str) -> Comparison:
+        """The comparison that an answer makes of a question."""
+        return question.compared(first_is_better=better == "first")
 
-    def add(self, question: Question, better: str) -> None:
-        """Adds what somebody said."""
-        append(self.file, question.compared(first_is_better=better == "first"))
+
+def key_of(row: Comparison) -> str:
+    """Which question a comparison answers."""
+    return Question(row.prompt, row.chosen, row.rejected).key

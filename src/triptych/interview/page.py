@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-import hashlib
 import secrets
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-from fastapi import Depends, FastAPI, Header, HTTPException, Response
-from fastapi.responses import HTMLResponse
-from pydantic import BaseModel
+import uvicorn
+from fastapi import FastAPI, HTTPException, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import HTMLResponse, JSONResponse
+from pydantic import BaseModel, Field
 
+from triptych.errors import AnsweredError, TriptychError
 from triptych.interview.asked import Asked
+from triptych.interview.guard import BoundedProtocol, Guard
 from triptych.records import Question
 
 LEASE = 600.0
@@ -24,10 +27,16 @@ HTML = Path(__file__).with_name("page.html")
 
 
 class Answer(BaseModel):
-    """What somebody said to a question; `better` is "skip" where it was nothing."""
+    """What somebody said to a question; `better` is "skip" where it was nothing.
+
+    Attributes:
+        question: its key.
+        name: of this answer alone; who does not know whether it arrived sends it again.
+    """
 
     question: str
     better: str
+    name: str = Field(default="", max_length=64)
 
 
 class Deal:
@@ -35,11 +44,14 @@ class Deal:
 
     Attributes:
         asked: where questions come from; those of the first that has any are dealt first.
+        tell: is told what whoever serves the page should know.
     """
 
-    def __init__(self, asked: Sequence[Asked]) -> None:
+    def __init__(self, asked: Sequence[Asked[Any]], tell: Callable[[str], None] = print) -> None:
         self.asked = asked
+        self.tell = tell
         self._shown: dict[str, float] = {}
+        self._taken: dict[str, str] = {}
         self._lock = threading.Lock()
 
     def next(self) -> dict[str, Any] | None:
@@ -49,61 +61,94 @@ class Deal:
                 waiting = source.open
                 if waiting:
                     now = time.monotonic()
-                    free = (each for each in waiting if now - self._shown.get(_name(each), -LEASE) >= LEASE)
-                    question = next(free, None) or min(waiting, key=lambda each: self._shown[_name(each)])
-                    self._shown[_name(question)] = now
-                    return _written(question, source.choices, len(waiting))
+                    free = (key for key in waiting if now - self._shown.get(key, -LEASE) >= LEASE)
+                    key = next(free, None) or min(waiting, key=lambda each: self._shown[each])
+                    self._shown[key] = now
+                    return _written(key, waiting[key], source.choices, len(waiting))
         return None
 
     def take(self, answer: Answer) -> bool:
-        """Adds an answer; False where no open question allows it, as where somebody else has answered meanwhile."""
+        """Adds an answer; False where it cannot be said to that question.
+
+        Raises:
+            AnsweredError: the question has another answer meanwhile, or is not asked any more.
+            OSError: it could not be written.
+        """
         with self._lock:
+            if answer.name and self._taken.get(answer.question) == answer.name:
+                return True  # sent again, because the first reply was lost
             for source in self.asked:
-                found = next((each for each in source.open if _name(each) == answer.question), None)
-                if found is not None and answer.better == "skip":
+                found = source.all.get(answer.question)
+                if found is None:
+                    continue
+                if answer.better == "skip":
                     return True  # it stays with whoever skipped it until its lease is over
-                if found is not None and answer.better in source.choices:
-                    source.add(found, answer.better)
-                    return True
-        return False
+                if answer.better not in source.choices:
+                    return False
+                if cut := source.add(found, answer.better):
+                    self.tell(f"{source.file} ended in a line that was not whole; set aside: {cut}")
+                self._taken[answer.question] = answer.name
+                return True
+        raise AnsweredError("this question is not asked any more; what you said was not added")
 
 
-def serve(asked: Sequence[Asked], key: str) -> FastAPI:
-    """The page as an application; whoever knows the key may answer."""
+def serve(asked: Sequence[Asked[Any]], key: str, tell: Callable[[str], None] = print) -> uvicorn.Server:
+    """The page's server; whoever knows the key may answer.
+
+    Args:
+        tell: is told what whoever serves the page should know.
+    """
     # No documentation pages: they would load scripts from elsewhere.
     application = FastAPI(title="Triptych", docs_url=None, redoc_url=None, openapi_url=None)
-    deal = Deal(asked)
-
-    def known(x_key: Annotated[str, Header()] = "") -> None:
-        if not secrets.compare_digest(x_key.encode(), key.encode()):
-            raise HTTPException(403, "the address needs its key: the one that triptych label printed")
+    deal = Deal(asked, tell)
 
     @application.get("/", response_class=HTMLResponse)
     def page() -> HTMLResponse:
         nonce = secrets.token_urlsafe(16)
-        policy = f"default-src 'none'; script-src 'nonce-{nonce}'; style-src 'nonce-{nonce}'; connect-src 'self'"
+        policy = (
+            f"default-src 'none'; script-src 'nonce-{nonce}'; style-src 'nonce-{nonce}'; connect-src 'self'; "
+            "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+        )
         html = HTML.read_text(encoding="utf-8").replace("NONCE", nonce)
-        return HTMLResponse(html, headers={"Content-Security-Policy": policy, "Referrer-Policy": "no-referrer"})
+        return HTMLResponse(html, headers={"Content-Security-Policy": policy})
 
-    @application.get("/question", dependencies=[Depends(known)])
+    @application.get("/question")
     def question() -> Any:
         return deal.next() or Response(status_code=204)
 
-    @application.post("/answer", dependencies=[Depends(known)])
+    @application.post("/answer")
     def answer(said: Answer) -> dict[str, bool]:
-        return {"added": deal.take(said)}
+        if not deal.take(said):
+            raise HTTPException(422, "that cannot be said to this question")
+        return {"added": said.better != "skip"}
 
-    return application
+    @application.exception_handler(RequestValidationError)
+    def unreadable(request: Request, error: RequestValidationError) -> JSONResponse:
+        return _refusal(422, "the request is no answer to a question")
+
+    @application.exception_handler(AnsweredError)
+    def answered(request: Request, error: AnsweredError) -> JSONResponse:
+        return _refusal(409, str(error))
+
+    @application.exception_handler(TriptychError)
+    @application.exception_handler(OSError)
+    def failed(request: Request, error: TriptychError | OSError) -> JSONResponse:
+        tell(f"not written: {error}")
+        return _refusal(503, str(error.strerror if isinstance(error, OSError) and error.strerror else error))
+
+    return uvicorn.Server(uvicorn.Config(
+        Guard(application, key), http=BoundedProtocol, ws="none", lifespan="off", access_log=False,
+        server_header=False, log_level="error",
+    ))
 
 
-def _name(question: Question) -> str:
-    prompt, answers = question.key
-    return hashlib.sha256("\0".join([prompt, *sorted(answers)]).encode()).hexdigest()
+def _refusal(status: int, detail: str) -> JSONResponse:
+    return JSONResponse({"detail": detail}, status)
 
 
-def _written(question: Question, choices: Sequence[str], waiting: int) -> dict[str, Any]:
+def _written(key: str, question: Question, choices: Sequence[str], waiting: int) -> dict[str, Any]:
     return {
-        "question": _name(question),
+        "question": key,
         "prompt": [[turn.role, turn.content] for turn in question.prompt.messages],
         "first": question.first, "second": question.second, "choices": list(choices), "open": waiting,
     }
