@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 
 from conftest import tiny
 from test_check import rows, tokenizer, write_recipe
@@ -18,6 +19,7 @@ from triptych.doctor import Finding, Located
 from triptych.engine.models import load_tokenizer, save
 from triptych.recipe import load
 from triptych.records import Comparison, Conversation, Prompt, Rating, user
+from triptych.reward.sandbox import Confinement
 from triptych.reward.training import PairwiseReward
 
 REAL = Path(__file__).resolve().parents[2] / "shared" / "data" / "preferences"
@@ -236,3 +238,21 @@ def test_real_comparisons() -> None:
     assert [Path(finding.where).name for finding in length] == ["pandalm.jsonl"]
     assert "'the longer answer wins' is right on 66%" in length[0].what
     assert not any(finding.stops for finding in findings)
+
+
+@pytest.mark.parametrize(("missing", "unconfined", "stops"), [
+    ("", False, []), ("no bubblewrap", False, [True]), ("no bubblewrap", True, [False]),
+])
+def test_a_machine_that_cannot_confine_code(
+    missing: str, unconfined: bool, stops: list[bool], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(doctor, "confinement", lambda: Confinement(missing))
+    rule = {"rule": "tests", "unconfined": unconfined}
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump({
+        "name": "code", "base": {"from": "m"}, "instruct": {"data": ["a.jsonl"]}, "improve": {"prompts": ["b.jsonl"]},
+        "reward": {"kind": "rules", "rules": [rule]}, "gate": {"judge": {"kind": "rules", "rules": [rule]}},
+    }))
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.jsonl").touch()
+    assert [finding.stops for finding in doctor.diagnose_sandbox(load(path))] == stops

@@ -1,9 +1,7 @@
-"""Rules give the values that are worked out by hand, and the sandbox holds what it says."""
+"""Rules give the values that are worked out by hand."""
 
 from __future__ import annotations
 
-import socket
-import time
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +15,6 @@ from triptych.records import Conversation, Prompt, user
 from triptych.reward.kinds import open_reward
 from triptych.reward.language import share_in
 from triptych.reward.rules import AnyRule, Rules, RulesReward, keep_rules, number_in
-from triptych.reward.sandbox import confinement, run_tests
 
 
 def said(answer: str, reference: str | None = None, task: str | None = None, asked: str = "?") -> Conversation:
@@ -149,60 +146,3 @@ def test_a_function_that_gives_no_number_is_named(tmp_path: Path, returned: str)
     keep_rules(desk, config, {"mine.py": tmp_path / "mine.py"})
     with pytest.raises(RewardError, match=r"mine\.py:score"):
         open_reward(desk.output, trusted=True).score([said("x")])
-
-
-def sandboxed(code: str, tests: str = "", seconds: float = 10.0, **more: Any) -> str:
-    """What came of it: nothing where it passed."""
-    verdict = run_tests(code, tests, seconds=seconds, unconfined=True, **more)
-    return "" if verdict.passed else verdict.reason
-
-
-def test_code_that_passes_its_tests_passes_and_other_code_does_not() -> None:
-    rule = {"rule": "tests", "seconds": 10, "unconfined": True}
-    answer = "So:\n```python\ndef double(x):\n    return 2 * x\n```\nThat is all."
-    assert value(rule, answer, "assert double(4) == 8") == 1
-    assert value(rule, answer, "assert double(4) == 9") == 0
-    assert value(rule, "def double(x) return", "assert True") == 0
-
-
-def test_leaving_early_is_not_passing() -> None:
-    for leave in ("import sys; sys.exit(0)", "import os; os._exit(0)", "import os, signal; os.kill(os.getpid(), 9)"):
-        assert sandboxed(leave, "assert False") != ""
-
-
-def test_time_is_limited_also_for_what_the_code_started() -> None:
-    began = time.monotonic()
-    assert "longer than" in sandboxed("while True: pass", seconds=1.0)
-    if not confinement().namespaces:  # a limit on the user's processes may forbid to start another
-        return
-    forks = "import os, time\nif os.fork() == 0:\n    os.setsid()\ntime.sleep(60)"
-    assert "longer than" in sandboxed(forks, seconds=1.0)
-    assert time.monotonic() - began < 15
-
-
-def test_memory_is_limited() -> None:
-    assert "MemoryError" in sandboxed("x = bytearray(1 << 30)", mebibytes=256)
-
-
-@pytest.mark.skipif(not confinement().files, reason="this kernel has no Landlock")
-def test_files_outside_cannot_be_read_or_changed(tmp_path: Path) -> None:
-    secret = tmp_path / "secret"
-    secret.write_text("key")
-    assert "PermissionError" in sandboxed(f"open({str(secret)!r}).read()")
-    assert "PermissionError" in sandboxed(f"open({str(tmp_path / 'new')!r}, 'w')")
-    assert "PermissionError" in sandboxed(f"import os; os.remove({str(secret)!r})")
-    assert sandboxed("open('own', 'w').write('1')", "assert open('own').read() == '1'") == ""
-    assert secret.read_text() == "key"
-
-
-@pytest.mark.skipif(not confinement().network, reason="this machine cannot keep the network from a process")
-def test_the_network_cannot_be_reached() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
-        reason = sandboxed(f"import socket; socket.create_connection(('127.0.0.1', {port}), timeout=5)")
-    assert "Error" in reason
-
-
-def test_the_environment_does_not_reach_the_code(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SECRET_KEY", "value")
-    assert sandboxed("import os", "assert 'SECRET_KEY' not in os.environ") == ""

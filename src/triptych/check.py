@@ -97,6 +97,8 @@ def check(path: Path, overrides: Sequence[str] = (), reward: Path | None = None)
                 check_files(inputs, findings)
                 check_model(inputs, folder, findings)
             return findings
+        for finding in doctor.diagnose_sandbox(recipe):
+            (findings.problems if finding.stops else findings.notes).append(str(finding))
         if recipe.storybook is not None:
             findings.notes.append("nothing to read: the storybook writes all of its own data and trains its own Base")
             return findings

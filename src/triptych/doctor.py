@@ -13,6 +13,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from pydantic import BaseModel
+
 from triptych.data import files
 from triptych.data.lengths import tokenized
 from triptych.data.splits import contradictions
@@ -24,6 +26,8 @@ from triptych.intervals import mean_interval
 from triptych.recipe import JudgeSection, Recipe
 from triptych.records import Comparison, Conversation, Message, Prompt, Rating, user
 from triptych.reward.audit.agreement import trivial
+from triptych.reward.rules import UnitTests
+from triptych.reward.sandbox import confinement
 
 LENGTH_SHARE = 0.55
 """A share of labels that one rule of length explains, at the near end of its interval, from which it is noted."""
@@ -69,6 +73,28 @@ def diagnose(recipe: Recipe, folder: Path, tokenizer: Any | None) -> Iterator[Fi
         yield from look_at_count(heldout, what, audit.least_prompts, audit.least_margin, audit.required)
         if tokenizer is not None and config is not None:
             yield from look_at_lengths([places[row] for row in training], tokenizer, section, config)
+
+
+def diagnose_sandbox(recipe: Recipe) -> Iterator[Finding]:
+    """Whether code that a model writes can be confined here, where the recipe has a rule that runs it."""
+    rules = list(_unit_tests(recipe))
+    if rules and not (kept := confinement()).whole:
+        yield Finding(
+            f"unit tests cannot confine the code that a model writes: {kept}", "rule tests",
+            "it could read and change your files", "install bubblewrap, or set `unconfined: true` where that may be",
+            stops=not all(rule.unconfined for rule in rules),
+        )
+
+
+def _unit_tests(settings: object) -> Iterator[UnitTests]:
+    if isinstance(settings, UnitTests):
+        yield settings
+    elif isinstance(settings, BaseModel):
+        for name in type(settings).model_fields:
+            yield from _unit_tests(getattr(settings, name))
+    elif isinstance(settings, list | tuple):
+        for each in settings:
+            yield from _unit_tests(each)
 
 
 def diagnose_reward(folder: Path, tokenizer: Any, rows: Sequence[Comparison]) -> Iterator[Finding]:

@@ -181,13 +181,13 @@ class JsonSchema(Rule):
 class UnitTests(Rule):
     """1 where the answer's Python code passes the tests in the prompt's reference, in a sandbox.
 
-    The code is the answer's last fenced block, or all of it. See :mod:`triptych.reward.sandbox` for what the
-    sandbox protects from.
+    The code is the answer's last fenced block, or all of it. It runs in one process and the tests in another. See
+    :mod:`triptych.reward.sandbox` for what the sandbox protects from.
 
     Attributes:
         seconds: of wall clock for code and tests.
-        mebibytes: of memory.
-        unconfined: run also where this machine cannot keep files and network from the code.
+        mebibytes: of memory for the code in sum, and as much for the tests.
+        unconfined: run also where this machine cannot confine the code (no bubblewrap).
     """
 
     rule: Literal["tests"] = "tests"
@@ -403,7 +403,7 @@ def keep_rules(
     path = desk.output / "reward.json"
     path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     if any(isinstance(rule, UnitTests) for rule in config.rules):
-        desk.progress.say(f"unit tests run with: {confinement()}")
+        desk.progress.say(f"unit tests: {confinement()}")
     return {"rules": len(config.rules)}
 
 

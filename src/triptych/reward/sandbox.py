@@ -1,94 +1,55 @@
-"""Code that a model wrote, run against unit tests in a process of its own with limits.
+"""Code that a model wrote, run against unit tests: two processes, each in a sandbox of its own.
 
-What holds on Linux, as far as the kernel allows it (:func:`confinement` says what it allows here):
+One process runs the answer's code, the other the tests. They share nothing but a pipe each way, on which the tests call
+the answer's functions (:mod:`triptych.reward.sandboxed`): what the code patches is not in the interpreter that judges,
+and what the tests expect is never in the memory of the code.
 
-- time: wall clock and CPU; then the process and all that it started are killed;
-- memory: the address space of each process; sizes and number of files, number of processes;
-- files: by Landlock only the interpreter's folders and /usr can be read, and only a temporary folder written;
-- network: a network namespace of its own without any interface; else TCP is refused by Landlock.
+What holds, for each of the two:
 
-What it does not protect from: faults of the kernel itself, heating the processor for the time it is given, and an
-answer that looks for a way to pass dishonestly. Answer and tests share one interpreter, so code that patches what
-the tests call, or that searches the interpreter for how a pass is reported, can claim one. Where a policy is trained
-for long against tests, look at what it writes. For code from strangers use a virtual machine.
+- files: bubblewrap (`bwrap`) shows the interpreter's folders, read-only, and an empty /tmp in memory for at most 16 MiB
+  and 1024 entries; Landlock beside it where the kernel has it;
+- processes: a process namespace of its own, which ends with the verdict, whatever the code started or called;
+- memory: the address space, of the only process that the system call filter allows, in which threads share;
+- time: wall clock, and processor time;
+- network: a namespace of its own without any interface, and no sockets but local ones;
+- privileges: none, no environment, and where root runs it a user id that belongs to nobody.
+
+What it does not protect from: faults of the kernel, heating the processor for the time it is given, and tests that ask
+the answer for the verdict, as `assert make(1) == make(1)` does where both are objects of the answer's class. For code
+from strangers use a virtual machine.
 """
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import json
 import os
-import secrets
 import shutil
 import signal
 import subprocess
 import sys
+import sysconfig
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
+from types import ModuleType
+from typing import IO
 
 from triptych.errors import RewardError
+from triptych.reward.sandboxed import answer, judge
+from triptych.reward.sandboxed.confinement import FILES
 
-NAMESPACES = ("unshare", "--user", "--map-root-user", "--net", "--pid", "--fork", "--kill-child")
-LANDLOCK_CREATE = 444
-"""The system call landlock_create_ruleset, whose number is the same on every architecture."""
+HARNESS = Path(answer.__file__).parent
+SOURCE = HARNESS.parents[2]
+"""The folder from which the harness is imported; inside the sandbox there is nothing in it but the harness."""
 
-HARNESS = r'''
-import ctypes, json, os, resource, struct, sys
-
-job = json.load(sys.stdin)
-report = os.dup(1)
-null = os.open(os.devnull, os.O_RDWR)
-for stream in (0, 1, 2):
-    os.dup2(null, stream)
-
-def confine(folder):
-    libc = ctypes.CDLL(None, use_errno=True)
-    abi = libc.syscall(444, None, 0, 1)
-    if abi < 1:
-        return
-    known = (1 << 13) - 1
-    known |= (1 << 13 if abi >= 2 else 0) | (1 << 14 if abi >= 3 else 0) | (1 << 15 if abi >= 5 else 0)
-    read = 1 | 4 | 8
-    rules = struct.pack("QQ", known, 3) if abi >= 4 else struct.pack("Q", known)
-    ruleset = libc.syscall(444, rules, len(rules), 0)
-    allowed = {path: read for path in {sys.prefix, sys.base_prefix, "/usr", "/lib", "/lib64"}}
-    allowed |= {folder: known, "/dev/urandom": 4, "/dev/null": 2 | 4}
-    for path, access in allowed.items():
-        if os.path.exists(path):
-            place = os.open(path, os.O_PATH | os.O_CLOEXEC)
-            if not os.path.isdir(path):
-                access &= 1 | 2 | 4 | (1 << 14 if abi >= 3 else 0)
-            libc.syscall(445, ruleset, 1, struct.pack("=Qi", access, place), 0)
-            os.close(place)
-    libc.prctl(38, 1, 0, 0, 0)
-    if libc.syscall(446, ruleset, 0) != 0:
-        os._exit(3)
-    os.close(ruleset)
-
-if sys.platform == "linux":
-    confine(os.getcwd())
-memory, seconds = job["memory"], job["seconds"]
-for name, most in (
-    ("RLIMIT_CPU", int(seconds) + 1), ("RLIMIT_AS", memory), ("RLIMIT_FSIZE", 1 << 24), ("RLIMIT_NOFILE", 64),
-    ("RLIMIT_NPROC", 64), ("RLIMIT_CORE", 0),
-):
-    resource.setrlimit(getattr(resource, name), (most, most))
-
-def run(code, tests, report, word):
-    world = {"__name__": "answer"}
-    exec(compile(code, "answer.py", "exec"), world)
-    exec(compile(tests, "tests.py", "exec"), world)
-    os.write(report, word)
-
-try:
-    run(job["code"], job["tests"], report, job["word"].encode())
-except BaseException as error:
-    os.write(report, f"{type(error).__name__}: {error}"[:200].encode("utf-8", "replace"))
-finally:
-    os._exit(0)
-'''
+LIBRARIES = tuple(dict.fromkeys(sysconfig.get_paths()[name] for name in ("purelib", "platlib")))
+ENVIRONMENT = {
+    "PATH": "/usr/bin:/bin", "LANG": "C.UTF-8", "HOME": "/nonexistent", "TMPDIR": "/tmp", "OMP_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join((str(SOURCE), *LIBRARIES)), "PYTHONHASHSEED": "0",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,79 +62,140 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class Confinement:
-    """What keeps the code in here.
+    """Whether this machine can confine code.
 
     Attributes:
-        namespaces: processes and network of its own.
-        files: the kernel's ABI of Landlock; 0 where there is none.
+        missing: what it lacks, and what to do; nothing where the sandbox is whole.
     """
 
-    namespaces: bool
-    files: int
-
-    @property
-    def network(self) -> bool:
-        """Whether the network is out of reach, TCP at least."""
-        return self.namespaces or self.files >= 4
+    missing: str = ""
 
     @property
     def whole(self) -> bool:
-        """Whether both files and network are kept from it."""
-        return self.network and self.files > 0
+        """Whether all of it holds."""
+        return not self.missing
 
     def __str__(self) -> str:
-        parts = {"no network": self.network, "own processes": self.namespaces, "few files": self.files > 0}
-        return ", ".join(name if has else f"not: {name}" for name, has in parts.items())
+        return self.missing or "confined: no files, no network, no other process, nothing after the verdict"
 
 
 @cache
 def confinement() -> Confinement:
-    """What this machine's kernel allows."""
+    """Tries the sandbox once."""
     if sys.platform != "linux":
-        return Confinement(False, 0)
-    spaces = shutil.which("unshare") is not None and subprocess.run(
-        [*NAMESPACES, "true"], stdin=subprocess.DEVNULL, capture_output=True, check=False
-    ).returncode == 0
-    return Confinement(spaces, max(0, ctypes.CDLL(None, use_errno=True).syscall(LANDLOCK_CREATE, None, 0, 1)))
+        return Confinement(f"there is no sandbox for {sys.platform}, only for Linux")
+    if _bwrap() is None:
+        return Confinement("bubblewrap is missing (`apt install bubblewrap`, or `dnf install bubblewrap`)")
+    verdict = _run("def one(): return 1", "assert one() == 1", 30.0, 256, boxed=True)
+    return Confinement() if verdict.passed else Confinement(f"bubblewrap cannot be used here: {verdict.reason}")
 
 
 def run_tests(
     code: str, tests: str, *, seconds: float = 5.0, mebibytes: int = 512, unconfined: bool = False
 ) -> Verdict:
-    """Runs `code`, then `tests` in the same namespace; passed where nothing was raised to the end.
+    """Runs `code`, then `tests`, which see its names; passed where nothing was raised to the end.
 
     Args:
-        code, tests: Python; what they print goes nowhere.
+        code, tests: Python; what they print goes nowhere but to each other.
         seconds: of wall clock for all of it; CPU time is limited to the same.
-        mebibytes: of address space.
-        unconfined: run it also where files or network cannot be kept from it; the other limits hold all the same.
+        mebibytes: of memory for the code, and as much for the tests.
+        unconfined: run it also where it cannot be confined; the limits hold as far as they can be set.
 
     Raises:
-        RewardError: this machine cannot keep files or network from the code, and `unconfined` is not set.
+        RewardError: this machine cannot confine the code, and `unconfined` is not set.
     """
     kept = confinement()
     if not kept.whole and not unconfined:
         raise RewardError(
-            f"unit tests: this machine cannot confine the code that a model writes ({kept}); run it in a container or "
-            "a virtual machine that may be harmed, and set `unconfined: true` there"
+            f"unit tests: this machine cannot confine the code that a model writes: {kept}. In a container or a "
+            "virtual machine that may be harmed, `unconfined: true` runs it all the same"
         )
-    word = secrets.token_hex(16)
-    job = {"code": code, "tests": tests, "seconds": seconds, "memory": mebibytes << 20, "word": word}
-    command = [*(NAMESPACES if kept.namespaces else ()), sys.executable, "-I", "-c", HARNESS]
-    environment = {"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8", "HOME": "/nonexistent", "OMP_NUM_THREADS": "1"}
-    # Its report goes into a file, which RLIMIT_FSIZE bounds, and not into a pipe that could be flooded.
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder, tempfile.TemporaryFile() as report:
-        with subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=report, stderr=subprocess.DEVNULL, cwd=folder,
-            env=environment, start_new_session=True,
-        ) as process:
-            try:
-                process.communicate(json.dumps(job).encode(), timeout=seconds)
-            except subprocess.TimeoutExpired:
-                return Verdict(False, f"took longer than {seconds:g} seconds")
-            finally:
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(process.pid, signal.SIGKILL)
+    return _run(code, tests, seconds, mebibytes, boxed=kept.whole)
+
+
+def _run(code: str, tests: str, seconds: float, mebibytes: int, *, boxed: bool) -> Verdict:
+    limits = [str(seconds), str(mebibytes), str(int(boxed))]
+    # The report goes into a file, which RLIMIT_FSIZE bounds, and not into a pipe that could be flooded.
+    with (
+        tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder,
+        tempfile.TemporaryFile() as job, tempfile.TemporaryFile() as report, tempfile.TemporaryFile() as faults,
+        contextlib.ExitStack() as ends,
+    ):
+        job.write(json.dumps({"code": code, "tests": tests}).encode())
+        job.seek(0)
+        asked, asks = _pipe(ends)
+        told, tells = _pipe(ends)
+        command = [*(_box() if boxed else ()), os.path.realpath(sys.executable), "-P", "-s", "-S", "-c"]
+        with _started([*command, _main(answer), *limits], asked, tells, faults, folder):
+            ends_of_judge = [str(told), str(asks)]
+            with _started(
+                [*command, _main(judge), *limits, *ends_of_judge], job, report, faults, folder, (told, asks)
+            ) as judging:
+                ends.close()  # so that each side sees when the other ends
+                try:
+                    judging.wait(timeout=seconds)
+                except subprocess.TimeoutExpired:
+                    return Verdict(False, f"took longer than {seconds:g} seconds")
         report.seek(0)
-        said = report.read(1000).decode("utf-8", "replace")
-    return Verdict(True) if said == word else Verdict(False, said or f"ended with code {process.returncode}")
+        faults.seek(0)
+        said = report.read(4000).decode("utf-8", "replace")
+        if said == "null":
+            return Verdict(True)
+        last = faults.read(10_000).decode("utf-8", "replace").strip().splitlines()[-1:]
+        return Verdict(False, json.loads(said) if said else "".join(last) or f"ended with code {judging.returncode}")
+
+
+def _main(module: ModuleType) -> str:
+    """Starts a module; `python -m` takes 10 ms more."""
+    return f"from {module.__name__} import main; main()"
+
+
+def _pipe(ends: contextlib.ExitStack) -> tuple[int, int]:
+    pair = os.pipe()
+    for end in pair:
+        ends.callback(os.close, end)
+    return pair
+
+
+@contextlib.contextmanager
+def _started(
+    command: list[str], stdin: int | IO[bytes], stdout: int | IO[bytes], stderr: IO[bytes], folder: str,
+    passed: tuple[int, ...] = (),
+) -> Iterator[subprocess.Popen[bytes]]:
+    """A process that is killed in the end; what it started in its namespace dies with it."""
+    with subprocess.Popen(
+        command, stdin=stdin, stdout=stdout, stderr=stderr, cwd=folder, env=ENVIRONMENT, pass_fds=passed,
+        start_new_session=True,
+    ) as process:
+        try:
+            yield process
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+
+
+def _bwrap() -> str | None:
+    return shutil.which("bwrap")
+
+
+@cache
+def _box() -> tuple[str, ...]:
+    """The command of bubblewrap up to the program."""
+    root = os.getuid() == 0
+    spaces = ("ipc", "pid", "net", "uts", *(() if root else ("user",)))
+    shown = dict.fromkeys(("/usr", "/lib", "/lib64", "/etc/ld.so.cache", sys.base_prefix, *LIBRARIES, str(HARNESS)))
+    # bwrap would give them the modes that they have outside, and /root none for others.
+    parents = sorted({str(above) for path in shown for above in Path(path).parents} - {"/", "/tmp"})
+    # Root needs no namespace of users; it gives itself away as one (:func:`confinement.confine`).
+    kept = ("SYS_ADMIN", *(("SETUID", "SETGID") if root else ()))
+    return (
+        str(_bwrap()), *(f"--unshare-{space}" for space in spaces), "--unshare-cgroup-try",
+        "--die-with-parent", "--new-session", "--clearenv",
+        *(word for name, value in ENVIRONMENT.items() for word in ("--setenv", name, value)),
+        "--perms", "1777", "--size", str(FILES), "--tmpfs", "/tmp",
+        *(word for path in parents for word in ("--perms", "0755", "--dir", path)),
+        *(word for path in shown for word in ("--ro-bind-try", path, path)),
+        *(word for path in ("/dev/null", "/dev/urandom") for word in ("--dev-bind", path, path)),
+        "--remount-ro", "/", "--chdir", "/tmp", "--cap-drop", "ALL",
+        *(word for name in kept for word in ("--cap-add", f"CAP_{name}")), "--",
+    )

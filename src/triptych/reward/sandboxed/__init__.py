@@ -1,0 +1,1 @@
+"""What runs inside the sandbox: the answer's process, the tests' process, and the channel between them."""
