@@ -22,6 +22,7 @@ from triptych.records import Conversation, Prompt, user
 from triptych.reward.endpoint import Endpoint, EndpointJudge, replies_in
 from triptych.reward.judge import TEMPLATES, JudgeReward, LanguageJudge, LocalJudge, keep_judge
 from triptych.reward.kinds import open_reward
+from triptych.reward.trust import Trust
 
 KEY = "sk-very-secret"
 
@@ -182,7 +183,7 @@ def test_the_key_goes_to_the_server_and_nowhere_else(
     config = JudgeReward.model_validate({"endpoint": {"url": server.url, "model": "m", "key_env": "MY_KEY"}})
     (tmp_path / "out").mkdir()
     keep_judge(Desk(tmp_path / "out", tmp_path, Silent(), 1, 60.0), config)
-    scorer = open_reward(tmp_path / "out", cache=tmp_path / "cache")
+    scorer = open_reward(tmp_path / "out", cache=tmp_path / "cache", trust=Trust.in_recipe([config]))
     scorer.score([said("a")])
     assert server.headers[0]["Authorization"] == f"Bearer {KEY}"
     written = [path for path in tmp_path.rglob("*") if path.is_file()]

@@ -15,6 +15,7 @@ from triptych.records import Conversation, Prompt, user
 from triptych.reward.kinds import open_reward
 from triptych.reward.language import share_in
 from triptych.reward.rules import AnyRule, Rules, RulesReward, keep_rules, number_in
+from triptych.reward.trust import Trust
 
 
 def said(answer: str, reference: str | None = None, task: str | None = None, asked: str = "?") -> Conversation:
@@ -121,7 +122,7 @@ def test_ones_own_function_is_kept_with_the_artifact_and_only_run_where_it_is_tr
     desk = desk_at(tmp_path / "desk")
     keep_rules(desk, config, {"sub/mine.py": source})
     source.unlink()
-    assert open_reward(desk.output, trusted=True).score([said("abcde")]) == [0.5]
+    assert open_reward(desk.output, trust=Trust(functions=True)).score([said("abcde")]) == [0.5]
     assert sorted(path.name for path in desk.output.rglob("*")) == ["0.py", "functions", "reward.json"]
     with pytest.raises(RewardError, match=r"mine\.py"):
         open_reward(desk.output)
@@ -145,4 +146,4 @@ def test_a_function_that_gives_no_number_is_named(tmp_path: Path, returned: str)
     desk = desk_at(tmp_path / "desk")
     keep_rules(desk, config, {"mine.py": tmp_path / "mine.py"})
     with pytest.raises(RewardError, match=r"mine\.py:score"):
-        open_reward(desk.output, trusted=True).score([said("x")])
+        open_reward(desk.output, trust=Trust(functions=True)).score([said("x")])

@@ -45,6 +45,7 @@ from triptych.reward.mixture import MixtureReward
 from triptych.reward.regression import RegressionReward
 from triptych.reward.rules import RulesReward
 from triptych.reward.training import PairwiseReward, RewardTraining, train_reward
+from triptych.reward.trust import Trust
 from triptych.storage import write_whole
 from triptych.storybook.judge import ExactJudge
 from triptych.storybook.world import write_world
@@ -337,12 +338,13 @@ def make_reward(
 def opened(
     recipe: Recipe, runner: Runner, config: Reward, reward: Artifact, champion: Artifact | None, name: str | None = None
 ) -> Scorer:
-    """The reward in an artifact as a scorer; it comes from the user's own recipe, so its functions may run."""
+    """The reward in an artifact as a scorer; what the user's own recipe names may be asked and run, nothing else."""
     models = {Path(file).name: Path(place) for file, place in recipe.reward_files(config).items()}
     if champion:
         models[POLICY] = champion.folder / "model"
     cache = runner.folder / "cache"
-    return open_reward(reward.folder, identity=reward.digest, name=name, models=models, cache=cache, trusted=True)
+    trust = Trust.in_recipe(within(config))
+    return open_reward(reward.folder, identity=reward.digest, name=name, models=models, cache=cache, trust=trust)
 
 
 def data_stage(recipe: Recipe) -> Stage:

@@ -24,6 +24,37 @@ RunFolder = Annotated[
     str, typer.Argument(metavar="RUN", help="A run's folder, or its name in runs/.", show_default=False)
 ]
 
+AllowEndpoint = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="URL", show_default=False,
+        help="Lets a reward that asks a language model send text to this address; may be given several times.",
+    ),
+]
+AllowKey = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="VARIABLE", show_default=False,
+        help="Lets it send the value of this environment variable as the key to what --allow-endpoint allows.",
+    ),
+]
+AllowFunctions = Annotated[
+    bool,
+    typer.Option(
+        "--allow-functions", help="Runs the functions that a reward's folder holds, and the code of its rule tests."
+    ),
+]
+AllowTemplate = Annotated[
+    bool, typer.Option("--allow-template", help="Renders the template with which a reward asks a language model.")
+]
+AllowModel = Annotated[
+    list[Path] | None,
+    typer.Option(
+        metavar="FOLDER", show_default=False,
+        help="The model that a reward names as its judge, by the folder's name; may be given several times.",
+    ),
+]
+
 
 def find_run(name: str) -> Path:
     """The folder of a run, given by its path or its name."""
@@ -39,8 +70,10 @@ def find_model(name: str, role: str) -> tuple[Path, Path | None]:
     """The model's folder that a path stands for, and the release it is part of where that was named."""
     for place in (Path(name), RUNS / name):
         for release in (place, place / "release"):
-            if (release / "manifest.json").exists() and (release / role / "config.json").exists():
+            if (release / "manifest.json").exists() and _is_model(release / role, role):
                 return release / role, release
+        if role == "reward" and (place / "reward.json").is_file():
+            return place, None
         for folder in (place, place / "model"):
             if (folder / "config.json").exists():
                 scores = "SequenceClassification" in (folder / "config.json").read_text(encoding="utf-8")
@@ -49,3 +82,7 @@ def find_model(name: str, role: str) -> tuple[Path, Path | None]:
                     raise ModelError(f"{folder}: this model {does} answers; one that {wanted} them is needed here")
                 return folder, None
     raise ModelError(f"{name}: neither a model's folder, nor a release, nor a run with a release")
+
+
+def _is_model(folder: Path, role: str) -> bool:
+    return (folder / "config.json").exists() or (role == "reward" and (folder / "reward.json").is_file())

@@ -6,7 +6,7 @@ import json
 import random
 import sys
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,13 +14,22 @@ import typer
 
 from triptych import __version__
 from triptych.cli.app import app
-from triptych.cli.arguments import RUNS, find_model
+from triptych.cli.arguments import (
+    RUNS,
+    AllowEndpoint,
+    AllowFunctions,
+    AllowKey,
+    AllowModel,
+    AllowTemplate,
+    find_model,
+)
 from triptych.cli.terminal import figure, quote, say, show, table_of
-from triptych.errors import AuditError, RecipeError, ReleaseError, RewardError
+from triptych.errors import AuditError, RecipeError, ReleaseError, RewardError, TriptychError
 from triptych.storage import write_whole
 
 if TYPE_CHECKING:
     from triptych.engine.generation import Sampling
+    from triptych.engine.scoring import Scorer
 
 Temperature = Annotated[
     float | None,
@@ -42,6 +51,36 @@ def own_sampling(folder: Path, temperature: float | None, max_tokens: int | None
     )
 
 
+@dataclass(frozen=True)
+class Allowed:
+    """What the user's flags allow of what a reward's folder names."""
+
+    endpoints: list[str] | None
+    keys: list[str] | None
+    functions: bool
+    template: bool
+    models: list[Path] | None
+
+    def open(self, folder: Path, policy: Path | None = None) -> Scorer:
+        """The reward in a folder; a judge may ask the policy that is given.
+
+        Raises:
+            RewardError: it names what the flags do not allow.
+        """
+        from triptych.reward.judge import POLICY
+        from triptych.reward.kinds import open_reward
+        from triptych.reward.trust import Trust
+
+        models = {place.name: place for place in self.models or ()} | ({POLICY: policy} if policy else {})
+        trust = Trust.given(self.endpoints or (), self.keys or (), self.functions, self.template)
+        return open_reward(folder, models=models, trust=trust)
+
+    def found(self, name: str) -> Scorer:
+        """The reward that a path stands for; of a release, its Instruct model is the policy."""
+        folder, release = find_model(name, "reward")
+        return self.open(folder, release / "instruct" if release else None)
+
+
 @app.command()
 def chat(
     model: Annotated[
@@ -53,6 +92,11 @@ def chat(
     seed: Annotated[
         int | None, typer.Option(min=0, help="Gives the same answers again.", show_default=False)
     ] = None,
+    allow_endpoint: AllowEndpoint = None,
+    allow_key: AllowKey = None,
+    allow_functions: AllowFunctions = False,
+    allow_template: AllowTemplate = False,
+    allow_model: AllowModel = None,
 ) -> None:
     """Talks with a model; of a release the Reward model scores each answer.
 
@@ -60,19 +104,19 @@ def chat(
 
     Example: [bold]triptych chat runs/quickstart/release --temperature 0.3[/bold]
     """
+    allowed = Allowed(allow_endpoint, allow_key, allow_functions, allow_template, allow_model)
     folder, release = find_model(model, "instruct")
 
     from triptych.engine.device import settle
     from triptych.engine.rollout import Policy
     from triptych.records import Conversation, Message, Prompt
-    from triptych.reward.kinds import open_reward
 
     settle()
     policy = Policy.open(folder)
     scorer = None
     if release:
         try:
-            scorer = open_reward(release / "reward", models={"policy": folder})
+            scorer = allowed.open(release / "reward", folder)
         except RewardError as error:
             say(f"(answers are not scored: {error})")
     context = getattr(policy.model.config.get_text_config(), "max_position_embeddings", None)
@@ -97,8 +141,12 @@ def chat(
         turns.append(Message("assistant", rollout.answer))
         quote(rollout.answer + ("" if rollout.finished else " …"))
         if scorer:
-            score = scorer.score([Conversation(prompt, rollout.answer)])[0]
-            say((f"reward {score:.2f}", "dim"))
+            try:
+                score = scorer.score([Conversation(prompt, rollout.answer)])[0]
+            except TriptychError as error:  # a rule that needs a reference, an endpoint that is not there
+                say(f"(not scored: {error})")
+            else:
+                say((f"reward {score:.2f}", "dim"))
 
 
 def _lines() -> Iterator[str]:
@@ -137,6 +185,11 @@ def evaluate(
     max_tokens: MaxTokens = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the answers.")] = 1,
     output: Annotated[Path | None, typer.Option(help="Writes the numbers as JSON.", show_default=False)] = None,
+    allow_endpoint: AllowEndpoint = None,
+    allow_key: AllowKey = None,
+    allow_functions: AllowFunctions = False,
+    allow_template: AllowTemplate = False,
+    allow_model: AllowModel = None,
 ) -> None:
     """Measures a model: its answers, its reading of plain text, or a reward model's agreement with people.
 
@@ -151,15 +204,17 @@ def evaluate(
         raise RecipeError("--reward scores answers to prompts: give --prompts as well")
     from triptych.engine.device import settle
 
+    allowed = Allowed(allow_endpoint, allow_key, allow_functions, allow_template, allow_model)
     settle()
     numbers: dict[str, Any] = {}
     if comparisons is not None:
-        numbers |= _agreement(find_model(model, "reward")[0], comparisons)
+        numbers |= _agreement(allowed.found(model), comparisons)
     if prompts is not None or text is not None:
         folder = find_model(model, "instruct")[0]
         if prompts is not None:
             sampling = replace(own_sampling(folder, temperature, max_tokens), seed=seed)
-            numbers |= _answers(folder, prompts, reward, sampling)
+            scorer = allowed.found(str(reward)) if reward is not None else None
+            numbers |= _answers(folder, prompts, scorer, sampling)
         if text is not None:
             numbers |= _prediction(folder, text)
     table = table_of("measured", "value", right=1)
@@ -171,16 +226,14 @@ def evaluate(
         say(str(output))
 
 
-def _answers(folder: Path, prompts: Path, reward: Path | None, sampling: Sampling) -> dict[str, Any]:
+def _answers(folder: Path, prompts: Path, scorer: Scorer | None, sampling: Sampling) -> dict[str, Any]:
     from triptych.data.files import read_prompts
     from triptych.engine.rollout import Policy
-    from triptych.engine.scoring import RewardModel
     from triptych.intervals import mean_interval
     from triptych.progress import Terminal
     from triptych.records import Conversation
 
     asked = read_prompts(prompts)
-    scorer = RewardModel(find_model(str(reward), "reward")[0]) if reward is not None else None
     written = Policy.open(folder).write(asked, sampling, progress=Terminal())
     answers = [group[0] for group in written]
     numbers: dict[str, Any] = {
@@ -222,6 +275,11 @@ def audit(
     output: Annotated[
         Path, typer.Option(metavar="DIR", help="Where audit.json and audit.html are written.")
     ] = Path("audit"),
+    allow_endpoint: AllowEndpoint = None,
+    allow_key: AllowKey = None,
+    allow_functions: AllowFunctions = False,
+    allow_template: AllowTemplate = False,
+    allow_model: AllowModel = None,
 ) -> None:
     """Measures what a reward model is worth on comparisons that it has not seen; exit code 1 where it fails.
 
@@ -236,9 +294,10 @@ def audit(
     from triptych.report.page import render_audit
     from triptych.report.summary import Audit as Audited
     from triptych.reward.audit.stage import Audit, Evidence, examine
-    from triptych.reward.kinds import open_reward
 
-    folder = find_model(reward, "reward")[0]
+    allowed = Allowed(allow_endpoint, allow_key, allow_functions, allow_template, allow_model)
+    scorer = allowed.found(reward)
+    before = allowed.found(predecessor) if predecessor else None
     rows = [row for path in data for row in read_comparisons(path)]
     trained = [row for path in training or () for row in read_comparisons(path)]
     rows, shared = decontaminate(rows, trained)
@@ -247,8 +306,7 @@ def audit(
     if not rows:
         raise AuditError("no comparison is left: every prompt of --data is one of --training")
     settle()
-    before = open_reward(find_model(predecessor, "reward")[0]) if predecessor else None
-    record = examine(open_reward(folder), Evidence(rows, trained), Audit(), before)
+    record = examine(scorer, Evidence(rows, trained), Audit(), before)
     output.mkdir(parents=True, exist_ok=True)
     write_whole(output / "audit.json", record.model_dump_json(indent=1) + "\n")
     shown = Audited(round=0, trained_on=len(trained) or None, ceiling=None, **record.model_dump())
@@ -271,12 +329,12 @@ def audit(
         raise AuditError(f"{reward} failed its audit: " + "; ".join(record.reasons))
 
 
-def _agreement(folder: Path, comparisons: Path) -> dict[str, Any]:
+def _agreement(scorer: Scorer, comparisons: Path) -> dict[str, Any]:
     from triptych.data.files import read_comparisons
-    from triptych.engine.scoring import RewardModel, log_odds
+    from triptych.engine.scoring import log_odds
     from triptych.reward.audit.stage import Evidence, measured, scored
 
-    rows, scorer = read_comparisons(comparisons), RewardModel(folder)
+    rows = read_comparisons(comparisons)
     found = measured(Evidence(rows), *scored(scorer, rows), log_odds(scorer))
     names = ("comparisons", "accuracy", "interval", "calibration_error", "length_correlation")
     numbers = {name: value for name in names if (value := getattr(found, name)) is not None}

@@ -13,22 +13,19 @@ mixture                 `parts/NAME/`, each of them one of these, and `reward.js
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
-
-from pydantic import ValidationError
 
 from triptych.engine.scoring import RewardModel, Scorer
-from triptych.errors import RewardError
 from triptych.pipeline.stage import Metrics
+from triptych.reward.description import Description, Members, Parts
 from triptych.reward.ensemble import Ensemble, EnsembleReward, join
 from triptych.reward.judge import JudgeReward, keep_judge, open_judge
-from triptych.reward.mixture import Mixture, MixtureReward, Part, Weighted, mix
+from triptych.reward.mixture import Mixture, MixtureReward, Weighted, mix
 from triptych.reward.regression import RegressionReward, train_regression
 from triptych.reward.rules import Rules, RulesReward, keep_rules
 from triptych.reward.training import PairwiseReward, train_reward
+from triptych.reward.trust import Trust
 
 Reward = PairwiseReward | RegressionReward | EnsembleReward | RulesReward | JudgeReward | MixtureReward
 
@@ -37,8 +34,6 @@ WORKS: Mapping[type[Reward], Callable[..., Metrics]] = {
     RulesReward: keep_rules, JudgeReward: keep_judge, MixtureReward: mix,
 }
 """What the stage of each kind does."""
-
-DESCRIPTION = "reward.json"
 
 
 def within(reward: Reward) -> list[Reward]:
@@ -53,7 +48,7 @@ def files_of(reward: Reward) -> list[str]:
 
 def open_reward(
     folder: Path, *, identity: str = "", name: str | None = None, models: Mapping[str, Path] | None = None,
-    cache: Path | None = None, trusted: bool = False,
+    cache: Path | None = None, trust: Trust | None = None,
 ) -> Scorer:
     """The reward in an artifact's folder, or in a released one, as a scorer.
 
@@ -65,60 +60,39 @@ def open_reward(
         name: for the reader of a report; by default the kind's.
         models: the folders of the models that judges ask, by the name that the settings give them; "policy" too.
         cache: the folder in which an endpoint's replies are kept.
-        trusted: run the functions that the folder holds. They are code; a release from others is not trusted.
+        trust: what the user named of that which the folder names; nothing by default.
 
     Raises:
         RewardError: the folder holds no reward that is known here, or one that may not or cannot be used.
     """
-    if not (folder / DESCRIPTION).is_file():
-        model = folder / "model" if (folder / "model").is_dir() else folder
-        return RewardModel(model, name=name or "reward model", identity=identity)
-    content = described(folder)
-    kind = content.pop("kind")
-    try:
-        if kind == "ensemble":
-            members = [RewardModel(folder / "models" / str(place)) for place in range(content["members"])]
-            scorer: Scorer = Ensemble(members, float(content["penalty"]), identity=identity)
-        elif kind == "mixture":
-            parts = [Part.model_validate(part) for part in content["parts"]]
-            scorer = Mixture([
-                Weighted(part, open_reward(folder / "parts" / part.name, models=models, cache=cache, trusted=trusted))
-                for part in parts
-            ], identity=identity)
-        elif kind == "rules":
-            rules = RulesReward.model_validate(content)
-            if rules.files and not trusted:
-                names = ", ".join(rules.files)
-                raise RewardError(f"{folder}: holds functions ({names}), which are run only in one's own runs")
-            scorer = Rules(rules, folder, identity=identity)
-        elif kind == "judge":
-            content.pop("model_digest", None)
-            judge = JudgeReward.model_validate(content)
-            template = (folder / "template.jinja").read_text(encoding="utf-8")
-            scorer = open_judge(
-                judge, template, model=(models or {}).get(judge.model), cache=cache, name="language judge",
-                identity=identity,
-            )
-        else:
-            raise RewardError(f"{folder / DESCRIPTION}: its kind {kind!r} is not known")
-    except (ValidationError, KeyError, TypeError, OSError) as error:
-        raise RewardError(f"{folder / DESCRIPTION}: cannot be used: {error}") from error
+    described = Description.of(folder)
+    given = models or {}
+    (trust or Trust()).require(described, given)
+    scorer = _opened(described, identity, given, cache)
     if name:
         scorer.name = name  # type: ignore[misc]
     return scorer
 
 
-def described(folder: Path) -> dict[str, Any]:
-    """What `reward.json` says.
-
-    Raises:
-        RewardError: it cannot be read.
-    """
-    path = folder / DESCRIPTION
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise RewardError(f"{path}: cannot be read: {error}") from error
-    if not isinstance(content, dict) or not isinstance(content.get("kind"), str):
-        raise RewardError(f"{path}: must be an object with a kind")
-    return content
+def _opened(described: Description, identity: str, models: Mapping[str, Path], cache: Path | None) -> Scorer:
+    """The scorer of a description that is trusted."""
+    folder, content = described.folder, described.content
+    match content:
+        case None:
+            model = folder / "model" if (folder / "model").is_dir() else folder
+            return RewardModel(model, identity=identity)
+        case Members():
+            members = [RewardModel(folder / "models" / str(place)) for place in range(content.members)]
+            return Ensemble(members, content.penalty, identity=identity)
+        case Parts():
+            parts = zip(content.parts, described.parts, strict=True)
+            return Mixture(
+                [Weighted(part, _opened(inner, "", models, cache)) for part, inner in parts], identity=identity
+            )
+        case RulesReward():
+            return Rules(content, folder, identity=identity)
+        case JudgeReward():
+            return open_judge(
+                content, described.template, model=models.get(content.model), cache=cache, name="language judge",
+                identity=identity,
+            )
