@@ -261,7 +261,7 @@ def test_code_of_answers_runs_for_no_folder(tmp_path: Path, instruct: Path) -> N
         {"rule": "tests", "unconfined": True, "seconds": 1e9, "mebibytes": 10**9}
     ]}}
     release = released(tmp_path / "release", instruct, files)
-    assert "would run Python code of answers" in told(chat(release))
+    assert "would run Python code of answers without a sandbox, where this machine has none," in told(chat(release))
     # A rule that needs a reference has none in a chat: the answer is there, and the chat goes on.
     assert "not scored" in told(chat(release, "--allow-functions"))
 

@@ -105,9 +105,10 @@ class Trust:
                         "read it, and --allow-functions allows it"
                     )
                 if isinstance(rule, UnitTests):
+                    where = "without a sandbox, where this machine has none," if rule.unconfined else "in the sandbox"
                     yield (
-                        f"{described.file}: would run Python code of answers in the sandbox (rule tests); "
-                        "--allow-functions allows it"
+                        f"{described.file}: would run Python code of answers {where} (rule tests); --allow-functions "
+                        "allows it"
                     )
 
 
