@@ -7,9 +7,11 @@ import os
 import random
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -25,28 +27,39 @@ from triptych.storage import read_rows
 
 RECIPE = Path(__file__).parent / "tiny.yaml"
 
-# One process imports everything once and forks a child for each attempt; it uses no threads of its own before.
+# One process imports everything once and forks the ranks of each attempt; it uses no threads of its own before.
 FORKS = """
-import os, sys
-from pathlib import Path
+import os, signal, sys
 import triptych.outcome, triptych.cli
 import transformers.models.llama.modeling_llama
 for line in sys.stdin:
-    runs = line.strip()
-    child = os.fork()
-    if child == 0:
-        os.setsid()
-        log = os.open(runs + ".log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-        os.dup2(log, 1), os.dup2(log, 2)
-        sys.argv = ["triptych", "run", sys.argv[1], "--runs", runs]
-        try:
-            triptych.cli.main()
-        except SystemExit as leave:
-            os._exit(leave.code or 0)
-        os._exit(0)
-    print(child, flush=True)
-    _, status = os.waitpid(child, 0)
-    print(status, flush=True)
+    runs, count, port = line.split()
+    children = []
+    for rank in range(int(count)):
+        child = os.fork()
+        if child == 0:
+            os.setsid()
+            log = os.open(runs + ".log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+            os.dup2(log, 1), os.dup2(log, 2)
+            if int(count) > 1:
+                os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": count,
+                               "LOCAL_WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+            sys.argv = ["triptych", "run", sys.argv[1], "--runs", runs]
+            try:
+                triptych.cli.main()
+            except SystemExit as leave:
+                os._exit(leave.code or 0)
+            os._exit(0)
+        children.append(child)
+    print(*children, flush=True)
+    worst = 0
+    while children:
+        child, status = os.wait()
+        children.remove(child)
+        worst = worst or status
+        for other in children if status else ():  # as torchrun does
+            os.kill(other, signal.SIGKILL)
+    print(worst, flush=True)
 """
 
 
@@ -60,32 +73,50 @@ class Attempts:
             text=True, env=environment,
         )
 
-    def start(self, runs: Path) -> int:
+    def start(self, runs: Path, ranks: int = 1) -> list[int]:
+        """The processes of a new attempt."""
         assert self.process.stdin
         assert self.process.stdout
-        self.process.stdin.write(f"{runs}\n")
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            port = free.getsockname()[1]
+        self.process.stdin.write(f"{runs} {ranks} {port}\n")
         self.process.stdin.flush()
-        return int(self.process.stdout.readline())
+        return [int(each) for each in self.process.stdout.readline().split()]
 
     def status(self) -> int:
+        """What the attempt ended with; waits for that."""
         assert self.process.stdout
         return int(self.process.stdout.readline())
+
+    def finish(self, runs: Path, ranks: int = 1) -> None:
+        """An attempt that nobody disturbs."""
+        self.start(runs, ranks)
+        assert self.status() == 0, Path(f"{runs}.log").read_text()
+
+    def end(self) -> None:
+        assert self.process.stdin
+        self.process.stdin.close()
+        self.process.wait(timeout=60)
+
+
+def kill(children: Sequence[int]) -> None:
+    for child in children:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(child, signal.SIGKILL)
 
 
 @pytest.fixture(scope="module")
 def attempts():
     attempts = Attempts()
     yield attempts
-    attempts.process.stdin.close()
-    attempts.process.wait(timeout=60)
+    attempts.end()
 
 
 @pytest.fixture(scope="module")
 def whole(attempts, tmp_path_factory):
     """An uninterrupted run."""
     runs = tmp_path_factory.mktemp("whole")
-    attempts.start(runs)
-    assert attempts.status() == 0, (Path(f"{runs}.log")).read_text()
+    attempts.finish(runs)
     return runs / "tiny"
 
 
@@ -168,8 +199,7 @@ def test_no_prompt_proves_what_it_taught(whole):
 
 def test_a_second_run_does_nothing(whole, attempts):
     before = contents(whole / "artifacts")
-    attempts.start(whole.parent)
-    assert attempts.status() == 0
+    attempts.finish(whole.parent)
     assert contents(whole / "artifacts") == before
     started = [event for event in events(whole) if event["event"] == "started"]
     assert len(started) == len({event["stage"] for event in started})
@@ -275,16 +305,14 @@ def test_kills_at_any_moment_change_no_byte(whole, attempts, tmp_path):
     run = tmp_path / "tiny"
     kills = []
     for target in targets:
-        child = attempts.start(tmp_path)
+        children = attempts.start(tmp_path)
         begun = wait_for_start(run, target)
         if begun:
             time.sleep(draw.random() * seconds[target])
             kills.append(target)
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(child, signal.SIGKILL)
+        kill(children)
         attempts.status()
-    attempts.start(tmp_path)
-    assert attempts.status() == 0, Path(f"{tmp_path}.log").read_text()
+    attempts.finish(tmp_path)
     assert len(kills) >= 8, kills  # on a busy machine a short stage may be over before its kill
     assert contents(run / "release") == contents(whole / "release")
     resumed = Path(f"{tmp_path}.log").read_text()
