@@ -25,8 +25,9 @@ from triptych.errors import ModelError, ReleaseError
 from triptych.records import Prompt, user
 from triptych.release.family import assemble
 from triptych.release.lineage import ROLES, DataFile, Lineage, Parent, RewardExample, Role
-from triptych.release.verification import digest, verify
+from triptych.release.verification import verify
 from triptych.report.summary import Audit, Base, ModelScore, Round, StageRow, Summary, TaskScore, Verdict
+from triptych.storage import sha256
 
 ANSWERS = ["A language model.", "Go away!", "déjà vu\n\n你好 <|im_end|> and more", "x"]
 
@@ -349,7 +350,7 @@ def test_the_manifest_lists_everything(made: Path) -> None:
     files = {path.relative_to(made).as_posix() for path in made.rglob("*") if path.is_file()}
     assert set(manifest["files"]) == files - {"manifest.json", "manifest.sha256"}
     for name, entry in manifest["files"].items():
-        assert entry == {"sha256": digest(made / name), "size": (made / name).stat().st_size}
+        assert entry == {"sha256": sha256(made / name), "size": (made / name).stat().st_size}
     assert verify(made) == []
 
 

@@ -39,7 +39,7 @@ def test_only_two_files_print() -> None:
     found = []
     for path in sorted(SOURCE.rglob("*.py")):
         name = path.relative_to(SOURCE).as_posix()
-        if name in PRINTING:
+        if name in PRINTING or name.startswith("reward/sandboxed/"):  # there standard output is a pipe
             continue
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Call):

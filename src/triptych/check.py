@@ -41,7 +41,7 @@ from triptych.data.template import prompt_tokens
 from triptych.engine import models
 from triptych.engine.device import compute_dtype
 from triptych.engine.memory import Architecture
-from triptych.errors import DataError, Fault, ModelError, RecipeError, TriptychError
+from triptych.errors import DataError, Fault, ModelError, RecipeError, ReleaseError, TriptychError
 from triptych.evaluate.answers import portions_of
 from triptych.evaluate.measurement import Measurement, few_shot
 from triptych.evaluate.significance import least, level
@@ -49,6 +49,7 @@ from triptych.pipeline.stage import Desk
 from triptych.progress import Silent
 from triptych.recipe import JudgedLabelling, JudgeSection, Recipe, load, settings
 from triptych.records import Comparison, Conversation, Prompt, Record
+from triptych.release.signature import check_signing
 from triptych.reward.ensemble import EnsembleReward
 from triptych.reward.mixture import MixtureReward
 
@@ -99,6 +100,11 @@ def check(path: Path, overrides: Sequence[str] = (), reward: Path | None = None)
             return findings
         for finding in doctor.diagnose_sandbox(recipe):
             (findings.problems if finding.stops else findings.notes).append(str(finding))
+        if recipe.signing is not None:
+            try:
+                check_signing(recipe.signing)
+            except ReleaseError as error:
+                findings.problems.append(str(error))
         if recipe.storybook is not None:
             findings.notes.append("nothing to read: the storybook writes all of its own data and trains its own Base")
             return findings

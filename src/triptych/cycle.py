@@ -37,6 +37,7 @@ from triptych.pipeline.runner import Runner
 from triptych.pipeline.stage import Stage
 from triptych.progress import Progress
 from triptych.recipe import AuditSection, JudgedLabelling, Recipe, settings
+from triptych.release.signature import check_signing
 from triptych.reward.audit.stage import Audit, audit
 from triptych.reward.ensemble import EnsembleReward
 from triptych.reward.judge import POLICY, JudgeReward
@@ -118,7 +119,10 @@ def cycle(recipe: Recipe, runner: Runner, family: Family) -> None:
     Raises:
         AuditError: a reward model failed its audit, and the recipe requires it to pass.
         WaitingError: people decide at a gate, and have not answered all of its questions.
+        ReleaseError: the release could not be signed as the recipe asks.
     """
+    if recipe.signing is not None:
+        check_signing(recipe.signing)
     judge = begin(recipe, runner, family)
     for number in range(1, recipe.improve.rounds + 1):
         ask_people(recipe, runner, family, number)

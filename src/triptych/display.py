@@ -36,6 +36,12 @@ def one_line(text: object) -> str:
     return " ".join(printable(text).split())
 
 
+def named(name: object) -> str:
+    """The name of a file: as it is, or, where it holds what would not be seen, with escapes."""
+    text = str(name)
+    return text if text == one_line(text) else ascii(text)
+
+
 class Display(Console):
     """A console on which all text stands as it is: never markup, never a control sequence but its own styles."""
 

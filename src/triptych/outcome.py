@@ -265,7 +265,7 @@ def release(recipe: Recipe, family: Family, summary: report.Summary, folder: Pat
         partial, name=recipe.name, version=recipe.release.version, license=recipe.release.license,
         models=models, lineage=lineage, summary=summary, recipe=_recipe_digest(recipe),
         reward_examples=_examples(feedback, reward), language=recipe.release.language,
-        decoding=decoding_of(recipe, family, champion),
+        decoding=decoding_of(recipe, family, champion), signing=recipe.signing,
     )
     prove(family)  # what was copied is what was written
     replace_folder(partial, folder)
@@ -386,7 +386,8 @@ def _examples(feedback: Artifact | None, reward: Artifact) -> list[RewardExample
 
 
 def _recipe_digest(recipe: Recipe) -> str:
-    return hashlib.sha256(json.dumps(recipe.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()
+    told = recipe.model_dump(mode="json", exclude={"release": {"sign"}})  # where a key lies changes nothing
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
 
 
 def _count(path: Path) -> int:

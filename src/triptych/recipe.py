@@ -31,6 +31,7 @@ from triptych.improve.methods import Method
 from triptych.improve.ppo import Ppo
 from triptych.improve.rloo import Rloo
 from triptych.instruct.finetuning import Finetuning
+from triptych.release.signature import Signing
 from triptych.reward.audit.stage import Audit
 from triptych.reward.ensemble import EnsembleReward
 from triptych.reward.judge import POLICY, JudgeReward
@@ -238,11 +239,16 @@ class SplitSection(Config):
 
 
 class ReleaseSection(Config):
-    """How the family is published."""
+    """How the family is published.
+
+    Attributes:
+        sign: with what; by default the release is not signed.
+    """
 
     version: str = "1.0"
     license: str = "other"
     language: str = "en"
+    sign: Signing | None = None
 
 
 class Goals(Config):
@@ -437,6 +443,12 @@ class Recipe(Config):
                 raise RecipeError(f"{name}: a function is taken only from the recipe's own folder, {home}")
             found[name] = path
         return found
+
+    @property
+    def signing(self) -> Signing | None:
+        """How the release is signed, its key where it lies."""
+        sign = self.release.sign
+        return sign.model_copy(update={"key": str(self.place(sign.key))}) if sign and sign.key else sign
 
     def place(self, name: str) -> str | Path:
         """Where a file named in the recipe lies; a dataset's or a Hub model's name stays as it is."""

@@ -306,10 +306,12 @@ def _parsed(text: str, path: Path, place: str, remedy: str) -> Fields:
 
 def entries(folder: Path) -> Iterator[Path]:
     """Everything below a folder, sorted by name; links are named and not followed."""
-    for path in sorted(folder.iterdir()):
+    waiting = sorted(folder.iterdir(), reverse=True)
+    while waiting:
+        path = waiting.pop()
         yield path
-        if path.is_dir() and not path.is_symlink():
-            yield from entries(path)
+        if not path.is_symlink() and path.is_dir():
+            waiting += sorted(path.iterdir(), reverse=True)
 
 
 def irregular(path: Path) -> str | None:

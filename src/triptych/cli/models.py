@@ -353,18 +353,53 @@ def _prediction(folder: Path, text: Path) -> dict[str, Any]:
 
 @app.command()
 def verify(
-    name: Annotated[str, typer.Argument(metavar="RELEASE", help="A release's folder, or a run.", show_default=False)],
+    name: Annotated[
+        str, typer.Argument(metavar="RELEASE", help="A release's folder, or a run in runs/.", show_default=False)
+    ],
+    key: Annotated[
+        Path | None,
+        typer.Option(metavar="PUBLIC.pem", help="The public key that it must be signed with.", show_default=False),
+    ] = None,
+    identity: Annotated[
+        str | None,
+        typer.Option(help="Who must have signed it without a key, as an e-mail address.", show_default=False),
+    ] = None,
+    identity_provider: Annotated[
+        str | None,
+        typer.Option(metavar="URL", help="Who vouches for that, as https://accounts.google.com.", show_default=False),
+    ] = None,
 ) -> None:
-    """Says whether a release still holds what its manifest lists: no file changed, missing or added.
+    """Says whether a release holds what its manifest lists and nothing else: every other entry is named.
 
-    Example: [bold]triptych verify runs/quickstart/release[/bold]
+    Who can change files can change the manifest too. With --key or --identity the signature must hold as well.
+
+    Example: [bold]triptych verify runs/quickstart/release --key public.pem[/bold]
     """
+    from triptych.release import signature
+    from triptych.release.verification import SIGNATURE
     from triptych.release.verification import verify as problems_of
 
-    folder = Path(name)
-    if not (folder / "manifest.json").exists():
-        folder = next((run / "release" for run in (folder, RUNS / name) if (run / "release").is_dir()), folder)
-    problems = problems_of(folder)
-    if problems:
+    if key is not None and identity is not None:
+        raise ReleaseError("a release is signed by a key or by an identity: give --key or --identity")
+    if (identity is None) != (identity_provider is None):
+        raise ReleaseError("--identity NAME and --identity-provider URL belong together")
+    folder = _release_named(name)
+    if problems := problems_of(folder):
         raise ReleaseError(f"{folder} is not what was released:\n" + "\n".join(problems))
-    say(f"OK: {folder} holds what its manifest lists")
+    signed_by = ""
+    if key is not None:
+        signature.check_key(folder, key)
+        signed_by = f", and is signed with the key of {key}"
+    elif identity is not None and identity_provider is not None:
+        signature.check_identity(folder, identity, identity_provider)
+        signed_by = f", and is signed by {identity}"
+    say(f"OK: {folder} holds what its manifest lists{signed_by}")
+    if not signed_by and (folder / SIGNATURE).exists():
+        say("It is signed, and the signature was not checked: give --key, or --identity and --identity-provider.")
+
+
+def _release_named(name: str) -> Path:
+    """The folder that was named, and no other: only of a run in runs/ it is the release inside."""
+    folder = Path(name)
+    run = folder if folder.exists() else RUNS / name
+    return run / "release" if run.parent == RUNS and run.name != ".." else folder

@@ -9,12 +9,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from triptych.engine import models as engine
 from triptych.engine.generation import Sampling
 from triptych.errors import ReleaseError
 from triptych.records import Message
 from triptych.release import card
 from triptych.release.lineage import ROLES, Lineage, RewardExample, Role
+from triptych.release.signature import Signing, sign
 from triptych.release.verification import FORMAT, DataEntry, Manifest, ModelEntry, ParentEntry, listing, seal
 from triptych.report.summary import Summary
 
@@ -48,6 +51,7 @@ def assemble(
     reward_examples: Sequence[RewardExample] = (),
     language: str = "en",
     decoding: Sampling | None = None,
+    signing: Signing | None = None,
 ) -> None:
     """Write the release into `folder`; the same models and numbers give the same bytes.
 
@@ -63,9 +67,11 @@ def assemble(
         reward_examples: scored answers, released beside the Reward model.
         language: of the text, as the Hub names it.
         decoding: of Instruct, at which it was measured.
+        signing: how the whole is signed, last; two signatures of equal bytes differ.
 
     Raises:
-        ReleaseError: if a role is missing, the folder is not empty, or the three do not share one tokenizer.
+        ReleaseError: if a role is missing, the folder is not empty, the three do not share one tokenizer, or it cannot
+            be signed.
         ModelError: if a model's folder cannot be used safely.
     """
     for given in (models, lineage):
@@ -97,6 +103,8 @@ def assemble(
         _write(folder / "reward" / EXAMPLES, "".join(_example(example) for example in reward_examples))
     _write(folder / "README.md", card.family_card(family))
     seal(folder, _manifest(folder, family))
+    if signing is not None:
+        sign(folder, signing)
 
 
 def _deploy(path: Path, decoding: Sampling) -> None:
@@ -150,15 +158,13 @@ def _manifest(folder: Path, family: card.Family) -> Manifest:
             data=[DataEntry(name=file.name, sha256=file.sha256, rows=file.rows) for file in lineage.data],
             fingerprint=lineage.fingerprint,
         )
-    return Manifest(
-        format=FORMAT,
-        name=family.name,
-        version=family.version,
-        license=family.license,
-        recipe=family.recipe,
-        models=entries,
-        files=listing(folder),
-    )
+    try:
+        return Manifest(
+            format=FORMAT, name=family.name, version=family.version, license=family.license, recipe=family.recipe,
+            models=entries, files=listing(folder),
+        )
+    except ValidationError as error:  # the name of a reward's own function, say
+        raise ReleaseError(f"{folder}: " + error.errors()[0]["msg"].removeprefix("Value error, ")) from None
 
 
 def _write(path: Path, text: str) -> None:
