@@ -348,6 +348,21 @@ def save(text):
 """, """
 assert save('x' * 1000) == 'x' * 1000
 """),
+    "objects of the tests": ("""
+def total(node):
+    return 0 if node is None else node.value + total(node.next)
+def double(node):
+    while node: node.value, node = 2 * node.value, node.next
+def last(node): return last(node.next) if node.next is not None else node
+""", """
+class Node:
+    def __init__(self, value, next=None): self.value, self.next = value, next
+tail = Node(2)
+head = Node(1, tail)
+assert total(head) == 3 and last(head) is tail
+double(head)
+assert (head.value, head.next.value) == (2, 4)
+"""),
     "a global that changes": ("""
 count = 0
 def step():
@@ -376,16 +391,7 @@ def test_an_honest_answer_passes(name: str, monkeypatch: pytest.MonkeyPatch) -> 
 
 ADD = "def add(a, b): return a + b + 1\n"
 CHECKS = (
-    """
-assert add(1, 2) == 3
-assert add(-1, 1) == 0
-""",
-    """
-def check(f):
-    assert abs(f(1, 2) - 3) < 1e-9
-    assert f(2, 2) in [4] and 4 in [f(2, 2)]
-check(add)
-""",
+    "assert add(1, 2) == 3\nassert add(-1, 1) == 0",
     """
 import unittest
 class T(unittest.TestCase):
@@ -394,11 +400,24 @@ class T(unittest.TestCase):
         self.assertAlmostEqual(add(0.5, 0.5), 1.0)
 unittest.main()
 """,
-    """
-assert all(map(lambda case: add(*case[0]) == case[1], [((1, 2), 3), ((2, 2), 4)]))
-""",
 )
-"""The same in the four ways in which tests are written; `add` as above fails each."""
+"""The same in the two ways in which tests are written; `add` as above fails both."""
+
+NEARLY = "def check(f):\n    assert abs(f(1, 2) - 3) < 1e-9 and f(2, 2) in [4] and 4 in [f(2, 2)]\ncheck(add)"
+ALSO = {
+    "equals everything": NEARLY,
+    "is a class that equals everything": NEARLY,
+    "returns a number whose class equals everything": NEARLY,
+    "returns unittest.mock.ANY": NEARLY,
+    "is a mock": NEARLY,
+    "ends the loops of the tests": "assert all(map(lambda case: add(*case[0]) == case[1], [((1, 2), 3), ((2, 2), 4)]))",
+    "replaces what the tests imported": "from math import isclose\nfrom answer import *\nassert isclose(add(1, 2), 3)",
+    "divides by what is expected": "assert add(1, 2) / 3 == 1 and add(2, 2) % 4 == 0",
+    "is of every type of exception":
+        "try: add(1)\nexcept TypeError: pass\ntry: add(None, 1)\nexcept TypeError: pass\n"
+        "try: add(1, 2)\nexcept TypeError: pass\nexcept Exception: raise AssertionError",
+}
+"""Tests that such an answer could pass where it fails the others."""
 
 ALWAYS = (
     "class Always:\n    def __init__(self, *a): pass\n"
@@ -573,6 +592,19 @@ def add(a, b):
     for _ in range(100_000): x = [x]
     return x
 """,
+    "is of every type of exception": """
+class Every(ValueError, TypeError, KeyError): pass
+def add(a, b): raise Every
+""",
+    "replaces what the tests imported": ADD + """
+isclose = lambda *a, **k: True
+""",
+    "divides by what is expected": """
+class One:
+    __truediv__ = __floordiv__ = lambda self, other: 1
+    __mod__ = lambda self, other: 0
+def add(a, b): return One()
+""",
     "never ends": """
 def add(a, b):
     while True: yield 3
@@ -585,13 +617,12 @@ def add(a, b):
 @attack
 @pytest.mark.parametrize("name", DISHONEST)
 def test_a_dishonest_answer_fails(name: str) -> None:
-    with ThreadPoolExecutor(2) as pool:
-        found = list(pool.map(lambda tests: outcome(DISHONEST[name], tests, 20.0), CHECKS))
-    assert all(found), found
+    for tests in (*CHECKS, *([ALSO[name]] if name in ALSO else [])):
+        assert outcome(DISHONEST[name], tests) != "", tests
 
 
 def test_the_checks_of_the_dishonest_pass_an_honest_answer() -> None:
-    for tests in CHECKS:
+    for tests in (*CHECKS, *ALSO.values()):
         assert outcome("def add(a, b): return a + b", tests) == ""
 
 

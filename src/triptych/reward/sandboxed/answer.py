@@ -45,16 +45,29 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
 """What may be asked of the answer's objects."""
 
 
-class Callback:
-    """A function of the tests. It can be called, and nothing else."""
+class Guest:
+    """A function of the tests, which can be called, or an object of a class of theirs, which has attributes."""
+
+    __slots__ = ("__channel", "__number")
 
     def __init__(self, channel: Channel, number: int) -> None:
-        self._channel = channel
-        self.number = number
+        object.__setattr__(self, "_Guest__channel", channel)
+        object.__setattr__(self, "_Guest__number", number)
 
     def __call__(self, *arguments: Any, **named: Any) -> Any:
         """Calls it where it lives."""
-        return self._channel.ask("call", self, arguments, named)
+        return self.__channel.ask("call", self, arguments, named)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        return self.__channel.ask("get", self, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        self.__channel.ask("set", self, name, value)
+
+    def _told(self) -> list[Any]:
+        return ["yours", self.__number]
 
 
 class AnswersEnd(Channel):
@@ -63,6 +76,7 @@ class AnswersEnd(Channel):
     def __init__(self, receive: int, send: int) -> None:
         super().__init__(receive, send)
         self.module = types.ModuleType(MODULE)
+        self._guests: dict[int, Guest] = {}
         self._objects: list[Any] = []
         self._numbers: dict[int, int] = {}
 
@@ -82,8 +96,8 @@ class AnswersEnd(Channel):
 
     def encode_other(self, value: Any) -> list[Any]:
         """Exceptions' classes with their bases, tuples with names also by value, the rest by number."""
-        if isinstance(value, Callback):
-            return ["yours", value.number]
+        if type(value) is Guest:
+            return value._told()
         if isinstance(value, type) and value.__module__ == "builtins" and hasattr(builtins, value.__name__):
             return ["type", value.__name__]
         for scalar in (int, float, str):
@@ -110,11 +124,11 @@ class AnswersEnd(Channel):
         if tag == "yours":
             return self._objects[content[0]]
         if tag == "mine":
-            return Callback(self, content[0])
+            return self._guests.setdefault(content[0], Guest(self, content[0]))
         if tag == "plain":
             return self.decode(content[0])
         if tag == "iterator":
-            return _drawn(Callback(self, content[0]))
+            return _drawn(Guest(self, content[0]))
         found: Any = __import__(content[0], fromlist=["_"])
         for part in content[1].split("."):
             found = getattr(found, part)
@@ -146,7 +160,7 @@ class AnswersEnd(Channel):
         return self._numbers[id(value)]
 
 
-def _drawn(following: Callback) -> Iterator[Any]:
+def _drawn(following: Guest) -> Iterator[Any]:
     while True:
         try:
             each = following()

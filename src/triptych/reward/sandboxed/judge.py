@@ -22,6 +22,9 @@ from triptych.reward.sandboxed.confinement import confine
 ANSWER = ("answer", "solution")
 """The modules by which tests may import from the answer."""
 
+TESTS = "tests"
+"""The name under which the tests run."""
+
 LIBRARY = frozenset((
     "bisect", "cmath", "collections", "collections.abc", "copy", "datetime", "decimal", "fractions", "functools",
     "heapq", "itertools", "json", "math", "operator", "random", "re", "statistics", "string", "time", "typing",
@@ -29,11 +32,11 @@ LIBRARY = frozenset((
 """What tests may use that only the answer imported; they get it from their own standard library."""
 
 _PLAIN: tuple[type[Any], ...] = (int, float, str, list, dict, set, tuple)
-_ARITHMETIC = {
-    "add": "add", "and": "and_", "floordiv": "floordiv", "lshift": "lshift", "matmul": "matmul", "mod": "mod",
-    "mul": "mul", "or": "or_", "pow": "pow", "rshift": "rshift", "truediv": "truediv",
+_BUILDING = {"add": "add", "matmul": "matmul", "mul": "mul"}
+_COMPARING = {
+    "and": "and_", "floordiv": "floordiv", "ge": "ge", "gt": "gt", "le": "le", "lshift": "lshift", "lt": "lt",
+    "mod": "mod", "or": "or_", "pow": "pow", "rshift": "rshift", "sub": "sub", "truediv": "truediv", "xor": "xor",
 }
-_COMPARING = {"ge": "ge", "gt": "gt", "le": "le", "lt": "lt", "sub": "sub", "xor": "xor"}
 _ALONE = {
     "abs": "abs", "bool": "bool", "enter": "enter", "float": "float", "hash": "hash", "index": "index", "int": "int",
     "invert": "invert", "len": "len", "neg": "neg", "next": "next", "pos": "pos", "repr": "repr",
@@ -49,7 +52,7 @@ class Handle:
         number: its own there.
         maker: whether the tests call it as one of the answer's classes, by a name that begins with a capital.
         made: whether it came of such a call. Then it is what is tested, and operands of any operator but == are
-            inputs; of other objects those that could be an expected value (<, -, in) are not sent.
+            inputs; to other objects no operand is sent that could be an expected value (all but + and *).
     """
 
     __slots__ = ("__channel", "__made", "__maker", "__number")
@@ -119,7 +122,7 @@ class Handle:
         """Every operator, asked of the answer."""
         for name, operation in _ALONE.items():
             setattr(cls, f"__{name}__", cls._alone(operation))
-        for name, operation in (_ARITHMETIC | _COMPARING).items():
+        for name, operation in (_BUILDING | _COMPARING).items():
             setattr(cls, f"__{name}__", cls._with_another(operation, turned=False))
             if name not in ("ge", "gt", "le", "lt"):
                 setattr(cls, f"__r{name}__", cls._with_another(operation, turned=True))
@@ -167,7 +170,7 @@ class JudgesEnd(Channel):
         self.failed = ""
         self._handles: dict[int, Handle] = {}
         self._errors: dict[int, type[BaseException]] = {}
-        self._functions: list[Callable[..., Any]] = []
+        self._given: list[Any] = []
         self._numbers: dict[int, int] = {}
 
     def ask(self, operation: str, *operands: Any) -> Any:
@@ -180,15 +183,20 @@ class JudgesEnd(Channel):
             raise RuntimeError(f"the answer raised {type(error).__name__}") from None
 
     def perform(self, operation: str, operands: tuple[Any, ...]) -> Any:
-        """Calls a function that the tests passed; nothing else can be asked of this process."""
-        function, arguments, named = operands
-        if operation != "call" or not any(function is each for each in self._functions):
-            raise PermissionError("the tests' functions can only be called")
-        try:
-            return function(*arguments, **named)
-        except AssertionError as error:  # the answer could catch it
-            self.failed = self.failed or f"AssertionError: {error}"
-            raise
+        """Calls a function that the tests passed, or has an attribute of an object of their classes; nothing else."""
+        thing, *more = operands
+        if not any(thing is each for each in self._given):
+            raise PermissionError("the tests did not pass it")
+        if operation == "call":
+            arguments, named = more
+            try:
+                return thing(*arguments, **named)
+            except AssertionError as error:  # the answer could catch it
+                self.failed = self.failed or f"AssertionError: {error}"
+                raise
+        if operation not in ("get", "set") or type(thing).__module__ != TESTS or more[0].startswith("_"):
+            raise PermissionError("of what the tests pass only functions can be called and attributes be had")
+        return (getattr if operation == "get" else setattr)(thing, *more)
 
     def encode_other(self, value: Any) -> list[Any]:
         """Handles and functions by number, iterators by their next, the standard library by name."""
@@ -208,7 +216,7 @@ class JudgesEnd(Channel):
         for kind in _PLAIN:
             if isinstance(value, kind):
                 return ["plain", self.encode(kind(value))]
-        if callable(value):
+        if callable(value) or type(value).__module__ == TESTS:
             return ["mine", self._number(value)]
         raise TypeError(f"the tests' objects of {type(value).__name__} cannot be passed to the answer")
 
@@ -222,7 +230,7 @@ class JudgesEnd(Channel):
                 raise ValueError(content[0])
             return kind
         if tag == "yours":
-            return self._functions[content[0]]
+            return self._given[content[0]]
         if tag == "error":
             return self._error(*content)
         number = content[0]
@@ -261,6 +269,9 @@ class JudgesEnd(Channel):
     def _error(self, number: int, name: str, bases: list[Any]) -> type[BaseException]:
         if number not in self._errors:
             own = tuple(kind for kind in map(self.decode, bases) if issubclass(kind, BaseException))
+            known = [each for kind in own for each in kind.__mro__ if each.__module__ == "builtins"]
+            if not all(issubclass(one, other) or issubclass(other, one) for one in known for other in known):
+                own = (Exception,)  # what is of several kinds would be whatever is expected
             self._errors[number] = type(str(name), own, {
                 "_number": number, "_text": None, "_handle": None, "__getattr__": _of_the_error, "__str__": _text,
             })
@@ -269,11 +280,11 @@ class JudgesEnd(Channel):
     async def _awaiting(self, handle: Handle) -> Any:
         return self.ask("await", handle)
 
-    def _number(self, function: Callable[..., Any]) -> int:
-        if id(function) not in self._numbers:
-            self._numbers[id(function)] = len(self._functions)
-            self._functions.append(function)
-        return self._numbers[id(function)]
+    def _number(self, given: Any) -> int:
+        if id(given) not in self._numbers:
+            self._numbers[id(given)] = len(self._given)
+            self._given.append(given)
+        return self._numbers[id(given)]
 
 
 def _of_the_error(error: Any, name: str) -> Any:
@@ -290,7 +301,7 @@ class World(dict[str, Any]):
     """The names that tests see: their own, Python's, and then the answer's."""
 
     def __init__(self, channel: JudgesEnd) -> None:
-        super().__init__(__name__="tests", __builtins__=builtins)
+        super().__init__(__name__=TESTS, __builtins__=builtins)
         self._channel = channel
 
     def __missing__(self, name: str) -> Any:
@@ -324,7 +335,8 @@ class Answer(types.ModuleType):
     def __getattr__(self, name: str) -> Any:
         if name == "__all__":
             names = self._channel.ask("names")
-            return [each for each in names if not each.startswith("_") and not hasattr(builtins, each)]
+            taken = (*dir(builtins), *self._world)
+            return [each for each in names if not each.startswith("_") and each not in taken]
         try:
             return self._world.of_the_answer(name)
         except KeyError:
@@ -359,7 +371,7 @@ def _run_cases(world: World) -> None:
 
     load = unittest.defaultTestLoader.loadTestsFromTestCase
     kinds = [each for each in world.values() if isinstance(each, type) and issubclass(each, unittest.TestCase)]
-    suite = unittest.TestSuite(load(each) for each in kinds if each.__module__ == "tests")
+    suite = unittest.TestSuite(load(each) for each in kinds if each.__module__ == TESTS)
     result = unittest.TestResult()
     suite.run(result)
     for _, trace in (*result.failures, *result.errors):
