@@ -20,7 +20,9 @@ from typer.testing import CliRunner
 
 import triptych.cycle
 import triptych.outcome
+from triptych import storage
 from triptych.cli import app
+from triptych.cli import cycle as commands
 from triptych.errors import ModelError, RewardError
 from triptych.release.verification import verify
 from triptych.storage import read_rows
@@ -203,6 +205,29 @@ def test_a_second_run_does_nothing(whole, attempts):
     assert contents(whole / "artifacts") == before
     started = [event for event in events(whole) if event["event"] == "started"]
     assert len(started) == len({event["stage"] for event in started})
+
+
+@pytest.mark.attack("power loss")
+def test_what_is_told_was_flushed_before(whole, tmp_path, monkeypatch, order):
+    shutil.copytree(whole.parent, tmp_path, dirs_exist_ok=True)
+    exchanged = storage._exchanged
+
+    def exchange(one: Path, other: Path) -> bool:
+        order.append(f"exchange {one.name} {other.name}")
+        return exchanged(one, other)
+
+    monkeypatch.setattr(storage, "_exchanged", exchange)
+    monkeypatch.setattr(commands, "say", lambda *parts: order.append(f"told {parts}"))
+    assert CliRunner().invoke(app, ["run", str(RECIPE), "--runs", str(tmp_path)]).exit_code == 0
+    order = order[: next(place for place, each in enumerate(order) if "told ('report" in each)]
+    place = order.index("exchange release.partial release")
+    flushed = [f"fsync {path.name}" for path in (tmp_path / "tiny" / "release").rglob("*")]
+    assert len(flushed) > 15
+    assert sorted(order[place - len(flushed) - 1 : place]) == sorted([*flushed, "fsync release.partial"])
+    assert order[place + 1] == "fsync tiny"
+    for name in ("summary.json", "samples.json", "report.html"):
+        at = order.index(f"rename {name}.partial {name}")
+        assert (order[at - 1], order[at + 1]) == (f"fsync {name}.partial", "fsync tiny")
 
 
 def failing_at(runs: Path, monkeypatch: pytest.MonkeyPatch, work: str, error: Exception) -> tuple[Result, dict]:

@@ -85,17 +85,19 @@ def test_a_kill_while_a_finished_run_is_run_again_leaves_the_release_whole(
     began = time.monotonic()
     attempts.finish(whole.parent, ranks)
     took = time.monotonic() - began
-    for number in range(AGAIN):
+    for number in range(3 * AGAIN):  # on a busy machine some end before their kill
         children = attempts.start(whole.parent, ranks)
-        time.sleep(took * (0.4 + 0.6 * number / AGAIN))  # the release is written last
+        time.sleep(took * (0.25 + 0.75 * (number % AGAIN) / AGAIN))  # the release is written last
         kill(children)
         kills += attempts.status() != 0
         assert contents(whole / "release") == written
         assert verify(whole / "release") == []
+        if kills == AGAIN:
+            break
     attempts.finish(whole.parent, ranks)
     assert contents(whole / "release") == written
     assert sorted(path.name for path in whole.glob("release*")) == ["release"]
-    assert kills >= AGAIN // 2
+    assert kills == AGAIN
     record_property("attacks", kills)
     print(f"{kills} kills while run again on {ranks} ranks")
 
