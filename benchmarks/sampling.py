@@ -55,8 +55,9 @@ def ours(case: Case, *, prompts: Callable[[Case], Prompts], answers: int) -> Ite
     """`triptych.engine.generation.generate`."""
     from triptych.engine import attention
     from triptych.engine.device import compute_dtype, settle
-    from triptych.engine.generation import Sampling, generate
+    from triptych.engine.generation import generate
     from triptych.engine.models import load_policy, load_tokenizer
+    from triptych.engine.sampling import Sampling
 
     settle()
     end = load_tokenizer(case.model).eos_token_id

@@ -18,7 +18,7 @@ from test_check import rows, tiny_model, tokenizer
 from triptych import __version__
 from triptych.cli import app
 from triptych.engine import models
-from triptych.engine.generation import Sampling
+from triptych.engine.sampling import Sampling
 from triptych.errors import AuditError
 from triptych.pipeline.ledger import Ledger
 from triptych.pipeline.runner import claimed

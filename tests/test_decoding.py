@@ -13,9 +13,9 @@ import torch
 
 from triptych.cycle import watcher
 from triptych.data.files import write
-from triptych.engine.generation import Sampling
 from triptych.engine.models import load_policy, load_tokenizer, save
 from triptych.engine.rollout import Policy, divergence
+from triptych.engine.sampling import Sampling
 from triptych.errors import ModelError, RecipeError
 from triptych.evaluate.answers import Answering, answer, answered
 from triptych.evaluate.decoding import Decoding, choose

@@ -14,10 +14,11 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from conftest import logprobs_alone
 from triptych.engine import attention
-from triptych.engine.generation import Sampling, generate
+from triptych.engine.generation import generate
 from triptych.engine.models import load_policy
 from triptych.engine.perplexity import bits_per_byte, windows
 from triptych.engine.rollout import Policy
+from triptych.engine.sampling import Sampling
 from triptych.engine.training import Step, train
 from triptych.improve import grpo, on_policy, ppo, rloo
 from triptych.improve.advantages import priced

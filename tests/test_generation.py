@@ -9,9 +9,11 @@ import pytest
 import torch
 
 from conftest import FAMILIES, VOCABULARY, some_tokens, tiny, with_our_attention
-from triptych.engine import generation
+from triptych.engine import cache, scheduler
 from triptych.engine.forward import answer_logprobs, pack_answers
-from triptych.engine.generation import Sample, Sampling, draw, generate, uniforms
+from triptych.engine.generation import generate
+from triptych.engine.request import Completion
+from triptych.engine.sampling import Sampling, draw, uniforms
 from triptych.engine.training import shuffled
 
 NEVER = VOCABULARY  # no token is this one, so that answers end at the limit
@@ -21,10 +23,10 @@ PROMPTS = [some_tokens(length, length) for length in (7, 1, 23, 4, 11, 2, 16)]
 @pytest.fixture(params=[0, 10**9], ids=["shared", "copied"])
 def prompts_kept(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """A prompt's keys are held once for its answers, or in each answer's slot."""
-    monkeypatch.setattr(generation, "SHARED", request.param)
+    monkeypatch.setattr(cache, "SHARED_KEYS", request.param)
 
 
-def tokens(samples: list[list[Sample]]) -> list[list[list[int]]]:
+def tokens(samples: list[list[Completion]]) -> list[list[list[int]]]:
     return [[sample.tokens for sample in group] for group in samples]
 
 
@@ -83,7 +85,7 @@ def test_a_request_gets_the_same_tokens_whatever_else_is_in_the_batch(monkeypatc
     for place, prompt in enumerate(PROMPTS):
         mixed = [*others[:place], prompt, *others[place + 1 :]]
         assert tokens(generate(model, mixed, end, sampling, n=2, slots=6))[place] == expected[place]
-    monkeypatch.setattr(generation, "PREFILL", 1)
+    monkeypatch.setattr(scheduler, "PREFILL_TOKENS", 1)
     assert tokens(generate(model, PROMPTS, end, sampling, n=2)) == expected
 
 
@@ -93,7 +95,7 @@ def test_the_order_in_which_requests_are_taken_up_changes_nothing(monkeypatch: p
     expected = tokens(generate(model, PROMPTS, end, sampling, n=2))
     for seed in range(4):
         # The numbers of the requests, and so their noise, stay; the queue is shuffled.
-        monkeypatch.setattr(generation, "deque", lambda queue, seed=seed: deque(shuffled(len(queue), 0, seed)))
+        monkeypatch.setattr(scheduler, "deque", lambda queue, seed=seed: deque(shuffled(len(queue), 0, seed)))
         for slots in (2, 6, 100):
             assert tokens(generate(model, PROMPTS, end, sampling, n=2, slots=slots)) == expected
 

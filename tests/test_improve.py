@@ -24,9 +24,9 @@ from triptych.data.pairs import PairGroup, grouped
 from triptych.engine import attention, device
 from triptych.engine.curve import read_curve
 from triptych.engine.forward import answer_logprobs
-from triptych.engine.generation import Sampling
 from triptych.engine.models import load_tokenizer, save
 from triptych.engine.rollout import Policy, divergence
+from triptych.engine.sampling import Sampling
 from triptych.engine.scoring import RewardModel
 from triptych.errors import RecipeError
 from triptych.improve import best_of_n, dpo, grpo, ppo, rloo

@@ -23,6 +23,8 @@ from triptych.engine.adapters import Lora
 from triptych.engine.curve import read_curve
 from triptych.engine.models import load_policy
 from triptych.engine.packing import fill
+from triptych.engine.rollout import Policy
+from triptych.engine.sampling import Sampling
 from triptych.engine.scoring import RewardModel
 from triptych.engine.training import WholeMuon
 from triptych.improve import dpo, grpo, ppo, rloo
@@ -166,6 +168,28 @@ def muon(folder: Path) -> None:
     (folder / f"muon-{ranks.rank()}.json").write_text(json.dumps(numbers))
 
 
+def stale(policy: Path, folder: Path) -> None:
+    """A policy in slices whose update the sampler missed, and the error of each rank that would write."""
+    author = Policy.open(policy / "model")
+    prompts = [Prompt(user(text)) for text in NOUNS[:4]]
+    found = []
+    with ranks.sharded(author.model):
+        author.write(prompts, Sampling(4))
+        author.logprobs(author.write(prompts, Sampling(4)))  # to compute is no update
+        found.append(author.in_sync)
+        optimizer = torch.optim.AdamW(author.model.parameters(), fused=True)
+        for weight in author.model.parameters():
+            weight.grad = torch.ones_like(weight)
+        optimizer.step()
+        with pytest.raises(RuntimeError, match="sync_weights"):
+            author.write(prompts, Sampling(4))
+        author.sync_weights()
+        author.write(prompts, Sampling(4))
+        found.append(author.in_sync)
+    found.append(author.in_sync)  # the whole weights are other tensors
+    (folder / f"stale-{ranks.rank()}.json").write_text(json.dumps(found))
+
+
 def torchrun(*arguments: str | Path, count: int = 2) -> None:
     """Runs a program on ranks of its own."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
@@ -254,6 +278,11 @@ def test_muon_takes_the_same_step_with_a_matrix_in_slices(both: tuple[Path, Path
         assert moved > 0.01
 
 
+def test_a_sampler_of_weights_in_slices_does_not_write_when_they_moved(both: tuple[Path, Path]) -> None:
+    for rank in range(2):
+        assert json.loads((both[1] / f"stale-{rank}.json").read_text()) == [True, True, False]
+
+
 def test_batches_are_dealt_evenly(monkeypatch: pytest.MonkeyPatch) -> None:
     sizes = [30, 10, 10, 10, 20, 20, 40, 5, 5]
     assert ranks.dealt(sizes, 64) == fill(sizes, 64)
@@ -317,6 +346,7 @@ if __name__ == "__main__":
     ranks.start()
     data, policy, mine, others = map(Path, sys.argv[1:])
     muon(mine)
+    stale(policy, mine)
     work(data, policy, mine)
     killed(data, policy, mine)
     ranks.barrier()

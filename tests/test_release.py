@@ -19,8 +19,8 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Pr
 
 from triptych.data import template
 from triptych.engine import models
-from triptych.engine.generation import Sampling
 from triptych.engine.rollout import Policy
+from triptych.engine.sampling import Sampling
 from triptych.errors import ModelError, ReleaseError
 from triptych.records import Prompt, user
 from triptych.release.family import assemble

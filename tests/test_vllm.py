@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from conftest import tiny
-from triptych.engine.generation import Sampling
+from triptych.engine.sampling import Sampling
 from triptych.engine.vllm import VllmSampler
 from triptych.errors import ModelError
 
@@ -86,7 +86,7 @@ def test_answers_come_back_with_their_own_logprobs(engines: list[Engine], tmp_pa
 def test_it_follows_the_model_in_training(engines: list[Engine], tmp_path: Path) -> None:
     learner = tiny("llama", dtype=torch.float32)
     sampler = VllmSampler(tmp_path)
-    sampler.follow(learner)
+    sampler.load_weights(learner)
     given = engines[0].weights
     assert given.keys() == dict(learner.named_parameters()).keys()
     assert all(torch.equal(given[name], weight) for name, weight in learner.named_parameters())

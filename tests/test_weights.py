@@ -8,7 +8,8 @@ import torch
 from conftest import FAMILIES, some_tokens, tiny, with_our_attention
 from triptych.engine.adapters import plain_copy, take_over
 from triptych.engine.device import compute_dtype
-from triptych.engine.generation import Sampling, generate
+from triptych.engine.generation import generate
+from triptych.engine.sampling import Sampling
 from triptych.engine.weights import LaidOut, lay_out
 
 pytestmark = pytest.mark.skipif(compute_dtype() != torch.bfloat16, reason="this processor has no products in bfloat16")

@@ -14,7 +14,7 @@ from triptych.base.pretraining import Pretraining, pretrain
 from triptych.base.taking import Taking, take_base
 from triptych.data.intake import take_in
 from triptych.engine import ranks
-from triptych.engine.generation import Sampling
+from triptych.engine.sampling import Sampling
 from triptych.engine.scoring import Scorer
 from triptych.errors import AuditError, RunError, WaitingError
 from triptych.evaluate.answers import QUESTIONS as ASKED

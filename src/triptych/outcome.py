@@ -16,7 +16,7 @@ from triptych import __version__
 from triptych.cycle import Family, Round, decoding_of
 from triptych.data.files import read_comparisons
 from triptych.engine.curve import read_curve, thinned
-from triptych.engine.generation import Sampling
+from triptych.engine.sampling import Sampling
 from triptych.engine.scoring import RewardModel
 from triptych.errors import RunError
 from triptych.evaluate.lengths import controlled

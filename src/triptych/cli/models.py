@@ -28,7 +28,7 @@ from triptych.errors import AuditError, RecipeError, ReleaseError, RewardError, 
 from triptych.storage import write_whole
 
 if TYPE_CHECKING:
-    from triptych.engine.generation import Sampling
+    from triptych.engine.sampling import Sampling
     from triptych.engine.scoring import Scorer
 
 Temperature = Annotated[
@@ -42,7 +42,7 @@ MaxTokens = Annotated[
 
 def own_sampling(folder: Path, temperature: float | None, max_tokens: int | None) -> Sampling:
     """As the model's folder says that it is decoded, but for what was given."""
-    from triptych.engine.generation import Sampling
+    from triptych.engine.sampling import Sampling
 
     own = Sampling.of(folder)
     return replace(

@@ -2,7 +2,7 @@
 
 transformers passes keyword arguments of a model's `forward` through to its attention function; we pass the
 *layout*, which knows where each token's keys are: a :class:`~triptych.engine.packing.Pack` in training and
-prefill, a :class:`~triptych.engine.generation.SlotCache` in decoding.
+prefill, a :class:`~triptych.engine.cache.SlotCache` in decoding.
 """
 
 from __future__ import annotations

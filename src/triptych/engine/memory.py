@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 
+from triptych.engine.cache import CACHE_BYTES, MAX_SLOTS, SHARED_KEYS
 from triptych.engine.device import compute_dtype
-from triptych.engine.generation import CACHE, SHARED
 from triptych.engine.logprobs import BLOCK, CACHED
 from triptych.engine.packing import SHORT
 from triptych.engine.training import Optimization
@@ -156,9 +156,9 @@ def sampling(model: Architecture, sequences: int, prompt: int, answer: int, memb
         members: answers to each prompt, whose keys they share.
     """
     token = 2 * model.layers * model.key_value_width * _itemsize()
-    shared = prompt * (members - 1) >= SHARED * members
+    shared = prompt * (members - 1) >= SHARED_KEYS * members
     limit = answer + prompt // members if shared else prompt + answer
-    slots = max(1, min(256, sequences, CACHE // (limit * token)))
+    slots = max(1, min(MAX_SLOTS, sequences, CACHE_BYTES // (limit * token)))
     held = answer + 2 * prompt / members if shared else prompt + answer  # with places for prompts that wait
     return round(slots * (held * token + _itemsize() * model.vocabulary))
 

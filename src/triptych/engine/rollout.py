@@ -5,57 +5,23 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from triptych.data.template import prompt_tokens
 from triptych.engine import attention, ranks
-from triptych.engine.adapters import adapted, plain_copy, take_over
-from triptych.engine.device import autocast, compute_dtype
+from triptych.engine.device import autocast
 from triptych.engine.forward import AnswerPack, Model, answer_logprobs, pack_answers
-from triptych.engine.generation import End, Sample, Sampling, generate
 from triptych.engine.models import end_tokens, load_policy, load_tokenizer
-from triptych.engine.weights import lay_out
+from triptych.engine.sampler import Sampler, SlotSampler
+from triptych.engine.sampling import End, Sampling
 from triptych.errors import ModelError
 from triptych.progress import Progress
 from triptych.records import Prompt, Rollout
 
 Render = Callable[[Prompt], list[int]]
-
-
-class Sampler(Protocol):
-    """What writes a policy's answers."""
-
-    def follow(self, learner: Model) -> None:
-        """Takes over the weights of a model, which an update may have changed."""
-
-    def generate(
-        self, prompts: Sequence[Sequence[int]], end: End, sampling: Sampling, *, n: int, numbers: Sequence[int],
-        watch: Callable[[int, int], None],
-    ) -> list[list[Sample]]:
-        """As :func:`triptych.engine.generation.generate`."""
-
-
-class SlotSampler:
-    """Our own: a copy of the model's weights in the compute type, over a slot cache."""
-
-    def __init__(self, model: Model) -> None:
-        self.model = model
-        if compute_dtype() != torch.float32 or ranks.count() > 1 or adapted(model):
-            self.model = lay_out(plain_copy(model, compute_dtype()).requires_grad_(False).eval())
-
-    def follow(self, learner: Model) -> None:
-        """See :class:`Sampler`."""
-        if self.model is not learner:
-            take_over(self.model, learner)
-
-    def generate(
-        self, prompts: Sequence[Sequence[int]], end: End, sampling: Sampling, **how: Any
-    ) -> list[list[Sample]]:
-        """See :class:`Sampler`."""
-        return generate(self.model, prompts, end, sampling, **how)
 
 
 class Policy:
@@ -65,15 +31,26 @@ class Policy:
         model: the model whose weights count, in float32; sampling runs on a copy of them in the compute type.
     """
 
-    def __init__(self, model: Model, tokenizer: Any, sampler: Callable[[], Sampler] | None = None) -> None:
+    def __init__(self, model: Model, tokenizer: Any, sampler: Callable[[], Sampler] = SlotSampler) -> None:
         self.model = model
         self.tokenizer = tokenizer
-        self._made_by = sampler or (lambda: SlotSampler(model))
+        self._made_by = sampler
 
     @cached_property
     def _sampler(self) -> Sampler:
-        """Made when the first answer is written: a reference never writes, and need not hold a second copy."""
-        return self._made_by()
+        """Made when it is first needed: a reference that never writes need not hold a second copy."""
+        sampler = self._made_by()
+        sampler.sync_weights(self.model)
+        return sampler
+
+    @property
+    def in_sync(self) -> bool:
+        """Whether the sampler holds the weights that the model has now."""
+        return self._sampler.in_sync(self.model)
+
+    def sync_weights(self) -> None:
+        """Hands the model's weights to the sampler: due after an update, before the next answer is written."""
+        self._sampler.sync_weights(self.model)
 
     @classmethod
     def open(cls, folder: Path) -> Policy:
@@ -89,8 +66,13 @@ class Policy:
         Args:
             render: how a prompt becomes tokens; by default the chat template.
             end: the token that ends an answer; by default the chat template's and any other that the model names.
+
+        Raises:
+            RuntimeError: the weights were updated since they were last handed to the sampler, or the sampler was given
+                another policy's.
         """
-        self._sampler.follow(self.model)
+        if not self.in_sync:
+            raise RuntimeError("the sampler's weights are not the model's: call sync_weights() after an update")
         render = render or self.render
         tokens = [render(prompt) for prompt in prompts]
         mine = ranks.share(range(len(prompts)))

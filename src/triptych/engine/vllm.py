@@ -14,14 +14,16 @@ from typing import Any
 from triptych.engine.adapters import learnt
 from triptych.engine.device import compute_dtype
 from triptych.engine.forward import Model
-from triptych.engine.generation import End, Sample, Sampling, ending
+from triptych.engine.request import Completion
+from triptych.engine.sampler import Sampler
+from triptych.engine.sampling import End, Sampling, ending
 from triptych.errors import ModelError
 
 SHARE = 0.35
 """Of the device's memory; the rest is for training."""
 
 
-class VllmSampler:
+class VllmSampler(Sampler):
     """An engine of vLLM that writes answers with the weights of a model in training.
 
     Args:
@@ -41,16 +43,16 @@ class VllmSampler:
             gpu_memory_utilization=SHARE, logprobs_mode="processed_logprobs",
         )
 
-    def follow(self, learner: Model) -> None:
+    def load_weights(self, model: Model) -> None:
         """Takes over what the model has learnt; what was computed with the old weights is forgotten."""
-        weights = list(learnt(learner))
-        self._engine.apply_model(lambda model: model.load_weights(weights))
+        weights = list(learnt(model))
+        self._engine.apply_model(lambda engine: engine.load_weights(weights))
         self._engine.reset_prefix_cache()
 
     def generate(
         self, prompts: Sequence[Sequence[int]], end: End, sampling: Sampling, *, n: int, numbers: Sequence[int],
         watch: Callable[[int, int], None],
-    ) -> list[list[Sample]]:
+    ) -> list[list[Completion]]:
         """As :func:`triptych.engine.generation.generate`; the noise belongs to seed and request here too."""
         asked = [{"prompt_token_ids": list(prompt)} for prompt in prompts]
         settings = [
@@ -62,13 +64,13 @@ class VllmSampler:
             for number in numbers
         ]
         outputs = self._engine.generate(asked, settings, use_tqdm=False)
-        groups = [[_sample(answer, ending(end)) for answer in output.outputs] for output in outputs]
-        watch(len(prompts) * n, sum(len(sample.tokens) for group in groups for sample in group))
+        groups = [[_completion(answer, ending(end)) for answer in output.outputs] for output in outputs]
+        watch(len(prompts) * n, sum(len(each.tokens) for group in groups for each in group))
         return groups
 
 
-def _sample(answer: Any, ends: Collection[int]) -> Sample:
+def _completion(answer: Any, ends: Collection[int]) -> Completion:
     """vLLM's answer with the log-probability of each of its tokens."""
     tokens = list(answer.token_ids)
     logprobs = [float(each[token].logprob) for token, each in zip(tokens, answer.logprobs, strict=True)]
-    return Sample(tokens, logprobs, finished=bool(tokens) and tokens[-1] in ends)
+    return Completion(tokens, logprobs, finished=bool(tokens) and tokens[-1] in ends)

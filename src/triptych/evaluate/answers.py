@@ -16,9 +16,9 @@ from pydantic import Field
 from triptych.configuration import Config
 from triptych.data.files import read_documents, read_prompts, write
 from triptych.data.splits import fraction
-from triptych.engine.generation import Sampling
 from triptych.engine.perplexity import bits_per_byte
 from triptych.engine.rollout import Policy, divergence
+from triptych.engine.sampling import Sampling
 from triptych.pipeline.stage import Desk, Metrics
 from triptych.records import Conversation, Document, Prompt, Question, Rollout, differ, to_json
 from triptych.storage import read_rows

@@ -14,8 +14,8 @@ from pydantic import Field, model_validator
 
 from triptych.configuration import Config
 from triptych.data.files import read_prompts
-from triptych.engine.generation import Sampling
 from triptych.engine.rollout import Policy
+from triptych.engine.sampling import Sampling
 from triptych.engine.scoring import Scorer
 from triptych.intervals import mean_interval
 from triptych.pipeline.stage import Desk, Metrics

@@ -12,8 +12,8 @@ from pydantic import Field
 
 from triptych.configuration import Config
 from triptych.data.files import read_conversations, read_prompts
-from triptych.engine.generation import Sampling
 from triptych.engine.rollout import Policy, Render, divergence
+from triptych.engine.sampling import Sampling
 from triptych.engine.scoring import Scorer, Scores, scored
 from triptych.intervals import mean_interval
 from triptych.pipeline.stage import Desk, Metrics

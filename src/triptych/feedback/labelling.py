@@ -14,8 +14,8 @@ from pydantic import Field
 
 from triptych.configuration import Config
 from triptych.data.splits import fraction
-from triptych.engine.generation import Sampling
 from triptych.engine.rollout import Policy
+from triptych.engine.sampling import Sampling
 from triptych.engine.scoring import Scorer
 from triptych.errors import RunError
 from triptych.feedback.accumulation import accumulate

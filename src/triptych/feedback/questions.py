@@ -10,8 +10,8 @@ from pydantic import Field
 from triptych.configuration import Config
 from triptych.data.files import faults_of, parse_comparison, read_any, read_prompts, write
 from triptych.data.splits import fraction
-from triptych.engine.generation import Sampling
 from triptych.engine.rollout import Policy
+from triptych.engine.sampling import Sampling
 from triptych.engine.scoring import Scorer
 from triptych.errors import RunError
 from triptych.interview.asked import Asked

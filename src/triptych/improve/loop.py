@@ -22,9 +22,10 @@ from triptych.data.files import read_prompts
 from triptych.engine import attention, ranks
 from triptych.engine.adapters import adapt, learnt, merged
 from triptych.engine.curve import write_curve
-from triptych.engine.generation import Sampling
 from triptych.engine.models import load_policy, load_tokenizer, save
 from triptych.engine.rollout import Policy, divergence
+from triptych.engine.sampler import Sampler, SlotSampler
+from triptych.engine.sampling import Sampling
 from triptych.engine.scoring import Scorer, Scores, scored
 from triptych.engine.training import Curve, Loss, Optimization, Row, Step, shuffled, train
 from triptych.engine.vllm import VllmSampler
@@ -183,7 +184,10 @@ class Loop:
         self.load = partial(load_policy, folder, attention=attention.NAME)
         self.model: Any = self.load()
         adapt(self.model, config.lora, self.seed)
-        sampler = cache(partial(VllmSampler, folder)) if config.sampler == "vllm" else None  # one for both
+        # One engine of vLLM for both: it takes a share of the device's memory.
+        sampler: Callable[[], Sampler] = (
+            cache(partial(VllmSampler, folder)) if config.sampler == "vllm" else SlotSampler
+        )
         self.policy = Policy(self.model, self.tokenizer, sampler)
         self.reference = Policy(self.load(), self.tokenizer, sampler)
 
@@ -214,6 +218,9 @@ class Loop:
 
     def collect(self, author: Policy, step: int) -> Answers:
         """A step's prompts answered and scored: a function of the step's number and the author's weights."""
+        # An update is the loop's to know of. The reference has none, but may share its sampler with the policy.
+        if author is self.policy or not author.in_sync:
+            author.sync_weights()
         prompts = [self.prompts[i] for i in self.plan[step]]
         lines = [self.lines[prompt.key] for prompt in prompts]
         groups = self._written(author, prompts, step, attempt=0)
@@ -289,6 +296,7 @@ class Loop:
 
         The judge's score of each prompt is kept too.
         """
+        self.policy.sync_weights()
         groups = self.policy.write(self.validation, Sampling(self.config.max_tokens, seed=self.desk.seed))
         conversations = [Conversation(group[0].prompt, group[0].answer) for group in groups]
         numbers: Row = {

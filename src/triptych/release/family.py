@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from triptych.engine import models as engine
-from triptych.engine.generation import Sampling
+from triptych.engine.sampling import Sampling
 from triptych.errors import ReleaseError
 from triptych.records import Message
 from triptych.release import card

@@ -1,0 +1,260 @@
+"""The key-value cache: a slot for each running request, and the prefill that fills it.
+
+A slot is one row of a tensor `[slots, J, depth, D]` for each layer, and holds the keys and values of one request;
+there are no pages. A prompt that is sampled n times is prefilled once. Its keys are copied into n slots or, where that
+saves enough, held once for all of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from triptych.engine.attention import Layout
+from triptych.engine.forward import Model
+from triptych.engine.packing import additive, scaled_attention, weighed_attention
+from triptych.engine.request import Request
+
+CACHE_BYTES = 2 << 30
+"""What the keys and values of all slots may take."""
+
+MAX_SLOTS = 256
+"""Requests decoded together, at the most."""
+
+SHARED_KEYS = 96
+"""Keys that sharing a prompt must save for each answer; fewer are not worth attending in two parts."""
+
+DEPTH_STEP = {"cpu": 32, "cuda": 256}
+"""By so many tokens a cache grows: every step reads all of it, but a device's are recorded anew for each depth."""
+
+
+def bytes_per_token(model: Model) -> int:
+    """What a token's keys and values take over all layers."""
+    config = model.config.get_text_config()
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    return int(2 * config.num_hidden_layers * heads * width * model.dtype.itemsize)
+
+
+def allocate(
+    model: Model, prompts: Sequence[Sequence[int]], n: int, max_tokens: int, slots: int | None = None
+) -> SlotCache:
+    """A cache for n answers of at most `max_tokens` to each prompt.
+
+    Args:
+        slots: how many; by default as many as `CACHE_BYTES` hold, `MAX_SLOTS` at the most.
+    """
+    longest = max((len(prompt) for prompt in prompts), default=0)
+    on_device = torch.get_default_device().type == "cuda"
+    shared = longest * (n - 1) >= SHARED_KEYS * n and not on_device
+    if slots is None:
+        held = max_tokens + longest // n if shared else longest + max_tokens
+        held += DEPTH_STEP["cuda"] // 2 if on_device else 0  # what is held is rounded up
+        slots = max(1, min(MAX_SLOTS, CACHE_BYTES // (held * bytes_per_token(model))))
+    # Slots are taken by whole groups, so that a prompt is computed once for all its answers.
+    slots = max(n, slots // n * n)
+    return SlotCache(min(slots, len(prompts) * n), n, shared=shared)
+
+
+class KeyValues:
+    """Keys and values of some sequences, `[rows, J, depth, D]` for each layer.
+
+    The depth grows with the longest sequence, so that the products read what is there and no more.
+    """
+
+    def __init__(self, rows: int) -> None:
+        self.rows = rows
+        self.depth = 0
+        self.keys: dict[int, Tensor] = {}
+        self.values: dict[int, Tensor] = {}
+
+    def grow(self, depth: int) -> None:
+        """Makes room for sequences of this length, in steps, so that room is seldom made."""
+        if depth <= self.depth:
+            return
+        step = DEPTH_STEP[torch.get_default_device().type]
+        grown = -(-depth // step) * step
+        for cache in (self.keys, self.values):
+            for layer, content in cache.items():
+                larger = content.new_empty(*content.shape[:2], grown, content.shape[3])
+                larger[:, :, : self.depth] = content
+                larger[:, :, self.depth :] = 0  # nothing attends to what is not there, but it must be finite
+                cache[layer] = larger
+        self.depth = grown
+
+    def write(self, first: int, last: int, start: int, end: int, recorded: PrefillRecorder) -> None:
+        """Copies the keys and values of one prompt, at `start:end` of the prefilled row, into rows."""
+        self.grow(end - start)
+        for layer, (key, value) in recorded.layers.items():
+            for cache, content in ((self.keys, key), (self.values, value)):
+                if layer not in cache:
+                    cache[layer] = content.new_zeros(self.rows, content.shape[1], self.depth, content.shape[3])
+                cache[layer][first:last, :, : end - start] = content[0, :, start:end]
+
+    def match(self, other: KeyValues) -> None:
+        """Takes over the layers of another store, empty."""
+        for layer, content in other.keys.items():
+            shape = (self.rows, content.shape[1], self.depth, content.shape[3])
+            self.keys.setdefault(layer, content.new_zeros(shape))
+            self.values.setdefault(layer, content.new_zeros(shape))
+
+    def move(self, origins: Sequence[int], targets: Sequence[int]) -> None:
+        """Copies rows over others, whose requests have ended."""
+        for cache in (self.keys, self.values):
+            for content in cache.values():
+                for origin, target in zip(origins, targets, strict=True):
+                    content[target] = content[origin]
+
+
+class SlotCache:
+    """A slot for each running request, and each prompt that several answers share held once.
+
+    A request's keys are its prompt's, in `prompts`, and its own, in `slots`. Where prompts are not shared, their
+    keys lie in the slots too, and `prompts` is empty.
+
+    Attributes:
+        members: answers to each prompt.
+        shared: whether a prompt's keys are held once for all of them.
+    """
+
+    def __init__(self, slots: int, members: int, *, shared: bool) -> None:
+        self.members = members
+        self.shared = shared
+        self.slots = KeyValues(slots)
+        # Of a prompt with one answer left only a slot is used; places for twice the prompts let others begin.
+        self.prompts = KeyValues(2 * slots // members if shared else 0)
+        self.free_rows = list(range(self.prompts.rows))
+        self._masks: dict[tuple[str, int | None], Tensor] = {}
+
+    def add_prompt(self, slot: int, start: int, end: int, recorded: PrefillRecorder) -> int:
+        """Takes in a prompt, at `start:end` of the prefilled row, for the slots from `slot` on; the row of its keys."""
+        if not self.shared:
+            self.slots.write(slot, slot + self.members, start, end, recorded)
+            return slot
+        row = self.free_rows.pop(0)
+        self.prompts.write(row, row + 1, start, end, recorded)
+        self.slots.match(self.prompts)
+        return row
+
+    def room(self, running: int) -> int:
+        """How many more prompts, each with all its answers, fit beside so many running requests."""
+        groups = (self.slots.rows - running) // self.members
+        return min(groups, len(self.free_rows)) if self.shared else groups
+
+    def release(self, rows: set[int]) -> None:
+        """Frees the rows of prompts whose answers have all ended."""
+        if self.shared:
+            self.free_rows = sorted({*self.free_rows, *rows})
+
+    def advance(self, running: Sequence[Request], count: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Makes room for the next token of the first `count` slots; those behind the running ones are padding.
+
+        Returns:
+            The tokens, how many tokens stand before each in its slot and how many in its prompt's row, `[count]`
+            each, to be given to :meth:`begin`.
+        """
+        padding = [0] * (count - len(running))
+        in_slot = [(0 if self.shared else r.prompt_length) + r.length - 1 for r in running]
+        if self.shared:  # each request's place among the rows of its prompt, and back
+            self.places = torch.tensor([r.prompt_row * self.members + r.number % self.members for r in running])
+            self.returns = torch.cat([self.places, torch.tensor(padding, dtype=torch.long)])
+            self.occupied = max((r.prompt_row for r in running), default=0) + 1
+        self.slots.grow(max(in_slot) + 1)
+        in_prompt = [r.prompt_length if self.shared else 0 for r in running]
+        tokens = [r.next_token for r in running]
+        return torch.tensor(tokens + padding), torch.tensor(in_slot + padding), torch.tensor(in_prompt + padding)
+
+    def begin(self, in_slot: Tensor, in_prompt: Tensor) -> Tensor:
+        """A step begins; the positions of its tokens, `[count]`."""
+        self.in_slot, self.in_prompt = in_slot, in_prompt
+        self.active = torch.arange(len(in_slot))
+        self._masks.clear()
+        return in_slot + in_prompt
+
+    def attend(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor,
+        scaling: float, window: int | None, softcap: float | None,
+    ) -> Tensor:
+        """Writes the new tokens' keys and values and attends to each request's prompt and its own tokens."""
+        heads, n, width = query.shape[1:]
+        kv_heads = key.shape[1]
+        keys, values = self.slots.keys[layer], self.slots.values[layer]
+        # Indices side by side: with others between them an accelerator copies the whole cache to write a few rows.
+        places = (self.active[:, None], torch.arange(kv_heads)[None], self.in_slot[:, None])
+        keys[places] = key[0].transpose(0, 1).to(keys.dtype)
+        values[places] = value[0].transpose(0, 1).to(values.dtype)
+        # The query heads that share a key-value head are rows of one product.
+        rows = query[0].transpose(0, 1).reshape(n, kv_heads, heads // kv_heads, width)
+        if not self.shared:
+            out = scaled_attention(rows, keys[:n], values[:n], self._slot_mask(window, rows.dtype), scaling, softcap)
+            return out.reshape(1, n, heads, width)
+        out, weight = weighed_attention(
+            rows, keys[:n], values[:n], self._slot_mask(window, rows.dtype), scaling, softcap
+        )
+        of_prompt, prompt_weight = self._attend_prompts(layer, rows, scaling, window, softcap)
+        # Two softmaxes over parts of the keys make one over all of them, each by its share of the whole.
+        share = torch.sigmoid(prompt_weight - weight).to(out.dtype)[..., None]
+        return torch.lerp(out, of_prompt, share).reshape(1, n, heads, width)
+
+    def _attend_prompts(
+        self, layer: int, rows: Tensor, scaling: float, window: int | None, softcap: float | None
+    ) -> tuple[Tensor, Tensor]:
+        """Attention of `[n, J, S, D]` queries to their prompts; the queries of a prompt are rows of one product."""
+        kv_heads, shared, width = rows.shape[1:]
+        groups, members = self.occupied, self.members
+        grouped = rows.new_zeros(groups * members, kv_heads, shared, width)
+        grouped[self.places] = rows[: len(self.places)]
+        grouped = grouped.view(groups, members, kv_heads, shared, width).transpose(1, 2)
+        keys, values = self.prompts.keys[layer][:groups], self.prompts.values[layer][:groups]
+        out, weight = weighed_attention(
+            grouped.reshape(groups, kv_heads, members * shared, width), keys, values,
+            self._prompt_mask(window, shared, rows.dtype), scaling, softcap,
+        )
+        out = out.view(groups, kv_heads, members, shared, width).transpose(1, 2)
+        weight = weight.view(groups, kv_heads, members, shared).transpose(1, 2)
+        return (out.reshape(-1, kv_heads, shared, width)[self.returns],
+                weight.reshape(-1, kv_heads, shared)[self.returns])
+
+    def _slot_mask(self, window: int | None, dtype: torch.dtype) -> Tensor:
+        """`[n, 1, 1, depth]`."""
+        if ("slot", window) not in self._masks:
+            places = torch.arange(self.slots.depth)
+            seen = places <= self.in_slot[:, None]
+            if window is not None:
+                seen &= places > self.in_slot[:, None] - window
+            self._masks["slot", window] = additive(seen, dtype)[:, None, None]
+        return self._masks["slot", window]
+
+    def _prompt_mask(self, window: int | None, shared: int, dtype: torch.dtype) -> Tensor:
+        """`[groups, 1, members * S, depth]`."""
+        if ("prompt", window) not in self._masks:
+            running = len(self.places)
+            lengths = torch.zeros(self.occupied * self.members, dtype=torch.long)
+            positions = lengths.clone()
+            lengths[self.places] = self.in_prompt[:running]
+            positions[self.places] = (self.in_prompt + self.in_slot)[:running]
+            places = torch.arange(self.prompts.depth)
+            seen = places < lengths[:, None]
+            if window is not None:
+                seen &= places > positions[:, None] - window
+            mask = additive(seen, dtype).view(self.occupied, self.members, 1, -1)
+            self._masks["prompt", window] = mask.expand(-1, -1, shared, -1).flatten(1, 2)[:, None]
+        return self._masks["prompt", window]
+
+
+class PrefillRecorder:
+    """A pack that remembers every layer's keys and values."""
+
+    def __init__(self, pack: Layout) -> None:
+        self.pack = pack
+        self.layers: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def attend(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor,
+        scaling: float, window: int | None, softcap: float | None,
+    ) -> Tensor:
+        """Attention within the pack; keys and values are kept."""
+        self.layers[layer] = (key, value)
+        return self.pack.attend(layer, query, key, value, scaling, window, softcap)

@@ -1,0 +1,36 @@
+"""A request to the engine: one answer under way, and what has been sampled of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(slots=True)
+class Completion:
+    """A sampled answer: its tokens (with the end token if it was reached) and their log-probabilities."""
+
+    tokens: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    finished: bool = False
+
+
+@dataclass(slots=True)
+class Request:
+    """An answer under way.
+
+    Attributes:
+        number: in the whole batch; with the seed and the position it determines the noise.
+        prompt_row: where the cache has the prompt's keys.
+        next_token: the one drawn last, which the next step decodes.
+    """
+
+    number: int
+    prompt_length: int
+    prompt_row: int
+    completion: Completion
+    next_token: int = 0
+
+    @property
+    def length(self) -> int:
+        """Tokens of the answer so far."""
+        return len(self.completion.tokens)

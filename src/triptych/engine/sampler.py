@@ -1,0 +1,107 @@
+"""What writes a policy's answers, our own engine or vLLM, and whose weights it holds.
+
+A sampler holds a copy of the weights of a model that may be in training. They are handed over by an explicit call after
+an update. What a sampler was given is remembered by the version counters of torch's tensors, so that one whose weights
+are stale is noticed before it writes.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch.optim import Optimizer
+from torch.optim.optimizer import register_optimizer_step_post_hook
+from torch.utils.weak import TensorWeakRef
+
+from triptych.engine import ranks
+from triptych.engine.adapters import adapted, plain_copy, take_over
+from triptych.engine.device import compute_dtype
+from triptych.engine.forward import Model
+from triptych.engine.generation import generate
+from triptych.engine.request import Completion
+from triptych.engine.sampling import End, Sampling
+from triptych.engine.weights import lay_out
+
+
+class WeightVersions:
+    """Which tensors the weights of a model were at one time, and how often each had been written to.
+
+    Writing through `tensor.data` is not counted by torch, and not noticed here.
+    """
+
+    def __init__(self, model: Model) -> None:
+        self._weights = [(TensorWeakRef(weight), weight._version) for weight in model.parameters()]
+
+    def current(self, model: Model) -> bool:
+        """Whether the model still has these tensors, and nothing has been written to them."""
+        weights = list(model.parameters())
+        return len(weights) == len(self._weights) and all(
+            held() is weight and version == weight._version
+            for weight, (held, version) in zip(weights, self._weights, strict=True)
+        )
+
+
+def _count_update(optimizer: Optimizer, arguments: Any, options: Any) -> None:
+    """Counts an optimizer's step as a write to its weights, which torch's fused kernels do not."""
+    weights = [weight for group in optimizer.param_groups for weight in group["params"] if weight.grad is not None]
+    torch.autograd.graph.increment_version(weights)
+
+
+register_optimizer_step_post_hook(_count_update)  # of every optimizer, whoever makes it
+
+
+class Sampler(ABC):
+    """What writes answers with the weights that a model had when they were handed over."""
+
+    _held: WeightVersions | None = None
+
+    def sync_weights(self, model: Model) -> None:
+        """Takes over the weights of a model as they are now."""
+        self.load_weights(model)
+        self._held = WeightVersions(model)
+
+    def in_sync(self, model: Model) -> bool:
+        """Whether this holds the weights that the model has now."""
+        return self._held is not None and self._held.current(model)
+
+    @abstractmethod
+    def load_weights(self, model: Model) -> None:
+        """Copies the model's weights to where answers are computed; all ranks call it."""
+
+    @abstractmethod
+    def generate(
+        self, prompts: Sequence[Sequence[int]], end: End, sampling: Sampling, *, n: int, numbers: Sequence[int],
+        watch: Callable[[int, int], None],
+    ) -> list[list[Completion]]:
+        """As :func:`triptych.engine.generation.generate`."""
+
+
+class SlotSampler(Sampler):
+    """Our own engine, over a copy of the model's weights in the compute type.
+
+    A plain model of one rank that is in the compute type already is not copied.
+    """
+
+    def __init__(self) -> None:
+        self.model: Model = None
+
+    def load_weights(self, model: Model) -> None:
+        """See :class:`Sampler`."""
+        if compute_dtype() == torch.float32 and ranks.count() == 1 and not adapted(model):
+            self.model = model
+            return
+        if self.model is None:
+            self.model = lay_out(plain_copy(model, compute_dtype()).requires_grad_(False).eval())
+            if not adapted(model):
+                return  # the copy is of the weights as they are
+        take_over(self.model, model)
+
+    def generate(
+        self, prompts: Sequence[Sequence[int]], end: End, sampling: Sampling, *, n: int, numbers: Sequence[int],
+        watch: Callable[[int, int], None],
+    ) -> list[list[Completion]]:
+        """See :class:`Sampler`."""
+        return generate(self.model, prompts, end, sampling, n=n, numbers=numbers, watch=watch)

@@ -1,0 +1,73 @@
+"""The scheduler: which requests run, in which slots, and when waiting ones are admitted (continuous batching).
+
+The running requests lie in the first slots. One that ends gives its slot to the last running one, so that a decoding
+step's products read no others. Waiting prompts are admitted by whole groups, all n answers together, when an eighth of
+the slots is free.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+
+from triptych.engine.cache import SlotCache
+from triptych.engine.request import Request
+
+PREFILL_TOKENS = 8192
+"""Prompt tokens computed together."""
+
+
+class Scheduler:
+    """Requests from waiting over running to ended.
+
+    Attributes:
+        waiting: the places of the prompts that have not been admitted.
+        running: the requests in the slots from 0 on.
+        done: requests that have ended.
+    """
+
+    def __init__(self, prompts: Sequence[Sequence[int]], cache: SlotCache, max_tokens: int) -> None:
+        self.prompts = prompts
+        self.cache = cache
+        self.max_tokens = max_tokens
+        self.waiting = deque(range(len(prompts)))
+        self.running: list[Request] = []
+        self.done = 0
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether anything is left to do."""
+        return bool(self.waiting or self.running)
+
+    def admit(self) -> list[int]:
+        """The prompts to prefill now; none where the running requests are to be decoded.
+
+        As many as there are slots for, and of at most `PREFILL_TOKENS` tokens, but one at least.
+        """
+        slots, n = self.cache.slots.rows, self.cache.members
+        room = self.cache.room(len(self.running))
+        worthwhile = not self.running or slots - len(self.running) >= max(n, slots // 8)
+        if not (self.waiting and room and worthwhile):
+            return []
+        admitted = [self.waiting.popleft()]
+        tokens = len(self.prompts[admitted[0]])
+        while self.waiting and len(admitted) < room and tokens + len(self.prompts[self.waiting[0]]) <= PREFILL_TOKENS:
+            tokens += len(self.prompts[self.waiting[0]])
+            admitted.append(self.waiting.popleft())
+        return admitted
+
+    def retire(self) -> None:
+        """Lets the requests go that have ended; the last running ones move into their slots."""
+        running = self.running
+        going = [slot for slot, request in enumerate(running) if not self._ended(request)]
+        moved = [slot for slot in going if slot >= len(going)]
+        freed = sorted(set(range(len(going))) - set(going))
+        self.cache.release({request.prompt_row for request in running} - {running[slot].prompt_row for slot in going})
+        self.cache.slots.move(moved, freed)
+        for origin, target in zip(moved, freed, strict=True):
+            running[target] = running[origin]
+        self.done += len(running) - len(going)
+        self.running = running[: len(going)]
+
+    def _ended(self, request: Request) -> bool:
+        return request.completion.finished or request.length >= self.max_tokens
