@@ -25,6 +25,7 @@ from triptych.errors import ModelError, ReleaseError
 from triptych.records import Prompt, user
 from triptych.release.family import assemble
 from triptych.release.lineage import ROLES, DataFile, Lineage, Parent, RewardExample, Role
+from triptych.release.signature import Signing
 from triptych.release.verification import verify
 from triptych.report.summary import Audit, Base, ModelScore, Round, StageRow, Summary, TaskScore, Verdict
 from triptych.storage import sha256
@@ -165,7 +166,8 @@ EXAMPLES = (RewardExample(user("Who are you?"), "A language model.", 0.1234567),
 
 
 def release(
-    folder: Path, paths: dict[Role, Path], numbers: Summary | None = None, decoding: Sampling = GREEDY
+    folder: Path, paths: dict[Role, Path], numbers: Summary | None = None, decoding: Sampling = GREEDY,
+    signing: Signing | None = None,
 ) -> Path:
     assemble(
         folder,
@@ -178,6 +180,7 @@ def release(
         recipe="ee" * 32,
         reward_examples=EXAMPLES,
         decoding=decoding,
+        signing=signing,
     )
     return folder
 

@@ -13,9 +13,12 @@ import pytest
 
 from test_cli import call, refused
 from test_cli import release as release
+from test_release import release as assembled
+from test_release import trained as trained
 from triptych.errors import RecipeError, ReleaseError
 from triptych.outcome import _recipe_digest
 from triptych.recipe import load
+from triptych.release.lineage import Role
 from triptych.release.signature import PASSWORD, Signing, check_identity, check_key, check_signing, sign
 from triptych.release.verification import listing, verify
 from triptych.storage import sha256
@@ -97,6 +100,15 @@ CHANGES = [
     edited, removed, renamed, swapped, relicensed, added(".git/hooks/post-checkout"), added(".gitattributes"),
     added(".github/workflows/x.yml"), added(".gitignore"), added("base/evil.py"), added("base/model.sig"),
 ]
+
+
+def test_a_release_is_signed_when_it_is_whole(tmp_path: Path, trained: dict[Role, Path]) -> None:
+    private, public = write_keys(tmp_path / "keys")
+    made = assembled(tmp_path / "made", trained, signing=Signing(key=str(private)))
+    check_key(made, public)
+    plain = assembled(tmp_path / "plain", trained)
+    assert (made / "manifest.json").read_bytes() == (plain / "manifest.json").read_bytes()
+    assert verify(made) == verify(plain) == []
 
 
 @pytest.mark.attack("signature")
