@@ -56,7 +56,8 @@ class Wire:
             while b"\r\n\r\n" not in heard:
                 heard += connection.recv(65536)
             head, _, body = heard.partition(b"\r\n\r\n")
-            length = next(int(line[15:]) for line in head.split(b"\r\n") if line.lower().startswith(b"content-length:"))
+            lengths = [line for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:")]
+            length = int(lengths[0][15:]) if lengths else 0
             while len(body) < length:
                 body += connection.recv(65536)
             self.heard.append(head + b"\r\n\r\n" + body)
@@ -195,6 +196,21 @@ def test_a_proxy_does_not_see_what_stays_on_this_machine(
     asked(wire, key_env="MY_KEY")
     proxy.socket.close()
     assert (len(wire.heard), proxy.heard) == (1, [])
+
+
+@pytest.mark.attack("endpoint")
+def test_a_proxy_sees_of_https_the_host_alone(wire: Wire, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HTTPS_PROXY", wire.url.removesuffix("/v1"))
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.setenv("MY_KEY", KEY)
+    wire.says = lambda: iter([http(KEY, f"403 {KEY}")])
+    said = refused(wire, url="https://example.invalid/v1", key_env="MY_KEY")
+    assert said.endswith("the proxy refuses the connection")
+    (heard,) = wire.heard
+    assert heard.startswith(b"CONNECT example.invalid:443 ")
+    assert KEY.encode() not in heard
+    assert b"Which?" not in heard
 
 
 @pytest.mark.attack("endpoint")
