@@ -63,6 +63,8 @@ def released(folder: Path, instruct: Path, files: Files) -> Path:
     """A stranger's release, which is what its manifest says."""
     reward_at(folder / "reward", files)
     shutil.copytree(instruct, folder / "instruct")
+    (folder / "base").mkdir()
+    (folder / "base/config.json").write_text("{}")
     entry = ModelEntry(parents=[], data=[], fingerprint="0")
     seal(folder, Manifest(
         format=FORMAT, name="tiny", version="1.0", license="other", recipe="0",
