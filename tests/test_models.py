@@ -13,7 +13,7 @@ from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from triptych.engine import models
+from triptych.engine import inspection, models
 from triptych.engine.rollout import Policy
 from triptych.errors import ModelError
 
@@ -194,15 +194,15 @@ def kernel_from_the_hub(folder: Path) -> None:
 
 
 def index_outside(folder: Path) -> None:
-    edit(folder / models.INDEX, weight_map={"lm_head.weight": "../model.safetensors"})
+    edit(folder / inspection.INDEX, weight_map={"lm_head.weight": "../model.safetensors"})
 
 
 def index_absolute(folder: Path) -> None:
-    edit(folder / models.INDEX, weight_map={"lm_head.weight": str(folder / "model.safetensors")})
+    edit(folder / inspection.INDEX, weight_map={"lm_head.weight": str(folder / "model.safetensors")})
 
 
 def index_of_a_missing_file(folder: Path) -> None:
-    edit(folder / models.INDEX, weight_map={"lm_head.weight": "model-00001-of-00001.safetensors"})
+    edit(folder / inspection.INDEX, weight_map={"lm_head.weight": "model-00001-of-00001.safetensors"})
 
 
 def link_outside(folder: Path) -> None:
@@ -249,22 +249,22 @@ def adapter(folder: Path) -> None:
 def test_a_bad_folder_is_refused_with_the_reason(
     folder: Path, spoil: Callable[[Path], None], reason: str
 ) -> None:
-    models.inspect(folder)
+    inspection.inspect(folder)
     spoil(folder)
-    for look in (models.inspect, models.load_policy, lambda path: models.load_reward(path, fresh=True)):
+    for look in (inspection.inspect, models.load_policy, lambda path: models.load_reward(path, fresh=True)):
         with pytest.raises(ModelError, match=reason):
             look(folder)
 
 
 def test_a_link_may_lead_to_the_hubs_cache(folder: Path) -> None:
     link_outside(folder)
-    models.inspect(folder, within=folder.parent)
+    inspection.inspect(folder, within=folder.parent)
     models.load_policy(folder, within=folder.parent)
 
 
 def test_a_missing_folder_is_named(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="no such folder"):
-        models.inspect(tmp_path / "nowhere")
+        inspection.inspect(tmp_path / "nowhere")
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

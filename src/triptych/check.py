@@ -6,6 +6,7 @@ away, so that what is counted here is what the run will see.
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,8 +17,6 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from pydantic import ConfigDict
-from safetensors import safe_open
-from transformers import AutoConfig
 
 from triptych import configuration, doctor
 from triptych.base import source
@@ -40,6 +39,7 @@ from triptych.data.lengths import LengthReport, tokenized
 from triptych.data.template import prompt_tokens
 from triptych.engine import models
 from triptych.engine.device import compute_dtype
+from triptych.engine.inspection import inspect
 from triptych.engine.memory import Architecture
 from triptych.errors import DataError, Fault, ModelError, RecipeError, ReleaseError, TriptychError
 from triptych.evaluate.answers import portions_of
@@ -317,32 +317,16 @@ def open_model(name: str, chat_template: str | None, findings: Findings) -> tupl
         config, parameters = model.config, models.parameters(model)
     else:
         within = path.parents[1] if kind == "hub" else None
-        models.inspect(path, within)
-        tokenizer = models.load_tokenizer(path)
-        parameters = _stored(path)
+        tensors = inspect(path, within)
+        tokenizer = models.load_tokenizer(path, within)
+        parameters = sum(math.prod(tensor.shape) for tensor in tensors.values())
         if 4 * parameters < memory():
             model = models.load_policy(path, within=within)
             config, parameters = model.config, models.parameters(model)
         else:
-            try:
-                config = AutoConfig.from_pretrained(path, trust_remote_code=False, local_files_only=True)
-            except Exception as error:  # transformers raises whatever its readers meet
-                raise ModelError(f"{name}: config.json cannot be read: {error}") from error
+            config = models.load_config(path, within)
     findings.notes += [f"base: {change}" for change in source.prepare(tokenizer, chat_template)]
     return tokenizer, Architecture.of(config.get_text_config(), parameters)
-
-
-def _stored(folder: Path) -> int:
-    """How many numbers the folder's safetensors hold, by their headers."""
-    total = 0
-    for path in folder.glob("*.safetensors"):
-        with safe_open(path, "pt") as weights:
-            for name in weights.keys():  # noqa: SIM118 (the file is no mapping)
-                size = 1
-                for length in weights.get_slice(name).get_shape():
-                    size *= length
-                total += size
-    return total
 
 
 def check_lengths(

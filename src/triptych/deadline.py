@@ -8,6 +8,7 @@ limited where expressions are evaluated.
 from __future__ import annotations
 
 import ctypes
+import math
 import threading
 import time
 from collections.abc import Iterator
@@ -25,15 +26,19 @@ class _Watch:
         self.condition = threading.Condition()
         self.pending: dict[int, tuple[float, int]] = {}
         self.thread: threading.Thread | None = None
+        self.wakes = math.inf
+        """When the thread looks again by itself: waking it for every later deadline would cost more than the work."""
 
     def add(self, seconds: float) -> int:
         with self.condition:
             if self.thread is None or not self.thread.is_alive():  # also in a forked child, which has no threads
                 self.thread = threading.Thread(target=self._look, name="deadlines", daemon=True)
+                self.wakes = math.inf
                 self.thread.start()
             name = max(self.pending, default=0) + 1
             self.pending[name] = (time.monotonic() + seconds, threading.get_ident())
-            self.condition.notify()
+            if self.pending[name][0] < self.wakes:
+                self.condition.notify()
             return name
 
     def remove(self, name: int) -> bool:
@@ -52,6 +57,7 @@ class _Watch:
                             ctypes.c_ulong(thread), ctypes.py_object(DeadlineExceeded)
                         )
                 soonest = min((when for when, _ in self.pending.values()), default=None)
+                self.wakes = math.inf if soonest is None else soonest
                 self.condition.wait(None if soonest is None else max(0.0, soonest - now))
 
 

@@ -19,6 +19,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from triptych.data import template
 from triptych.engine import models
+from triptych.engine.inspection import inspect
 from triptych.errors import ModelError
 
 Kind = Literal["folder", "gguf", "hub"]
@@ -90,7 +91,7 @@ def take(
         # The Hub's cache keeps each file once, in `blobs`, and a revision as links to them.
         within = path.parents[1] if kind == "hub" else None
         model = models.load_policy(path, within=within)
-        tokenizer = models.load_tokenizer(path)
+        tokenizer = models.load_tokenizer(path, within)
         origin = name if kind == "hub" else path.resolve().name
         digest = path.name if kind == "hub" else _digest(_model_files(path))
     changes += prepare(tokenizer, chat_template)
@@ -99,7 +100,7 @@ def take(
     if context is not None and tokenizer.model_max_length > context:
         tokenizer.model_max_length = context
     models.save(model, tokenizer, folder, dtype=dtype)
-    models.inspect(folder)
+    inspect(folder)
     return Source(kind, origin, digest, models.parameters(model), tuple(changes))
 
 
@@ -157,10 +158,15 @@ def _fit_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) 
 
     The mean, because a random row can have a larger logit than every trained one and then is sampled at once.
     """
-    needed = max(tokenizer.get_vocab().values()) + 1
+    numbers = set(tokenizer.get_vocab().values())
+    needed = max(numbers) + 1
     rows = model.get_input_embeddings().weight.shape[0]
     if needed <= rows:
         return []
+    if needed - rows > sum(number >= rows for number in numbers):
+        raise ModelError(
+            f"the tokenizer has a token of number {needed - 1}, with gaps before it, but the embedding has {rows} rows"
+        )
     model.resize_token_embeddings(needed, mean_resizing=False)
     tables: dict[int, Tensor] = {}
     for layer in (model.get_input_embeddings(), model.get_output_embeddings()):

@@ -19,8 +19,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jinja2 import TemplateError
-
+from triptych.data.rendering import RenderingError, limit_chat_templates, limited
+from triptych.display import one_line
 from triptych.errors import ModelError
 from triptych.records import Message, Messages, user
 
@@ -83,8 +83,9 @@ def prompt_tokens(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> lis
     Special tokens come from the template alone, so that there is no second BOS; the text of a special
     token inside a message stays text, so that a message cannot forge a turn.
     """
-    _template_of(tokenizer)
-    try:
+    _require_template(tokenizer)
+
+    def render() -> list[int]:
         tokens: list[int] = tokenizer.apply_chat_template(
             _turns(messages),
             add_generation_prompt=True,
@@ -92,9 +93,13 @@ def prompt_tokens(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> lis
             return_dict=False,
             sanitize_control_tokens=True,
         )
-    except TemplateError as error:
-        raise ModelError(f"the chat template refuses a prompt: {error}; {_SET_TEMPLATE}") from error
-    return tokens
+        return tokens
+
+    try:
+        limit_chat_templates()
+        return limited(render)
+    except RenderingError as error:
+        raise ModelError(f"{_place(tokenizer)}the chat template refuses a prompt: {error}; {_SET_TEMPLATE}") from error
 
 
 def answer_tokens(tokenizer: PreTrainedTokenizerBase, answer: str) -> list[int]:
@@ -120,8 +125,7 @@ def end_token(tokenizer: PreTrainedTokenizerBase) -> int:
 
 def ending(tokenizer: PreTrainedTokenizerBase) -> str:
     """What the chat template writes behind an answer."""
-    turns = [{"role": "user", "content": "Hello."}, {"role": "assistant", "content": "Goodbye"}]
-    return str(tokenizer.apply_chat_template(turns, tokenize=False)).rpartition("Goodbye")[2]
+    return _rendered(tokenizer, (*user("Hello."), Message("assistant", "Goodbye"))).rpartition("Goodbye")[2]
 
 
 def check(tokenizer: PreTrainedTokenizerBase) -> None:
@@ -197,11 +201,22 @@ def _turns(messages: Messages) -> list[dict[str, str]]:
     return [{"role": turn.role, "content": turn.content} for turn in messages]
 
 
-def _template_of(tokenizer: PreTrainedTokenizerBase) -> str:
-    template: str | None = tokenizer.chat_template
-    if template is None:
-        raise ModelError(f"the tokenizer has no chat template; {_SET_TEMPLATE}")
-    return template
+def _require_template(tokenizer: PreTrainedTokenizerBase) -> None:
+    if tokenizer.chat_template is None:
+        raise ModelError(f"{_place(tokenizer)}the tokenizer has no chat template; {_SET_TEMPLATE}")
+
+
+def _place(tokenizer: PreTrainedTokenizerBase) -> str:
+    """The file, or at least the folder, that the chat template is from, as the beginning of a message."""
+    name = str(tokenizer.name_or_path or "")
+    if not name:
+        return ""
+    file = Path(name, "chat_template.jinja")
+    try:
+        own = file.is_file() and file.read_text(encoding="utf-8") == tokenizer.chat_template
+    except (OSError, UnicodeDecodeError):
+        own = False
+    return f"{one_line(file if own else name)}: "
 
 
 def _template_text(template: str) -> str:
@@ -209,23 +224,31 @@ def _template_text(template: str) -> str:
         return CHATML
     if "{" in template:
         return template
-    path = Path(template)
-    if not path.is_file():
+    try:
+        return Path(template).read_text(encoding="utf-8")
+    except OSError as error:
         raise ModelError(
             f"chat template {template}: no such file; expected chatml or the path of a .jinja file"
-        )
-    return path.read_text(encoding="utf-8")
+        ) from error
+    except UnicodeDecodeError as error:
+        raise ModelError(f"chat template {template}: is not UTF-8: {error}") from error
 
 
 def _rendered(tokenizer: PreTrainedTokenizerBase, messages: Messages, generation: bool = False) -> str:
-    _template_of(tokenizer)
-    try:
-        text: str = tokenizer.apply_chat_template(
-            _turns(messages), add_generation_prompt=generation, tokenize=False
+    _require_template(tokenizer)
+
+    def render() -> str:
+        return str(
+            tokenizer.apply_chat_template(_turns(messages), add_generation_prompt=generation, tokenize=False)
         )
-    except TemplateError as error:
-        raise ModelError(f"the chat template cannot be applied: {error}; {_SET_TEMPLATE}") from error
-    return text
+
+    try:
+        limit_chat_templates()
+        return limited(render)
+    except RenderingError as error:
+        raise ModelError(
+            f"{_place(tokenizer)}the chat template cannot be applied: {error}; {_SET_TEMPLATE}"
+        ) from error
 
 
 def _end_of_turn(tokenizer: PreTrainedTokenizerBase) -> str | None:

@@ -1,8 +1,8 @@
 """The one module that loads and saves models.
 
-A model is a plain Hugging Face folder. What another person wrote into such a folder is material, never an
-instruction: only safetensors are read, no code is run, nothing outside the folder is opened, and weights that
-are not finite are refused.
+A model is a plain Hugging Face folder. What another person wrote into such a folder is looked over first (see
+:mod:`triptych.engine.inspection`); then loading is rehearsed on the meta device, which allocates nothing, with the
+shapes that the weights' headers give. What is left to refuse after that are weights that are not finite.
 """
 
 from __future__ import annotations
@@ -10,8 +10,10 @@ from __future__ import annotations
 import copy
 import errno
 import json
+import math
+import re
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr
 from io import StringIO
 from pathlib import Path
@@ -19,120 +21,34 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import Tensor
 from torch.nn.modules.dropout import _DropoutNd
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
     GenerationConfig,
     GgufConfig,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
 )
 from transformers.utils import logging
 
 from triptych.data.template import end_token
+from triptych.deadline import deadline
+from triptych.display import one_line
 from triptych.engine import ranks
 from triptych.engine.device import device
+from triptych.engine.inspection import Stored, inspect, inspect_tokenizer
 from triptych.errors import ModelError
+from triptych.storage import open_regular
 
-INDEX = "model.safetensors.index.json"
-CONFIGS = ("config.json", "generation_config.json", "tokenizer_config.json", "processor_config.json")
-CODE_FIELDS = ("auto_map", "custom_pipelines", "custom_generate")
-CLASS_FIELDS = ("tokenizer_class", "processor_class", "feature_extractor_class", "image_processor_type")
-KERNEL_FIELDS = ("attn_implementation", "_attn_implementation", "experts_implementation")
-"""Fields by which transformers fetches a kernel, which is code, from the Hub where the name has a slash."""
-
-
-def inspect(folder: Path, within: Path | None = None) -> None:
-    """Refuse a model folder that cannot be used, or not safely; nothing of it is executed.
-
-    Args:
-        folder: the model folder.
-        within: links may also lead to places below this folder (the Hub's cache keeps its files that way).
-
-    Raises:
-        ModelError: with the file and the reason.
-    """
-    if not folder.is_dir():
-        raise ModelError(f"{folder}: there is no such folder")
-    _refuse_links(folder, within)
-    if not (folder / "config.json").is_file():
-        raise ModelError(f"{folder}: config.json is missing, so this is not a Hugging Face model folder")
-    if (folder / "adapter_config.json").exists():
-        raise ModelError(
-            f"{folder / 'adapter_config.json'}: this is an adapter; merge it into its model first"
-        )
-    for name in CONFIGS:
-        if (folder / name).is_file():
-            _refuse_code(folder / name, _read_object(folder / name))
-    _check_weights(folder)
-
-
-def _refuse_links(folder: Path, within: Path | None) -> None:
-    allowed = [folder.resolve()] + ([within.resolve()] if within else [])
-    for path in sorted(folder.rglob("*")):
-        if path.is_symlink() and not any(path.resolve().is_relative_to(root) for root in allowed):
-            raise ModelError(f"{path}: is a link that leads outside the model folder")
-
-
-def _read_object(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ModelError(f"{path}: is not valid JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise ModelError(f"{path}: must be a JSON object")
-    return content
-
-
-def _refuse_code(path: Path, content: object) -> None:
-    """Walk through one configuration; nested configurations can ask for code as well."""
-    if isinstance(content, list):
-        for item in content:
-            _refuse_code(path, item)
-    if not isinstance(content, dict):
-        return
-    for name, value in content.items():
-        if name in CODE_FIELDS and value:
-            raise ModelError(f"{path}: {name} asks for code of the model's own, which is never run")
-        if name in CLASS_FIELDS and isinstance(value, str) and not value.isidentifier():
-            raise ModelError(f"{path}: {name} {value!r} names a module, whose code is never run")
-        if name in KERNEL_FIELDS and "/" in str(value):
-            raise ModelError(f"{path}: {name} {value!r} asks for a kernel from the Hub, which is never run")
-        if isinstance(value, str) and value.endswith(".py"):
-            raise ModelError(f"{path}: {name} names {value!r}, and code of a model is never run")
-        _refuse_code(path, value)
-
-
-def _check_weights(folder: Path) -> None:
-    index = folder / INDEX
-    if index.is_file():
-        files = _read_object(index).get("weight_map")
-        if not isinstance(files, dict) or not files:
-            raise ModelError(f"{index}: weight_map must say in which file each tensor lies")
-        names = sorted({str(name) for name in files.values()})
-        for name in names:
-            if Path(name).name != name:
-                raise ModelError(f"{index}: names {name!r}, which lies outside the model folder")
-            if not name.endswith(".safetensors"):
-                raise ModelError(f"{index}: names {name!r}; weights are read from safetensors only")
-            if not (folder / name).is_file():
-                raise ModelError(f"{index}: names {name!r}, which is missing")
-    else:
-        names = sorted(path.name for path in folder.glob("*.safetensors"))
-    if not names:
-        others = sorted(path.name for suffix in ("bin", "pt", "pth") for path in folder.glob(f"*.{suffix}"))
-        found = f" (found {', '.join(others)}, which can run code when it is read)" if others else ""
-        raise ModelError(f"{folder}: has no *.safetensors; weights are read from safetensors only{found}")
-    for name in names:
-        try:
-            with safe_open(folder / name, "pt") as weights:
-                weights.keys()
-        except (SafetensorError, OSError) as error:
-            raise ModelError(f"{folder / name}: is damaged or not safetensors: {error}") from error
+MINUTE = 60.0
+HEADS = re.compile(r"(lm_head|embed_out|score)\.(weight|bias)")
+"""Of a model that is opened for its trunk, the head is not used."""
 
 
 def load_policy(
@@ -148,17 +64,25 @@ def load_policy(
         folder: a Hugging Face folder, inspected first.
         dtype: what the weights are held in.
         attention: the name under which transformers knows the attention function.
-        within: as in :func:`inspect`.
+        within: as in :func:`triptych.engine.inspection.inspect`.
 
     Raises:
         ModelError: if the folder is refused, weights are missing, or some are not finite.
     """
-    inspect(folder, within)
-    model, missing = _load(AutoModelForCausalLM, folder, dtype=dtype, attn_implementation=attention)
-    if missing:
-        raise ModelError(f"{folder}: has no weights for {_few(missing)}")
+    tensors = inspect(folder, within)
+    model = _load(AutoModelForCausalLM, folder, tensors, dtype=dtype, attn_implementation=attention)
     _refuse_non_finite(folder, model)
     return model
+
+
+def load_config(folder: Path, within: Path | None = None) -> PreTrainedConfig:
+    """The configuration of a causal language model, compared with the shapes of its weights; no weight is read.
+
+    Raises:
+        ModelError: as :func:`load_policy`, but for what the weights' values say.
+    """
+    settings = {"dtype": torch.float32, "attn_implementation": "sdpa"}
+    return _rehearse(AutoModelForCausalLM, folder, inspect(folder, within), fresh=False, **settings).config
 
 
 def load_reward(
@@ -186,28 +110,25 @@ def load_reward(
         ModelError: if the folder is refused, weights are missing or not finite, or its tokenizer has no
             padding token of its own: transformers scores the last token that is not padding.
     """
-    inspect(folder)
+    tensors = inspect(folder)
     tokenizer = load_tokenizer(folder)
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
         raise ModelError(f"{folder}: a reward model needs a padding token that is not the end token")
     names = dict(enumerate(outputs))
     labels = {"num_labels": len(names), "id2label": names, "label2id": {name: i for i, name in names.items()}}
     with torch.random.fork_rng(devices=[]):  # transformers draws the missing head from the global state
-        model, missing = _load(
+        model = _load(
             AutoModelForSequenceClassification,
             folder,
+            tensors,
+            fresh=fresh,
             dtype=dtype,
             attn_implementation=attention,
-            ignore_mismatched_sizes=fresh,  # an old head of several outputs is replaced
             **(labels if fresh else {}),
         )
     head = getattr(model, "score", None)
     if not isinstance(head, torch.nn.Linear):
         raise ModelError(f"{folder}: {type(model).__name__} has no linear head called score")
-    if "score.weight" in missing and not fresh:
-        raise ModelError(f"{folder}: is not a reward model: it has no weights for score")
-    if missing - {"score.weight", "score.bias"}:
-        raise ModelError(f"{folder}: has no weights for {_few(missing)}")
     if fresh:
         width = head.in_features
         draw = torch.Generator("cpu").manual_seed(seed)
@@ -222,20 +143,21 @@ def load_reward(
     return model
 
 
-def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
+def load_tokenizer(folder: Path, within: Path | None = None) -> PreTrainedTokenizerFast:
     """The tokenizer of a model folder, with the chat template that lies beside it.
+
+    Args:
+        folder: the model folder.
+        within: as in :func:`triptych.engine.inspection.inspect`.
 
     Raises:
         ModelError: if it cannot be read without code of its own, or is not a fast tokenizer.
     """
-    config = folder / "tokenizer_config.json"
-    if config.is_file():
-        _refuse_code(config, _read_object(config))
-    try:
-        with quiet():
-            tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-    except Exception as error:  # transformers raises whatever its readers meet
-        raise ModelError(f"{folder}: its tokenizer cannot be read: {_first_line(error)}") from error
+    if not folder.is_dir():
+        raise ModelError(f"{one_line(folder)}: there is no such folder")
+    inspect_tokenizer(folder, within)
+    with _refusing(f"{one_line(folder)}: its tokenizer cannot be read"), quiet():
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise ModelError(f"{folder}: its tokenizer has no tokenizer.json (a fast tokenizer is needed)")
     return tokenizer
@@ -247,25 +169,25 @@ def load_gguf(file: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
     Raises:
         ModelError: if the file is missing or damaged, or transformers does not know its architecture.
     """
-    if not file.is_file():
-        raise ModelError(f"{file}: there is no such file")
+    if not file.exists():
+        raise ModelError(f"{one_line(file)}: there is no such file")
+    with _refusing(f"{one_line(file)}: cannot be read"):
+        open_regular(file).close()
     settings = {"gguf_file": file.name, "trust_remote_code": False, "local_files_only": True}
     # In a folder of its own, so that nothing that happens to lie beside the file is read.
     # The reader's own progress bar goes to stderr whatever the verbosity.
-    with TemporaryDirectory() as alone, quiet(), redirect_stderr(StringIO()):
+    refusing = _refusing(f"{one_line(file)}: cannot be read as GGUF")
+    with TemporaryDirectory() as alone, refusing, quiet(), redirect_stderr(StringIO()):
         Path(alone, file.name).symlink_to(file.resolve())
-        try:
-            model, report = AutoModelForCausalLM.from_pretrained(
-                alone,
-                dtype=torch.float32,
-                quantization_config=GgufConfig(dequantize=True),
-                attn_implementation="sdpa",
-                output_loading_info=True,
-                **settings,
-            )
-            tokenizer = AutoTokenizer.from_pretrained(alone, **settings)
-        except Exception as error:  # transformers raises whatever its readers meet
-            raise ModelError(f"{file}: cannot be read as GGUF: {_first_line(error)}") from error
+        model, report = AutoModelForCausalLM.from_pretrained(
+            alone,
+            dtype=torch.float32,
+            quantization_config=GgufConfig(dequantize=True),
+            attn_implementation="sdpa",
+            output_loading_info=True,
+            **settings,
+        )
+        tokenizer = AutoTokenizer.from_pretrained(alone, **settings)
     missing = set(report["missing_keys"]) - set(model.all_tied_weights_keys)
     if missing:
         raise ModelError(f"{file}: has no weights for {_few(missing)}")
@@ -372,22 +294,89 @@ def quiet() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _load(family: Any, folder: Path, **settings: Any) -> tuple[PreTrainedModel, set[str]]:
-    """The model and the names of the weights that its folder did not have."""
-    try:
-        with quiet():
-            model, report = family.from_pretrained(
-                folder,
-                trust_remote_code=False,
-                use_safetensors=True,
-                local_files_only=True,
-                output_loading_info=True,
-                **settings,
-            )
-    except Exception as error:  # transformers raises whatever its readers meet
-        raise ModelError(f"{folder}: the model cannot be loaded: {_first_line(error)}") from error
+def _load(
+    family: Any, folder: Path, tensors: Mapping[str, Stored], *, fresh: bool = False, **settings: Any
+) -> PreTrainedModel:
+    """The model; with `fresh` its head is not read."""
+    shown = one_line(folder)
+    tied = set(_rehearse(family, folder, tensors, fresh=fresh, **settings).all_tied_weights_keys)
+    with _refusing(f"{shown}: the model cannot be loaded"), quiet():
+        model: PreTrainedModel = family.from_pretrained(
+            folder,
+            trust_remote_code=False,
+            use_safetensors=True,
+            local_files_only=True,
+            ignore_mismatched_sizes=fresh,  # an old head of several outputs is replaced
+            **settings,
+        )
+    if untied := tied - set(model.all_tied_weights_keys):
+        raise ModelError(
+            f"{shown}: {_few(untied)} is not the same as what it is tied to by tie_word_embeddings in config.json"
+        )
     _without_dropout(model)
-    return model.to(device()).eval(), set(report["missing_keys"])
+    return model.to(device()).eval()
+
+
+def _rehearse(
+    family: Any, folder: Path, tensors: Mapping[str, Stored], *, fresh: bool, **settings: Any
+) -> PreTrainedModel:
+    """Loads shapes alone, and refuses what does not match: names, shapes, and what would be allocated besides."""
+    shown = one_line(folder)
+    refusing = _refusing(f"{shown}: the model cannot be loaded")
+    with refusing, quiet(), torch.random.fork_rng(devices=[]), deadline(MINUTE):
+        labels = {name: value for name, value in settings.items() if name in ("num_labels", "id2label", "label2id")}
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True, **labels)
+        shapes = {name: torch.empty(tensor.shape, device="meta") for name, tensor in tensors.items()}
+        with torch.device("meta"):
+            model = family.from_config(config)
+        model, report = type(model).from_pretrained(
+            None,
+            config=model.config,
+            state_dict=shapes,
+            device_map="meta",
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+            dtype=settings["dtype"],
+            attn_implementation=settings["attn_implementation"],
+        )
+    missing, head = set(report["missing_keys"]), {"score.weight", "score.bias"}
+    if "score.weight" in missing and not fresh:
+        raise ModelError(f"{shown}: is not a reward model: it has no weights for score")
+    if absent := missing - (head if fresh else set()):
+        free = any(map(HEADS.fullmatch, absent)) and not model.config.get_text_config().tie_word_embeddings
+        why = ", and tie_word_embeddings in config.json is false" if free else ""
+        raise ModelError(f"{shown}: has no weights for {_few(absent)}{why}")
+    for name, stored, declared in sorted(report["mismatched_keys"]):
+        if not (fresh and name in head):
+            raise ModelError(
+                f"{shown}: {one_line(name)} is {_shape(stored)} in the weights, but {_shape(declared)} by config.json"
+            )
+    if unused := {name for name in report["unexpected_keys"] if not HEADS.fullmatch(name)}:
+        files = sorted({tensors[name].file for name in unused if name in tensors})
+        where = one_line(folder / files[0]) if files else shown
+        raise ModelError(f"{where}: holds {_few(unused)}, which the model of config.json does not use")
+    beside = sum(buffer.numel() * buffer.element_size() for buffer in model.buffers())
+    if beside > 2**30 + sum(4 * math.prod(tensor.shape) for tensor in tensors.values()):
+        raise ModelError(f"{shown}: config.json asks for {beside / 2**30:,.0f} GiB besides the weights")
+    loaded: PreTrainedModel = model
+    return loaded
+
+
+@contextmanager
+def _refusing(what: str) -> Iterator[None]:
+    """Turns whatever the readers of transformers and its libraries raise into a ModelError of one line."""
+    try:
+        yield
+    except ModelError:
+        raise
+    except (KeyboardInterrupt, SystemExit, GeneratorExit):
+        raise
+    except BaseException as error:  # a panic of a library written in Rust is no Exception
+        raise ModelError(f"{what}: {_first_line(error)}") from error
+
+
+def _shape(lengths: Sequence[int]) -> str:
+    return "×".join(map(str, lengths)) or "one number"
 
 
 def _without_dropout(model: PreTrainedModel) -> None:
@@ -436,9 +425,9 @@ def _mend(path: Path, changes: dict[str, Any]) -> None:
 
 
 def _few(names: set[str]) -> str:
-    shown = ", ".join(sorted(names)[:3])
+    shown = one_line(", ".join(sorted(names)[:3]))
     return f"{shown} and {len(names) - 3} more" if len(names) > 3 else shown
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0] or type(error).__name__
+def _first_line(error: BaseException) -> str:
+    return one_line(str(error).strip().partition("\n")[0])[:500] or type(error).__name__

@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from triptych.engine import models as engine
+from triptych.engine.inspection import inspect
 from triptych.engine.sampling import Sampling
 from triptych.errors import ReleaseError
 from triptych.records import Message
@@ -81,7 +81,7 @@ def assemble(
         raise ReleaseError(f"{folder}: a release is written into an empty folder, and this one is not")
     each = [place for role in ROLES for place in _models_in(models[role])]
     for place in each:
-        engine.inspect(place)
+        inspect(place)
     _check_shared(each)
 
     described = _described(models["reward"])

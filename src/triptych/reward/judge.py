@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import torch
-from jinja2 import StrictUndefined, TemplateError
-from jinja2.sandbox import SandboxedEnvironment
+from jinja2 import StrictUndefined
 from pydantic import Field, model_validator
 
 from triptych.configuration import Config
 from triptych.data.files import digest
+from triptych.data.rendering import Environment, RenderingError, limited
 from triptych.data.template import answer_tokens, prompt_tokens
 from triptych.engine import attention, ranks
 from triptych.engine.device import autocast
@@ -128,9 +128,11 @@ class LanguageJudge:
         self.identity = identity
         self.asked = self.unreadable = self.inconsistent = 0
         self._judge = judge
-        self._template = SandboxedEnvironment(
-            undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-        ).from_string(template)
+        environment = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+        try:
+            self._template = limited(lambda: environment.from_string(template))
+        except RenderingError as error:
+            raise RewardError(f"the judge's template: {error}") from error
 
     def score(self, conversations: Sequence[Conversation]) -> list[float]:
         """From 0 to 1; where it compares, an answer that has nothing to be compared with gets a half."""
@@ -207,12 +209,10 @@ class LanguageJudge:
     def _question(self, prompt: Prompt, **answers: str) -> str:
         # Where answers are compared with the reference, it must not be shown as the right one.
         shown = None if self.config.ask == "compare" else prompt.reference
+        given = {"messages": prompt.messages, "prompt": prompt.messages[-1].content, "reference": shown}
         try:
-            return self._template.render(
-                messages=prompt.messages, prompt=prompt.messages[-1].content, reference=shown,
-                highest=self.config.highest, **answers,
-            ).strip()
-        except TemplateError as error:
+            return limited(lambda: self._template.render(**given, highest=self.config.highest, **answers)).strip()
+        except RenderingError as error:
             raise RewardError(f"the judge's template: {error}") from error
 
 
