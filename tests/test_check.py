@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from triptych.data import lengths, template
 from triptych.data.files import read_comparisons, read_conversations, read_prompts
 from triptych.engine import models
 from triptych.engine.memory import Architecture
+from triptych.errors import DataError
 from triptych.pipeline.artifact import Artifact
 from triptych.pipeline.stage import Stage
 from triptych.progress import Silent
@@ -321,3 +323,31 @@ def test_stage_names_are_those_of_the_cycle(tmp_path: Path, kind: Any, rounds: i
     rehearsal: Any = Rehearsal(tmp_path / "run")
     cycle(recipe, rehearsal, Family())
     assert check.stage_names(recipe) == rehearsal.names
+
+
+@pytest.mark.attack("data files")
+@pytest.mark.parametrize(("rule", "reference", "message"), [
+    ({"rule": "numeric"}, "1e400", "holds no number that rule numeric can use"),
+    ({"rule": "numeric"}, None, "missing; a rule compares answers with it"),
+    ({"rule": "json"}, '{"$ref": "#/nowhere"}', "leads nowhere"),
+])
+@pytest.mark.parametrize("within", [False, True])
+def test_a_reference_that_a_rule_cannot_use_is_named_before_the_run(
+    tmp_path: Path, rule: dict[str, Any], reference: str | None, message: str, within: bool
+) -> None:
+    good = {"numeric": "3", "json": "{}"}[rule["rule"]]
+    reward: dict[str, Any] = {"kind": "rules", "rules": [rule | {"tasks": ["sums"]}]}
+    if within:
+        reward = {"kind": "mixture", "parts": [{"name": "sums", "weight": 1, "reward": reward}]}
+    judge = {"kind": "rules", "rules": [{"rule": "length"}]}
+    path = write_recipe(tmp_path, reward=reward, feedback=[], gate={"judge": judge})
+    asked = [{"prompt": f"What about {i}?", "reference": good, "task": "sums"} for i in range(500)]
+    rows(tmp_path / "questions.jsonl", [
+        *asked[:2], asked[2] | {"reference": reference}, asked[3] | {"reference": reference, "task": "talk"}, *asked[4:]
+    ])
+    wanted = [f"{tmp_path / 'questions.jsonl'}:3: reference: "]
+    found = [problem for problem in check.check(path).problems if "reference" in problem]
+    assert [problem[: len(wanted[0])] for problem in found] == wanted
+    assert message in found[0]
+    with pytest.raises(DataError, match=re.escape(wanted[0])):
+        cycle(load(path), None, Family())  # type: ignore[arg-type]  # before anything runs

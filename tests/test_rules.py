@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import re
+import time
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
@@ -12,8 +16,10 @@ from triptych.errors import DataError, RewardError
 from triptych.pipeline.stage import Desk
 from triptych.progress import Silent
 from triptych.records import Conversation, Prompt, user
+from triptych.reward import expression
 from triptych.reward.kinds import open_reward
 from triptych.reward.language import share_in
+from triptych.reward.mixture import Mixture, Part, Weighted
 from triptych.reward.rules import AnyRule, Rules, RulesReward, keep_rules, number_in
 from triptych.reward.trust import Trust
 
@@ -57,6 +63,154 @@ def test_a_rules_value(rule: dict[str, Any], answer: str, reference: str | None,
 ])
 def test_the_last_number_of_a_text(text: str, number: float | None) -> None:
     assert number_in(text) == number
+
+
+@pytest.mark.attack("rules")
+@pytest.mark.parametrize("answer", [
+    "1e999999999/3", "1e400", "-1e400", "1e-999999999", "7" * 6000 + "/3", "3/" + "7" * 6000, "9" * 401, "nan", "inf",
+    "1" + ",000" * 9999, "1/0", "-9e308/0",
+])
+def test_a_number_out_of_all_bounds_is_not_the_references(answer: str) -> None:
+    assert value({"rule": "numeric"}, answer, "3") == 0
+    assert value({"rule": "numeric", "tolerance": 1e300}, "3", "3") == 1
+
+
+@pytest.mark.attack("rules")
+@pytest.mark.parametrize("reference", ["1e400", "inf", "nan", "9" * 500, "1/0", "1e-999999999", ""])
+def test_a_number_that_cannot_be_compared_with_is_no_reference(reference: str) -> None:
+    with pytest.raises(DataError, match="reference: holds no number"):
+        value({"rule": "numeric"}, "3", reference)
+
+
+def test_numbers_are_compared_exactly_up_to_the_tolerance() -> None:
+    assert value({"rule": "numeric", "tolerance": 0.1}, "0.363", "0.33") == 1
+    assert value({"rule": "numeric", "tolerance": 0.1}, "0.3630000000000000000001", "0.33") == 0
+    assert value({"rule": "numeric", "tolerance": 0}, "12345678901234567891", "12345678901234567890") == 0
+
+
+SLOW = r"^(\w|\w\w|a)+$"
+"""An expression that `re` and `regex` need longer than the sun will shine to see that it does not match `STUCK`."""
+STUCK = "a" * 40 + "!"
+CIRCLE = json.dumps({"$defs": {
+    **{f"s{i}": {"allOf": [{"$ref": f"#/$defs/s{i + 1}"}] * 2} for i in range(40)}, "s40": {}
+}, "$ref": "#/$defs/s0"})
+
+
+@pytest.mark.attack("rules")
+@pytest.mark.parametrize(("rule", "answer", "reference"), [
+    ({"rule": "pattern", "pattern": SLOW}, STUCK, None),
+    ({"rule": "exact", "extract": SLOW}, STUCK, "x"),
+    ({"rule": "json"}, f'"{STUCK}"', json.dumps({"pattern": SLOW})),
+    ({"rule": "json"}, f'{{"{STUCK}": 1}}', json.dumps({"patternProperties": {SLOW: {}}})),
+    ({"rule": "json"}, f'{{"{STUCK}": 1}}',
+     json.dumps({"patternProperties": {SLOW: {}}, "additionalProperties": False})),
+    ({"rule": "json"}, "[" * 400 + "]" * 400, '{"items": {"$ref": "#"}}'),
+    ({"rule": "json"}, json.dumps([{"a": n} for n in range(30_000)]), '{"uniqueItems": true}'),
+    ({"rule": "json"}, "9" * 400, '{"multipleOf": 0.1}'),
+    ({"rule": "length", "least": 1}, "a" * 1_000_001, None),
+])
+def test_an_answer_on_which_a_rule_fails_is_given_what_rewards_least(
+    rule: dict[str, Any], answer: str, reference: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("triptych.reward.rules.SECONDS", 1.0)
+    monkeypatch.setattr("triptych.reward.expression.SECONDS", 0.1)
+    began = time.process_time()
+    for weight, least in ((0.5, 0), (-0.5, -0.5)):
+        name = rule["rule"]
+        scores = Rules(RulesReward.model_validate({"rules": [rule | {"weight": weight}]})).details(
+            [said(answer, reference, asked="How?\x1b[2J")]
+        )
+        assert scores.totals == [least]
+        assert scores.counts == {f"{name}.failed": 1}
+        assert scores.numbers([None])[f"reward/{name}.failed"] == 1
+        assert scores.notes[name].startswith("fails on an answer to 'How?', which gets ")
+    assert time.process_time() - began < 10
+
+
+@pytest.mark.attack("rules")
+@pytest.mark.parametrize(("schema", "message"), [
+    ('{"$ref": "#/nowhere"}', "leads nowhere"),
+    ('{"properties": {"a": {"$ref": "https://example.org/x"}}}', "nothing is fetched"),
+    ('{"$ref": "#"}', "goes round in circles"),
+    ("[" * 9000, "nested too deep"),
+    ('{"properties": {"a": {"pattern": "("}}}', "regex"),
+    ('{"properties": {"a": {"pattern": "(?:a{60000}){60000}"}}}', "repeats too much"),
+    ('{"properties": {"a": {"$schema": "http://json-schema.org/draft-07/schema#"}}}', "at the top only"),
+    ('{"patternProperties": {"a": {}}, "unevaluatedProperties": false}', "additionalProperties"),
+    ('{"enum": ["' + "a" * 100_000 + '"]}', "100,000 characters"),
+    ("3", "not of type"),
+])
+def test_a_schema_that_cannot_be_used_is_no_reference(schema: str, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        value({"rule": "json"}, "{}", schema)
+
+
+@pytest.mark.attack("rules")
+def test_a_schema_of_exponential_size_is_no_reference(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("triptych.reward.schema.SECONDS", 0.5)
+    with pytest.raises(DataError, match="took longer"):
+        value({"rule": "json"}, "{}", CIRCLE)
+
+
+@pytest.mark.attack("rules")
+@pytest.mark.parametrize("pattern", [
+    "(?:a{60000}){60000}", "(?x)(?:a{60000} # (\n){60000}", "a" * 10_001, "(?:" * 3000 + ")" * 3000,
+    "a{99999999999999999999}",
+])
+def test_an_expression_that_grows_without_bounds_is_refused(pattern: str) -> None:
+    with pytest.raises(ValidationError, match=r"regular expression|repeats too much"):
+        value({"rule": "pattern", "pattern": pattern}, "a")
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # of sets within sets, which are no such thing yet
+def test_expressions_mean_what_they_mean_in_re() -> None:
+    random = Random(1)
+    parts = [
+        *"ab1 ²-_é{}*+?.^$|()[]", r"\w", r"\W", r"\b", r"\d", r"\s", "[ab]", "[^a]", r"[\w-]", r"[^\W\d_]", r"[\W_]",
+        "{e}", "{1,2}", "{i<=1}", "{,}", "{,2}", "*?", "(?:", r"\{", "(?i)", "(?=", "(?<=", "(?P<n>", r"\1", "[]a]",
+    ]
+    tried = 0
+    while tried < 1500:
+        pattern = "".join(random.choices(parts, k=random.randint(1, 8)))
+        text = "".join(random.choices("aab1 ²-_é{}eéA\n", k=random.randint(1, 8)))
+        try:
+            known = re.compile(pattern, re.DOTALL)
+        except (re.error, OverflowError):
+            with pytest.raises(ValueError, match="regular expression"):
+                expression.expression(pattern)
+            continue
+        tried += 1
+        assert expression.found(pattern, text) == bool(known.search(text)), (pattern, text)
+        assert expression.found(pattern, text, whole=True) == bool(known.fullmatch(text)), (pattern, text)
+        if known.groups:
+            last = [match[1] for match in known.finditer(text)][-1:]
+            assert [expression.last_group(pattern, text)] == (last or [None]), (pattern, text)
+
+
+@pytest.mark.attack("rules")
+def test_no_answer_ends_a_run() -> None:
+    random = Random(2)
+    parts = [
+        *"[]{}\"',:/-+.eE0123456789 \n`!?", "```json\n", "```", "1e9", "NaN", "-Infinity", "\\u0000", "true", "٣",
+        "\ud800", "\0", "\x1b[2J", "I'm sorry", "ﷺ", "İ", "9" * 500, "a" * 2000, "[" * 500, "\u2028", "1,000", "/0",
+    ]
+    config = RulesReward.model_validate({"rules": [
+        {"rule": "exact"}, {"rule": "exact", "extract": r"(\d*)"}, {"rule": "numeric"}, {"rule": "json"},
+        {"rule": "json", "json_schema": {
+            "items": {"$ref": "#"}, "multipleOf": 0.1, "minimum": 0, "uniqueItems": True, "pattern": "a+$",
+            "patternProperties": {"a|b": {"type": "number"}}, "additionalProperties": {"$ref": "#"},
+        }},
+        {"rule": "pattern", "pattern": r"\w\s?$"}, {"rule": "length", "most": 9},
+        {"rule": "language", "language": "en"}, {"rule": "language", "language": "ja"},
+        {"rule": "repetition"}, {"rule": "forbidden", "texts": ["İ", "e9"]},
+        {"rule": "refusal", "weight": -1},
+    ]})
+    # A reference that every rule can use: it is a number and a schema.
+    asked = Prompt(user("?"), '{"maximum": 3}')
+    rows = [Conversation(asked, "".join(random.choices(parts, k=random.randint(0, 30)))) for _ in range(600)]
+    scores = Rules(config).details(rows)
+    for column in scores.parts.values():
+        assert all(each is not None and 0 <= each <= 1 for each in column)
 
 
 def test_json_is_checked_by_a_schema_of_the_rule_or_of_the_reference() -> None:
@@ -145,5 +299,38 @@ def test_a_function_that_gives_no_number_is_named(tmp_path: Path, returned: str)
     config = RulesReward.model_validate({"rules": [{"rule": "function", "function": "mine.py:score"}]})
     desk = desk_at(tmp_path / "desk")
     keep_rules(desk, config, {"mine.py": tmp_path / "mine.py"})
-    with pytest.raises(RewardError, match=r"mine\.py:score"):
-        open_reward(desk.output, trust=Trust(functions=True)).score([said("x")])
+    reward = open_reward(desk.output, trust=Trust(functions=True))
+    assert reward.score([said("x")]) == [0]
+    with pytest.raises(RewardError, match=r"mine\.py:score fails on an answer to '\?'.* on every one of 16 answers"):
+        reward.score([said("x")] * 15)
+
+
+@pytest.mark.attack("rules")
+@pytest.mark.parametrize("failing", ["while True: pass", "1/0", "exit()", "return 10 ** 400", "return float('nan')",
+                                     "score(conversation)", "raise MemoryError"])
+def test_an_answer_on_which_ones_own_function_fails_gains_nothing(tmp_path: Path, failing: str) -> None:
+    (tmp_path / "mine.py").write_text(
+        f"def score(conversation):\n    if conversation.answer == 'bad':\n        {failing}\n"
+        "    return -len(conversation.answer)"
+    )
+    for weight, totals in ((1.0, [-3, -5, -5]), (-1.0, [3, 5, 0])):
+        rule = {"rule": "function", "function": "mine.py:score", "weight": weight, "limit": 0.05}
+        config = RulesReward.model_validate({"rules": [rule]})
+        desk = desk_at(tmp_path / f"desk {weight}")
+        keep_rules(desk, config, {"mine.py": tmp_path / "mine.py"})
+        reward = open_reward(desk.output, trust=Trust(functions=True))
+        assert isinstance(reward, Rules)
+        scores = reward.details([said("abc"), said("abcde"), said("bad")])
+        assert scores.totals == totals
+        assert scores.counts == {"function.failed": 1}
+        assert reward.score([said("bad")] * 16 + [said("a")])[-1] == -weight  # it works, so the answers are bad
+
+
+@pytest.mark.attack("rules")
+def test_failing_a_reward_that_is_subtracted_gains_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("triptych.reward.expression.SECONDS", 0.1)
+    rules = Rules(RulesReward.model_validate({"rules": [{"rule": "pattern", "pattern": SLOW}]}))
+    mixed = Mixture([Weighted(Part(name="shame", weight=-2), rules)])
+    scores = mixed.details([said(STUCK), said("?")])
+    assert scores.totals == [-2, 0]
+    assert scores.counts == {"shame.pattern.failed": 1}

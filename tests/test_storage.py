@@ -1,6 +1,7 @@
 """Files that are whole or absent, deadlines, and text that does not steer a terminal."""
 
 import ast
+import contextlib
 import errno
 import os
 import socket
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from triptych.deadline import deadline
+from triptych.deadline import deadline, within
 from triptych.display import one_line, printable
 from triptych.storage import (
     IrregularFile,
@@ -105,12 +106,46 @@ def test_a_deadline_stops_a_loop_and_leaves_nothing_behind() -> None:
         spin(0.05)
     assert time.monotonic() - began < 5
     for _ in range(200):  # it comes within the block or not at all
-        try:
-            with deadline(0.0005):
-                time.sleep(0.0005)
-        except TimeoutError:
-            pass
+        with contextlib.suppress(TimeoutError):
+            within(0.0005, lambda: time.sleep(0.0005))
     sum(range(100_000))
+
+
+@pytest.mark.attack("rules")
+def test_a_deadline_that_is_swallowed_comes_again() -> None:
+    def swallow() -> None:
+        for _ in range(3):
+            with contextlib.suppress(BaseException):
+                spin(30)
+        spin(30)
+
+    began = time.monotonic()
+    with pytest.raises(TimeoutError, match=r"0\.05 s"):
+        within(0.05, swallow)
+    assert time.monotonic() - began < 5
+
+
+@pytest.mark.attack("rules")
+def test_a_deadline_that_was_swallowed_at_the_end_still_counts() -> None:
+    def swallow() -> None:
+        with contextlib.suppress(BaseException):
+            while True:
+                pass
+
+    with pytest.raises(TimeoutError):
+        within(0.02, swallow)
+    time.sleep(0.1)
+
+
+def test_of_two_deadlines_each_ends_its_own_work() -> None:
+    def inner() -> str:
+        with pytest.raises(TimeoutError, match=r"0\.02 s"):
+            spin(0.02)
+        return "went on"
+
+    assert within(30, inner) == "went on"
+    with pytest.raises(TimeoutError, match=r"0\.02 s"):
+        within(0.02, lambda: spin(30))
 
 
 def test_deadlines_are_each_threads_own() -> None:

@@ -49,6 +49,7 @@ from triptych.pipeline.stage import Desk
 from triptych.progress import Silent
 from triptych.recipe import JudgedLabelling, JudgeSection, Recipe, load, settings
 from triptych.records import Comparison, Conversation, Prompt, Record
+from triptych.references import wrong_references
 from triptych.release.signature import check_signing
 from triptych.reward.ensemble import EnsembleReward
 from triptych.reward.mixture import MixtureReward
@@ -212,6 +213,7 @@ def check_files(recipe: Recipe, findings: Findings) -> bool:
     """Reads every file; False where one is missing or has no good row."""
     intake, sources = recipe.intake, recipe.sources
     readable = True
+    findings.problems += map(str, wrong_references(recipe))
     readers: dict[str, Callable[..., Sequence[Record]]] = {
         "text": files.read_documents, "conversations": files.read_conversations,
         "comparisons": files.read_comparisons, "ratings": files.read_ratings, "prompts": files.read_prompts,

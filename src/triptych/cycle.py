@@ -37,6 +37,7 @@ from triptych.pipeline.runner import Runner
 from triptych.pipeline.stage import Stage
 from triptych.progress import Progress
 from triptych.recipe import AuditSection, JudgedLabelling, Recipe, settings
+from triptych.references import require_references
 from triptych.release.signature import check_signing
 from triptych.reward.audit.stage import Audit, audit
 from triptych.reward.ensemble import EnsembleReward
@@ -139,6 +140,7 @@ def cycle(recipe: Recipe, runner: Runner, family: Family) -> None:
 
 def begin(recipe: Recipe, runner: Runner, family: Family) -> Scorer:
     """Data, Base and Instruct, which is the first champion; and the judge, who is given back."""
+    require_references(recipe)
     run = runner.run
     family.data = data = run(data_stage(recipe))
     family.base = base = run(base_stage(recipe, data))

@@ -9,85 +9,125 @@ from __future__ import annotations
 
 import ctypes
 import math
+import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from queue import Empty, SimpleQueue
+from typing import TypeVar
+
+T = TypeVar("T")
+
+AGAIN = 0.05
+"""Seconds after which it is raised again: raised while a generator is thrown away, it is lost."""
 
 
 class DeadlineExceeded(BaseException):
     """The code took longer than it may; no `except Exception` of that code catches it."""
 
 
+class _Entry:
+    """One deadline: when, for which thread, and whether it has been raised."""
+
+    def __init__(self, seconds: float) -> None:
+        self.when = time.monotonic() + seconds
+        self.thread = ctypes.c_ulong(threading.get_ident())
+        self.struck = False
+
+
 class _Watch:
-    """One thread that looks at every deadline."""
+    """One thread that looks at every deadline.
+
+    The exception may come anywhere in the code below that runs in the watched thread. A plain lock is taken and given
+    back whole all the same, and a `SimpleQueue` is filled whole; a `Condition` would stay locked.
+    """
 
     def __init__(self) -> None:
-        self.condition = threading.Condition()
-        self.pending: dict[int, tuple[float, int]] = {}
-        self.thread: threading.Thread | None = None
+        self.lock = threading.Lock()
+        self.news: SimpleQueue[None] = SimpleQueue()
+        self.pending: list[_Entry] = []
         self.wakes = math.inf
-        """When the thread looks again by itself: waking it for every later deadline would cost more than the work."""
+        self.thread: threading.Thread | None = None
 
-    def add(self, seconds: float) -> int:
-        with self.condition:
-            if self.thread is None or not self.thread.is_alive():  # also in a forked child, which has no threads
+    def add(self, entry: _Entry) -> None:
+        with self.lock:
+            if self.thread is None:
                 self.thread = threading.Thread(target=self._look, name="deadlines", daemon=True)
-                self.wakes = math.inf
                 self.thread.start()
-            name = max(self.pending, default=0) + 1
-            self.pending[name] = (time.monotonic() + seconds, threading.get_ident())
-            if self.pending[name][0] < self.wakes:
-                self.condition.notify()
-            return name
+            self.pending.append(entry)
+            sooner = entry.when < self.wakes
+        if sooner:
+            self.news.put(None)
 
-    def remove(self, name: int) -> bool:
-        """Whether it was still to come; if not, the exception has been raised or is about to be."""
-        with self.condition:
-            return self.pending.pop(name, None) is not None
+    def remove(self, entry: _Entry) -> bool:
+        """Calls a deadline off, with what has not arrived of it; whether it was raised."""
+        with self.lock:
+            if entry in self.pending:
+                self.pending.remove(entry)
+                if entry.struck:
+                    ctypes.pythonapi.PyThreadState_SetAsyncExc(entry.thread, None)
+            return entry.struck
 
     def _look(self) -> None:
-        with self.condition:
-            while True:
+        while True:
+            with self.lock:
                 now = time.monotonic()
-                for name, (when, thread) in list(self.pending.items()):
-                    if when <= now:
-                        del self.pending[name]
-                        ctypes.pythonapi.PyThreadState_SetAsyncExc(
-                            ctypes.c_ulong(thread), ctypes.py_object(DeadlineExceeded)
-                        )
-                soonest = min((when for when, _ in self.pending.values()), default=None)
-                self.wakes = math.inf if soonest is None else soonest
-                self.condition.wait(None if soonest is None else max(0.0, soonest - now))
+                for entry in self.pending:
+                    if entry.when <= now:
+                        entry.struck, entry.when = True, now + AGAIN
+                        ctypes.pythonapi.PyThreadState_SetAsyncExc(entry.thread, ctypes.py_object(DeadlineExceeded))
+                self.wakes = min((entry.when for entry in self.pending), default=math.inf)
+            try:
+                self.news.get(timeout=None if self.wakes == math.inf else max(0.0, self.wakes - now))
+            except Empty:
+                continue
 
 
 _WATCH = _Watch()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_WATCH.__init__)  # type: ignore[misc]  # a child has no other threads
+
+
+def within(seconds: float, work: Callable[[], T]) -> T:
+    """What the work gives, stopped after so many seconds.
+
+    Raises:
+        TimeoutError: it took longer.
+    """
+    entry, struck = _Entry(seconds), False
+    try:
+        try:
+            _WATCH.add(entry)
+            found = work()
+        finally:
+            struck = _WATCH.remove(entry)
+        if not struck:
+            return found
+    except DeadlineExceeded:
+        if not (_WATCH.remove(entry) or struck):  # that of another deadline, around this one
+            raise
+    raise TimeoutError(f"took longer than {seconds:g} s")
 
 
 @contextmanager
 def deadline(seconds: float) -> Iterator[None]:
     """Stops the block after so many seconds.
 
+    Where the time ends inside one step of C, `DeadlineExceeded` itself may come out, between the block and what ends
+    it; `within` has no such gap.
+
     Raises:
         TimeoutError: it took longer.
     """
-    name = _WATCH.add(seconds)
+    entry, struck = _Entry(seconds), False
     try:
         try:
+            _WATCH.add(entry)
             yield
-        except DeadlineExceeded:
-            raise
-        except BaseException:
-            _settle(name)
-            raise
-        else:
-            _settle(name)
+        finally:
+            struck = _WATCH.remove(entry)
     except DeadlineExceeded:
+        if not (_WATCH.remove(entry) or struck):
+            raise
         raise TimeoutError(f"took longer than {seconds:g} s") from None
-
-
-def _settle(name: int) -> None:
-    """Calls the watch off; where it has struck, its exception comes here, and not later in somebody else's code."""
-    if not _WATCH.remove(name):
-        while True:
-            time.sleep(0.001)

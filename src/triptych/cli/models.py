@@ -109,6 +109,7 @@ def chat(
 
     from triptych.engine.device import settle
     from triptych.engine.rollout import Policy
+    from triptych.engine.scoring import scored
     from triptych.records import Conversation, Message, Prompt
 
     settle()
@@ -142,11 +143,13 @@ def chat(
         quote(rollout.answer + ("" if rollout.finished else " …"))
         if scorer:
             try:
-                score = scorer.score([Conversation(prompt, rollout.answer)])[0]
+                scores = scored(scorer, [Conversation(prompt, rollout.answer)])
             except TriptychError as error:  # a rule that needs a reference, an endpoint that is not there
                 say(f"(not scored: {error})")
             else:
-                say((f"reward {score:.2f}", "dim"))
+                say((f"reward {scores.totals[0]:.2f}", "dim"))
+                for name, note in scores.notes.items():
+                    say(f"({name} {note})")
 
 
 def _lines() -> Iterator[str]:

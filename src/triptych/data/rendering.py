@@ -22,7 +22,7 @@ from jinja2.exceptions import SecurityError
 from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from triptych.deadline import deadline
+from triptych.deadline import within
 from triptych.display import one_line
 
 SECONDS = 5.0
@@ -74,8 +74,7 @@ def limited(render: Callable[[], Result]) -> Result:
     for last in (False, True):
         _BUDGET.left = LARGEST
         try:
-            with deadline(SECONDS):
-                return render()
+            return within(SECONDS, render)
         except TimeoutError:
             if last:  # the first time, the machine may have slept
                 raise RenderingError(f"takes longer than {SECONDS:g} s") from None

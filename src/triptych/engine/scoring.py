@@ -45,11 +45,13 @@ class Scores:
         totals: what :meth:`Scorer.score` gives.
         parts: for each part its value for each answer; None where it does not apply to one.
         counts: what else there is to say, such as how many of a judge's verdicts contradicted one another.
+        notes: by part, what somebody should look at, such as the first answer on which a rule failed.
     """
 
     totals: list[float]
     parts: Mapping[str, Sequence[float | None]] = field(default_factory=dict)
     counts: Mapping[str, int] = field(default_factory=dict)
+    notes: Mapping[str, str] = field(default_factory=dict)
 
     def by_task(self, tasks: Sequence[str | None]) -> dict[str, dict[str, float]]:
         """Each part's mean over all answers (under "all") and over those to each named task."""

@@ -111,8 +111,11 @@ def measure(
 
     def judged(rollouts: Sequence[Rollout], drawn: int = 1) -> Measured:
         conversations = [Conversation(rollout.prompt, rollout.answer) for rollout in rollouts]
-        rewarded = scored(reward, conversations) if reward else None
-        return Measured(rollouts, scored(judge, conversations), rewarded, drawn)
+        rewarded, judgement = scored(reward, conversations) if reward else None, scored(judge, conversations)
+        for who, scores in (("reward", rewarded), ("judge", judgement)):
+            for name, note in scores.notes.items() if scores else ():
+                desk.progress.say(f"{who}: {name} {note}")
+        return Measured(rollouts, judgement, rewarded, drawn)
 
     plain = Sampling(decoding.max_tokens)
     ways = {way.name: way for way in (decoding, plain, replace(plain, temperature=0.0))}
@@ -140,6 +143,7 @@ def measure(
         "kl": divergence(policy, Policy.open(reference / "model"), own) if reference else None,
         "by_task": by_task(tasks, deployed.judged.totals),
         "reward_parts": deployed.rewarded.by_task(tasks) if deployed.rewarded else {},
+        **({"reward_counts": dict(deployed.rewarded.counts)} if deployed.rewarded and deployed.rewarded.counts else {}),
     } | ({"fewer_examples": fewer} if fewer else {})
 
 

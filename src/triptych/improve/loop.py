@@ -168,6 +168,7 @@ class Loop:
         policy, reference: the champion twice; only the policy is updated.
         seed: of everything that is drawn in this round.
         way: where the policy was at each step so far, those of an earlier attempt too.
+        noted: the parts of the reward of which something has been said.
     """
 
     def __init__(
@@ -177,6 +178,7 @@ class Loop:
         folder = champion / "model"
         self.desk, self.config, self.data = desk, config, data
         self.reward, self.judge = reward, judge
+        self.noted: set[str] = set()
         self.seed = desk.seed * 1000 + round
         kept = desk.scratch if config.keep == "best" else None
         self.way = Trajectory(config.steps, config.reuse, kept, limits, "reward" if judge is None else "judge")
@@ -242,6 +244,10 @@ class Loop:
     def _scored(self, groups: Sequence[Sequence[Rollout]], lines: Sequence[int]) -> Answers:
         answers = [Conversation(each.prompt, each.answer) for group in groups for each in group]
         scores = ranks.told(scored(self.reward, answers))  # a judge may not say the same twice
+        for name, note in scores.notes.items():
+            if name not in self.noted:
+                self.desk.progress.say(f"reward: {name} {note}; the curve counts more of them")
+                self.noted.add(name)
         rewards = torch.tensor(scores.totals).view(len(groups), -1)
         return Answers(list(groups), rewards, scores, lines)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections import Counter
 
 SCRIPTS = {
     "ar": ("ARABIC",), "el": ("GREEK",), "he": ("HEBREW",), "hi": ("DEVANAGARI",),
@@ -44,13 +45,14 @@ def share_in(language: str, text: str) -> float:
     none of any, else the ratio of its count to the best one's.
     """
     scripts = SCRIPTS.get(language, ("LATIN",))
-    letters = [letter for letter in text if letter.isalpha()]
+    letters = {letter: count for letter, count in Counter(text).items() if letter.isalpha()}
     if not letters:
         return 1.0
-    share = sum(unicodedata.name(letter, "?").startswith(scripts) for letter in letters) / len(letters)
+    within = sum(count for letter, count in letters.items() if unicodedata.name(letter, "?").startswith(scripts))
+    share = within / sum(letters.values())
     if language not in COMMON:
         return share
-    words = [word.lower() for word in _WORD.findall(text)]
-    counts = {name: sum(word in common for word in words) for name, common in _WORDS.items()}
+    words = Counter(word.lower() for word in _WORD.findall(text))
+    counts = {name: sum(words[word] for word in common) for name, common in _WORDS.items()}
     best = max(counts.values())
     return share * (0.5 if best == 0 else counts[language] / best)

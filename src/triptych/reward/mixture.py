@@ -18,7 +18,7 @@ from triptych.reward.ensemble import EnsembleReward
 from triptych.reward.joining import linked
 from triptych.reward.judge import JudgeReward
 from triptych.reward.regression import RegressionReward
-from triptych.reward.rules import RulesReward
+from triptych.reward.rules import Rules, RulesReward
 from triptych.reward.training import PairwiseReward
 
 
@@ -79,6 +79,9 @@ class Mixture:
 
     def __init__(self, parts: Sequence[Weighted], *, identity: str = "") -> None:
         self.parts = parts
+        for each in parts:
+            if isinstance(each.scorer, Rules):
+                each.scorer.subtracted = each.part.weight < 0
         self.identity = identity
 
     def score(self, conversations: Sequence[Conversation]) -> list[float]:
@@ -90,6 +93,7 @@ class Mixture:
         totals = [0.0] * len(conversations)
         found: dict[str, list[float | None]] = {}
         counts: dict[str, int] = {}
+        notes: dict[str, str] = {}
         for each in self.parts:
             part = each.part
             these = [i for i, row in enumerate(conversations) if not part.tasks or row.prompt.task in part.tasks]
@@ -98,13 +102,14 @@ class Mixture:
             scores = scored(each.scorer, [conversations[i] for i in these])
             values = {part.name: scores.totals} | {f"{part.name}.{name}": v for name, v in scores.parts.items()}
             counts |= {f"{part.name}.{name}": count for name, count in scores.counts.items()}
+            notes |= {f"{part.name}.{name}": note for name, note in scores.notes.items()}
             for name, column in values.items():
                 found[name] = [None] * len(conversations)
                 for i, value in zip(these, column, strict=True):
                     found[name][i] = value
             for i, score in zip(these, scores.totals, strict=True):
                 totals[i] += part.weight * score
-        return Scores(totals, found, counts)
+        return Scores(totals, found, counts, notes)
 
 
 def mix(desk: Desk, config: MixtureReward, /, **parts: Path) -> Metrics:

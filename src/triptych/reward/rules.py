@@ -2,6 +2,9 @@
 
 Each rule gives an answer a value from 0 (not as wanted) to 1 (as wanted). The reward is Σ w · value over the rules
 that apply to the prompt's task; DeepSeek-R1 (Guo et al. 2025, section 2.2.2) was trained on such rewards alone.
+
+Answers are written by a model that learns what pays. So a rule has a limit of time and size for each of them, and an
+answer on which it fails is given what rewards it least.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ import math
 import os
 import re
 import sys
+from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
@@ -19,22 +23,39 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from jsonschema import Draft202012Validator
-from jsonschema.exceptions import SchemaError
 from pydantic import Field, field_validator, model_validator
-from referencing import Registry
 
 from triptych.configuration import Config
+from triptych.deadline import within
+from triptych.display import one_line
 from triptych.engine import ranks
 from triptych.engine.scoring import Scores
-from triptych.errors import DataError, Fault, RewardError
+from triptych.errors import DataError, Fault, RewardError, TriptychError
 from triptych.pipeline.stage import Desk, Metrics
-from triptych.records import Conversation
+from triptych.records import Conversation, Prompt
+from triptych.reward import expression, schema
 from triptych.reward.language import LANGUAGES, share_in
 from triptych.reward.sandbox import confinement, run_tests
 
 FUNCTIONS = "functions"
 """The folder of an artifact that keeps the users' own functions."""
+
+SECONDS = 5.0
+"""How long a rule may look at one answer."""
+
+CHARACTERS = 1_000_000
+"""How long an answer may be that rules look at: some 250,000 tokens."""
+
+DIGITS = 400
+"""How long a number may be, and with it any whole number or fraction that is computed with."""
+
+EXPONENT = 308
+"""How far from 0 an exponent may be: about as far as a float's."""
+
+PATIENCE = 16
+"""A user's own function that works on none of so many first answers is broken; one that fails later met bad answers."""
+
+MISSING = "missing; a rule compares answers with it. Give it, or name the rule's `tasks`"
 
 REFUSALS = (
     "i'm sorry", "i am sorry", "sorry, but", "i apologize", "i apologise", "i can't", "i cannot", "i can not",
@@ -61,6 +82,22 @@ class Rule(Config):
     tasks: tuple[str, ...] = ()
     name: str | None = None
 
+    def fault(self, prompt: Prompt) -> str | None:
+        """Why the prompt's reference cannot be used, or None where it can or need not be."""
+        return None
+
+    def require_reference(self, conversation: Conversation) -> str:
+        """The prompt's reference, which can be used.
+
+        Raises:
+            DataError: it cannot.
+        """
+        fault = self.fault(conversation.prompt)
+        if fault is not None:
+            prompt = one_line(conversation.prompt.messages[-1].content)
+            raise DataError([Fault(f"prompt {prompt[:60]!r}", None, "reference", fault)])
+        return conversation.prompt.reference or ""
+
 
 class Extracting(Rule):
     """A rule about a part of the answer.
@@ -74,9 +111,13 @@ class Extracting(Rule):
     @field_validator("extract")
     @classmethod
     def _one_group(cls, pattern: str | None) -> str | None:
-        if pattern is not None and _compiled(pattern).groups < 1:
+        if pattern is not None and expression.expression(pattern).groups < 1:
             raise ValueError("needs a group, as in `answer: (.*)`")
         return pattern
+
+    def _extracted(self, answer: str) -> str | None:
+        """The part that counts, or None where there is none."""
+        return answer if self.extract is None else expression.last_group(self.extract, answer)
 
 
 class ExactMatch(Extracting):
@@ -91,8 +132,12 @@ class ExactMatch(Extracting):
 
     def value(self, conversation: Conversation) -> float:
         """See the class."""
-        answer = _extracted(self.extract, conversation.answer)
-        return float(self._plain(answer) == self._plain(_reference(conversation)))
+        answer = self._extracted(conversation.answer)
+        return float(self._plain(answer) == self._plain(self.require_reference(conversation)))
+
+    def fault(self, prompt: Prompt) -> str | None:
+        """See `Rule`."""
+        return MISSING if prompt.reference is None else None
 
     def _plain(self, text: str | None) -> str | None:
         joined = None if text is None else " ".join(text.split())
@@ -102,23 +147,35 @@ class ExactMatch(Extracting):
 class NumericMatch(Extracting):
     """1 where the last number of the answer is the last one of the prompt's reference.
 
-    Numbers may have thousands' commas and be fractions (`3/4`).
+    Numbers may have thousands' commas and be fractions (`3/4`); they are compared exactly. One that is longer than
+    `DIGITS` or has a larger exponent than `EXPONENT` is none.
 
     Attributes:
         tolerance: how far they may differ, relative to the reference's.
     """
 
     rule: Literal["numeric"] = "numeric"
-    tolerance: float = Field(default=1e-6, ge=0)
+    tolerance: float = Field(default=1e-6, ge=0, allow_inf_nan=False)
 
     def value(self, conversation: Conversation) -> float:
         """See the class."""
-        wanted = number_in(_reference(conversation))
-        if wanted is None:
-            raise _unusable(conversation, "rule numeric needs a reference that holds a number")
-        text = _extracted(self.extract, conversation.answer)
+        wanted = number_in(self.require_reference(conversation))
+        assert wanted is not None
+        text = self._extracted(conversation.answer)
         found = None if text is None else number_in(text)
-        return float(found is not None and abs(found - wanted) <= self.tolerance * max(abs(wanted), 1e-12))
+        near = Fraction(repr(self.tolerance)) * max(abs(wanted), Fraction(1, 10**12))
+        return float(found is not None and abs(found - wanted) <= near)
+
+    def fault(self, prompt: Prompt) -> str | None:
+        """See `Rule`."""
+        if prompt.reference is None:
+            return MISSING
+        if number_in(prompt.reference) is not None:
+            return None
+        return (
+            f"holds no number that rule numeric can use: of at most {DIGITS} characters, with an exponent of at most "
+            f"{EXPONENT}, not divided by 0"
+        )
 
 
 class Pattern(Rule):
@@ -130,13 +187,13 @@ class Pattern(Rule):
 
     def value(self, conversation: Conversation) -> float:
         """See the class."""
-        find = re.fullmatch if self.whole else re.search
-        return float(find(self.pattern, conversation.answer, re.DOTALL) is not None)
+        return float(expression.found(self.pattern, conversation.answer, whole=self.whole))
 
     @field_validator("pattern")
     @classmethod
     def _compiles(cls, pattern: str) -> str:
-        return _compiled(pattern).pattern
+        expression.expression(pattern)
+        return pattern
 
 
 class JsonSchema(Rule):
@@ -151,31 +208,35 @@ class JsonSchema(Rule):
 
     def value(self, conversation: Conversation) -> float:
         """See the class."""
+        allowed = self._validator(self.require_reference(conversation))
         try:
-            content = json.loads(_block(conversation.answer))
+            content = json.loads(_block(conversation.answer), parse_constant=_refuse)
         except (ValueError, RecursionError):
             return 0.0
-        return float(self._validator(conversation).is_valid(content))
+        return float(allowed.is_valid(content))
 
-    def _validator(self, conversation: Conversation) -> Any:
-        schema = self.json_schema
-        if schema is None:
-            try:
-                schema = json.loads(_reference(conversation))
-                Draft202012Validator.check_schema(schema)
-            except (ValueError, SchemaError) as error:
-                raise _unusable(conversation, f"rule json needs a reference that is a JSON schema: {error}") from None
-        return Draft202012Validator(schema, registry=Registry())
+    def fault(self, prompt: Prompt) -> str | None:
+        """See `Rule`."""
+        if self.json_schema is None and prompt.reference is None:
+            return MISSING
+        try:
+            self._validator(prompt.reference or "")
+        except ValueError as error:
+            return f"rule json needs a reference that is a JSON schema: {error}"
+        return None
+
+    def _validator(self, reference: str) -> Any:
+        return schema.validator(reference if self.json_schema is None else json.dumps(self.json_schema))
 
     @field_validator("json_schema")
     @classmethod
-    def _is_schema(cls, schema: dict[str, Any] | None) -> dict[str, Any] | None:
+    def _is_schema(cls, content: dict[str, Any] | None) -> dict[str, Any] | None:
         try:
-            if schema is not None:
-                Draft202012Validator.check_schema(schema)
-        except SchemaError as error:
-            raise ValueError(f"is no JSON schema: {error.message}") from None
-        return schema
+            if content is not None:
+                schema.validator(json.dumps(content))
+        except ValueError as error:
+            raise ValueError(f"is no JSON schema: {error}") from None
+        return content
 
 
 class UnitTests(Rule):
@@ -198,10 +259,14 @@ class UnitTests(Rule):
     def value(self, conversation: Conversation) -> float:
         """See the class."""
         verdict = run_tests(
-            _block(conversation.answer), _reference(conversation), seconds=self.seconds, mebibytes=self.mebibytes,
-            unconfined=self.unconfined,
+            _block(conversation.answer), self.require_reference(conversation), seconds=self.seconds,
+            mebibytes=self.mebibytes, unconfined=self.unconfined,
         )
         return float(verdict.passed)
+
+    def fault(self, prompt: Prompt) -> str | None:
+        """See `Rule`."""
+        return MISSING if prompt.reference is None else None
 
 
 class Length(Rule):
@@ -290,10 +355,12 @@ class OwnFunction(Rule):
     Attributes:
         function: `file.py:name`, the file in the recipe's folder. One file: it may import what is installed, and
             nothing that lies beside it. Its content is part of the reward's identity.
+        limit: seconds that it may take for one answer.
     """
 
     rule: Literal["function"] = "function"
     function: str = Field(pattern=r"^[^:]+\.py:[A-Za-z_]\w*$")
+    limit: float = Field(default=60.0, gt=0)
 
     @property
     def file(self) -> str:
@@ -330,6 +397,9 @@ class Rules:
     Args:
         config: the rules.
         folder: where `functions/` lies with the users' own functions; they are code, which is run.
+
+    Attributes:
+        subtracted: whether the score is multiplied with a weight below 0, so that failing must not lower it.
     """
 
     name = "rules"
@@ -338,25 +408,68 @@ class Rules:
         self.config = config
         self.folder = folder
         self.identity = identity
+        self.subtracted = False
+        self._failed: Counter[str] = Counter()
+        self._working: set[str] = set()
 
     def score(self, conversations: Sequence[Conversation]) -> list[float]:
         """The weighted sum of the rules that apply to each prompt's task."""
         return self.details(conversations).totals
 
     def details(self, conversations: Sequence[Conversation]) -> Scores:
-        """The rewards and each rule's value; None where a rule does not apply."""
+        """The rewards and each rule's value; None where a rule does not apply.
+
+        Raises:
+            DataError: a reference cannot be used.
+            RewardError: a user's own function works on no answer.
+        """
         totals = [0.0] * len(conversations)
         parts: dict[str, list[float | None]] = {}
-        for name, rule, value in self._rules:
-            these = [i for i, each in enumerate(conversations) if not rule.tasks or each.prompt.task in rule.tasks]
+        counts, notes = {}, {}
+        applied = [
+            [i for i, each in enumerate(conversations) if not rule.tasks or each.prompt.task in rule.tasks]
+            for rule in self.config.rules
+        ]
+        for (_, rule, _), these in zip(self._rules, applied, strict=True):
+            for i in these:
+                rule.require_reference(conversations[i])
+        for (name, rule, value), these in zip(self._rules, applied, strict=True):
             part: list[float | None] = [None] * len(conversations)
             # Each on one rank alone: code that is stopped at a limit need not come out the same on another.
             mine = ranks.share([conversations[i] for i in these])
-            for i, found in zip(these, ranks.gathered(_each(rule, value, mine)), strict=True):
-                part[i] = found
-                totals[i] += rule.weight * found
+            found = ranks.gathered(_each(rule, value, mine))
+            failed = {i: why for i, why in zip(these, found, strict=True) if isinstance(why, str)}
+            values = [given for given in found if not isinstance(given, str)]
+            least = self._least(rule, values)
+            if failed:
+                place, why = next(iter(failed.items()))
+                prompt = one_line(conversations[place].prompt.messages[-1].content)[:60]
+                notes[name] = f"fails on an answer to {prompt!r}, which gets {least:g}: {why}"
+                counts[f"{name}.failed"] = len(failed)
+            if isinstance(rule, OwnFunction):
+                self._require_working(name, len(failed), bool(values), f"{rule.function} {notes.get(name)}")
+            for i, given in zip(these, found, strict=True):
+                part[i] = worth = least if isinstance(given, str) else given
+                totals[i] += rule.weight * worth
             parts[name] = part
-        return Scores(totals, parts)
+        return Scores(totals, parts, counts, notes)
+
+    def _least(self, rule: Rule, values: Sequence[float]) -> float:
+        """The value that rewards least, for an answer on which the rule fails.
+
+        A user's own function has no bounds: there it is the least of those that it gave to the other answers, or 0.
+        """
+        own = values if isinstance(rule, OwnFunction) else ()
+        if (rule.weight < 0) != self.subtracted:
+            return max([0.0, *own] if isinstance(rule, OwnFunction) else [1.0])
+        return min([0.0, *own])
+
+    def _require_working(self, name: str, failed: int, works: bool, message: str) -> None:
+        """Ends where a function has only ever failed: then it is the function, and not the answers."""
+        self._failed[name] += failed
+        self._working |= {name} if works else set()
+        if name not in self._working and self._failed[name] >= PATIENCE:
+            raise RewardError(f"{message} (as on every one of {self._failed[name]} answers so far)")
 
     @cached_property
     def _rules(self) -> list[tuple[str, Rule, Callable[[Conversation], float]]]:
@@ -375,12 +488,9 @@ class Rules:
         function = loaded(path, rule.function)
 
         def value(conversation: Conversation) -> float:
-            try:
-                given = float(function(conversation))
-            except Exception as error:  # whatever a user's function raises
-                raise RewardError(f"{rule.function}: {type(error).__name__}: {error}") from error
+            given = float(function(conversation))
             if not math.isfinite(given):
-                raise RewardError(f"{rule.function}: must give a finite number, got {given}")
+                raise ValueError(f"must give a finite number, got {given}")
             return given
 
         return value
@@ -432,43 +542,43 @@ def loaded(path: Path, function: str) -> Callable[[Conversation], Any]:
     return checked
 
 
-def number_in(text: str) -> float | None:
-    """The last number of a text, or None."""
-    found = _NUMBER.findall(text)
-    if not found:
+def number_in(text: str) -> Fraction | None:
+    """The last number of a text, or None where there is none, or one of no reasonable size."""
+    last = deque(_NUMBER.finditer(text), maxlen=1)
+    if not last or len(last[0][0]) > DIGITS:
         return None
-    numerator, _, denominator = found[-1].replace(",", "").partition("/")
-    if denominator:
-        return float(Fraction(numerator) / int(denominator)) if int(denominator) else None
-    return float(numerator)
+    numerator, _, denominator = last[0][0].replace(",", "").partition("/")
+    exponent = numerator.lower().partition("e")[2]
+    if (exponent and abs(int(exponent)) > EXPONENT) or (denominator and not int(denominator)):
+        return None
+    return Fraction(numerator) / int(denominator or 1)
 
 
-def _each(rule: Rule, value: Callable[[Conversation], float], conversations: Sequence[Conversation]) -> list[float]:
-    """The rule's values; processes are waited for several at a time."""
+def _each(
+    rule: Rule, value: Callable[[Conversation], float], conversations: Sequence[Conversation]
+) -> list[float | str]:
+    """The rule's values, or why it has none; processes are waited for several at a time."""
     if not isinstance(rule, UnitTests):
-        return [value(conversation) for conversation in conversations]
+        seconds = rule.limit if isinstance(rule, OwnFunction) else SECONDS
+        return [_attempt(value, conversation, seconds) for conversation in conversations]
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-        return list(pool.map(value, conversations))
+        return list(pool.map(lambda conversation: _attempt(value, conversation, None), conversations))
 
 
-def _reference(conversation: Conversation) -> str:
-    reference = conversation.prompt.reference
-    if reference is None:
-        raise _unusable(conversation, "missing; a rule compares answers with it. Give it, or name the rule's `tasks`")
-    return reference
+def _attempt(value: Callable[[Conversation], float], conversation: Conversation, seconds: float | None) -> float | str:
+    """The value of one answer, or why there is none."""
+    if len(conversation.answer) > CHARACTERS:
+        return f"it has more than {CHARACTERS:,} characters"
+    try:
+        return within(seconds, lambda: value(conversation)) if seconds else value(conversation)
+    except TriptychError:
+        raise
+    except (Exception, SystemExit) as error:  # whatever an answer brings about
+        return one_line(f"{type(error).__name__}: {error}")[:200]
 
 
-def _unusable(conversation: Conversation, message: str) -> DataError:
-    prompt = conversation.prompt.messages[-1].content
-    return DataError([Fault(f"prompt {prompt[:60]!r}", None, "reference", message)])
-
-
-def _extracted(pattern: str | None, answer: str) -> str | None:
-    """What the pattern's group holds in its last match; the answer without a pattern, None without a match."""
-    if pattern is None:
-        return answer
-    found = list(re.finditer(pattern, answer, re.DOTALL))
-    return found[-1][1] if found else None
+def _refuse(constant: str) -> float:
+    raise ValueError(f"{constant} is no JSON")
 
 
 def _block(answer: str) -> str:
@@ -476,9 +586,3 @@ def _block(answer: str) -> str:
     blocks: list[str] = _FENCE.findall(answer)
     return blocks[-1] if blocks else answer
 
-
-def _compiled(pattern: str) -> re.Pattern[str]:
-    try:
-        return re.compile(pattern, re.DOTALL)
-    except re.error as error:
-        raise ValueError(f"is no regular expression: {error}") from None
