@@ -1,7 +1,10 @@
 """Recipes: each wrong field by its exact line and message."""
 
+import os
+import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -378,3 +381,58 @@ def test_starting_up_imports_nothing_heavy():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == ""
+
+
+NESTED = "a: &a0 [x, x, x]\n" + "".join(
+    f"b{n}: &a{n + 1} [{', '.join([f'*a{n}'] * 9)}]\n" for n in range(9)
+)
+MERGED = "a: &a0 {x: 1}\n" + "".join(
+    f"b{n}: &a{n + 1} {{<<: [{', '.join([f'*a{n}'] * 9)}], k{n}: 1}}\n" for n in range(9)
+)
+
+
+@pytest.mark.attack("data files")
+@pytest.mark.parametrize(("content", "message"), [
+    (NESTED, "has more than 20,000 values, those that aliases repeat included"),
+    (MERGED, "unknown field"),
+    ("name: " + "[" * 5000, "holds values inside values without end"),
+    ("name: " + "{a: " * 5000, "holds values inside values without end"),
+    ("# " + "a" * (1 << 20), "is larger than 1 MiB, which no recipe is"),
+    ("name: !!int ''", "cannot be read as int"),
+    ("name: !!bool x", "cannot be read as bool"),
+    ("name: !!timestamp x", "cannot be read as timestamp"),
+    ("name: " + "9" * 5000, "cannot be read: Exceeds the limit"),
+    ("name: !!python/object/apply:os.system [ls]", "name: must be text"),
+    ("name: a\0b", "not YAML"),
+    ("name: {<<: 3}", "expected a mapping or list of mappings for merging"),
+])
+def test_a_recipe_that_grows_without_bounds_is_refused(tmp_path: Path, content: str, message: str) -> None:
+    began = time.process_time()
+    path = tmp_path / "recipe.yaml"
+    path.write_text(content)
+    with pytest.raises(RecipeError, match=re.escape(message)):
+        load(path, Named)
+    assert time.process_time() - began < 10
+
+
+class Named(Config):
+    """A recipe with a name."""
+
+    name: str
+
+
+@pytest.mark.attack("data files")
+@pytest.mark.parametrize("override", ["name=" + "[" * 5000, "name=!!int ''", "name=!!bool x", "name=" + "9" * 5000])
+def test_an_override_that_cannot_be_read_is_named(tmp_path: Path, override: str) -> None:
+    (tmp_path / "recipe.yaml").write_text("name: a")
+    with pytest.raises(RecipeError, match="--set name="):
+        load(tmp_path / "recipe.yaml", Named, [override])
+
+
+@pytest.mark.attack("data files")
+def test_a_recipe_that_is_no_file_is_not_opened(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "recipe.yaml")
+    with pytest.raises(RecipeError, match="is a FIFO: expected a recipe"):
+        load(tmp_path / "recipe.yaml", Named)
+    with pytest.raises(RecipeError, match="is a device: expected a recipe"):
+        load("/dev/zero", Named)

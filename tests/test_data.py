@@ -1,7 +1,11 @@
 """Reading files, splits and lengths: each bad input by its exact message, each record by value."""
 
+import contextlib
 import json
+import os
 import random
+import re
+import socket
 from pathlib import Path
 
 import pytest
@@ -212,13 +216,14 @@ def test_wrong_scores_are_named(tmp_path):
         tmp_path,
         row,
         row | {"scores": {}},
-        row | {"scores": {"help": True, "truth": float("nan")}},
+        row | {"scores": {"help": True}},
+        row | {"scores": {"truth": float("nan")}},
     )
     assert faults(files.read_ratings, path) == [
         ":1: scores: missing",
         ":2: scores: must be an object of at least one attribute and its number, got an empty object",
         ":3: scores.help: must be a number, got true",
-        ":3: scores.truth: must be a finite number, got nan",
+        ":4: scores.truth: must be a finite number, got nan",
     ]
 
 
@@ -238,7 +243,7 @@ def test_all_faults_of_a_file_come_together_with_their_lines(tmp_path):
         ":3: invalid JSON at column 15: Expecting ',' delimiter; expected one whole object on each line",
         ":4: not UTF-8: byte 0xe9 at byte 16 of the line; save the file as UTF-8",
         ':5: must be an object, got the text "c"',
-        ":6: holds half of a surrogate pair (\\ud800 to \\udfff): not a character",
+        ":6: prompt: holds half of a surrogate pair (\\ud800 to \\udfff): not a character",
         ":7: holds a NUL at byte 14 of the line: expected text in UTF-8",
     ]
     assert faults(files.read_prompts, path) == messages
@@ -412,3 +417,151 @@ def test_rows_of_our_own_are_whole_whatever_a_model_wrote_in_them(tmp_path: Path
         file.write('{"answer": "cut by a ki')
     assert len(read_rows(path)) == 4
     assert read_rows(tmp_path / "none.jsonl") == []
+
+
+def strange_files(folder: Path) -> dict[str, Path]:
+    """What is no file, each under a name by which it would be read."""
+    os.mkfifo(folder / "fifo.jsonl")
+    (folder / "device.jsonl").symlink_to("/dev/zero")
+    (folder / "folder.jsonl").mkdir()
+    (folder / "circle.jsonl").symlink_to("circle.jsonl")
+    with contextlib.closing(socket.socket(socket.AF_UNIX)) as end:
+        end.bind(os.path.relpath(folder / "socket.jsonl"))
+    return {path.stem: path for path in folder.glob("*.jsonl")}
+
+
+@pytest.mark.attack("data files")
+@pytest.mark.parametrize("suffix", [".jsonl", ".parquet", ".txt"])
+@pytest.mark.parametrize(("name", "message"), [
+    ("fifo", "is a FIFO: expected a file"), ("device", "is a device: expected a file"),
+    ("folder", "is a folder: expected a file"), ("socket", "is a socket: expected a file"),
+    ("circle", "cannot be read: Too many levels of symbolic links"),
+])
+def test_what_is_no_file_is_refused_without_being_opened(tmp_path, monkeypatch, suffix, name, message):
+    monkeypatch.chdir(tmp_path)
+    path = strange_files(tmp_path)[name].rename(tmp_path / f"{name}{suffix}")
+    if name == "circle":
+        path = tmp_path / f"again{suffix}"
+        path.symlink_to(path.name)
+    assert faults(files.read_documents, path) == [f": {message}"]
+    if name != "folder":
+        with pytest.raises(DataError, match=re.escape(message)):
+            files.digest(path)
+    if name != "circle":  # a link that leads nowhere is as if nothing were there
+        with pytest.raises(DataError, match=re.escape(message)):
+            files.read_any(path, files.read_documents)
+
+
+@pytest.mark.attack("data files")
+@pytest.mark.parametrize(("row", "message"), [
+    ('{"prompt": "a", "prompt": "b"}', "prompt: stands twice in one object"),
+    ('{"prompt": [{"role": "user", "content": "a", "role": "user"}]}', "role: stands twice in one object"),
+    ('{"prompt": "a", "margin": NaN}', "margin: must be a finite number, got nan"),
+    ('{"prompt": "a", "more": [0, {"x": -Infinity}]}', "more[1].x: must be a finite number, got -inf"),
+    ('{"prompt": "a", "margin": 1e400}', "margin: must be a finite number, got inf"),
+    (f'{{"prompt": "a", "margin": {"9" * 400}}}', "margin: must be a finite number, got inf"),
+    (f'{{"prompt": "a", "margin": {"9" * 5000}}}', "margin: must be a finite number, got inf"),
+    (f'{{"prompt": {"[" * 101}{"]" * 101}}}', "prompt: holds values inside values more than 100 deep"),
+    ("[" * 100_000, "holds values inside values more than 100 deep"),
+    ('{"prompt": [{"role": "user", "content": "\\uDFFF"}]}',
+     "prompt[0].content: holds half of a surrogate pair (\\ud800 to \\udfff): not a character"),
+    ('{"prompt": "a", "\\ud800": 1}', "has a field whose name holds half of a surrogate pair: not a character"),
+    ('\ufeff{"prompt": "a"}', "invalid JSON at column 1: Unexpected UTF-8 BOM (decode using utf-8-sig); "
+     "expected one whole object on each line"),
+])
+def test_json_that_could_be_misread_is_named_with_its_line_and_field(tmp_path, row, message):
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"prompt": "good"}\n' + row + "\n", encoding="utf-8")
+    assert faults(files.read_prompts, path) == [f":2: {message}"]
+    skipped: list[Fault] = []
+    assert files.read_prompts(path, skipped) == [Prompt(user("good"))]
+    assert len(skipped) == 1
+
+
+@pytest.mark.attack("data files")
+def test_a_line_without_an_end_is_not_read_to_its_end(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "LINE", 1 << 20)
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(b'{"prompt": "a"}\n{"prompt": "')
+    os.truncate(path, 1 << 40)
+    message = ":2: has more than 1 MiB without an end: expected one object on each line"
+    assert faults(files.read_prompts, path) == [message]
+
+
+@pytest.mark.attack("data files")
+def test_texts_in_parquet_that_are_not_utf8_are_named(tmp_path):
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    path = tmp_path / "rows.parquet"
+    texts = pyarrow.array([b"good", b"caf\xe9", b"\xed\xa0\x80"]).view(pyarrow.string())
+    parquet.write_table(pyarrow.table({"prompt": texts}), path)
+    assert faults(files.read_prompts, path) == [
+        ":2: prompt: not UTF-8: expected text in UTF-8", ":3: prompt: not UTF-8: expected text in UTF-8"
+    ]
+
+
+@pytest.mark.attack("data files")
+def test_a_column_of_parquet_that_stands_twice_is_named(tmp_path):
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    path = tmp_path / "rows.parquet"
+    parquet.write_table(pyarrow.Table.from_arrays([pyarrow.array(["a"]), pyarrow.array(["b"])], ["prompt"] * 2), path)
+    assert faults(files.read_prompts, path) == [": prompt: stands twice: each column needs a name of its own"]
+
+
+READERS = [
+    files.read_documents, files.read_conversations, files.read_prompts, files.read_comparisons, files.read_ratings,
+    files.read_questions, files.read_verdicts,
+]
+
+
+@pytest.mark.attack("data files")
+def test_no_line_does_more_than_be_refused(tmp_path):
+    rng = random.Random(1)
+    good = [
+        '{"text": "a"}', '{"prompt": "a", "completion": "b"}', '{"prompt": "a", "chosen": "b", "rejected": "c"}',
+        '{"prompt": [{"role": "user", "content": "a"}], "response": "b", "scores": {"c": 1.5}}',
+        '{"prompt": "a", "first": "b", "second": "c", "better": "tie"}',
+        '{"prompt": "a", "reference": "1", "task": "t"}',
+    ]
+    parts = [
+        *'{}[]",:0123456789-+.eE', "null", "true", "NaN", "1e999", "9" * 400, "\\ud800", "\\u0000", "\\x", "\0", "\x1b",
+        "[" * 200, '{"a":' * 200, '"prompt"', '"role"', '"content"', '"system"', '"scores"', "\u2028", "\ufeff",
+    ]
+    rows = []
+    for _ in range(1500):
+        row = list(rng.choice(good))
+        for _ in range(rng.randint(1, 4)):
+            place = rng.randrange(len(row) + 1)
+            row[place : place + rng.randint(0, 5)] = [rng.choice(parts)]
+        rows.append("".join(row).encode("utf-8", "surrogatepass"))
+    rows += [bytes(rng.choices(range(256), k=rng.randint(1, 40))) for _ in range(300)]
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(b"\n".join([good[0].encode(), *rows]))
+    for reader in READERS:
+        skipped: list[Fault] = []
+        try:
+            records = reader(path, skipped)
+        except DataError:
+            continue
+        assert skipped
+        files.write(tmp_path / "again.jsonl", records)
+        assert reader(tmp_path / "again.jsonl") == records
+
+
+@pytest.mark.attack("data files")
+def test_damaged_parquet_is_read_or_refused(tmp_path):
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    rng = random.Random(1)
+    rows = [{"prompt": [HI], "task": f"t{n}", "margin": n / 3} for n in range(50)]
+    parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "good.parquet")
+    whole = (tmp_path / "good.parquet").read_bytes()
+    path = tmp_path / "rows.parquet"
+    for _ in range(300):
+        damaged = bytearray(whole)
+        for _ in range(rng.randint(1, 3)):
+            damaged[rng.randrange(len(damaged))] = rng.randrange(256)
+        path.write_bytes(damaged[: rng.randint(0, len(damaged))] if rng.random() < 0.2 else damaged)
+        with contextlib.suppress(DataError):
+            files.read_prompts(path, [])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import time
 from pathlib import Path
@@ -334,3 +335,12 @@ def test_failing_a_reward_that_is_subtracted_gains_nothing(monkeypatch: pytest.M
     scores = mixed.details([said(STUCK), said("?")])
     assert scores.totals == [-2, 0]
     assert scores.counts == {"shame.pattern.failed": 1}
+
+
+@pytest.mark.attack("data files")
+def test_a_function_that_is_no_file_is_not_opened(tmp_path: Path) -> None:
+    config = RulesReward.model_validate({"rules": [{"rule": "function", "function": "mine.py:score"}]})
+    os.mkfifo(tmp_path / "mine.py")
+    for number, source in enumerate((tmp_path / "mine.py", Path("/dev/zero"))):
+        with pytest.raises(RewardError, match=r"mine\.py:score: the file cannot be read: is a (FIFO|device)"):
+            keep_rules(desk_at(tmp_path / str(number)), config, {"mine.py": source})

@@ -19,6 +19,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from triptych.errors import RecipeError
+from triptych.storage import IrregularFile, open_regular
 
 
 def tagged(field: str, default: str) -> BeforeValidator:
@@ -69,6 +70,15 @@ def load(path: str | Path, model: type[T], overrides: Sequence[str] = ()) -> T:
 
 _AFTER_THE_FILE = 1_000_000_000
 
+LARGEST = 1 << 20
+"""How many bytes a recipe may have."""
+
+VALUES = 20_000
+"""How many values a recipe may have, those that aliases repeat included."""
+
+
+_TOO_DEEP = "holds values inside values without end"
+
 
 class _Origin:
     """Where a value was written: a line of the file, or an override."""
@@ -103,10 +113,14 @@ class _Source:
         self.origins: dict[Place, _Origin] = {(): _Origin(self.file, 0)}
         self.problems: list[_Problem] = []
         self.overridden = 0
+        self.built = 0
         node, loader = _composed(Path(path))
         if not isinstance(node, yaml.MappingNode):
             raise RecipeError(f"{self.file}:{_line(node)}: must hold fields, as in `name: my-model`")
-        self.values = self._built(node, loader, (), ())
+        try:
+            self.values = self._built(node, loader, (), ())
+        except RecursionError:
+            raise RecipeError(f"{self.file}: {_TOO_DEEP}") from None
 
     def origin(self, place: Place) -> _Origin:
         """Where the value, or the nearest one around it, was written."""
@@ -121,13 +135,19 @@ class _Source:
             self.problems.append(_Problem(self.origin(place), place, "an alias inside what it stands for"))
             return None
         around = (*around, node)
+        self.built += 1
+        if self.built > VALUES:
+            raise RecipeError(f"{self.file}: has more than {VALUES:,} values, those that aliases repeat included")
         if isinstance(node, yaml.SequenceNode):
             for index, entry in enumerate(node.value):
                 self.origins[*place, index] = self._at(entry)
             return [self._built(entry, loader, (*place, i), around) for i, entry in enumerate(node.value)]
         if isinstance(node, yaml.MappingNode):
             self._note_repeated(node, place)
-            loader.flatten_mapping(node)
+            try:
+                loader.flatten_mapping(node)
+            except yaml.YAMLError as error:
+                raise RecipeError(f"{self.file}:{_line(node)}: not YAML: {_syntax(error)}") from None
             values = {}
             for key, value in node.value:
                 name = str(key.value) if isinstance(key, yaml.ScalarNode) else "?"
@@ -138,6 +158,9 @@ class _Source:
             return loader.construct_object(node)
         except (yaml.YAMLError, ValueError) as error:
             self.problems.append(_Problem(self._at(node), place, f"cannot be read: {error}"))
+            return None
+        except (LookupError, AttributeError, TypeError, OverflowError):  # of a tag that the value does not fit
+            self.problems.append(_Problem(self._at(node), place, f"cannot be read as {node.tag.rpartition(':')[2]}"))
             return None
 
     def _note_repeated(self, node: yaml.MappingNode, place: Place) -> None:
@@ -167,6 +190,10 @@ class _Source:
             parsed = yaml.load(value, Loader=_Loader)
         except yaml.YAMLError as error:
             raise RecipeError(f"{origin.text}: the value is not YAML: {_syntax(error)}") from error
+        except RecursionError:
+            raise RecipeError(f"{origin.text}: {_TOO_DEEP}") from None
+        except (ValueError, LookupError, AttributeError, TypeError, OverflowError) as error:
+            raise RecipeError(f"{origin.text}: the value cannot be read: {error}") from error
         around: Any = self.values
         place: Place = ()
         for number, step in enumerate(steps):
@@ -225,13 +252,17 @@ for _tag, _pattern, _first in (
 
 def _composed(path: Path) -> tuple[yaml.Node, yaml.SafeLoader]:
     try:
-        text = path.read_bytes().decode("utf-8-sig")
+        with open_regular(path) as file:
+            content = file.read(LARGEST + 1)
+        if len(content) > LARGEST:
+            raise RecipeError(f"{path}: is larger than {LARGEST >> 20} MiB, which no recipe is")
+        text = content.decode("utf-8-sig")
     except FileNotFoundError:
         near = difflib.get_close_matches(path.name, _names(path.parent), n=1)
         hint = f"; did you mean {path.parent / near[0]}?" if near else ""
         raise RecipeError(f"{path}: no such file{hint}") from None
-    except IsADirectoryError:
-        raise RecipeError(f"{path}: is a folder: expected a recipe, a YAML file") from None
+    except IrregularFile as error:
+        raise RecipeError(f"{path}: {error.found}: expected a recipe, a YAML file") from None
     except UnicodeDecodeError as error:
         line = error.object[: error.start].count(b"\n") + 1
         what = f"not UTF-8: byte 0x{error.object[error.start]:02x}; save the file as UTF-8"
@@ -245,6 +276,8 @@ def _composed(path: Path) -> tuple[yaml.Node, yaml.SafeLoader]:
         mark = getattr(error, "problem_mark", None)
         place = f"{path}:{mark.line + 1}" if mark is not None else str(path)
         raise RecipeError(f"{place}: not YAML: {_syntax(error)}") from None
+    except RecursionError:
+        raise RecipeError(f"{path}: {_TOO_DEEP}") from None
     if node is None:
         raise RecipeError(f"{path}: empty: expected a recipe, as `triptych init` writes one")
     return node, loader

@@ -37,6 +37,11 @@ _EXCHANGE = 2
 class IrregularFile(OSError):  # noqa: N818 (its word is the one of the manual pages: no regular file)
     """A FIFO, a device, a socket, a folder or a link where a regular file is expected."""
 
+    @property
+    def found(self) -> str:
+        """What it is instead, as "is a FIFO"."""
+        return str(self.strerror).removesuffix(", and no file")
+
 
 def write_whole(path: Path, content: str | bytes) -> None:
     """Writes a file that is there whole, or as it was, whenever the process or the machine stops.
@@ -211,6 +216,20 @@ def sync_tree(folder: Path) -> None:
         if not path.is_symlink() and (path.is_file() or path.is_dir()):
             sync(path)
     sync(folder)
+
+
+def copy_regular(source: Path, copy: Path, largest: int = 1 << 20) -> None:
+    """Copies a small file that a user named, a function or a template; what is no file is not opened.
+
+    Raises:
+        IrregularFile: it is no file, or has more than `largest` bytes.
+        OSError: it cannot be read or written.
+    """
+    with open_regular(source) as file:
+        content = file.read(largest + 1)
+    if len(content) > largest:
+        raise IrregularFile(errno.EFBIG, f"is larger than {largest >> 20} MiB", str(source))
+    copy.write_bytes(content)
 
 
 def sha256(path: Path) -> str:

@@ -13,9 +13,11 @@ import json
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from io import BufferedReader
 from pathlib import Path
 from typing import Any, TypeVar
 
+from triptych import json_text
 from triptych.errors import DataError, Fault
 from triptych.records import (
     Comparison,
@@ -32,10 +34,16 @@ from triptych.records import (
     to_json,
     user,
 )
+from triptych.storage import IrregularFile, open_regular
 
 LINES = (".jsonl", ".ndjson", ".json")
 PARQUET = (".parquet",)
 TEXT = (".txt",)
+
+LINE = 64 << 20
+"""How many bytes a line of JSON Lines may have."""
+BATCH = 1024
+"""How many rows of Parquet are unpacked at once."""
 
 DOCUMENT_CHARACTERS = 2000
 """How many characters of paragraphs make one document of a `.txt` file."""
@@ -158,7 +166,7 @@ def read_documents(source: str | Path, skipped: list[Fault] | None = None) -> li
         DataError: the file cannot be used, or rows are wrong and `skipped` is None.
     """
     path = Path(source)
-    if path.suffix.lower() in TEXT and path.is_file():
+    if path.suffix.lower() in TEXT:
         return [Document(text) for text in _paragraphs(_decoded(path))]
     return _read(source, _document, skipped, TEXT)
 
@@ -206,8 +214,8 @@ def read_verdicts(source: str | Path, skipped: list[Fault] | None = None) -> lis
 
 
 def has_lines(path: Path) -> bool:
-    """Whether a file is there, and not empty."""
-    return path.exists() and path.stat().st_size > 0
+    """Whether something is there that is not an empty file; what is no file at all, its reader refuses."""
+    return path.exists() and (not path.is_file() or path.stat().st_size > 0)
 
 
 def read_any(path: Path, reader: Callable[[Path], list[R]]) -> list[R]:
@@ -246,9 +254,7 @@ def digest(path: str | Path) -> str:
         for name in sorted(file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file()):
             whole.update(f"{digest(path / name)}  {name}\n".encode())
         return whole.hexdigest()
-    if not path.is_file():
-        raise _missing(path)
-    with open(path, "rb") as file:
+    with _opened(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -320,10 +326,7 @@ def _rows(source: str | Path, also: tuple[str, ...]) -> Iterator[Row | Fault]:
     if name is not None:
         return _dataset_rows(str(source), *name)
     path = Path(source)
-    if path.is_dir():
-        raise DataError([Fault(str(path), None, None, "is a folder: expected a file")])
-    if not path.exists():
-        raise _missing(path)
+    _opened(path).close()
     suffix = path.suffix.lower()
     if suffix in LINES:
         return _line_rows(path)
@@ -335,9 +338,19 @@ def _rows(source: str | Path, also: tuple[str, ...]) -> Iterator[Row | Fault]:
 
 
 def _line_rows(path: Path) -> Iterator[Row | Fault]:
-    with open(path, "rb") as lines:
-        # Bytes are split at "\n" only; text would also be split at U+2028, which JSON strings may hold.
-        yield from _numbered_rows(str(path), lines)
+    with _opened(path) as file:
+        yield from _numbered_rows(str(path), _lines(path, file))
+
+
+def _lines(path: Path, file: BufferedReader) -> Iterator[bytes]:
+    """Bytes up to each "\n"; text would also be split at U+2028, which JSON strings may hold."""
+    number = 0
+    while line := file.readline(LINE + 1):
+        number += 1
+        if len(line) > LINE:
+            what = f"has more than {LINE >> 20} MiB without an end: expected one object on each line"
+            raise DataError([Fault(str(path), number, None, what)])
+        yield line
 
 
 def _numbered_rows(file: str, lines: Iterable[bytes], first: int = 1) -> Iterator[Row | Fault]:
@@ -348,49 +361,64 @@ def _numbered_rows(file: str, lines: Iterable[bytes], first: int = 1) -> Iterato
         if not raw.strip():
             continue
         line = _line(file, number, raw.rstrip(b"\r\n"))
-        yield line if isinstance(line, Fault) else _parsed(file, number, line)
+        yield from [line] if isinstance(line, Fault) else _parsed(file, number, line)
 
 
-def _parsed(file: str, number: int, line: str) -> Row | Fault:
+def _parsed(file: str, number: int, line: str) -> list[Row | Fault]:
+    """The row, or what is wrong with it."""
     try:
-        values = json.loads(line)
-    except json.JSONDecodeError as error:
-        what = f"invalid JSON at column {error.colno}: {error.msg}; expected one whole object on each line"
-        return Fault(file, number, None, what)
-    except (ValueError, RecursionError) as error:
-        return Fault(file, number, None, f"invalid JSON: {error}")
+        values = json_text.parse(line)
+    except json_text.JsonError as error:
+        wanted = "; expected one whole object on each line"
+        return [
+            Fault(file, number, place, what + wanted if what.startswith("invalid JSON") else what)
+            for place, what in error.faults
+        ]
     if not isinstance(values, dict):
-        return Fault(file, number, None, f"must be an object, got {_kind(values)}")
-    if _has_surrogate(line, values):
-        return Fault(
-            file, number, None, "holds half of a surrogate pair (\\ud800 to \\udfff): not a character"
-        )
-    return Row(file, number, values)
-
-
-def _has_surrogate(line: str, values: dict[str, Any]) -> bool:
-    if "\\ud" not in line.lower():
-        return False
-    try:
-        json.dumps(values, ensure_ascii=False).encode()
-    except UnicodeEncodeError:
-        return True
-    return False
+        return [Fault(file, number, None, f"must be an object, got {_kind(values)}")]
+    return [Row(file, number, values)]
 
 
 def _parquet_rows(path: Path) -> Iterator[Row | Fault]:
     import pyarrow
     import pyarrow.parquet
 
+    file = str(path)
     try:
         with pyarrow.parquet.ParquetFile(path) as table:
+            names = table.schema_arrow.names
+            twice = next((name for name in names if names.count(name) > 1), None)
+            if twice is not None:
+                raise DataError([Fault(file, None, twice, "stands twice: each column needs a name of its own")])
             number = 0
-            for batch in table.iter_batches():
-                for values in batch.to_pylist():
+            for batch in table.iter_batches(BATCH):
+                for row in _batch_rows(batch):
                     number += 1
-                    yield Row(str(path), number, values)
-    except (pyarrow.ArrowException, OSError) as error:
-        raise DataError([Fault(str(path), None, None, f"cannot be read as Parquet: {error}")]) from error
+                    yield Row(file, number, row) if isinstance(row, dict) else Fault(file, number, *row)
+    except DataError:
+        raise
+    except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as error:  # whatever a damaged one brings about
+        raise DataError([Fault(file, None, None, f"cannot be read as Parquet: {error}")]) from error
+
+
+def _batch_rows(batch: Any) -> Iterator[dict[str, Any] | tuple[str, str]]:
+    """Each row of a batch, or the field that cannot be read and why."""
+    try:
+        yield from batch.to_pylist()
+        return
+    except (ValueError, OverflowError):  # a text that is not UTF-8, a time beyond Python's
+        columns = list(zip(batch.schema.names, batch.columns, strict=True))
+    for index in range(batch.num_rows):
+        values: dict[str, Any] = {}
+        fault = None
+        for name, column in columns:
+            try:
+                values[name] = column[index].as_py()
+            except UnicodeDecodeError:
+                fault = fault or (name, "not UTF-8: expected text in UTF-8")
+            except (ValueError, OverflowError) as error:
+                fault = fault or (name, f"cannot be read: {error}")
+        yield fault or values
 
 
 def _dataset_rows(source: str, name: str, split: str) -> Iterator[Row | Fault]:
@@ -566,7 +594,8 @@ def _paragraphs(text: str) -> Iterator[str]:
 
 def _decoded(path: Path) -> str:
     file = str(path)
-    raw = path.read_bytes()
+    with _opened(path) as opened:
+        raw = opened.read()
     _refuse_utf16(file, raw)
     lines = raw.removeprefix(b"\xef\xbb\xbf").split(b"\n")
     read = [_line(file, number, line) for number, line in enumerate(lines, start=1)]
@@ -593,6 +622,23 @@ def _line(file: str, number: int, raw: bytes) -> str | Fault:
 def _refuse_utf16(file: str, raw: bytes) -> None:
     if raw.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise DataError([Fault(file, 1, None, "not UTF-8 but UTF-16: save the file as UTF-8")])
+
+
+def _opened(path: Path) -> BufferedReader:
+    """The file, opened for reading.
+
+    Raises:
+        DataError: there is none, it is something else than a file, or may not be read.
+    """
+    try:
+        return open_regular(path)
+    except (FileNotFoundError, NotADirectoryError):
+        raise _missing(path) from None
+    except IrregularFile as error:
+        raise DataError([Fault(str(path), None, None, f"{error.found}: expected a file")]) from None
+    except (OSError, ValueError) as error:  # a path may hold what no path can
+        what = error.strerror if isinstance(error, OSError) else error
+        raise DataError([Fault(str(path), None, None, f"cannot be read: {what}")]) from None
 
 
 def _missing(path: Path) -> DataError:

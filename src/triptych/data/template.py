@@ -23,6 +23,7 @@ from triptych.data.rendering import RenderingError, limit_chat_templates, limite
 from triptych.display import one_line
 from triptych.errors import ModelError
 from triptych.records import Message, Messages, user
+from triptych.storage import IrregularFile, open_regular
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -225,7 +226,10 @@ def _template_text(template: str) -> str:
     if "{" in template:
         return template
     try:
-        return Path(template).read_text(encoding="utf-8")
+        with open_regular(Path(template)) as file:
+            return file.read().decode()
+    except IrregularFile as error:
+        raise ModelError(f"chat template {template}: {error.found}: expected a .jinja file") from error
     except OSError as error:
         raise ModelError(
             f"chat template {template}: no such file; expected chatml or the path of a .jinja file"

@@ -33,6 +33,7 @@ from triptych.errors import RewardError
 from triptych.pipeline.stage import Desk, Metrics
 from triptych.records import Conversation, Prompt, user
 from triptych.reward.endpoint import Endpoint, EndpointJudge, Replies
+from triptych.storage import copy_regular
 
 POLICY = "policy"
 TEMPLATES = Path(__file__).parent / "templates"
@@ -222,7 +223,10 @@ def keep_judge(
     """Leaves `reward.json` and `template.jinja`; a model of one's own stays where it is, and its digest is kept."""
     given = sources or {}
     path = Path(given[config.template]) if config.template else TEMPLATES / f"{config.ask}.jinja"
-    (desk.output / "template.jinja").write_bytes(path.read_bytes())
+    try:
+        copy_regular(path, desk.output / "template.jinja")
+    except OSError as error:
+        raise RewardError(f"{path}: the template cannot be read: {error.strerror}") from error
     content = config.model_dump(mode="json")
     if config.files and config.model != POLICY and config.endpoint is None:
         # Its name and what it holds, and no path of this machine.

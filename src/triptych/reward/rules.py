@@ -36,6 +36,7 @@ from triptych.records import Conversation, Prompt
 from triptych.reward import expression, schema
 from triptych.reward.language import LANGUAGES, share_in
 from triptych.reward.sandbox import confinement, run_tests
+from triptych.storage import copy_regular
 
 FUNCTIONS = "functions"
 """The folder of an artifact that keeps the users' own functions."""
@@ -504,7 +505,10 @@ def keep_rules(
         if isinstance(rule, OwnFunction):
             kept = desk.output / FUNCTIONS / f"{place}.py"
             kept.parent.mkdir(exist_ok=True)
-            kept.write_bytes(Path((sources or {})[rule.file]).read_bytes())
+            try:
+                copy_regular(Path((sources or {})[rule.file]), kept)
+            except OSError as error:
+                raise RewardError(f"{rule.function}: the file cannot be read: {error.strerror}") from error
             loaded(kept, rule.function)
     content = config.model_dump(mode="json")
     for told in content["rules"]:
