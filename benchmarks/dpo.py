@@ -29,11 +29,11 @@ def ours(case: Case) -> Iterator[Run]:
     champion = artifact(case.scratch / "champion", case.model)
     reward = RewardModel(work.reward_model(case.model))
     config = Dpo(
-        pairs="comparisons", steps=MANY, prompts_per_step=len(prompts), kl=BETA, max_tokens=8,
+        pairs="comparisons", steps=MANY, prompts_per_step=len(prompts), kl_coefficient=BETA, max_tokens=8,
         context=work.CONTEXT, learning_rate=1e-5,
     )
     for update in stepped(
-        lambda desk: improve(desk, config, champion, case.scratch, reward, judge=None, comparisons=case.scratch),
+        lambda context: improve(context, config, champion, case.scratch, reward, judge=None, comparisons=case.scratch),
         case.scratch,
     ):
         yield _run(case, rows, update.seconds, update.first_loss)

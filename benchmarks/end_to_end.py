@@ -53,7 +53,7 @@ def run_ours(case: Case) -> None:
     from triptych.engine.scoring import RewardModel
     from triptych.improve.grpo import Grpo, improve
     from triptych.instruct.finetuning import Finetuning, finetune
-    from triptych.pipeline.stage import Desk
+    from triptych.pipeline.stage import StageContext
     from triptych.progress import Silent
     from triptych.reward.training import PairwiseReward, train_reward
 
@@ -70,16 +70,19 @@ def run_ours(case: Case) -> None:
     ):
         write(data / f"{name}.jsonl", records)
 
-    def desk(name: str) -> Desk:
+    def context(name: str) -> StageContext:
         (case.scratch / name).mkdir()
-        return Desk(case.scratch / name, case.scratch / "work", Silent(), seed=0, checkpoint_seconds=300.0)
+        return StageContext(case.scratch / name, case.scratch / "work", Silent(), seed=0, checkpoint_seconds=300.0)
 
     base = artifact(case.scratch / "base", case.model)
     instruct, scorer = case.scratch / "instruct", case.scratch / "scorer"
-    finetune(desk("instruct"), Finetuning(epochs=1, batch=1 << 30, learning_rate=1e-5), base, data)
-    train_reward(desk("scorer"), PairwiseReward(epochs=1, batch=len(pairs)), instruct, data)
-    config = Grpo(steps=1, prompts_per_step=len(prompts), group=grpo.GROUP, kl=grpo.KL, max_tokens=grpo.MAX_TOKENS)
-    improve(desk("improved"), config, instruct, data, RewardModel(scorer / "model"), judge=None)
+    finetune(context("instruct"), Finetuning(epochs=1, batch_tokens=1 << 30, learning_rate=1e-5), base, data)
+    train_reward(context("scorer"), PairwiseReward(epochs=1, batch_pairs=len(pairs)), instruct, data)
+    config = Grpo(
+        steps=1, prompts_per_step=len(prompts), group_size=grpo.GROUP, kl_coefficient=grpo.KL,
+        max_tokens=grpo.MAX_TOKENS,
+    )
+    improve(context("improved"), config, instruct, data, RewardModel(scorer / "model"), judge=None)
 
 
 def run_script(case: Case, part: str) -> None:

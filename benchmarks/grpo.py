@@ -35,12 +35,13 @@ def ours(case: Case) -> Iterator[Run]:
     champion = artifact(case.scratch / "champion", case.model)
     reward = RewardModel(work.reward_model(case.model))
     config = Grpo(
-        steps=MANY, watch_every=MANY, prompts_per_step=len(prompts), group=GROUP, kl=KL, max_tokens=MAX_TOKENS,
+        steps=MANY, eval_every=MANY, prompts_per_step=len(prompts), group_size=GROUP, kl_coefficient=KL,
+        max_tokens=MAX_TOKENS,
         learning_rate=1e-6,
     )
     with _heard() as calls:
         for update in stepped(
-            lambda desk: improve(desk, config, champion, case.scratch, reward, judge=None), case.scratch
+            lambda context: improve(context, config, champion, case.scratch, reward, judge=None), case.scratch
         ):
             prompt_tokens = sum(len(group[0].prompt_tokens) for group in calls[-1])
             sampled = sum(len(answer.tokens) for group in calls[-1] for answer in group)

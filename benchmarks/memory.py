@@ -30,7 +30,8 @@ TOKENS = (2048, 4096, 8192)
 SMALL: dict[str, Any] = {
     "name": "small", "wrong_rows": "skip", "seed": 1,
     "base": {"train": {"tokens": 16_384}, "text": [str(DATA / "text/tinyshakespeare.txt")]},
-    "instruct": {"data": ["answers.jsonl"], "batch": 4096, "muon": 0.01, "learning_rate": 1e-3, "epochs": 1},
+    "instruct": {"data": ["answers.jsonl"], "batch": 4096, "muon_learning_rate": 0.01, "learning_rate": 1e-3,
+    "epochs": 1},
     "feedback": [{"file": str(DATA / "preferences/pandalm.jsonl")}],
     "reward": {"audit": {"required": False}},
     "improve": {"prompts": ["questions.jsonl"]},
@@ -43,8 +44,8 @@ SMOLLM2: dict[str, Any] = SMALL | {
     "reward": {"batch": 8, "micro_batch": 1024, "epochs": 1, "context": 128, "audit": {"required": False}},
     "gate": {"judge": {"share_of_feedback": 0.8}},
     "improve": {
-        "method": "grpo", "prompts": ["questions.jsonl"], "steps": 2, "prompts_per_step": 4, "group": 4,
-        "max_tokens": 48, "micro_batch": 1024, "watch_every": 2, "watch_prompts": 8,
+        "method": "grpo", "prompts": ["questions.jsonl"], "steps": 2, "prompts_per_step": 4, "group_size": 4,
+        "max_tokens": 48, "micro_batch": 1024, "eval_every": 2, "eval_prompts": 8,
     },
 }
 AGAIN: dict[str, Any] = SMOLLM2 | {"name": "again", "instruct": {**SMOLLM2["instruct"], "recompute": True}}
@@ -168,7 +169,7 @@ def logits(way: str, vocabulary: int, tokens: int) -> dict[str, float]:
 
 def check(recipe: dict[str, Any], folder: str) -> dict[str, float]:
     """MiB of each stage by `triptych check`."""
-    from triptych.check import check
+    from triptych.preflight.check import check
 
     findings = check(written(recipe, Path(folder)))
     assert not findings.problems, findings.problems
@@ -179,43 +180,43 @@ def stage(recipe: dict[str, Any], folder: str, name: str) -> dict[str, float]:
     """MiB of a process that runs one stage, after making what it starts from in `folder` where that is missing."""
     from triptych import recipe as recipes
     from triptych.base.pretraining import Pretraining, pretrain
-    from triptych.data.intake import take_in
+    from triptych.dataset.preparation import take_in
     from triptych.engine.models import load_reward, load_tokenizer, save
     from triptych.improve.grpo import Grpo, improve
     from triptych.instruct.finetuning import Finetuning, finetune
-    from triptych.pipeline.stage import Desk
+    from triptych.pipeline.stage import StageContext
     from triptych.progress import Silent
     from triptych.recipe import settings
-    from triptych.reward.kinds import open_reward
+    from triptych.reward.registry import open_reward
     from triptych.reward.training import PairwiseReward, train_reward
 
     place = Path(folder)
     loaded = recipes.load(written(recipe, place))
 
-    def desk(output: str) -> Desk:
+    def context(output: str) -> StageContext:
         (place / output).mkdir(exist_ok=True)
-        return Desk(place / output, place, Silent(), loaded.seed, checkpoint_seconds=1e9)
+        return StageContext(place / output, place, Silent(), loaded.seed, checkpoint_seconds=1e9)
 
     data, base, reward = place / "data", place / "base", place / "round-1-reward"
     if not data.exists():
-        take_in(desk("data"), loaded.intake, loaded.sources)
+        take_in(context("data"), loaded.intake, loaded.sources)
     if loaded.base.from_ is not None and not base.exists():
         base.mkdir()
         (base / "model").symlink_to(loaded.base_place)
     if name == "base":
         assert loaded.base.train is not None
-        pretrain(desk("base"), settings(Pretraining, loaded.base.train), data)
+        pretrain(context("base"), settings(Pretraining, loaded.base.train), data)
     elif name == "instruct":
-        finetune(desk("instruct"), settings(Finetuning, loaded.instruct), base, data)
+        finetune(context("instruct"), settings(Finetuning, loaded.instruct), base, data)
     elif name == "round-1/reward":
-        train_reward(desk(reward.name), settings(PairwiseReward, loaded.reward), base, data)
+        train_reward(context(reward.name), settings(PairwiseReward, loaded.reward), base, data)
     else:
         if not reward.exists():
             save(load_reward(base / "model", fresh=True), load_tokenizer(base / "model"), reward / "model")
             os.execv(sys.executable, sys.orig_argv)  # the making is no part of what is measured
         scorer = open_reward(reward, identity="benchmark")
         judge = open_reward(reward, identity="benchmark", name="judge")
-        improve(desk("improve"), settings(Grpo, loaded.improve), base, data, scorer, judge)
+        improve(context("improve"), settings(Grpo, loaded.improve), base, data, scorer, judge)
     return {"mib": peak()}
 
 

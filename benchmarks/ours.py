@@ -10,7 +10,7 @@ from typing import Any
 from benchmarks.updates import Update, Updates
 from triptych.engine.checkpoint import Checkpoint
 from triptych.engine.device import settle
-from triptych.pipeline.stage import Desk
+from triptych.pipeline.stage import StageContext
 from triptych.progress import Silent
 
 
@@ -35,8 +35,8 @@ class _Start(Checkpoint):
         self.updates.wait()
 
 
-class SteppedDesk(Desk):
-    """A desk whose stage does an update each time it is asked."""
+class SteppedDesk(StageContext):
+    """A context whose stage does an update each time it is asked."""
 
     def checkpoint(self, every: int = 1) -> Checkpoint:
         """Stands where the train loop begins."""
@@ -46,16 +46,16 @@ class SteppedDesk(Desk):
         return start
 
 
-def stepped(stage: Callable[[Desk], object], scratch: Path, every: int = 1) -> Iterator[Update]:
+def stepped(stage: Callable[[StageContext], object], scratch: Path, every: int = 1) -> Iterator[Update]:
     """The updates of a stage."""
     updates = Updates(every)
-    desk = SteppedDesk(
+    context = SteppedDesk(
         Path(mkdtemp(dir=scratch)), scratch, _Steps(updates), seed=0, checkpoint_seconds=float("inf")
     )
 
     def training() -> None:
         settle()  # which device is the default, and how many threads there are, is each thread's own
-        stage(desk)
+        stage(context)
 
     return updates.of(training)
 

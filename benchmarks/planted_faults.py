@@ -23,17 +23,17 @@ from typing import Any
 
 from benchmarks.reward_labels import Bench, Rows, relabelled
 from benchmarks.table import dump
+from triptych.audit.stage import Audit, Evidence, examine
 from triptych.engine.device import settle
 from triptych.engine.scoring import RewardModel
 from triptych.evaluate.answers import Answering, answer
 from triptych.evaluate.decoding import choose
 from triptych.evaluate.gate import Gate, decide
-from triptych.improve.methods import WORKS
-from triptych.pipeline.stage import Desk
+from triptych.improve.registry import WORKS
+from triptych.pipeline.stage import StageContext
 from triptych.progress import Silent
 from triptych.recipe import Recipe, load, settings
 from triptych.records import Comparison
-from triptych.reward.audit.stage import Audit, Evidence, examine
 from triptych.storybook.judge import ExactJudge
 from triptych.storybook.words import INSULTING_WORDS
 
@@ -85,10 +85,10 @@ class Trials:
         folder = self.scratch / f"{name.replace(' ', '-')}-{seed}"
         config, judge = self.recipe.improve.own, ExactJudge()
         stages = ("improve", "decoding", "answers", "gate")
-        desks = [Desk(folder / stage, folder / f"{stage}-work", Silent(), seed, 600.0) for stage in stages]
-        for desk in desks:
-            desk.output.mkdir(parents=True)
-            desk.scratch.mkdir()
+        desks = [StageContext(folder / stage, folder / f"{stage}-work", Silent(), seed, 600.0) for stage in stages]
+        for context in desks:
+            context.output.mkdir(parents=True)
+            context.scratch.mkdir()
         improved = WORKS[type(config)](desks[0], config, self.bench.start, self.data, reward=reward, judge=judge)
         candidate, gate = desks[0].output, self.recipe.gate
         own = self.recipe.decoding.at(

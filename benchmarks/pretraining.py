@@ -30,7 +30,7 @@ def ours(case: Case) -> Iterator[Run]:
     config, _, plan, shape = _prepared(every * RUNS)
     write(case.scratch / "text.jsonl", _documents())
     tokens = sum(len(row) for step in plan for row in step) / RUNS
-    for update in stepped(lambda desk: pretrain(desk, config, case.scratch), case.scratch, every):
+    for update in stepped(lambda context: pretrain(context, config, case.scratch), case.scratch, every):
         yield _run(shape, tokens, update.seconds, update.first_loss)
 
 
@@ -86,11 +86,11 @@ def _prepared(updates: int) -> tuple[Any, Any, list[list[list[int]]], Any]:
     from triptych.base import pretraining
     from triptych.base.tokenizer import train_tokenizer
 
-    config = pretraining.Pretraining(tokens=updates * 4096, batch=4096)
+    config = pretraining.Pretraining(tokens=updates * 4096, batch_tokens=4096)
     documents = _documents()
     tokenizer = train_tokenizer(documents, config.vocabulary, config.context)
     rows, _ = pretraining.tokenized_documents(tokenizer, documents, config.context)
-    plan = [[rows[i] for i in step] for step in pretraining._plan(rows, config.batch, updates, SEED)]
+    plan = [[rows[i] for i in step] for step in pretraining._plan(rows, config.batch_tokens, updates, SEED)]
     return config, tokenizer, plan, pretraining.architecture(config, tokenizer)
 
 

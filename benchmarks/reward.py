@@ -25,9 +25,10 @@ def ours(case: Case) -> Iterator[Run]:
     write(case.scratch / "reward.jsonl", records)
     start = artifact(case.scratch / "start", work.reward_model(case.model))
     config = PairwiseReward(
-        refresh_epochs=MANY, batch=len(rows), context=work.CONTEXT, centring=CENTRING, learning_rate=1e-5
+        refresh_epochs=MANY, batch_pairs=len(rows), context=work.CONTEXT, center_rewards_coefficient=CENTRING,
+        learning_rate=1e-5,
     )
-    for update in stepped(lambda desk: train_reward(desk, config, start, case.scratch), case.scratch):
+    for update in stepped(lambda context: train_reward(context, config, start, case.scratch), case.scratch):
         yield _run(case, rows, update.seconds, update.first_loss)
 
 

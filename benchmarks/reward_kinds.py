@@ -28,11 +28,11 @@ from triptych.data.files import read_comparisons, write
 from triptych.data.splits import split
 from triptych.engine.device import settle
 from triptych.engine.scoring import RewardModel, Scorer, scored
-from triptych.pipeline.stage import Desk
+from triptych.pipeline.stage import StageContext
 from triptych.progress import Silent
 from triptych.records import Comparison, Conversation, Rating
 from triptych.reward.ensemble import Ensemble, EnsembleReward, join
-from triptych.reward.kinds import open_reward
+from triptych.reward.registry import open_reward
 from triptych.reward.regression import RegressionReward, train_regression
 from triptych.reward.training import train_reward
 from triptych.storybook.judge import ExactJudge
@@ -41,7 +41,7 @@ from triptych.storybook.text import documents
 SEED = 1234
 MISSING = 0.2
 """The share of attributes that a rater left out."""
-TRAINING: dict[str, Any] = {"learning_rate": 7e-4, "muon": 0.005, "batch": 48}
+TRAINING: dict[str, Any] = {"learning_rate": 7e-4, "muon_learning_rate": 0.005, "batch": 48}
 """Those of recipes/quickstart.yaml."""
 
 Groups = list[list[Conversation]]
@@ -81,14 +81,14 @@ def grouped(rows: list[Comparison]) -> Groups:
     return [list(group.values()) for group in found.values()]
 
 
-def desk(folder: Path) -> Desk:
+def context(folder: Path) -> StageContext:
     (folder / "output").mkdir(parents=True)
-    return Desk(folder / "output", folder, Silent(), SEED, 600.0)
+    return StageContext(folder / "output", folder, Silent(), SEED, 600.0)
 
 
 def regression(start: Path, folder: Path, shares: dict[str, Groups], epochs: int) -> dict[str, object]:
     """Pearson correlation of each attribute with the exact one, and of the reward with the exact score."""
-    place = desk(folder / "regression")
+    place = context(folder / "regression")
     metrics = train_regression(place, RegressionReward(**TRAINING, epochs=epochs), start, folder, folder)
     rows = [row for group in shares["test"] for row in group]
     judge = ExactJudge()
@@ -161,10 +161,10 @@ def ensemble(start: Path, folder: Path, shares: dict[str, Groups], epochs: int, 
     config = EnsembleReward(**TRAINING, epochs=epochs, members=count)
     members = {}
     for index in range(config.members):
-        place = desk(folder / f"member-{index}")
+        place = context(folder / f"member-{index}")
         train_reward(place, config.member, start, folder, member=index)
         members[f"member_{index}"] = place.output
-    place = desk(folder / "ensemble")
+    place = context(folder / "ensemble")
     join(place, config, **members)
     scorer = open_reward(place.output)
     assert isinstance(scorer, Ensemble)

@@ -19,18 +19,18 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from triptych.audit.agreement import outcomes
+from triptych.audit.record import AuditRecord
+from triptych.audit.stage import Audit, Evidence, examine, scored
 from triptych.data.files import read_comparisons, write
 from triptych.data.splits import fraction, split
 from triptych.engine.device import settle
 from triptych.engine.scoring import RewardModel
-from triptych.intervals import mean_interval
-from triptych.pipeline.stage import Desk
+from triptych.pipeline.stage import StageContext
 from triptych.progress import Silent
 from triptych.records import Comparison, Conversation
-from triptych.reward.audit.agreement import outcomes
-from triptych.reward.audit.record import AuditRecord
-from triptych.reward.audit.stage import Audit, Evidence, examine, scored
 from triptych.reward.training import PairwiseReward, train_reward
+from triptych.statistics.intervals import mean_interval
 from triptych.storybook.judge import ExactJudge
 
 SEED = 1234
@@ -79,8 +79,10 @@ class Bench:
         folder = self.scratch / name
         (folder / "output").mkdir(parents=True)
         write(folder / "reward.jsonl", rows)
-        config = PairwiseReward(learning_rate=7e-4, muon=0.005, batch=min(48, len(rows) // 10), epochs=epochs)
-        train_reward(Desk(folder / "output", folder, Silent(), SEED, 600.0), config, self.start, folder)
+        config = PairwiseReward(
+            learning_rate=7e-4, muon_learning_rate=0.005, batch_pairs=min(48, len(rows) // 10), epochs=epochs
+        )
+        train_reward(StageContext(folder / "output", folder, Silent(), SEED, 600.0), config, self.start, folder)
         return RewardModel(folder / "output" / "model")
 
 

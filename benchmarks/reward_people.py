@@ -20,6 +20,8 @@ from typing import Any
 
 from benchmarks import work
 from benchmarks.table import RESULTS, dump
+from triptych.audit.agreement import outcomes
+from triptych.audit.stage import Audit, Evidence, examine, scored
 from triptych.data.files import read_comparisons, write
 from triptych.data.splits import split
 from triptych.engine.device import settle
@@ -27,14 +29,12 @@ from triptych.engine.models import load_tokenizer
 from triptych.engine.scoring import RewardModel
 from triptych.errors import Fault
 from triptych.instruct.finetuning import Finetuning, finetune
-from triptych.intervals import mean_interval
-from triptych.pipeline.stage import Desk
+from triptych.pipeline.stage import StageContext
 from triptych.progress import Silent
 from triptych.records import Comparison, Conversation
-from triptych.reward.audit.agreement import outcomes
-from triptych.reward.audit.stage import Audit, Evidence, examine, scored
 from triptych.reward.ensemble import Ensemble
 from triptych.reward.training import PairwiseReward, train_reward
+from triptych.statistics.intervals import mean_interval
 
 SEED = 2026
 FILES = ("pandalm.jsonl", "hh_harmless.jsonl")
@@ -72,29 +72,29 @@ class Bench:
         if not (self.start / "model").exists():
             (self.start / "model").symlink_to(work.model("cpu"))
 
-    def desk(self, name: str) -> Desk:
+    def context(self, name: str) -> StageContext:
         """A place for a training."""
         (self.folder / name / "output").mkdir(parents=True, exist_ok=True)
-        return Desk(self.folder / name / "output", self.folder / name, Silent(), SEED, 600.0)
+        return StageContext(self.folder / name / "output", self.folder / name, Silent(), SEED, 600.0)
 
     def finetuned(self) -> Path:
         """SmolLM2 after a short fine-tuning on Alpaca rows."""
-        desk = self.desk("finetuned")
+        context = self.context("finetuned")
         records, _ = work.conversations(load_tokenizer(work.model("cpu")), FINETUNED_ON)
-        write(desk.scratch / "demonstrations.jsonl", records)
-        write(desk.scratch / "demonstrations_heldout.jsonl", records[:1])
-        finetune(desk, Finetuning(epochs=1, learning_rate=1e-5, micro_batch=2048), self.start, desk.scratch)
-        return desk.output
+        write(context.scratch / "demonstrations.jsonl", records)
+        write(context.scratch / "demonstrations_heldout.jsonl", records[:1])
+        finetune(context, Finetuning(epochs=1, learning_rate=1e-5, micro_batch=2048), self.start, context.scratch)
+        return context.output
 
     def trained(self, name: str) -> RewardModel:
         """The variant's reward model, trained unless it lies there."""
-        desk = self.desk(name.replace(" ", "-"))
-        if not (desk.output / "model").exists():
+        context = self.context(name.replace(" ", "-"))
+        if not (context.output / "model").exists():
             start = self.finetuned() if name == "after fine-tuning" else self.start
-            write(desk.scratch / "reward.jsonl", self.parts["train"])
+            write(context.scratch / "reward.jsonl", self.parts["train"])
             config = PairwiseReward(**USUAL | VARIANTS[name])
-            train_reward(desk, config, start, desk.scratch, member=SEEDS.get(name, 0))
-        return RewardModel(desk.output / "model")
+            train_reward(context, config, start, context.scratch, member=SEEDS.get(name, 0))
+        return RewardModel(context.output / "model")
 
 
 def accuracies(model: Any, rows: list[Comparison]) -> dict[str, Any]:

@@ -24,8 +24,8 @@ def ours(case: Case) -> Iterator[Run]:
     write(case.scratch / "demonstrations.jsonl", records)
     write(case.scratch / "demonstrations_heldout.jsonl", records[:1])
     base = artifact(case.scratch / "base", case.model)
-    config = Finetuning(epochs=MANY, batch=1 << 30, context=work.CONTEXT, learning_rate=1e-5)
-    for update in stepped(lambda desk: finetune(desk, config, base, case.scratch), case.scratch):
+    config = Finetuning(epochs=MANY, batch_tokens=1 << 30, context=work.CONTEXT, learning_rate=1e-5)
+    for update in stepped(lambda context: finetune(context, config, base, case.scratch), case.scratch):
         yield _run(case, rows, update.seconds, update.first_loss)
 
 

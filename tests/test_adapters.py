@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from conftest import some_tokens, tiny, with_our_attention
-from test_ranks import FINETUNING, GRPO, REWARD, adapted, desk, write_data
+from test_ranks import FINETUNING, GRPO, REWARD, adapted, context, write_data
 from triptych.base.pretraining import Pretraining
 from triptych.engine import attention, training
 from triptych.engine.adapters import Lora, adapt, merged, plain_copy, take_over
@@ -100,10 +100,10 @@ def test_only_adapters_and_a_reward_head_are_trained_and_saved(tmp_path: Path) -
 @pytest.mark.usefixtures("float32")
 def test_every_stage_learns_with_adapters_and_leaves_a_plain_model(policy_folder: Path, tmp_path: Path) -> None:
     write_data(tmp_path)
-    finetune(desk(tmp_path, "instruct"), adapted(FINETUNING), policy_folder, tmp_path)
-    train_reward(desk(tmp_path, "reward"), adapted(REWARD), policy_folder, tmp_path)
+    finetune(context(tmp_path, "instruct"), adapted(FINETUNING), policy_folder, tmp_path)
+    train_reward(context(tmp_path, "reward"), adapted(REWARD), policy_folder, tmp_path)
     scorer = RewardModel(tmp_path / "reward" / "output" / "model")
-    grpo.improve(desk(tmp_path, "improve"), adapted(GRPO), policy_folder, tmp_path, scorer, judge=None)
+    grpo.improve(context(tmp_path, "improve"), adapted(GRPO), policy_folder, tmp_path, scorer, judge=None)
     before = load_policy(policy_folder / "model")
     for stage in ("instruct", "reward", "improve"):
         output = tmp_path / stage / "output"
@@ -148,6 +148,6 @@ def test_what_cannot_be_adapted_is_refused() -> None:
     with pytest.raises(ModelError, match=r"no linear layer 'qproj'; it has .*q_proj"):
         adapt(model_of(), Lora(targets=("qproj",)), seed=1)
     with pytest.raises(ValidationError, match="leave out muon or lora"):
-        Optimization(learning_rate=0.1, muon=0.02, lora=Lora())
+        Optimization(learning_rate=0.1, muon_learning_rate=0.02, lora=Lora())
     with pytest.raises(ValidationError, match="a Base from scratch is trained whole"):
-        Pretraining(muon=None, lora=Lora())
+        Pretraining(muon_learning_rate=None, lora=Lora())

@@ -11,14 +11,14 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from triptych.check import stage_names
 from triptych.cli import app
 from triptych.cli import cycle as commands
 from triptych.data.files import json_line, read_comparisons, read_prompts, write
 from triptych.errors import AuditError, DataError, RunError
-from triptych.feedback.arrivals import Arrivals, Arriving, add
-from triptych.feedback.questions import Asking, Labels, ask
-from triptych.pipeline.stage import Desk
+from triptych.people.inbox import Arriving, Inbox, add
+from triptych.people.questions import Asking, Labels, ask
+from triptych.pipeline.stage import StageContext
+from triptych.preflight.check import stage_names
 from triptych.progress import Silent
 from triptych.recipe import Recipe, load
 from triptych.records import Comparison, Conversation, Prompt, to_json, user
@@ -40,7 +40,7 @@ def append(path: Path, numbers: range) -> None:
 
 def test_a_round_takes_what_is_new_and_keeps_it(tmp_path: Path) -> None:
     file = tmp_path / "labels.jsonl"
-    arrivals = Arrivals(file, tmp_path / "arrivals")
+    arrivals = Inbox(file, tmp_path / "arrivals")
     assert (arrivals.rounds, arrivals.waiting) == (0, 0)
     append(file, range(3))
     with open(file, "a") as open_file:
@@ -65,7 +65,7 @@ def test_an_answer_may_hold_any_character_that_ends_a_line(tmp_path: Path) -> No
     odd = Comparison(Prompt(user("one\u2028two")), "three\x85four\x0bfive", "six\u2029", source="people")
     labels = tmp_path / "labels.jsonl"
     append_line(labels, json_line(odd))
-    arrivals = Arrivals(labels, tmp_path / "arrivals")
+    arrivals = Inbox(labels, tmp_path / "arrivals")
     assert arrivals.waiting == 1
     assert read_comparisons(arrivals.take(1)) == [odd]
     row = to_json(odd.prompt) | {"first": odd.chosen, "second": "seven\u2028"}
@@ -82,7 +82,7 @@ def test_a_round_whose_reward_model_fails_its_audit_waits_for_more(
     )
     labels, asked = tmp_path / "labels.jsonl", []
     append(labels, range(3))
-    arrivals = Arrivals(labels, tmp_path / "runs" / "tiny" / "arrivals")
+    arrivals = Inbox(labels, tmp_path / "runs" / "tiny" / "arrivals")
 
     def carried_out(loaded: Recipe, recipe: Path, runs: Path) -> None:
         if number := loaded.improve.rounds:
@@ -102,7 +102,7 @@ def test_a_round_whose_reward_model_fails_its_audit_waits_for_more(
 
 def test_a_wrong_row_is_named_where_it_was_written_and_nothing_is_taken(tmp_path: Path) -> None:
     file = tmp_path / "labels.jsonl"
-    arrivals = Arrivals(file, tmp_path / "arrivals")
+    arrivals = Inbox(file, tmp_path / "arrivals")
     append(file, range(2))
     arrivals.take(1)
     with open(file, "a") as open_file:
@@ -125,11 +125,11 @@ def test_what_is_held_out_is_never_trained_on(tmp_path: Path) -> None:
     write(earlier / "heldout.jsonl", [comparison(number) for number in range(40, 80)])
     append(tmp_path / "new.jsonl", range(120))
     (tmp_path / "output").mkdir()
-    desk = Desk(tmp_path / "output", tmp_path, Silent(), seed=1, checkpoint_seconds=60)
-    metrics = add(desk, Arriving(heldout=0.3), data, {"labels.jsonl": tmp_path / "new.jsonl"}, earlier)
+    context = StageContext(tmp_path / "output", tmp_path, Silent(), seed=1, checkpoint_seconds=60)
+    metrics = add(context, Arriving(heldout=0.3), data, {"labels.jsonl": tmp_path / "new.jsonl"}, earlier)
     assert (metrics["comparisons"], metrics["removed"]) == (116, 4)
     trained, measured, new = (
-        [row.prompt.key for row in read_comparisons(desk.output / f"{name}.jsonl")]
+        [row.prompt.key for row in read_comparisons(context.output / f"{name}.jsonl")]
         for name in ("reward", "heldout", "heldout_new")
     )
     assert not set(trained) & set(measured)
@@ -152,8 +152,8 @@ def test_what_the_reward_is_least_sure_of_is_asked_first(policy_folder: Path, tm
 
     def asked(name: str, round: int, reward: Lengths | None) -> list[dict[str, str]]:
         (tmp_path / name).mkdir()
-        desk = Desk(tmp_path / name, tmp_path, Silent(), seed=1, checkpoint_seconds=60)
-        metrics = ask(desk, Asking(prompts=8, answers=3, max_tokens=12), tmp_path, policy_folder, round, reward)
+        context = StageContext(tmp_path / name, tmp_path, Silent(), seed=1, checkpoint_seconds=60)
+        metrics = ask(context, Asking(prompts=8, answers=3, max_tokens=12), tmp_path, policy_folder, round, reward)
         rows = [json.loads(line) for line in (tmp_path / name / "questions.jsonl").read_text().splitlines()]
         assert metrics["questions"] == len(rows)
         return rows

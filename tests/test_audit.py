@@ -18,25 +18,25 @@ from numpy.typing import NDArray
 
 from conftest import tiny
 from test_check import tokenizer
-from triptych import intervals
+from triptych.audit.agreement import beside_a_person, by_group, outcomes
+from triptych.audit.calibration import calibration, chance_error, reliability, temperature
+from triptych.audit.consistency import consistency
+from triptych.audit.drift import drift
+from triptych.audit.length import leaning, length_bias, length_coefficient, spearman
+from triptych.audit.perturbations import CHANGES, perturbations
+from triptych.audit.record import AuditRecord, Consistency, Length, TrivialRule
+from triptych.audit.stage import Audit, Evidence, audit, examine, judged, measured
+from triptych.audit.words import bag_of_words, fit
 from triptych.data.files import read_comparisons, write
 from triptych.engine.models import load_policy, load_reward, save
 from triptych.engine.scoring import RewardModel
-from triptych.intervals import contrast_interval, mean_interval
-from triptych.pipeline.stage import Desk
+from triptych.pipeline.stage import StageContext
 from triptych.progress import Silent
 from triptych.records import Comparison, Conversation, Prompt, user
-from triptych.reward.audit.agreement import beside_a_person, by_group, outcomes
-from triptych.reward.audit.calibration import calibration, chance_error, reliability, temperature
-from triptych.reward.audit.consistency import consistency
-from triptych.reward.audit.drift import drift
-from triptych.reward.audit.length import leaning, length_bias, length_coefficient, spearman
-from triptych.reward.audit.perturbations import CHANGES, perturbations
-from triptych.reward.audit.record import AuditRecord, Consistency, Length, TrivialRule
-from triptych.reward.audit.stage import Audit, Evidence, audit, examine, judged, measured
-from triptych.reward.audit.words import bag_of_words, fit
 from triptych.reward.ensemble import Ensemble
-from triptych.reward.kinds import open_reward
+from triptych.reward.registry import open_reward
+from triptych.statistics import intervals
+from triptych.statistics.intervals import contrast_interval, mean_interval
 
 FEW = Audit(least_prompts=1)
 Numbers = NDArray[np.float64]
@@ -610,9 +610,9 @@ def test_the_stage_leaves_a_record(reward_folder: Path, tmp_path: Path) -> None:
     write(tmp_path / "reward.jsonl", rows[:20])
     write(tmp_path / "heldout.jsonl", rows[20:])
     write(tmp_path / "heldout_new.jsonl", rows[50:])
-    desk = Desk(tmp_path, tmp_path, Silent(), 1, 60.0)
+    context = StageContext(tmp_path, tmp_path, Silent(), 1, 60.0)
     reward = open_reward(reward_folder)
-    metrics = audit(desk, Audit(perturbed=8), tmp_path, reward, predecessor=reward)
+    metrics = audit(context, Audit(perturbed=8), tmp_path, reward, predecessor=reward)
     record = AuditRecord.model_validate_json((tmp_path / "audit.json").read_text())
     assert record == AuditRecord.model_validate(metrics)
     assert [(row.comparisons, row.count, row.agreement) for row in record.drift] == [("old", 30, 1.0), ("new", 10, 1.0)]

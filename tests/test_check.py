@@ -15,17 +15,17 @@ from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from triptych import check
 from triptych.base.pretraining import Pretraining, architecture
-from triptych.costs import from_scratch
 from triptych.cycle import Family, cycle
 from triptych.data import lengths, template
 from triptych.data.files import read_comparisons, read_conversations, read_prompts
 from triptych.engine import models
-from triptych.engine.memory import Architecture
 from triptych.errors import DataError
 from triptych.pipeline.artifact import Artifact
 from triptych.pipeline.stage import Stage
+from triptych.preflight import check
+from triptych.preflight.costs import from_scratch
+from triptych.preflight.memory import Architecture
 from triptych.progress import Silent
 from triptych.recipe import Recipe, load
 
@@ -108,7 +108,7 @@ def test_a_round_costs_what_its_method_computes(tmp_path: Path) -> None:
         costs = check.check(path, ["improve.steps=10", "improve.prompts_per_step=4", *overrides]).costs
         return next(cost.tokens for cost in costs if cost.stage == "round-1/improve")
 
-    prompts, answer = tokens("improve.max_tokens=1", "improve.group=2"), 96
+    prompts, answer = tokens("improve.max_tokens=1", "improve.group_size=2"), 96
     prompts -= 40 * 2 * 4  # written, scored, given to the reference and learnt
     assert tokens() == prompts + 40 * 8 * 4 * answer
     assert tokens("improve.method=dpo") == prompts + 40 * (8 * 2 + 2 * 2) * answer

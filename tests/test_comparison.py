@@ -17,14 +17,15 @@ from triptych.report.summary import instruct_as
 from triptych.storage import read_rows
 
 TINY = Path(__file__).parent / "tiny.yaml"
-OWN = 'compare=[{method: rloo, learning_rate: 2e-4, kl: 0.01}]'
+OWN = 'compare=[{method: rloo, learning_rate: 2e-4, kl_coefficient: 0.01}]'
 
 
 def test_a_method_has_its_own_settings_and_the_budget_of_improve() -> None:
     recipe = load(TINY, [OWN, "improve.steps=3"])
     rloo, ppo = recipe.with_method("rloo").improve, recipe.with_method("ppo").improve
-    assert (rloo.method, rloo.kl, rloo.learning_rate, rloo.steps, rloo.group) == ("rloo", 0.01, 2e-4, 3, 4)
-    assert (ppo.method, ppo.kl_in, ppo.learning_rate, ppo.steps) == ("ppo", "reward", 1e-4, 3)
+    assert (rloo.method, rloo.kl_coefficient, rloo.learning_rate) == ("rloo", 0.01, 2e-4)
+    assert (rloo.steps, rloo.group_size) == (3, 4)
+    assert (ppo.method, ppo.kl_placement, ppo.learning_rate, ppo.steps) == ("ppo", "reward", 1e-4, 3)
     assert recipe.with_method("grpo").improve == recipe.improve
     assert comparison.chosen(recipe, None) == recipe.methods == ["grpo", "rloo", "ppo", "dpo", "best_of_n"]
     assert comparison.chosen(recipe, "dpo, grpo,dpo") == ["dpo", "grpo"]

@@ -19,7 +19,7 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 import triptych.cycle
-import triptych.outcome
+import triptych.results
 from triptych import storage
 from triptych.cli import app
 from triptych.cli import cycle as commands
@@ -32,7 +32,7 @@ RECIPE = Path(__file__).parent / "tiny.yaml"
 # One process imports everything once and forks the ranks of each attempt; it uses no threads of its own before.
 FORKS = """
 import os, signal, sys
-import triptych.outcome, triptych.cli
+import triptych.results, triptych.cli
 import transformers.models.llama.modeling_llama
 for line in sys.stdin:
     runs, count, port = line.split()
@@ -280,7 +280,7 @@ def test_where_the_disk_is_full_the_first_error_is_still_told(whole, tmp_path, m
     def full(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(triptych.outcome, "write_whole", full)
+    monkeypatch.setattr(triptych.results, "write_whole", full)
     ended, _ = failing_at(tmp_path, monkeypatch, "measure", ModelError("no prompt fits"))
     assert ended.exit_code == 1
     assert "what the run came to could not be written: [Errno 28] No space left" in ended.stderr

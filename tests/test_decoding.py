@@ -20,7 +20,7 @@ from triptych.errors import ModelError, RecipeError
 from triptych.evaluate.answers import Answering, answer, answered
 from triptych.evaluate.decoding import Decoding, choose
 from triptych.evaluate.measurement import Measurement, few_shot, measure
-from triptych.pipeline.stage import Desk
+from triptych.pipeline.stage import StageContext
 from triptych.progress import Silent
 from triptych.recipe import load
 from triptych.records import Conversation, Prompt, user
@@ -72,9 +72,9 @@ def candidate(policy_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     return folder
 
 
-def desk(folder: Path) -> Desk:
+def context(folder: Path) -> StageContext:
     folder.mkdir()
-    return Desk(folder, folder, Silent(), 1, 60.0)
+    return StageContext(folder, folder, Silent(), 1, 60.0)
 
 
 def test_greedy_is_said_in_one_way(tmp_path: Path) -> None:
@@ -94,7 +94,7 @@ def test_a_decoding_is_called_by_what_it_does() -> None:
 
 def test_the_best_temperature_by_the_chooser_is_taken(policy_folder: Path, data: Path, tmp_path: Path) -> None:
     config = Decoding(temperatures=(1.0, 0.0, 0.5), max_tokens=12)
-    found = choose(desk(tmp_path / "a"), config, policy_folder, data, Counting())
+    found = choose(context(tmp_path / "a"), config, policy_folder, data, Counting())
     policy = Policy.open(policy_folder / "model")
     means = {}
     for temperature in (0.0, 0.5, 1.0):
@@ -109,14 +109,14 @@ def test_the_best_temperature_by_the_chooser_is_taken(policy_folder: Path, data:
 
 def test_of_equal_temperatures_the_lowest_is_taken(policy_folder: Path, data: Path, tmp_path: Path) -> None:
     config = Decoding(temperatures=(1.0, 0.3, 0.7), max_tokens=4)
-    assert choose(desk(tmp_path / "a"), config, policy_folder, data, Indifferent())["temperature"] == 0.3
+    assert choose(context(tmp_path / "a"), config, policy_folder, data, Indifferent())["temperature"] == 0.3
 
 
 def test_the_gate_is_at_each_models_own_decoding(
     policy_folder: Path, candidate: Path, data: Path, tmp_path: Path
 ) -> None:
     greedy, warm = Sampling(12, 0.0), Sampling(12, 0.5)
-    found = answer(desk(tmp_path / "a"), Answering(), candidate, policy_folder, data, greedy, warm)
+    found = answer(context(tmp_path / "a"), Answering(), candidate, policy_folder, data, greedy, warm)
     assert (found["decoding_before"], found["decoding_after"]) == ("temperature 0.5", "greedy")
     pairs = answered(tmp_path / "a")
     after = Policy.open(candidate / "model").write(PROMPTS, greedy)
@@ -131,7 +131,7 @@ def test_the_distance_is_the_policies_own_at_any_decoding(
     warm, plain = Sampling(12, 0.3), Sampling(12)
     for place, decoding in enumerate((warm, plain)):
         folder = tmp_path / str(place)
-        found = answer(desk(folder), Answering(), candidate, policy_folder, data, decoding, decoding)
+        found = answer(context(folder), Answering(), candidate, policy_folder, data, decoding, decoding)
         policies = [Policy.open(each / "model") for each in (candidate, policy_folder)]
         own = policies[0].write(PROMPTS, replace(plain, seed=10_011))
         assert found["kl"] == pytest.approx(divergence(*policies, own), rel=1e-5)
@@ -145,7 +145,8 @@ def test_a_model_is_measured_as_deployed_with_the_others_beside_it(
 ) -> None:
     judge, reward = Counting("o"), Counting("t")
     found = measure(
-        desk(tmp_path / "a"), Measurement(), candidate, data, judge, Sampling(12, 0.5), policy_folder, reward, best_of=4
+        context(tmp_path / "a"), Measurement(), candidate, data, judge, Sampling(12, 0.5), policy_folder, reward,
+        best_of=4,
     )
     assert set(found["decodings"]) == {"temperature 0.5", "temperature 1", "greedy", "best of 4"}
     rows = read_rows(tmp_path / "a" / "answers.jsonl")
@@ -169,7 +170,7 @@ def test_a_model_is_measured_as_deployed_with_the_others_beside_it(
 
 
 def test_a_decoding_that_is_deployed_is_measured_once(policy_folder: Path, data: Path, tmp_path: Path) -> None:
-    found = measure(desk(tmp_path / "a"), Measurement(), policy_folder, data, Counting(), Sampling(12, 0.0))
+    found = measure(context(tmp_path / "a"), Measurement(), policy_folder, data, Counting(), Sampling(12, 0.0))
     assert set(found["decodings"]) == {"greedy", "temperature 1"}
     assert found["decoding"] == "greedy"
 
@@ -201,7 +202,7 @@ def test_a_prompt_without_room_for_all_examples_gets_fewer(policy_folder: Path, 
     write(tmp_path / "examples.jsonl", shown)
 
     def found(answer: int) -> dict[str, Any]:
-        here, decoding = desk(tmp_path / str(answer)), Sampling(answer, 0.0)
+        here, decoding = context(tmp_path / str(answer)), Sampling(answer, 0.0)
         return measure(here, config, policy_folder, tmp_path, Counting(), decoding, style="few-shot")
 
     fewer = found(256 - room)

@@ -24,9 +24,9 @@ LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
 FENCE = re.compile(r"```.*?```", re.DOTALL)
 
 
-def tree_of_the_readme() -> list[str]:
-    """The files that the README's source tree names, as paths below `src/triptych`; a folder ends with a slash."""
-    (block,) = re.findall(r"```\nsrc/triptych/\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+def tree_of_the_source() -> list[str]:
+    """The files that the tree in docs/source.md names, as paths below `src/triptych`; a folder ends with a slash."""
+    (block,) = re.findall(r"```\nsrc/triptych/\n(.*?)```", (DOCS / "source.md").read_text(encoding="utf-8"), re.DOTALL)
     named: list[str] = []
     folders: list[str] = []
     for line in block.splitlines():
@@ -42,13 +42,13 @@ def tree_of_the_readme() -> list[str]:
     return named
 
 
-def test_the_readme_names_every_source_file_and_no_other() -> None:
-    named = tree_of_the_readme()
+def test_every_source_file_is_named_and_no_other() -> None:
+    named = tree_of_the_source()
     code = [path.relative_to(SOURCE).as_posix() for path in SOURCE.rglob("*.py") if path.name != "__init__.py"]
     folders = [name for name in named if name.endswith("/")]
     files = {name for name in code if not name.startswith(tuple(folders))}
-    assert files - set(named) == set(), "these are missing in the README's tree"
-    assert set(named) - files - set(folders) == set(), "the README's tree names these, which are not there"
+    assert files - set(named) == set(), "these are missing in docs/source.md"
+    assert set(named) - files - set(folders) == set(), "docs/source.md names these, which are not there"
     assert all((SOURCE / name).is_dir() for name in folders)
     assert len(named) == len(set(named))
 

@@ -13,10 +13,10 @@ import yaml
 
 from conftest import tiny
 from test_check import rows, tokenizer, write_recipe
-from triptych import check, doctor
 from triptych.data import template
-from triptych.doctor import Finding, Located
 from triptych.engine.models import load_tokenizer, save
+from triptych.preflight import check, doctor
+from triptych.preflight.doctor import Finding, Located
 from triptych.recipe import load
 from triptych.records import Comparison, Conversation, Prompt, Rating, user
 from triptych.reward.sandbox import Confinement

@@ -57,7 +57,7 @@ def shares_cut(config: OnPolicy, step: Callable[..., Step[Tokens]]) -> list[floa
 
     def prepare(number: int) -> Step[Tokens]:
         prompts = [(1, 3 + i) for i in range(4)]
-        written = generate(model, prompts, END, Sampling(config.max_tokens, seed=number), n=config.group)
+        written = generate(model, prompts, END, Sampling(config.max_tokens, seed=number), n=config.group_size)
         groups = [[Rollout(Prompt(user("")), prompt, tuple(each.tokens), tuple(each.logprobs), "", each.finished)
                    for each in samples] for prompt, samples in zip(prompts, written, strict=True)]
         lengths = torch.tensor([[float(len(each.tokens)) for each in group] for group in groups])
@@ -118,14 +118,20 @@ def penalty_gradient(
     return policy.grad
 
 
-@pytest.mark.parametrize("config", [Grpo(), Grpo(reuse=2), Grpo(correction=1e9), Ppo(reuse=4, kl_in="loss")])
+@pytest.mark.parametrize(
+    "config",
+    [
+        Grpo(), Grpo(updates_per_rollout=2), Grpo(importance_cap=1e9),
+        Ppo(updates_per_rollout=4, kl_placement="loss"),
+    ],
+)
 def test_the_penaltys_expected_gradient_is_that_of_the_distance(config: OnPolicy) -> None:
     """Twelve tokens, in float64. With `reuse` the tokens come from an older policy, with a correction from one that
     differs, else from the policy itself."""
     torch.manual_seed(4)
     scores, others, older = torch.randn(3, 12, dtype=torch.float64)
     reference, sampler = others.log_softmax(dim=0), scores.log_softmax(dim=0)
-    if config.reuse > 1 or config.correction == 1e9:
+    if config.updates_per_rollout > 1 or config.importance_cap == 1e9:
         sampler = (scores + 0.3 * older).log_softmax(dim=0)
 
     def exact(direction: str) -> torch.Tensor:
@@ -263,7 +269,7 @@ def test_ppo_by_hand(finished: bool) -> None:
     ]
     answers = Answers([group], torch.tensor([[2.0, -1.0]]))
     reference: Any = Known([-1.5, -2.0, -0.5], [-2.0])
-    (batch,) = ppo.step(model, reference, answers, Ppo(group=2, kl=0.1, trace=0.5)).batches
+    (batch,) = ppo.step(model, reference, answers, Ppo(group_size=2, kl_coefficient=0.1, gae_lambda=0.5)).batches
     last = -1.1 if finished else 1.5 - 0.1
     advantages = torch.tensor([-0.05 + 0.5 * 0.775, 0.5 * 1.55, 1.55, last - 0.5])
     torch.testing.assert_close(batch.packed.predictions.targets, torch.tensor([4, 5, END, group[1].tokens[0]]))

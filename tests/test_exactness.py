@@ -4,11 +4,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, JambaConfig, LlamaConfig, LlamaForCausalLM, MambaConfig
 
-from triptych.base.taking import Taking, take_base
-from triptych.engine import exactness, packing
+from triptych.base.pretrained import Taking, take_base
+from triptych.engine import packing, parity
 from triptych.engine.models import load_tokenizer, save
 from triptych.errors import ModelError
-from triptych.pipeline.stage import Desk
+from triptych.pipeline.stage import StageContext
 from triptych.progress import Silent
 
 
@@ -24,14 +24,14 @@ def folder(tmp_path):
 
 
 def test_an_architecture_that_fits_is_accepted(folder):
-    exactness.prove(folder)
+    parity.prove(folder)
 
 
 def test_one_whose_attention_does_more_is_refused(folder, monkeypatch):
     plain = packing.scaled_attention
     monkeypatch.setattr(packing, "scaled_attention", lambda *inputs: plain(*inputs) * 0.5)
     with pytest.raises(ModelError, match="LlamaForCausalLM does not compute the same packed as alone"):
-        exactness.prove(folder)
+        parity.prove(folder)
 
 
 SMALL = {"hidden_size": 16, "num_hidden_layers": 2, "initializer_range": 0.5}
@@ -53,6 +53,6 @@ def test_a_base_that_carries_a_state_is_refused_by_its_name(name, policy_folder,
     model = AutoModelForCausalLM.from_config(STATEFUL[name](vocab_size=len(tokenizer), **special))
     save(model, tokenizer, tmp_path / "theirs")
     (tmp_path / "output").mkdir()
-    desk = Desk(tmp_path / "output", tmp_path, Silent(), seed=1, checkpoint_seconds=60)
+    context = StageContext(tmp_path / "output", tmp_path, Silent(), seed=1, checkpoint_seconds=60)
     with pytest.raises(ModelError, match=name):
-        take_base(desk, Taking(name="theirs"), tmp_path, {"theirs": tmp_path / "theirs"})
+        take_base(context, Taking(name="theirs"), tmp_path, {"theirs": tmp_path / "theirs"})

@@ -11,7 +11,7 @@ from triptych.data.files import read_comparisons, write
 from triptych.errors import RunError
 from triptych.feedback.accumulation import accumulate
 from triptych.feedback.labelling import ExactLabelling, _compared, label
-from triptych.pipeline.stage import Desk, Metrics
+from triptych.pipeline.stage import Metrics, StageContext
 from triptych.progress import Silent
 from triptych.records import Comparison, Conversation, Prompt, Rollout, user
 
@@ -78,8 +78,8 @@ def labelled(
     output: Path, data: Path, author: Path, round: int, earlier: Path | None = None, judge: type = Letters
 ) -> Metrics:
     output.mkdir()
-    desk = Desk(output, output, Silent(), seed=4, checkpoint_seconds=60)
-    return label(desk, CONFIG, data, author, judge(), round=round, earlier=earlier)
+    context = StageContext(output, output, Silent(), seed=4, checkpoint_seconds=60)
+    return label(context, CONFIG, data, author, judge(), round=round, earlier=earlier)
 
 
 def prompts_of(rows: Sequence[Comparison]) -> set[str]:
@@ -123,7 +123,7 @@ def test_comparisons_of_which_one_part_would_be_empty_stop_the_run(
     tmp_path: Path, data: Path, share: float, missing: str
 ) -> None:
     rows = [Comparison(Prompt(user(f"say {i} things")), "good", "bad") for i in range(10)]
-    desk = Desk(tmp_path, tmp_path, Silent(), seed=4, checkpoint_seconds=60)
+    context = StageContext(tmp_path, tmp_path, Silent(), seed=4, checkpoint_seconds=60)
     with pytest.raises(RunError, match=f"none of 10 comparisons is {missing}"):
-        accumulate(desk, rows, share, data, None)
+        accumulate(context, rows, share, data, None)
     assert not list(tmp_path.iterdir())

@@ -17,9 +17,9 @@ from triptych.evaluate.answers import of_round
 from triptych.evaluate.gate import PROMOTED, REJECTED, UNDECIDED, Gate, lost, verdict
 from triptych.evaluate.lengths import controlled
 from triptych.evaluate.measurement import by_task
-from triptych.evaluate.significance import chance, level
 from triptych.recipe import load
 from triptych.records import Prompt, user
+from triptych.statistics.significance import chance, level
 from triptych.storybook.judge import ExactJudge
 
 EVEN = {

@@ -31,14 +31,14 @@ from triptych.engine.scoring import RewardModel
 from triptych.errors import RecipeError
 from triptych.improve import best_of_n, dpo, grpo, ppo, rloo
 from triptych.improve.best_of_n import Best, BestOfN, best
+from triptych.improve.checkpoints import UNLIMITED, Limits
 from triptych.improve.dpo import Dpo, best_and_worst
 from triptych.improve.grpo import Grpo
 from triptych.improve.loop import Answers, Improvement, Loop, passes
 from triptych.improve.on_policy import Tokens, measured, paid, steered, surrogate
 from triptych.improve.ppo import Ppo
 from triptych.improve.rloo import Rloo
-from triptych.improve.trajectory import UNLIMITED, Limits
-from triptych.pipeline.stage import Desk
+from triptych.pipeline.stage import StageContext
 from triptych.progress import Silent
 from triptych.recipe import Recipe, load
 from triptych.records import Comparison, Conversation, Document, Prompt, Rollout, user
@@ -67,7 +67,7 @@ def test_each_token_has_its_answers_advantage_and_its_own_logprobs(policies: lis
     groups = [[replace(each, finished=True) for each in group] for group in written(policy)]
     groups[1][0] = replace(groups[1][0], finished=False)
     rewards = torch.tensor([[0.0, 1.0, 2.0], [5.0, 5.0, 5.0]])
-    step = grpo.step(reference, Answers(groups, rewards), Grpo(group=3, micro_batch=64))
+    step = grpo.step(reference, Answers(groups, rewards), Grpo(group_size=3, micro_batch=64))
     position: dict[tuple[int, int], set[tuple[float, float]]] = {}
     for batch in step.batches:
         with torch.no_grad():
@@ -87,7 +87,7 @@ def test_each_token_has_its_answers_advantage_and_its_own_logprobs(policies: lis
     finished = [rollout for group in groups for rollout in group if rollout.finished]
     assert step.weight == sum(len(rollout.tokens) for group in groups for rollout in group)
     assert step.numbers["cut"] == pytest.approx(1 - len(finished) / 6)
-    masked = grpo.step(reference, Answers(groups, rewards), Grpo(group=3, micro_batch=64, cut_price=None))
+    masked = grpo.step(reference, Answers(groups, rewards), Grpo(group_size=3, micro_batch=64, cut_price=None))
     assert masked.weight == sum(len(rollout.tokens) for rollout in finished)
 
 
@@ -141,27 +141,27 @@ def test_the_best_is_finished_and_has_the_highest_reward() -> None:
     ]
     scored = Answers(groups, torch.tensor([[0.5, 1.0, 9.0], [1.0, 2.0, 3.0]]))
     assert best(scored) == [Best((1, 2), (4, 5))]
-    assert best_of_n.step(scored, BestOfN(group=3)).weight == 2
+    assert best_of_n.step(scored, BestOfN(group_size=3)).weight == 2
     assert best_of_n.bound(1) == 0
     assert best_of_n.bound(4) == pytest.approx(math.log(4) - 0.75)
 
 
 @pytest.mark.parametrize(("kl", "factor"), [(2.0, 1.0), (2.2, 1.01), (9.0, 1.02), (0.0, 0.98)])
 def test_the_price_of_distance_is_steered_to_a_target(kl: float, factor: float) -> None:
-    config = Grpo(kl=0.5, kl_target=2.0)
+    config = Grpo(kl_coefficient=0.5, kl_target=2.0)
     assert steered(config, []) == 0.5
     assert steered(config, [{"beta": 0.5, "kl": kl}]) == pytest.approx(0.5 * factor)
     assert steered(config, [{"beta": 0.5, "kl": kl}, {"beta": 0.7, "kl": math.nan}]) == pytest.approx(0.5 * factor)
-    assert steered(Grpo(kl=0.5), [{"beta": 0.5, "kl": kl}]) == 0.5
+    assert steered(Grpo(kl_coefficient=0.5), [{"beta": 0.5, "kl": kl}]) == 0.5
     with pytest.raises(ValueError, match="0 stays 0"):
-        Grpo(kl=0, kl_target=2.0)
+        Grpo(kl_coefficient=0, kl_target=2.0)
 
 
 def test_distance_is_paid_once_in_the_loss_or_in_the_reward(policies: list[Policy]) -> None:
     policy, reference = policies
     groups, rewards = written(policy), torch.tensor([[0.0, 1.0, 2.0], [5.0, 5.0, 5.0]])
     for kind in ("loss", "reward"):
-        config = Grpo(group=3, kl=0.5, kl_in=kind)  # type: ignore[arg-type]
+        config = Grpo(group_size=3, kl_coefficient=0.5, kl_placement=kind)  # type: ignore[arg-type]
         found = measured(reference, Answers(groups, rewards), config, [])
         price = paid(found, config)
         expected = 0.5 * (found.distances - found.distances.mean(dim=1, keepdim=True))
@@ -183,11 +183,11 @@ def test_a_prompt_whose_answers_are_alike_is_asked_again(inputs: dict[str, Any],
             self.calls += 1
             return [float(place) if self.calls > 2 else 1.0 for place in range(len(conversations))]
 
-    desk = Desk(tmp_path, tmp_path, Silent(), seed=3, checkpoint_seconds=60)
+    context = StageContext(tmp_path, tmp_path, Silent(), seed=3, checkpoint_seconds=60)
 
     def collected(resample: int) -> Answers:
-        config = Grpo(**SMALL, resample=resample, cut_price=None)
-        loop = Loop(desk, config, inputs["champion"], inputs["data"], Alike(), None, 1)
+        config = Grpo(**SMALL, resample_uniform_groups=resample, cut_price=None)
+        loop = Loop(context, config, inputs["champion"], inputs["data"], Alike(), None, 1)
         return loop.collect(loop.policy, 0)
 
     never, once, often = collected(0), collected(1), collected(5)
@@ -215,9 +215,9 @@ def test_a_round_ends_at_the_first_policy_that_the_gate_would_turn_away(
     def ran(name: str, limits: Limits, steps: int = 6) -> tuple[dict[str, Any], list[dict[str, Any]], bytes]:
         output = tmp_path / name / "output"
         output.mkdir(parents=True)
-        config = Dpo(pairs="comparisons", **SMALL | {"steps": steps, "watch_every": 1, "learning_rate": 1e-2})
-        desk = Desk(output, tmp_path / name, Silent(), seed=3, checkpoint_seconds=60)
-        metrics = dpo.improve(desk, config, **inputs, judge=Later(), comparisons=inputs["data"], limits=limits)
+        config = Dpo(pairs="comparisons", **SMALL | {"steps": steps, "eval_every": 1, "learning_rate": 1e-2})
+        context = StageContext(output, tmp_path / name, Silent(), seed=3, checkpoint_seconds=60)
+        metrics = dpo.improve(context, config, **inputs, judge=Later(), comparisons=inputs["data"], limits=limits)
         return metrics, read_curve(output / "curve.jsonl"), (output / "model" / "model.safetensors").read_bytes()
 
     free, curve, _ = ran("free", UNLIMITED)
@@ -236,9 +236,9 @@ def test_a_round_ends_at_the_first_policy_that_the_gate_would_turn_away(
 
 def test_a_value_head_is_trained_and_not_kept(inputs: dict[str, Any], tmp_path: Path) -> None:
     (tmp_path / "output").mkdir()
-    desk = Desk(tmp_path / "output", tmp_path, Silent(), seed=3, checkpoint_seconds=60)
+    context = StageContext(tmp_path / "output", tmp_path, Silent(), seed=3, checkpoint_seconds=60)
     config = Ppo(**SMALL | {"steps": 12, "max_tokens": 24, "learning_rate": 1e-2}, value_weight=1.0)
-    ppo.improve(desk, config, **inputs, judge=None)
+    ppo.improve(context, config, **inputs, judge=None)
     curve = read_curve(tmp_path / "output" / "curve.jsonl")[1:]
     assert curve[-1]["value_error"] < 0.7 * curve[0]["value_error"]
     kept = load_file(tmp_path / "output" / "model" / "model.safetensors")
@@ -286,7 +286,7 @@ def test_dpos_loss_and_gradient_are_those_of_each_pair_alone(micro_batch: int, b
         expected = expected - torch.nn.functional.logsigmoid(0.3 * (ratios[0] - ratios[1])) / len(ROWS)
     expected.backward()
 
-    model, config = with_our_attention(tiny("llama", dtype=torch.float32)), Dpo(kl=0.3)
+    model, config = with_our_attention(tiny("llama", dtype=torch.float32)), Dpo(kl_coefficient=0.3)
     step = dpo.step(with_our_attention(reference), grouped(ROWS, range(1, 6)), micro_batch)
     assert step.weight == len(ROWS)
     assert len(step.batches) == batches
@@ -303,7 +303,7 @@ def test_where_policy_and_reference_are_one_each_loss_has_its_value_at_zero() ->
     model = with_our_attention(tiny("llama", dtype=torch.float32))
     groups = [PairGroup((5, 6), [(7, 8), (9,)], [(0, 1)], [0.0]), PairGroup((6,), [(3,), (4, 4)], [(1, 0)], [0.0])]
     (batch,) = dpo.step(model, groups, 4096).batches
-    values = {name: float(dpo.loss(model, batch, Dpo(loss=name, kl=0.5)).total.detach()) / 2  # type: ignore[arg-type]
+    values = {name: float(dpo.loss(model, batch, Dpo(loss=name, kl_coefficient=0.5)).total.detach()) / 2  # type: ignore[arg-type]
               for name in ("dpo", "ipo", "rpo")}
     assert values == pytest.approx({"dpo": 0.6931472, "ipo": 1.0, "rpo": 0.0})
 
@@ -346,16 +346,16 @@ def inputs(policy_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dic
 
 
 SMALL: dict[str, Any] = {
-    "steps": 4, "prompts_per_step": 3, "group": 3, "max_tokens": 12, "watch_every": 2, "watch_prompts": 8,
+    "steps": 4, "prompts_per_step": 3, "group_size": 3, "max_tokens": 12, "eval_every": 2, "eval_prompts": 8,
     "learning_rate": 1e-3,
 }
 METHODS = {
     "grpo": (grpo, Grpo(**SMALL)),
-    "dr_grpo": (grpo, Grpo(advantage="dr", clip_higher=0.3, kl_in="reward", kl_target=0.01, **SMALL)),
+    "dr_grpo": (grpo, Grpo(advantage="dr", clip_higher=0.3, kl_placement="reward", kl_target=0.01, **SMALL)),
     "rloo": (rloo, Rloo(kl_target=0.01, **SMALL)),
     "ppo": (ppo, Ppo(**SMALL)),
     "best_of_n": (best_of_n, BestOfN(**SMALL | {"max_tokens": 120})),
-    "sampled": (dpo, Dpo(**SMALL | {"group": 6, "max_tokens": 120})),  # so that some random answers do end
+    "sampled": (dpo, Dpo(**SMALL | {"group_size": 6, "max_tokens": 120})),  # so that some random answers do end
     "comparisons": (dpo, Dpo(pairs="comparisons", loss="rpo", **SMALL)),
 }
 
@@ -383,13 +383,13 @@ def test_a_round_is_measured_and_resumed_to_the_same_bits(
     method, config = METHODS[name]
     more = {"comparisons": inputs["data"]} if name == "comparisons" else {}
 
-    def desk(place: str) -> Desk:
+    def context(place: str) -> StageContext:
         shutil.rmtree(tmp_path / place / "output", ignore_errors=True)
         (tmp_path / place / "output").mkdir(parents=True)
-        return Desk(tmp_path / place / "output", tmp_path / place, Silent(), seed=3, checkpoint_seconds=0)
+        return StageContext(tmp_path / place / "output", tmp_path / place, Silent(), seed=3, checkpoint_seconds=0)
 
     judge = Turning() if name in ("grpo", "ppo") else None  # the second of four steps is kept
-    metrics = method.improve(desk("whole"), config, **inputs, judge=judge, **more)
+    metrics = method.improve(context("whole"), config, **inputs, judge=judge, **more)
     step, made = method.step, 0
 
     def killed(*given: Any) -> Any:
@@ -401,10 +401,10 @@ def test_a_round_is_measured_and_resumed_to_the_same_bits(
 
     monkeypatch.setattr(method, "step", killed)
     with pytest.raises(Killed):
-        method.improve(desk("killed"), config, **inputs, judge=judge and Turning(), **more)
+        method.improve(context("killed"), config, **inputs, judge=judge and Turning(), **more)
     monkeypatch.setattr(method, "step", step)
     # A run that goes on measures the reference again, and the first of the two steps that are watched no more.
-    assert method.improve(desk("killed"), config, **inputs, judge=judge and Turning(skip=1), **more) == metrics
+    assert method.improve(context("killed"), config, **inputs, judge=judge and Turning(skip=1), **more) == metrics
     assert metrics["watched_by"] == ("judge" if judge else "reward")
 
     whole, again = tmp_path / "whole" / "output", tmp_path / "killed" / "output"
@@ -461,8 +461,8 @@ def test_a_round_of_a_model_with_dropout_is_resumed_to_the_same_bits(
 ) -> None:
     def improve(place: str, progress: Silent) -> bytes:
         (tmp_path / place / "output").mkdir(parents=True, exist_ok=True)
-        desk = Desk(tmp_path / place / "output", tmp_path / place, progress, seed=3, checkpoint_seconds=0)
-        grpo.improve(desk, Grpo(**SMALL), **inputs | {"champion": gpt2_folder}, judge=None)
+        context = StageContext(tmp_path / place / "output", tmp_path / place, progress, seed=3, checkpoint_seconds=0)
+        grpo.improve(context, Grpo(**SMALL), **inputs | {"champion": gpt2_folder}, judge=None)
         return (tmp_path / place / "output" / "model" / "model.safetensors").read_bytes()
 
     with pytest.raises(Killed):
@@ -484,7 +484,7 @@ def test_a_sampling_is_used_again_and_a_kill_between_its_updates_changes_nothing
     name: str, inputs: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     method, config = METHODS[name]
-    config = config.model_copy(update={"reuse": 2, "steps": 5})
+    config = config.model_copy(update={"updates_per_rollout": 2, "steps": 5})
     calls = []
     collect = Loop.collect
 
@@ -497,12 +497,12 @@ def test_a_sampling_is_used_again_and_a_kill_between_its_updates_changes_nothing
     def improve(place: str, progress: Silent) -> dict[str, Any]:
         shutil.rmtree(tmp_path / place / "output", ignore_errors=True)
         (tmp_path / place / "output").mkdir(parents=True)
-        desk = Desk(tmp_path / place / "output", tmp_path / place, progress, seed=3, checkpoint_seconds=0)
-        return dict(method.improve(desk, config, **inputs, judge=None))
+        context = StageContext(tmp_path / place / "output", tmp_path / place, progress, seed=3, checkpoint_seconds=0)
+        return dict(method.improve(context, config, **inputs, judge=None))
 
     metrics = improve("whole", Silent())
     assert calls == [0, 2, 4]
-    assert metrics["answers"] == config.answers == 3 * 3 * config.group
+    assert metrics["answers"] == config.answers == 3 * 3 * config.group_size
     with pytest.raises(Killed):
         improve("killed", Deadly())
     assert improve("killed", Silent()) == metrics
@@ -517,22 +517,22 @@ def test_the_clips_act_on_a_sampling_that_is_used_again() -> None:
     logprobs = (sampler + torch.tensor([1.5, 1.5, 0.5, 1.0]).log()).requires_grad_()
     advantages = torch.tensor([1.0, -1.0, -1.0, 1.0])
     tokens = Tokens(None, advantages, reference=logprobs.detach(), sampler=sampler, counted=torch.ones(4), kl=0.0)
-    found = surrogate(logprobs, torch.zeros(4), tokens, Grpo(reuse=2, ratio_clip=0.2, clip_higher=0.3))
+    found = surrogate(logprobs, torch.zeros(4), tokens, Grpo(updates_per_rollout=2, ratio_clip=0.2, clip_higher=0.3))
     # min(ρA, clip(ρ)A): a good token that is likelier already is cut at 1.3, a bad one that is rarer already at 0.8.
     assert float(found.total.detach()) == pytest.approx(-(1.3 - 1.5 - 0.8 + 1.0), rel=1e-6)
     found.total.backward()
     torch.testing.assert_close(logprobs.grad, torch.tensor([0.0, 1.5, 0.0, -1.0]))
     assert float(found.numbers["clipped"]) == 3
-    once = surrogate(logprobs, torch.zeros(4), tokens, Grpo(correction=None))
+    once = surrogate(logprobs, torch.zeros(4), tokens, Grpo(importance_cap=None))
     assert float(once.total.detach()) == pytest.approx(0.0, abs=1e-6)  # the ratio is 1: the policy is its own old one
     assert "clipped" not in once.numbers
 
 
 def test_dpo_learns_what_it_is_shown(inputs: dict[str, Any], tmp_path: Path) -> None:
-    config = Dpo(pairs="comparisons", **SMALL | {"steps": 30, "learning_rate": 1e-2, "watch_every": 30})
+    config = Dpo(pairs="comparisons", **SMALL | {"steps": 30, "learning_rate": 1e-2, "eval_every": 30})
     (tmp_path / "output").mkdir()
-    desk = Desk(tmp_path / "output", tmp_path, Silent(), seed=3, checkpoint_seconds=60)
-    dpo.improve(desk, config, **inputs, judge=None, comparisons=inputs["data"])
+    context = StageContext(tmp_path / "output", tmp_path, Silent(), seed=3, checkpoint_seconds=60)
+    dpo.improve(context, config, **inputs, judge=None, comparisons=inputs["data"])
     curve = read_curve(tmp_path / "output" / "curve.jsonl")[1:]
     assert curve[-1]["loss"] < 0.2 < 0.69 < curve[0]["loss"] + 0.01
     assert curve[-1]["accuracy"] == 1
@@ -548,22 +548,23 @@ def recipe(folder: Path, improve: str, *overrides: str) -> Recipe:
 
 
 def test_a_recipe_chooses_its_method_and_grpo_without_a_choice(tmp_path: Path) -> None:
-    assert isinstance(recipe(tmp_path, "{kl: 0.1}").improve, Grpo)
+    assert isinstance(recipe(tmp_path, "{kl_coefficient: 0.1}").improve, Grpo)
     assert isinstance(recipe(tmp_path, "{method: dpo, loss: ipo}").improve, Dpo)
-    chosen = recipe(tmp_path, "{rounds: 2, steps: 7}", "improve.method=dpo", "improve.kl=0.3").improve
+    chosen = recipe(tmp_path, "{rounds: 2, steps: 7}", "improve.method=dpo", "improve.kl_coefficient=0.3").improve
     assert isinstance(chosen, Dpo)
-    assert (chosen.rounds, chosen.steps, chosen.kl) == (2, 7, 0.3)
+    assert (chosen.rounds, chosen.steps, chosen.kl_coefficient) == (2, 7, 0.3)
 
 
 @pytest.mark.parametrize(
     ("improve", "message"),
     [
         ("{method: sft}", "recipe.yaml:6: improve: method must be one of grpo, rloo, ppo, dpo, best_of_n, got 'sft'"),
-        ("{kl: -1}", "recipe.yaml:6: improve.kl: must be a number at least 0, got -1"),
+        ("{kl_coefficient: -1}", "recipe.yaml:6: improve.kl_coefficient: must be a number at least 0, got -1"),
         ("{nll: 0.2}", "recipe.yaml:6: improve.nll: unknown field; it does not go with the other fields here"),
         ("{method: dpo, ratio_clip: 1}", "recipe.yaml:6: improve.ratio_clip: unknown field; "),
         ("{method: dpo, los: ipo}", "recipe.yaml:6: improve.los: unknown field; did you mean loss?"),
-        ("{method: dpo, kl: 0}", "recipe.yaml:6: improve.kl: must be a number greater than 0, got 0"),
+        ("{method: dpo, kl_coefficient: 0}", "recipe.yaml:6: improve.kl_coefficient: must be a number greater than 0, "
+         "got 0"),
     ],
 )
 def test_a_wrong_field_is_named_in_its_methods_terms(tmp_path: Path, improve: str, message: str) -> None:
@@ -586,7 +587,7 @@ def test_a_reward_or_log_probability_that_is_not_finite_skips_the_step(policies:
     policy, reference = policies
     groups = written(policy)
     rewards = torch.tensor([[0.0, 1.0, 2.0], [5.0, float("nan"), 5.0]])
-    config = Grpo(group=3, micro_batch=64)
+    config = Grpo(group_size=3, micro_batch=64)
     assert grpo.step(reference, Answers(groups, rewards), config).fault == "reward"
     assert grpo.step(reference, Answers(groups, rewards.nan_to_num()), config).fault is None
     impossible = replace(groups[1][2], logprobs=(*groups[1][2].logprobs[:-1], -math.inf))
@@ -614,10 +615,13 @@ def test_a_round_goes_on_behind_a_reward_that_is_no_number(method: Any, policy_f
     for name in ("improve", "validation"):
         write(tmp_path / f"prompts_{name}.jsonl", [Prompt(user(f"a {word} cat")) for word in ("small", "red", "sat")])
     (tmp_path / "output").mkdir()
-    desk = Desk(tmp_path / "output", tmp_path, Silent(), seed=1, checkpoint_seconds=60)
+    context = StageContext(tmp_path / "output", tmp_path, Silent(), seed=1, checkpoint_seconds=60)
     kind = Grpo if method is grpo else Dpo
-    config = kind(resample=0, steps=3, prompts_per_step=2, group=2, max_tokens=4, watch_every=9, learning_rate=1e-4)
-    method.improve(desk, config, policy_folder, tmp_path, Faulty(), judge=None)
+    config = kind(
+        resample_uniform_groups=0, steps=3, prompts_per_step=2, group_size=2, max_tokens=4, eval_every=9,
+        learning_rate=1e-4,
+    )
+    method.improve(context, config, policy_folder, tmp_path, Faulty(), judge=None)
     curve = read_curve(tmp_path / "output" / "curve.jsonl")
     assert [row.get("skipped") for row in curve] == [None, 0, 1, 0]
     assert curve[2]["fault"] == "reward"

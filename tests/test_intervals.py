@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from triptych.intervals import mean_interval, prompts_needed, seeds_interval, t_quantile, wins
+from triptych.statistics.intervals import mean_interval, prompts_needed, seeds_interval, t_quantile, wins
 
 
 def test_equal_values_have_no_width() -> None:

@@ -16,12 +16,12 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from triptych.errors import RewardError
-from triptych.pipeline.stage import Desk
+from triptych.pipeline.stage import StageContext
 from triptych.progress import Silent
 from triptych.records import Conversation, Prompt, user
 from triptych.reward.endpoint import Endpoint, EndpointJudge, replies_in
 from triptych.reward.judge import TEMPLATES, JudgeReward, LanguageJudge, LocalJudge, keep_judge
-from triptych.reward.kinds import open_reward
+from triptych.reward.registry import open_reward
 from triptych.reward.trust import Trust
 
 KEY = "sk-very-secret"
@@ -182,7 +182,7 @@ def test_the_key_goes_to_the_server_and_nowhere_else(
     server.reply = lambda body: (200, text("2"), {})
     config = JudgeReward.model_validate({"endpoint": {"url": server.url, "model": "m", "key_env": "MY_KEY"}})
     (tmp_path / "out").mkdir()
-    keep_judge(Desk(tmp_path / "out", tmp_path, Silent(), 1, 60.0), config)
+    keep_judge(StageContext(tmp_path / "out", tmp_path, Silent(), 1, 60.0), config)
     scorer = open_reward(tmp_path / "out", cache=tmp_path / "cache", trust=Trust.in_recipe([config]))
     scorer.score([said("a")])
     assert server.headers[0]["Authorization"] == f"Bearer {KEY}"
@@ -223,7 +223,7 @@ def test_a_local_model_gives_the_softmax_over_the_choices_next_tokens(policy_fol
 
 def test_the_policy_judges_itself_where_it_is_given(policy_folder: Path, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
-    keep_judge(Desk(tmp_path / "out", tmp_path, Silent(), 1, 60.0), JudgeReward(highest=3))
+    keep_judge(StageContext(tmp_path / "out", tmp_path, Silent(), 1, 60.0), JudgeReward(highest=3))
     with pytest.raises(RewardError, match="policy"):
         open_reward(tmp_path / "out")
     scorer = open_reward(tmp_path / "out", models={"policy": policy_folder / "model"})

@@ -16,13 +16,13 @@ from triptych.data.files import write
 from triptych.engine.models import load_reward, load_tokenizer, save
 from triptych.engine.scoring import Output, RewardModel, Scale, Scores, log_odds, scored
 from triptych.errors import ModelError, RewardError
-from triptych.pipeline.stage import Desk
+from triptych.pipeline.stage import StageContext
 from triptych.progress import Silent
 from triptych.records import Comparison, Conversation, Prompt, Rating, user
 from triptych.reward.ensemble import Ensemble, EnsembleReward, join
-from triptych.reward.kinds import open_reward
 from triptych.reward.losses import bradley_terry, squared_error
 from triptych.reward.mixture import Mixture, MixtureReward, Part, Weighted, mix
+from triptych.reward.registry import open_reward
 from triptych.reward.regression import RegressionReward, fitted_weights, train_regression
 from triptych.reward.rules import Rules, RulesReward
 from triptych.reward.training import PairwiseReward, train_reward, with_margins
@@ -30,9 +30,9 @@ from triptych.reward.training import PairwiseReward, train_reward, with_margins
 WORDS = ("cat", "dog", "mat")
 
 
-def desk_at(folder: Path, seed: int = 1) -> Desk:
+def desk_at(folder: Path, seed: int = 1) -> StageContext:
     (folder / "output").mkdir(parents=True)
-    return Desk(folder / "output", folder, Silent(), seed, 60.0)
+    return StageContext(folder / "output", folder, Silent(), seed, 60.0)
 
 
 def prompts(count: int) -> list[Prompt]:
@@ -114,7 +114,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-FAST = {"epochs": 6, "batch": 8, "learning_rate": 3e-3}
+FAST = {"epochs": 6, "batch_pairs": 8, "learning_rate": 3e-3}
 CAT, DOG, NEITHER = "a cat saw a mat", "a mat saw a dog", "a mat saw a mat"
 
 
@@ -124,10 +124,10 @@ def rows(*answers: str) -> list[Conversation]:
 
 @pytest.fixture(scope="module")
 def regression(policy_folder: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    desk = desk_at(tmp_path_factory.mktemp("regression"))
-    metrics = train_regression(desk, RegressionReward(**FAST), policy_folder, data, data)
+    context = desk_at(tmp_path_factory.mktemp("regression"))
+    metrics = train_regression(context, RegressionReward(**FAST), policy_folder, data, data)
     assert metrics["weights_fitted_on"] >= 20
-    return desk.output
+    return context.output
 
 
 def test_regression_finds_planted_attributes_and_the_weights_that_people_give_them(regression: Path) -> None:
@@ -173,10 +173,10 @@ def test_weights_are_what_the_recipe_says_and_unknown_ones_are_named(
     policy_folder: Path, data: Path, tmp_path: Path
 ) -> None:
     config = RegressionReward(epochs=1, learning_rate=1e-2, weights={"cats": 0.5, "dogs": -1}, comparison_weight=0)
-    desk = desk_at(tmp_path / "given")
-    train_regression(desk, config, policy_folder, data)
-    found = scored(open_reward(desk.output), rows(CAT, DOG))
-    scale = RewardModel(desk.output / "model").scale
+    context = desk_at(tmp_path / "given")
+    train_regression(context, config, policy_folder, data)
+    found = scored(open_reward(context.output), rows(CAT, DOG))
+    scale = RewardModel(context.output / "model").scale
     by_hand = [0.5 * cats - dogs for cats, dogs in zip(*found.parts.values(), strict=True)]
     # In float32: attributes near 10 are scaled by a deviation below 1.
     assert found.totals == pytest.approx([(raw - scale.mean) / scale.deviation for raw in by_hand], abs=1e-3)
@@ -189,32 +189,32 @@ def test_weights_are_what_the_recipe_says_and_unknown_ones_are_named(
 
 
 def test_a_model_that_has_the_outputs_goes_on_from_its_head(regression: Path, data: Path, tmp_path: Path) -> None:
-    desk = desk_at(tmp_path)
+    context = desk_at(tmp_path)
     config = RegressionReward(**FAST | {"learning_rate": 1e-9})
-    metrics = train_regression(desk, config, regression, data, data)
+    metrics = train_regression(context, config, regression, data, data)
     assert metrics["epochs"] == config.refresh_epochs
     before, after = (
-        RewardModel(each / "model", precise=True).outputs(rows(CAT, DOG)) for each in (regression, desk.output)
+        RewardModel(each / "model", precise=True).outputs(rows(CAT, DOG)) for each in (regression, context.output)
     )
     torch.testing.assert_close(after, before, atol=1e-4, rtol=1e-4)
 
 
 @pytest.fixture(scope="module")
 def members(policy_folder: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    config = EnsembleReward(members=2, epochs=1, batch=16, learning_rate=1e-2).member
+    config = EnsembleReward(members=2, epochs=1, batch_pairs=16, learning_rate=1e-2).member
     assert isinstance(config, PairwiseReward)
     folders = []
     for member in range(2):
-        desk = desk_at(tmp_path_factory.mktemp(f"member-{member}"))
-        train_reward(desk, config, policy_folder, data, member=member)
-        folders.append(desk.output)
+        context = desk_at(tmp_path_factory.mktemp(f"member-{member}"))
+        train_reward(context, config, policy_folder, data, member=member)
+        folders.append(context.output)
     return folders
 
 
 def test_an_ensemble_is_mean_less_deviation_of_its_members(members: list[Path], tmp_path: Path) -> None:
-    desk = desk_at(tmp_path)
-    join(desk, EnsembleReward(members=2, penalty=0.5), member_0=members[0], member_1=members[1])
-    ensemble = open_reward(desk.output)
+    context = desk_at(tmp_path)
+    join(context, EnsembleReward(members=2, penalty=0.5), member_0=members[0], member_1=members[1])
+    ensemble = open_reward(context.output)
     assert isinstance(ensemble, Ensemble)
     one, two = (RewardModel(member / "model").score(rows(CAT, DOG, NEITHER)) for member in members)
     assert one != two
@@ -233,9 +233,9 @@ def test_a_mixture_is_the_weighted_sum_of_its_parts_by_task(members: list[Path],
     rules = tmp_path / "rules"
     rules.mkdir()
     (rules / "reward.json").write_text(json.dumps({"kind": "rules", "rules": [{"rule": "length", "most": 4}]}))
-    desk = desk_at(tmp_path)
-    mix(desk, config, preference=members[0], form=rules)
-    mixture = open_reward(desk.output)
+    context = desk_at(tmp_path)
+    mix(context, config, preference=members[0], form=rules)
+    mixture = open_reward(context.output)
     assert isinstance(mixture, Mixture)
     asked = [Conversation(Prompt(user("say it"), task="story"), CAT), *rows(DOG)]
     alone = RewardModel(members[0] / "model").score(asked)
@@ -296,10 +296,10 @@ def test_which_differences_of_scores_are_log_odds(
     compared = read_comparisons(data / "reward.jsonl")[:16]
     write(tmp_path / "reward.jsonl", [dataclasses.replace(row, margin=1.0) for row in compared])
     for margin, known in (("data", False), ("none", True)):
-        desk = desk_at(tmp_path / margin)
-        train_reward(desk, PairwiseReward(epochs=1, margin=margin), policy_folder, tmp_path)
-        assert (log_odds(open_reward(desk.output)) is not None) == known
-        assert log_odds(Ensemble([models[0], RewardModel(desk.output / "model")], penalty=0.0)) is None or known
+        context = desk_at(tmp_path / margin)
+        train_reward(context, PairwiseReward(epochs=1, margin=margin), policy_folder, tmp_path)
+        assert (log_odds(open_reward(context.output)) is not None) == known
+        assert log_odds(Ensemble([models[0], RewardModel(context.output / "model")], penalty=0.0)) is None or known
 
 
 def test_a_margin_moves_the_difference_away_from_the_log_odds() -> None:

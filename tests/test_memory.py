@@ -10,13 +10,14 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from conftest import FAMILIES, some_tokens, tiny, with_our_attention
-from triptych.engine import attention, memory
+from triptych.engine import attention
 from triptych.engine.device import autocast, compute_dtype
 from triptych.engine.forward import answer_logprobs, hidden_states, pack_answers
-from triptych.engine.memory import Architecture
 from triptych.engine.models import parameters
 from triptych.engine.packing import Pack, Segment
 from triptych.engine.training import Loss, Optimization, Step, train
+from triptych.preflight import memory
+from triptych.preflight.memory import Architecture
 from triptych.progress import Silent
 
 GROUPS = [
@@ -47,7 +48,7 @@ def test_computing_again_gives_the_same_gradients(family: str) -> None:
 
         batches = [pack_answers(GROUPS), pack_answers(GROUPS[:1])]
         hook = register_optimizer_step_pre_hook(lambda *_, note=note: note())
-        optimization = Optimization(learning_rate=1e-3, clip=1e9, recompute=recompute)
+        optimization = Optimization(learning_rate=1e-3, max_grad_norm=1e9, activation_checkpointing=recompute)
         train(model, 1, lambda _, b=batches: Step(b, 7.0), loss, optimization, checkpoint=None, progress=Silent())
         hook.remove()
         gradients.append(found | {"kept": sum(kept)})
@@ -101,7 +102,7 @@ def test_the_optimizers_state_is_counted() -> None:
         model: Any = LlamaForCausalLM(config)
         for weight in model.parameters():
             weight.grad = torch.ones_like(weight)
-        optimization = Optimization(learning_rate=1e-3, muon=muon)
+        optimization = Optimization(learning_rate=1e-3, muon_learning_rate=muon)
         held = 0
         for optimizer in _optimizers(model, optimization):
             optimizer.step()

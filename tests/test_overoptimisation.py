@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from triptych.improve.checkpoints import JUDGED, UNLIMITED, Limits, PolicyCheckpoints
 from triptych.improve.overoptimisation import fitted
-from triptych.improve.trajectory import JUDGED, UNLIMITED, Limits, Trajectory
 
 KLS = [0.25, 1.0, 2.25, 4.0, 9.0, 16.0]
 
@@ -51,14 +51,14 @@ def judged(truth: list[float], draw: np.random.Generator) -> list[list[float]]:
     return [(mean + difficulty + draw.normal(0, 0.28, size=96)).tolist() for mean in truth]  # deviation 0.4
 
 
-def watched(truth: list[float], draw: np.random.Generator) -> Trajectory:
+def watched(truth: list[float], draw: np.random.Generator) -> PolicyCheckpoints:
     """A round whose reward rises, measured at its start and at six points."""
     rows: list[dict[str, Any]] = [
         {"validation_reward": step, "validation_kl": 1.5 * step, "validation_length": 20.0, "entropy": 2.0,
          JUDGED: scores, "validation_judge": sum(scores) / len(scores)}
         for step, scores in enumerate(judged(truth, draw))
     ]
-    return Trajectory(12, start=rows[0], curve=[{"step": 2 * i, **row} for i, row in enumerate(rows)][1:])
+    return PolicyCheckpoints(12, start=rows[0], curve=[{"step": 2 * i, **row} for i, row in enumerate(rows)][1:])
 
 
 def test_a_judges_flat_score_is_not_said_to_fall_and_has_no_peak() -> None:
@@ -90,7 +90,7 @@ def test_a_curve_that_only_rises_has_no_peak_and_few_points_no_curve() -> None:
 
 def ran(
     scratch: Path, keep: str, scores: list[float], limits: Limits = UNLIMITED, **numbers: list[float]
-) -> Trajectory:
+) -> PolicyCheckpoints:
     """The judge's score at the reference, then at steps 2, 4 and 6; what step 2 was is gone."""
     (scratch / "policy-4.pt").touch()
     usual: dict[str, list[float]] = {
@@ -102,7 +102,7 @@ def ran(
         {name: values[i] for name, values in columns.items()} | {JUDGED: [scores[i]] * 8} for i in range(4)
     ]
     curve = [{"step": 2 * i, **rows[i]} for i in range(1, 4)]
-    return Trajectory(6, folder=scratch if keep == "best" else None, limits=limits, start=rows[0], curve=curve)
+    return PolicyCheckpoints(6, folder=scratch if keep == "best" else None, limits=limits, start=rows[0], curve=curve)
 
 
 def test_the_judges_best_is_kept_and_over_optimisation_is_said(tmp_path: Path) -> None:
@@ -123,9 +123,9 @@ def test_the_rewards_best_is_kept_where_no_judge_may_watch(tmp_path: Path) -> No
     found = ran(tmp_path, "best", [0.5, 0.6, 0.7, 0.4], validation_reward=[0.0, 1.0, 3.0, 2.0])
     for row in (found.start, *found.curve):
         del row["validation_judge"], row[JUDGED]
-    unjudged = Trajectory(6, folder=tmp_path, watcher="reward", start=found.start, curve=found.curve)
+    unjudged = PolicyCheckpoints(6, folder=tmp_path, watcher="reward", start=found.start, curve=found.curve)
     assert (unjudged.kept, unjudged.alarms(), unjudged.overoptimisation(best_of_n=True)) == (4, [], None)
-    bounded = Trajectory(6, folder=tmp_path, limits=Limits(kl=1.0), watcher="reward", start=found.start,
+    bounded = PolicyCheckpoints(6, folder=tmp_path, limits=Limits(kl=1.0), watcher="reward", start=found.start,
                          curve=found.curve)
     assert [row["step"] for row in bounded.best] == [2]
 

@@ -23,10 +23,10 @@ from typer.testing import CliRunner
 from triptych.cli import app
 from triptych.data.files import read_comparisons, read_verdicts, write
 from triptych.errors import AnsweredError, DataError
-from triptych.evaluate.people import Panel
-from triptych.feedback.questions import Labels
-from triptych.interview import guard, page
-from triptych.interview.page import Answer, Deal
+from triptych.people import guard, page
+from triptych.people.page import Answer, Deal
+from triptych.people.questions import Labels
+from triptych.people.verdicts import Panel
 from triptych.records import Prompt, Question, user
 
 UNTRUSTED = "<img src=x onerror=alert(1)>"

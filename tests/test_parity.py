@@ -27,7 +27,7 @@ from triptych.engine.training import Curve, Step, train
 from triptych.improve import dpo, grpo, on_policy, rloo
 from triptych.improve.loop import Answers
 from triptych.instruct.finetuning import Finetuning, finetune
-from triptych.pipeline.stage import Desk
+from triptych.pipeline.stage import StageContext
 from triptych.progress import Silent
 from triptych.records import Comparison, Conversation, Prompt, Rollout, user
 from triptych.reward.training import PairwiseReward, train_reward
@@ -41,7 +41,8 @@ WEIGHTS = {"rtol": 1e-5, "atol": 2e-6}
 """Largest difference of the weights after the update, each of which moved by up to a learning rate of 1e-3."""
 RATE, DECAY, BETAS = 1e-3, 0.1, (0.9, 0.95)
 OURS: dict[str, Any] = {
-    "learning_rate": RATE, "weight_decay": DECAY, "betas": BETAS, "clip": 1.0, "warmup": 0.0, "decay": "constant",
+    "learning_rate": RATE, "weight_decay": DECAY, "betas": BETAS, "max_grad_norm": 1.0, "warmup": 0.0,
+    "decay": "constant",
 }
 THEIRS: dict[str, Any] = {
     "learning_rate": RATE, "weight_decay": DECAY, "adam_beta1": BETAS[0], "adam_beta2": BETAS[1], "adam_epsilon": 1e-8,
@@ -64,9 +65,9 @@ def _float32(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def desk(tmp_path: Path) -> Desk:
+def context(tmp_path: Path) -> StageContext:
     (tmp_path / "output").mkdir()
-    return Desk(tmp_path / "output", tmp_path, Silent(), seed=1, checkpoint_seconds=60)
+    return StageContext(tmp_path / "output", tmp_path, Silent(), seed=1, checkpoint_seconds=60)
 
 
 @pytest.fixture(scope="module")
@@ -99,12 +100,12 @@ def our_update(model: Any, step: Step[Any], loss: Any, config: Any) -> Curve:
     return train(model, 1, lambda _: step, loss, config, checkpoint=None, progress=Silent())
 
 
-def test_supervised_fine_tuning_equals_trls_sft(start: Path, desk: Desk, tmp_path: Path) -> None:
+def test_supervised_fine_tuning_equals_trls_sft(start: Path, context: StageContext, tmp_path: Path) -> None:
     """TRL with `labels` on the answers only and `loss_type="nll"`, its mean over all answer tokens of the batch."""
     rows = [Conversation(pair.prompt, pair.chosen) for pair in PAIRS]
     write(tmp_path / "demonstrations.jsonl", rows)
     write(tmp_path / "demonstrations_heldout.jsonl", rows[:1])
-    finetune(desk, Finetuning(epochs=1, micro_batch=64, **OURS), start, tmp_path)
+    finetune(context, Finetuning(epochs=1, micro_batch=64, **OURS), start, tmp_path)
 
     tokens = [tokenized(row, load_tokenizer(start / "model")) for row in rows]
     data = datasets.Dataset.from_list([
@@ -115,12 +116,12 @@ def test_supervised_fine_tuning_equals_trls_sft(start: Path, desk: Desk, tmp_pat
         plain(start), trl.SFTConfig(str(tmp_path / "trl"), per_device_train_batch_size=4, loss_type="nll", **THEIRS),
         train_dataset=data, processing_class=load_tokenizer(start / "model"),
     )
-    assert read_curve(desk.output / "curve.jsonl")[0]["loss"] == pytest.approx(updated(trainer), rel=LOSS)
-    found = load_policy(desk.output / "model")
+    assert read_curve(context.output / "curve.jsonl")[0]["loss"] == pytest.approx(updated(trainer), rel=LOSS)
+    found = load_policy(context.output / "model")
     assert_same(dict(found.named_parameters()), dict(trainer.model.named_parameters()), plain(start))
 
 
-def test_a_reward_models_training_equals_trls(start: Path, desk: Desk, tmp_path: Path) -> None:
+def test_a_reward_models_training_equals_trls(start: Path, context: StageContext, tmp_path: Path) -> None:
     """TRL with `center_rewards_coefficient` at our `centring`."""
     tokenizer = load_tokenizer(start / "model")
     torch.manual_seed(3)
@@ -128,8 +129,8 @@ def test_a_reward_models_training_equals_trls(start: Path, desk: Desk, tmp_path:
     torch.nn.init.normal_(model.score.weight)
     save(model, tokenizer, tmp_path / "reward" / "model")
     write(tmp_path / "reward.jsonl", PAIRS)
-    config = PairwiseReward(refresh_epochs=1, batch=8, micro_batch=64, centring=0.02, **OURS)
-    train_reward(desk, config, tmp_path / "reward", tmp_path)
+    config = PairwiseReward(refresh_epochs=1, batch_pairs=8, micro_batch=64, center_rewards_coefficient=0.02, **OURS)
+    train_reward(context, config, tmp_path / "reward", tmp_path)
 
     tokens = [tokenized(pair, tokenizer) for pair in PAIRS]
     data = datasets.Dataset.from_list([
@@ -142,8 +143,8 @@ def test_a_reward_models_training_equals_trls(start: Path, desk: Desk, tmp_path:
     trainer = trl.RewardTrainer(
         plain(tmp_path / "reward", kind), settings, train_dataset=data, processing_class=tokenizer
     )
-    assert read_curve(desk.output / "curve.jsonl")[0]["loss"] == pytest.approx(updated(trainer), rel=LOSS)
-    found = load_reward(desk.output / "model", fresh=False)
+    assert read_curve(context.output / "curve.jsonl")[0]["loss"] == pytest.approx(updated(trainer), rel=LOSS)
+    found = load_reward(context.output / "model", fresh=False)
     before = plain(tmp_path / "reward", kind)
     assert_same(dict(found.named_parameters()), dict(trainer.model.named_parameters()), before)
 
@@ -168,7 +169,7 @@ def test_dpo_equals_trls(start: Path, tmp_path: Path) -> None:
     """TRL with `loss_type="sigmoid"`, no label smoothing, and `beta` at our `kl`."""
     tokenizer = load_tokenizer(start / "model")
     tokens = [tokenized(pair, tokenizer) for pair in PAIRS]
-    reference, config = moved(start), dpo.Dpo(kl=0.3, **OURS)
+    reference, config = moved(start), dpo.Dpo(kl_coefficient=0.3, **OURS)
     model = load_policy(start / "model", attention=attention.NAME)
     step = dpo.step(with_our_attention(reference), grouped(tokens, range(1, 5)), micro_batch=64)
     assert len(step.batches) > 1
@@ -201,7 +202,8 @@ def test_grpo_equals_trls(start: Path, tmp_path: Path, estimator: Literal["k3_ra
     tokenizer = load_tokenizer(start / "model")
     groups, rewards = some_answers(tokenizer), torch.tensor([[0.5, -1.0, 2.0], [0.0, 0.25, 1.0]])
     reference = moved(start)
-    config = grpo.Grpo(group=3, kl=0.2, ratio_clip=0.2, correction=None, cut_price=None, kl_estimator=estimator,
+    config = grpo.Grpo(group_size=3, kl_coefficient=0.2, ratio_clip=0.2, importance_cap=None, cut_price=None,
+    kl_estimator=estimator,
                        micro_batch=64, **OURS)
     model = load_policy(start / "model", attention=attention.NAME)
     step = grpo.step(Policy(with_our_attention(reference), tokenizer), Answers(groups, rewards), config)
@@ -233,7 +235,7 @@ def test_rloos_update_equals_trls(start: Path, tmp_path: Path) -> None:
     groups = [[replace(each, finished=True) for each in group] for group in some_answers(tokenizer)]
     written = iter(Policy(model, tokenizer).logprobs(groups))
     groups = [[replace(each, logprobs=tuple(next(written).tolist())) for each in group] for group in groups]
-    config = rloo.Rloo(group=3, kl=0.2, micro_batch=64, **OURS)
+    config = rloo.Rloo(group_size=3, kl_coefficient=0.2, micro_batch=64, **OURS)
     step = rloo.step(Policy(with_our_attention(reference), tokenizer), Answers(groups, rewards), config)
     our_update(model, step, lambda batch: on_policy.loss(model, batch, config), config)
 

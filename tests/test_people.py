@@ -33,11 +33,11 @@ from triptych.data.files import (
 from triptych.data.growing import GrowingFile
 from triptych.errors import AnsweredError, DataError
 from triptych.evaluate.answers import Pair
-from triptych.evaluate.people import Panel, preferred
-from triptych.feedback.arrivals import Arrivals
-from triptych.feedback.questions import Asking, Labels, ask
-from triptych.interview.page import Answer, Deal
-from triptych.pipeline.stage import Desk
+from triptych.people.inbox import Inbox
+from triptych.people.page import Answer, Deal
+from triptych.people.questions import Asking, Labels, ask
+from triptych.people.verdicts import Panel, preferred
+from triptych.pipeline.stage import StageContext
 from triptych.progress import Silent
 from triptych.records import Prompt, Question, Rollout, Verdict, user
 
@@ -92,10 +92,10 @@ def test_of_answers_that_look_alike_one_is_asked_about(tmp_path: Path, monkeypat
         def write(self, prompts: Sequence[Prompt], *_: object, **__: object) -> list[list[Rollout]]:
             return [[Rollout(prompt, (1,), (2,), (0.0,), each, True) for each in said] for prompt in prompts]
 
-    monkeypatch.setattr("triptych.feedback.questions.Policy.open", lambda folder: Model())
+    monkeypatch.setattr("triptych.people.questions.Policy.open", lambda folder: Model())
     write(tmp_path / "prompts_feedback.jsonl", [Prompt(user("really?"))])
-    desk = Desk(tmp_path, tmp_path, Silent(), seed=1, checkpoint_seconds=60)
-    assert ask(desk, Asking(prompts=1, answers=6), tmp_path, tmp_path)["questions"] == 3
+    context = StageContext(tmp_path, tmp_path, Silent(), seed=1, checkpoint_seconds=60)
+    assert ask(context, Asking(prompts=1, answers=6), tmp_path, tmp_path)["questions"] == 3
     asked = {frozenset((each.first, each.second)) for each in read_questions(tmp_path / "questions.jsonl")}
     assert asked == {frozenset(pair) for pair in (("yes", "no"), ("yes", "perhaps"), ("no", "perhaps"))}
 
@@ -104,10 +104,10 @@ def test_of_answers_that_look_alike_one_is_asked_about(tmp_path: Path, monkeypat
 def test_a_last_line_without_an_end_swallows_no_answer(labels: Labels, tmp_path: Path) -> None:
     labels.file.write_text(json_line(question(0).compared(first_is_better=True)).rstrip("\n"))
     assert len(labels.open) == 4  # it counts already
-    assert Arrivals(labels.file, tmp_path / "arrivals").waiting == 1
+    assert Inbox(labels.file, tmp_path / "arrivals").waiting == 1
     assert labels.add(question(1), "second") is None
     assert [row.chosen for row in read_comparisons(labels.file)] == ["one", "two"]
-    assert len(Arrivals(labels.file, tmp_path / "arrivals").take(1).read_text().splitlines()) == 2
+    assert len(Inbox(labels.file, tmp_path / "arrivals").take(1).read_text().splitlines()) == 2
 
 
 @pytest.mark.attack("people")
@@ -116,7 +116,7 @@ def test_an_unfinished_line_refuses_nobody_and_is_set_aside(labels: Labels, tmp_
     labels.add(question(0), "first")
     with open(labels.file, "ab") as file:
         file.write(tail)
-    arrivals = Arrivals(labels.file, tmp_path / "arrivals")
+    arrivals = Inbox(labels.file, tmp_path / "arrivals")
     assert f"ends in {len(tail)} bytes that are no whole line" in arrivals.note
     assert len(read_comparisons(arrivals.take(1))) == 1
     (note,) = labels.notes
@@ -293,8 +293,8 @@ SERVER = """
 import sys
 from pathlib import Path
 from triptych.data.files import parse_verdict
-from triptych.interview.asked import Asked
-from triptych.interview.page import serve
+from triptych.people.asked import Asked
+from triptych.people.page import serve
 from triptych.records import Verdict
 
 class Verdicts(Asked):

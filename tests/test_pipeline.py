@@ -24,7 +24,7 @@ from triptych.pipeline.artifact import Artifact
 from triptych.pipeline.fingerprint import code_version
 from triptych.pipeline.ledger import Ledger
 from triptych.pipeline.runner import Runner, Until, claimed
-from triptych.pipeline.stage import Desk, Metrics, Stage
+from triptych.pipeline.stage import Metrics, Stage, StageContext
 from triptych.progress import Silent
 from triptych.storage import sha256
 
@@ -44,16 +44,16 @@ def _forget() -> None:
     calls.clear()
 
 
-def write_words(desk: Desk, config: Words, sources: Mapping[str, Path] | None = None) -> Metrics:
+def write_words(context: StageContext, config: Words, sources: Mapping[str, Path] | None = None) -> Metrics:
     calls.append(config.text)
-    (desk.output / "deep").mkdir()
-    (desk.output / "deep" / "words.txt").write_text(config.text)
+    (context.output / "deep").mkdir()
+    (context.output / "deep" / "words.txt").write_text(config.text)
     return {"length": len(config.text)}
 
 
-def shout(desk: Desk, config: Words, words: Path, times: int = 1) -> Metrics:
+def shout(context: StageContext, config: Words, words: Path, times: int = 1) -> Metrics:
     calls.append("shout")
-    (desk.output / "loud.txt").write_text((words / "deep" / "words.txt").read_text().upper() * times)
+    (context.output / "loud.txt").write_text((words / "deep" / "words.txt").read_text().upper() * times)
     return {}
 
 
@@ -70,8 +70,8 @@ def shouted(folder: Path, of: Artifact, times: int = 1) -> Artifact:
 
 
 def failing(error: BaseException) -> Callable[..., Metrics]:
-    def work(desk: Desk, config: Words) -> Metrics:
-        (desk.output / "half.txt").write_text("half")
+    def work(context: StageContext, config: Words) -> Metrics:
+        (context.output / "half.txt").write_text("half")
         raise error
 
     return work
@@ -149,7 +149,7 @@ def _raising(error: BaseException) -> Callable[..., int]:
     return write_text
 
 
-def alarming(desk: Desk, config: Words) -> Metrics:
+def alarming(context: StageContext, config: Words) -> Metrics:
     return {"alarms": ["it grew from 2 to 9 at step 4"]}
 
 
@@ -172,11 +172,11 @@ def test_the_ledger_knows_how_much_memory_a_run_has_taken(tmp_path: Path) -> Non
 def test_what_a_stage_kept_in_its_scratch_survives_a_crash(tmp_path: Path) -> None:
     found: list[bool] = []
 
-    def work(desk: Desk, config: Words) -> Metrics:
-        assert not any(desk.output.iterdir())
-        found.append((desk.scratch / "training.pt").exists())
-        (desk.scratch / "training.pt").write_text("state")
-        (desk.output / "half.txt").write_text("half")
+    def work(context: StageContext, config: Words) -> Metrics:
+        assert not any(context.output.iterdir())
+        found.append((context.scratch / "training.pt").exists())
+        (context.scratch / "training.pt").write_text("state")
+        (context.output / "half.txt").write_text("half")
         if len(found) == 1:
             raise ZeroDivisionError
         return {}
@@ -314,7 +314,7 @@ def test_a_full_disk_is_said_plainly(tmp_path: Path, number: int) -> None:
 
 @needs_a_full_disk
 def test_a_disk_that_is_really_full(tmp_path: Path) -> None:
-    def work(desk: Desk, config: Words) -> Metrics:
+    def work(context: StageContext, config: Words) -> Metrics:
         Path("/dev/full").write_text("anything")
         return {}
 
@@ -337,7 +337,7 @@ def test_so_is_one_where_not_even_the_ledger_can_be_written(
 
 @needs_a_full_disk
 def test_a_disk_that_fills_up_during_the_work_is_said_plainly(tmp_path: Path) -> None:
-    def work(desk: Desk, config: Words) -> Metrics:
+    def work(context: StageContext, config: Words) -> Metrics:
         (tmp_path / "ledger.jsonl").unlink()
         (tmp_path / "ledger.jsonl").symlink_to("/dev/full")
         raise OSError(errno.ENOSPC, "full")

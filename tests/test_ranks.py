@@ -18,7 +18,7 @@ import torch
 
 from triptych.base.pretraining import Pretraining, pretrain
 from triptych.data.files import write
-from triptych.engine import device, ranks
+from triptych.engine import device, distributed
 from triptych.engine.adapters import Lora
 from triptych.engine.curve import read_curve
 from triptych.engine.models import load_policy
@@ -34,7 +34,7 @@ from triptych.improve.loop import Improvement
 from triptych.improve.ppo import Ppo
 from triptych.improve.rloo import Rloo
 from triptych.instruct.finetuning import Finetuning, finetune
-from triptych.pipeline.stage import Desk
+from triptych.pipeline.stage import StageContext
 from triptych.progress import Silent
 from triptych.records import Comparison, Conversation, Document, Prompt, Rating, user
 from triptych.reward.regression import RegressionReward, train_regression
@@ -42,19 +42,19 @@ from triptych.reward.training import PairwiseReward, train_reward
 
 WORDS = ("small", "red", "cat", "sat", "saw", "dog", "mat")
 NOUNS = [f"a {one} {other}" for one in WORDS for other in WORDS if one != other]
-FINETUNING = Finetuning(epochs=1, batch=512, micro_batch=160, learning_rate=3e-3)
-REWARD = PairwiseReward(epochs=1, batch=8, micro_batch=256, learning_rate=3e-3)
+FINETUNING = Finetuning(epochs=1, batch_tokens=512, micro_batch=160, learning_rate=3e-3)
+REWARD = PairwiseReward(epochs=1, batch_pairs=8, micro_batch=256, learning_rate=3e-3)
 REGRESSION = RegressionReward(
-    epochs=1, batch=8, micro_batch=256, learning_rate=3e-3, weights={"long": 1.0, "red": 0.5, "preference": 1.0}
+    epochs=1, batch_pairs=8, micro_batch=256, learning_rate=3e-3, weights={"long": 1.0, "red": 0.5, "preference": 1.0}
 )
 GRPO = Grpo(
-    steps=3, prompts_per_step=5, group=4, max_tokens=8, micro_batch=256, watch_every=2, watch_prompts=8,
+    steps=3, prompts_per_step=5, group_size=4, max_tokens=8, micro_batch=256, eval_every=2, eval_prompts=8,
     learning_rate=3e-3,
 )
 BUDGET = GRPO.model_dump(include=set(Improvement.model_fields))
 DPO = Dpo(**BUDGET)
 PRETRAINING = Pretraining(
-    vocabulary=300, width=24, layers=2, heads=2, key_value_heads=1, context=64, tokens=1500, batch=256
+    vocabulary=300, width=24, layers=2, heads=2, key_value_heads=1, context=64, tokens=1500, batch_tokens=256
 )
 
 
@@ -92,11 +92,11 @@ def write_data(folder: Path) -> None:
         write(folder / f"{name}.jsonl", rows)
 
 
-def desk(folder: Path, name: str, progress: Any = None) -> Desk:
-    """A desk whose checkpoints are written behind every step; each rank has an output of its own."""
-    output = folder / name / ("output" if ranks.rank() == 0 else f"rank-{ranks.rank()}")
+def context(folder: Path, name: str, progress: Any = None) -> StageContext:
+    """A context whose checkpoints are written behind every step; each rank has an output of its own."""
+    output = folder / name / ("output" if distributed.rank() == 0 else f"rank-{distributed.rank()}")
     output.mkdir(parents=True, exist_ok=True)
-    return Desk(output, folder / name, progress or Silent(), seed=1, checkpoint_seconds=0)
+    return StageContext(output, folder / name, progress or Silent(), seed=1, checkpoint_seconds=0)
 
 
 def adapted(config: Any) -> Any:
@@ -119,36 +119,36 @@ class Falling:
 def work(data: Path, policy: Path, folder: Path) -> None:
     """Every stage that trains; what it measured is written down by every rank."""
     found = {
-        "base": pretrain(desk(folder, "base"), PRETRAINING, data),
-        "instruct": finetune(desk(folder, "instruct"), FINETUNING, policy, data),
-        "reward": train_reward(desk(folder, "reward"), REWARD, policy, data),
-        "instruct-lora": finetune(desk(folder, "instruct-lora"), adapted(FINETUNING), policy, data),
-        "reward-lora": train_reward(desk(folder, "reward-lora"), adapted(REWARD), policy, data),
+        "base": pretrain(context(folder, "base"), PRETRAINING, data),
+        "instruct": finetune(context(folder, "instruct"), FINETUNING, policy, data),
+        "reward": train_reward(context(folder, "reward"), REWARD, policy, data),
+        "instruct-lora": finetune(context(folder, "instruct-lora"), adapted(FINETUNING), policy, data),
+        "reward-lora": train_reward(context(folder, "reward-lora"), adapted(REWARD), policy, data),
     }
-    found["regression"] = train_regression(desk(folder, "regression"), REGRESSION, policy, data, data)
-    ranks.barrier()
+    found["regression"] = train_regression(context(folder, "regression"), REGRESSION, policy, data, data)
+    distributed.barrier()
     scorer = RewardModel(folder / "reward" / "output" / "model")
     rows = [Conversation(Prompt(user(text)), other) for text in NOUNS for other in NOUNS[:2]]
     found["scores"] = {"of answers": scorer.score(rows)}
     for name, config in {"grpo": GRPO, "grpo-lora": adapted(GRPO)}.items():
-        found[name] = grpo.improve(desk(folder, name), config, policy, data, scorer, judge=None)
-    found["dpo"] = dpo.improve(desk(folder, "dpo"), DPO, policy, data, scorer, judge=None)
-    found["rloo"] = rloo.improve(desk(folder, "rloo"), Rloo(**BUDGET), policy, data, scorer, judge=None)
-    found["ppo"] = ppo.improve(desk(folder, "ppo"), Ppo(**BUDGET), policy, data, scorer, judge=None)
-    found["kept"] = grpo.improve(desk(folder, "kept"), adapted(GRPO), policy, data, scorer, judge=Falling())
+        found[name] = grpo.improve(context(folder, name), config, policy, data, scorer, judge=None)
+    found["dpo"] = dpo.improve(context(folder, "dpo"), DPO, policy, data, scorer, judge=None)
+    found["rloo"] = rloo.improve(context(folder, "rloo"), Rloo(**BUDGET), policy, data, scorer, judge=None)
+    found["ppo"] = ppo.improve(context(folder, "ppo"), Ppo(**BUDGET), policy, data, scorer, judge=None)
+    found["kept"] = grpo.improve(context(folder, "kept"), adapted(GRPO), policy, data, scorer, judge=Falling())
     assert found["kept"]["kept"] == 2
-    (folder / f"measured-{ranks.rank()}.json").write_text(json.dumps(found))
+    (folder / f"measured-{distributed.rank()}.json").write_text(json.dumps(found))
 
 
 def killed(data: Path, policy: Path, folder: Path) -> None:
     """A fine-tuning that ends behind its second step."""
     with pytest.raises(Killed):
-        finetune(desk(folder, "resumed", Deadly(2)), FINETUNING, policy, data)
+        finetune(context(folder, "resumed", Deadly(2)), FINETUNING, policy, data)
 
 
 def resumed(data: Path, policy: Path, folder: Path) -> None:
     """The same fine-tuning, which goes on from there."""
-    finetune(desk(folder, "resumed"), FINETUNING, policy, data)
+    finetune(context(folder, "resumed"), FINETUNING, policy, data)
 
 
 def muon(folder: Path) -> None:
@@ -159,13 +159,13 @@ def muon(folder: Path) -> None:
     layer.weight.data.copy_(start)
     root = torch.nn.Sequential(layer)
     ends = []
-    with ranks.sharded(root):
+    with distributed.fully_shard_within(root):
         for kind, weight in (torch.optim.Muon, torch.nn.Parameter(start.clone())), (WholeMuon, layer.weight):
-            weight.grad = ranks.sliced(gradient, weight)
+            weight.grad = distributed.shard_like(gradient, weight)
             kind([weight], lr=0.1, weight_decay=0.1).step()
-            ends.append(ranks.whole(weight.detach()))
+            ends.append(distributed.full_tensor(weight.detach()))
     numbers = [float((ends[0] - ends[1]).abs().max()), float((ends[0] - start).abs().max())]
-    (folder / f"muon-{ranks.rank()}.json").write_text(json.dumps(numbers))
+    (folder / f"muon-{distributed.rank()}.json").write_text(json.dumps(numbers))
 
 
 def stale(policy: Path, folder: Path) -> None:
@@ -173,7 +173,7 @@ def stale(policy: Path, folder: Path) -> None:
     author = Policy.open(policy / "model")
     prompts = [Prompt(user(text)) for text in NOUNS[:4]]
     found = []
-    with ranks.sharded(author.model):
+    with distributed.fully_shard_within(author.model):
         author.write(prompts, Sampling(4))
         author.logprobs(author.write(prompts, Sampling(4)))  # to compute is no update
         found.append(author.in_sync)
@@ -187,7 +187,7 @@ def stale(policy: Path, folder: Path) -> None:
         author.write(prompts, Sampling(4))
         found.append(author.in_sync)
     found.append(author.in_sync)  # the whole weights are other tensors
-    (folder / f"stale-{ranks.rank()}.json").write_text(json.dumps(found))
+    (folder / f"stale-{distributed.rank()}.json").write_text(json.dumps(found))
 
 
 def torchrun(*arguments: str | Path, count: int = 2) -> None:
@@ -285,23 +285,23 @@ def test_a_sampler_of_weights_in_slices_does_not_write_when_they_moved(both: tup
 
 def test_batches_are_dealt_evenly(monkeypatch: pytest.MonkeyPatch) -> None:
     sizes = [30, 10, 10, 10, 20, 20, 40, 5, 5]
-    assert ranks.dealt(sizes, 64) == fill(sizes, 64)
-    monkeypatch.setattr(ranks, "count", lambda: 2)
-    assert ranks.dealt(sizes, 1000) == [[0, 1, 2, 3, 4], [5, 6, 7, 8]]
-    assert ranks.dealt(sizes, 64) == [[0, 1, 2], [3, 4, 5], [6, 7, 8]]  # four could not have a smaller largest
-    assert ranks.dealt([100], 64) == [[0]]
-    assert ranks.dealt([], 64) == []
+    assert distributed.micro_batches(sizes, 64) == fill(sizes, 64)
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    assert distributed.micro_batches(sizes, 1000) == [[0, 1, 2, 3, 4], [5, 6, 7, 8]]
+    assert distributed.micro_batches(sizes, 64) == [[0, 1, 2], [3, 4, 5], [6, 7, 8]]  # four have no smaller largest
+    assert distributed.micro_batches([100], 64) == [[0]]
+    assert distributed.micro_batches([], 64) == []
 
 
 def test_a_rank_that_falls_short_repeats_a_batch_that_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ranks, "count", lambda: 3)
+    monkeypatch.setattr(distributed, "world_size", lambda: 3)
     found = []
     for rank in range(3):
-        monkeypatch.setattr(ranks, "rank", lambda rank=rank: rank)
-        found.append(ranks.turns("abcd"))
+        monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
+        found.append(distributed.shard_evenly("abcd"))
     assert found == [[("a", True), ("d", True)], [("b", True), ("d", False)], [("c", True), ("d", False)]]
     monkeypatch.undo()
-    assert ranks.turns("ab") == [("a", True), ("b", True)]
+    assert distributed.shard_evenly("ab") == [("a", True), ("b", True)]
 
 
 @pytest.mark.slow
@@ -326,7 +326,7 @@ def test_an_error_on_one_rank_ends_all(tmp_path: Path) -> None:
     program = tmp_path / "fails.py"
     program.write_text(
         "from triptych.engine import ranks\nranks.start()\n"
-        "if ranks.rank() == 1:\n    raise ValueError('on purpose')\nranks.barrier()\n"
+        "if distributed.rank() == 1:\n    raise ValueError('on purpose')\nranks.barrier()\n"
     )
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(program)]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=60)
@@ -343,12 +343,12 @@ if __name__ == "__main__":
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     torch.set_num_threads(1)
     device._cpu_flags = str
-    ranks.start()
+    distributed.init()
     data, policy, mine, others = map(Path, sys.argv[1:])
     muon(mine)
     stale(policy, mine)
     work(data, policy, mine)
     killed(data, policy, mine)
-    ranks.barrier()
+    distributed.barrier()
     resumed(data, policy, others)
-    ranks.stop()
+    distributed.destroy()

@@ -17,6 +17,17 @@ from typing import Any
 
 import pytest
 
+from triptych.audit.record import (
+    AuditVerdict,
+    Calibration,
+    Consistency,
+    Drift,
+    Lead,
+    Length,
+    Person,
+    Perturbation,
+    TrivialRule,
+)
 from triptych.report.charts import Estimate, Line, Node, interval_chart, line_chart, lineage_chart, number
 from triptych.report.page import duration, headline, render, render_audit, thin
 from triptych.report.summary import (
@@ -38,17 +49,6 @@ from triptych.report.summary import (
     TaskScore,
     Verdict,
     instruct_as,
-)
-from triptych.reward.audit.record import (
-    AuditVerdict,
-    Calibration,
-    Consistency,
-    Drift,
-    Lead,
-    Length,
-    Person,
-    Perturbation,
-    TrivialRule,
 )
 
 ATTACK = '<script>window.broken = 1</script><img src="https://evil.example/x.png" onerror="alert(1)">'

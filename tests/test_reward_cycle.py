@@ -9,24 +9,24 @@ import pytest
 from transformers import AutoModelForSequenceClassification
 
 from test_check import rows, write_recipe
-from triptych import outcome
-from triptych.check import stage_names
+from triptych import results
 from triptych.cycle import Family, cycle
 from triptych.errors import AuditError, RecipeError, RewardError
 from triptych.feedback.rated import implied
 from triptych.pipeline.runner import Runner
+from triptych.preflight.check import stage_names
 from triptych.progress import Silent
 from triptych.recipe import load
 from triptych.records import Prompt, Rating, user
 from triptych.release.verification import verify
-from triptych.reward.kinds import open_reward
+from triptych.reward.registry import open_reward
 
 TINY = Path(__file__).parent / "tiny.yaml"
 SHORT = ["improve.rounds=1", "improve.steps=1", "reward.audit.required=false"]
 RULES = "reward={kind: rules, audit: {required: false}, rules: [{rule: length, most: 12}, {rule: repetition}]}"
 MIXTURE = (
     "reward={kind: mixture, audit: {required: false}, parts: ["
-    "{name: people, weight: 1, reward: {kind: pairwise, learning_rate: 1e-3, batch: 8, epochs: 1}}, "
+    "{name: people, weight: 1, reward: {kind: pairwise, learning_rate: 1e-3, batch_pairs: 8, epochs: 1}}, "
     "{name: itself, weight: 1, reward: {kind: judge}}, "
     "{name: form, weight: 0.5, reward: {kind: rules, rules: [{rule: function, function: mine.py:score}]}}]}"
 )
@@ -46,7 +46,7 @@ def run(place: Path, *overrides: str) -> tuple[Family, Path]:
     runner = Runner(place / "run", Silent(), recipe.seed)
     family = Family()
     cycle(recipe, runner, family)
-    outcome.write(recipe, family, place / "run", runner.ledger)
+    results.write(recipe, family, place / "run", runner.ledger)
     assert [artifact.name for artifact in runner.done] == stage_names(recipe)
     assert verify(place / "run" / "release") == []
     return family, place / "run" / "release"
@@ -90,7 +90,7 @@ def test_a_mixtures_parts_are_stages_and_its_functions_are_not_run_from_a_releas
 
 SELF_REWARDING = (
     "reward={kind: judge, model: policy, audit: {required: false}}",
-    "improve={method: dpo, steps: 1, prompts_per_step: 4, group: 4, max_tokens: 24, watch_prompts: 8, rounds: 2}",
+    "improve={method: dpo, steps: 1, prompts_per_step: 4, group_size: 4, max_tokens: 24, eval_prompts: 8, rounds: 2}",
 )
 
 
@@ -154,7 +154,8 @@ def test_a_reward_of_ratings_alone_is_audited_on_what_they_imply(tmp_path: Path)
         for i in range(120) for text, kind in ((f"Dear friend, this is {i}.", 4), (f"No, not {i}.", 1))
     ])
     loaded = load(recipe, [
-        "feedback=[{ratings: ratings.jsonl}]", "reward={kind: regression, weights: {kind: 1.0}, epochs: 4, batch: 8}",
+        "feedback=[{ratings: ratings.jsonl}]",
+        "reward={kind: regression, weights: {kind: 1.0}, epochs: 4, batch_pairs: 8}",
         "gate={judge: {kind: rules, rules: [{rule: length, most: 50}]}}", "improve.rounds=1",
     ])
     runner, family = Runner(tmp_path / "run", Silent(), loaded.seed), Family()
@@ -166,7 +167,7 @@ def test_a_reward_of_ratings_alone_is_audited_on_what_they_imply(tmp_path: Path)
     audited = runner.done[-1].metrics
     assert audited["comparisons"] > 5
     assert 0 <= audited["accuracy"] <= 1
-    summary = outcome.write(loaded, family, tmp_path / "run", runner.ledger)
+    summary = results.write(loaded, family, tmp_path / "run", runner.ledger)
     assert [each.comparisons for each in summary.audits] == [audited["comparisons"]]
 
 

@@ -14,13 +14,13 @@ import pytest
 from pydantic import TypeAdapter, ValidationError
 
 from triptych.errors import DataError, RewardError
-from triptych.pipeline.stage import Desk
+from triptych.pipeline.stage import StageContext
 from triptych.progress import Silent
 from triptych.records import Conversation, Prompt, user
 from triptych.reward import expression
-from triptych.reward.kinds import open_reward
 from triptych.reward.language import share_in
 from triptych.reward.mixture import Mixture, Part, Weighted
+from triptych.reward.registry import open_reward
 from triptych.reward.rules import AnyRule, Rules, RulesReward, keep_rules, number_in
 from triptych.reward.trust import Trust
 
@@ -265,22 +265,22 @@ def test_a_rule_without_a_reference_says_what_would_be_right() -> None:
         value({"rule": "exact"}, "yes")
 
 
-def desk_at(folder: Path) -> Desk:
+def desk_at(folder: Path) -> StageContext:
     (folder / "output").mkdir(parents=True)
-    return Desk(folder / "output", folder, Silent(), 1, 60.0)
+    return StageContext(folder / "output", folder, Silent(), 1, 60.0)
 
 
 def test_ones_own_function_is_kept_with_the_artifact_and_only_run_where_it_is_trusted(tmp_path: Path) -> None:
     source = tmp_path / "mine.py"
     source.write_text("def score(conversation):\n    return len(conversation.answer) / 10\n")
     config = RulesReward.model_validate({"rules": [{"rule": "function", "function": "sub/mine.py:score"}]})
-    desk = desk_at(tmp_path / "desk")
-    keep_rules(desk, config, {"sub/mine.py": source})
+    context = desk_at(tmp_path / "context")
+    keep_rules(context, config, {"sub/mine.py": source})
     source.unlink()
-    assert open_reward(desk.output, trust=Trust(functions=True)).score([said("abcde")]) == [0.5]
-    assert sorted(path.name for path in desk.output.rglob("*")) == ["0.py", "functions", "reward.json"]
+    assert open_reward(context.output, trust=Trust(functions=True)).score([said("abcde")]) == [0.5]
+    assert sorted(path.name for path in context.output.rglob("*")) == ["0.py", "functions", "reward.json"]
     with pytest.raises(RewardError, match=r"mine\.py"):
-        open_reward(desk.output)
+        open_reward(context.output)
 
 
 @pytest.mark.parametrize(("code", "message"), [
@@ -291,16 +291,16 @@ def test_a_function_that_cannot_be_loaded_is_named(tmp_path: Path, code: str, me
     (tmp_path / "mine.py").write_text(code)
     config = RulesReward.model_validate({"rules": [{"rule": "function", "function": "mine.py:score"}]})
     with pytest.raises(RewardError, match=message):
-        keep_rules(desk_at(tmp_path / "desk"), config, {"mine.py": tmp_path / "mine.py"})
+        keep_rules(desk_at(tmp_path / "context"), config, {"mine.py": tmp_path / "mine.py"})
 
 
 @pytest.mark.parametrize("returned", ["float('nan')", "'much'", "1/0"])
 def test_a_function_that_gives_no_number_is_named(tmp_path: Path, returned: str) -> None:
     (tmp_path / "mine.py").write_text(f"def score(conversation): return {returned}")
     config = RulesReward.model_validate({"rules": [{"rule": "function", "function": "mine.py:score"}]})
-    desk = desk_at(tmp_path / "desk")
-    keep_rules(desk, config, {"mine.py": tmp_path / "mine.py"})
-    reward = open_reward(desk.output, trust=Trust(functions=True))
+    context = desk_at(tmp_path / "context")
+    keep_rules(context, config, {"mine.py": tmp_path / "mine.py"})
+    reward = open_reward(context.output, trust=Trust(functions=True))
     assert reward.score([said("x")]) == [0]
     with pytest.raises(RewardError, match=r"mine\.py:score fails on an answer to '\?'.* on every one of 16 answers"):
         reward.score([said("x")] * 15)
@@ -317,9 +317,9 @@ def test_an_answer_on_which_ones_own_function_fails_gains_nothing(tmp_path: Path
     for weight, totals in ((1.0, [-3, -5, -5]), (-1.0, [3, 5, 0])):
         rule = {"rule": "function", "function": "mine.py:score", "weight": weight, "limit": 0.05}
         config = RulesReward.model_validate({"rules": [rule]})
-        desk = desk_at(tmp_path / f"desk {weight}")
-        keep_rules(desk, config, {"mine.py": tmp_path / "mine.py"})
-        reward = open_reward(desk.output, trust=Trust(functions=True))
+        context = desk_at(tmp_path / f"context {weight}")
+        keep_rules(context, config, {"mine.py": tmp_path / "mine.py"})
+        reward = open_reward(context.output, trust=Trust(functions=True))
         assert isinstance(reward, Rules)
         scores = reward.details([said("abc"), said("abcde"), said("bad")])
         assert scores.totals == totals

@@ -80,7 +80,7 @@ UPDATES = {
     "SGD": stepped(lambda weights: SGD(weights, lr=RATE)),
     "SGD, fused": stepped(lambda weights: SGD(weights, lr=RATE, fused=True)),
     "the train loop": looped(),
-    "the train loop with Muon": looped(muon=RATE),
+    "the train loop with Muon": looped(muon_learning_rate=RATE),
     "in place": in_place,
     "a state that is loaded": loaded,
     "another tensor": replaced,

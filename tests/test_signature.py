@@ -16,11 +16,11 @@ from test_cli import release as release
 from test_release import release as assembled
 from test_release import trained as trained
 from triptych.errors import RecipeError, ReleaseError
-from triptych.outcome import _recipe_digest
 from triptych.recipe import load
 from triptych.release.lineage import Role
 from triptych.release.signature import PASSWORD, Signing, check_identity, check_key, check_signing, sign
 from triptych.release.verification import listing, verify
+from triptych.results import _recipe_digest
 from triptych.storage import sha256
 
 pytest.importorskip("model_signing")

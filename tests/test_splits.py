@@ -12,15 +12,16 @@ from typing import Any
 
 import pytest
 
-from triptych.data import intake, splits
+from triptych.data import splits
 from triptych.data.files import read_comparisons, write
-from triptych.data.intake import Intake, take_in
 from triptych.data.normal_form import normalised
 from triptych.data.separation import PROVING, SHARES, require_apart, shared, stored
 from triptych.data.splits import Asked, form, fraction
+from triptych.dataset import preparation
+from triptych.dataset.preparation import Intake, take_in
 from triptych.errors import DataError, RunError
 from triptych.feedback.accumulation import accumulate
-from triptych.pipeline.stage import Desk, Metrics
+from triptych.pipeline.stage import Metrics, StageContext
 from triptych.records import Comparison, Conversation, Message, Prompt, Rating, user
 from triptych.reward.regression import FITTED_ON, _fits_weights
 
@@ -52,9 +53,9 @@ class Listening:
         self.said.append(text)
 
 
-def desk_at(folder: Path, seed: int = 1) -> Desk:
+def desk_at(folder: Path, seed: int = 1) -> StageContext:
     folder.mkdir(exist_ok=True)
-    return Desk(folder, folder, Listening(), seed, 60.0)
+    return StageContext(folder, folder, Listening(), seed, 60.0)
 
 
 # Fractions
@@ -211,11 +212,11 @@ def taken_in(folder: Path, rows: dict[str, list[dict[str, Any]]], **settings: An
     for kind, content in rows.items():
         sources[f"{kind}.jsonl"] = path = folder / f"{kind}.jsonl"
         path.write_text("".join(json.dumps(row) + "\n" for row in content))
-    desk = desk_at(folder / "out")
+    context = desk_at(folder / "out")
     names = {kind: (f"{kind}.jsonl",) for kind in rows}
-    metrics = take_in(desk, Intake(**names, **settings), sources)
-    assert isinstance(desk.progress, Listening)
-    return metrics, desk.progress.said
+    metrics = take_in(context, Intake(**names, **settings), sources)
+    assert isinstance(context.progress, Listening)
+    return metrics, context.progress.said
 
 
 def kinds(count: int) -> dict[str, list[dict[str, Any]]]:
@@ -300,7 +301,7 @@ def test_parts_that_share_a_prompt_stop_the_stage(tmp_path: Path, monkeypatch: p
     require_apart({"reward": [a], "ratings_reward": [Rating(b.prompt, "x", {"good": 1.0})]})
     require_apart({"heldout": [a], "prompts_improve": [b.prompt]})
     # By its own fault the stage would write these: it asks before it writes.
-    monkeypatch.setattr(intake, "decontaminate", lambda rows, held_out: (list(rows), []))
+    monkeypatch.setattr(preparation, "decontaminate", lambda rows, held_out: (list(rows), []))
     with pytest.raises(RunError, match="prompts_test and reward share"):
         taken_in(tmp_path, {kind: rows for kind, rows in kinds(60).items() if kind != "ratings"}, test=8, gate=8)
 
@@ -337,8 +338,8 @@ def test_real_comparisons_whose_chosen_answers_are_demonstrated(tmp_path: Path) 
         conversations=("sft.jsonl",), comparisons=("hh.jsonl",), wrong_rows="skip", judge=0.5, heldout=0.3,
         test=100, gate=100,
     )
-    desk = desk_at(tmp_path / "out")
-    metrics = take_in(desk, config, {"sft.jsonl": tmp_path / "sft.jsonl", "hh.jsonl": source})
+    context = desk_at(tmp_path / "out")
+    metrics = take_in(context, config, {"sft.jsonl": tmp_path / "sft.jsonl", "hh.jsonl": source})
     assert shared(stored(tmp_path / "out")) == {}
     assert metrics["conversations_removed"] == 264  # of 1,496: no more than those that are held out themselves
     assert metrics["demonstrations"] > 800

@@ -192,7 +192,7 @@ PACKAGE = Path(__file__).parents[1] / "src" / "triptych"
 FLUSHED_ELSEWHERE = {
     # The folder of a stage is flushed whole before it is an artifact.
     "data/files.py", "engine/curve.py", "engine/models.py", "evaluate/answers.py", "evaluate/gate.py",
-    "evaluate/measurement.py", "reward/audit/stage.py", "reward/ensemble.py", "reward/judge.py", "reward/mixture.py",
+    "evaluate/measurement.py", "audit/stage.py", "reward/ensemble.py", "reward/judge.py", "reward/mixture.py",
     "reward/rules.py", "pipeline/artifact.py",
     # So is a release before it has its name.
     "release/family.py", "release/verification.py",

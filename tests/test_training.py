@@ -289,7 +289,7 @@ def test_the_curve_shows_the_rate_of_every_step() -> None:
 @pytest.mark.parametrize("muon", [None, 0.02])
 @pytest.mark.parametrize("kills", [[1], [5], [2, 3, 7]])
 def test_a_killed_training_goes_on_to_the_same_bits(tmp_path: Path, muon: float | None, kills: list[int]) -> None:
-    optimization = Optimization(learning_rate=3e-3, muon=muon, weight_decay=0.1)
+    optimization = Optimization(learning_rate=3e-3, muon_learning_rate=muon, weight_decay=0.1)
     whole = policy()
     expected = learn(whole, optimization, split=2)
     for killed_at in [*kills, None]:
@@ -307,7 +307,7 @@ def test_a_killed_training_goes_on_to_the_same_bits(tmp_path: Path, muon: float 
 
 def test_muon_takes_the_hidden_matrices_and_adamw_the_rest() -> None:
     model = policy()
-    adamw, muon = training._optimizers(model, Optimization(learning_rate=1e-3, muon=0.02))
+    adamw, muon = training._optimizers(model, Optimization(learning_rate=1e-3, muon_learning_rate=0.02))
     taken = {id(weight) for group in muon.param_groups for weight in group["params"]}
     named = {name for name, weight in model.named_parameters() if id(weight) in taken}
     assert named == {name for name, weight in model.named_parameters() if ".layers." in name and weight.ndim == 2}

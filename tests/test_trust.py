@@ -17,13 +17,13 @@ from test_check import rows, tiny_model
 from test_cli import call, refused
 from test_endpoint import Wire, completion
 from triptych.errors import RewardError
-from triptych.pipeline.stage import Desk
+from triptych.pipeline.stage import StageContext
 from triptych.progress import Silent
 from triptych.records import Conversation, Prompt, user
 from triptych.release.verification import FORMAT, Manifest, ModelEntry, listing, seal, verify
 from triptych.reward.judge import TEMPLATES, JudgeReward, keep_judge
-from triptych.reward.kinds import open_reward, within
 from triptych.reward.mixture import MixtureReward
+from triptych.reward.registry import open_reward, within
 from triptych.reward.rules import RulesReward, keep_rules
 from triptych.reward.trust import Trust
 
@@ -306,11 +306,11 @@ def test_a_run_that_somebody_gave_you_is_data(
 
 def kept(folder: Path, config: JudgeReward | RulesReward, sources: dict[str, Path]) -> Path:
     (folder / "output").mkdir(parents=True)
-    desk = Desk(folder / "output", folder, Silent(), 1, 60.0)
+    context = StageContext(folder / "output", folder, Silent(), 1, 60.0)
     if isinstance(config, JudgeReward):
-        keep_judge(desk, config, sources)
+        keep_judge(context, config, sources)
     else:
-        keep_rules(desk, config, sources)
+        keep_rules(context, config, sources)
     return folder / "output"
 
 

@@ -8,11 +8,11 @@ import pytest
 
 from test_decoding import TINY
 from triptych.cycle import Family, Round
-from triptych.intervals import mean_interval
-from triptych.outcome import missed, reward_order, verdict
 from triptych.pipeline.artifact import Artifact
 from triptych.recipe import Goals, load
 from triptych.report.summary import Audit, Verdict
+from triptych.results import missed, reward_order, verdict
+from triptych.statistics.intervals import mean_interval
 
 COUNT = 200
 Ways = dict[str, list[float]]

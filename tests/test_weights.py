@@ -9,8 +9,8 @@ from conftest import FAMILIES, some_tokens, tiny, with_our_attention
 from triptych.engine.adapters import plain_copy, take_over
 from triptych.engine.device import compute_dtype
 from triptych.engine.generation import generate
+from triptych.engine.prepacked import PrepackedLinear, lay_out
 from triptych.engine.sampling import Sampling
-from triptych.engine.weights import LaidOut, lay_out
 
 pytestmark = pytest.mark.skipif(compute_dtype() != torch.bfloat16, reason="this processor has no products in bfloat16")
 
@@ -22,7 +22,7 @@ NEVER = -1
 def test_a_model_laid_out_writes_what_it_wrote(family: str, tied: bool) -> None:
     plain = with_our_attention(tiny(family, tied=tied, dtype=torch.bfloat16))
     laid = lay_out(plain_copy(plain, torch.bfloat16))
-    assert any(isinstance(layer, LaidOut) for layer in laid.modules())
+    assert any(isinstance(layer, PrepackedLinear) for layer in laid.modules())
     prompts = [some_tokens(length, length) for length in (7, 1, 12)]
     expected, found = (generate(model, prompts, NEVER, Sampling(6, seed=1), n=2) for model in (plain, laid))
     for mine, theirs in zip(found, expected, strict=True):
@@ -49,4 +49,4 @@ def test_a_product_is_that_of_the_plain_layer() -> None:
     layer = torch.nn.Linear(48, 32, dtype=torch.bfloat16)
     for rows in (1, 4, 64):
         x = torch.randn(rows, 48).bfloat16()
-        torch.testing.assert_close(LaidOut(layer)(x), layer(x))
+        torch.testing.assert_close(PrepackedLinear(layer)(x), layer(x))

@@ -21,13 +21,13 @@ from triptych.engine.scoring import Scorer
 from triptych.errors import RecipeError
 from triptych.evaluate.measurement import Measurement, measure
 from triptych.improve.dpo import Dpo
-from triptych.intervals import Interval, seeds_interval, wins
 from triptych.pipeline.artifact import Artifact
 from triptych.pipeline.ledger import Ledger
 from triptych.pipeline.runner import Runner
 from triptych.pipeline.stage import Stage
 from triptych.recipe import Recipe, settings
 from triptych.report.summary import instruct_as
+from triptych.statistics.intervals import Interval, seeds_interval, wins
 from triptych.storage import read_rows, write_whole
 
 

@@ -10,10 +10,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from triptych.audit.stage import Audit, audit
+from triptych.base.pretrained import Taking, take_base
 from triptych.base.pretraining import Pretraining, pretrain
-from triptych.base.taking import Taking, take_base
-from triptych.data.intake import take_in
-from triptych.engine import ranks
+from triptych.data.references import require_references
+from triptych.dataset.preparation import take_in
+from triptych.engine import distributed
 from triptych.engine.sampling import Sampling
 from triptych.engine.scoring import Scorer
 from triptych.errors import AuditError, RunError, WaitingError
@@ -22,28 +24,26 @@ from triptych.evaluate.answers import Answering, answer
 from triptych.evaluate.decoding import choose
 from triptych.evaluate.gate import PROMOTED, Gate, decide
 from triptych.evaluate.measurement import Measurement, measure
-from triptych.evaluate.people import Panel
-from triptych.feedback.arrivals import Arrivals, Arriving, add
 from triptych.feedback.labelling import label
-from triptych.feedback.questions import FILE as QUESTIONS
-from triptych.feedback.questions import ask
 from triptych.feedback.rated import Weighing, imply
+from triptych.improve.checkpoints import Limits
 from triptych.improve.dpo import Dpo
-from triptych.improve.methods import WORKS as METHODS
-from triptych.improve.trajectory import Limits
+from triptych.improve.registry import WORKS as METHODS
 from triptych.instruct.finetuning import Finetuning, finetune
+from triptych.people.inbox import Arriving, Inbox, add
+from triptych.people.questions import FILE as QUESTIONS
+from triptych.people.questions import ask
+from triptych.people.verdicts import Panel
 from triptych.pipeline.artifact import Artifact
 from triptych.pipeline.runner import Runner
 from triptych.pipeline.stage import Stage
 from triptych.progress import Progress
 from triptych.recipe import AuditSection, JudgedLabelling, Recipe, settings
-from triptych.references import require_references
 from triptych.release.signature import check_signing
-from triptych.reward.audit.stage import Audit, audit
 from triptych.reward.ensemble import EnsembleReward
 from triptych.reward.judge import POLICY, JudgeReward
-from triptych.reward.kinds import WORKS, Reward, open_reward, within
 from triptych.reward.mixture import MixtureReward
+from triptych.reward.registry import WORKS, Reward, open_reward, within
 from triptych.reward.regression import RegressionReward
 from triptych.reward.rules import RulesReward
 from triptych.reward.training import PairwiseReward, RewardTraining, train_reward
@@ -253,20 +253,20 @@ def verdicts(recipe: Recipe, runner: Runner, answers: Artifact) -> Path:
     """
     asked = panel(recipe, answers)
     kept = runner.folder / "verdicts" / f"{answers.folder.name}.jsonl"
-    still = ranks.told([] if kept.exists() else list(asked.open))
+    still = distributed.broadcast([] if kept.exists() else list(asked.open))
     if still:
         place = runner.folder / GATE_QUESTIONS
-        if ranks.rank() == 0:
+        if distributed.rank() == 0:
             write_whole(place, asked.questions.read_text(encoding="utf-8"))
         raise WaitingError(
             f"{answers.name.replace('/answers', '/gate')} waits for people: {len(still)} of {len(asked.all)} "
             f"questions are open ({place}); answer them with triptych label, then give the same command again"
             + "".join(f"\n{note}" for note in asked.notes)
         )
-    if ranks.rank() == 0:
+    if distributed.rank() == 0:
         (runner.folder / GATE_QUESTIONS).unlink(missing_ok=True)
         asked.take(kept)
-    ranks.barrier()
+    distributed.barrier()
     return kept
 
 
@@ -434,16 +434,16 @@ def ask_people(recipe: Recipe, runner: Runner, family: Family, number: int) -> N
     asked = runner.run(Stage(
         f"round-{number}/questions", ask, recipe.asking, {"data": data, "author": champion}, tools, parents
     ))
-    if ranks.rank() == 0:
+    if distributed.rank() == 0:
         place = runner.folder / QUESTIONS
         write_whole(place, (asked.folder / QUESTIONS).read_text(encoding="utf-8"))
         runner.progress.say(f"{asked.metrics['questions']} questions to people: {place}, or triptych label")
 
 
-def arrivals(recipe: Recipe, folder: Path) -> Arrivals:
+def arrivals(recipe: Recipe, folder: Path) -> Inbox:
     """Where people add comparisons, and what the rounds of the run in this folder took of them."""
     assert recipe.people is not None
-    return Arrivals(Path(recipe.place(recipe.people)), folder / "arrivals")
+    return Inbox(Path(recipe.place(recipe.people)), folder / "arrivals")
 
 
 def arrived(recipe: Recipe, runner: Runner, number: int, inputs: Mapping[str, Artifact]) -> Artifact | None:
@@ -454,9 +454,9 @@ def arrived(recipe: Recipe, runner: Runner, number: int, inputs: Mapping[str, Ar
     """
     assert recipe.people is not None
     waiting = arrivals(recipe, runner.folder)
-    if ranks.rank() == 0 and waiting.note:
+    if distributed.rank() == 0 and waiting.note:
         runner.progress.say(waiting.note)
-    taken = ranks.told(waiting.take(number, recipe.wrong_rows) if ranks.rank() == 0 else None)
+    taken = distributed.broadcast(waiting.take(number, recipe.wrong_rows) if distributed.rank() == 0 else None)
     assert taken is not None
     if not taken.read_text(encoding="utf-8"):
         if "earlier" not in inputs:

@@ -12,31 +12,31 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import Field, PrivateAttr, model_validator
 
 from triptych import configuration
+from triptych.audit.stage import Audit
 from triptych.base.pretraining import Pretraining
 from triptych.configuration import Config, tagged
 from triptych.data.files import dataset_name
-from triptych.data.intake import Intake
+from triptych.dataset.preparation import Intake
 from triptych.errors import RecipeError
 from triptych.evaluate.answers import Answering
 from triptych.evaluate.decoding import Decoding
 from triptych.evaluate.gate import Gate
 from triptych.evaluate.measurement import Measurement
 from triptych.feedback.labelling import ExactLabelling, Labelling
-from triptych.feedback.questions import Asking
 from triptych.improve.best_of_n import BestOfN
 from triptych.improve.dpo import Dpo
 from triptych.improve.grpo import Grpo
 from triptych.improve.loop import Improvement
-from triptych.improve.methods import Method
 from triptych.improve.ppo import Ppo
+from triptych.improve.registry import Method
 from triptych.improve.rloo import Rloo
 from triptych.instruct.finetuning import Finetuning
+from triptych.people.questions import Asking
 from triptych.release.signature import Signing
-from triptych.reward.audit.stage import Audit
 from triptych.reward.ensemble import EnsembleReward
 from triptych.reward.judge import POLICY, JudgeReward
-from triptych.reward.kinds import Reward, files_of, within
 from triptych.reward.mixture import MixtureReward
+from triptych.reward.registry import Reward, files_of, within
 from triptych.reward.regression import RegressionReward
 from triptych.reward.rules import RulesReward
 from triptych.reward.training import PairwiseReward, RewardTraining

@@ -16,7 +16,7 @@ from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
 from triptych.base.tokenizer import train_tokenizer
 from triptych.data.files import read_documents
-from triptych.engine import attention, ranks
+from triptych.engine import attention, distributed
 from triptych.engine.adapters import Lora
 from triptych.engine.curve import write_curve
 from triptych.engine.forward import AnswerPack, answer_logprobs, pack_answers
@@ -25,7 +25,7 @@ from triptych.engine.packing import fill
 from triptych.engine.perplexity import bits_per_byte
 from triptych.engine.training import Loss, Optimization, Step, shuffled, train
 from triptych.errors import DataError, Fault
-from triptych.pipeline.stage import Desk, Metrics
+from triptych.pipeline.stage import Metrics, StageContext
 from triptych.records import Document
 
 
@@ -37,7 +37,7 @@ class Pretraining(Optimization):
         width, layers, heads, key_value_heads: of the Llama.
         context: its longest sequence, in tokens; longer documents are cut into pieces.
         tokens: how many it sees; the text is repeated as often as that takes.
-        batch: tokens in an update.
+        batch_tokens: tokens in an update.
     """
 
     vocabulary: int = Field(default=1024, ge=300)
@@ -47,9 +47,9 @@ class Pretraining(Optimization):
     key_value_heads: int = Field(default=2, ge=1)
     context: int = Field(default=512, ge=16)
     tokens: int = Field(default=1_500_000, ge=1)
-    batch: int = Field(default=4096, ge=64)
+    batch_tokens: int = Field(default=4096, ge=64)
     learning_rate: float = Field(default=3e-3, gt=0)
-    muon: float | None = Field(default=0.02, gt=0)
+    muon_learning_rate: float | None = Field(default=0.02, gt=0)
     weight_decay: float = Field(default=0.1, ge=0)
 
     @field_validator("lora")
@@ -59,31 +59,32 @@ class Pretraining(Optimization):
             raise ValueError("adapters need a model that was trained before; a Base from scratch is trained whole")
 
 
-def pretrain(desk: Desk, config: Pretraining, data: Path) -> Metrics:
+def pretrain(context: StageContext, config: Pretraining, data: Path) -> Metrics:
     """Trains a tokenizer and a Base on `data/text.jsonl`; measures it on `data/text_heldout.jsonl`."""
     documents = read_documents(data / "text.jsonl")
     tokenizer = train_tokenizer(documents, config.vocabulary, config.context)
     rows, lines = tokenized_documents(tokenizer, documents, config.context)
-    steps = math.ceil(config.tokens / config.batch)
-    plan = _plan(rows, config.batch, steps, desk.seed)
-    torch.manual_seed(desk.seed)
+    steps = math.ceil(config.tokens / config.batch_tokens)
+    plan = _plan(rows, config.batch_tokens, steps, context.seed)
+    torch.manual_seed(context.seed)
     model: Any = LlamaForCausalLM(architecture(config, tokenizer))
     model.set_attn_implementation(attention.NAME)
 
     def prepare(step: int) -> Step[AnswerPack]:
         drawn = [rows[i] for i in plan[step]]
         batches = [
-            pack_answers([([], [drawn[i]]) for i in part]) for part in ranks.dealt(map(len, drawn), config.batch)
+            pack_answers([([], [drawn[i]]) for i in part])
+            for part in distributed.micro_batches(map(len, drawn), config.batch_tokens)
         ]
         weight = sum(len(batch.predictions.targets) for batch in batches)
         return Step(batches, weight, rows=sorted({lines[i] for i in plan[step]}))
 
     curve = train(
         model, steps, prepare, lambda packed: Loss(-answer_logprobs(model, packed)[0].sum()),
-        config, checkpoint=desk.checkpoint(), progress=desk.progress,
+        config, checkpoint=context.checkpoint(), progress=context.progress,
     )
-    write_curve(desk.output / "curve.jsonl", curve)
-    save(model, tokenizer, desk.output / "model", GenerationConfig(do_sample=True, temperature=1.0))
+    write_curve(context.output / "curve.jsonl", curve)
+    save(model, tokenizer, context.output / "model", GenerationConfig(do_sample=True, temperature=1.0))
     heldout = read_documents(data / "text_heldout.jsonl")
     return {
         "source": "trained from scratch",

@@ -44,7 +44,7 @@ def run(
 
     Example: [bold]triptych run recipe.yaml --set improve.rounds=3 --until round-1/audit[/bold]
     """
-    from triptych.check import stage_names
+    from triptych.preflight.check import stage_names
     from triptych.recipe import load
 
     allowed = ["reward.audit.required=false"] if allow_failed_audit else []
@@ -57,26 +57,26 @@ def run(
 
 def _carry_out(loaded: Recipe, recipe: Path, runs: Path, until: str | None = None) -> None:
     """The cycle, and what it leaves for people, also where it ends early or fails."""
-    from triptych import outcome
-    from triptych.check import stage_names
+    from triptych import results
     from triptych.cycle import Family, cycle
-    from triptych.engine import ranks
+    from triptych.engine import distributed
     from triptych.engine.device import settle
     from triptych.pipeline.runner import Runner, Until, claimed
+    from triptych.preflight.check import stage_names
     from triptych.progress import Silent, Terminal
 
     seconds = _checkpoint_seconds()
-    ranks.start()
+    distributed.init()
     settle()
     folder = runs / loaded.name
-    first = ranks.rank() == 0
+    first = distributed.rank() == 0
     reason: str | None = None
     failure: Exception | None = None
     stopped = False
     with claimed(folder) if first else nullcontext():
         if first:
             _store(loaded, recipe, folder / "recipe.yaml")
-        ranks.barrier()
+        distributed.barrier()
         runner = Runner(folder, Terminal() if first else Silent(), loaded.seed, seconds, until)
         family = Family()
         try:
@@ -91,18 +91,18 @@ def _carry_out(loaded: Recipe, recipe: Path, runs: Path, until: str | None = Non
             reason = printable(error if isinstance(error, TriptychError) else f"{type(error).__name__}: {error}")
         done = {artifact.name for artifact in runner.done}
         missing = [name for name in stage_names(loaded) if name not in done]
-        ending = outcome.Ending(reason, failure is not None, missing) if reason is not None else None
+        ending = results.Ending(reason, failure is not None, missing) if reason is not None else None
         if first and family.base is not None:
             try:
-                with ranks.alone(), _undisturbed():
-                    _show_outcome(outcome.write(loaded, family, folder, runner.ledger, ending), folder)
+                with distributed.single_rank(), _undisturbed():
+                    _show_outcome(results.write(loaded, family, folder, runner.ledger, ending), folder)
             except Exception as error:
                 if failure is None:
                     raise
                 show_error(f"what the run came to could not be written: {printable(error)}")
         # Other ranks may wait elsewhere for one that failed; torchrun ends them.
         if not stopped and (failure is None or isinstance(failure, AuditError | WaitingError)):
-            ranks.stop()
+            distributed.destroy()
     if failure is not None:
         raise failure
     if stopped:

@@ -68,7 +68,7 @@ class Allowed:
             RewardError: it names what the flags do not allow.
         """
         from triptych.reward.judge import POLICY
-        from triptych.reward.kinds import open_reward
+        from triptych.reward.registry import open_reward
         from triptych.reward.trust import Trust
 
         models = {place.name: place for place in self.models or ()} | ({POLICY: policy} if policy else {})
@@ -232,9 +232,9 @@ def evaluate(
 def _answers(folder: Path, prompts: Path, scorer: Scorer | None, sampling: Sampling) -> dict[str, Any]:
     from triptych.data.files import read_prompts
     from triptych.engine.rollout import Policy
-    from triptych.intervals import mean_interval
     from triptych.progress import Terminal
     from triptych.records import Conversation
+    from triptych.statistics.intervals import mean_interval
 
     asked = read_prompts(prompts)
     written = Policy.open(folder).write(asked, sampling, progress=Terminal())
@@ -291,12 +291,12 @@ def audit(
 
     Example: [bold]triptych audit runs/quickstart/release --data preferences.jsonl --data rewardbench.jsonl[/bold]
     """
+    from triptych.audit.stage import Audit, Evidence, examine
     from triptych.data.files import read_comparisons
     from triptych.data.splits import decontaminate
     from triptych.engine.device import settle
     from triptych.report.page import render_audit
     from triptych.report.summary import Audit as Audited
-    from triptych.reward.audit.stage import Audit, Evidence, examine
 
     allowed = Allowed(allow_endpoint, allow_key, allow_functions, allow_template, allow_model)
     scorer = allowed.found(reward)
@@ -333,9 +333,9 @@ def audit(
 
 
 def _agreement(scorer: Scorer, comparisons: Path) -> dict[str, Any]:
+    from triptych.audit.stage import Evidence, measured, scored
     from triptych.data.files import read_comparisons
     from triptych.engine.scoring import log_odds
-    from triptych.reward.audit.stage import Evidence, measured, scored
 
     rows = read_comparisons(comparisons)
     found = measured(Evidence(rows), *scored(scorer, rows), log_odds(scorer))

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import Any
 
-    from triptych.interview.asked import Asked
+    from triptych.people.asked import Asked
     from triptych.recipe import Recipe
     from triptych.records import Question
 
@@ -60,8 +60,8 @@ def _asked(loaded: Recipe, recipe: Path, folder: Path) -> list[Asked[Any]]:
         RunError: the run has no questions yet.
     """
     from triptych.cycle import GATE_QUESTIONS, arrivals
-    from triptych.evaluate.people import Panel
-    from triptych.feedback.questions import FILE, Labels
+    from triptych.people.questions import FILE, Labels
+    from triptych.people.verdicts import Panel
 
     if loaded.people is None and loaded.gate.people is None:
         raise RecipeError(
@@ -126,7 +126,7 @@ def _serve(asked: Sequence[Asked[Any]], host: str, port: int) -> None:
     """The page, until Ctrl-C."""
     import socket
 
-    from triptych.interview.page import serve
+    from triptych.people.page import serve
 
     try:
         listening = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)

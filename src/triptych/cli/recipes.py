@@ -17,7 +17,7 @@ from triptych.errors import RunError
 from triptych.storage import make_folder, write_whole
 
 if TYPE_CHECKING:
-    from triptych.check import Findings
+    from triptych.preflight.check import Findings
 
 
 @app.command()
@@ -67,8 +67,8 @@ def check(
 
     Example: [bold]triptych check recipe.yaml --set instruct.context=1024[/bold]
     """
-    from triptych.check import check as look
     from triptych.engine.device import settle
+    from triptych.preflight.check import check as look
 
     settle()
     findings = look(recipe, overrides or (), find_model(reward, "reward")[0] if reward else None)

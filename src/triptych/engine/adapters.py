@@ -18,9 +18,9 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from triptych.configuration import Config
-from triptych.engine import ranks
+from triptych.engine import distributed
 from triptych.engine.device import compute_dtype
-from triptych.engine.weights import give
+from triptych.engine.prepacked import give
 from triptych.errors import ModelError
 
 Model = Any
@@ -89,10 +89,10 @@ def learnt(model: Model, before: Model | None = None) -> Iterator[tuple[str, Ten
     for name, weight in model.named_parameters():
         plain = name.replace(".base_layer.", ".")
         if layer := layers.get(name):
-            start = ranks.whole(weight.detach()) if before is None else before.get_parameter(plain).detach()
+            start = distributed.full_tensor(weight.detach()) if before is None else before.get_parameter(plain).detach()
             yield plain, start.float() + _product(layer)
         elif weight.requires_grad and f".{NAME}." not in name:
-            yield plain, ranks.whole(weight.detach())
+            yield plain, distributed.full_tensor(weight.detach())
 
 
 def take_over(model: Model, learner: Model, before: Model | None = None) -> None:
@@ -117,7 +117,7 @@ def merged(model: Model, load: Callable[[], Model]) -> Model:
 
 def plain_copy(model: Model, dtype: torch.dtype) -> Model:
     """A copy of the model in `dtype` without its adapters; see :func:`take_over`."""
-    copy = ranks.copied(model, dtype)
+    copy = distributed.full_copy(model, dtype)
     for name, layer in list(_layers(copy)):
         copy.set_submodule(name, layer.base_layer)
     if hasattr(copy, "peft_config"):
@@ -131,6 +131,6 @@ def _layers(model: Model) -> Iterator[tuple[str, Any]]:
 
 def _product(layer: Any) -> Tensor:
     """`[out, in]`: (α / r)·B·A."""
-    a, b = (ranks.whole(part[NAME].weight.detach()).float() for part in (layer.lora_A, layer.lora_B))
+    a, b = (distributed.full_tensor(part[NAME].weight.detach()).float() for part in (layer.lora_A, layer.lora_B))
     product: Tensor = (b @ a) * layer.scaling[NAME]
     return product

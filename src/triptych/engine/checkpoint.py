@@ -20,7 +20,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from triptych.engine import ranks
+from triptych.engine import distributed
 from triptych.errors import RunError
 from triptych.storage import PARTIAL, make_folder, sync
 
@@ -47,8 +47,8 @@ class Checkpoint:
     def save(self, model: nn.Module, optimizers: Sequence[Optimizer], state: dict[str, Any]) -> None:
         """Writes the state; the last one stays until this one is on disk. All ranks call it, the first writes."""
         content = {
-            "model": {name: ranks.whole(weight.detach()) for name, weight in _trained(model)},
-            "optimizers": [ranks.whole(optimizer.state_dict()) for optimizer in optimizers],
+            "model": {name: distributed.full_tensor(weight.detach()) for name, weight in _trained(model)},
+            "optimizers": [distributed.full_tensor(optimizer.state_dict()) for optimizer in optimizers],
             "state": state,
         }
         self.saved = time.monotonic()
@@ -65,18 +65,18 @@ class Checkpoint:
         content = read_tensors(self.path, "delete it to train from the beginning")
         with torch.no_grad():
             for name, weight in _trained(model):
-                weight.copy_(ranks.sliced(content["model"][name], weight))
+                weight.copy_(distributed.shard_like(content["model"][name], weight))
         for optimizer, saved in zip(optimizers, content["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
             for parameter, moments in optimizer.state.items():
-                moments.update({name: ranks.sliced(tensor, parameter) for name, tensor in moments.items()})
+                moments.update({name: distributed.shard_like(tensor, parameter) for name, tensor in moments.items()})
         state: dict[str, Any] = content["state"]
         return state
 
 
 def write_tensors(path: Path, content: object) -> None:
     """Writes a file of tensors that is there whole, or not at all; all ranks call it, the first writes."""
-    if ranks.rank() > 0:
+    if distributed.rank() > 0:
         return
     make_folder(path.parent)
     partial = path.with_suffix(PARTIAL)

@@ -9,7 +9,7 @@ from functools import cache
 
 import torch
 
-from triptych.engine import ranks
+from triptych.engine import distributed
 
 
 @cache
@@ -38,7 +38,7 @@ def autocast(*, enabled: bool = True) -> AbstractContextManager[object]:
 def settle() -> None:
     """Uses the device, the cores there are in equal parts, and only algorithms whose result does not change."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    torch.set_num_threads(max(1, cores // ranks.neighbours()))
+    torch.set_num_threads(max(1, cores // distributed.local_world_size()))
     _keep_memory()
     if device().type == "cuda":
         torch.cuda.set_device(device())

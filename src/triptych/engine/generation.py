@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from triptych.engine.cache import PrefillRecorder, SlotCache, allocate
-from triptych.engine.capture import Recorded
+from triptych.engine.cuda_graph import CudaGraph
 from triptych.engine.forward import Model, hidden_states
 from triptych.engine.logprobs import output_logits
 from triptych.engine.packing import Pack, Segment, rounded
@@ -104,12 +104,12 @@ def _decode_step(model: Model, cache: SlotCache) -> Callable[..., Tensor]:
     dynamic = any(getattr(part, "rope_type", "") == "dynamic" for part in model.modules())
     if torch.get_default_device().type != "cuda" or dynamic:
         return step
-    recorded: dict[int, Recorded] = {}
+    recorded: dict[int, CudaGraph] = {}
 
     def replayed(*state: Tensor) -> Tensor:
         if cache.slots.depth not in recorded:
             recorded.clear()  # a deeper cache lies elsewhere
-            recorded[cache.slots.depth] = Recorded(step)
+            recorded[cache.slots.depth] = CudaGraph(step)
         return recorded[cache.slots.depth](*state)
 
     return replayed

@@ -40,7 +40,7 @@ from transformers.utils import logging
 from triptych.data.template import end_token
 from triptych.deadline import deadline
 from triptych.display import one_line
-from triptych.engine import ranks
+from triptych.engine import distributed
 from triptych.engine.device import device
 from triptych.engine.inspection import Stored, inspect, inspect_tokenizer
 from triptych.errors import ModelError
@@ -225,7 +225,7 @@ def save(
         OSError: if the folder cannot be written.
     """
     _refuse_non_finite(folder, model)
-    if ranks.rank() > 0:
+    if distributed.rank() > 0:
         return
     dtype = dtype or model.dtype
     config = model.config

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from triptych.engine import ranks
+from triptych.engine import distributed
 from triptych.engine.device import autocast
 from triptych.engine.forward import Model, answer_logprobs, pack_answers
 from triptych.engine.packing import Group
@@ -35,11 +35,12 @@ def bits_per_byte(
     encoded = tokenizer([document.text for document in documents], add_special_tokens=False)["input_ids"]
     rows = [row for tokens in encoded for row in windows([first, *tokens], context)]
     nats = 0.0
-    for group in ranks.share(ranks.dealt((len(given) + len(answers[0]) for given, answers in rows), batch)):
+    sizes = (len(given) + len(answers[0]) for given, answers in rows)
+    for group in distributed.shard(distributed.micro_batches(sizes, batch)):
         with autocast():
             logprobs, _ = answer_logprobs(model, pack_answers([rows[i] for i in group]))
         nats -= float(logprobs.double().sum())
-    (nats,) = ranks.summed([nats])
+    (nats,) = distributed.all_reduce([nats])
     return nats / math.log(2) / sum(len(document.text.encode()) for document in documents)
 
 

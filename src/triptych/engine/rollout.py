@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from triptych.data.template import prompt_tokens
-from triptych.engine import attention, ranks
+from triptych.engine import attention, distributed
 from triptych.engine.device import autocast
 from triptych.engine.forward import AnswerPack, Model, answer_logprobs, pack_answers
 from triptych.engine.models import end_tokens, load_policy, load_tokenizer
@@ -75,7 +75,7 @@ class Policy:
             raise RuntimeError("the sampler's weights are not the model's: call sync_weights() after an update")
         render = render or self.render
         tokens = [render(prompt) for prompt in prompts]
-        mine = ranks.share(range(len(prompts)))
+        mine = distributed.shard(range(len(prompts)))
         total = len(mine) * n
 
         def watch(done: int, sampled: int) -> None:
@@ -85,7 +85,7 @@ class Policy:
         was_training = self.model.training
         self.model.eval()
         end = self.ends if end is None else end
-        written = ranks.gathered(self._sampler.generate(
+        written = distributed.all_gather(self._sampler.generate(
             [tokens[i] for i in mine], end, sampling, n=n, numbers=mine, watch=watch
         ))
         self.model.train(was_training)
@@ -136,19 +136,19 @@ class Policy:
     def logprobs(self, groups: Sequence[Sequence[Rollout]], budget: int = 8192) -> list[Tensor]:
         """For each answer in order, the log-probabilities of its tokens, without gradient."""
         sizes = [len(g[0].prompt_tokens) + sum(len(r.tokens) for r in g) for g in groups]
-        batches = ranks.dealt(sizes, budget)
+        batches = distributed.micro_batches(sizes, budget)
 
         def values(packed: AnswerPack) -> Tensor:
             return answer_logprobs(self.model, packed)[0]
 
         found: list[list[Tensor]] = []
-        for batch, _ in ranks.turns(batches):
+        for batch, _ in distributed.shard_evenly(batches):
             packed = pack_rollouts([groups[i] for i in batch])
             with torch.no_grad(), autocast():
-                logprobs = ranks.computed(self.model, values, packed)
+                logprobs = distributed.forward(self.model, values, packed)
             counts = torch.bincount(packed.predictions.rows, minlength=packed.answers).tolist()
             found.append(list(torch.split(logprobs, counts)))
-        return [answer for batch in ranks.gathered(found)[: len(batches)] for answer in batch]
+        return [answer for batch in distributed.all_gather(found)[: len(batches)] for answer in batch]
 
 
 def pack_rollouts(groups: Sequence[Sequence[Rollout]]) -> AnswerPack:

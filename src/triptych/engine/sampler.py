@@ -16,14 +16,14 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.utils.weak import TensorWeakRef
 
-from triptych.engine import ranks
+from triptych.engine import distributed
 from triptych.engine.adapters import adapted, plain_copy, take_over
 from triptych.engine.device import compute_dtype
 from triptych.engine.forward import Model
 from triptych.engine.generation import generate
+from triptych.engine.prepacked import lay_out
 from triptych.engine.request import Completion
 from triptych.engine.sampling import End, Sampling
-from triptych.engine.weights import lay_out
 
 
 class WeightVersions:
@@ -90,7 +90,7 @@ class SlotSampler(Sampler):
 
     def load_weights(self, model: Model) -> None:
         """See :class:`Sampler`."""
-        if compute_dtype() == torch.float32 and ranks.count() == 1 and not adapted(model):
+        if compute_dtype() == torch.float32 and distributed.world_size() == 1 and not adapted(model):
             self.model = model
             return
         if self.model is None:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from triptych.data.template import answer_tokens, prompt_tokens
-from triptych.engine import attention, ranks
+from triptych.engine import attention, distributed
 from triptych.engine.device import autocast
 from triptych.engine.forward import Model, head_outputs
 from triptych.engine.models import load_reward, load_tokenizer
@@ -244,13 +244,13 @@ class RewardModel:
         sizes = [len(prompts[key]) + sum(len(answers[i]) for i in groups[key]) for key in keys]
         found = torch.zeros(len(conversations), self.model.config.num_labels)
         made: list[tuple[list[int], Tensor]] = []
-        for batch in ranks.share(ranks.dealt(sizes, 8192)):
+        for batch in distributed.shard(distributed.micro_batches(sizes, 8192)):
             batch_groups = [(prompts[keys[g]], [answers[i] for i in groups[keys[g]]]) for g in batch]
             pack, ends = pack_scored(batch_groups)
             with autocast(enabled=not self.precise):
                 values = head_outputs(self.model, pack)[ends]
             made.append(([i for g in batch for i in groups[keys[g]]], values))
-        for places, values in ranks.gathered(made):
+        for places, values in distributed.all_gather(made):
             found[places] = values
         return found
 

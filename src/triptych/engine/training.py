@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from triptych.configuration import Config
-from triptych.engine import ranks
+from triptych.engine import distributed
 from triptych.engine.adapters import Lora
 from triptych.engine.checkpoint import Checkpoint
 from triptych.engine.device import autocast
@@ -33,32 +33,32 @@ class Optimization(Config):
 
     Attributes:
         learning_rate: at its peak.
-        muon: the learning rate of the hidden layers' matrices under Muon (Jordan et al. 2024), which learns
-            faster from scratch; None for AdamW throughout.
+        muon_learning_rate: the learning rate of the hidden layers' matrices under Muon (Jordan et al. 2024), which
+            learns faster from scratch; None for AdamW throughout.
         warmup: share of the steps over which the rate rises from zero.
         decay: how it falls after that: "cosine" or "linear" to a tenth of the peak, or "constant".
         weight_decay: on matrices only.
-        clip: the largest norm of a gradient; larger ones are scaled down to it.
+        max_grad_norm: the largest norm of a gradient; larger ones are scaled down to it.
         patience: steps in a row that may be skipped for non-finite numbers before the run stops.
         lora: train low-rank adapters, which are merged before the model is kept; None to train all weights.
-        recompute: keep only each layer's input for the backward pass, and compute the rest again (Chen et al. 2016):
-            less memory, more time.
+        activation_checkpointing: keep only each layer's input for the backward pass, and compute the rest again (Chen
+            et al. 2016): less memory, more time.
     """
 
     learning_rate: float = Field(gt=0)
-    muon: float | None = Field(default=None, gt=0)
+    muon_learning_rate: float | None = Field(default=None, gt=0)
     warmup: float = Field(default=0.05, ge=0, lt=1)
     decay: Literal["cosine", "linear", "constant"] = "cosine"
     weight_decay: float = Field(default=0.0, ge=0)
     betas: tuple[float, float] = (0.9, 0.95)
-    clip: float = Field(default=1.0, gt=0)
+    max_grad_norm: float = Field(default=1.0, gt=0)
     patience: int = Field(default=5, ge=1)
     lora: Lora | None = None
-    recompute: bool = False
+    activation_checkpointing: bool = False
 
     @model_validator(mode="after")
     def _one_way(self) -> Self:
-        if self.lora and self.muon:
+        if self.lora and self.muon_learning_rate:
             raise ValueError("muon is for matrices that are trained whole; leave out muon or lora")
         return self
 
@@ -132,10 +132,10 @@ def train(
     Raises:
         TrainingError: `optimization.patience` steps in a row had numbers that are not finite.
     """
-    if optimization.recompute:
+    if optimization.activation_checkpointing:
         model.activation_checkpointing_enable({"use_reentrant": False})
     model.train()
-    with ranks.sharded(model):
+    with distributed.fully_shard_within(model):
         filled = _trained(
             model, steps, prepare, loss, optimization, checkpoint, progress, unit, after, [] if curve is None else curve
         )
@@ -162,7 +162,7 @@ def _trained(
         for optimizer in optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = group["peak"] * factor
-        row, fault = _accumulate(model, step, loss, optimization.clip)
+        row, fault = _accumulate(model, step, loss, optimization.max_grad_norm)
         if fault is None:
             for optimizer in optimizers:
                 optimizer.step()
@@ -178,14 +178,16 @@ def _trained(
         row |= {"step": number + 1, "seen": seen, **step.numbers}
         row["learning_rate"] = optimization.learning_rate * factor
         row["skipped"] = float(skipped > 0)
-        ended = after is not None and ranks.told(after(number, row))
+        ended = after is not None and distributed.broadcast(after(number, row))
         curve.append(row)
         shown = {name: row[name] for name in ("loss", "accuracy", "reward", "kl") if name in row}
         progress.step(number + 1, steps, unit, int(seen), **shown)
         if ended:
             break
-        due = checkpoint is not None and skipped == 0 and number + 1 < steps and ranks.told(checkpoint.due(number + 1))
-        if checkpoint and due and ranks.finite(model.parameters()):
+        due = checkpoint is not None and skipped == 0 and number + 1 < steps and distributed.broadcast(
+            checkpoint.due(number + 1)
+        )
+        if checkpoint and due and distributed.all_finite(model.parameters()):
             checkpoint.save(model, optimizers, {"curve": curve})
     return curve
 
@@ -202,15 +204,15 @@ def _accumulate(
         found = loss(batch)
         return found.total, found.numbers
 
-    for batch, counted in ranks.turns(step.batches):
+    for batch, counted in distributed.shard_evenly(step.batches):
         with autocast():
-            total, numbers = ranks.computed(model, parts, batch)
+            total, numbers = distributed.forward(model, parts, batch)
         # Gradients are averaged over the ranks, where their sum is wanted.
-        (total / step.weight * (ranks.count() * counted)).backward()  # type: ignore[no-untyped-call]
+        (total / step.weight * (distributed.world_size() * counted)).backward()  # type: ignore[no-untyped-call]
         for name, value in {"loss": total, **numbers}.items():
             totals[name] = totals.get(name, 0.0) + (float(value.detach()) / step.weight if counted else 0.0)
-    totals = dict(zip(totals, ranks.summed(list(totals.values())), strict=True))
-    totals["gradient_norm"] = float(ranks.whole(torch.nn.utils.clip_grad_norm_(model.parameters(), clip)))
+    totals = dict(zip(totals, distributed.all_reduce(list(totals.values())), strict=True))
+    totals["gradient_norm"] = float(distributed.full_tensor(torch.nn.utils.clip_grad_norm_(model.parameters(), clip)))
     fault = next((name for name in ("loss", "gradient_norm") if not math.isfinite(totals[name])), None)
     return totals, fault and fault.removesuffix("_norm")
 
@@ -231,7 +233,7 @@ def _optimizers(model: Any, optimization: Optimization) -> list[Optimizer]:
     weights = [(name, weight) for name, weight in model.named_parameters() if weight.requires_grad]
     hidden = {
         name for name, weight in weights
-        if optimization.muon and weight.ndim == 2 and ".layers." in name
+        if optimization.muon_learning_rate and weight.ndim == 2 and ".layers." in name
     }
     decay, rate = optimization.weight_decay, optimization.learning_rate
     groups: list[dict[str, Any]] = []
@@ -240,11 +242,11 @@ def _optimizers(model: Any, optimization: Optimization) -> list[Optimizer]:
         if members:
             groups.append({"params": members, "weight_decay": decay if matrices else 0.0, "peak": rate})
     optimizers: list[Optimizer] = [torch.optim.AdamW(groups, lr=rate, betas=optimization.betas, fused=True)]
-    if optimization.muon and hidden:
+    if optimization.muon_learning_rate and hidden:
         members = [weight for name, weight in weights if name in hidden]
-        muon = torch.optim.Muon if ranks.count() == 1 else WholeMuon
-        optimizers.append(muon(members, lr=optimization.muon, weight_decay=decay))
-        optimizers[-1].param_groups[0]["peak"] = optimization.muon
+        muon = torch.optim.Muon if distributed.world_size() == 1 else WholeMuon
+        optimizers.append(muon(members, lr=optimization.muon_learning_rate, weight_decay=decay))
+        optimizers[-1].param_groups[0]["peak"] = optimization.muon_learning_rate
     return optimizers
 
 
@@ -253,18 +255,18 @@ class WholeMuon(torch.optim.Muon):
 
     def __init__(self, weights: Sequence[Tensor], **settings: Any) -> None:
         self.weights = weights
-        super().__init__([nn.Parameter(ranks.whole(weight.detach())) for weight in weights], **settings)
+        super().__init__([nn.Parameter(distributed.full_tensor(weight.detach())) for weight in weights], **settings)
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         """Gathers weights and gradients, updates them, and puts the slices back."""
         whole = self.param_groups[0]["params"]
         for mine, weight in zip(whole, self.weights, strict=True):
-            mine.copy_(ranks.whole(weight))
-            mine.grad = ranks.whole(weight.grad)
+            mine.copy_(distributed.full_tensor(weight))
+            mine.grad = distributed.full_tensor(weight.grad)
         super().step(closure)  # type: ignore[no-untyped-call]
         for mine, weight in zip(whole, self.weights, strict=True):
-            weight.copy_(ranks.sliced(mine.detach(), weight))
+            weight.copy_(distributed.shard_like(mine.detach(), weight))
             mine.grad = None
 
 

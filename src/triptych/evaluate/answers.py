@@ -19,7 +19,7 @@ from triptych.data.splits import fraction
 from triptych.engine.perplexity import bits_per_byte
 from triptych.engine.rollout import Policy, divergence
 from triptych.engine.sampling import Sampling
-from triptych.pipeline.stage import Desk, Metrics
+from triptych.pipeline.stage import Metrics, StageContext
 from triptych.records import Conversation, Document, Prompt, Question, Rollout, differ, to_json
 from triptych.storage import read_rows
 
@@ -69,7 +69,7 @@ class Pair:
 
 
 def answer(
-    desk: Desk, config: Answering, candidate: Path, champion: Path, data: Path,
+    context: StageContext, config: Answering, candidate: Path, champion: Path, data: Path,
     candidate_decoding: Sampling, champion_decoding: Sampling, round: int = 1,
 ) -> Metrics:
     """Writes `answers.jsonl` and, of those that differ, `questions.jsonl`; measures distance, length, plain text.
@@ -81,27 +81,31 @@ def answer(
     decodings = [champion_decoding, candidate_decoding]
     prompts = read_prompts(data / "prompts_gate.jsonl")
     for policy, decoding in zip(policies, decodings, strict=True):
-        prompts = policy.fitting(prompts, decoding.max_tokens, desk.progress)
+        prompts = policy.fitting(prompts, decoding.max_tokens, context.progress)
     prompts, again = of_round(prompts, config.prompts, round)
     # Independent noise for the two: equal models must not tie on every prompt by writing the same.
-    seed = (desk.seed * 1000 + round) * 10
+    seed = (context.seed * 1000 + round) * 10
     before, after = (
-        policy.write(prompts, replace(decoding, seed=seed + place), progress=desk.progress)
+        policy.write(prompts, replace(decoding, seed=seed + place), progress=context.progress)
         for place, (policy, decoding) in enumerate(zip(policies, decodings, strict=True))
     )
     # KL is the distance of the two policies, whatever they are decoded at: its estimate needs answers of the
     # candidate's own distribution, and those that were drawn at another temperature are of another one.
     plain = Sampling(candidate_decoding.max_tokens, seed=seed + 1)
-    own = after if candidate_decoding.name == plain.name else policies[1].write(prompts, plain, progress=desk.progress)
+    own = after if candidate_decoding.name == plain.name else policies[1].write(
+        prompts, plain, progress=context.progress
+    )
     pairs = [_pair(*one, *other) for one, other in zip(before, after, strict=True)]
-    with open(desk.output / FILE, "w", encoding="utf-8") as file:
+    with open(context.output / FILE, "w", encoding="utf-8") as file:
         for pair in pairs:
             row = to_json(pair.prompt) | {
                 "before": pair.before, "after": pair.after,
                 "tokens_before": pair.tokens_before, "tokens_after": pair.tokens_after,
             }
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
-    write(desk.output / QUESTIONS, [pair.question(desk.seed) for pair in pairs if differ(pair.before, pair.after)])
+    write(
+        context.output / QUESTIONS, [pair.question(context.seed) for pair in pairs if differ(pair.before, pair.after)]
+    )
     found: Metrics = {
         "prompts": len(pairs),
         "prompts_again": again,

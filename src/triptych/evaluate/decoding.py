@@ -17,9 +17,9 @@ from triptych.data.files import read_prompts
 from triptych.engine.rollout import Policy
 from triptych.engine.sampling import Sampling
 from triptych.engine.scoring import Scorer
-from triptych.intervals import mean_interval
-from triptych.pipeline.stage import Desk, Metrics
+from triptych.pipeline.stage import Metrics, StageContext
 from triptych.records import Conversation
+from triptych.statistics.intervals import mean_interval
 
 Temperature = Annotated[float, Field(ge=0)]
 
@@ -56,21 +56,21 @@ class Decoding(Config):
         return Sampling(self.max_tokens, temperature, self.top_p)
 
 
-def choose(desk: Desk, config: Decoding, model: Path, data: Path, chooser: Scorer) -> Metrics:
+def choose(context: StageContext, config: Decoding, model: Path, data: Path, chooser: Scorer) -> Metrics:
     """Answers `data/prompts_validation.jsonl` at each temperature; the best by the chooser is in the metrics.
 
     Of equals the lower temperature is taken. The noise is the same at every temperature.
     """
     policy = Policy.open(model / "model")
-    prompts = policy.fitting(read_prompts(data / "prompts_validation.jsonl"), config.max_tokens, desk.progress)
+    prompts = policy.fitting(read_prompts(data / "prompts_validation.jsonl"), config.max_tokens, context.progress)
     scores: dict[float, list[float]] = {}
     for temperature in sorted(set(config.temperatures)):
-        sampling = replace(config.at(temperature), seed=desk.seed)
-        groups = policy.write(prompts, sampling, progress=desk.progress)
+        sampling = replace(config.at(temperature), seed=context.seed)
+        groups = policy.write(prompts, sampling, progress=context.progress)
         scores[temperature] = chooser.score([Conversation(each.prompt, each.answer) for (each,) in groups])
     means = {temperature: mean_interval(these) for temperature, these in scores.items()}
     best = max(means, key=lambda temperature: means[temperature][0])  # of equals the first, which is the lowest
-    desk.progress.say(f"decoded at {config.at(best).name}, the best of {len(means)} by {chooser.name}")
+    context.progress.say(f"decoded at {config.at(best).name}, the best of {len(means)} by {chooser.name}")
     return {
         "temperature": best, "chooser": chooser.name, "prompts": len(prompts),
         "temperatures": [

@@ -21,10 +21,10 @@ from triptych.engine.scoring import Scorer, scored
 from triptych.evaluate.answers import answered
 from triptych.evaluate.lengths import controlled
 from triptych.evaluate.measurement import by_task
-from triptych.evaluate.people import PEOPLE, beside, preferred
-from triptych.evaluate.significance import chance, least, level
-from triptych.intervals import mean_interval, prompts_needed, wins
-from triptych.pipeline.stage import Desk, Metrics
+from triptych.people.verdicts import PEOPLE, beside, preferred
+from triptych.pipeline.stage import Metrics, StageContext
+from triptych.statistics.intervals import mean_interval, prompts_needed, wins
+from triptych.statistics.significance import chance, least, level
 
 Decision = Literal["promoted", "rejected", "too few prompts to tell"]
 PROMOTED: Decision = "promoted"
@@ -55,7 +55,8 @@ class Gate(Config):
 
 
 def decide(
-    desk: Desk, config: Gate, answers: Path, measured: Metrics, reward: Scorer, judge: Scorer, failures: int = 0,
+    context: StageContext, config: Gate, answers: Path, measured: Metrics, reward: Scorer, judge: Scorer,
+    failures: int = 0,
     sources: Mapping[str, str | Path] | None = None,
 ) -> Metrics:
     """Compares the answers of candidate and champion; the decision is in the metrics.
@@ -80,7 +81,7 @@ def decide(
         (file,) = sources.values()
         won = preferred(pairs, read_any(Path(file), read_verdicts))
         said = beside(won, by_judge)
-    with open(desk.output / "scores.jsonl", "w", encoding="utf-8") as scores:
+    with open(context.output / "scores.jsonl", "w", encoding="utf-8") as scores:
         for pair, old, new, share in zip(pairs, before, after, won, strict=True):
             row = {"key": pair.prompt.key, "before": old, "after": new, "won": share}
             scores.write(json.dumps(row) + "\n")

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from triptych.intervals import Interval, resampled
+from triptych.statistics.intervals import Interval, resampled
 
 RIDGE = 1e-2
 """Keeps the coefficients finite where one side wins throughout."""

@@ -15,9 +15,9 @@ from triptych.data.files import read_conversations, read_prompts
 from triptych.engine.rollout import Policy, Render, divergence
 from triptych.engine.sampling import Sampling
 from triptych.engine.scoring import Scorer, Scores, scored
-from triptych.intervals import mean_interval
-from triptych.pipeline.stage import Desk, Metrics
+from triptych.pipeline.stage import Metrics, StageContext
 from triptych.records import Conversation, Prompt, Rollout
+from triptych.statistics.intervals import mean_interval
 
 
 class Measurement(Config):
@@ -72,7 +72,7 @@ class Measured:
 
 
 def measure(
-    desk: Desk, config: Measurement, model: Path, data: Path, judge: Scorer, decoding: Sampling,
+    context: StageContext, config: Measurement, model: Path, data: Path, judge: Scorer, decoding: Sampling,
     reference: Path | None = None, reward: Scorer | None = None, style: Literal["chat", "few-shot"] = "chat",
     best_of: int = 0, split: str = "test",
 ) -> Metrics:
@@ -94,19 +94,19 @@ def measure(
         render = few_shot(policy.tokenizer, examples(data), config, room)
         fewer = sum(room is not None and len(shown(prompt)) > room for prompt in prompts)
         if fewer:
-            desk.progress.say(
+            context.progress.say(
                 f"{fewer} of {len(prompts)} prompts leave no room for {config.shots} examples and an answer of "
                 f"{decoding.max_tokens} tokens in the model's context of {policy.context}; they get fewer examples"
             )
-    prompts = policy.fitting(prompts, decoding.max_tokens, desk.progress, render)
+    prompts = policy.fitting(prompts, decoding.max_tokens, context.progress, render)
 
     def write(sampling: Sampling, n: int = 1) -> list[list[Rollout]]:
-        sampling = replace(sampling, seed=desk.seed)
+        sampling = replace(sampling, seed=context.seed)
         if style == "chat":
-            return policy.write(prompts, sampling, n=n, progress=desk.progress)
+            return policy.write(prompts, sampling, n=n, progress=context.progress)
         # A Base ends where its documents do.
         end = policy.tokenizer.bos_token_id
-        groups = policy.write(prompts, sampling, n=n, render=render, end=end, progress=desk.progress)
+        groups = policy.write(prompts, sampling, n=n, render=render, end=end, progress=context.progress)
         return [[_before_the_next(rollout, policy.tokenizer, config) for rollout in group] for group in groups]
 
     def judged(rollouts: Sequence[Rollout], drawn: int = 1) -> Measured:
@@ -114,7 +114,7 @@ def measure(
         rewarded, judgement = scored(reward, conversations) if reward else None, scored(judge, conversations)
         for who, scores in (("reward", rewarded), ("judge", judgement)):
             for name, note in scores.notes.items() if scores else ():
-                desk.progress.say(f"{who}: {name} {note}")
+                context.progress.say(f"{who}: {name} {note}")
         return Measured(rollouts, judgement, rewarded, drawn)
 
     plain = Sampling(decoding.max_tokens)
@@ -123,7 +123,7 @@ def measure(
     if best_of > 1 and reward:
         found[f"best of {best_of}"] = judged(preferred(write(plain, best_of), reward), best_of)
     deployed = found[decoding.name]
-    with open(desk.output / "answers.jsonl", "w", encoding="utf-8") as file:
+    with open(context.output / "answers.jsonl", "w", encoding="utf-8") as file:
         for place, prompt in enumerate(prompts):
             row = {"key": prompt.key, "task": prompt.task, **deployed.row(place)} | {
                 "prompt": [[turn.role, turn.content] for turn in prompt.messages],

@@ -9,14 +9,14 @@ from triptych.data.files import read_comparisons, write
 from triptych.data.separation import PROVING, SHARES, require_apart, stored
 from triptych.data.splits import Asked, form, fraction
 from triptych.errors import RunError
-from triptych.pipeline.stage import Desk
+from triptych.pipeline.stage import StageContext
 from triptych.records import Comparison
 
 PARTS = ("reward", "heldout")
 
 
 def accumulate(
-    desk: Desk, new: Sequence[Comparison], share: float, data: Path, earlier: Path | None
+    context: StageContext, new: Sequence[Comparison], share: float, data: Path, earlier: Path | None
 ) -> dict[str, list[Comparison]]:
     """Writes `reward.jsonl`, `heldout.jsonl` and `heldout_new.jsonl`; all comparisons of a prompt are in one part.
 
@@ -43,7 +43,7 @@ def accumulate(
         asked = form(row)
         if asked in trained or asked in measured:
             return asked in measured
-        return fraction("hold out new comparisons", asked, desk.seed) < share
+        return fraction("hold out new comparisons", asked, context.seed) < share
 
     added = {"reward": [row for row in new if not held(row)], "heldout": [row for row in new if held(row)]}
     found = {name: [*before[name], *added[name]] for name in PARTS}
@@ -55,7 +55,7 @@ def accumulate(
                 f"none of {len(new)} comparisons is {'trained on' if name == 'reward' else 'held out for the audit'}: "
                 "they are of too few prompts; compare answers to more prompts, or change the held-out share"
             )
-    write(desk.output / "heldout_new.jsonl", added["heldout"])
+    write(context.output / "heldout_new.jsonl", added["heldout"])
     for name, rows in found.items():
-        write(desk.output / f"{name}.jsonl", rows)
+        write(context.output / f"{name}.jsonl", rows)
     return found

@@ -19,8 +19,8 @@ from triptych.engine.sampling import Sampling
 from triptych.engine.scoring import Scorer
 from triptych.errors import RunError
 from triptych.feedback.accumulation import accumulate
-from triptych.feedback.questions import prompts_to_ask
-from triptych.pipeline.stage import Desk, Metrics
+from triptych.people.questions import prompts_to_ask
+from triptych.pipeline.stage import Metrics, StageContext
 from triptych.records import Comparison, Conversation, Rollout, differ
 
 
@@ -53,7 +53,7 @@ class ExactLabelling(Labelling):
 
 
 def label(
-    desk: Desk, config: Labelling, data: Path, author: Path, judge: Scorer, round: int = 1,
+    context: StageContext, config: Labelling, data: Path, author: Path, judge: Scorer, round: int = 1,
     earlier: Path | None = None,
 ) -> Metrics:
     """Adds a round's comparisons to the earlier ones; writes `reward.jsonl` and `heldout.jsonl`.
@@ -65,13 +65,13 @@ def label(
     first = (round - 1) * config.prompts
     policy = Policy.open(author / "model")
     drawn = [pool[i % len(pool)] for i in range(first, first + config.prompts)]
-    prompts = policy.fitting(drawn, config.max_tokens, desk.progress)
-    sampling = Sampling(config.max_tokens, seed=desk.seed * 1000 + round)
-    groups = policy.write(prompts, sampling, n=config.answers, progress=desk.progress)
-    new = _compared(groups, judge, config, desk.seed * 1000 + round)
+    prompts = policy.fitting(drawn, config.max_tokens, context.progress)
+    sampling = Sampling(config.max_tokens, seed=context.seed * 1000 + round)
+    groups = policy.write(prompts, sampling, n=config.answers, progress=context.progress)
+    new = _compared(groups, judge, config, context.seed * 1000 + round)
     if not new:
         raise RunError("the judge found no difference between any two answers, so there is nothing to learn from")
-    accumulate(desk, new, config.heldout, data, earlier)
+    accumulate(context, new, config.heldout, data, earlier)
     compared = len(groups) * config.answers * (config.answers - 1) // 2
     found = {
         "labelled_by": judge.name,

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from triptych.configuration import Config
 from triptych.data.files import read_ratings, write
-from triptych.pipeline.stage import Desk, Metrics
+from triptych.pipeline.stage import Metrics, StageContext
 from triptych.records import Comparison, Rating
 
 
@@ -22,15 +22,15 @@ class Weighing(Config):
     weights: dict[str, float]
 
 
-def imply(desk: Desk, config: Weighing, data: Path) -> Metrics:
+def imply(context: StageContext, config: Weighing, data: Path) -> Metrics:
     """Writes `reward.jsonl` and `heldout.jsonl` from the ratings of the same shares."""
     found = {
         name: implied(read_ratings(data / f"ratings_{name}.jsonl"), config.weights) for name in ("reward", "heldout")
     }
     for name, rows in found.items():
-        write(desk.output / f"{name}.jsonl", rows)
+        write(context.output / f"{name}.jsonl", rows)
     if not found["heldout"]:
-        desk.progress.say("ratings: no held-out prompt has two answers of different worth, and so there is no audit")
+        context.progress.say("ratings: no held-out prompt has two answers of different worth, and so there is no audit")
     return {"labelled_by": "ratings", "comparisons": len(found["reward"]), "heldout": len(found["heldout"])}
 
 

@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from triptych.engine import ranks
+from triptych.engine import distributed
 from triptych.engine.forward import AnswerPack, Model, answer_logprobs, pack_answers
 from triptych.engine.scoring import Scorer
 from triptych.engine.training import Loss, Step
+from triptych.improve.checkpoints import UNLIMITED, Limits
 from triptych.improve.loop import Answers, Improvement, Loop
-from triptych.improve.trajectory import UNLIMITED, Limits
-from triptych.pipeline.stage import Desk, Metrics
+from triptych.pipeline.stage import Metrics, StageContext
 
 
 class BestOfN(Improvement):
@@ -57,19 +57,20 @@ class Best:
 
 
 def improve(
-    desk: Desk, config: BestOfN, champion: Path, data: Path, reward: Scorer, judge: Scorer | None, round: int = 1,
+    context: StageContext, config: BestOfN, champion: Path, data: Path, reward: Scorer, judge: Scorer | None,
+    round: int = 1,
     limits: Limits = UNLIMITED,
 ) -> Metrics:
     """Fine-tunes the champion on the best of its own answers."""
-    loop = Loop(desk, config, champion, data, reward, judge, round, limits)
+    loop = Loop(context, config, champion, data, reward, judge, round, limits)
 
     def prepare(number: int) -> Step[AnswerPack]:
         return step(loop.collect(loop.reference, number), config)
 
     curve = loop.run(prepare, lambda packed: loss(loop.model, packed), unit="answer tokens")
-    shares = [row["left_out"] / config.prompts_per_step for row in curve[:: config.reuse]]
+    shares = [row["left_out"] / config.prompts_per_step for row in curve[:: config.updates_per_rollout]]
     left_out = sum(shares) / len(shares)
-    return loop.metrics | ({"kl_bound": bound(config.group, left_out)} if left_out < 1 else {})
+    return loop.metrics | ({"kl_bound": bound(config.group_size, left_out)} if left_out < 1 else {})
 
 
 def step(scored: Answers, config: BestOfN) -> Step[AnswerPack]:
@@ -78,7 +79,7 @@ def step(scored: Answers, config: BestOfN) -> Step[AnswerPack]:
     sizes = [len(each.prompt) + len(each.answer) for each in chosen]
     batches = [
         pack_answers([(chosen[i].prompt, [chosen[i].answer]) for i in members])
-        for members in ranks.dealt(sizes, config.micro_batch)
+        for members in distributed.micro_batches(sizes, config.micro_batch)
     ]
     weight = max(1, sum(len(each.answer) for each in chosen))
     left_out = len(scored.groups) - len(chosen)

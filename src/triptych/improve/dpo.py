@@ -19,16 +19,16 @@ from torch import Tensor
 from triptych.data.files import read_comparisons
 from triptych.data.lengths import fit
 from triptych.data.pairs import PairGroup, grouped
-from triptych.engine import ranks
+from triptych.engine import distributed
 from triptych.engine.device import autocast
 from triptych.engine.forward import AnswerPack, Model, answer_logprobs, pack_answers
 from triptych.engine.scoring import Scorer
 from triptych.engine.training import Loss, Step
 from triptych.errors import TrainingError
 from triptych.improve import losses
+from triptych.improve.checkpoints import UNLIMITED, Limits
 from triptych.improve.loop import Answers, Contrast, Loop, passes
-from triptych.improve.trajectory import UNLIMITED, Limits
-from triptych.pipeline.stage import Desk, Metrics
+from triptych.pipeline.stage import Metrics, StageContext
 from triptych.records import Comparison, Conversation
 
 
@@ -39,7 +39,7 @@ class Dpo(Contrast):
         loss: how a pair is learnt: "dpo", "ipo", or "rpo", which also looks at how much better the answer is.
         pairs: "sampled" from the champion in every step and scored, the best against the worst of a group; or the
             round's "comparisons", each prompt with all of its own (`group` and `max_tokens` then do not matter).
-        kl: β, what a nat of distance from the champion costs (IPO's τ).
+        kl_coefficient: β, what a nat of distance from the champion costs (IPO's τ).
         reward_scale: η, by which RPO multiplies the rewards, which are normalised; it is a choice of how far apart
             answers shall be, for differences of rewards are log-odds of few kinds and in units of their own.
         nll: what the chosen answer's mean −log p of a token adds to the loss (Pang et al. 2024).
@@ -49,14 +49,14 @@ class Dpo(Contrast):
     method: Literal["dpo"] = "dpo"
     loss: Literal["dpo", "ipo", "rpo"] = "dpo"
     pairs: Literal["sampled", "comparisons"] = "sampled"
-    kl: float = Field(default=0.1, gt=0)
+    kl_coefficient: float = Field(default=0.1, gt=0)
     reward_scale: float = Field(default=1.0, gt=0)
     nll: float = Field(default=0.0, ge=0)
     context: int = Field(default=512, ge=16)
 
     @model_validator(mode="after")
     def _reusable(self) -> Self:
-        if self.pairs == "comparisons" and self.reuse > 1:
+        if self.pairs == "comparisons" and self.updates_per_rollout > 1:
             raise ValueError("reuse is of samplings, and pairs: comparisons samples none; leave it 1")
         return self
 
@@ -79,21 +79,22 @@ class Pairs:
 
 
 def improve(
-    desk: Desk, config: Dpo, champion: Path, data: Path, reward: Scorer, judge: Scorer | None, round: int = 1,
+    context: StageContext, config: Dpo, champion: Path, data: Path, reward: Scorer, judge: Scorer | None,
+    round: int = 1,
     limits: Limits = UNLIMITED, comparisons: Path | None = None,
 ) -> Metrics:
     """Improves the champion on pairs; the champion is also the reference, and the author of sampled pairs.
 
     The comparisons are those in `comparisons/reward.jsonl`, on which the reward model was trained.
     """
-    loop = Loop(desk, config, champion, data, reward, judge, round, limits)
+    loop = Loop(context, config, champion, data, reward, judge, round, limits)
     if config.pairs == "sampled":
         prepare = _sampled(loop, config)
     else:
         assert comparisons is not None, "the round's comparisons are an input of this stage"
         prepare = _compared(loop, config, comparisons)
     curve = loop.run(prepare, lambda pairs: loss(loop.model, pairs, config), unit="pairs")
-    drawn = curve[:: config.reuse]
+    drawn = curve[:: config.updates_per_rollout]
     totals = {name: int(sum(row.get(name, 0) for row in drawn)) for name in ("answers", "pairs", "left_out")}
     return loop.metrics | totals
 
@@ -156,7 +157,7 @@ def _compared(loop: Loop, config: Dpo, comparisons: Path) -> Prepare:
     known = getattr(loop.model.config.get_text_config(), "max_position_embeddings", None)
     fitted = fit(rows, loop.tokenizer, min(config.context, known or config.context), "drop")
     if fitted.dropped:
-        loop.desk.progress.say(f"comparisons: {fitted}")
+        loop.context.progress.say(f"comparisons: {fitted}")
     groups = grouped(fitted.rows, fitted.lines)
     if not groups:
         raise TrainingError(f"no comparison is left to train on ({fitted}); raise improve.context or give more of them")
@@ -183,7 +184,7 @@ def step(reference: Model, groups: Sequence[PairGroup], micro_batch: int) -> Ste
     """An update's batches: each prompt with all of its answers, and what the reference gives them."""
     batches = [
         _packed(reference, [groups[i] for i in members])
-        for members in ranks.dealt((group.tokens for group in groups), micro_batch)
+        for members in distributed.micro_batches((group.tokens for group in groups), micro_batch)
     ]
     count = sum(len(group.pairs) for group in groups)
     return Step(batches, weight=max(1, count), numbers={"pairs": count})
@@ -215,9 +216,9 @@ def loss(model: Model, pairs: Pairs, config: Dpo) -> Loss:
     chosen, rejected = ratios[pairs.chosen], ratios[pairs.rejected]
     if config.loss == "rpo":
         assert pairs.gap is not None, "RPO needs every pair's rewards"
-        each = losses.rpo(chosen, rejected, pairs.gap, config.kl, config.reward_scale)
+        each = losses.rpo(chosen, rejected, pairs.gap, config.kl_coefficient, config.reward_scale)
     else:
-        each = {"dpo": losses.dpo, "ipo": losses.ipo}[config.loss](chosen, rejected, config.kl)
+        each = {"dpo": losses.dpo, "ipo": losses.ipo}[config.loss](chosen, rejected, config.kl_coefficient)
     if config.nll > 0:
         lengths = torch.bincount(pairs.packed.predictions.rows, minlength=pairs.packed.answers)
         each = each - config.nll * (logprobs / lengths)[pairs.chosen]

@@ -16,11 +16,11 @@ from triptych.engine.rollout import Policy
 from triptych.engine.scoring import Scorer
 from triptych.engine.training import Row, Step
 from triptych.improve.advantages import centred, group_normalised
+from triptych.improve.checkpoints import UNLIMITED, Limits
 from triptych.improve.loop import Answers
 from triptych.improve.on_policy import OnPolicy, Tokens, improved, measured, paid
 from triptych.improve.on_policy import step as on_policy_step
-from triptych.improve.trajectory import UNLIMITED, Limits
-from triptych.pipeline.stage import Desk, Metrics
+from triptych.pipeline.stage import Metrics, StageContext
 
 
 class Grpo(OnPolicy):
@@ -35,11 +35,12 @@ class Grpo(OnPolicy):
 
 
 def improve(
-    desk: Desk, config: Grpo, champion: Path, data: Path, reward: Scorer, judge: Scorer | None, round: int = 1,
+    context: StageContext, config: Grpo, champion: Path, data: Path, reward: Scorer, judge: Scorer | None,
+    round: int = 1,
     limits: Limits = UNLIMITED,
 ) -> Metrics:
     """Improves the champion against the reward; the champion is also the reference."""
-    return improved(desk, config, champion, data, reward, judge, round, limits, step)
+    return improved(context, config, champion, data, reward, judge, round, limits, step)
 
 
 def step(reference: Policy, scored: Answers, config: Grpo, curve: Sequence[Row] = ()) -> Step[Tokens]:

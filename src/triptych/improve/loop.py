@@ -19,7 +19,7 @@ from torch import Tensor
 from transformers import GenerationConfig
 
 from triptych.data.files import read_prompts
-from triptych.engine import attention, ranks
+from triptych.engine import attention, distributed
 from triptych.engine.adapters import adapt, learnt, merged
 from triptych.engine.curve import write_curve
 from triptych.engine.models import load_policy, load_tokenizer, save
@@ -30,8 +30,8 @@ from triptych.engine.scoring import Scorer, Scores, scored
 from triptych.engine.training import Curve, Loss, Optimization, Row, Step, shuffled, train
 from triptych.engine.vllm import VllmSampler
 from triptych.improve.advantages import priced
-from triptych.improve.trajectory import JUDGED, UNLIMITED, Limits, Trajectory
-from triptych.pipeline.stage import Desk
+from triptych.improve.checkpoints import JUDGED, UNLIMITED, Limits, PolicyCheckpoints
+from triptych.pipeline.stage import StageContext
 from triptych.records import Conversation, Prompt, Rollout
 
 Batch = TypeVar("Batch")
@@ -42,26 +42,26 @@ class Improvement(Optimization):
     Attributes:
         steps: updates in a round.
         prompts_per_step: asked for each update.
-        group: answers to each prompt.
-        reuse: updates that each sampling is used for.
+        group_size: answers to each prompt.
+        updates_per_rollout: updates that each sampling is used for.
         max_tokens: an answer is cut there.
         micro_batch: tokens computed at once; only memory and speed depend on it.
-        watch_every: steps between two measurements on the validation prompts, for the report's curves.
-        watch_prompts: how many of them.
-        keep: which of the watched policies is the candidate: the "best" on the validation prompts (the gate has prompts
-            of its own) by the judge, or by the reward where no judge may watch; or the "last".
+        eval_every: steps between two measurements on the validation prompts, for the report's curves.
+        eval_prompts: how many of them.
+        select: which of the watched policies is the candidate: the "best" on the validation prompts (the gate has
+            prompts of its own) by the judge, or by the reward where no judge may watch; or the "last".
         sampler: who writes the answers: the engine's own slots, or vLLM, where that is installed.
     """
 
     steps: int = Field(default=40, ge=1)
     prompts_per_step: int = Field(default=32, ge=1)
-    group: int = Field(default=8, ge=2)
-    reuse: int = Field(default=1, ge=1)
+    group_size: int = Field(default=8, ge=2)
+    updates_per_rollout: int = Field(default=1, ge=1)
     max_tokens: int = Field(default=96, ge=1)
     micro_batch: int = Field(default=4096, ge=64)
-    watch_every: int = Field(default=10, ge=1)
-    watch_prompts: int = Field(default=96, ge=8)
-    keep: Literal["best", "last"] = "best"
+    eval_every: int = Field(default=10, ge=1)
+    eval_prompts: int = Field(default=96, ge=8)
+    select: Literal["best", "last"] = "best"
     sampler: Literal["slots", "vllm"] = "slots"
     learning_rate: float = Field(default=1e-6, gt=0)
     decay: Literal["cosine", "linear", "constant"] = "constant"
@@ -69,24 +69,25 @@ class Improvement(Optimization):
     @property
     def samplings(self) -> int:
         """How often prompts are answered in a round."""
-        return math.ceil(self.steps / self.reuse)
+        return math.ceil(self.steps / self.updates_per_rollout)
 
     @property
     def answers(self) -> int:
         """How many answers a round is learnt from, but for those that were sampled again."""
-        return self.samplings * self.prompts_per_step * self.group
+        return self.samplings * self.prompts_per_step * self.group_size
 
 
 class Contrast(Improvement):
     """Methods that learn from what the answers to a prompt differ by.
 
     Attributes:
-        resample: how often a prompt is asked again whose answers all got the same reward, and so teach nothing.
+        resample_uniform_groups: how often a prompt is asked again whose answers all got the same reward, and so teach
+            nothing.
         cut_price: how far below its group's lowest finished answer an answer is rewarded that was cut at `max_tokens`;
             trained rewards have a deviation of 1. None leaves cut answers out of the loss.
     """
 
-    resample: int = Field(default=1, ge=0)
+    resample_uniform_groups: int = Field(default=1, ge=0)
     cut_price: float | None = Field(default=0.5, ge=0)
 
     def learnt(self, answers: Answers) -> Tensor:
@@ -172,16 +173,19 @@ class Loop:
     """
 
     def __init__(
-        self, desk: Desk, config: Improvement, champion: Path, data: Path, reward: Scorer, judge: Scorer | None,
+        self, context: StageContext, config: Improvement, champion: Path, data: Path, reward: Scorer,
+        judge: Scorer | None,
         round: int, limits: Limits = UNLIMITED,
     ) -> None:
         folder = champion / "model"
-        self.desk, self.config, self.data = desk, config, data
+        self.context, self.config, self.data = context, config, data
         self.reward, self.judge = reward, judge
         self.noted: set[str] = set()
-        self.seed = desk.seed * 1000 + round
-        kept = desk.scratch if config.keep == "best" else None
-        self.way = Trajectory(config.steps, config.reuse, kept, limits, "reward" if judge is None else "judge")
+        self.seed = context.seed * 1000 + round
+        kept = context.scratch if config.select == "best" else None
+        self.checkpoints = PolicyCheckpoints(
+            config.steps, config.updates_per_rollout, kept, limits, "reward" if judge is None else "judge"
+        )
         self.tokenizer = load_tokenizer(folder)
         self.load = partial(load_policy, folder, attention=attention.NAME)
         self.model: Any = self.load()
@@ -205,13 +209,13 @@ class Loop:
     @cached_property
     def prompts(self) -> list[Prompt]:
         """The round's prompts, those that leave room for an answer."""
-        return self.policy.fitting(self._asked, self.config.max_tokens, self.desk.progress)
+        return self.policy.fitting(self._asked, self.config.max_tokens, self.context.progress)
 
     @cached_property
     def validation(self) -> list[Prompt]:
         """The prompts that are watched."""
-        watched = read_prompts(self.data / "prompts_validation.jsonl")[: self.config.watch_prompts]
-        return self.policy.fitting(watched, self.config.max_tokens, self.desk.progress)
+        watched = read_prompts(self.data / "prompts_validation.jsonl")[: self.config.eval_prompts]
+        return self.policy.fitting(watched, self.config.max_tokens, self.context.progress)
 
     @cached_property
     def plan(self) -> list[list[int]]:
@@ -229,7 +233,7 @@ class Loop:
         found = self._scored(groups, lines)
         if not isinstance(self.config, Contrast):
             return found
-        for attempt in range(1, self.config.resample + 1):
+        for attempt in range(1, self.config.resample_uniform_groups + 1):
             alike = self.config.alike(found)
             if not alike:
                 break
@@ -239,14 +243,14 @@ class Loop:
 
     def _written(self, author: Policy, prompts: Sequence[Prompt], step: int, attempt: int) -> list[list[Rollout]]:
         seed = self.seed * 100_000 + step + attempt * 1_000_000_007
-        return author.write(prompts, Sampling(self.config.max_tokens, seed=seed), n=self.config.group)
+        return author.write(prompts, Sampling(self.config.max_tokens, seed=seed), n=self.config.group_size)
 
     def _scored(self, groups: Sequence[Sequence[Rollout]], lines: Sequence[int]) -> Answers:
         answers = [Conversation(each.prompt, each.answer) for group in groups for each in group]
-        scores = ranks.told(scored(self.reward, answers))  # a judge may not say the same twice
+        scores = distributed.broadcast(scored(self.reward, answers))  # a judge may not say the same twice
         for name, note in scores.notes.items():
             if name not in self.noted:
-                self.desk.progress.say(f"reward: {name} {note}; the curve counts more of them")
+                self.context.progress.say(f"reward: {name} {note}; the curve counts more of them")
                 self.noted.add(name)
         rewards = torch.tensor(scores.totals).view(len(groups), -1)
         return Answers(list(groups), rewards, scores, lines)
@@ -254,10 +258,10 @@ class Loop:
     @property
     def metrics(self) -> dict[str, Any]:
         """What is told of a round that is done."""
-        config, way = self.config, self.way
-        found = {"method": getattr(config, "method", ""), "steps": way.last, "answers": config.answers,
-                 "kept": way.kept, "watched_by": way.watcher, "alarms": way.alarms()}
-        curve = way.overoptimisation(best_of_n=getattr(config, "method", "") == "best_of_n")
+        config, checkpoints = self.config, self.checkpoints
+        found = {"method": getattr(config, "method", ""), "steps": checkpoints.last, "answers": config.answers,
+                 "kept": checkpoints.kept, "watched_by": checkpoints.watcher, "alarms": checkpoints.alarms()}
+        curve = checkpoints.overoptimisation(best_of_n=getattr(config, "method", "") == "best_of_n")
         return found | ({"overoptimisation": dataclasses.asdict(curve)} if curve else {})
 
     def run(
@@ -269,32 +273,35 @@ class Loop:
         Args:
             leave: takes from the model what only its training needed.
         """
-        config, desk = self.config, self.desk
+        config, context = self.config, self.context
 
         def after(step: int, row: dict[str, Any]) -> bool:
-            if (step + 1) % config.watch_every and step + 1 < config.steps:
+            if (step + 1) % config.eval_every and step + 1 < config.steps:
                 return False
             row |= self.measured()
-            self.way.remember(row | {"step": step + 1}, lambda: dict(learnt(self.model, self.reference.model)))
-            return self.way.passed(row) is not None
+            self.checkpoints.remember(row | {"step": step + 1}, lambda: dict(learnt(self.model, self.reference.model)))
+            return self.checkpoints.exceeded(row) is not None
 
-        self.way.start = self.measured()  # policy and reference are still one
+        self.checkpoints.start = self.measured()  # policy and reference are still one
         curve = train(
-            self.model, config.steps, reused(prepare, config.reuse), loss, config, progress=desk.progress, unit=unit,
-            checkpoint=desk.checkpoint(config.reuse), after=after, curve=self.way.curve,
+            self.model, config.steps, reused(prepare, config.updates_per_rollout), loss, config,
+            progress=context.progress, unit=unit,
+            checkpoint=context.checkpoint(config.updates_per_rollout), after=after, curve=self.checkpoints.curve,
         )
         if leave:
             leave(self.model)
-        rows = [{"step": 0, **self.way.start}, *curve]
-        write_curve(desk.output / "curve.jsonl", [{name: row[name] for name in row if name != JUDGED} for row in rows])
+        rows = [{"step": 0, **self.checkpoints.start}, *curve]
+        write_curve(
+            context.output / "curve.jsonl", [{name: row[name] for name in row if name != JUDGED} for row in rows]
+        )
         if self.judge is not None:
             judged = [{"step": row["step"], "judge": row[JUDGED]} for row in rows if JUDGED in row]
-            write_curve(desk.output / "validation.jsonl", judged)
+            write_curve(context.output / "validation.jsonl", judged)
         plain = merged(self.model, self.load)
-        self.way.recall(plain)
-        for alarm in self.way.alarms():
-            desk.progress.say(alarm)
-        save(plain, self.tokenizer, desk.output / "model", GenerationConfig(do_sample=True, temperature=1.0))
+        self.checkpoints.recall(plain)
+        for alarm in self.checkpoints.alarms():
+            context.progress.say(alarm)
+        save(plain, self.tokenizer, context.output / "model", GenerationConfig(do_sample=True, temperature=1.0))
         return curve
 
     def measured(self) -> Row:
@@ -303,7 +310,7 @@ class Loop:
         The judge's score of each prompt is kept too.
         """
         self.policy.sync_weights()
-        groups = self.policy.write(self.validation, Sampling(self.config.max_tokens, seed=self.desk.seed))
+        groups = self.policy.write(self.validation, Sampling(self.config.max_tokens, seed=self.context.seed))
         conversations = [Conversation(group[0].prompt, group[0].answer) for group in groups]
         numbers: Row = {
             "validation_reward": sum(self.reward.score(conversations)) / len(groups),

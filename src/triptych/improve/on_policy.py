@@ -17,16 +17,16 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from triptych.engine import ranks
+from triptych.engine import distributed
 from triptych.engine.forward import AnswerPack, Model, answer_logprobs
 from triptych.engine.rollout import Policy, pack_rollouts
 from triptych.engine.scoring import Scorer
 from triptych.engine.training import Loss, Row, Step
 from triptych.improve.advantages import centred
+from triptych.improve.checkpoints import Limits
 from triptych.improve.loop import Answers, Contrast, Loop
 from triptych.improve.losses import clipped_surrogate, kl_penalty
-from triptych.improve.trajectory import Limits
-from triptych.pipeline.stage import Desk, Metrics
+from triptych.pipeline.stage import Metrics, StageContext
 
 GAIN = 0.1
 """K_β of Ziegler et al. (2019): how fast β follows the distance."""
@@ -36,29 +36,29 @@ class OnPolicy(Contrast):
     """Improvement on what the policy itself writes.
 
     Attributes:
-        kl: β, what a nat of distance from the round's champion costs, in normalised rewards.
-        kl_in: the penalty stands in the "loss", token by token, or is taken off the "reward" of an answer.
+        kl_coefficient: β, what a nat of distance from the round's champion costs, in normalised rewards.
+        kl_placement: the penalty stands in the "loss", token by token, or is taken off the "reward" of an answer.
         kl_estimator: of the penalty in the loss: "k3_ratio" has the gradient of KL(policy ‖ champion), "k3" (Shao et
             al. 2024) that of KL(champion ‖ policy).
         kl_target: the distance in nats per answer towards which β is steered (Ziegler et al. 2019, *Fine-Tuning
             Language Models from Human Preferences*, section 2.2); by default β stays.
         ratio_clip: ε of the surrogate; it acts where a sampling is used again (`reuse`).
         clip_higher: ε above 1, where it is another one (Yu et al. 2025, DAPO).
-        correction: a token counts by its probability in training over that in sampling, up to this, where the two
+        importance_cap: a token counts by its probability in training over that in sampling, up to this, where the two
             differ by rounding or by another engine (Yao et al. 2025, truncated importance sampling); None for not.
     """
 
-    kl: float = Field(default=0.04, ge=0)
-    kl_in: Literal["loss", "reward"] = "loss"
+    kl_coefficient: float = Field(default=0.04, ge=0)
+    kl_placement: Literal["loss", "reward"] = "loss"
     kl_estimator: Literal["k3_ratio", "k3"] = "k3_ratio"
     kl_target: float | None = Field(default=None, gt=0)
     ratio_clip: float = Field(default=0.2, gt=0)
     clip_higher: float | None = Field(default=None, gt=0)
-    correction: float | None = Field(default=2.0, ge=1)
+    importance_cap: float | None = Field(default=2.0, ge=1)
 
     @model_validator(mode="after")
     def _steerable(self) -> Self:
-        if self.kl_target is not None and self.kl == 0:
+        if self.kl_target is not None and self.kl_coefficient == 0:
             raise ValueError("kl_target steers kl by factors, and 0 stays 0: give kl a value above it")
         return self
 
@@ -106,14 +106,14 @@ Config = TypeVar("Config", bound=OnPolicy)
 
 
 def improved(
-    desk: Desk, config: Config, champion: Path, data: Path, reward: Scorer, judge: Scorer | None, round: int,
+    context: StageContext, config: Config, champion: Path, data: Path, reward: Scorer, judge: Scorer | None, round: int,
     limits: Limits, step: Callable[[Policy, Answers, Config, Sequence[Row]], Step[Tokens]],
 ) -> Metrics:
     """A round by a method that is known by its step; the champion is also the reference."""
-    loop = Loop(desk, config, champion, data, reward, judge, round, limits)
+    loop = Loop(context, config, champion, data, reward, judge, round, limits)
 
     def prepare(number: int) -> Step[Tokens]:
-        return step(loop.reference, loop.collect(loop.policy, number), config, loop.way.curve)
+        return step(loop.reference, loop.collect(loop.policy, number), config, loop.checkpoints.curve)
 
     loop.run(prepare, lambda tokens: loss(loop.model, tokens, config), unit="answer tokens")
     return loop.metrics
@@ -131,14 +131,14 @@ def steered(config: OnPolicy, curve: Sequence[Row]) -> float:
     """β ← β·(1 + K·clip(KL / target − 1, −0.2, 0.2)) after each step."""
     last = next((row for row in reversed(curve) if math.isfinite(row.get("kl", math.nan)) and "beta" in row), None)
     if last is None or config.kl_target is None:
-        return config.kl
+        return config.kl_coefficient
     error = max(-0.2, min(0.2, last["kl"] / config.kl_target - 1))
     return float(last["beta"] * (1 + GAIN * error))
 
 
 def paid(found: Measured, config: OnPolicy) -> Tensor:
     """`[P, G]` β times how much farther an answer is than its group, where the penalty stands in the reward; else 0."""
-    return (found.beta if config.kl_in == "reward" else 0.0) * centred(found.distances)
+    return (found.beta if config.kl_placement == "reward" else 0.0) * centred(found.distances)
 
 
 def step(
@@ -163,12 +163,14 @@ def of_tokens(found: Measured, members: Sequence[int], packed: AnswerPack, confi
     rollouts = [rollout for i in members for rollout in found.scored.groups[i]]
     return {
         "packed": packed,
-        "reference": torch.cat([found.far[i * config.group + k] for i in members for k in range(config.group)]),
+        "reference": torch.cat([
+            found.far[i * config.group_size + k] for i in members for k in range(config.group_size)
+        ]),
         "sampler": torch.tensor([value for rollout in rollouts for value in rollout.logprobs]),
         "counted": torch.tensor([
             float(rollout.finished or config.cut_price is not None) for rollout in rollouts
         ])[packed.predictions.rows],
-        "kl": found.beta if config.kl_in == "loss" else 0.0,
+        "kl": found.beta if config.kl_placement == "loss" else 0.0,
     }
 
 
@@ -176,7 +178,7 @@ def dealt(found: Measured, config: OnPolicy) -> list[list[int]]:
     """The groups of each micro-batch."""
     groups = found.scored.groups
     sizes = [len(group[0].prompt_tokens) + sum(len(rollout.tokens) for rollout in group) for group in groups]
-    return ranks.dealt(sizes, config.micro_batch)
+    return distributed.micro_batches(sizes, config.micro_batch)
 
 
 def prepared(found: Measured, batches: Sequence[Tokens], divisor: float | None = None) -> Step[Tokens]:
@@ -203,19 +205,19 @@ def surrogate(logprobs: Tensor, entropy: Tensor, tokens: Tokens, config: OnPolic
     # With one update for each sampling π_old is the policy itself, and the ratio carries only the gradient. With
     # several it is the sampler, and the ratio holds all that they differ by, so that there is nothing to correct.
     now = logprobs.detach()
-    old = now if config.reuse == 1 else tokens.sampler
+    old = now if config.updates_per_rollout == 1 else tokens.sampler
     high = config.clip_higher or config.ratio_clip
     losses = clipped_surrogate(logprobs, old, tokens.advantages, config.ratio_clip, high)
     weighed = config.kl_estimator == "k3_ratio"
     losses = losses + tokens.kl * kl_penalty(logprobs, tokens.reference, old if weighed else None)
-    if config.correction is not None:
-        losses = losses * torch.exp(old - tokens.sampler).clamp(max=config.correction)
+    if config.importance_cap is not None:
+        losses = losses * torch.exp(old - tokens.sampler).clamp(max=config.importance_cap)
     counted = tokens.counted
     numbers = {
         "entropy": (entropy * counted).sum(),
         "sampler_mismatch": ((now - tokens.sampler).abs() * counted).sum(),
     }
-    if config.reuse > 1:
+    if config.updates_per_rollout > 1:
         ratios = torch.exp(now - tokens.sampler)
         outside = (ratios < 1 - config.ratio_clip) | (ratios > 1 + high)
         numbers["clipped"] = (outside * counted).sum()

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from triptych.intervals import Interval, resampled
+from triptych.statistics.intervals import Interval, resampled
 
 LEAST_POINTS = 4
 """Fewer points behind the start fit no curve."""

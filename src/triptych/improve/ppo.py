@@ -17,34 +17,34 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from triptych.engine import ranks
+from triptych.engine import distributed
 from triptych.engine.device import autocast
 from triptych.engine.forward import AnswerPack, Model, hidden_states, predicted_logprobs
 from triptych.engine.rollout import Policy, pack_rollouts
 from triptych.engine.scoring import Scorer
 from triptych.engine.training import Loss, Row, Step
 from triptych.improve.advantages import generalised, whitened
+from triptych.improve.checkpoints import UNLIMITED, Limits
 from triptych.improve.loop import Answers, Loop
 from triptych.improve.losses import clipped_value
 from triptych.improve.on_policy import OnPolicy, Tokens, dealt, measured, of_tokens, prepared, surrogate
-from triptych.improve.trajectory import UNLIMITED, Limits
-from triptych.pipeline.stage import Desk, Metrics
+from triptych.pipeline.stage import Metrics, StageContext
 
 
 class Ppo(OnPolicy):
     """Improvement by PPO.
 
     Attributes:
-        discount: γ, by which a later reward counts for less.
-        trace: λ of the generalised advantages.
+        gamma: γ, by which a later reward counts for less.
+        gae_lambda: λ of the generalised advantages.
         value_weight: of the value head's loss beside the policy's.
         value_clip: how far a value may move in an update before its loss stops counting.
     """
 
     method: Literal["ppo"] = "ppo"
-    kl_in: Literal["loss", "reward"] = "reward"
-    discount: float = Field(default=1.0, gt=0, le=1)
-    trace: float = Field(default=0.95, ge=0, le=1)
+    kl_placement: Literal["loss", "reward"] = "reward"
+    gamma: float = Field(default=1.0, gt=0, le=1)
+    gae_lambda: float = Field(default=0.95, ge=0, le=1)
     value_weight: float = Field(default=0.1, gt=0)
     value_clip: float = Field(default=0.2, gt=0)
 
@@ -64,15 +64,16 @@ class ValuedTokens(Tokens):
 
 
 def improve(
-    desk: Desk, config: Ppo, champion: Path, data: Path, reward: Scorer, judge: Scorer | None, round: int = 1,
+    context: StageContext, config: Ppo, champion: Path, data: Path, reward: Scorer, judge: Scorer | None,
+    round: int = 1,
     limits: Limits = UNLIMITED,
 ) -> Metrics:
     """Improves the champion against the reward; the champion is also the reference."""
-    loop = Loop(desk, config, champion, data, reward, judge, round, limits)
+    loop = Loop(context, config, champion, data, reward, judge, round, limits)
     attach(loop.model)
 
     def prepare(number: int) -> Step[ValuedTokens]:
-        return step(loop.model, loop.reference, loop.collect(loop.policy, number), config, loop.way.curve)
+        return step(loop.model, loop.reference, loop.collect(loop.policy, number), config, loop.checkpoints.curve)
 
     loop.run(prepare, lambda tokens: loss(loop.model, tokens, config), unit="answer tokens", leave=detach)
     return loop.metrics
@@ -102,7 +103,7 @@ def step(
     """An update's batches: what was expected of each token, and what came."""
     found = measured(reference, scored, config, curve)
     groups, rewards = found.scored.groups, config.learnt(found.scored)
-    in_reward = found.beta if config.kl_in == "reward" else 0.0
+    in_reward = found.beta if config.kl_placement == "reward" else 0.0
     batches: list[ValuedTokens] = []
     parts = dealt(found, config)
     packs = [pack_rollouts([groups[i] for i in members]) for members in parts]
@@ -112,7 +113,7 @@ def step(
         lengths = torch.tensor([len(rollout.tokens) for i in members for rollout in groups[i]])
         received = -in_reward * (common["sampler"] - common["reference"])
         received[lengths.cumsum(0) - 1] += rewards[members].flatten()
-        advantages = generalised(received, value, lengths, config.discount, config.trace)
+        advantages = generalised(received, value, lengths, config.gamma, config.gae_lambda)
         batches.append(ValuedTokens(advantages=advantages, values=value, returns=advantages + value, **common))
     sizes = [len(batch.counted) for batch in batches]
     together = whitened(torch.cat([b.advantages for b in batches]), torch.cat([b.counted for b in batches]))
@@ -130,10 +131,10 @@ def _everywhere(model: Model, packs: list[AnswerPack]) -> list[Tensor]:
         ])
 
     found = []
-    for packed, _ in ranks.turns(packs):
+    for packed, _ in distributed.shard_evenly(packs):
         with torch.no_grad(), autocast():
-            found.append(ranks.computed(model, computed, packed))
-    return ranks.gathered(found)[: len(packs)]
+            found.append(distributed.forward(model, computed, packed))
+    return distributed.all_gather(found)[: len(packs)]
 
 
 def loss(model: Model, tokens: ValuedTokens, config: Ppo) -> Loss:

@@ -15,31 +15,32 @@ from triptych.engine.rollout import Policy
 from triptych.engine.scoring import Scorer
 from triptych.engine.training import Row, Step
 from triptych.improve.advantages import leave_one_out
+from triptych.improve.checkpoints import UNLIMITED, Limits
 from triptych.improve.loop import Answers
 from triptych.improve.on_policy import OnPolicy, Tokens, improved, measured
 from triptych.improve.on_policy import step as on_policy_step
-from triptych.improve.trajectory import UNLIMITED, Limits
-from triptych.pipeline.stage import Desk, Metrics
+from triptych.pipeline.stage import Metrics, StageContext
 
 
 class Rloo(OnPolicy):
     """Improvement by RLOO."""
 
     method: Literal["rloo"] = "rloo"
-    kl_in: Literal["loss", "reward"] = "reward"
+    kl_placement: Literal["loss", "reward"] = "reward"
 
 
 def improve(
-    desk: Desk, config: Rloo, champion: Path, data: Path, reward: Scorer, judge: Scorer | None, round: int = 1,
+    context: StageContext, config: Rloo, champion: Path, data: Path, reward: Scorer, judge: Scorer | None,
+    round: int = 1,
     limits: Limits = UNLIMITED,
 ) -> Metrics:
     """Improves the champion against the reward; the champion is also the reference."""
-    return improved(desk, config, champion, data, reward, judge, round, limits, step)
+    return improved(context, config, champion, data, reward, judge, round, limits, step)
 
 
 def step(reference: Policy, scored: Answers, config: Rloo, curve: Sequence[Row] = ()) -> Step[Tokens]:
     """An update's batches; the loss is a mean over answers."""
     found = measured(reference, scored, config, curve)
-    in_reward = found.beta if config.kl_in == "reward" else 0.0
+    in_reward = found.beta if config.kl_placement == "reward" else 0.0
     advantages = leave_one_out(config.learnt(scored) - in_reward * found.distances)
     return on_policy_step(found, advantages, config, divisor=advantages.numel())

@@ -17,7 +17,7 @@ from transformers import GenerationConfig
 
 from triptych.data.files import read_conversations
 from triptych.data.lengths import TokenizedConversation, fit
-from triptych.engine import attention, ranks
+from triptych.engine import attention, distributed
 from triptych.engine.adapters import adapt, merged
 from triptych.engine.curve import write_curve
 from triptych.engine.device import autocast
@@ -25,7 +25,7 @@ from triptych.engine.forward import AnswerPack, answer_logprobs, pack_answers
 from triptych.engine.models import load_policy, load_tokenizer, parameters, save
 from triptych.engine.packing import fill
 from triptych.engine.training import Loss, Optimization, Step, shuffled, train
-from triptych.pipeline.stage import Desk, Metrics
+from triptych.pipeline.stage import Metrics, StageContext
 
 
 class Finetuning(Optimization):
@@ -33,21 +33,21 @@ class Finetuning(Optimization):
 
     Attributes:
         epochs: passes over the conversations.
-        batch: tokens in an update, prompts included.
+        batch_tokens: tokens in an update, prompts included.
         micro_batch: tokens computed at once; only memory and speed depend on it.
         context: longest conversation, in tokens.
         overlong: what happens to longer ones: left out, or their answers cut. Either is counted and reported.
     """
 
     epochs: float = Field(default=2, gt=0)
-    batch: int = Field(default=8192, ge=64)
+    batch_tokens: int = Field(default=8192, ge=64)
     micro_batch: int = Field(default=4096, ge=64)
     context: int = Field(default=512, ge=16)
     overlong: Literal["drop", "truncate"] = "drop"
     learning_rate: float = Field(default=2e-5, gt=0)
 
 
-def finetune(desk: Desk, config: Finetuning, base: Path, data: Path) -> Metrics:
+def finetune(context: StageContext, config: Finetuning, base: Path, data: Path) -> Metrics:
     """Trains on `data/demonstrations.jsonl`; the loss on `data/demonstrations_heldout.jsonl` is measured."""
     tokenizer = load_tokenizer(base / "model")
     fitted = fit(read_conversations(data / "demonstrations.jsonl"), tokenizer, config.context, config.overlong)
@@ -55,30 +55,30 @@ def finetune(desk: Desk, config: Finetuning, base: Path, data: Path) -> Metrics:
         read_conversations(data / "demonstrations_heldout.jsonl"), tokenizer, config.context, config.overlong
     )
     if fitted.dropped or fitted.truncated:
-        desk.progress.say(f"demonstrations: {fitted}")
+        context.progress.say(f"demonstrations: {fitted}")
     rows = fitted.rows
-    plan = _plan(rows, config, desk.seed)
+    plan = _plan(rows, config, context.seed)
     load = partial(load_policy, base / "model", attention=attention.NAME)
     model: Any = load()
     before = heldout_loss(model, heldout.rows, config.micro_batch)
-    adapt(model, config.lora, desk.seed)
+    adapt(model, config.lora, context.seed)
 
     def prepare(step: int) -> Step[AnswerPack]:
         order = plan[step]
         batches = [
             pack_answers([(rows[order[i]].prompt, [rows[order[i]].answer]) for i in group])
-            for group in ranks.dealt((rows[i].length for i in order), config.micro_batch)
+            for group in distributed.micro_batches((rows[i].length for i in order), config.micro_batch)
         ]
         weight = sum(len(batch.predictions.targets) for batch in batches)
         return Step(batches, weight, rows=[fitted.lines[i] for i in order])
 
     curve = train(
         model, len(plan), prepare, lambda packed: Loss(-answer_logprobs(model, packed)[0].sum()),
-        config, checkpoint=desk.checkpoint(), progress=desk.progress,
+        config, checkpoint=context.checkpoint(), progress=context.progress,
     )
-    write_curve(desk.output / "curve.jsonl", curve)
+    write_curve(context.output / "curve.jsonl", curve)
     model = merged(model, load)
-    save(model, tokenizer, desk.output / "model", GenerationConfig(do_sample=True, temperature=1.0))
+    save(model, tokenizer, context.output / "model", GenerationConfig(do_sample=True, temperature=1.0))
     return {
         "parameters": parameters(model),
         "demonstrations": len(rows),
@@ -94,12 +94,12 @@ def finetune(desk: Desk, config: Finetuning, base: Path, data: Path) -> Metrics:
 def heldout_loss(model: Any, rows: Sequence[TokenizedConversation], batch: int) -> float:
     """Mean −log p over the answers' tokens, in nats."""
     nats = tokens = 0.0
-    for group in ranks.share(ranks.dealt((row.length for row in rows), batch)):
+    for group in distributed.shard(distributed.micro_batches((row.length for row in rows), batch)):
         packed = pack_answers([(rows[i].prompt, [rows[i].answer]) for i in group])
         with autocast():
             nats -= float(answer_logprobs(model, packed)[0].sum())
         tokens += len(packed.predictions.targets)
-    nats, tokens = ranks.summed([nats, tokens])
+    nats, tokens = distributed.all_reduce([nats, tokens])
     return nats / tokens
 
 
@@ -111,5 +111,5 @@ def _plan(rows: Sequence[TokenizedConversation], config: Finetuning, seed: int) 
         order = shuffled(len(rows), epoch, seed)
         if epoch == int(whole):
             order = order[: max(1, round(part * len(rows)))]
-        plan += [[order[i] for i in group] for group in fill((rows[i].length for i in order), config.batch)]
+        plan += [[order[i] for i in group] for group in fill((rows[i].length for i in order), config.batch_tokens)]
     return plan

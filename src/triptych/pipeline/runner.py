@@ -28,12 +28,12 @@ from typing import Any
 
 from triptych import __version__
 from triptych.data.files import digest
-from triptych.engine import ranks
+from triptych.engine import distributed
 from triptych.errors import RunError
 from triptych.pipeline.artifact import Artifact, publish, seal
 from triptych.pipeline.fingerprint import code_version, fingerprint
 from triptych.pipeline.ledger import Ledger
-from triptych.pipeline.stage import Desk, Stage
+from triptych.pipeline.stage import Stage, StageContext
 from triptych.progress import Progress
 from triptych.storage import make_folder
 
@@ -89,11 +89,11 @@ class Runner:
         label = f"{stage.name.replace('/', '-')}-{mark[:12]}"
         destination = self.folder / "artifacts" / label
         artifact = Artifact.open(stage.name, destination)
-        if ranks.told(artifact is None):
+        if distributed.broadcast(artifact is None):
             return self._compute(stage, mark, self.folder / "work" / label, destination)
         if artifact is None:
             raise RunError(f"{destination} is not to be seen from every machine; ranks need one folder for the run")
-        if ranks.rank() == 0:
+        if distributed.rank() == 0:
             shutil.rmtree(self.folder / "work" / label, ignore_errors=True)
         self._prove(artifact, mark)
         self.progress.stage(stage.name, "(done before)")
@@ -107,18 +107,18 @@ class Runner:
             RunError: it is not; on every rank.
         """
         damage = None
-        if ranks.rank() == 0:
+        if distributed.rank() == 0:
             written = self.ledger.digest(mark)
             if written is None:
                 self.progress.say(f"{self.ledger.path} does not know {artifact.name}; it is taken as it is")
             elif written != artifact.digest:
                 damage = f"manifest.json was changed: {self.ledger.path} has another digest of it"
             damage = damage or artifact.damage()
-        if damage := ranks.told(damage):
+        if damage := distributed.broadcast(damage):
             raise RunError(f"{artifact.folder}: {damage}; delete this folder to compute it again")
 
     def _record(self, event: str, stage: Stage, **details: Any) -> None:
-        if ranks.rank() == 0:
+        if distributed.rank() == 0:
             self.ledger.add(event, stage.name, **details)
 
     def _fingerprint(self, stage: Stage) -> str:
@@ -131,8 +131,8 @@ class Runner:
 
     def _compute(self, stage: Stage, mark: str, work: Path, destination: Path) -> Artifact:
         """Does the stage's work; every rank takes part in it, and the first one's output becomes the artifact."""
-        first = ranks.rank() == 0
-        output = work / ("output" if first else f"rank-{ranks.rank()}")
+        first = distributed.rank() == 0
+        output = work / ("output" if first else f"rank-{distributed.rank()}")
         shutil.rmtree(output, ignore_errors=True)
         output.mkdir(parents=True)
         self.progress.stage(stage.name)
@@ -144,12 +144,12 @@ class Runner:
             peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
             self._record(event, stage, fingerprint=mark, seconds=seconds, peak_gib=round(peak, 3), **details)
 
-        desk = Desk(output, work, self.progress, self.seed, self.checkpoint_seconds)
+        context = StageContext(output, work, self.progress, self.seed, self.checkpoint_seconds)
         try:
             if first or not stage.alone:
-                with ranks.alone() if stage.alone else nullcontext():
-                    metrics = self._worked(stage, desk)
-            ranks.barrier()
+                with distributed.single_rank() if stage.alone else nullcontext():
+                    metrics = self._worked(stage, context)
+            distributed.barrier()
             if first:
                 for alarm in metrics.get("alarms", ()):
                     self._record("warned", stage, fingerprint=mark, what=alarm)
@@ -164,16 +164,16 @@ class Runner:
             raise
         if first:
             shutil.rmtree(work)
-        ranks.barrier()
+        distributed.barrier()
         artifact = Artifact.open(stage.name, destination)
         if artifact is None:
             raise RunError(f"{destination} is not to be seen from every machine; ranks need one folder for the run")
         return artifact
 
-    def _worked(self, stage: Stage, desk: Desk) -> dict[str, Any]:
+    def _worked(self, stage: Stage, context: StageContext) -> dict[str, Any]:
         folders = {name: artifact.folder for name, artifact in stage.inputs.items()}
         sources = {"sources": stage.sources} if stage.sources else {}
-        return stage.work(desk, stage.config, **folders, **stage.tools, **sources)
+        return stage.work(context, stage.config, **folders, **stage.tools, **sources)
 
     def _manifest(self, stage: Stage, mark: str, metrics: dict[str, Any]) -> dict[str, Any]:
         import torch

@@ -16,7 +16,7 @@ Metrics = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
-class Desk:
+class StageContext:
     """Where a stage works.
 
     Attributes:
@@ -44,7 +44,7 @@ class Stage:
 
     Attributes:
         name: unique in the run, as "round-1/reward".
-        work: called as `work(desk, config, **inputs, **tools)`, inputs as their folders; returns the metrics.
+        work: called as `work(context, config, **inputs, **tools)`, inputs as their folders; returns the metrics.
         inputs: the artifacts it is computed from, by the parameter's name.
         tools: what else it is given: plain values, and objects (a judge) whose `identity` says what they are.
         parents: the artifacts that tools were opened from, by the tool's name: part of the lineage, not given to

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from triptych.reward.audit.record import AuditRecord as AuditRecord
-from triptych.reward.audit.record import Bin as Bin
-from triptych.reward.audit.record import Interval as Interval
-from triptych.reward.audit.record import Row as Row
-from triptych.reward.audit.record import TaskScore as TaskScore
+from triptych.audit.record import AuditRecord as AuditRecord
+from triptych.audit.record import Bin as Bin
+from triptych.audit.record import Interval as Interval
+from triptych.audit.record import Row as Row
+from triptych.audit.record import TaskScore as TaskScore
 
 
 class Verdict(Row):

@@ -18,9 +18,9 @@ from pydantic import Field
 from torch import Tensor
 
 from triptych.engine.scoring import RewardModel, Scores
-from triptych.pipeline.stage import Desk, Metrics
+from triptych.pipeline.stage import Metrics, StageContext
 from triptych.records import Conversation
-from triptych.reward.joining import linked
+from triptych.reward.parts import linked
 from triptych.reward.training import PairwiseReward, RewardTraining
 
 
@@ -87,10 +87,10 @@ class Ensemble:
         return torch.tensor([member.score(conversations) for member in self.members], dtype=torch.float64)
 
 
-def join(desk: Desk, config: EnsembleReward, **members: Path) -> Metrics:
+def join(context: StageContext, config: EnsembleReward, **members: Path) -> Metrics:
     """Puts trained members together: `models/0`, `models/1`, … and `reward.json`."""
     for place, name in enumerate(members):
-        linked(members[name] / "model", desk.output / "models" / str(place))
+        linked(members[name] / "model", context.output / "models" / str(place))
     content = {"kind": config.kind, "members": len(members), "penalty": config.penalty}
-    (desk.output / "reward.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    (context.output / "reward.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     return {"members": len(members)}

@@ -23,14 +23,14 @@ from triptych.configuration import Config
 from triptych.data.files import digest
 from triptych.data.rendering import Environment, RenderingError, limited
 from triptych.data.template import answer_tokens, prompt_tokens
-from triptych.engine import attention, ranks
+from triptych.engine import attention, distributed
 from triptych.engine.device import autocast
 from triptych.engine.forward import next_token_logits
 from triptych.engine.models import load_policy, load_tokenizer
 from triptych.engine.packing import Pack, Segment, fill
 from triptych.engine.scoring import Scores
 from triptych.errors import RewardError
-from triptych.pipeline.stage import Desk, Metrics
+from triptych.pipeline.stage import Metrics, StageContext
 from triptych.records import Conversation, Prompt, user
 from triptych.reward.endpoint import Endpoint, EndpointJudge, Replies
 from triptych.storage import copy_regular
@@ -180,7 +180,7 @@ class LanguageJudge:
 
     def _asked(self, questions: Sequence[str], choices: Sequence[str]) -> list[Replies | None]:
         """The replies, each asked for on one rank alone."""
-        return ranks.gathered(self._judge.choose(ranks.share(questions), choices))
+        return distributed.all_gather(self._judge.choose(distributed.shard(questions), choices))
 
     def _expected(self, replies: Replies | None) -> float:
         if replies is None:
@@ -218,20 +218,20 @@ class LanguageJudge:
 
 
 def keep_judge(
-    desk: Desk, config: JudgeReward, sources: Mapping[str, str | Path] | None = None, **inputs: Path
+    context: StageContext, config: JudgeReward, sources: Mapping[str, str | Path] | None = None, **inputs: Path
 ) -> Metrics:
     """Leaves `reward.json` and `template.jinja`; a model of one's own stays where it is, and its digest is kept."""
     given = sources or {}
     path = Path(given[config.template]) if config.template else TEMPLATES / f"{config.ask}.jinja"
     try:
-        copy_regular(path, desk.output / "template.jinja")
+        copy_regular(path, context.output / "template.jinja")
     except OSError as error:
         raise RewardError(f"{path}: the template cannot be read: {error.strerror}") from error
     content = config.model_dump(mode="json")
     if config.files and config.model != POLICY and config.endpoint is None:
         # Its name and what it holds, and no path of this machine.
         content |= {"model": Path(config.model).name, "model_digest": digest(Path(given[config.model]))}
-    path = desk.output / "reward.json"
+    path = context.output / "reward.json"
     path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     return {}
 

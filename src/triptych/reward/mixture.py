@@ -12,11 +12,11 @@ from pydantic import Field, field_validator
 
 from triptych.configuration import Config, tagged
 from triptych.engine.scoring import Scorer, Scores, scored
-from triptych.pipeline.stage import Desk, Metrics
+from triptych.pipeline.stage import Metrics, StageContext
 from triptych.records import Conversation
 from triptych.reward.ensemble import EnsembleReward
-from triptych.reward.joining import linked
 from triptych.reward.judge import JudgeReward
+from triptych.reward.parts import linked
 from triptych.reward.regression import RegressionReward
 from triptych.reward.rules import Rules, RulesReward
 from triptych.reward.training import PairwiseReward
@@ -112,12 +112,12 @@ class Mixture:
         return Scores(totals, found, counts, notes)
 
 
-def mix(desk: Desk, config: MixtureReward, /, **parts: Path) -> Metrics:
+def mix(context: StageContext, config: MixtureReward, /, **parts: Path) -> Metrics:
     """Puts the parts' artifacts together: `parts/NAME` and `reward.json`."""
     for part in config.parts:
-        linked(parts[part.name], desk.output / "parts" / part.name)
+        linked(parts[part.name], context.output / "parts" / part.name)
     parts_told = [part.model_dump(mode="json", exclude={"reward"}) for part in config.parts]
     content = {"kind": config.kind, "parts": parts_told}
-    path = desk.output / "reward.json"
+    path = context.output / "reward.json"
     path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     return {"parts": [part.name for part in config.parts]}

@@ -15,7 +15,7 @@ from triptych.data.files import read_comparisons, read_ratings
 from triptych.data.splits import decontaminate, form, fraction
 from triptych.engine.scoring import Output, Scale
 from triptych.errors import RewardError
-from triptych.pipeline.stage import Desk, Metrics
+from triptych.pipeline.stage import Metrics, StageContext
 from triptych.records import Comparison, Conversation, Rating
 from triptych.reward.training import HELDOUT, RewardTraining, answers_of, fit_model
 
@@ -47,7 +47,7 @@ class RegressionReward(RewardTraining):
 
 
 def train_regression(
-    desk: Desk, config: RegressionReward, start: Path, ratings: Path, comparisons: Path | None = None,
+    context: StageContext, config: RegressionReward, start: Path, ratings: Path, comparisons: Path | None = None,
     share: str = "reward",
 ) -> Metrics:
     """Trains on `ratings/ratings_{share}.jsonl` and, where there are any, `comparisons/{share}.jsonl`.
@@ -57,7 +57,7 @@ def train_regression(
     """
     rated = read_ratings(_ratings(ratings, share))
     compared = read_comparisons(comparisons / f"{share}.jsonl") if comparisons else []
-    fitting = [] if config.weights else [row for row in compared if _fits_weights(row, desk.seed)]
+    fitting = [] if config.weights else [row for row in compared if _fits_weights(row, context.seed)]
     if not config.weights and len(fitting) < LEAST_FITTED:
         raise RewardError(
             f"{len(fitting)} comparisons are too few to fit the attributes' weights, {LEAST_FITTED} are the least: "
@@ -72,7 +72,7 @@ def train_regression(
         raise RewardError(f"reward.weights names {', '.join(unknown)}; what is rated is {', '.join(names)}")
 
     trained = fit_model(
-        desk, config, start, compared, rated, list(parts.values()), names, desk.seed, config.comparison_weight
+        context, config, start, compared, rated, list(parts.values()), names, context.seed, config.comparison_weight
     )
     outputs = parts | ({PREFERENCE: Output()} if compared else {})
     if config.weights:
@@ -89,7 +89,7 @@ def train_regression(
     heldout = read_comparisons(comparisons / f"{HELDOUT[share]}.jsonl") if comparisons else []
     # Weights that were fitted are those of a logistic regression on labels; others are in units of ratings.
     scale = Scale(outputs, log_odds=not config.weights)
-    trained.finish(desk, scale, answers_of(heldout, read_ratings(_ratings(ratings, HELDOUT[share]))))
+    trained.finish(context, scale, answers_of(heldout, read_ratings(_ratings(ratings, HELDOUT[share]))))
     return trained.metrics | {
         "weights": {name: part.weight for name, part in outputs.items()},
         "weights_fitted_on": len(fitting),

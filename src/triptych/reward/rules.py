@@ -28,10 +28,10 @@ from pydantic import Field, field_validator, model_validator
 from triptych.configuration import Config
 from triptych.deadline import within
 from triptych.display import one_line
-from triptych.engine import ranks
+from triptych.engine import distributed
 from triptych.engine.scoring import Scores
 from triptych.errors import DataError, Fault, RewardError, TriptychError
-from triptych.pipeline.stage import Desk, Metrics
+from triptych.pipeline.stage import Metrics, StageContext
 from triptych.records import Conversation, Prompt
 from triptych.reward import expression, schema
 from triptych.reward.language import LANGUAGES, share_in
@@ -437,8 +437,8 @@ class Rules:
         for (name, rule, value), these in zip(self._rules, applied, strict=True):
             part: list[float | None] = [None] * len(conversations)
             # Each on one rank alone: code that is stopped at a limit need not come out the same on another.
-            mine = ranks.share([conversations[i] for i in these])
-            found = ranks.gathered(_each(rule, value, mine))
+            mine = distributed.shard([conversations[i] for i in these])
+            found = distributed.all_gather(_each(rule, value, mine))
             failed = {i: why for i, why in zip(these, found, strict=True) if isinstance(why, str)}
             values = [given for given in found if not isinstance(given, str)]
             least = self._least(rule, values)
@@ -498,12 +498,12 @@ class Rules:
 
 
 def keep_rules(
-    desk: Desk, config: RulesReward, sources: Mapping[str, str | Path] | None = None, **inputs: Path
+    context: StageContext, config: RulesReward, sources: Mapping[str, str | Path] | None = None, **inputs: Path
 ) -> Metrics:
     """Leaves `reward.json` and the users' own functions; nothing is trained."""
     for place, rule in enumerate(config.rules):
         if isinstance(rule, OwnFunction):
-            kept = desk.output / FUNCTIONS / f"{place}.py"
+            kept = context.output / FUNCTIONS / f"{place}.py"
             kept.parent.mkdir(exist_ok=True)
             try:
                 copy_regular(Path((sources or {})[rule.file]), kept)
@@ -514,10 +514,10 @@ def keep_rules(
     for told in content["rules"]:
         if "function" in told:  # no path of this machine
             told["function"] = told["function"].replace("\\", "/").rpartition("/")[2]
-    path = desk.output / "reward.json"
+    path = context.output / "reward.json"
     path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     if any(isinstance(rule, UnitTests) for rule in config.rules):
-        desk.progress.say(f"unit tests: {confinement()}")
+        context.progress.say(f"unit tests: {confinement()}")
     return {"rules": len(config.rules)}
 
 

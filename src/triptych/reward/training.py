@@ -20,7 +20,7 @@ from torch import Tensor
 
 from triptych.data.files import read_comparisons
 from triptych.data.lengths import TokenizedComparison, fit, tokenized
-from triptych.engine import attention, ranks
+from triptych.engine import attention, distributed
 from triptych.engine.adapters import adapt, merged
 from triptych.engine.curve import write_curve
 from triptych.engine.forward import head_outputs
@@ -29,7 +29,7 @@ from triptych.engine.packing import Pack, fill
 from triptych.engine.scoring import Output, RewardModel, Scale, pack_scored
 from triptych.engine.training import Loss, Optimization, Step, shuffled, train
 from triptych.errors import AuditError
-from triptych.pipeline.stage import Desk, Metrics
+from triptych.pipeline.stage import Metrics, StageContext
 from triptych.records import Comparison, Conversation, Rating
 from triptych.reward.losses import bradley_terry, squared_error
 
@@ -48,25 +48,25 @@ class RewardTraining(Optimization):
             last reward model.
         epochs: passes over the comparisons.
         refresh_epochs: passes when it goes on from the last round's reward model.
-        batch: comparisons (and ratings) in an update; a prompt's stay together.
+        batch_pairs: comparisons (and ratings) in an update; a prompt's stay together.
         micro_batch: tokens computed at once; only memory and speed depend on it.
         context: longest prompt with one answer, in tokens.
         overlong: what happens to longer ones: left out, or their answers cut. Either is counted and reported.
         margin: by how much the chosen answer should win: not at all, by the data's `margin` where there is one, or
             by the lead in votes, from 0 (as many for either) to 1 (all for the chosen one). Trained with margins, a
             difference of scores is no log-odds.
-        centring: pulls r_chosen + r_rejected towards zero, so that scores of models can be compared.
+        center_rewards_coefficient: pulls r_chosen + r_rejected towards zero, so that scores of models can be compared.
     """
 
     start: Literal["champion", "base"] = "champion"
     epochs: int = Field(default=2, ge=1)
     refresh_epochs: int = Field(default=1, ge=1)
-    batch: int = Field(default=32, ge=1)
+    batch_pairs: int = Field(default=32, ge=1)
     micro_batch: int = Field(default=4096, ge=64)
     context: int = Field(default=512, ge=16)
     overlong: Literal["drop", "truncate"] = "drop"
     margin: Literal["none", "data", "votes"] = "data"
-    centring: float = Field(default=0.01, ge=0)
+    center_rewards_coefficient: float = Field(default=0.01, ge=0)
     learning_rate: float = Field(default=1e-5, gt=0)
 
 
@@ -77,7 +77,8 @@ class PairwiseReward(RewardTraining):
 
 
 def train_reward(
-    desk: Desk, config: PairwiseReward, start: Path, comparisons: Path, share: str = "reward", member: int = 0
+    context: StageContext, config: PairwiseReward, start: Path, comparisons: Path, share: str = "reward",
+    member: int = 0,
 ) -> Metrics:
     """Trains on the comparisons in `comparisons/{share}.jsonl`, from a policy or from an earlier reward model.
 
@@ -85,12 +86,12 @@ def train_reward(
         member: which of an ensemble; each has its own head to start from, and its own order of the data.
     """
     rows = read_comparisons(comparisons / f"{share}.jsonl")
-    trained = fit_model(desk, config, start, rows, seed=desk.seed + 1_000 * member)
+    trained = fit_model(context, config, start, rows, seed=context.seed + 1_000 * member)
     heldout = comparisons / f"{HELDOUT[share]}.jsonl"
     # A margin moves the difference at which a pair is learnt, so that it is no longer the log-odds.
     log_odds = not any(row.margin for row in with_margins(rows, config.margin))
     scale = Scale({"reward": Output()}, log_odds=log_odds)
-    trained.finish(desk, scale, answers_of(read_comparisons(heldout) if heldout.exists() else rows))
+    trained.finish(context, scale, answers_of(read_comparisons(heldout) if heldout.exists() else rows))
     return trained.metrics
 
 
@@ -108,14 +109,14 @@ class Trained:
         scorer.model, scorer.tokenizer, scorer.scale = self.model, self.tokenizer, scale
         return scorer
 
-    def finish(self, desk: Desk, scale: Scale, reference: Sequence[Conversation]) -> None:
+    def finish(self, context: StageContext, scale: Scale, reference: Sequence[Conversation]) -> None:
         """Completes the scale by the mean and deviation of the reference answers' raw scores, and saves."""
         raw = torch.tensor(self.scorer(scale).raw(reference), dtype=torch.float64)
         deviation = float(raw.std(correction=0))
         # Where all raw scores are equal there is nothing to bring to a deviation of 1; the audit says so.
         told = dataclasses.replace(scale, mean=float(raw.mean()), deviation=deviation if deviation > 1e-6 else 1.0)
         told.tell(self.model.config)
-        save(self.model, self.tokenizer, desk.output / "model")
+        save(self.model, self.tokenizer, context.output / "model")
         self.metrics |= {"raw_mean": float(raw.mean()), "raw_deviation": deviation}
 
 
@@ -166,7 +167,7 @@ class _Group:
 
 
 def fit_model(
-    desk: Desk, config: RewardTraining, start: Path, comparisons: Sequence[Comparison],
+    context: StageContext, config: RewardTraining, start: Path, comparisons: Sequence[Comparison],
     ratings: Sequence[Rating] = (), attributes: Sequence[Output] = (), names: Sequence[str] = ("reward",),
     seed: int = 0, comparison_weight: float = 1.0,
 ) -> Trained:
@@ -185,11 +186,11 @@ def fit_model(
     tokenizer = load_tokenizer(folder)
     fitted = fit(with_margins(comparisons, config.margin), tokenizer, config.context, config.overlong)
     if fitted.dropped or fitted.truncated:
-        desk.progress.say(f"comparisons: {fitted}")
+        context.progress.say(f"comparisons: {fitted}")
     rows, lines, dropped, truncated = fitted.rows, fitted.lines, fitted.dropped, fitted.truncated
     kept = _rated(ratings, names, attributes, tokenizer, config)
     if len(kept) < len(ratings):
-        desk.progress.say(f"ratings: {len(ratings) - len(kept)} of {len(ratings)} are too long and left out")
+        context.progress.say(f"ratings: {len(ratings) - len(kept)} of {len(ratings)} are too long and left out")
     if not rows and not kept:
         raise AuditError(
             f"no row is left to train on ({dropped + len(ratings)} are too long); raise reward.context or give more"
@@ -206,12 +207,12 @@ def fit_model(
         [order[i] for i in members]
         for epoch in range(epochs)
         for order in [shuffled(len(groups), epoch, seed)]
-        for members in fill((groups[i].weight for i in order), config.batch)
+        for members in fill((groups[i].weight for i in order), config.batch_pairs)
     ]
 
     def prepare(step: int) -> Step[_Batch]:
         drawn = [groups[i] for i in plan[step]]
-        dealt = ranks.dealt((group.tokens for group in drawn), config.micro_batch)
+        dealt = distributed.micro_batches((group.tokens for group in drawn), config.micro_batch)
         batches = [_packed([drawn[i] for i in part]) for part in dealt]
         lines = [line for group in drawn for line in group.lines]
         return Step(batches, weight=sum(group.weight for group in drawn), rows=lines)
@@ -219,7 +220,9 @@ def fit_model(
     def loss(batch: _Batch) -> Loss:
         outputs = head_outputs(model, batch.pack)
         chosen, rejected = outputs[batch.chosen, -1], outputs[batch.rejected, -1]
-        total = comparison_weight * bradley_terry(chosen, rejected, batch.margin, config.centring).sum()
+        total = comparison_weight * bradley_terry(
+            chosen, rejected, batch.margin, config.center_rewards_coefficient).sum(
+        )
         numbers = {"accuracy": (chosen > rejected).float().sum()} if rows and not kept else {}
         if kept:
             error = squared_error(outputs[batch.rated, : batch.targets.shape[1]], batch.targets).sum()
@@ -228,9 +231,9 @@ def fit_model(
 
     curve = train(
         model, len(plan), prepare, loss, config,
-        checkpoint=desk.checkpoint(), progress=desk.progress, unit="rows" if kept else "pairs",
+        checkpoint=context.checkpoint(), progress=context.progress, unit="rows" if kept else "pairs",
     )
-    write_curve(desk.output / "curve.jsonl", curve)
+    write_curve(context.output / "curve.jsonl", curve)
     return Trained(merged(model, load), tokenizer, {
         "parameters": parameters(model),
         "comparisons": len(rows),

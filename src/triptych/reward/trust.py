@@ -18,7 +18,7 @@ from triptych.reward.judge import POLICY, TEMPLATES, JudgeReward
 from triptych.reward.rules import FUNCTIONS, OwnFunction, RulesReward, UnitTests
 
 if TYPE_CHECKING:
-    from triptych.reward.kinds import Reward
+    from triptych.reward.registry import Reward
 
 
 @dataclass(frozen=True, slots=True)

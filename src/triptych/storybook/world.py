@@ -12,7 +12,7 @@ from pydantic import Field
 from triptych.configuration import Config
 from triptych.data.files import write
 from triptych.data.separation import require_apart
-from triptych.pipeline.stage import Desk, Metrics
+from triptych.pipeline.stage import Metrics, StageContext
 from triptych.records import Conversation, Prompt
 from triptych.storybook.demonstrations import demonstrations, exemplary
 from triptych.storybook.tasks import prompts
@@ -40,11 +40,11 @@ class Storybook(Config):
     test_prompts: int = Field(default=400, ge=10)
 
 
-def write_world(desk: Desk, config: Storybook) -> Metrics:
+def write_world(context: StageContext, config: Storybook) -> Metrics:
     """Writes the world's files."""
-    text = documents(desk.seed, config.documents + config.documents // 20)
-    write(desk.output / "text.jsonl", text[: config.documents])
-    write(desk.output / "text_heldout.jsonl", text[config.documents :])
+    text = documents(context.seed, config.documents + config.documents // 20)
+    write(context.output / "text.jsonl", text[: config.documents])
+    write(context.output / "text_heldout.jsonl", text[config.documents :])
     sizes = {
         "test": config.test_prompts,
         "gate": config.gate_prompts,
@@ -55,17 +55,17 @@ def write_world(desk: Desk, config: Storybook) -> Metrics:
         "demonstrations_heldout": max(20, config.demonstrations // 20),
         "examples": 12,
     }
-    asked = prompts(desk.seed, sum(sizes.values()))
+    asked = prompts(context.seed, sum(sizes.values()))
     parts: dict[str, Sequence[Prompt | Conversation]] = {}
     for name, size in sizes.items():
         part, asked = asked[:size], asked[size:]
         if name.startswith("demonstrations"):
-            parts[name] = demonstrations(part, desk.seed)
+            parts[name] = demonstrations(part, context.seed)
         elif name == "examples":
-            parts[name] = [Conversation(prompt, exemplary(prompt, desk.seed)) for prompt in part]
+            parts[name] = [Conversation(prompt, exemplary(prompt, context.seed)) for prompt in part]
         else:
             parts[f"prompts_{name}"] = part
     require_apart(parts)
     for name, records in parts.items():
-        write(desk.output / f"{name}.jsonl", records)
+        write(context.output / f"{name}.jsonl", records)
     return {"documents": len(text), **sizes}

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from triptych.engine.forward import Model
 
 
-class LaidOut(nn.Module):
+class PrepackedLinear(nn.Module):
     """A linear layer for inference in bfloat16 on a CPU; its weights are held in the processor's order alone."""
 
     def __init__(self, layer: nn.Linear) -> None:
@@ -38,7 +38,7 @@ def lay_out(model: Model) -> Model:
     if model.dtype == torch.bfloat16 and model.device.type == "cpu" and _available():
         for name, layer in list(model.named_modules()):
             if type(layer) is nn.Linear:
-                model.set_submodule(name, LaidOut(layer))
+                model.set_submodule(name, PrepackedLinear(layer))
     return model
 
 
@@ -46,12 +46,12 @@ def give(model: Model, name: str, weight: Tensor) -> None:
     """Gives a model, laid out or not, the weight of this name; an output embedding that is tied to it follows."""
     module, _, own = name.rpartition(".")
     place = model.get_submodule(module)
-    if isinstance(place, LaidOut) and own == "weight":
+    if isinstance(place, PrepackedLinear) and own == "weight":
         place.take(weight)
     else:
         place.get_parameter(own).copy_(weight)
     head = model.get_output_embeddings()
-    if isinstance(head, LaidOut) and model.config.tie_word_embeddings and place is model.get_input_embeddings():
+    if isinstance(head, PrepackedLinear) and model.config.tie_word_embeddings and place is model.get_input_embeddings():
         head.take(weight)
 
 

@@ -14,8 +14,8 @@ from triptych.engine.rollout import Policy
 from triptych.engine.sampling import Sampling
 from triptych.engine.scoring import Scorer
 from triptych.errors import RunError
-from triptych.interview.asked import Asked
-from triptych.pipeline.stage import Desk, Metrics
+from triptych.people.asked import Asked
+from triptych.pipeline.stage import Metrics, StageContext
 from triptych.records import Comparison, Conversation, Prompt, Question
 
 FILE = "questions.jsonl"
@@ -36,7 +36,7 @@ class Asking(Config):
 
 
 def ask(
-    desk: Desk, config: Asking, data: Path, author: Path, round: int = 1, reward: Scorer | None = None
+    context: StageContext, config: Asking, data: Path, author: Path, round: int = 1, reward: Scorer | None = None
 ) -> Metrics:
     """Writes `questions.jsonl`: pairs of answers, in random order; those first of which a reward is least sure.
 
@@ -48,16 +48,16 @@ def ask(
     first = (round - 1) * config.prompts
     policy = Policy.open(author / "model")
     drawn = [pool[i % len(pool)] for i in range(first, first + min(config.prompts, len(pool)))]
-    prompts = policy.fitting(drawn, config.max_tokens, desk.progress)
-    sampling = Sampling(config.max_tokens, seed=desk.seed * 1000 + round)
+    prompts = policy.fitting(drawn, config.max_tokens, context.progress)
+    sampling = Sampling(config.max_tokens, seed=context.seed * 1000 + round)
     found: list[Question] = []
-    for group in policy.write(prompts, sampling, n=config.answers, progress=desk.progress):
+    for group in policy.write(prompts, sampling, n=config.answers, progress=context.progress):
         said: dict[str, str] = {}  # of answers that look alike the first
         for each in group:
             said.setdefault(each.answer.strip(), each.answer)
         said.pop("", None)
         for place, (a, b) in enumerate(combinations(said.values(), 2)):
-            turned = fraction("shown first", f"{place} {group[0].prompt.key}", desk.seed) < 0.5
+            turned = fraction("shown first", f"{place} {group[0].prompt.key}", context.seed) < 0.5
             found.append(Question(group[0].prompt, *((b, a) if turned else (a, b))))
     found = [question for question in found if not faults_of(question.compared(first_is_better=True))]
     if reward is not None:
@@ -66,7 +66,7 @@ def ask(
         ])
         unsure = [abs(a - b) for a, b in zip(scores[0::2], scores[1::2], strict=True)]
         found = [found[i] for i in sorted(range(len(found)), key=lambda i: unsure[i])]
-    write(desk.output / FILE, found)
+    write(context.output / FILE, found)
     return {"questions": len(found), "prompts": len(prompts)}
 
 

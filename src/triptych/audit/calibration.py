@@ -10,8 +10,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from triptych.audit.record import Bin, Calibration
 from triptych.data.splits import fraction
-from triptych.reward.audit.record import Bin, Calibration
 
 BINS = 10
 SIMULATIONS = 200

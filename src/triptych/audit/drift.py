@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from triptych.intervals import mean_interval
+from triptych.audit.agreement import outcomes
+from triptych.audit.length import spearman
+from triptych.audit.record import Drift
 from triptych.records import Comparison
-from triptych.reward.audit.agreement import outcomes
-from triptych.reward.audit.length import spearman
-from triptych.reward.audit.record import Drift
+from triptych.statistics.intervals import mean_interval
 
 
 def drift(

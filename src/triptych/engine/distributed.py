@@ -38,7 +38,7 @@ _alone = False
 _shards: dict[nn.Module, tuple[_Computation, nn.Module]] = {}
 
 
-def start() -> None:
+def init() -> None:
     """Joins the ranks that torchrun started; does nothing in a process of its own."""
     if int(os.environ.get("WORLD_SIZE", "1")) < 2 or dist.is_initialized():
         return
@@ -49,7 +49,7 @@ def start() -> None:
         dist.init_process_group("gloo", timeout=PATIENCE)
 
 
-def stop() -> None:
+def destroy() -> None:
     """Leaves the others when all have come this far.
 
     A thread of gloo that lets go of its last tensor while the interpreter ends aborts the process: the barrier, which
@@ -61,7 +61,7 @@ def stop() -> None:
         dist.destroy_process_group()
 
 
-def count() -> int:
+def world_size() -> int:
     """How many ranks work together."""
     return dist.get_world_size() if dist.is_initialized() and not _alone else 1
 
@@ -71,13 +71,13 @@ def rank() -> int:
     return dist.get_rank() if dist.is_initialized() and not _alone else 0
 
 
-def neighbours() -> int:
+def local_world_size() -> int:
     """How many ranks share this machine."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
 @contextmanager
-def alone() -> Iterator[None]:
+def single_rank() -> Iterator[None]:
     """For what one rank does without the others: within, there is no other."""
     global _alone
     before, _alone = _alone, True
@@ -89,22 +89,22 @@ def alone() -> Iterator[None]:
 
 def barrier() -> None:
     """Waits until every rank is here."""
-    if count() > 1:
+    if world_size() > 1:
         dist.barrier()
 
 
-def told(value: Item) -> Item:
+def broadcast(value: Item) -> Item:
     """The first rank's value, on every rank."""
-    if count() == 1:
+    if world_size() == 1:
         return value
     values = [value]
     dist.broadcast_object_list(values, src=0)
     return values[0]
 
 
-def summed(numbers: Sequence[float]) -> list[float]:
+def all_reduce(numbers: Sequence[float]) -> list[float]:
     """Each number summed over the ranks, the same on all of them."""
-    if count() == 1:
+    if world_size() == 1:
         return list(numbers)
     total = torch.tensor(list(numbers), dtype=torch.float64)
     dist.all_reduce(total)
@@ -112,16 +112,16 @@ def summed(numbers: Sequence[float]) -> list[float]:
     return found
 
 
-def share(items: Sequence[Item]) -> list[Item]:
+def shard(items: Sequence[Item]) -> list[Item]:
     """This rank's share: every `count`-th."""
-    return list(items[rank() :: count()])
+    return list(items[rank() :: world_size()])
 
 
-def gathered(part: Sequence[Item]) -> list[Item]:
-    """What each rank made of its :func:`share`, back in the order of the whole, on every rank."""
-    if count() == 1:
+def all_gather(part: Sequence[Item]) -> list[Item]:
+    """What each rank made of its :func:`shard`, back in the order of the whole, on every rank."""
+    if world_size() == 1:
         return list(part)
-    parts: list[list[Item]] = [[] for _ in range(count())]
+    parts: list[list[Item]] = [[] for _ in range(world_size())]
     dist.all_gather_object(parts, _moved(list(part), "cpu"))  # one rank's device is not another's
     order = [parts[i % len(parts)][i // len(parts)] for i in range(sum(map(len, parts)))]
     return _moved(order, torch.get_default_device())
@@ -132,22 +132,22 @@ def _moved(content: list[Item], device: torch.device | str) -> list[Item]:
     return moved
 
 
-def turns(items: Sequence[Item]) -> list[tuple[Item, bool]]:
+def shard_evenly(items: Sequence[Item]) -> list[tuple[Item, bool]]:
     """This rank's share of the items, as many on every rank: one that is short repeats the last, marked False."""
-    short = -len(items) % count()
-    return share([(item, True) for item in items] + [(item, False) for item in items[-1:]] * short)
+    short = -len(items) % world_size()
+    return shard([(item, True) for item in items] + [(item, False) for item in items[-1:]] * short)
 
 
-def dealt(sizes: Iterable[int], budget: int) -> list[list[int]]:
+def micro_batches(sizes: Iterable[int], budget: int) -> list[list[int]]:
     """Items in their order in batches of at most `budget` tokens, as alike as possible, and enough for every rank.
 
     With one rank this is :func:`triptych.engine.packing.fill`.
     """
     sizes = list(sizes)
     batches = fill(sizes, budget)
-    if count() == 1 or not batches:
+    if world_size() == 1 or not batches:
         return batches
-    wanted = -(-len(batches) // count()) * count()
+    wanted = -(-len(batches) // world_size()) * world_size()
     smaller = range(max(sizes), max(*sizes, budget) + 1)
     return fill(sizes, smaller[bisect_left(smaller, -wanted, key=lambda size: -len(fill(sizes, size)))])
 
@@ -164,18 +164,18 @@ class _Computation(nn.Module):
 
 
 @contextmanager
-def sharded(model: nn.Module) -> Iterator[None]:
+def fully_shard_within(model: nn.Module) -> Iterator[None]:
     """Within, each rank holds a slice of the model's weights; behind it, all hold the whole of them.
 
     Every layer is gathered when it computes; embeddings, last norm and head are gathered for a whole pass. The
-    model is called through :func:`computed` as long as it is sharded.
+    model is called through :func:`forward` as long as it is sharded.
     """
-    if count() == 1:
+    if world_size() == 1:
         yield
         return
     skeleton = _with_weights(model, [weight.detach().to("meta") for weight in model.parameters()])
     kinds = set(getattr(model, "_no_split_modules", None) or ())
-    mesh = init_device_mesh(next(model.parameters()).device.type, (count(),))
+    mesh = init_device_mesh(next(model.parameters()).device.type, (world_size(),))
     for layer in [module for module in model.modules() if type(module).__name__ in kinds]:
         fully_shard(layer, mesh=mesh)
     root = _Computation(model)
@@ -183,14 +183,14 @@ def sharded(model: nn.Module) -> Iterator[None]:
     _shards[model] = root, skeleton
     try:
         yield
-        parts = dict(copied(model).named_children())
+        parts = dict(full_copy(model).named_children())
     finally:
         del _shards[model]
     for name, part in parts.items():
         setattr(model, name, part)
 
 
-def computed(model: nn.Module, function: Callable[[Batch], Result], batch: Batch) -> Result:
+def forward(model: nn.Module, function: Callable[[Batch], Result], batch: Batch) -> Result:
     """`function(batch)`, which calls the model; every rank makes the same number of these calls.
 
     What carries a gradient is returned as a tensor, or in tuples, lists and dicts.
@@ -206,10 +206,10 @@ def computed(model: nn.Module, function: Callable[[Batch], Result], batch: Batch
     return result
 
 
-def copied(model: Any, dtype: torch.dtype | None = None) -> Any:
+def full_copy(model: Any, dtype: torch.dtype | None = None) -> Any:
     """A copy of the whole model, its floating weights in `dtype`; of a sharded one on every rank."""
     _, plain = _shards.get(model, (None, model))
-    weights = (whole(weight.detach()) for weight in model.parameters())
+    weights = (full_tensor(weight.detach()) for weight in model.parameters())
     return _with_weights(plain, [weight.to(dtype or weight.dtype, copy=True) for weight in weights])
 
 
@@ -220,21 +220,21 @@ def _with_weights(model: Any, weights: Sequence[Tensor]) -> Any:
     return copy.deepcopy(model, {id(own): weight for own, weight in zip(mine, new, strict=True)})
 
 
-def whole(content: Any) -> Any:
+def full_tensor(content: Any) -> Any:
     """Tensors, or anything that holds tensors, with those gathered that lie in slices; all ranks call it."""
     if isinstance(content, Tensor):
         return content.full_tensor() if isinstance(content, DTensor) else content
-    return tree_map(lambda part: whole(part) if isinstance(part, DTensor) else part, content)
+    return tree_map(lambda part: full_tensor(part) if isinstance(part, DTensor) else part, content)
 
 
-def sliced(tensor: Tensor, like: Tensor) -> Tensor:
+def shard_like(tensor: Tensor, like: Tensor) -> Tensor:
     """The whole tensor in slices as another one lies; as it is where that one is whole."""
     if not isinstance(like, DTensor) or tensor.shape != like.shape:
         return tensor
     return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
 
 
-def finite(tensors: Iterator[Tensor]) -> bool:
+def all_finite(tensors: Iterator[Tensor]) -> bool:
     """Whether every number of them is finite, on every rank."""
     local = (tensor.to_local() if isinstance(tensor, DTensor) else tensor for tensor in tensors)
-    return summed([float(not all(bool(torch.isfinite(tensor).all()) for tensor in local))])[0] == 0
+    return all_reduce([float(not all(bool(torch.isfinite(tensor).all()) for tensor in local))])[0] == 0

@@ -13,12 +13,12 @@ from typing import Any, Literal
 
 import torch
 
+from triptych.audit.record import Consistency
 from triptych.data.template import answer_tokens, prompt_tokens
 from triptych.engine.device import compute_dtype
 from triptych.engine.models import load_reward
 from triptych.engine.scoring import RewardModel, Scale
 from triptych.records import Conversation
-from triptych.reward.audit.record import Consistency
 
 
 def consistency(folder: Path, conversations: Sequence[Conversation], tolerance: float) -> list[Consistency]:

@@ -12,9 +12,9 @@ from typing import Any
 
 from triptych.data.files import BETTER, json_line, parse_verdict
 from triptych.evaluate.answers import Pair
-from triptych.intervals import mean_interval
-from triptych.interview.asked import Asked
+from triptych.people.asked import Asked
 from triptych.records import Question, Verdict, differ
+from triptych.statistics.intervals import mean_interval
 from triptych.storage import write_whole
 
 PEOPLE = "a panel of people"

@@ -13,8 +13,8 @@ from triptych.data.splits import prompt_of
 from triptych.errors import DataError, Fault
 from triptych.recipe import Recipe
 from triptych.records import Prompt
-from triptych.reward.kinds import Reward
 from triptych.reward.mixture import MixtureReward
+from triptych.reward.registry import Reward
 from triptych.reward.rules import Rule, RulesReward
 
 Applied = tuple[Rule, Sequence[Sequence[str]]]

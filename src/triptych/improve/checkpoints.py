@@ -11,11 +11,11 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from triptych.engine import ranks
+from triptych.engine import distributed
 from triptych.engine.checkpoint import read_tensors, write_tensors
 from triptych.engine.training import Curve, Row
 from triptych.improve.overoptimisation import Overoptimisation, fitted
-from triptych.intervals import mean_interval
+from triptych.statistics.intervals import mean_interval
 
 JUDGED = "judged"
 """The judge's score of each validation prompt, in a watched row."""
@@ -51,7 +51,7 @@ class Limits:
         """What they are, for the fingerprint of what they bound."""
         return [self.kl, self.min_length_ratio, self.max_length_ratio]
 
-    def passed(self, row: Row, start: Row) -> str | None:
+    def exceeded(self, row: Row, start: Row) -> str | None:
         """Which of them a measured policy is beyond, and what would help; None where it is within."""
         if self.kl is not None and not row["validation_kl"] <= self.kl:  # what is no number is beyond it too
             return f"{row['validation_kl']:.1f} nats from the champion, over gate.max_kl, {self.kl:g}: raise kl"
@@ -70,12 +70,12 @@ UNLIMITED = Limits()
 
 
 @dataclass(slots=True)
-class Trajectory:
+class PolicyCheckpoints:
     """The steps of a round, some of them measured on the validation prompts.
 
     Attributes:
         steps: of the whole round.
-        reuse: updates for each sampling.
+        updates_per_rollout: updates for each sampling.
         folder: where the weights of the watcher's best are kept; None where the last policy is the candidate.
         limits: beyond which no policy is kept, and the round ends.
         watcher: whose scores choose.
@@ -84,7 +84,7 @@ class Trajectory:
     """
 
     steps: int
-    reuse: int = 1
+    updates_per_rollout: int = 1
     folder: Path | None = None
     limits: Limits = UNLIMITED
     watcher: Literal["judge", "reward"] = "judge"
@@ -110,7 +110,7 @@ class Trajectory:
     def best(self) -> list[Row]:
         """The watched steps within the limits, those that the watcher likes best in front; of equals the later one."""
         name = self._liked
-        there = [row for row in self.watched[1:] if math.isfinite(row.get(name, math.nan)) and not self.passed(row)]
+        there = [row for row in self.watched[1:] if math.isfinite(row.get(name, math.nan)) and not self.exceeded(row)]
         return sorted(there, key=lambda row: (-row[name], -row["step"]))
 
     @property
@@ -125,9 +125,9 @@ class Trajectory:
         there = (row["step"] for row in self.best if row["step"] == self.last or self._policy(row).exists())
         return int(next(there, self.last))
 
-    def passed(self, row: Row) -> str | None:
+    def exceeded(self, row: Row) -> str | None:
         """Which limit a measured policy is beyond."""
-        return self.limits.passed(row, self.start)
+        return self.limits.exceeded(row, self.start)
 
     def overoptimisation(self, *, best_of_n: bool) -> Overoptimisation | None:
         """The judge's score against the distance, where there are points enough."""
@@ -151,7 +151,7 @@ class Trajectory:
 
     def _stopped(self) -> Iterator[str]:
         end = self._end
-        beyond = end and self.passed(end)
+        beyond = end and self.exceeded(end)
         if end and beyond:
             candidate = "no policy before it was within" if self.kept == end["step"] else (
                 f"the candidate is the policy of step {self.kept}"
@@ -190,7 +190,7 @@ class Trajectory:
             )
 
     def _apart(self) -> Iterator[str]:
-        fresh = self.curve[:: self.reuse]  # behind later updates of a sampling the policy itself has moved
+        fresh = self.curve[:: self.updates_per_rollout]  # behind later updates of a rollout the policy itself moved
         worst = max(fresh, key=lambda row: row.get("sampler_mismatch", 0.0), default={})
         if worst.get("sampler_mismatch", 0.0) > MISMATCH:
             yield (
@@ -200,7 +200,7 @@ class Trajectory:
 
     def _longer(self) -> Iterator[str]:
         start, end = self.start.get("validation_length", 0.0), self.watched[-1]
-        if len(self.watched) > 1 and not self.passed(end) and end["validation_length"] > LONGER * max(1.0, start):
+        if len(self.watched) > 1 and not self.exceeded(end) and end["validation_length"] > LONGER * max(1.0, start):
             yield (
                 f"answers grew from {start:.0f} to {end['validation_length']:.0f} tokens by step {end['step']}, over "
                 f"{LONGER:g} times: the reward may be for length; see its audit"
@@ -233,21 +233,21 @@ class Trajectory:
 
         A run that goes on from an earlier step finds its best there; what it comes to again is written again.
         """
-        if self.folder is None or row["step"] == self.steps or self.passed(row):
+        if self.folder is None or row["step"] == self.steps or self.exceeded(row):
             return
         before = next(iter(self.best), None)
         if not row[self._liked] >= (before[self._liked] if before else -math.inf):
             return
         write_tensors(self._policy(row), weights())
         for older in self.best[1:]:
-            if ranks.rank() == 0:
+            if distributed.rank() == 0:
                 self._policy(older).unlink(missing_ok=True)
 
     def recall(self, plain: nn.Module) -> None:
         """Gives the model the weights of the step that is kept."""
         if self.kept == self.last:
             return
-        ranks.barrier()
+        distributed.barrier()
         path = self._policy({"step": self.kept})
         weights = read_tensors(path, f"delete the folder {path.parent} to train from the beginning")
         names = dict(plain.named_parameters())

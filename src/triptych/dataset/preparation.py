@@ -26,7 +26,7 @@ from triptych.data.splits import (
     share_of,
 )
 from triptych.errors import DataError, Fault
-from triptych.pipeline.stage import Desk, Metrics
+from triptych.pipeline.stage import Metrics, StageContext
 from triptych.records import Comparison, Conversation, Document, Prompt, Rating
 
 A = TypeVar("A", bound=Asked)
@@ -73,7 +73,7 @@ class Intake(Config):
     judge: float = Field(default=0.0, ge=0, lt=1)
 
 
-def take_in(desk: Desk, config: Intake, sources: Mapping[str, str | Path]) -> Metrics:
+def take_in(context: StageContext, config: Intake, sources: Mapping[str, str | Path]) -> Metrics:
     """Reads every file and writes the cycle's data; says what was left out, why, and in which lines it stands.
 
     Raises:
@@ -82,7 +82,7 @@ def take_in(desk: Desk, config: Intake, sources: Mapping[str, str | Path]) -> Me
     """
     found = read_all(config, sources)
     for fault in found.skipped:
-        desk.progress.say(f"left out: {fault}")
+        context.progress.say(f"left out: {fault}")
     metrics: Metrics = {"wrong_rows_left_out": len(found.skipped)}
     left: dict[str, Sequence[Asked]] = {}
     conversations, left["duplicate_conversations"] = deduplicate(found.conversations)
@@ -92,7 +92,7 @@ def take_in(desk: Desk, config: Intake, sources: Mapping[str, str | Path]) -> Me
     metrics["contradictions"] = len(contradictions(comparisons))
 
     asked = prompts or _of_different_turns(each.prompt for each in conversations)[0]
-    measured = set_apart(asked, config, desk.seed)
+    measured = set_apart(asked, config, context.seed)
     proving = [prompt for part in measured.values() for prompt in part]
     own = {prompt.key for prompt in proving}
     improve, left["prompts_removed"] = decontaminate([each for each in asked if each.key not in own], proving)
@@ -107,7 +107,7 @@ def take_in(desk: Desk, config: Intake, sources: Mapping[str, str | Path]) -> Me
         "reward": (1 - config.judge) * (1 - config.heldout), "heldout": (1 - config.judge) * config.heldout,
         "judge": config.judge * (1 - config.heldout), "judge_heldout": config.judge * config.heldout,
     }
-    compared, rated = divided("feedback", (comparisons, ratings), shares, desk.seed)
+    compared, rated = divided("feedback", (comparisons, ratings), shares, context.seed)
     parts: dict[str, Sequence[Asked]] = {**measured, **(compared if comparisons else {})}
     parts |= {f"ratings_{name}": rows for name, rows in rated.items()} if ratings else {}
     audited = [*compared["heldout"], *rated["heldout"], *compared["judge_heldout"], *rated["judge_heldout"]]
@@ -115,7 +115,7 @@ def take_in(desk: Desk, config: Intake, sources: Mapping[str, str | Path]) -> Me
     if not conversations:
         what = "none is left: every one has a prompt that is held out for measuring; give more, with other prompts"
         raise DataError([Fault("conversations", None, None, what)])
-    (learnt,) = divided("conversations", (conversations,), {"heldout": 0.04, "train": 0.96}, desk.seed)
+    (learnt,) = divided("conversations", (conversations,), {"heldout": 0.04, "train": 0.96}, context.seed)
     parts |= {"demonstrations": learnt["train"], "demonstrations_heldout": learnt["heldout"]}
     judged = [*compared["judge"], *rated["judge"], *compared["judge_heldout"], *rated["judge_heldout"]]
     feedback, left["feedback_prompts_removed"] = decontaminate(improve, judged)
@@ -123,20 +123,20 @@ def take_in(desk: Desk, config: Intake, sources: Mapping[str, str | Path]) -> Me
 
     require_apart(parts)
     for name, rows in parts.items():
-        files.write(desk.output / f"{name}.jsonl", rows)
+        files.write(context.output / f"{name}.jsonl", rows)
         metrics[name if name.startswith(("prompts", "ratings", "demo")) else f"comparisons_{name}"] = len(rows)
-    files.write(desk.output / "examples.jsonl", learnt["train"][:12])
+    files.write(context.output / "examples.jsonl", learnt["train"][:12])
     if found.documents:
-        text = split_text(found.documents, config.heldout, desk.seed)
+        text = split_text(found.documents, config.heldout, context.seed)
         for name, documents in text.items():
-            files.write(desk.output / f"{name}.jsonl", documents)
+            files.write(context.output / f"{name}.jsonl", documents)
             metrics[name] = len(documents)
     metrics |= {name: len(rows) for name, rows in left.items()}
     metrics["left_out_lines"] = {
         name: [found.places[id(prompt_of(row))] for row in rows[:EXAMPLES]] for name, rows in left.items() if rows
     }
     for line in left_out(metrics):
-        desk.progress.say(f"data: {line}")
+        context.progress.say(f"data: {line}")
     return metrics
 
 

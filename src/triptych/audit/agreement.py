@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from triptych.intervals import mean_interval
+from triptych.audit.record import Lead, Person, TaskScore
 from triptych.records import Comparison
-from triptych.reward.audit.record import Lead, Person, TaskScore
+from triptych.statistics.intervals import mean_interval
 
 SECTIONS = {
     "Chat": ("alpacaeval-easy", "alpacaeval-length", "alpacaeval-hard", "mt-bench-easy", "mt-bench-med"),

@@ -9,20 +9,20 @@ from pathlib import Path
 
 from pydantic import Field
 
+from triptych.audit.agreement import beside_a_person, by_group, leads, outcomes, trivial
+from triptych.audit.calibration import calibration, reliability
+from triptych.audit.consistency import consistency
+from triptych.audit.drift import drift
+from triptych.audit.length import blind_side, leaning, length_bias, spearman
+from triptych.audit.perturbations import perturbations
+from triptych.audit.record import AuditRecord, Calibration, TrivialRule
+from triptych.audit.words import bag_of_words
 from triptych.configuration import Config
 from triptych.data.files import read_comparisons
 from triptych.engine.scoring import RewardModel, Scorer, log_odds
-from triptych.intervals import mean_interval
-from triptych.pipeline.stage import Desk, Metrics
+from triptych.pipeline.stage import Metrics, StageContext
 from triptych.records import Comparison, Conversation
-from triptych.reward.audit.agreement import beside_a_person, by_group, leads, outcomes, trivial
-from triptych.reward.audit.calibration import calibration, reliability
-from triptych.reward.audit.consistency import consistency
-from triptych.reward.audit.drift import drift
-from triptych.reward.audit.length import blind_side, leaning, length_bias, spearman
-from triptych.reward.audit.perturbations import perturbations
-from triptych.reward.audit.record import AuditRecord, Calibration, TrivialRule
-from triptych.reward.audit.words import bag_of_words
+from triptych.statistics.intervals import mean_interval
 
 TRAINING = {"heldout": "reward", "judge_heldout": "judge"}
 """Which comparisons trained the model that is audited on a share."""
@@ -63,7 +63,7 @@ class Evidence:
 
 
 def audit(
-    desk: Desk, config: Audit, comparisons: Path, reward: Scorer, share: str = "heldout",
+    context: StageContext, config: Audit, comparisons: Path, reward: Scorer, share: str = "heldout",
     predecessor: Scorer | None = None,
 ) -> Metrics:
     """Audits a reward on `comparisons/{share}.jsonl`; the metrics are an `AuditRecord`, also in `audit.json`.
@@ -78,7 +78,7 @@ def audit(
         rows, read_comparisons(comparisons / f"{TRAINING[share]}.jsonl"), [row in fresh for row in rows]
     )
     record = examine(reward, evidence, config, predecessor)
-    (desk.output / "audit.json").write_text(record.model_dump_json(indent=1) + "\n", encoding="utf-8")
+    (context.output / "audit.json").write_text(record.model_dump_json(indent=1) + "\n", encoding="utf-8")
     return record.model_dump(mode="json")
 
 

@@ -8,9 +8,9 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from triptych.intervals import contrast_interval, mean_interval
+from triptych.audit.record import AuditRecord, Interval, Length
 from triptych.records import Comparison
-from triptych.reward.audit.record import AuditRecord, Interval, Length
+from triptych.statistics.intervals import contrast_interval, mean_interval
 
 RIDGE = 1e-2
 """Keeps the coefficients finite where the reward orders every comparison rightly."""

@@ -15,6 +15,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from triptych.audit.agreement import trivial
 from triptych.data import files
 from triptych.data.lengths import tokenized
 from triptych.data.splits import contradictions
@@ -22,12 +23,11 @@ from triptych.data.template import answer_tokens, end_token, ending, prompt_toke
 from triptych.engine.models import load_tokenizer
 from triptych.engine.scoring import RewardModel, Scorer
 from triptych.errors import Fault, ModelError
-from triptych.intervals import mean_interval
 from triptych.recipe import JudgeSection, Recipe
 from triptych.records import Comparison, Conversation, Message, Prompt, Rating, user
-from triptych.reward.audit.agreement import trivial
 from triptych.reward.rules import UnitTests
 from triptych.reward.sandbox import confinement
+from triptych.statistics.intervals import mean_interval
 
 LENGTH_SHARE = 0.55
 """A share of labels that one rule of length explains, at the near end of its interval, from which it is noted."""

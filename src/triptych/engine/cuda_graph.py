@@ -11,7 +11,7 @@ FEW = 4
 """So many calls with the same shapes are not worth a recording."""
 
 
-class Recorded:
+class CudaGraph:
     """A function of tensors that is recorded as a CUDA graph once it is called often with the same shapes.
 
     The function works on the device alone and waits for nothing. What else it reads or writes stays where it is.

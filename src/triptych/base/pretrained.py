@@ -10,10 +10,10 @@ from triptych.base.source import take
 from triptych.configuration import Config
 from triptych.data.files import read_documents
 from triptych.engine import attention
-from triptych.engine.exactness import prove
 from triptych.engine.models import load_policy, load_tokenizer
+from triptych.engine.parity import prove
 from triptych.engine.perplexity import bits_per_byte
-from triptych.pipeline.stage import Desk, Metrics
+from triptych.pipeline.stage import Metrics, StageContext
 
 
 class Taking(Config):
@@ -30,17 +30,17 @@ class Taking(Config):
     context: int = 1024
 
 
-def take_base(desk: Desk, config: Taking, data: Path, sources: Mapping[str, str | Path]) -> Metrics:
+def take_base(context: StageContext, config: Taking, data: Path, sources: Mapping[str, str | Path]) -> Metrics:
     """Writes the Base as a plain folder, and measures it on `data/text_heldout.jsonl`."""
     template = config.chat_template and str(sources.get(config.chat_template, config.chat_template))
-    source = take(str(sources[config.name]), desk.output / "model", chat_template=template)
+    source = take(str(sources[config.name]), context.output / "model", chat_template=template)
     for change in source.changes:
-        desk.progress.say(change)
-    prove(desk.output / "model")
-    tokenizer = load_tokenizer(desk.output / "model")
+        context.progress.say(change)
+    prove(context.output / "model")
+    tokenizer = load_tokenizer(context.output / "model")
     bits = None
     if (data / "text_heldout.jsonl").exists():
-        model: Any = load_policy(desk.output / "model", attention=attention.NAME)
+        model: Any = load_policy(context.output / "model", attention=attention.NAME)
         bits = bits_per_byte(model, tokenizer, read_documents(data / "text_heldout.jsonl"), config.context)
     return {
         "source": source.origin,

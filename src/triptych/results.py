@@ -20,7 +20,6 @@ from triptych.engine.sampling import Sampling
 from triptych.engine.scoring import RewardModel
 from triptych.errors import RunError
 from triptych.evaluate.lengths import controlled
-from triptych.intervals import Interval, mean_interval, wins
 from triptych.pipeline.artifact import Artifact
 from triptych.pipeline.ledger import Ledger
 from triptych.recipe import Goals, Recipe
@@ -29,6 +28,7 @@ from triptych.release.family import assemble
 from triptych.release.lineage import DataFile, Lineage, Parent, RewardExample, Role
 from triptych.report import summary as report
 from triptych.report.page import render
+from triptych.statistics.intervals import Interval, mean_interval, wins
 from triptych.storage import read_object, read_rows, replace_folder, write_whole
 
 SAMPLES = 12

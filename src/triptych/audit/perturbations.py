@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from statistics import fmean, median
 from typing import Literal
 
+from triptych.audit.record import Perturbation
 from triptych.data.splits import fraction
-from triptych.intervals import mean_interval
 from triptych.records import Comparison, Conversation
-from triptych.reward.audit.record import Perturbation
+from triptych.statistics.intervals import mean_interval
 
 Score = Callable[[Sequence[Conversation]], list[float]]
 

@@ -20,12 +20,12 @@ from triptych.data.separation import PROVING, stored
 from triptych.data.splits import decontaminate, deduplicate
 from triptych.errors import DataError, Fault, RunError
 from triptych.feedback.accumulation import accumulate
-from triptych.pipeline.stage import Desk, Metrics
+from triptych.pipeline.stage import Metrics, StageContext
 from triptych.storage import lines_of, make_folder, open_regular, write_whole
 
 
 @dataclass(frozen=True, slots=True)
-class Arrivals:
+class Inbox:
     """A file of comparisons that grows at its end, a line each, and what the rounds of a run took of it.
 
     Attributes:
@@ -125,7 +125,7 @@ class Arriving(Config):
 
 
 def add(
-    desk: Desk, config: Arriving, data: Path, sources: Mapping[str, str | Path], earlier: Path | None = None
+    context: StageContext, config: Arriving, data: Path, sources: Mapping[str, str | Path], earlier: Path | None = None
 ) -> Metrics:
     """Adds what a round took to the earlier comparisons; writes `reward.jsonl` and `heldout.jsonl`.
 
@@ -141,14 +141,16 @@ def add(
     lines = {id(row): number for row, number in zip(arrived, numbers, strict=True)}
     rows, repeated = deduplicate(arrived)
     for fault in skipped:
-        desk.progress.say(f"left out: {fault}")
+        context.progress.say(f"left out: {fault}")
     kept = stored(data, *PROVING, "judge", "judge_heldout", "ratings_judge", "ratings_judge_heldout")
     new, removed = decontaminate(rows, [record for part in kept.values() for record in part])
     for why, left in (("repeat others exactly", repeated), ("have prompts that are kept for measuring", removed)):
         if left:
             first = ", ".join(f"{Path(file).name}:{lines[id(row)]}" for row in left[:3])
-            desk.progress.say(f"left out: {len(left):,} comparisons that {why} ({first}{', ...' if left[3:] else ''})")
-    accumulate(desk, new, config.heldout, data, earlier)
+            context.progress.say(
+                f"left out: {len(left):,} comparisons that {why} ({first}{', ...' if left[3:] else ''})"
+            )
+    accumulate(context, new, config.heldout, data, earlier)
     return {
         "labelled_by": "people", "comparisons": len(new), "duplicates": len(repeated), "removed": len(removed),
         "wrong_rows_left_out": len(skipped), "ties": 0,

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from triptych.audit.agreement import outcomes
 from triptych.records import Comparison
-from triptych.reward.audit.agreement import outcomes
 
 WORDS = 2000
 """So many words count: those in which the most comparisons differ."""

@@ -18,11 +18,24 @@ from typing import Any
 
 from pydantic import ConfigDict
 
-from triptych import configuration, doctor
+from triptych import configuration
 from triptych.base import source
 from triptych.base.tokenizer import train_tokenizer
 from triptych.configuration import Config
-from triptych.costs import (
+from triptych.data import files
+from triptych.data.lengths import LengthReport, tokenized
+from triptych.data.references import wrong_references
+from triptych.data.template import prompt_tokens
+from triptych.dataset.preparation import left_out, take_in
+from triptych.engine import models
+from triptych.engine.device import compute_dtype
+from triptych.engine.inspection import inspect
+from triptych.errors import DataError, Fault, ModelError, RecipeError, ReleaseError, TriptychError
+from triptych.evaluate.answers import portions_of
+from triptych.evaluate.measurement import Measurement, few_shot
+from triptych.pipeline.stage import StageContext
+from triptych.preflight import doctor
+from triptych.preflight.costs import (
     GIB,
     SAMPLING_EFFICIENCY,
     TRAINING_EFFICIENCY,
@@ -33,26 +46,14 @@ from triptych.costs import (
     from_scratch,
     matrix_rate,
 )
-from triptych.data import files
-from triptych.data.intake import left_out, take_in
-from triptych.data.lengths import LengthReport, tokenized
-from triptych.data.template import prompt_tokens
-from triptych.engine import models
-from triptych.engine.device import compute_dtype
-from triptych.engine.inspection import inspect
-from triptych.engine.memory import Architecture
-from triptych.errors import DataError, Fault, ModelError, RecipeError, ReleaseError, TriptychError
-from triptych.evaluate.answers import portions_of
-from triptych.evaluate.measurement import Measurement, few_shot
-from triptych.evaluate.significance import least, level
-from triptych.pipeline.stage import Desk
+from triptych.preflight.memory import Architecture
 from triptych.progress import Silent
 from triptych.recipe import JudgedLabelling, JudgeSection, Recipe, load, settings
 from triptych.records import Comparison, Conversation, Prompt, Record
-from triptych.references import wrong_references
 from triptych.release.signature import check_signing
 from triptych.reward.ensemble import EnsembleReward
 from triptych.reward.mixture import MixtureReward
+from triptych.statistics.significance import least, level
 
 FEW_PROMPTS = 100
 """Fewer than these in a test, and an interval is too wide to show a usual gain."""
@@ -240,9 +241,9 @@ def check_files(recipe: Recipe, findings: Findings) -> bool:
 
 def split_data(recipe: Recipe, folder: Path, findings: Findings) -> Mapping[str, int] | None:
     """Splits the good rows of all files into `folder` and judges the parts; None where there are too few."""
-    desk = Desk(folder, folder, Silent(), recipe.seed, checkpoint_seconds=60.0)
+    context = StageContext(folder, folder, Silent(), recipe.seed, checkpoint_seconds=60.0)
     try:
-        counts = take_in(desk, recipe.intake.model_copy(update={"wrong_rows": "skip"}), recipe.sources)
+        counts = take_in(context, recipe.intake.model_copy(update={"wrong_rows": "skip"}), recipe.sources)
     except DataError as error:
         findings.problems += map(str, error.faults)
         return None

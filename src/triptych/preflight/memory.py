@@ -77,7 +77,7 @@ def copies(model: Architecture) -> int:
 def optimizer_state(model: Architecture, optimization: Optimization) -> int:
     """AdamW's two moments of each number; Muon keeps one of the hidden layers' matrices."""
     embedding = model.vocabulary * model.width
-    hidden = max(0, model.parameters - embedding) if optimization.muon else 0
+    hidden = max(0, model.parameters - embedding) if optimization.muon_learning_rate else 0
     return 4 * hidden + 8 * (model.parameters - hidden)
 
 
@@ -126,7 +126,7 @@ def training(
         keys: that a token sees, in the mean.
         predicts: tokens; False for a reward model, which has no logits.
     """
-    kept = copies(model) + activations(model, tokens, keys, optimization.recompute)
+    kept = copies(model) + activations(model, tokens, keys, optimization.activation_checkpointing)
     if optimization.lora is not None:
         # The model is loaded in float32 and adapted in the compute type; at the end the plain one stands beside it.
         beside = 16 * optimization.lora.rank * model.layers * _ends(model)

@@ -16,8 +16,8 @@ from fastapi.responses import HTMLResponse, JSONResponse
 from pydantic import BaseModel, Field
 
 from triptych.errors import AnsweredError, TriptychError
-from triptych.interview.asked import Asked
-from triptych.interview.guard import BoundedProtocol, Guard
+from triptych.people.asked import Asked
+from triptych.people.guard import BoundedProtocol, Guard
 from triptych.records import Question
 
 LEASE = 600.0

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 import torch
 
 from triptych.base.pretraining import Pretraining
-from triptych.engine import memory
 from triptych.engine.device import compute_dtype
-from triptych.engine.memory import Architecture
 from triptych.improve.best_of_n import BestOfN
 from triptych.improve.dpo import Dpo
 from triptych.improve.loop import Improvement
+from triptych.preflight import memory
+from triptych.preflight.memory import Architecture
 from triptych.recipe import JudgeSection, Recipe
 from triptych.reward.training import RewardTraining
 
@@ -71,7 +71,7 @@ def costs(recipe: Recipe, model: Architecture, texts: Mapping[str, Texts], rate:
     weights, copies = memory.weights(model), memory.copies(model)
     pretraining = recipe.base.train
     if pretraining is not None:
-        taken = memory.training(model, pretraining, pretraining.batch, pretraining.context)
+        taken = memory.training(model, pretraining, pretraining.batch_tokens, pretraining.context)
         add("base", taken, trained=pretraining.tokens)
     else:
         add("base", 2 * weights + memory.applied(model))
@@ -126,9 +126,9 @@ def improvement(config: Improvement, texts: Mapping[str, Texts]) -> tuple[int, i
         compared = asked * texts["reward"].tokens // max(1, texts["reward"].rows)
         return compared, compared, 0
     prompt = texts["prompts_improve"].tokens // max(1, texts["prompts_improve"].rows)
-    learnt = 2 if isinstance(config, Dpo) else 1 if isinstance(config, BestOfN) else config.group
-    written, kept = (asked * answers * config.max_tokens for answers in (config.group, learnt))
-    trained = config.reuse * (asked * prompt + kept)
+    learnt = 2 if isinstance(config, Dpo) else 1 if isinstance(config, BestOfN) else config.group_size
+    written, kept = (asked * answers * config.max_tokens for answers in (config.group_size, learnt))
+    trained = config.updates_per_rollout * (asked * prompt + kept)
     return trained, written + kept, written  # the reward model scores all, the reference what is kept
 
 
@@ -141,10 +141,10 @@ def improving(config: Improvement, model: Architecture, texts: Mapping[str, Text
     asked = texts["prompts_improve"]
     tokens = min(config.micro_batch, trained // config.steps)
     keys = asked.keys + config.max_tokens if written else texts["reward"].keys
-    answers = [memory.sampling(model, config.watch_prompts, asked.longest, config.max_tokens)]
+    answers = [memory.sampling(model, config.eval_prompts, asked.longest, config.max_tokens)]
     if written:
-        together = config.prompts_per_step * config.group
-        answers.append(memory.sampling(model, together, asked.longest, config.max_tokens, config.group))
+        together = config.prompts_per_step * config.group_size
+        answers.append(memory.sampling(model, together, asked.longest, config.max_tokens, config.group_size))
     return memory.training(model, config, tokens, keys) + max(answers)
 
 

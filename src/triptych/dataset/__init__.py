@@ -1,0 +1,1 @@
+"""The run's data: the user's files read, checked and split."""

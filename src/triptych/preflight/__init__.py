@@ -1,0 +1,1 @@
+"""What a run will meet, found out before it."""
