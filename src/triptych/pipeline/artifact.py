@@ -12,12 +12,22 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from triptych.errors import RunError
 from triptych.storage import Fields, entries, irregular, make_folder, read_object, sha256, sha256_once, sync, sync_tree
 
 MANIFEST = "manifest.json"
+
+
+class Folder(Protocol):
+    """A folder that a stage reads: an artifact, or a plain path, so that a stage can be called without a run."""
+
+    def __truediv__(self, name: str, /) -> Path:
+        """What it holds under this name."""
+
+    def __fspath__(self) -> str:
+        """Where it is."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +61,14 @@ class Artifact:
             if not isinstance(manifest[field], Fields):
                 raise RunError(f"{path} is damaged: its {field!r} is no object; {manifest.remedy}")
         return cls(name, folder, manifest, sha256(path))
+
+    def __truediv__(self, name: str) -> Path:
+        """What its folder holds under this name."""
+        return self.folder / name
+
+    def __fspath__(self) -> str:
+        """Where it is."""
+        return str(self.folder)
 
     @property
     def fingerprint(self) -> str:
