@@ -18,6 +18,7 @@ ROOT = Path(__file__).resolve().parents[1]
 SOURCE = ROOT / "src" / "triptych"
 DOCS = ROOT / "docs"
 README = ROOT / "README.md"
+INDEX = DOCS / "README.md"
 PAGES = [README, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted(DOCS.rglob("*.md"))]
 
 LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
@@ -77,9 +78,10 @@ def test_every_relative_link_leads_somewhere(page: Path) -> None:
     assert not broken, f"{page.name} has links that lead nowhere: {broken}"
 
 
-def test_every_page_is_linked_from_the_readme() -> None:
-    linked = {(ROOT / target.partition("#")[0]).resolve() for target in links(README)}
-    assert [page.name for page in DOCS.rglob("*.md") if page not in linked] == []
+def test_every_page_is_linked_from_the_index_and_the_index_from_the_readme() -> None:
+    listed = {(DOCS / target.partition("#")[0]).resolve() for target in links(INDEX)} | {INDEX}
+    assert [page.relative_to(DOCS).as_posix() for page in DOCS.rglob("*.md") if page not in listed] == []
+    assert INDEX in {(ROOT / target).resolve() for target in links(README)}
 
 
 def documented() -> dict[str, dict[str, str]]:
