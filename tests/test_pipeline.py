@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import importlib
 import json
 import os
 import shutil
@@ -15,13 +16,15 @@ from typing import Any
 import pytest
 import torch
 
+import triptych
 from triptych import storage
 from triptych.configuration import Config
 from triptych.engine.checkpoint import Checkpoint
+from triptych.engine.device import compute_dtype
 from triptych.errors import RunError
 from triptych.pipeline import fingerprint as fingerprints
 from triptych.pipeline.artifact import Artifact
-from triptych.pipeline.fingerprint import code_version
+from triptych.pipeline.fingerprint import Sources, code_version
 from triptych.pipeline.ledger import Ledger
 from triptych.pipeline.runner import Runner, Until, claimed
 from triptych.pipeline.stage import Metrics, Stage, StageContext
@@ -409,25 +412,19 @@ def test_the_ledger_survives_a_line_cut_by_a_kill(tmp_path: Path) -> None:
 @pytest.fixture
 def modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
     """Writes sources of modules and gives the version of `triptych.stage_x`, which imports some of them."""
-    sources: dict[str, str] = {}
+    monkeypatch.setattr(triptych, "__path__", [*triptych.__path__, str(tmp_path)])
+    sources = {
+        "stage_x": "from triptych import near\nfrom triptych.progress import Progress\n",
+        "near": "def f():\n    import triptych.far\n", "far": "A = 1\n", "other": "C = 1\n",
+    }
 
     def version(**changes: str) -> str:
         sources.update(changes)
         for name, text in sources.items():
             (tmp_path / f"{name}.py").write_text(text)
-        for cached in (fingerprints._digest, fingerprints._imports):
-            cached.cache_clear()
-        return code_version("triptych.stage_x")
+        importlib.invalidate_caches()
+        return Sources().version("triptych.stage_x")
 
-    def source(module: str) -> Path | None:
-        path = tmp_path / f"{module.removeprefix('triptych.')}.py"
-        return path if path.exists() else None
-
-    monkeypatch.setattr(fingerprints, "_source", source)
-    version(
-        stage_x="from triptych import near\nfrom triptych.progress import Progress\n",
-        near="def f():\n    import triptych.far\n", far="A = 1\n", progress="B = 1\n", other="C = 1\n",
-    )
     return version
 
 
@@ -435,29 +432,81 @@ def test_the_codes_version_is_that_of_all_it_imports(modules: Callable[..., str]
     first = modules()
     assert modules() == first
     assert modules(other="C = 2\n") == first
-    assert modules(progress="B = 2\n") == first
+    assert modules(stage_x="from triptych import near\n") != first
     changed = {first, modules(far="A = 2\n"), modules(near="import triptych.far\n"), modules(stage_x="")}
     assert len(changed) == 4
 
 
+def test_progress_is_no_part_of_what_a_result_depends_on(modules: Callable[..., str]) -> None:
+    modules()
+    assert Sources().reached("triptych.stage_x") == {f"triptych.{name}" for name in ("stage_x", "near", "far")}
+
+
+FUNCTION = '''def half(x: float, *, times: int = 2) -> float:
+    """Half of it."""
+    return x / times
+'''
+
+
+@pytest.mark.parametrize("same", [
+    FUNCTION.replace("Half of it.", "A half."),
+    FUNCTION.replace('    """Half of it."""\n', ""),
+    '"""The module."""\n\n' + FUNCTION,
+    FUNCTION.replace("    return", "    # divided\n    return"),
+    FUNCTION.replace("x / times", "(\n        x\n        / times\n    )"),
+    FUNCTION + '"""What stands alone."""\n',
+])
+def test_comments_docstrings_and_the_form_change_no_version(modules: Callable[..., str], same: str) -> None:
+    assert modules(far=same) == modules(far=FUNCTION)
+
+
+@pytest.mark.parametrize("other", [
+    FUNCTION.replace("= 2", "= 3"), FUNCTION.replace("= 2", "= 2.0"), FUNCTION.replace("= 2", "= True"),
+    FUNCTION.replace("x / times", "times / x"), FUNCTION.replace("x / times", "x // times"),
+    FUNCTION.replace("*, ", ""), FUNCTION.replace("half", "part"), FUNCTION.replace("float:", "int:"),
+    FUNCTION.replace("    return", "    x = \"\"\n    return"), FUNCTION + "TEXT = 'Half of it.'\n",
+])
+def test_whatever_runs_otherwise_changes_the_version(modules: Callable[..., str], other: str) -> None:
+    assert modules(far=other) != modules(far=FUNCTION)
+
+
+def test_data_beside_a_module_is_part_of_its_version(modules: Callable[..., str], tmp_path: Path) -> None:
+    (tmp_path / "templates").mkdir()
+    (tmp_path / "unnamed.txt").write_text("1")
+    template = tmp_path / "templates" / "score.jinja"
+    template.write_text("How good is it?")
+    first = modules(far="from pathlib import Path\nFOLDER = Path(__file__).parent / 'templates'\n")
+    (tmp_path / "unnamed.txt").write_text("2")
+    assert modules() == first
+    template.write_text("How good is it, really?")
+    second = modules()
+    template.rename(template.with_name("other.jinja"))
+    assert len({first, second, modules()}) == 3
+
+
+def test_a_judges_questions_are_part_of_what_it_scores(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[str] = []
+    monkeypatch.setattr(fingerprints, "sha256", lambda path: seen.append(path.name) or path.name)
+    Sources().version("triptych.reward.judge")
+    assert sorted(seen) == ["compare.jinja", "score.jinja"]
+
+
+def test_what_computes_depends_on_the_device_and_other_work_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    modules = ["triptych.base.pretraining", "triptych.dataset.preparation"]
+    versions = [code_version(module) for module in modules]
+    other = torch.float32 if compute_dtype() == torch.bfloat16 else torch.bfloat16
+    monkeypatch.setattr(fingerprints, "compute_dtype", lambda: other)
+    assert [code_version(module) == before for module, before in zip(modules, versions, strict=True)] == [False, True]
+
+
 def test_stages_depend_on_the_engine_and_not_on_each_other() -> None:
-    fingerprints._imports.cache_clear()
-
-    def reached(module: str) -> set[str]:
-        found: set[str] = set()
-        todo = [module]
-        while todo:
-            if (name := todo.pop()) not in found:
-                found.add(name)
-                todo += fingerprints._imports(name)
-        return found
-
+    sources = Sources()
     rooms = [
         "base.pretraining", "instruct.finetuning", "feedback.labelling", "reward.training", "improve.grpo",
         "improve.dpo",
     ]
     for room in rooms:
-        names = reached(f"triptych.{room}")
+        names = sources.reached(f"triptych.{room}")
         assert "triptych.engine.packing" in names
         assert "triptych.progress" not in names
         foreign = {other.split(".")[0] for other in rooms} - {room.split(".")[0]}
