@@ -26,7 +26,7 @@ run: .venv/installed
 test: .venv/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest </dev/null
+	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile </dev/null
 
 smollm2: .venv/installed
 	$(BIN)/python scripts/smollm2.py

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from triptych.engine import attention, device
 from triptych.engine.models import save
 from triptych.records import Document
 
+CORES = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
 VOCABULARY = 61
 WINDOW = 5
 SHAPE = {
@@ -57,6 +59,27 @@ FAMILIES: dict[str, Callable[..., PretrainedConfig]] = {
     ),
 }
 """Every family has grouped queries; the sliding windows are shorter than the tests' sequences."""
+
+
+def pytest_configure() -> None:
+    """A core for each of xdist's workers: threads of several processes on the same cores wait for each other."""
+    worker = os.environ.get("PYTEST_XDIST_WORKER", "")
+    if worker and CORES:
+        torch.set_num_threads(1)
+        os.sched_setaffinity(0, {sorted(CORES)[int(worker.removeprefix("gw")) % len(CORES)]})
+
+
+@contextmanager
+def every_core() -> Iterator[None]:
+    """Programs that are started meanwhile have all cores."""
+    mine = os.sched_getaffinity(0) if CORES else set()
+    if CORES:
+        os.sched_setaffinity(0, CORES)
+    try:
+        yield
+    finally:
+        if CORES:
+            os.sched_setaffinity(0, mine)
 
 
 def tiny(family: str, *, tied: bool = True, reward: bool = False, dtype: torch.dtype = torch.float64) -> Any:

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 
+from conftest import every_core
 from triptych.base.pretraining import Pretraining, pretrain
 from triptych.data.files import write
 from triptych.engine import device, distributed
@@ -193,7 +194,8 @@ def stale(policy: Path, folder: Path) -> None:
 def torchrun(*arguments: str | Path, count: int = 2) -> None:
     """Runs a program on ranks of its own."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
-    ended = subprocess.run([*command, *map(str, arguments)], capture_output=True, text=True, timeout=120)
+    with every_core():
+        ended = subprocess.run([*command, *map(str, arguments)], capture_output=True, text=True, timeout=120)
     assert ended.returncode == 0, ended.stdout + ended.stderr
 
 
@@ -325,8 +327,8 @@ def test_a_whole_cycle_on_two_ranks_is_that_of_one(tmp_path: Path) -> None:
 def test_an_error_on_one_rank_ends_all(tmp_path: Path) -> None:
     program = tmp_path / "fails.py"
     program.write_text(
-        "from triptych.engine import ranks\nranks.start()\n"
-        "if distributed.rank() == 1:\n    raise ValueError('on purpose')\nranks.barrier()\n"
+        "from triptych.engine import distributed\ndistributed.init()\n"
+        "if distributed.rank() == 1:\n    raise ValueError('on purpose')\ndistributed.barrier()\n"
     )
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(program)]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=60)
