@@ -13,13 +13,14 @@ BETA = 0.1
 
 
 def ours(case: Case) -> Iterator[Run]:
-    """`triptych.improve.dpo.improve` on given comparisons."""
+    """DPO by `triptych.improve.improvement.improve` on given comparisons."""
     from benchmarks import work
     from benchmarks.ours import artifact, stepped
     from triptych.data.files import write
     from triptych.engine.models import load_tokenizer
     from triptych.engine.scoring import RewardModel
-    from triptych.improve.dpo import Dpo, improve
+    from triptych.improve.dpo import Dpo
+    from triptych.improve.improvement import improve
 
     records, rows = work.comparisons(load_tokenizer(case.model), case.count(PAIRS_OF_AN_UPDATE))
     prompts = {record.prompt.key: record.prompt for record in records}

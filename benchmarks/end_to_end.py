@@ -51,7 +51,8 @@ def run_ours(case: Case) -> None:
     from triptych.engine.device import settle
     from triptych.engine.models import load_tokenizer
     from triptych.engine.scoring import RewardModel
-    from triptych.improve.grpo import Grpo, improve
+    from triptych.improve.grpo import Grpo
+    from triptych.improve.improvement import improve
     from triptych.instruct.finetuning import Finetuning, finetune
     from triptych.pipeline.stage import StageContext
     from triptych.progress import Silent

@@ -21,13 +21,14 @@ KL = 0.04
 
 
 def ours(case: Case) -> Iterator[Run]:
-    """`triptych.improve.grpo.improve`."""
+    """GRPO by `triptych.improve.improvement.improve`."""
     from benchmarks import work
     from benchmarks.ours import artifact, stepped
     from triptych.data.files import write
     from triptych.engine.models import load_tokenizer
     from triptych.engine.scoring import RewardModel
-    from triptych.improve.grpo import Grpo, improve
+    from triptych.improve.grpo import Grpo
+    from triptych.improve.improvement import improve
 
     prompts = work.prompts(load_tokenizer(case.model), case.count(PROMPTS))
     write(case.scratch / "prompts_improve.jsonl", prompts)

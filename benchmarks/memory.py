@@ -182,7 +182,8 @@ def stage(recipe: dict[str, Any], folder: str, name: str) -> dict[str, float]:
     from triptych.base.pretraining import Pretraining, pretrain
     from triptych.dataset.preparation import take_in
     from triptych.engine.models import load_reward, load_tokenizer, save
-    from triptych.improve.grpo import Grpo, improve
+    from triptych.improve.grpo import Grpo
+    from triptych.improve.improvement import improve
     from triptych.instruct.finetuning import Finetuning, finetune
     from triptych.pipeline.stage import StageContext
     from triptych.progress import Silent

@@ -29,7 +29,7 @@ from triptych.engine.scoring import RewardModel
 from triptych.evaluate.answers import Answering, answer
 from triptych.evaluate.decoding import choose
 from triptych.evaluate.gate import Gate, decide
-from triptych.improve.registry import WORKS
+from triptych.improve.improvement import improve
 from triptych.pipeline.stage import StageContext
 from triptych.progress import Silent
 from triptych.recipe import Recipe, load, settings
@@ -89,7 +89,7 @@ class Trials:
         for context in desks:
             context.output.mkdir(parents=True)
             context.scratch.mkdir()
-        improved = WORKS[type(config)](desks[0], config, self.bench.start, self.data, reward=reward, judge=judge)
+        improved = improve(desks[0], config, self.bench.start, self.data, reward=reward, judge=judge)
         candidate, gate = desks[0].output, self.recipe.gate
         own = self.recipe.decoding.at(
             choose(desks[1], self.recipe.decoding, candidate, self.data, judge)["temperature"]

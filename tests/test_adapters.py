@@ -26,7 +26,7 @@ from triptych.engine.packing import Pack, Segment
 from triptych.engine.scoring import RewardModel
 from triptych.engine.training import Optimization
 from triptych.errors import ModelError
-from triptych.improve import grpo
+from triptych.improve.improvement import improve
 from triptych.instruct.finetuning import finetune
 from triptych.reward.training import train_reward
 
@@ -103,7 +103,7 @@ def test_every_stage_learns_with_adapters_and_leaves_a_plain_model(policy_folder
     finetune(context(tmp_path, "instruct"), adapted(FINETUNING), policy_folder, tmp_path)
     train_reward(context(tmp_path, "reward"), adapted(REWARD), policy_folder, tmp_path)
     scorer = RewardModel(tmp_path / "reward" / "output" / "model")
-    grpo.improve(context(tmp_path, "improve"), adapted(GRPO), policy_folder, tmp_path, scorer, judge=None)
+    improve(context(tmp_path, "improve"), adapted(GRPO), policy_folder, tmp_path, scorer, judge=None)
     before = load_policy(policy_folder / "model")
     for stage in ("instruct", "reward", "improve"):
         output = tmp_path / stage / "output"

@@ -34,6 +34,7 @@ from triptych.improve.best_of_n import Best, BestOfN, best
 from triptych.improve.checkpoints import UNLIMITED, Limits
 from triptych.improve.dpo import Dpo, best_and_worst
 from triptych.improve.grpo import Grpo
+from triptych.improve.improvement import improve
 from triptych.improve.loop import Answers, Improvement, Loop, passes
 from triptych.improve.on_policy import Tokens, measured, paid, steered, surrogate
 from triptych.improve.ppo import Ppo
@@ -217,7 +218,7 @@ def test_a_round_ends_at_the_first_policy_that_the_gate_would_turn_away(
         output.mkdir(parents=True)
         config = Dpo(pairs="comparisons", **SMALL | {"steps": steps, "eval_every": 1, "learning_rate": 1e-2})
         context = StageContext(output, tmp_path / name, Silent(), seed=3, checkpoint_seconds=60)
-        metrics = dpo.improve(context, config, **inputs, judge=Later(), comparisons=inputs["data"], limits=limits)
+        metrics = improve(context, config, **inputs, judge=Later(), comparisons=inputs["data"], limits=limits)
         return metrics, read_curve(output / "curve.jsonl"), (output / "model" / "model.safetensors").read_bytes()
 
     free, curve, _ = ran("free", UNLIMITED)
@@ -238,7 +239,7 @@ def test_a_value_head_is_trained_and_not_kept(inputs: dict[str, Any], tmp_path: 
     (tmp_path / "output").mkdir()
     context = StageContext(tmp_path / "output", tmp_path, Silent(), seed=3, checkpoint_seconds=60)
     config = Ppo(**SMALL | {"steps": 12, "max_tokens": 24, "learning_rate": 1e-2}, value_weight=1.0)
-    ppo.improve(context, config, **inputs, judge=None)
+    improve(context, config, **inputs, judge=None)
     curve = read_curve(tmp_path / "output" / "curve.jsonl")[1:]
     assert curve[-1]["value_error"] < 0.7 * curve[0]["value_error"]
     kept = load_file(tmp_path / "output" / "model" / "model.safetensors")
@@ -389,7 +390,7 @@ def test_a_round_is_measured_and_resumed_to_the_same_bits(
         return StageContext(tmp_path / place / "output", tmp_path / place, Silent(), seed=3, checkpoint_seconds=0)
 
     judge = Turning() if name in ("grpo", "ppo") else None  # the second of four steps is kept
-    metrics = method.improve(context("whole"), config, **inputs, judge=judge, **more)
+    metrics = improve(context("whole"), config, **inputs, judge=judge, **more)
     step, made = method.step, 0
 
     def killed(*given: Any) -> Any:
@@ -401,10 +402,10 @@ def test_a_round_is_measured_and_resumed_to_the_same_bits(
 
     monkeypatch.setattr(method, "step", killed)
     with pytest.raises(Killed):
-        method.improve(context("killed"), config, **inputs, judge=judge and Turning(), **more)
+        improve(context("killed"), config, **inputs, judge=judge and Turning(), **more)
     monkeypatch.setattr(method, "step", step)
     # A run that goes on measures the reference again, and the first of the two steps that are watched no more.
-    assert method.improve(context("killed"), config, **inputs, judge=judge and Turning(skip=1), **more) == metrics
+    assert improve(context("killed"), config, **inputs, judge=judge and Turning(skip=1), **more) == metrics
     assert metrics["watched_by"] == ("judge" if judge else "reward")
 
     whole, again = tmp_path / "whole" / "output", tmp_path / "killed" / "output"
@@ -459,16 +460,16 @@ def test_a_policy_in_training_is_at_no_distance_from_itself_whatever_its_dropout
 def test_a_round_of_a_model_with_dropout_is_resumed_to_the_same_bits(
     gpt2_folder: Path, inputs: dict[str, Any], tmp_path: Path
 ) -> None:
-    def improve(place: str, progress: Silent) -> bytes:
+    def ran(place: str, progress: Silent) -> bytes:
         (tmp_path / place / "output").mkdir(parents=True, exist_ok=True)
         context = StageContext(tmp_path / place / "output", tmp_path / place, progress, seed=3, checkpoint_seconds=0)
-        grpo.improve(context, Grpo(**SMALL), **inputs | {"champion": gpt2_folder}, judge=None)
+        improve(context, Grpo(**SMALL), **inputs | {"champion": gpt2_folder}, judge=None)
         return (tmp_path / place / "output" / "model" / "model.safetensors").read_bytes()
 
     with pytest.raises(Killed):
-        improve("killed", Deadly())
+        ran("killed", Deadly())
     torch.manual_seed(11)  # a process that goes on has another random state
-    assert improve("killed", Silent()) == improve("whole", Silent())
+    assert ran("killed", Silent()) == ran("whole", Silent())
 
 
 class Deadly(Silent):
@@ -483,7 +484,7 @@ class Deadly(Silent):
 def test_a_sampling_is_used_again_and_a_kill_between_its_updates_changes_nothing(
     name: str, inputs: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    method, config = METHODS[name]
+    _, config = METHODS[name]
     config = config.model_copy(update={"updates_per_rollout": 2, "steps": 5})
     calls = []
     collect = Loop.collect
@@ -494,18 +495,18 @@ def test_a_sampling_is_used_again_and_a_kill_between_its_updates_changes_nothing
 
     monkeypatch.setattr(Loop, "collect", counted)
 
-    def improve(place: str, progress: Silent) -> dict[str, Any]:
+    def ran(place: str, progress: Silent) -> dict[str, Any]:
         shutil.rmtree(tmp_path / place / "output", ignore_errors=True)
         (tmp_path / place / "output").mkdir(parents=True)
         context = StageContext(tmp_path / place / "output", tmp_path / place, progress, seed=3, checkpoint_seconds=0)
-        return dict(method.improve(context, config, **inputs, judge=None))
+        return dict(improve(context, config, **inputs, judge=None))
 
-    metrics = improve("whole", Silent())
+    metrics = ran("whole", Silent())
     assert calls == [0, 2, 4]
     assert metrics["answers"] == config.answers == 3 * 3 * config.group_size
     with pytest.raises(Killed):
-        improve("killed", Deadly())
-    assert improve("killed", Silent()) == metrics
+        ran("killed", Deadly())
+    assert ran("killed", Silent()) == metrics
     assert calls == [0, 2, 4, 0, 2, 2, 4]
     whole, again = tmp_path / "whole" / "output", tmp_path / "killed" / "output"
     for file in ("curve.jsonl", "model/model.safetensors"):
@@ -532,17 +533,17 @@ def test_dpo_learns_what_it_is_shown(inputs: dict[str, Any], tmp_path: Path) -> 
     config = Dpo(pairs="comparisons", **SMALL | {"steps": 30, "learning_rate": 1e-2, "eval_every": 30})
     (tmp_path / "output").mkdir()
     context = StageContext(tmp_path / "output", tmp_path, Silent(), seed=3, checkpoint_seconds=60)
-    dpo.improve(context, config, **inputs, judge=None, comparisons=inputs["data"])
+    improve(context, config, **inputs, judge=None, comparisons=inputs["data"])
     curve = read_curve(tmp_path / "output" / "curve.jsonl")[1:]
     assert curve[-1]["loss"] < 0.2 < 0.69 < curve[0]["loss"] + 0.01
     assert curve[-1]["accuracy"] == 1
 
 
-def recipe(folder: Path, improve: str, *overrides: str) -> Recipe:
+def recipe(folder: Path, section: str, *overrides: str) -> Recipe:
     path = folder / "recipe.yaml"
     path.write_text(
         f"name: tiny\nstorybook: {{}}\nbase: {{train: {{}}}}\nfeedback: [{{exact: {{}}}}]\ngate: {{judge: exact}}\n"
-        f"improve: {improve}\n", encoding="utf-8",
+        f"improve: {section}\n", encoding="utf-8",
     )
     return load(path, overrides)
 
@@ -556,7 +557,7 @@ def test_a_recipe_chooses_its_method_and_grpo_without_a_choice(tmp_path: Path) -
 
 
 @pytest.mark.parametrize(
-    ("improve", "message"),
+    ("section", "message"),
     [
         ("{method: sft}", "recipe.yaml:6: improve: method must be one of grpo, rloo, ppo, dpo, best_of_n, got 'sft'"),
         ("{kl_coefficient: -1}", "recipe.yaml:6: improve.kl_coefficient: must be a number at least 0, got -1"),
@@ -567,9 +568,9 @@ def test_a_recipe_chooses_its_method_and_grpo_without_a_choice(tmp_path: Path) -
          "got 0"),
     ],
 )
-def test_a_wrong_field_is_named_in_its_methods_terms(tmp_path: Path, improve: str, message: str) -> None:
+def test_a_wrong_field_is_named_in_its_methods_terms(tmp_path: Path, section: str, message: str) -> None:
     with pytest.raises(RecipeError) as caught:
-        recipe(tmp_path, improve)
+        recipe(tmp_path, section)
     assert str(caught.value).removeprefix(f"{tmp_path}/").startswith(message)
 
 
@@ -577,7 +578,7 @@ def test_only_dpo_on_comparisons_depends_on_them(tmp_path: Path) -> None:
     parts: list[Any] = ["champion", "data", "feedback", "reward"]  # stand for the artifacts
     stages = {text: improvement(recipe(tmp_path, text), 2, *parts, {"round": 2}) for text in (
         "{}", "{method: dpo}", "{method: dpo, pairs: comparisons}")}
-    assert [stage.work for stage in stages.values()] == [grpo.improve, dpo.improve, dpo.improve]
+    assert [stage.work for stage in stages.values()] == [improve, improve, improve]
     assert [type(stage.config) for stage in stages.values()] == [Grpo, Dpo, Dpo]
     usual = {"champion": "champion", "data": "data"}
     assert [stage.inputs for stage in stages.values()] == [usual, usual, usual | {"comparisons": "feedback"}]
@@ -610,22 +611,21 @@ class Faulty:
         return [math.nan, *scores[1:]] if self.batches == 3 else scores  # the first batch is the watch's
 
 
-@pytest.mark.parametrize("method", [grpo, dpo])
-def test_a_round_goes_on_behind_a_reward_that_is_no_number(method: Any, policy_folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", [Grpo, Dpo])
+def test_a_round_goes_on_behind_a_reward_that_is_no_number(kind: Any, policy_folder: Path, tmp_path: Path) -> None:
     for name in ("improve", "validation"):
         write(tmp_path / f"prompts_{name}.jsonl", [Prompt(user(f"a {word} cat")) for word in ("small", "red", "sat")])
     (tmp_path / "output").mkdir()
     context = StageContext(tmp_path / "output", tmp_path, Silent(), seed=1, checkpoint_seconds=60)
-    kind = Grpo if method is grpo else Dpo
     config = kind(
         resample_uniform_groups=0, steps=3, prompts_per_step=2, group_size=2, max_tokens=4, eval_every=9,
         learning_rate=1e-4,
     )
-    method.improve(context, config, policy_folder, tmp_path, Faulty(), judge=None)
+    improve(context, config, policy_folder, tmp_path, Faulty(), judge=None)
     curve = read_curve(tmp_path / "output" / "curve.jsonl")
     assert [row.get("skipped") for row in curve] == [None, 0, 1, 0]
     assert curve[2]["fault"] == "reward"
     assert len(curve[2]["rows"]) == 2
     assert set(curve[2]["rows"]) <= {1, 2, 3}
-    if method is grpo:
+    if kind is Grpo:
         assert math.isfinite(curve[3]["sampler_mismatch"])

@@ -28,9 +28,9 @@ from triptych.engine.rollout import Policy
 from triptych.engine.sampling import Sampling
 from triptych.engine.scoring import RewardModel
 from triptych.engine.training import WholeMuon
-from triptych.improve import dpo, grpo, ppo, rloo
 from triptych.improve.dpo import Dpo
 from triptych.improve.grpo import Grpo
+from triptych.improve.improvement import improve
 from triptych.improve.loop import Improvement
 from triptych.improve.ppo import Ppo
 from triptych.improve.rloo import Rloo
@@ -132,11 +132,11 @@ def work(data: Path, policy: Path, folder: Path) -> None:
     rows = [Conversation(Prompt(user(text)), other) for text in NOUNS for other in NOUNS[:2]]
     found["scores"] = {"of answers": scorer.score(rows)}
     for name, config in {"grpo": GRPO, "grpo-lora": adapted(GRPO)}.items():
-        found[name] = grpo.improve(context(folder, name), config, policy, data, scorer, judge=None)
-    found["dpo"] = dpo.improve(context(folder, "dpo"), DPO, policy, data, scorer, judge=None)
-    found["rloo"] = rloo.improve(context(folder, "rloo"), Rloo(**BUDGET), policy, data, scorer, judge=None)
-    found["ppo"] = ppo.improve(context(folder, "ppo"), Ppo(**BUDGET), policy, data, scorer, judge=None)
-    found["kept"] = grpo.improve(context(folder, "kept"), adapted(GRPO), policy, data, scorer, judge=Falling())
+        found[name] = improve(context(folder, name), config, policy, data, scorer, judge=None)
+    found["dpo"] = improve(context(folder, "dpo"), DPO, policy, data, scorer, judge=None)
+    found["rloo"] = improve(context(folder, "rloo"), Rloo(**BUDGET), policy, data, scorer, judge=None)
+    found["ppo"] = improve(context(folder, "ppo"), Ppo(**BUDGET), policy, data, scorer, judge=None)
+    found["kept"] = improve(context(folder, "kept"), adapted(GRPO), policy, data, scorer, judge=Falling())
     assert found["kept"]["kept"] == 2
     (folder / f"measured-{distributed.rank()}.json").write_text(json.dumps(found))
 

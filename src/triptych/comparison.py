@@ -20,7 +20,6 @@ from triptych.cycle import Family, Round, begin, deployed, improve_and_gate, rew
 from triptych.engine.scoring import Scorer
 from triptych.errors import RecipeError
 from triptych.evaluate.measurement import Measurement, measure
-from triptych.improve.dpo import Dpo
 from triptych.pipeline.artifact import Artifact
 from triptych.pipeline.ledger import Ledger
 from triptych.pipeline.runner import Runner
@@ -168,8 +167,8 @@ def chosen(recipe: Recipe, names: str | None) -> list[str]:
             reason = error.errors()[0]["msg"].removeprefix("Value error, ")
             raise RecipeError(f"{name} cannot be compared on this recipe's budget: {reason}; name the others with "
                               "--methods") from None
-        if isinstance(own, Dpo) and own.pairs == "comparisons" and not recipe.compared:
-            raise RecipeError("compare: dpo's pairs are comparisons, and feedback names none")
+        if own.needs_comparisons and not recipe.compared:
+            raise RecipeError(f"compare: {name} learns from comparisons, and feedback names none")
     return list(dict.fromkeys(wanted))
 
 

@@ -27,8 +27,7 @@ from triptych.evaluate.measurement import Measurement, measure
 from triptych.feedback.labelling import label
 from triptych.feedback.rated import Weighing, imply
 from triptych.improve.checkpoints import Limits
-from triptych.improve.dpo import Dpo
-from triptych.improve.registry import WORKS as METHODS
+from triptych.improve.improvement import improve
 from triptych.instruct.finetuning import Finetuning, finetune
 from triptych.people.inbox import Arriving, Inbox, add
 from triptych.people.questions import FILE as QUESTIONS
@@ -476,10 +475,10 @@ def improvement(
 ) -> Stage:
     """A candidate by the recipe's method; what it is scored by, and measured with, are its tools."""
     config, inputs = recipe.improve.own, {"champion": champion, "data": data}
-    if isinstance(config, Dpo) and config.pairs == "comparisons":
+    if config.needs_comparisons:
         assert feedback, "the recipe sees to it"
         inputs["comparisons"] = feedback
-    return Stage(f"{name}/improve", METHODS[type(config)], config, inputs, tools, {"reward": reward})
+    return Stage(f"{name}/improve", improve, config, inputs, tools, {"reward": reward})
 
 
 def require(audited: Artifact | None, config: AuditSection, progress: Progress) -> None:

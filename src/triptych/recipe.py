@@ -5,11 +5,13 @@ File names in a recipe are relative to the recipe's folder.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from functools import reduce
+from operator import or_
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
-from pydantic import Field, PrivateAttr, model_validator
+from pydantic import Field, PrivateAttr, create_model, model_validator
 
 from triptych import configuration
 from triptych.audit.stage import Audit
@@ -23,13 +25,8 @@ from triptych.evaluate.decoding import Decoding
 from triptych.evaluate.gate import Gate
 from triptych.evaluate.measurement import Measurement
 from triptych.feedback.labelling import ExactLabelling, Labelling
-from triptych.improve.best_of_n import BestOfN
-from triptych.improve.dpo import Dpo
-from triptych.improve.grpo import Grpo
 from triptych.improve.loop import Improvement
-from triptych.improve.ppo import Ppo
-from triptych.improve.registry import Method
-from triptych.improve.rloo import Rloo
+from triptych.improve.registry import METHODS, method_of
 from triptych.instruct.finetuning import Finetuning
 from triptych.people.questions import Asking
 from triptych.release.signature import Signing
@@ -173,37 +170,30 @@ class Rounds(Config):
     rounds: int = Field(default=1, ge=0)
 
     @property
-    def own(self) -> Method:
+    def own(self) -> Improvement:
         """The method's settings."""
-        kind = next(each for each in get_args(Method) if isinstance(self, each))
-        found: Method = settings(kind, self)
+        assert isinstance(self, Improvement)
+        found: Improvement = settings(method_of(self).settings, self)
         return found
 
 
-class GrpoSection(Grpo, Rounds):
-    """Improvement by GRPO."""
+def rounds_of(kind: type[Improvement]) -> Any:
+    """The section of a recipe that a method's settings and its rounds make."""
+    return create_model(f"{kind.__name__}Section", __base__=(kind, Rounds), __doc__=kind.__doc__)
 
 
-class RlooSection(Rloo, Rounds):
-    """Improvement by RLOO."""
+IMPROVE_SECTIONS: Mapping[str, Any] = {method.name(): rounds_of(method.settings) for method in METHODS}
+"""The section of each method, by the method's name."""
 
+if TYPE_CHECKING:
+    class ImproveSection(Improvement, Rounds):
+        """What the sections of all methods have."""
 
-class PpoSection(Ppo, Rounds):
-    """Improvement by PPO."""
-
-
-class DpoSection(Dpo, Rounds):
-    """Improvement by DPO, IPO or RPO."""
-
-
-class BestOfNSection(BestOfN, Rounds):
-    """Improvement by the best of n answers."""
-
-
-ImproveSection = Annotated[
-    GrpoSection | RlooSection | PpoSection | DpoSection | BestOfNSection, Field(discriminator="method"),
-    tagged("method", "grpo"),
-]
+        method: str
+else:
+    ImproveSection = Annotated[
+        reduce(or_, IMPROVE_SECTIONS.values()), Field(discriminator="method"), tagged("method", "grpo"),
+    ]
 
 
 class JudgeSection(PairwiseReward):
@@ -284,7 +274,7 @@ class Recipe(Config):
     instruct: InstructSection = InstructSection()
     feedback: tuple[FileFeedback | RatingFeedback | ExactFeedback | JudgedFeedback | PeopleFeedback, ...] = ()
     reward: RewardSection = PairwiseSection()
-    improve: ImproveSection = GrpoSection()
+    improve: ImproveSection = IMPROVE_SECTIONS["grpo"]()
     compare: tuple[ImproveSection, ...] = ()
     decoding: Decoding = Decoding()
     gate: GateSection = GateSection()
@@ -327,7 +317,7 @@ class Recipe(Config):
             (judge.model, judge.endpoint) == (labelling.by.model, labelling.by.endpoint)
         ):
             raise ValueError("gate.judge labels the comparisons too, and may take no part in training: name another")
-        if isinstance(self.improve, DpoSection) and self.improve.pairs == "comparisons" and not self.compared:
+        if self.improve.needs_comparisons and not self.compared:
             raise ValueError("improve.pairs is comparisons, and feedback names none")
         kinds = within(self.reward.reward)
         if any(isinstance(each, PairwiseReward | EnsembleReward) for each in kinds) and not self.compared:
@@ -339,14 +329,12 @@ class Recipe(Config):
     @property
     def methods(self) -> list[str]:
         """The methods that can be compared on this recipe's budget."""
-        return [kind.model_fields["method"].default for kind in get_args(get_args(ImproveSection)[0])]
+        return list(IMPROVE_SECTIONS)
 
     def with_method(self, method: str) -> Recipe:
         """The recipe with another method on the same budget: what `compare` says of it, else its defaults."""
         told = next((section for section in (*self.compare, self.improve) if section.method == method), None)
-        kind = next(each for each in get_args(get_args(ImproveSection)[0])
-                    if each.model_fields["method"].default == method)
-        section = told if told is not None else kind()
+        section = told if told is not None else IMPROVE_SECTIONS[method]()
         shared = {name: getattr(self.improve, name) for name in (*Improvement.model_fields, *Rounds.model_fields)
                   if name not in section.model_fields_set}
         return self.model_copy(update={"improve": section.model_copy(update=shared)})

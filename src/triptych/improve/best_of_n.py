@@ -10,22 +10,24 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from triptych.engine import distributed
 from triptych.engine.forward import AnswerPack, Model, answer_logprobs, pack_answers
-from triptych.engine.scoring import Scorer
-from triptych.engine.training import Loss, Step
-from triptych.improve.checkpoints import UNLIMITED, Limits
-from triptych.improve.loop import Answers, Improvement, Loop
-from triptych.pipeline.stage import Metrics, StageContext
+from triptych.engine.training import Curve, Loss, Step
+from triptych.improve.loop import Answers, Improvement
+from triptych.improve.method import Method
 
 
 class BestOfN(Improvement):
     """Improvement by fine-tuning on the best of `group` answers."""
 
     method: Literal["best_of_n"] = "best_of_n"
+
+    @property
+    def learnt_per_prompt(self) -> int:
+        """The best."""
+        return 1
 
 
 def bound(n: int, left_out: float = 0.0) -> float:
@@ -56,21 +58,25 @@ class Best:
     answer: tuple[int, ...]
 
 
-def improve(
-    context: StageContext, config: BestOfN, champion: Path, data: Path, reward: Scorer, judge: Scorer | None,
-    round: int = 1,
-    limits: Limits = UNLIMITED,
-) -> Metrics:
-    """Fine-tunes the champion on the best of its own answers."""
-    loop = Loop(context, config, champion, data, reward, judge, round, limits)
+class BestOfNMethod(Method[BestOfN, AnswerPack]):
+    """Best of n over the loop."""
 
-    def prepare(number: int) -> Step[AnswerPack]:
-        return step(loop.collect(loop.reference, number), config)
+    settings = BestOfN
+    best_of_n = True
 
-    curve = loop.run(prepare, lambda packed: loss(loop.model, packed), unit="answer tokens")
-    shares = [row["left_out"] / config.prompts_per_step for row in curve[:: config.updates_per_rollout]]
-    left_out = sum(shares) / len(shares)
-    return loop.metrics | ({"kl_bound": bound(config.group_size, left_out)} if left_out < 1 else {})
+    def prepare(self, number: int) -> Step[AnswerPack]:
+        """The best of what the champion writes."""
+        return step(self.loop.collect(self.loop.reference, number), self.config)
+
+    def loss(self, batch: AnswerPack) -> Loss:
+        """−log p summed over the tokens of the best answers."""
+        return loss(self.loop.model, batch)
+
+    def metrics(self, curve: Curve) -> dict[str, Any]:
+        """The bound of what is learnt, unless no answer ended."""
+        shares = [row["left_out"] / self.config.prompts_per_step for row in curve[:: self.config.updates_per_rollout]]
+        left_out = sum(shares) / len(shares)
+        return {"kl_bound": bound(self.config.group_size, left_out)} if left_out < 1 else {}
 
 
 def step(scored: Answers, config: BestOfN) -> Step[AnswerPack]:

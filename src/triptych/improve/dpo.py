@@ -7,10 +7,10 @@ are the best and the worst of what the champion writes, by the reward model, or 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 import torch
 from pydantic import Field, model_validator
@@ -23,12 +23,11 @@ from triptych.engine import distributed
 from triptych.engine.device import autocast
 from triptych.engine.forward import AnswerPack, Model, answer_logprobs, pack_answers
 from triptych.engine.scoring import Scorer
-from triptych.engine.training import Loss, Step
+from triptych.engine.training import Curve, Loss, Step
 from triptych.errors import TrainingError
 from triptych.improve import losses
-from triptych.improve.checkpoints import UNLIMITED, Limits
 from triptych.improve.loop import Answers, Contrast, Loop, passes
-from triptych.pipeline.stage import Metrics, StageContext
+from triptych.improve.method import Method
 from triptych.records import Comparison, Conversation
 
 
@@ -54,6 +53,16 @@ class Dpo(Contrast):
     nll: float = Field(default=0.0, ge=0)
     context: int = Field(default=512, ge=16)
 
+    @property
+    def needs_comparisons(self) -> bool:
+        """Where they are its pairs."""
+        return self.pairs == "comparisons"
+
+    @property
+    def learnt_per_prompt(self) -> int:
+        """The best and the worst."""
+        return 2
+
     @model_validator(mode="after")
     def _reusable(self) -> Self:
         if self.pairs == "comparisons" and self.updates_per_rollout > 1:
@@ -78,45 +87,69 @@ class Pairs:
     gap: Tensor | None
 
 
-def improve(
-    context: StageContext, config: Dpo, champion: Path, data: Path, reward: Scorer, judge: Scorer | None,
-    round: int = 1,
-    limits: Limits = UNLIMITED, comparisons: Path | None = None,
-) -> Metrics:
-    """Improves the champion on pairs; the champion is also the reference, and the author of sampled pairs.
+class DpoMethod(Method[Dpo, Pairs]):
+    """DPO over the loop; the champion is the author of sampled pairs.
 
-    The comparisons are those in `comparisons/reward.jsonl`, on which the reward model was trained.
+    Comparisons are those in `comparisons/reward.jsonl`, on which the reward model was trained.
     """
-    loop = Loop(context, config, champion, data, reward, judge, round, limits)
-    if config.pairs == "sampled":
-        prepare = _sampled(loop, config)
-    else:
-        assert comparisons is not None, "the round's comparisons are an input of this stage"
-        prepare = _compared(loop, config, comparisons)
-    curve = loop.run(prepare, lambda pairs: loss(loop.model, pairs, config), unit="pairs")
-    drawn = curve[:: config.updates_per_rollout]
-    totals = {name: int(sum(row.get(name, 0) for row in drawn)) for name in ("answers", "pairs", "left_out")}
-    return loop.metrics | totals
 
+    settings = Dpo
+    unit = "pairs"
 
-Prepare = Callable[[int], Step[Pairs]]
-"""A step from its number alone."""
+    def __init__(self, loop: Loop, config: Dpo, comparisons: Path | None = None) -> None:
+        super().__init__(loop, config, comparisons)
+        self._groups = self._grouped() if config.needs_comparisons else []
+        self._plan = passes(len(self._groups), config, loop.seed) if self._groups else []
 
+    def prepare(self, number: int) -> Step[Pairs]:
+        """Pairs that are sampled, or the round's comparisons."""
+        return self._sampled(number) if self.config.pairs == "sampled" else self._compared(number)
 
-def _sampled(loop: Loop, config: Dpo) -> Prepare:
-    """Pairs of what the champion writes; it does not change, and so the same ones come again in a resumed run."""
+    def loss(self, batch: Pairs) -> Loss:
+        """The loss of the pairs, summed."""
+        return loss(self.loop.model, batch, self.config)
 
-    def prepare(number: int) -> Step[Pairs]:
-        answers = loop.collect(loop.reference, number)
+    def metrics(self, curve: Curve) -> dict[str, Any]:
+        """How many answers and pairs there were, and how many prompts were left out."""
+        drawn = curve[:: self.config.updates_per_rollout]
+        return {name: int(sum(row.get(name, 0) for row in drawn)) for name in ("answers", "pairs", "left_out")}
+
+    def _sampled(self, number: int) -> Step[Pairs]:
+        """Of what the champion writes; it does not change, and so the same pairs come again in a resumed run."""
+        config, reference = self.config, self.loop.reference
+        answers = self.loop.collect(reference, number)
         groups = best_and_worst(answers, config.cut_price)
-        made = step(loop.reference.model, groups, config.micro_batch)
+        made = step(reference.model, groups, config.micro_batch)
         made.numbers |= answers.numbers | {
             "answers": answers.rewards.numel(), "left_out": len(answers.groups) - len(groups),
         }
         made.rows, made.fault = answers.lines, answers.fault
         return made
 
-    return prepare
+    def _compared(self, number: int) -> Step[Pairs]:
+        """Of the round's comparisons, pass after pass."""
+        drawn = [self._groups[i] for i in self._plan[number]]
+        made = step(self.loop.reference.model, drawn, self.config.micro_batch)
+        made.rows = [line for group in drawn for line in group.lines]
+        return made
+
+    def _grouped(self) -> list[PairGroup]:
+        """The round's comparisons by their prompts; RPO takes their gaps from the reward model."""
+        loop, config = self.loop, self.config
+        assert self.comparisons is not None, "the round's comparisons are an input of this stage"
+        rows = read_comparisons(self.comparisons / "reward.jsonl")
+        if config.loss == "rpo":
+            rows = _with_gaps(rows, loop.reward)
+        known = getattr(loop.model.config.get_text_config(), "max_position_embeddings", None)
+        fitted = fit(rows, loop.tokenizer, min(config.context, known or config.context), "drop")
+        if fitted.dropped:
+            loop.context.progress.say(f"comparisons: {fitted}")
+        groups = grouped(fitted.rows, fitted.lines)
+        if not groups:
+            raise TrainingError(
+                f"no comparison is left to train on ({fitted}); raise improve.context or give more of them"
+            )
+        return groups
 
 
 def best_and_worst(answers: Answers, cut_price: float | None = None) -> list[PairGroup]:
@@ -147,29 +180,6 @@ def best_and_worst(answers: Answers, cut_price: float | None = None) -> list[Pai
 
 def _score(scored: tuple[float, tuple[int, ...]]) -> float:
     return scored[0]
-
-
-def _compared(loop: Loop, config: Dpo, comparisons: Path) -> Prepare:
-    """Pairs from the round's comparisons, pass after pass; RPO takes their gaps from the reward model."""
-    rows = read_comparisons(comparisons / "reward.jsonl")
-    if config.loss == "rpo":
-        rows = _with_gaps(rows, loop.reward)
-    known = getattr(loop.model.config.get_text_config(), "max_position_embeddings", None)
-    fitted = fit(rows, loop.tokenizer, min(config.context, known or config.context), "drop")
-    if fitted.dropped:
-        loop.context.progress.say(f"comparisons: {fitted}")
-    groups = grouped(fitted.rows, fitted.lines)
-    if not groups:
-        raise TrainingError(f"no comparison is left to train on ({fitted}); raise improve.context or give more of them")
-    plan = passes(len(groups), config, loop.seed)
-
-    def prepare(number: int) -> Step[Pairs]:
-        drawn = [groups[i] for i in plan[number]]
-        made = step(loop.reference.model, drawn, config.micro_batch)
-        made.rows = [line for group in drawn for line in group.lines]
-        return made
-
-    return prepare
 
 
 def _with_gaps(rows: Sequence[Comparison], scorer: Scorer) -> list[Comparison]:

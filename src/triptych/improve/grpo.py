@@ -9,18 +9,14 @@ prompts nor long wrong answers are favoured.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Literal
 
 from triptych.engine.rollout import Policy
-from triptych.engine.scoring import Scorer
 from triptych.engine.training import Row, Step
 from triptych.improve.advantages import centred, group_normalised
-from triptych.improve.checkpoints import UNLIMITED, Limits
 from triptych.improve.loop import Answers
-from triptych.improve.on_policy import OnPolicy, Tokens, improved, measured, paid
+from triptych.improve.on_policy import OnPolicy, OnPolicyMethod, Tokens, measured, paid
 from triptych.improve.on_policy import step as on_policy_step
-from triptych.pipeline.stage import Metrics, StageContext
 
 
 class Grpo(OnPolicy):
@@ -34,13 +30,14 @@ class Grpo(OnPolicy):
     advantage: Literal["group", "dr"] = "group"
 
 
-def improve(
-    context: StageContext, config: Grpo, champion: Path, data: Path, reward: Scorer, judge: Scorer | None,
-    round: int = 1,
-    limits: Limits = UNLIMITED,
-) -> Metrics:
-    """Improves the champion against the reward; the champion is also the reference."""
-    return improved(context, config, champion, data, reward, judge, round, limits, step)
+class GrpoMethod(OnPolicyMethod[Grpo, Tokens]):
+    """GRPO over the loop."""
+
+    settings = Grpo
+
+    def step(self, scored: Answers) -> Step[Tokens]:
+        """An update's batches."""
+        return step(self.loop.reference, scored, self.config, self.loop.checkpoints.curve)
 
 
 def step(reference: Policy, scored: Answers, config: Grpo, curve: Sequence[Row] = ()) -> Step[Tokens]:

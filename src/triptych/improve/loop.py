@@ -72,6 +72,16 @@ class Improvement(Optimization):
         return math.ceil(self.steps / self.updates_per_rollout)
 
     @property
+    def needs_comparisons(self) -> bool:
+        """Whether it learns from the round's comparisons, and not from what is sampled."""
+        return False
+
+    @property
+    def learnt_per_prompt(self) -> int:
+        """How many of the answers to a prompt are learnt from."""
+        return self.group_size
+
+    @property
     def answers(self) -> int:
         """How many answers a round is learnt from, but for those that were sampled again."""
         return self.samplings * self.prompts_per_step * self.group_size
@@ -255,18 +265,9 @@ class Loop:
         rewards = torch.tensor(scores.totals).view(len(groups), -1)
         return Answers(list(groups), rewards, scores, lines)
 
-    @property
-    def metrics(self) -> dict[str, Any]:
-        """What is told of a round that is done."""
-        config, checkpoints = self.config, self.checkpoints
-        found = {"method": getattr(config, "method", ""), "steps": checkpoints.last, "answers": config.answers,
-                 "kept": checkpoints.kept, "watched_by": checkpoints.watcher, "alarms": checkpoints.alarms()}
-        curve = checkpoints.overoptimisation(best_of_n=getattr(config, "method", "") == "best_of_n")
-        return found | ({"overoptimisation": dataclasses.asdict(curve)} if curve else {})
-
     def run(
         self, prepare: Callable[[int], Step[Batch]], loss: Callable[[Batch], Loss], unit: str,
-        leave: Callable[[Any], None] | None = None,
+        leave: Callable[[], None],
     ) -> Curve:
         """Trains the policy, measuring on the way, and writes `curve.jsonl`, `validation.jsonl` and `model`.
 
@@ -288,8 +289,7 @@ class Loop:
             progress=context.progress, unit=unit,
             checkpoint=context.checkpoint(config.updates_per_rollout), after=after, curve=self.checkpoints.curve,
         )
-        if leave:
-            leave(self.model)
+        leave()
         rows = [{"step": 0, **self.checkpoints.start}, *curve]
         write_curve(
             context.output / "curve.jsonl", [{name: row[name] for name in row if name != JUDGED} for row in rows]

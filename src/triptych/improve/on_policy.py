@@ -8,9 +8,9 @@ group, or are left out of the loss.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from abc import abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal, Self, TypeVar
 
 import torch
@@ -20,13 +20,11 @@ from torch import Tensor
 from triptych.engine import distributed
 from triptych.engine.forward import AnswerPack, Model, answer_logprobs
 from triptych.engine.rollout import Policy, pack_rollouts
-from triptych.engine.scoring import Scorer
 from triptych.engine.training import Loss, Row, Step
 from triptych.improve.advantages import centred
-from triptych.improve.checkpoints import Limits
-from triptych.improve.loop import Answers, Contrast, Loop
+from triptych.improve.loop import Answers, Contrast
 from triptych.improve.losses import clipped_surrogate, kl_penalty
-from triptych.pipeline.stage import Metrics, StageContext
+from triptych.improve.method import Method
 
 GAIN = 0.1
 """K_β of Ziegler et al. (2019): how fast β follows the distance."""
@@ -102,21 +100,24 @@ class Measured:
         return self.scored.numbers | {"kl": float(self.distances.mean()), "beta": self.beta}
 
 
-Config = TypeVar("Config", bound=OnPolicy)
+OnPolicySettings = TypeVar("OnPolicySettings", bound=OnPolicy)
+AnyTokens = TypeVar("AnyTokens", bound=Tokens)
 
 
-def improved(
-    context: StageContext, config: Config, champion: Path, data: Path, reward: Scorer, judge: Scorer | None, round: int,
-    limits: Limits, step: Callable[[Policy, Answers, Config, Sequence[Row]], Step[Tokens]],
-) -> Metrics:
-    """A round by a method that is known by its step; the champion is also the reference."""
-    loop = Loop(context, config, champion, data, reward, judge, round, limits)
+class OnPolicyMethod(Method[OnPolicySettings, AnyTokens]):
+    """A method that is known by how it makes a step of what the policy wrote."""
 
-    def prepare(number: int) -> Step[Tokens]:
-        return step(loop.reference, loop.collect(loop.policy, number), config, loop.checkpoints.curve)
+    def prepare(self, number: int) -> Step[AnyTokens]:
+        """An update's batches, of what the policy writes."""
+        return self.step(self.loop.collect(self.loop.policy, number))
 
-    loop.run(prepare, lambda tokens: loss(loop.model, tokens, config), unit="answer tokens")
-    return loop.metrics
+    @abstractmethod
+    def step(self, scored: Answers) -> Step[AnyTokens]:
+        """An update's batches."""
+
+    def loss(self, batch: AnyTokens) -> Loss:
+        """The surrogate and the penalty, summed over the tokens that count."""
+        return loss(self.loop.model, batch, self.config)
 
 
 def measured(reference: Policy, scored: Answers, config: OnPolicy, curve: Sequence[Row]) -> Measured:

@@ -21,14 +21,11 @@ from triptych.engine import distributed
 from triptych.engine.device import autocast
 from triptych.engine.forward import AnswerPack, Model, hidden_states, predicted_logprobs
 from triptych.engine.rollout import Policy, pack_rollouts
-from triptych.engine.scoring import Scorer
 from triptych.engine.training import Loss, Row, Step
 from triptych.improve.advantages import generalised, whitened
-from triptych.improve.checkpoints import UNLIMITED, Limits
 from triptych.improve.loop import Answers, Loop
 from triptych.improve.losses import clipped_value
-from triptych.improve.on_policy import OnPolicy, Tokens, dealt, measured, of_tokens, prepared, surrogate
-from triptych.pipeline.stage import Metrics, StageContext
+from triptych.improve.on_policy import OnPolicy, OnPolicyMethod, Tokens, dealt, measured, of_tokens, prepared, surrogate
 
 
 class Ppo(OnPolicy):
@@ -63,20 +60,27 @@ class ValuedTokens(Tokens):
     returns: Tensor
 
 
-def improve(
-    context: StageContext, config: Ppo, champion: Path, data: Path, reward: Scorer, judge: Scorer | None,
-    round: int = 1,
-    limits: Limits = UNLIMITED,
-) -> Metrics:
-    """Improves the champion against the reward; the champion is also the reference."""
-    loop = Loop(context, config, champion, data, reward, judge, round, limits)
-    attach(loop.model)
+class PpoMethod(OnPolicyMethod[Ppo, ValuedTokens]):
+    """PPO over the loop, the policy with a value head while it is trained."""
 
-    def prepare(number: int) -> Step[ValuedTokens]:
-        return step(loop.model, loop.reference, loop.collect(loop.policy, number), config, loop.checkpoints.curve)
+    settings = Ppo
 
-    loop.run(prepare, lambda tokens: loss(loop.model, tokens, config), unit="answer tokens", leave=detach)
-    return loop.metrics
+    def __init__(self, loop: Loop, config: Ppo, comparisons: Path | None = None) -> None:
+        super().__init__(loop, config, comparisons)
+        attach(loop.model)
+
+    def step(self, scored: Answers) -> Step[ValuedTokens]:
+        """An update's batches."""
+        loop = self.loop
+        return step(loop.model, loop.reference, scored, self.config, loop.checkpoints.curve)
+
+    def loss(self, batch: ValuedTokens) -> Loss:
+        """The policy's loss and the value head's."""
+        return loss(self.loop.model, batch, self.config)
+
+    def detach(self) -> None:
+        """Takes the value head away."""
+        detach(self.loop.model)
 
 
 def attach(model: Model) -> None:

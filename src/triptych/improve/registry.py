@@ -1,16 +1,26 @@
-"""Every method of improvement behind one interface: its settings, and the work of its stage."""
+"""Every method of improvement."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from typing import Any
 
-from triptych.improve import best_of_n, dpo, grpo, ppo, rloo
-from triptych.pipeline.stage import Metrics
+from triptych.improve.best_of_n import BestOfNMethod
+from triptych.improve.dpo import DpoMethod
+from triptych.improve.grpo import GrpoMethod
+from triptych.improve.loop import Improvement
+from triptych.improve.method import Method
+from triptych.improve.ppo import PpoMethod
+from triptych.improve.rloo import RlooMethod
 
-Method = grpo.Grpo | rloo.Rloo | ppo.Ppo | dpo.Dpo | best_of_n.BestOfN
+METHODS: tuple[type[Method[Any, Any]], ...] = (
+    GrpoMethod,
+    RlooMethod,
+    PpoMethod,
+    DpoMethod,
+    BestOfNMethod,
+)
 
-WORKS: Mapping[type[Method], Callable[..., Metrics]] = {
-    grpo.Grpo: grpo.improve, rloo.Rloo: rloo.improve, ppo.Ppo: ppo.improve, dpo.Dpo: dpo.improve,
-    best_of_n.BestOfN: best_of_n.improve,
-}
-"""What the stage of each method does."""
+
+def method_of(config: Improvement) -> type[Method[Any, Any]]:
+    """The method that these are settings of."""
+    return next(method for method in METHODS if isinstance(config, method.settings))

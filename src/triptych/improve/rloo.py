@@ -8,18 +8,14 @@ the loss is the mean over answers of A · Σ_t log π(t).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Literal
 
 from triptych.engine.rollout import Policy
-from triptych.engine.scoring import Scorer
 from triptych.engine.training import Row, Step
 from triptych.improve.advantages import leave_one_out
-from triptych.improve.checkpoints import UNLIMITED, Limits
 from triptych.improve.loop import Answers
-from triptych.improve.on_policy import OnPolicy, Tokens, improved, measured
+from triptych.improve.on_policy import OnPolicy, OnPolicyMethod, Tokens, measured
 from triptych.improve.on_policy import step as on_policy_step
-from triptych.pipeline.stage import Metrics, StageContext
 
 
 class Rloo(OnPolicy):
@@ -29,13 +25,14 @@ class Rloo(OnPolicy):
     kl_placement: Literal["loss", "reward"] = "reward"
 
 
-def improve(
-    context: StageContext, config: Rloo, champion: Path, data: Path, reward: Scorer, judge: Scorer | None,
-    round: int = 1,
-    limits: Limits = UNLIMITED,
-) -> Metrics:
-    """Improves the champion against the reward; the champion is also the reference."""
-    return improved(context, config, champion, data, reward, judge, round, limits, step)
+class RlooMethod(OnPolicyMethod[Rloo, Tokens]):
+    """RLOO over the loop."""
+
+    settings = Rloo
+
+    def step(self, scored: Answers) -> Step[Tokens]:
+        """An update's batches."""
+        return step(self.loop.reference, scored, self.config, self.loop.checkpoints.curve)
 
 
 def step(reference: Policy, scored: Answers, config: Rloo, curve: Sequence[Row] = ()) -> Step[Tokens]:

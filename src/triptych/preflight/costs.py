@@ -10,8 +10,6 @@ import torch
 
 from triptych.base.pretraining import Pretraining
 from triptych.engine.device import compute_dtype
-from triptych.improve.best_of_n import BestOfN
-from triptych.improve.dpo import Dpo
 from triptych.improve.loop import Improvement
 from triptych.preflight import memory
 from triptych.preflight.memory import Architecture
@@ -122,12 +120,13 @@ def costs(recipe: Recipe, model: Architecture, texts: Mapping[str, Texts], rate:
 def improvement(config: Improvement, texts: Mapping[str, Texts]) -> tuple[int, int, int]:
     """The tokens of a round that are trained on, that a model is applied to, and that are sampled."""
     asked = config.samplings * config.prompts_per_step
-    if isinstance(config, Dpo) and config.pairs == "comparisons":  # one of each prompt, the least there is
+    if config.needs_comparisons:  # one of each prompt, the least there is
         compared = asked * texts["reward"].tokens // max(1, texts["reward"].rows)
         return compared, compared, 0
     prompt = texts["prompts_improve"].tokens // max(1, texts["prompts_improve"].rows)
-    learnt = 2 if isinstance(config, Dpo) else 1 if isinstance(config, BestOfN) else config.group_size
-    written, kept = (asked * answers * config.max_tokens for answers in (config.group_size, learnt))
+    written, kept = (
+        asked * answers * config.max_tokens for answers in (config.group_size, config.learnt_per_prompt)
+    )
     trained = config.updates_per_rollout * (asked * prompt + kept)
     return trained, written + kept, written  # the reward model scores all, the reference what is kept
 

@@ -1,0 +1,54 @@
+"""What a method of improvement is: how a step's answers become batches, and the loss of a batch, over one loop."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import Any, ClassVar, Generic, TypeVar
+
+from triptych.engine.training import Curve, Loss, Step
+from triptych.improve.loop import Batch, Improvement, Loop
+
+Settings = TypeVar("Settings", bound=Improvement)
+
+
+class Method(ABC, Generic[Settings, Batch]):
+    """A method at work in a round.
+
+    What it needs before a round begins, its settings say: :class:`~triptych.improve.loop.Improvement`.
+
+    Attributes:
+        settings: the type of what it can be told.
+        unit: what a loss is averaged over.
+        best_of_n: whether what it learns is the best of n answers, whose judge's score turns over by another law.
+        loop: the round.
+        config: its settings there.
+        comparisons: the folder of the round's comparisons, of a method that asked for them.
+    """
+
+    settings: ClassVar[type[Improvement]]
+    unit: ClassVar[str] = "answer tokens"
+    best_of_n: ClassVar[bool] = False
+
+    def __init__(self, loop: Loop, config: Settings, comparisons: Path | None = None) -> None:
+        self.loop, self.config, self.comparisons = loop, config, comparisons
+
+    @classmethod
+    def name(cls) -> str:
+        """What recipes call it."""
+        return str(cls.settings.model_fields["method"].default)
+
+    @abstractmethod
+    def prepare(self, number: int) -> Step[Batch]:
+        """An update's batches: a function of the step's number and of the policy as it then is."""
+
+    @abstractmethod
+    def loss(self, batch: Batch) -> Loss:
+        """The loss of a batch, summed."""
+
+    def detach(self) -> None:
+        """Takes from the policy what only its training needed."""
+
+    def metrics(self, curve: Curve) -> dict[str, Any]:
+        """What is told of a round that is done, beside what is told of every method's."""
+        return {}
