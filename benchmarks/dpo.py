@@ -24,7 +24,7 @@ def ours(case: Case) -> Iterator[Run]:
 
     records, rows = work.comparisons(load_tokenizer(case.model), case.count(PAIRS_OF_AN_UPDATE))
     prompts = {record.prompt.key: record.prompt for record in records}
-    write(case.scratch / "reward.jsonl", records)
+    write(case.scratch / "comparisons_train.jsonl", records)
     for name in ("improve", "validation"):  # what the stage watches at its beginning, before the clock starts
         write(case.scratch / f"prompts_{name}.jsonl", [records[0].prompt])
     champion = artifact(case.scratch / "champion", case.model)

@@ -66,7 +66,7 @@ def run_ours(case: Case) -> None:
     )
     prompts = work.prompts(tokenizer, case.count(PROMPTS))
     for name, records in (
-        ("demonstrations", conversations), ("demonstrations_heldout", conversations[:1]), ("reward", pairs),
+        ("demonstrations", conversations), ("demonstrations_heldout", conversations[:1]), ("comparisons_train", pairs),
         ("prompts_improve", prompts), ("prompts_validation", prompts[:1]),
     ):
         write(data / f"{name}.jsonl", records)

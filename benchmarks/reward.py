@@ -22,7 +22,7 @@ def ours(case: Case) -> Iterator[Run]:
     from triptych.reward.training import PairwiseReward, train_reward
 
     records, rows = work.comparisons(load_tokenizer(case.model), case.count(PAIRS_OF_AN_UPDATE))
-    write(case.scratch / "reward.jsonl", records)
+    write(case.scratch / "comparisons_train.jsonl", records)
     start = artifact(case.scratch / "start", work.reward_model(case.model))
     config = PairwiseReward(
         refresh_epochs=MANY, batch_pairs=len(rows), context=work.CONTEXT, center_rewards_coefficient=CENTRING,

@@ -51,9 +51,9 @@ Groups = list[list[Conversation]]
 def world(run: Path, folder: Path) -> dict[str, Groups]:
     """Comparisons and ratings by share, written into `folder`; the answers themselves are returned."""
     (feedback,) = run.glob("artifacts/round-1-feedback-*")
-    heldout = read_comparisons(feedback / "heldout.jsonl")
+    heldout = read_comparisons(feedback / "comparisons_heldout.jsonl")
     shares = {
-        "reward": read_comparisons(feedback / "reward.jsonl"),
+        "train": read_comparisons(feedback / "comparisons_train.jsonl"),
         **split("benchmark: kinds", heldout, {"heldout": 0.5, "test": 0.5}, SEED),
     }
     judge, draw = ExactJudge(), random.Random(SEED)
@@ -67,7 +67,7 @@ def world(run: Path, folder: Path) -> dict[str, Groups]:
             if given:
                 ratings.append(Rating(row.prompt, row.answer, given))
         write(folder / f"ratings_{share}.jsonl", ratings)
-        write(folder / f"{share}.jsonl", rows)
+        write(folder / f"comparisons_{share}.jsonl", rows)
         print(f"{share}: {len(groups)} prompts, {len(ratings)} ratings, {len(rows)} comparisons", flush=True)
     return answers
 

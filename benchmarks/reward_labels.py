@@ -69,8 +69,8 @@ class Bench:
         (feedback,) = run.glob("artifacts/round-1-feedback-*")
         (self.start,) = run.glob("artifacts/instruct-*")
         self.scratch = scratch
-        self.training = read_comparisons(feedback / "reward.jsonl")
-        heldout = read_comparisons(feedback / "heldout.jsonl")
+        self.training = read_comparisons(feedback / "comparisons_train.jsonl")
+        heldout = read_comparisons(feedback / "comparisons_heldout.jsonl")
         halves = split("benchmark: halves", heldout, {"validation": 0.5, "test": 0.5}, SEED)
         self.validation, self.test = halves["validation"], halves["test"]
 
@@ -78,7 +78,7 @@ class Bench:
         """A reward model with the quickstart's settings."""
         folder = self.scratch / name
         (folder / "output").mkdir(parents=True)
-        write(folder / "reward.jsonl", rows)
+        write(folder / "comparisons_train.jsonl", rows)
         config = PairwiseReward(
             learning_rate=7e-4, muon_learning_rate=0.005, batch_pairs=min(48, len(rows) // 10), epochs=epochs
         )

@@ -91,7 +91,7 @@ class Bench:
         context = self.context(name.replace(" ", "-"))
         if not (context.output / "model").exists():
             start = self.finetuned() if name == "after fine-tuning" else self.start
-            write(context.scratch / "reward.jsonl", self.parts["train"])
+            write(context.scratch / "comparisons_train.jsonl", self.parts["train"])
             config = PairwiseReward(**USUAL | VARIANTS[name])
             train_reward(context, config, start, context.scratch, member=SEEDS.get(name, 0))
         return RewardModel(context.output / "model")

@@ -120,17 +120,17 @@ def test_what_is_held_out_is_never_trained_on(tmp_path: Path) -> None:
         folder.mkdir()
     for number, name in enumerate(("test", "gate", "validation")):
         write(data / f"prompts_{name}.jsonl", [comparison(number).prompt])
-    write(data / "judge.jsonl", [comparison(3)])
-    write(earlier / "reward.jsonl", [comparison(number) for number in range(4, 40)])
-    write(earlier / "heldout.jsonl", [comparison(number) for number in range(40, 80)])
+    write(data / "comparisons_judge.jsonl", [comparison(3)])
+    write(earlier / "comparisons_train.jsonl", [comparison(number) for number in range(4, 40)])
+    write(earlier / "comparisons_heldout.jsonl", [comparison(number) for number in range(40, 80)])
     append(tmp_path / "new.jsonl", range(120))
     (tmp_path / "output").mkdir()
     context = StageContext(tmp_path / "output", tmp_path, Silent(), seed=1, checkpoint_seconds=60)
     metrics = add(context, Arriving(heldout=0.3), data, {"labels.jsonl": tmp_path / "new.jsonl"}, earlier)
     assert (metrics["comparisons"], metrics["removed"]) == (116, 4)
     trained, measured, new = (
-        [row.prompt.key for row in read_comparisons(context.output / f"{name}.jsonl")]
-        for name in ("reward", "heldout", "heldout_new")
+        [row.prompt.key for row in read_comparisons(context.output / f"comparisons_{name}.jsonl")]
+        for name in ("train", "heldout", "heldout_new")
     )
     assert not set(trained) & set(measured)
     assert set(new) <= set(measured)
@@ -206,7 +206,7 @@ def test_a_round_starts_when_enough_comparisons_have_arrived(tmp_path: Path) -> 
     sizes = [len(read_comparisons(run / "arrivals" / f"round-{number}.jsonl")) for number in (1, 2)]
     assert sizes == [40, 30]
     (last,) = run.glob("artifacts/round-2-feedback-*")
-    assert len(read_comparisons(last / "reward.jsonl")) + len(read_comparisons(last / "heldout.jsonl")) == 70
+    assert sum(len(read_comparisons(last / f"comparisons_{name}.jsonl")) for name in ("train", "heldout")) == 70
     summary = json.loads((run / "summary.json").read_text())
     assert [row["round"] for row in summary["rounds"]] == [1, 2]
     events = [json.loads(line) for line in (run / "ledger.jsonl").read_text().splitlines()]

@@ -607,9 +607,9 @@ def test_a_wrong_padding_token_fails_the_audit(reward_folder: Path, tmp_path: Pa
 
 def test_the_stage_leaves_a_record(reward_folder: Path, tmp_path: Path) -> None:
     rows = some(60)
-    write(tmp_path / "reward.jsonl", rows[:20])
-    write(tmp_path / "heldout.jsonl", rows[20:])
-    write(tmp_path / "heldout_new.jsonl", rows[50:])
+    write(tmp_path / "comparisons_train.jsonl", rows[:20])
+    write(tmp_path / "comparisons_heldout.jsonl", rows[20:])
+    write(tmp_path / "comparisons_heldout_new.jsonl", rows[50:])
     context = StageContext(tmp_path, tmp_path, Silent(), 1, 60.0)
     reward = open_reward(reward_folder)
     metrics = audit(context, Audit(perturbed=8), tmp_path, reward, predecessor=reward)

@@ -86,7 +86,8 @@ def test_a_good_recipe_has_no_problem_and_its_numbers_are_right(tmp_path: Path) 
     assert found.problems == []
     assert found.notes == []
     prompts = {"prompts_improve", "prompts_validation", "prompts_gate", "prompts_test"}
-    assert set(found.lengths) == {"demonstrations", "reward", "judge", "prompts_test, few-shot", *prompts}
+    learnt = {"demonstrations", "comparisons_train", "comparisons_judge"}
+    assert set(found.lengths) == {*learnt, "prompts_test, few-shot", *prompts}
     assert found.lengths["prompts_test"].count == found.lengths["prompts_gate"].count == 100
     prompt = len(template.prompt_tokens(tokenizer(), template.user("What about 100?")))
     assert found.lengths["prompts_improve"].longest == prompt
@@ -137,14 +138,14 @@ def test_rewards_that_are_not_trained_and_those_on_ratings_are_checked_too(tmp_p
     rules = {"kind": "rules", "rules": [{"rule": "repetition"}]}
     findings = check.check(write_recipe(tmp_path, reward=rules))
     assert findings.problems == []
-    assert "reward" not in findings.lengths
+    assert "comparisons_train" not in findings.lengths
     rows(tmp_path / "ratings.jsonl", [
         {"prompt": f"Which is {i}?", "response": "Yes.", "scores": {"clear": i % 5}} for i in range(100)
     ])
     feedback = [{"file": "preferences.jsonl"}, {"ratings": "ratings.jsonl"}]
     findings = check.check(write_recipe(tmp_path, feedback=feedback, reward={"kind": "regression"}))
     assert findings.problems == []
-    assert findings.lengths["reward"].count > 0
+    assert findings.lengths["comparisons_train"].count > 0
     rows(tmp_path / "ratings.jsonl", [{"prompt": "Which?", "response": "Yes.", "scores": {"clear": "very"}}])
     problems = check.check(tmp_path / "recipe.yaml").problems
     assert any("scores.clear: must be a number" in problem for problem in problems)

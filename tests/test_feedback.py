@@ -91,8 +91,10 @@ def test_rounds_add_up_and_what_is_held_out_stays_so(tmp_path: Path, data: Path,
     first, second = tmp_path / "first", tmp_path / "second"
     metrics = labelled(first, data, policy_folder, round=1)
     more = labelled(second, data, policy_folder, round=2, earlier=first)
-    trained, held = (read_comparisons(first / f"{name}.jsonl") for name in ("reward", "heldout"))
-    trained_since, held_since = (read_comparisons(second / f"{name}.jsonl") for name in ("reward", "heldout"))
+    trained, held = (read_comparisons(first / f"comparisons_{name}.jsonl") for name in ("train", "heldout"))
+    trained_since, held_since = (
+        read_comparisons(second / f"comparisons_{name}.jsonl") for name in ("train", "heldout")
+    )
 
     assert metrics["comparisons"] == len(trained) + len(held)
     assert metrics["answers"] == 60
@@ -102,14 +104,14 @@ def test_rounds_add_up_and_what_is_held_out_stays_so(tmp_path: Path, data: Path,
     assert trained_since[: len(trained)] == trained
     assert held_since[: len(held)] == held
     assert len(trained_since) + len(held_since) == metrics["comparisons"] + more["comparisons"]
-    assert held_since[len(held) :] == read_comparisons(second / "heldout_new.jsonl")
+    assert held_since[len(held) :] == read_comparisons(second / "comparisons_heldout_new.jsonl")
     assert not prompts_of(trained_since) & prompts_of(held_since)
 
 
 def test_the_same_round_gives_the_same_bytes(tmp_path: Path, data: Path, policy_folder: Path) -> None:
     for name in ("one", "other"):
         labelled(tmp_path / name, data, policy_folder, round=1)
-    for file in ("reward.jsonl", "heldout.jsonl"):
+    for file in ("comparisons_train.jsonl", "comparisons_heldout.jsonl"):
         assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "other" / file).read_bytes()
 
 

@@ -342,7 +342,7 @@ def inputs(policy_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dic
     write(data / "prompts_improve.jsonl", prompts)
     write(data / "prompts_validation.jsonl", prompts[:8])
     rows = [Comparison(prompt, "a cat", "a red dog") for prompt in prompts]
-    write(data / "reward.jsonl", [*rows, Comparison(prompts[0], "a mat", "a cat")])
+    write(data / "comparisons_train.jsonl", [*rows, Comparison(prompts[0], "a mat", "a cat")])
     return {"champion": policy_folder, "data": data, "reward": RewardModel(folder / "reward" / "model")}
 
 

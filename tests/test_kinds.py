@@ -13,6 +13,7 @@ import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from triptych.data.files import write
+from triptych.data.folder import DataFolder
 from triptych.engine.models import load_reward, load_tokenizer, save
 from triptych.engine.scoring import Output, RewardModel, Scale, Scores, log_odds, scored
 from triptych.errors import ModelError, RewardError
@@ -96,10 +97,10 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
         cat, dog = torch.randint(0, 2, (2,), generator=draw).tolist()
         return f"a {'cat' if cat else 'mat'} saw a {'dog' if dog else 'mat'}", cat, dog
 
-    for share, count in (("reward", 240), ("heldout", 20)):
+    for share, count in (("train", 240), ("heldout", 20)):
         ratings, compared = [], []
         for prompt in prompts(count):
-            prompt = Prompt(user(f"{share} {prompt.messages[0].content}"))
+            prompt = Prompt(user(f"{'reward' if share == 'train' else share} {prompt.messages[0].content}"))
             (one, cat, dog), (two, other_cat, other_dog) = answer(), answer()
             scores = {"cats": 4.0 * cat, "dogs": 10.0 + dog}
             if len(ratings) % 3 == 0:
@@ -110,7 +111,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 chosen, rejected = (one, two) if value > other else (two, one)
                 compared.append(Comparison(prompt, chosen, rejected))
         write(folder / f"ratings_{share}.jsonl", ratings)
-        write(folder / f"{share}.jsonl", compared)
+        write(folder / f"comparisons_{share}.jsonl", compared)
     return folder
 
 
@@ -141,10 +142,10 @@ def test_regression_finds_planted_attributes_and_the_weights_that_people_give_th
 
 
 def test_scores_have_mean_0_and_deviation_1_on_the_held_out_answers(regression: Path, data: Path) -> None:
-    from triptych.data.files import read_comparisons, read_ratings
     from triptych.reward.training import answers_of
 
-    reference = answers_of(read_comparisons(data / "heldout.jsonl"), read_ratings(data / "ratings_heldout.jsonl"))
+    held = DataFolder(data)
+    reference = answers_of(held.comparisons("heldout").read(), held.ratings("heldout").read())
     scores = torch.tensor(RewardModel(regression / "model").score(reference))
     assert scores.mean().item() == pytest.approx(0, abs=0.02)
     assert scores.std(correction=0).item() == pytest.approx(1, abs=0.02)
@@ -293,8 +294,8 @@ def test_which_differences_of_scores_are_log_odds(
     weights = RegressionReward(epochs=1, weights={"cats": 1.0}, comparison_weight=0)
     train_regression(given, weights, policy_folder, data)
     assert log_odds(open_reward(given.output)) is None
-    compared = read_comparisons(data / "reward.jsonl")[:16]
-    write(tmp_path / "reward.jsonl", [dataclasses.replace(row, margin=1.0) for row in compared])
+    compared = read_comparisons(data / "comparisons_train.jsonl")[:16]
+    write(tmp_path / "comparisons_train.jsonl", [dataclasses.replace(row, margin=1.0) for row in compared])
     for margin, known in (("data", False), ("none", True)):
         context = desk_at(tmp_path / margin)
         train_reward(context, PairwiseReward(epochs=1, margin=margin), policy_folder, tmp_path)

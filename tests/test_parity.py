@@ -128,7 +128,7 @@ def test_a_reward_models_training_equals_trls(start: Path, context: StageContext
     model = LlamaForSequenceClassification(LlamaConfig.from_pretrained(start / "model", num_labels=1))
     torch.nn.init.normal_(model.score.weight)
     save(model, tokenizer, tmp_path / "reward" / "model")
-    write(tmp_path / "reward.jsonl", PAIRS)
+    write(tmp_path / "comparisons_train.jsonl", PAIRS)
     config = PairwiseReward(refresh_epochs=1, batch_pairs=8, micro_batch=64, center_rewards_coefficient=0.02, **OURS)
     train_reward(context, config, tmp_path / "reward", tmp_path)
 

@@ -86,8 +86,8 @@ def write_data(folder: Path) -> None:
         for prompt, answer in zip(asked, answers, strict=True)
     ]
     for name, rows in {
-        "ratings_reward": ratings[:23], "ratings_heldout": ratings[23:30], "heldout": pairs[19:25],
-        "demonstrations": conversations, "demonstrations_heldout": conversations[:7], "reward": pairs[:19],
+        "ratings_train": ratings[:23], "ratings_heldout": ratings[23:30], "comparisons_heldout": pairs[19:25],
+        "demonstrations": conversations, "demonstrations_heldout": conversations[:7], "comparisons_train": pairs[:19],
         "prompts_improve": asked, "prompts_validation": asked[:8], "text": documents, "text_heldout": documents[:5],
     }.items():
         write(folder / f"{name}.jsonl", rows)

@@ -15,7 +15,7 @@ import pytest
 from triptych.data import splits
 from triptych.data.files import read_comparisons, write
 from triptych.data.normal_form import normalised
-from triptych.data.separation import PROVING, SHARES, require_apart, shared, stored
+from triptych.data.separation import COMPARED, PROVING, RATED, require_apart, shared, stored
 from triptych.data.splits import Asked, form, fraction
 from triptych.dataset import preparation
 from triptych.dataset.preparation import Intake, take_in
@@ -242,14 +242,15 @@ def test_nothing_is_measured_on_what_was_learnt_however_it_is_written(tmp_path: 
     for one in PROVING:
         assert not any(forms[one] & forms[other] for other in forms if other != one)
         assert len(forms[one]) == len(parts[one])
-    for name in SHARES:
-        assert forms[name] == forms[f"ratings_{name}"]
+    for name, rated in zip(COMPARED, RATED, strict=True):
+        assert forms[name] == forms[rated]
         assert len(parts[name]) == 3 * len(forms[name])  # the whole group of variants
-        assert not any(forms[name] & forms[other] for other in SHARES if other != name)
-    assert not (forms["heldout"] | forms["judge_heldout"]) & (forms["demonstrations"] | forms["demonstrations_heldout"])
-    assert not (forms["judge"] | forms["judge_heldout"]) & forms["prompts_feedback"]
+        assert not any(forms[name] & forms[other] for other in COMPARED if other != name)
+    audited = forms["comparisons_heldout"] | forms["comparisons_judge_heldout"]
+    assert not audited & (forms["demonstrations"] | forms["demonstrations_heldout"])
+    assert not (forms["comparisons_judge"] | forms["comparisons_judge_heldout"]) & forms["prompts_feedback"]
     # 300 questions are left, of which 0.3 are measured on: the others are demonstrated.
-    measured = len(forms["heldout"]) + len(forms["judge_heldout"])
+    measured = len(audited)
     assert len(forms["demonstrations"]) + len(forms["demonstrations_heldout"]) == 300 - measured
     assert metrics["demonstrations_removed"] == 3 * measured
     assert metrics["conversations_removed"] == metrics["comparisons_removed"] == metrics["ratings_removed"] == 300
@@ -294,15 +295,15 @@ def test_too_few_prompts_to_keep_apart_are_refused(tmp_path: Path) -> None:
 
 def test_parts_that_share_a_prompt_stop_the_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     a, b = (Comparison(prompt, "x", "y") for prompt in (Prompt(user("Who?")), Prompt(user("WHO"))))
-    with pytest.raises(RunError, match="reward and heldout share 1"):
-        require_apart({"reward": [a], "heldout": [b]})
-    with pytest.raises(RunError, match="heldout and judge share 1"):
-        require_apart({"heldout": [a], "ratings_judge": [Rating(b.prompt, "x", {"good": 1.0})]})
-    require_apart({"reward": [a], "ratings_reward": [Rating(b.prompt, "x", {"good": 1.0})]})
-    require_apart({"heldout": [a], "prompts_improve": [b.prompt]})
+    with pytest.raises(RunError, match="comparisons_train and comparisons_heldout share 1"):
+        require_apart({"comparisons_train": [a], "comparisons_heldout": [b]})
+    with pytest.raises(RunError, match="comparisons_heldout and comparisons_judge share 1"):
+        require_apart({"comparisons_heldout": [a], "ratings_judge": [Rating(b.prompt, "x", {"good": 1.0})]})
+    require_apart({"comparisons_train": [a], "ratings_train": [Rating(b.prompt, "x", {"good": 1.0})]})
+    require_apart({"comparisons_heldout": [a], "prompts_improve": [b.prompt]})
     # By its own fault the stage would write these: it asks before it writes.
     monkeypatch.setattr(preparation, "decontaminate", lambda rows, held_out: (list(rows), []))
-    with pytest.raises(RunError, match="prompts_test and reward share"):
+    with pytest.raises(RunError, match="prompts_test and comparisons_train share"):
         taken_in(tmp_path, {kind: rows for kind, rows in kinds(60).items() if kind != "ratings"}, test=8, gate=8)
 
 
@@ -312,19 +313,19 @@ def test_what_comes_later_goes_where_its_prompt_is(tmp_path: Path) -> None:
     data.mkdir()
     compared = [Comparison(prompt, "x", "y") for prompt in asked(40, "Who is {} here?")]
     rated = [Rating(prompt, "x", {"good": 1.0}) for prompt in asked(40, "What is {} here?")]
-    for name, rows in (("reward", compared[:20]), ("heldout", compared[20:])):
-        write(data / f"{name}.jsonl", rows)
-    for name, ratings in (("reward", rated[:20]), ("heldout", rated[20:])):
+    for name, rows in (("train", compared[:20]), ("heldout", compared[20:])):
+        write(data / f"comparisons_{name}.jsonl", rows)
+    for name, ratings in (("train", rated[:20]), ("heldout", rated[20:])):
         write(data / f"ratings_{name}.jsonl", ratings)
     new = [
         Comparison(Prompt(user(varied(row.prompt.messages[0].content, place))), "new", "y")
         for row in (*compared, *rated) for place in (1, 2)
     ]
     found = accumulate(desk_at(tmp_path / "out", seed=7), new, 0.5, data, data)
-    assert shared({**stored(data, "ratings_reward", "ratings_heldout"), **found}) == {}
-    assert prompts_of(found["reward"]) == prompts_of([*compared[:20], *rated[:20]])
-    assert prompts_of(found["heldout"]) == prompts_of([*compared[20:], *rated[20:]])
-    write(data / "judge.jsonl", [Comparison(Prompt(user("The judge's?")), "x", "y")])
+    assert shared({**stored(data, "ratings_train", "ratings_heldout"), **found}) == {}
+    assert prompts_of(found["comparisons_train"]) == prompts_of([*compared[:20], *rated[:20]])
+    assert prompts_of(found["comparisons_heldout"]) == prompts_of([*compared[20:], *rated[20:]])
+    write(data / "comparisons_judge.jsonl", [Comparison(Prompt(user("The judge's?")), "x", "y")])
     with pytest.raises(RunError, match="share 1"):
         accumulate(desk_at(tmp_path / "bad"), [Comparison(Prompt(user("the JUDGE'S")), "x", "y")], 0.5, data, None)
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from triptych import __version__
 from triptych.cycle import Family, Round, decoding_of
-from triptych.data.files import read_comparisons
+from triptych.data.folder import DataFolder
 from triptych.engine.curve import read_curve, thinned
 from triptych.engine.sampling import Sampling
 from triptych.engine.scoring import RewardModel
@@ -255,7 +255,9 @@ def release(recipe: Recipe, family: Family, summary: report.Summary, folder: Pat
             (Parent("base", base.digest), *([_reward_parent(trained_by)] if trained_by else [])),
             _data(family.data, "demonstrations", "prompts_improve") + _learnt_comparisons(trained_by),
         ),
-        "reward": Lineage(reward.fingerprint, _parents(reward), _data(feedback, "reward") if feedback else ()),
+        "reward": Lineage(
+            reward.fingerprint, _parents(reward), _data(feedback, "comparisons_train") if feedback else ()
+        ),
     }
     models: dict[Role, Path] = {
         "base": base.folder / "model", "instruct": champion.folder / "model",
@@ -284,7 +286,7 @@ def _is_released(family: Family, folder: Path) -> bool:
 def _learnt_comparisons(round: Round | None) -> tuple[DataFile, ...]:
     """The comparisons that a round's candidate itself was trained on, if it was."""
     if round and round.candidate and round.feedback and "comparisons" in round.candidate.manifest["parents"]:
-        return _data(round.feedback, "reward")
+        return _data(round.feedback, "comparisons_train")
     return ()
 
 
@@ -367,8 +369,8 @@ def _data(artifact: Artifact, *names: str) -> tuple[DataFile, ...]:
     """The artifact's files of these names; the user's own files stand for what was split from them."""
     files = artifact.manifest["files"]
     return tuple(
-        DataFile(f"{name}.jsonl", files[f"{name}.jsonl"]["sha256"], _count(artifact.folder / f"{name}.jsonl"))
-        for name in names if f"{name}.jsonl" in files
+        DataFile(path.name, files[path.name]["sha256"], _count(path))
+        for path in (DataFolder(artifact.folder).named(name).path for name in names) if path.name in files
     )
 
 
@@ -376,7 +378,7 @@ def _examples(feedback: Artifact | None, reward: Artifact) -> list[RewardExample
     """A few scored answers in float32, by which a user of a released model sees that it was loaded rightly."""
     if feedback is None or not (reward.folder / "model").is_dir():
         return []
-    rows = read_comparisons(feedback.folder / "heldout.jsonl")[:4]
+    rows = DataFolder(feedback.folder).comparisons("heldout").read()[:4]
     conversations = [Conversation(row.prompt, answer) for row in rows for answer in (row.chosen, row.rejected)]
     scores = RewardModel(reward.folder / "model", precise=True).raw(conversations)
     return [

@@ -18,14 +18,12 @@ from triptych.audit.perturbations import perturbations
 from triptych.audit.record import AuditRecord, Calibration, TrivialRule
 from triptych.audit.words import bag_of_words
 from triptych.configuration import Config
-from triptych.data.files import read_comparisons
+from triptych.data.folder import TRAINED, AuditedOn, DataFolder
 from triptych.engine.scoring import RewardModel, Scorer, log_odds
 from triptych.pipeline.stage import Metrics, StageContext
 from triptych.records import Comparison, Conversation
 from triptych.statistics.intervals import mean_interval
 
-TRAINING = {"heldout": "reward", "judge_heldout": "judge"}
-"""Which comparisons trained the model that is audited on a share."""
 BAG_OF_WORDS = "bag of words"
 CONSISTENCY_COMPARISONS = 8
 
@@ -63,20 +61,18 @@ class Evidence:
 
 
 def audit(
-    context: StageContext, config: Audit, comparisons: Path, reward: Scorer, share: str = "heldout",
+    context: StageContext, config: Audit, comparisons: Path, reward: Scorer, share: AuditedOn = "heldout",
     predecessor: Scorer | None = None,
 ) -> Metrics:
-    """Audits a reward on `comparisons/{share}.jsonl`; the metrics are an `AuditRecord`, also in `audit.json`.
+    """Audits a reward on the comparisons of a split; the metrics are an `AuditRecord`, also in `audit.json`.
 
     Args:
         predecessor: the reward model that this one was refreshed from.
     """
-    rows = read_comparisons(comparisons / f"{share}.jsonl")
-    latest = comparisons / f"{share}_new.jsonl"
-    fresh = set(read_comparisons(latest)) if predecessor and latest.exists() and latest.stat().st_size else set()
-    evidence = Evidence(
-        rows, read_comparisons(comparisons / f"{TRAINING[share]}.jsonl"), [row in fresh for row in rows]
-    )
+    files = DataFolder(comparisons)
+    rows = files.comparisons(share).read()
+    fresh = set(files.new_comparisons.read_any()) if predecessor else set()
+    evidence = Evidence(rows, files.comparisons(TRAINED[share]).read(), [row in fresh for row in rows])
     record = examine(reward, evidence, config, predecessor)
     (context.output / "audit.json").write_text(record.model_dump_json(indent=1) + "\n", encoding="utf-8")
     return record.model_dump(mode="json")

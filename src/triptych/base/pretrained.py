@@ -8,7 +8,7 @@ from typing import Any
 
 from triptych.base.source import take
 from triptych.configuration import Config
-from triptych.data.files import read_documents
+from triptych.data.folder import DataFolder
 from triptych.engine import attention
 from triptych.engine.models import load_policy, load_tokenizer
 from triptych.engine.parity import prove
@@ -39,9 +39,9 @@ def take_base(context: StageContext, config: Taking, data: Path, sources: Mappin
     prove(context.output / "model")
     tokenizer = load_tokenizer(context.output / "model")
     bits = None
-    if (data / "text_heldout.jsonl").exists():
+    if DataFolder(data).text("heldout").exists:
         model: Any = load_policy(context.output / "model", attention=attention.NAME)
-        bits = bits_per_byte(model, tokenizer, read_documents(data / "text_heldout.jsonl"), config.context)
+        bits = bits_per_byte(model, tokenizer, DataFolder(data).text("heldout").read(), config.context)
     return {
         "source": source.origin,
         "source_kind": source.kind,

@@ -15,7 +15,7 @@ from pydantic import Field, field_validator
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
 from triptych.base.tokenizer import train_tokenizer
-from triptych.data.files import read_documents
+from triptych.data.folder import DataFolder
 from triptych.engine import attention, distributed
 from triptych.engine.adapters import Lora
 from triptych.engine.curve import write_curve
@@ -61,7 +61,7 @@ class Pretraining(Optimization):
 
 def pretrain(context: StageContext, config: Pretraining, data: Path) -> Metrics:
     """Trains a tokenizer and a Base on `data/text.jsonl`; measures it on `data/text_heldout.jsonl`."""
-    documents = read_documents(data / "text.jsonl")
+    documents = DataFolder(data).text("train").read()
     tokenizer = train_tokenizer(documents, config.vocabulary, config.context)
     rows, lines = tokenized_documents(tokenizer, documents, config.context)
     steps = math.ceil(config.tokens / config.batch_tokens)
@@ -85,7 +85,7 @@ def pretrain(context: StageContext, config: Pretraining, data: Path) -> Metrics:
     )
     write_curve(context.output / "curve.jsonl", curve)
     save(model, tokenizer, context.output / "model", GenerationConfig(do_sample=True, temperature=1.0))
-    heldout = read_documents(data / "text_heldout.jsonl")
+    heldout = DataFolder(data).text("heldout").read()
     return {
         "source": "trained from scratch",
         "parameters": parameters(model),

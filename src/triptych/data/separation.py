@@ -2,28 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import combinations, product
 from pathlib import Path
 
-from triptych.data.files import has_lines, read_comparisons, read_conversations, read_prompts, read_ratings
+from triptych.data.folder import DataFolder
 from triptych.data.splits import Asked, form
 from triptych.errors import RunError
 
-SHARES = ("reward", "heldout", "judge", "judge_heldout")
-"""What trains and what measures the reward model, and the gate's own one; `ratings_` before it where it is rated."""
+COMPARED = ("comparisons_train", "comparisons_heldout", "comparisons_judge", "comparisons_judge_heldout")
+"""What trains and what measures the reward model, and the gate's own one."""
+RATED = ("ratings_train", "ratings_heldout", "ratings_judge", "ratings_judge_heldout")
+"""Ratings of the same splits, which may share prompts with the comparisons of theirs."""
 PROVING = ("prompts_test", "prompts_gate", "prompts_validation")
 """Prompts on which models are measured; they are nowhere else."""
 OTHERS = ("demonstrations", "demonstrations_heldout", "prompts_improve", "prompts_feedback")
 
 APART = (
-    *combinations(PROVING, 2), *product(PROVING, (*SHARES, *OTHERS)), *combinations(SHARES, 2),
+    *combinations(PROVING, 2), *product(PROVING, (*COMPARED, *OTHERS)), *combinations(COMPARED, 2),
     ("demonstrations", "demonstrations_heldout"),
     # The reward model goes on from what learnt the demonstrations. Improvement learns neither answers nor labels of
     # its prompts, and a reward model may be measured on these.
-    ("demonstrations", "heldout"), ("demonstrations", "judge_heldout"),
+    ("demonstrations", "comparisons_heldout"), ("demonstrations", "comparisons_judge_heldout"),
     # The reward model would learn from labels on the judge's prompts.
-    ("prompts_feedback", "judge"), ("prompts_feedback", "judge_heldout"),
+    ("prompts_feedback", "comparisons_judge"), ("prompts_feedback", "comparisons_judge_heldout"),
 )
 """Every two parts that may not share a prompt."""
 
@@ -33,22 +35,15 @@ Parts = Mapping[str, Sequence[Asked]]
 
 def stored(folder: Path, *names: str) -> dict[str, Sequence[Asked]]:
     """The parts in a folder: these, or by default all; those that it has not are empty."""
-    readers: dict[str, Callable[[Path], Sequence[Asked]]] = {
-        "prompts": read_prompts, "ratings": read_ratings, "demonstrations": read_conversations,
-    }
-    every = (*PROVING, *SHARES, *(f"ratings_{share}" for share in SHARES), *OTHERS)
-    paths = {name: folder / f"{name}.jsonl" for name in names or every}
-    return {
-        name: readers.get(name.partition("_")[0], read_comparisons)(path) if has_lines(path) else []
-        for name, path in paths.items()
-    }
+    data = DataFolder(folder)
+    return {name: data.named(name).read_any() for name in names or (*PROVING, *COMPARED, *RATED, *OTHERS)}
 
 
 def shared(parts: Parts) -> dict[tuple[str, str], int]:
     """How many prompts, by their normal form, each two parts share that may not; without those that share none."""
     forms: dict[str, set[str]] = {}
     for name, records in parts.items():
-        forms.setdefault(name.removeprefix("ratings_"), set()).update(map(form, records))
+        forms.setdefault(name.replace("ratings_", "comparisons_"), set()).update(map(form, records))
     counts = {pair: len(forms.get(pair[0], set()) & forms.get(pair[1], set())) for pair in APART}
     return {pair: count for pair, count in counts.items() if count}
 

@@ -14,6 +14,7 @@ from pydantic import Field
 
 from triptych.configuration import Config
 from triptych.data import files
+from triptych.data.folder import DataFolder
 from triptych.data.separation import require_apart
 from triptych.data.splits import (
     Asked,
@@ -104,11 +105,12 @@ def take_in(context: StageContext, config: Intake, sources: Mapping[str, str | P
     ratings, left["ratings_removed"] = decontaminate(ratings, proving)
 
     shares = {
-        "reward": (1 - config.judge) * (1 - config.heldout), "heldout": (1 - config.judge) * config.heldout,
+        "train": (1 - config.judge) * (1 - config.heldout), "heldout": (1 - config.judge) * config.heldout,
         "judge": config.judge * (1 - config.heldout), "judge_heldout": config.judge * config.heldout,
     }
     compared, rated = divided("feedback", (comparisons, ratings), shares, context.seed)
-    parts: dict[str, Sequence[Asked]] = {**measured, **(compared if comparisons else {})}
+    parts: dict[str, Sequence[Asked]] = {**measured}
+    parts |= {f"comparisons_{name}": rows for name, rows in compared.items()} if comparisons else {}
     parts |= {f"ratings_{name}": rows for name, rows in rated.items()} if ratings else {}
     audited = [*compared["heldout"], *rated["heldout"], *compared["judge_heldout"], *rated["judge_heldout"]]
     conversations, left["demonstrations_removed"] = decontaminate(conversations, audited)
@@ -122,14 +124,15 @@ def take_in(context: StageContext, config: Intake, sources: Mapping[str, str | P
     parts |= {"prompts_improve": improve, "prompts_feedback": feedback}
 
     require_apart(parts)
+    output = DataFolder(context.output)
     for name, rows in parts.items():
-        files.write(context.output / f"{name}.jsonl", rows)
-        metrics[name if name.startswith(("prompts", "ratings", "demo")) else f"comparisons_{name}"] = len(rows)
-    files.write(context.output / "examples.jsonl", learnt["train"][:12])
+        output.named(name).write(rows)
+        metrics[name] = len(rows)
+    output.examples.write(learnt["train"][:12])
     if found.documents:
         text = split_text(found.documents, config.heldout, context.seed)
         for name, documents in text.items():
-            files.write(context.output / f"{name}.jsonl", documents)
+            output.named(name).write(documents)
             metrics[name] = len(documents)
     metrics |= {name: len(rows) for name, rows in left.items()}
     metrics["left_out_lines"] = {

@@ -14,7 +14,8 @@ from pathlib import Path
 from pydantic import Field
 
 from triptych.configuration import Config
-from triptych.data.files import read_documents, read_prompts, write
+from triptych.data.files import read_prompts, write
+from triptych.data.folder import DataFolder
 from triptych.data.splits import fraction
 from triptych.engine.perplexity import bits_per_byte
 from triptych.engine.rollout import Policy, divergence
@@ -79,7 +80,7 @@ def answer(
     """
     policies = [Policy.open(folder / "model") for folder in (champion, candidate)]
     decodings = [champion_decoding, candidate_decoding]
-    prompts = read_prompts(data / "prompts_gate.jsonl")
+    prompts = DataFolder(data).prompts("gate").read()
     for policy, decoding in zip(policies, decodings, strict=True):
         prompts = policy.fitting(prompts, decoding.max_tokens, context.progress)
     prompts, again = of_round(prompts, config.prompts, round)
@@ -115,7 +116,7 @@ def answer(
         "length_before": sum(pair.tokens_before for pair in pairs) / len(pairs),
         "length_after": sum(pair.tokens_after for pair in pairs) / len(pairs),
     }
-    if documents := _documents(data / "text_heldout.jsonl", config.documents):
+    if documents := _documents(DataFolder(data), config.documents):
         for moment, policy in zip(("before", "after"), policies, strict=True):
             found[f"bits_{moment}"] = bits_per_byte(policy.model, policy.tokenizer, documents, _context(policy))
     return found
@@ -152,9 +153,10 @@ def _pair(before: Rollout, after: Rollout) -> Pair:
     return Pair(before.prompt, before.answer, after.answer, len(before.tokens), len(after.tokens))
 
 
-def _documents(path: Path, count: int) -> list[Document]:
+def _documents(data: DataFolder, count: int) -> list[Document]:
     """The beginnings of so many documents; none where there is no plain text."""
-    rows = read_documents(path)[:count] if path.exists() else []
+    file = data.text("heldout")
+    rows = file.read()[:count] if file.exists else []
     return [Document(each.text[:PIECE]) for each in rows if each.text[:PIECE].strip()]
 
 

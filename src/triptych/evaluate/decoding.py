@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from triptych.configuration import Config
-from triptych.data.files import read_prompts
+from triptych.data.folder import DataFolder
 from triptych.engine.rollout import Policy
 from triptych.engine.sampling import Sampling
 from triptych.engine.scoring import Scorer
@@ -62,7 +62,7 @@ def choose(context: StageContext, config: Decoding, model: Path, data: Path, cho
     Of equals the lower temperature is taken. The noise is the same at every temperature.
     """
     policy = Policy.open(model / "model")
-    prompts = policy.fitting(read_prompts(data / "prompts_validation.jsonl"), config.max_tokens, context.progress)
+    prompts = policy.fitting(DataFolder(data).prompts("validation").read(), config.max_tokens, context.progress)
     scores: dict[float, list[float]] = {}
     for temperature in sorted(set(config.temperatures)):
         sampling = replace(config.at(temperature), seed=context.seed)

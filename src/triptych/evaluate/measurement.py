@@ -11,7 +11,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from triptych.configuration import Config
-from triptych.data.files import read_conversations, read_prompts
+from triptych.data.folder import DataFolder, PromptSplit
 from triptych.engine.rollout import Policy, Render, divergence
 from triptych.engine.sampling import Sampling
 from triptych.engine.scoring import Scorer, Scores, scored
@@ -74,7 +74,7 @@ class Measured:
 def measure(
     context: StageContext, config: Measurement, model: Path, data: Path, judge: Scorer, decoding: Sampling,
     reference: Path | None = None, reward: Scorer | None = None, style: Literal["chat", "few-shot"] = "chat",
-    best_of: int = 0, split: str = "test",
+    best_of: int = 0, split: PromptSplit = "test",
 ) -> Metrics:
     """Scores a model's answers to a split's prompts as it is deployed, at temperature 1 and greedy.
 
@@ -84,7 +84,7 @@ def measure(
         decoding: as deployed; its seed does not count.
         best_of: draw so many answers at temperature 1 too, and keep the one that the reward likes best.
     """
-    prompts = read_prompts(data / f"prompts_{split}.jsonl")[: config.prompts]
+    prompts = DataFolder(data).prompts(split).read()[: config.prompts]
     policy = Policy.open(model / "model")
     render: Render = policy.render
     fewer = 0
@@ -166,7 +166,7 @@ def by_task(tasks: Sequence[str | None], scores: Sequence[float]) -> dict[str, A
 
 def examples(data: Path) -> list[Conversation]:
     """The worked examples that are shown to the Base."""
-    return read_conversations(data / "examples.jsonl")
+    return DataFolder(data).examples.read()
 
 
 def few_shot(

@@ -5,20 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from triptych.data.files import read_comparisons, write
-from triptych.data.separation import PROVING, SHARES, require_apart, stored
+from triptych.data.folder import DataFolder
+from triptych.data.separation import PROVING, RATED, require_apart, stored
 from triptych.data.splits import Asked, form, fraction
 from triptych.errors import RunError
 from triptych.pipeline.stage import StageContext
 from triptych.records import Comparison
 
-PARTS = ("reward", "heldout")
-
 
 def accumulate(
     context: StageContext, new: Sequence[Comparison], share: float, data: Path, earlier: Path | None
 ) -> dict[str, list[Comparison]]:
-    """Writes `reward.jsonl`, `heldout.jsonl` and `heldout_new.jsonl`; all comparisons of a prompt are in one part.
+    """Writes the comparisons to train on, those held out, and the new ones of these; a prompt's are in one part.
 
     A prompt that was compared or rated before, in its normal form, stays where it was, so that nothing is measured on
     what was learnt.
@@ -29,15 +27,18 @@ def accumulate(
         earlier: the folder of the comparisons before.
 
     Returns:
-        Both parts, old and new.
+        Both parts, old and new, "comparisons_train" and "comparisons_heldout".
 
     Raises:
         RunError: a new prompt is one that test, gate, validation or the gate's judge have for themselves; or all
             comparisons fell into one part.
     """
-    before = {name: read_comparisons(earlier / f"{name}.jsonl") if earlier else [] for name in PARTS}
-    rated = stored(data, *(f"ratings_{name}" for name in SHARES))
-    trained, measured = ({form(row) for row in (*before[name], *rated[f"ratings_{name}"])} for name in PARTS)
+    files = DataFolder(earlier) if earlier else None
+    before_train = files.comparisons("train").read() if files else []
+    before_heldout = files.comparisons("heldout").read() if files else []
+    rated = stored(data, *RATED)
+    trained = {form(row) for row in (*before_train, *rated["ratings_train"])}
+    measured = {form(row) for row in (*before_heldout, *rated["ratings_heldout"])}
 
     def held(row: Comparison) -> bool:
         asked = form(row)
@@ -45,17 +46,20 @@ def accumulate(
             return asked in measured
         return fraction("hold out new comparisons", asked, context.seed) < share
 
-    added = {"reward": [row for row in new if not held(row)], "heldout": [row for row in new if held(row)]}
-    found = {name: [*before[name], *added[name]] for name in PARTS}
-    others: dict[str, Sequence[Asked]] = stored(data, *PROVING, "judge", "judge_heldout")
-    require_apart(others | rated | found)
-    for name, rows in found.items():
+    train = [*before_train, *(row for row in new if not held(row))]
+    added = [row for row in new if held(row)]
+    heldout = [*before_heldout, *added]
+    parts = {"comparisons_train": train, "comparisons_heldout": heldout}
+    others: dict[str, Sequence[Asked]] = stored(data, *PROVING, "comparisons_judge", "comparisons_judge_heldout")
+    require_apart(others | rated | parts)
+    for rows, what in ((train, "trained on"), (heldout, "held out for the audit")):
         if not rows:
             raise RunError(
-                f"none of {len(new)} comparisons is {'trained on' if name == 'reward' else 'held out for the audit'}: "
-                "they are of too few prompts; compare answers to more prompts, or change the held-out share"
+                f"none of {len(new)} comparisons is {what}: they are of too few prompts; compare answers to more "
+                "prompts, or change the held-out share"
             )
-    write(context.output / "heldout_new.jsonl", added["heldout"])
-    for name, rows in found.items():
-        write(context.output / f"{name}.jsonl", rows)
-    return found
+    output = DataFolder(context.output)
+    output.new_comparisons.write(added)
+    output.comparisons("train").write(train)
+    output.comparisons("heldout").write(heldout)
+    return parts

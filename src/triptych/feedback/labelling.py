@@ -56,9 +56,9 @@ def label(
     context: StageContext, config: Labelling, data: Path, author: Path, judge: Scorer, round: int = 1,
     earlier: Path | None = None,
 ) -> Metrics:
-    """Adds a round's comparisons to the earlier ones; writes `reward.jsonl` and `heldout.jsonl`.
+    """Adds a round's comparisons to the earlier ones, those to train on and those held out.
 
-    Prompts are taken from `data/prompts_feedback.jsonl`, each round the next ones, so that no prompt is asked
+    Prompts are those of `data` that are there to be asked, each round the next ones, so that no prompt is asked
     twice before all were asked once. Those on which the gate's own judge was trained or measured are not among them.
     """
     pool = prompts_to_ask(data)

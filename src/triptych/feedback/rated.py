@@ -7,7 +7,7 @@ from itertools import combinations
 from pathlib import Path
 
 from triptych.configuration import Config
-from triptych.data.files import read_ratings, write
+from triptych.data.folder import DataFolder
 from triptych.pipeline.stage import Metrics, StageContext
 from triptych.records import Comparison, Rating
 
@@ -23,15 +23,15 @@ class Weighing(Config):
 
 
 def imply(context: StageContext, config: Weighing, data: Path) -> Metrics:
-    """Writes `reward.jsonl` and `heldout.jsonl` from the ratings of the same shares."""
-    found = {
-        name: implied(read_ratings(data / f"ratings_{name}.jsonl"), config.weights) for name in ("reward", "heldout")
-    }
-    for name, rows in found.items():
-        write(context.output / f"{name}.jsonl", rows)
-    if not found["heldout"]:
+    """Writes comparisons to train on and held out ones, from the ratings of the same splits."""
+    files, output = DataFolder(data), DataFolder(context.output)
+    train = implied(files.ratings("train").read(), config.weights)
+    heldout = implied(files.ratings("heldout").read(), config.weights)
+    output.comparisons("train").write(train)
+    output.comparisons("heldout").write(heldout)
+    if not heldout:
         context.progress.say("ratings: no held-out prompt has two answers of different worth, and so there is no audit")
-    return {"labelled_by": "ratings", "comparisons": len(found["reward"]), "heldout": len(found["heldout"])}
+    return {"labelled_by": "ratings", "comparisons": len(train), "heldout": len(heldout)}
 
 
 def implied(ratings: Sequence[Rating], weights: Mapping[str, float]) -> list[Comparison]:

@@ -16,7 +16,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from triptych.data.files import read_comparisons
+from triptych.data.folder import DataFolder
 from triptych.data.lengths import fit
 from triptych.data.pairs import PairGroup, grouped
 from triptych.engine import distributed
@@ -137,7 +137,7 @@ class DpoMethod(Method[Dpo, Pairs]):
         """The round's comparisons by their prompts; RPO takes their gaps from the reward model."""
         loop, config = self.loop, self.config
         assert self.comparisons is not None, "the round's comparisons are an input of this stage"
-        rows = read_comparisons(self.comparisons / "reward.jsonl")
+        rows = DataFolder(self.comparisons).comparisons("train").read()
         if config.loss == "rpo":
             rows = _with_gaps(rows, loop.reward)
         known = getattr(loop.model.config.get_text_config(), "max_position_embeddings", None)

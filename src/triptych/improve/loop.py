@@ -18,7 +18,7 @@ from pydantic import Field
 from torch import Tensor
 from transformers import GenerationConfig
 
-from triptych.data.files import read_prompts
+from triptych.data.folder import DataFolder
 from triptych.engine import attention, distributed
 from triptych.engine.adapters import adapt, learnt, merged
 from triptych.engine.curve import write_curve
@@ -214,7 +214,7 @@ class Loop:
 
     @cached_property
     def _asked(self) -> list[Prompt]:
-        return read_prompts(self.data / "prompts_improve.jsonl")
+        return DataFolder(self.data).prompts("improve").read()
 
     @cached_property
     def prompts(self) -> list[Prompt]:
@@ -224,7 +224,7 @@ class Loop:
     @cached_property
     def validation(self) -> list[Prompt]:
         """The prompts that are watched."""
-        watched = read_prompts(self.data / "prompts_validation.jsonl")[: self.config.eval_prompts]
+        watched = DataFolder(self.data).prompts("validation").read()[: self.config.eval_prompts]
         return self.policy.fitting(watched, self.config.max_tokens, self.context.progress)
 
     @cached_property

@@ -15,7 +15,7 @@ import torch
 from pydantic import Field
 from transformers import GenerationConfig
 
-from triptych.data.files import read_conversations
+from triptych.data.folder import DataFolder
 from triptych.data.lengths import TokenizedConversation, fit
 from triptych.engine import attention, distributed
 from triptych.engine.adapters import adapt, merged
@@ -50,9 +50,9 @@ class Finetuning(Optimization):
 def finetune(context: StageContext, config: Finetuning, base: Path, data: Path) -> Metrics:
     """Trains on `data/demonstrations.jsonl`; the loss on `data/demonstrations_heldout.jsonl` is measured."""
     tokenizer = load_tokenizer(base / "model")
-    fitted = fit(read_conversations(data / "demonstrations.jsonl"), tokenizer, config.context, config.overlong)
+    fitted = fit(DataFolder(data).demonstrations("train").read(), tokenizer, config.context, config.overlong)
     heldout = fit(
-        read_conversations(data / "demonstrations_heldout.jsonl"), tokenizer, config.context, config.overlong
+        DataFolder(data).demonstrations("heldout").read(), tokenizer, config.context, config.overlong
     )
     if fitted.dropped or fitted.truncated:
         context.progress.say(f"demonstrations: {fitted}")

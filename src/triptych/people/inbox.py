@@ -16,7 +16,7 @@ from pydantic import Field
 
 from triptych.configuration import Config
 from triptych.data.files import parse_comparison, parse_lines, read_comparisons
-from triptych.data.separation import PROVING, stored
+from triptych.data.separation import COMPARED, PROVING, RATED, stored
 from triptych.data.splits import decontaminate, deduplicate
 from triptych.errors import DataError, Fault, RunError
 from triptych.feedback.accumulation import accumulate
@@ -127,7 +127,7 @@ class Arriving(Config):
 def add(
     context: StageContext, config: Arriving, data: Path, sources: Mapping[str, str | Path], earlier: Path | None = None
 ) -> Metrics:
-    """Adds what a round took to the earlier comparisons; writes `reward.jsonl` and `heldout.jsonl`.
+    """Adds what a round took to the earlier comparisons, to those that train and those held out.
 
     Comparisons of prompts that test, gate, validation or the gate's own judge have for themselves are left out.
 
@@ -142,7 +142,8 @@ def add(
     rows, repeated = deduplicate(arrived)
     for fault in skipped:
         context.progress.say(f"left out: {fault}")
-    kept = stored(data, *PROVING, "judge", "judge_heldout", "ratings_judge", "ratings_judge_heldout")
+    judged = [name for name in (*COMPARED, *RATED) if "judge" in name]
+    kept = stored(data, *PROVING, *judged)
     new, removed = decontaminate(rows, [record for part in kept.values() for record in part])
     for why, left in (("repeat others exactly", repeated), ("have prompts that are kept for measuring", removed)):
         if left:

@@ -8,7 +8,8 @@ from pathlib import Path
 from pydantic import Field
 
 from triptych.configuration import Config
-from triptych.data.files import faults_of, parse_comparison, read_any, read_prompts, write
+from triptych.data.files import faults_of, parse_comparison, write
+from triptych.data.folder import DataFolder
 from triptych.data.splits import fraction
 from triptych.engine.rollout import Policy
 from triptych.engine.sampling import Sampling
@@ -76,7 +77,7 @@ def prompts_to_ask(data: Path) -> list[Prompt]:
     Raises:
         RunError: there is none.
     """
-    if pool := read_any(data / "prompts_feedback.jsonl", read_prompts):
+    if pool := DataFolder(data).prompts("feedback").read_any():
         return pool
     raise RunError(
         "no prompt is left to ask for feedback: the gate's judge has comparisons of every one that is improved on; "

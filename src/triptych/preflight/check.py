@@ -23,6 +23,7 @@ from triptych.base import source
 from triptych.base.tokenizer import train_tokenizer
 from triptych.configuration import Config
 from triptych.data import files
+from triptych.data.folder import DataFolder
 from triptych.data.lengths import LengthReport, tokenized
 from triptych.data.references import wrong_references
 from triptych.data.template import prompt_tokens
@@ -158,7 +159,7 @@ def consult(recipe: Recipe, folder: Path, tokenizer: Any | None, reward: Path | 
     """Has the doctor look at the comparisons, and at the reward model that was named."""
     found = list(doctor.diagnose(recipe, folder, tokenizer)) if recipe.comparison_files else []
     if reward is not None and tokenizer is not None:
-        rows = files.read_any(folder / "heldout.jsonl", files.read_comparisons)
+        rows = DataFolder(folder).comparisons("heldout").read_any()
         try:
             found += doctor.diagnose_reward(reward, tokenizer, rows)
         except ModelError as error:
@@ -290,7 +291,7 @@ def check_model(recipe: Recipe, folder: Path, findings: Findings) -> tuple[Any, 
     """Opens model and tokenizer as the run will; a Base from scratch is measured by its configuration."""
     if recipe.base.train is not None:
         documents, read = [], 0
-        for document in files.read_any(folder / "text.jsonl", files.read_documents):
+        for document in DataFolder(folder).text("train").read_any():
             documents.append(document)
             read += len(document.text)
             if read > SOME_TEXT:
@@ -344,12 +345,11 @@ def check_lengths(
     trained = [("demonstrations", "instruct", recipe.instruct)]
     if recipe.comparison_files:
         if recipe.learner is not None:
-            trained += [("reward", "reward", recipe.learner)]  # type: ignore[list-item]
+            trained += [("comparisons_train", "reward", recipe.learner)]  # type: ignore[list-item]
         if isinstance(recipe.gate.judge, JudgeSection):
-            trained += [("judge", "gate.judge", recipe.gate.judge)]  # type: ignore[list-item]
+            trained += [("comparisons_judge", "gate.judge", recipe.gate.judge)]  # type: ignore[list-item]
     for name, section, config in trained:
-        reader: Callable[..., Any] = files.read_conversations if name == "demonstrations" else files.read_comparisons
-        lengths, sizes = measured(files.read_any(folder / f"{name}.jsonl", reader), tokenizer)
+        lengths, sizes = measured(DataFolder(folder).named(name).read_any(), tokenizer)
         findings.lengths[name] = report = length_report(lengths, config.context)
         fits = [place for place, length in enumerate(lengths) if length <= config.context]
         if report.over and name == "demonstrations":  # the doctor says it of comparisons
@@ -368,7 +368,7 @@ def check_lengths(
             )
         texts[name] = Texts.of([sizes[place] for place in fits], [lengths[place] for place in fits])
     for name, answer in prompts.items():
-        asked: list[Prompt] = files.read_any(folder / f"{name}.jsonl", files.read_prompts)
+        asked: list[Prompt] = DataFolder(folder).named(name).read_any()
         lengths, _ = measured(asked, tokenizer)
         limit = (model.context or max(lengths, default=0) + answer) - answer
         findings.lengths[name] = report = length_report(lengths, limit)
@@ -387,8 +387,8 @@ def check_few_shot(
 ) -> Texts:
     """The test prompts as the Base gets them, behind examples; those that leave no room for all examples."""
     config = settings(Measurement, recipe.evaluate)
-    prompts = files.read_any(folder / "prompts_test.jsonl", files.read_prompts)[: config.prompts]
-    shown = files.read_any(folder / "examples.jsonl", files.read_conversations)
+    prompts = DataFolder(folder).prompts("test").read_any()[: config.prompts]
+    shown = DataFolder(folder).examples.read_any()
     answer = recipe.decoding.max_tokens
     wanted = [len(few_shot(tokenizer, shown, config)(prompt)) for prompt in prompts]
     room = (model.context or max(wanted, default=0) + answer) - answer

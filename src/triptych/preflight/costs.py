@@ -78,7 +78,9 @@ def costs(recipe: Recipe, model: Architecture, texts: Mapping[str, Texts], rate:
     add("instruct", taken, trained=round(shown.tokens * instruct.epochs))
 
     judge = recipe.gate.judge
-    for split, stage, section in (("judge", "judge", judge), ("reward", "round-1/reward", recipe.learner)):
+    for split, stage, section in (
+        ("comparisons_judge", "judge", judge), ("comparisons_train", "round-1/reward", recipe.learner)
+    ):
         if split in texts and isinstance(section, RewardTraining):
             compared = texts[split]
             taken = memory.training(model, section, section.micro_batch, compared.keys, predicts=False)
@@ -121,7 +123,7 @@ def improvement(config: Improvement, texts: Mapping[str, Texts]) -> tuple[int, i
     """The tokens of a round that are trained on, that a model is applied to, and that are sampled."""
     asked = config.samplings * config.prompts_per_step
     if config.needs_comparisons:  # one of each prompt, the least there is
-        compared = asked * texts["reward"].tokens // max(1, texts["reward"].rows)
+        compared = asked * texts["comparisons_train"].tokens // max(1, texts["comparisons_train"].rows)
         return compared, compared, 0
     prompt = texts["prompts_improve"].tokens // max(1, texts["prompts_improve"].rows)
     written, kept = (
@@ -139,7 +141,7 @@ def improving(config: Improvement, model: Architecture, texts: Mapping[str, Text
     trained, _, written = improvement(config, texts)
     asked = texts["prompts_improve"]
     tokens = min(config.micro_batch, trained // config.steps)
-    keys = asked.keys + config.max_tokens if written else texts["reward"].keys
+    keys = asked.keys + config.max_tokens if written else texts["comparisons_train"].keys
     answers = [memory.sampling(model, config.eval_prompts, asked.longest, config.max_tokens)]
     if written:
         together = config.prompts_per_step * config.group_size

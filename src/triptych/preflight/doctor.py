@@ -17,6 +17,7 @@ from pydantic import BaseModel
 
 from triptych.audit.agreement import trivial
 from triptych.data import files
+from triptych.data.folder import HELD_OUT, DataFolder, TrainedOn
 from triptych.data.lengths import tokenized
 from triptych.data.splits import contradictions
 from triptych.data.template import answer_tokens, end_token, ending, prompt_tokens
@@ -64,11 +65,12 @@ def diagnose(recipe: Recipe, folder: Path, tokenizer: Any | None) -> Iterator[Fi
     yield from look_at_comparisons(rows)
     places = {located.row: located for located in reversed(rows)}
     audit = recipe.reward.audit
-    learners: list[tuple[str, str, str, Any]] = [("reward", "heldout", "reward", recipe.learner)]
+    learners: list[tuple[TrainedOn, str, Any]] = [("train", "reward", recipe.learner)]
     if isinstance(recipe.gate.judge, JudgeSection):
-        learners.append(("judge", "judge_heldout", "gate.judge", recipe.gate.judge))
-    for learnt, measured, section, config in learners:
-        training, heldout = (_split(folder / f"{name}.jsonl") for name in (learnt, measured))
+        learners.append(("judge", "gate.judge", recipe.gate.judge))
+    data = DataFolder(folder)
+    for learnt, section, config in learners:
+        training, heldout = (data.comparisons(split).read_any() for split in (learnt, HELD_OUT[learnt]))
         what = "the gate's judge" if learnt == "judge" else "the reward model"
         yield from look_at_count(heldout, what, audit.least_prompts, audit.least_margin, audit.required)
         if tokenizer is not None and config is not None:
@@ -342,10 +344,6 @@ def read_config(folder: Path) -> dict[str, Any]:
     """A model folder's config.json."""
     content: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     return content
-
-
-def _split(path: Path) -> list[Comparison]:
-    return files.read_comparisons(path) if path.exists() and path.stat().st_size else []
 
 
 def _shown(tokenizer: Any, prompt: Prompt) -> str:

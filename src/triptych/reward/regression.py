@@ -11,13 +11,13 @@ import numpy as np
 from pydantic import Field
 from torch import Tensor
 
-from triptych.data.files import read_comparisons, read_ratings
+from triptych.data.folder import HELD_OUT, AuditedOn, DataFolder, RecordFile, TrainedOn
 from triptych.data.splits import decontaminate, form, fraction
 from triptych.engine.scoring import Output, Scale
 from triptych.errors import RewardError
 from triptych.pipeline.stage import Metrics, StageContext
 from triptych.records import Comparison, Conversation, Rating
-from triptych.reward.training import HELDOUT, RewardTraining, answers_of, fit_model
+from triptych.reward.training import RewardTraining, answers_of, fit_model
 
 PREFERENCE = "preference"
 """The output that comparisons train."""
@@ -48,15 +48,16 @@ class RegressionReward(RewardTraining):
 
 def train_regression(
     context: StageContext, config: RegressionReward, start: Path, ratings: Path, comparisons: Path | None = None,
-    share: str = "reward",
+    share: TrainedOn = "train",
 ) -> Metrics:
-    """Trains on `ratings/ratings_{share}.jsonl` and, where there are any, `comparisons/{share}.jsonl`.
+    """Trains on the ratings of a split and, where there are any, its comparisons.
 
     Raises:
         RewardError: weights name what nobody rated, or cannot be fitted.
     """
-    rated = read_ratings(_ratings(ratings, share))
-    compared = read_comparisons(comparisons / f"{share}.jsonl") if comparisons else []
+    rated = _ratings(ratings, share).read()
+    files = DataFolder(comparisons) if comparisons else None
+    compared = files.comparisons(share).read() if files else []
     fitting = [] if config.weights else [row for row in compared if _fits_weights(row, context.seed)]
     if not config.weights and len(fitting) < LEAST_FITTED:
         raise RewardError(
@@ -86,10 +87,10 @@ def train_regression(
             for name, weight in zip(names, fitted_weights(found[0::2] - found[1::2]), strict=True)
         }
     outputs = {name: dataclasses.replace(part, weight=weights.get(name, 0.0)) for name, part in outputs.items()}
-    heldout = read_comparisons(comparisons / f"{HELDOUT[share]}.jsonl") if comparisons else []
+    heldout = files.comparisons(HELD_OUT[share]).read() if files else []
     # Weights that were fitted are those of a logistic regression on labels; others are in units of ratings.
     scale = Scale(outputs, log_odds=not config.weights)
-    trained.finish(context, scale, answers_of(heldout, read_ratings(_ratings(ratings, HELDOUT[share]))))
+    trained.finish(context, scale, answers_of(heldout, _ratings(ratings, HELD_OUT[share]).read()))
     return trained.metrics | {
         "weights": {name: part.weight for name, part in outputs.items()},
         "weights_fitted_on": len(fitting),
@@ -132,8 +133,8 @@ def _fits_weights(row: Comparison, seed: int) -> bool:
     return fraction("fit weights", form(row), seed) < FITTED_ON
 
 
-def _ratings(folder: Path, share: str) -> Path:
-    path = folder / f"ratings_{share}.jsonl"
-    if not path.is_file():
+def _ratings(folder: Path, split: TrainedOn | AuditedOn) -> RecordFile[Rating]:
+    file = DataFolder(folder).ratings(split)
+    if not file.exists:
         raise RewardError("reward.kind is regression, which needs ratings: name files in `feedback: [{ratings: ...}]`")
-    return path
+    return file

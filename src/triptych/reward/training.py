@@ -18,7 +18,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from triptych.data.files import read_comparisons
+from triptych.data.folder import HELD_OUT, DataFolder, TrainedOn
 from triptych.data.lengths import TokenizedComparison, fit, tokenized
 from triptych.engine import attention, distributed
 from triptych.engine.adapters import adapt, merged
@@ -32,9 +32,6 @@ from triptych.errors import AuditError
 from triptych.pipeline.stage import Metrics, StageContext
 from triptych.records import Comparison, Conversation, Rating
 from triptych.reward.losses import bradley_terry, squared_error
-
-HELDOUT = {"reward": "heldout", "judge": "judge_heldout"}
-"""For each share that is trained on, the one that is not."""
 
 REFERENCES = 512
 """So many answers set the mean and the deviation of a reward model's scores."""
@@ -77,21 +74,22 @@ class PairwiseReward(RewardTraining):
 
 
 def train_reward(
-    context: StageContext, config: PairwiseReward, start: Path, comparisons: Path, share: str = "reward",
+    context: StageContext, config: PairwiseReward, start: Path, comparisons: Path, share: TrainedOn = "train",
     member: int = 0,
 ) -> Metrics:
-    """Trains on the comparisons in `comparisons/{share}.jsonl`, from a policy or from an earlier reward model.
+    """Trains on the comparisons of a split, from a policy or from an earlier reward model.
 
     Args:
         member: which of an ensemble; each has its own head to start from, and its own order of the data.
     """
-    rows = read_comparisons(comparisons / f"{share}.jsonl")
+    files = DataFolder(comparisons)
+    rows = files.comparisons(share).read()
     trained = fit_model(context, config, start, rows, seed=context.seed + 1_000 * member)
-    heldout = comparisons / f"{HELDOUT[share]}.jsonl"
+    heldout = files.comparisons(HELD_OUT[share])
     # A margin moves the difference at which a pair is learnt, so that it is no longer the log-odds.
     log_odds = not any(row.margin for row in with_margins(rows, config.margin))
     scale = Scale({"reward": Output()}, log_odds=log_odds)
-    trained.finish(context, scale, answers_of(read_comparisons(heldout) if heldout.exists() else rows))
+    trained.finish(context, scale, answers_of(heldout.read() if heldout.exists else rows))
     return trained.metrics
 
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pydantic import Field
 
 from triptych.configuration import Config
-from triptych.data.files import write
+from triptych.data.folder import DataFolder
 from triptych.data.separation import require_apart
 from triptych.pipeline.stage import Metrics, StageContext
 from triptych.records import Conversation, Prompt
@@ -43,8 +43,9 @@ class Storybook(Config):
 def write_world(context: StageContext, config: Storybook) -> Metrics:
     """Writes the world's files."""
     text = documents(context.seed, config.documents + config.documents // 20)
-    write(context.output / "text.jsonl", text[: config.documents])
-    write(context.output / "text_heldout.jsonl", text[config.documents :])
+    output = DataFolder(context.output)
+    output.text("train").write(text[: config.documents])
+    output.text("heldout").write(text[config.documents :])
     sizes = {
         "test": config.test_prompts,
         "gate": config.gate_prompts,
@@ -67,5 +68,5 @@ def write_world(context: StageContext, config: Storybook) -> Metrics:
             parts[f"prompts_{name}"] = part
     require_apart(parts)
     for name, records in parts.items():
-        write(context.output / f"{name}.jsonl", records)
+        output.named(name).write(records)
     return {"documents": len(text), **sizes}
