@@ -1,3 +1,57 @@
-"""Triptych runs the development cycle of a language model and releases a family of three."""
+"""Triptych runs the development cycle of a large language model and releases a family of three.
+
+The names below are the Python interface; each is loaded when it is first used.
+"""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from triptych.api import audit, gate, improve, open_reward, train_reward, train_sft
+    from triptych.engine.rollout import Policy
+    from triptych.engine.sampling import Sampling
+    from triptych.errors import TriptychError
+    from triptych.records import Conversation, Prompt
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "Conversation",
+    "Policy",
+    "Prompt",
+    "Sampling",
+    "TriptychError",
+    "audit",
+    "gate",
+    "improve",
+    "open_reward",
+    "train_reward",
+    "train_sft",
+]
+
+_MODULES = {
+    "Policy": "engine.rollout", "Sampling": "engine.sampling", "TriptychError": "errors",
+    "Conversation": "records", "Prompt": "records",
+}
+"""Where a name comes from that is not of `api`."""
+
+
+def __getattr__(name: str) -> object:
+    if name not in __all__:
+        raise AttributeError(f"module 'triptych' has no attribute {name!r}")
+    return getattr(import_module(f"triptych.{_MODULES.get(name, 'api')}"), name)
+
+
+class _Interface(ModuleType):
+    """This module, where `audit` and `improve` are the functions, not the folders that hold their parts."""
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if name not in __all__ or not isinstance(value, ModuleType):  # an import binds a folder to its name
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Interface

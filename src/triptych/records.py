@@ -52,6 +52,11 @@ class Prompt:
     reference: str | None = None
     task: str | None = None
 
+    @classmethod
+    def of(cls, text: str) -> Prompt:
+        """One user turn."""
+        return cls(user(text))
+
     @property
     def key(self) -> str:
         """The identity by which prompts are split and compared: a digest of the turns."""

@@ -60,12 +60,13 @@ def _carry_out(loaded: Recipe, recipe: Path, runs: Path, until: str | None = Non
     from triptych import results
     from triptych.cycle import Family, cycle
     from triptych.engine import distributed
+    from triptych.engine.checkpoint import checkpoint_seconds
     from triptych.engine.device import settle
     from triptych.pipeline.runner import Runner, Until, claimed
     from triptych.preflight.check import stage_names
     from triptych.progress import Silent, Terminal
 
-    seconds = _checkpoint_seconds()
+    seconds = checkpoint_seconds()
     distributed.init()
     settle()
     folder = runs / loaded.name
@@ -215,6 +216,7 @@ def compare(
     Example: [bold]triptych compare recipes/quickstart.yaml --methods grpo,dpo,best_of_n[/bold]
     """
     from triptych import comparison
+    from triptych.engine.checkpoint import checkpoint_seconds
     from triptych.engine.device import settle
     from triptych.pipeline.runner import Runner, claimed
     from triptych.progress import Terminal
@@ -227,7 +229,7 @@ def compare(
     with claimed(folder):
         _store(loaded, recipe, folder / "recipe.yaml")
         found = comparison.compare(
-            loaded, Runner(folder, Terminal(), loaded.seed, _checkpoint_seconds()), wanted, seeds
+            loaded, Runner(folder, Terminal(), loaded.seed, checkpoint_seconds()), wanted, seeds
         )
         comparison.write(found, folder)
     table = table_of("method", "judge", "gain", "win rate", "KL", "tokens", "time", right=6)
@@ -246,14 +248,6 @@ def _changed(recipe: Recipe) -> int | None:
     """When somebody last added to the verdicts at the gate."""
     file = Path(recipe.place(recipe.gate.people)) if recipe.gate.people else None
     return file.stat().st_mtime_ns if file and file.exists() else None
-
-
-def _checkpoint_seconds() -> float:
-    text = os.environ.get("TRIPTYCH_CHECKPOINT_SECONDS", "60")
-    try:
-        return float(text)
-    except ValueError:
-        raise RunError(f"TRIPTYCH_CHECKPOINT_SECONDS must be a number of seconds, got {text!r}") from None
 
 
 def _store(recipe: Recipe, path: Path, destination: Path) -> None:

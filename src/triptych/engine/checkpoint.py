@@ -25,6 +25,19 @@ from triptych.errors import RunError
 from triptych.storage import PARTIAL, make_folder, sync
 
 
+def checkpoint_seconds() -> float:
+    """The time between two checkpoints: a minute, or what TRIPTYCH_CHECKPOINT_SECONDS says.
+
+    Raises:
+        RunError: that is no number.
+    """
+    text = os.environ.get("TRIPTYCH_CHECKPOINT_SECONDS", "60")
+    try:
+        return float(text)
+    except ValueError:
+        raise RunError(f"TRIPTYCH_CHECKPOINT_SECONDS must be a number of seconds, got {text!r}") from None
+
+
 @dataclass(slots=True)
 class Checkpoint:
     """Saves a training's state at most every `seconds`, and restores it.

@@ -1,0 +1,386 @@
+"""Triptych from Python: the whole cycle by `run`, and every stage alone on plain folders and files.
+
+::
+
+    import triptych
+
+    made = triptych.train_reward("models/SmolLM2-135M-Instruct", "preferences.jsonl", "reward", epochs=1)
+    reward = triptych.open_reward(made.model)
+    record = triptych.audit(reward, made.heldout, training=made.learnt)
+    better = triptych.improve("models/SmolLM2-135M-Instruct", reward, "questions.jsonl", "better", method="grpo")
+
+A setting of a stage is a keyword by its name in the recipe (docs/recipe.md). What was killed goes on where it was when
+the same call is made again; a finished folder is never written over.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import shutil
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, TypeVar
+
+from pydantic import ValidationError
+
+from triptych.audit.record import AuditRecord
+from triptych.audit.stage import Audit, Evidence, examine
+from triptych.configuration import Config
+from triptych.data import files
+from triptych.data.folder import DataFolder
+from triptych.data.splits import Asked, decontaminate
+from triptych.dataset.preparation import divided
+from triptych.engine.checkpoint import checkpoint_seconds
+from triptych.engine.device import settle
+from triptych.engine.sampling import Sampling
+from triptych.engine.scoring import Scorer
+from triptych.errors import AuditError, ModelError, RecipeError, RunError
+from triptych.evaluate.answers import Answering, answer
+from triptych.evaluate.gate import Gate, decide
+from triptych.improve.improvement import improve as improve_policy
+from triptych.improve.registry import METHODS
+from triptych.instruct.finetuning import Finetuning, finetune
+from triptych.pipeline.fingerprint import code_version, fingerprint
+from triptych.pipeline.stage import StageContext
+from triptych.progress import Progress, Terminal
+from triptych.records import Comparison
+from triptych.reward import registry
+from triptych.reward.training import PairwiseReward
+from triptych.reward.training import train_reward as train_pairwise
+from triptych.reward.trust import Trust
+from triptych.storage import entries, make_folder, replace_folder, sha256
+
+Place = str | Path
+"""A file or a folder."""
+
+A = TypeVar("A", bound=Asked)
+C = TypeVar("C", bound=Config)
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """What a training left.
+
+    Attributes:
+        folder: the output; the loss of each step stands in its `curve.jsonl`.
+        metrics: what was counted and measured.
+    """
+
+    folder: Path
+    metrics: Mapping[str, Any]
+
+    @property
+    def model(self) -> Path:
+        """A plain Hugging Face folder."""
+        return self.folder / "model"
+
+    @property
+    def learnt(self) -> Path:
+        """The rows that it was trained on."""
+        return self.folder / "learnt.jsonl"
+
+    @property
+    def heldout(self) -> Path:
+        """The rows that it has not seen: no prompt of theirs is one of `learnt`."""
+        return self.folder / "heldout.jsonl"
+
+
+def train_sft(
+    model: Place, data: Place | Sequence[Place], output: Place, *, heldout: float = 0.04, seed: int = 0,
+    progress: Progress | None = None, **settings: Any,
+) -> Trained:
+    """Fine-tunes a model on conversations; only their answers count in the loss.
+
+    Args:
+        model: a Hugging Face folder, or what `train_sft` or `improve` left.
+        data: files of {"messages"} or {"prompt", "completion"}.
+        output: the folder that is made.
+        heldout: share of the prompts on which the loss is measured.
+        settings: fields of :class:`triptych.instruct.finetuning.Finetuning`, such as `epochs`.
+
+    Raises:
+        DataError: wrong rows, all of them named.
+        ModelError: the model cannot be used.
+        RecipeError: a setting is unknown or wrong.
+        RunError: `output` exists.
+    """
+    config = _config(Finetuning, settings)
+    rows = _rows(data, files.read_conversations)
+    (parts,) = divided("conversations", (rows,), {"heldout": heldout, "train": 1 - heldout}, seed)
+    content = {"demonstrations": parts["train"], "demonstrations_heldout": parts["heldout"]}
+    with _Work(output, "sft", config, seed, progress, {"model": model}, content) as work:
+        work.metrics = finetune(work.context, config, work.start(model), work.data)
+        work.keep(learnt=parts["train"], heldout=parts["heldout"])
+    return work.trained
+
+
+def train_reward(
+    model: Place, comparisons: Place | Sequence[Place], output: Place, *, heldout: float = 0.15, seed: int = 0,
+    progress: Progress | None = None, **settings: Any,
+) -> Trained:
+    """Trains a Bradley-Terry reward model on comparisons; `audit` it before it trains anything.
+
+    Args:
+        model: a Hugging Face folder of a policy, or of a reward model, which is then trained on.
+        comparisons: files of {"prompt", "chosen", "rejected"}.
+        output: the folder that is made.
+        heldout: share of the prompts that are kept for the audit, in `heldout` of the result.
+        settings: fields of :class:`triptych.reward.training.PairwiseReward`, such as `epochs`.
+
+    Raises:
+        DataError, ModelError, RecipeError, RunError: as `train_sft`.
+    """
+    config = _config(PairwiseReward, settings)
+    rows = _rows(comparisons, files.read_comparisons)
+    (parts,) = divided("feedback", (rows,), {"train": 1 - heldout, "heldout": heldout}, seed)
+    content = {f"comparisons_{name}": part for name, part in parts.items()}
+    with _Work(output, "reward", config, seed, progress, {"model": model}, content) as work:
+        work.metrics = train_pairwise(work.context, config, work.start(model), work.data)
+        work.keep(learnt=parts["train"], heldout=parts["heldout"])
+    return work.trained
+
+
+def improve(
+    model: Place, reward: Place | Scorer, prompts: Place | Sequence[Place], output: Place, *, method: str = "grpo",
+    judge: Scorer | None = None, comparisons: Place | Sequence[Place] = (), heldout: float = 0.1, seed: int = 0,
+    progress: Progress | None = None, **settings: Any,
+) -> Trained:
+    """Improves a model against a reward, near what it was.
+
+    Args:
+        model: a Hugging Face folder, or what `train_sft` or `improve` left.
+        reward: what is learnt from, a scorer or a folder of one.
+        prompts: files of {"prompt"}.
+        output: the folder that is made.
+        method: "grpo", "rloo", "ppo", "dpo", "best_of_n", or any other in docs/improve.md.
+        judge: watches on the held-out prompts and chooses which of the policies on the way is kept; by default the
+            reward does.
+        comparisons: files of {"prompt", "chosen", "rejected"}, for a method that learns from them.
+        heldout: share of the prompts on which the policy is watched.
+        settings: fields of the method, such as `steps`, `group_size`, `kl_coefficient`.
+
+    Raises:
+        DataError, ModelError, RecipeError, RunError: as `train_sft`.
+        RewardError: the reward cannot be computed.
+    """
+    kinds = {each.name(): each.settings for each in METHODS}
+    if method not in kinds:
+        raise RecipeError(f"there is no method {method!r}; there are {', '.join(kinds)}")
+    config = _config(kinds[method], settings)
+    if config.needs_comparisons and not comparisons:
+        raise RecipeError(f"{method} with these settings learns from comparisons: give some")
+    scorer = _scorer(reward)
+    rows = _rows(prompts, files.read_prompts)
+    (parts,) = divided("prompts", (rows,), {"validation": heldout, "improve": 1 - heldout}, seed)
+    content: dict[str, Sequence[Any]] = {f"prompts_{name}": part for name, part in parts.items()}
+    if comparisons:
+        content["comparisons_train"] = _rows(comparisons, files.read_comparisons)
+    told = [scorer.identity, judge.identity if judge else None]
+    with _Work(output, "improve", config, seed, progress, {"model": model}, content, told) as work:
+        work.metrics = improve_policy(
+            work.context, config, work.start(model), work.data, scorer, judge, comparisons=work.data
+        )
+        work.keep(learnt=parts["improve"], heldout=parts["validation"])
+    return work.trained
+
+
+def audit(
+    reward: Place | Scorer, comparisons: Place | Sequence[Place], *, training: Place | Sequence[Place] = (),
+    predecessor: Place | Scorer | None = None, progress: Progress | None = None, **settings: Any,
+) -> AuditRecord:
+    """Measures what a reward is worth on comparisons that it has not seen, and says whether it may train a policy.
+
+    Args:
+        reward: a scorer, or the folder of one.
+        comparisons: files of {"prompt", "chosen", "rejected"}, RewardBench's too.
+        training: those that it was trained on: a bag of words learns from them, and comparisons with a prompt of
+            theirs are left out.
+        predecessor: the reward that it was refreshed from.
+        settings: fields of :class:`triptych.audit.stage.Audit`.
+
+    Returns:
+        A record whose `passed` is the verdict, with `reasons` and `warnings`.
+
+    Raises:
+        AuditError: no comparison is left.
+        DataError, RecipeError, RewardError: as `improve`.
+    """
+    config = _config(Audit, settings)
+    scorer, before = _scorer(reward), None if predecessor is None else _scorer(predecessor)
+    learnt: list[Comparison] = _rows(training, files.read_comparisons) if training else []
+    rows, shared = decontaminate(_rows(comparisons, files.read_comparisons), learnt)
+    if shared:
+        (progress or Terminal()).say(
+            f"note: {len(shared):,} comparisons have a prompt of the training comparisons and are left out"
+        )
+    if not rows:
+        raise AuditError("no comparison is left: every prompt is one of the training comparisons")
+    settle()
+    return examine(scorer, Evidence(rows, learnt), config, before)
+
+
+def gate(
+    champion: Place, candidate: Place, prompts: Place | Sequence[Place], judge: Place | Scorer, *,
+    sampling: Sampling | None = None, reward: Scorer | None = None, output: Place | None = None, seed: int = 0,
+    progress: Progress | None = None, **settings: Any,
+) -> Mapping[str, Any]:
+    """Has two models answer prompts and a judge decide whether the candidate is better, by an exact test.
+
+    Args:
+        champion, candidate: Hugging Face folders, or what `train_sft` or `improve` left.
+        prompts: files of {"prompt"} on which nothing was trained.
+        judge: a scorer that had no part in the training, or the folder of one.
+        sampling: how both answer, but for its seed; by default each as its `generation_config.json` says.
+        reward: another scorer whose mean scores stand beside the judge's.
+        output: the folder that is made, with `answers.jsonl` and `scores.jsonl`; by default nothing is kept.
+        settings: fields of :class:`triptych.evaluate.gate.Gate`, such as `error` or `max_kl`.
+
+    Returns:
+        `decision` ("promoted", "rejected" or "too few prompts to tell"), `reason`, `win_rate`, `interval`, `p_value`,
+        `kl`, and what else the gate measured.
+
+    Raises:
+        DataError, ModelError, RecipeError, RewardError, RunError: as `improve`.
+    """
+    config, scorer = _config(Gate, settings), _scorer(judge)
+    rows = _rows(prompts, files.read_prompts)
+    asked = _config(Answering, {"prompts": max(2, len(rows))})
+    models = {"champion": champion, "candidate": candidate}
+    told = [scorer.identity, reward.identity if reward else None, sampling.identity if sampling else None]
+    with TemporaryDirectory() as temporary:
+        kept = Path(temporary) / "gate" if output is None else output
+        with _Work(kept, "gate", config, seed, progress, models, {"prompts_gate": rows}, told) as work:
+            old, new = (work.start(model) for model in (champion, candidate))
+            after, before = (sampling or Sampling.of(folder / "model") for folder in (new, old))
+            measured = answer(work.context, asked, new, old, work.data, after, before)
+            work.metrics = decide(work.context, config, work.context.output, measured, reward or scorer, scorer)
+        return work.metrics
+
+
+def open_reward(
+    path: Place, *, models: Mapping[str, Path] | None = None, cache: Path | None = None, trust: Trust | None = None
+) -> Scorer:
+    """The reward in a folder; its `score` gives a number to each of some `Conversation`s.
+
+    Args:
+        path: of a sequence classifier, of what `train_reward` left, or a release's `reward`.
+        models: the folders of the models that a judge asks, by the name that its settings give them.
+        cache: the folder in which an endpoint's replies are kept.
+        trust: what of that which the folder names may be asked, sent and run; nothing by default.
+
+    Raises:
+        RewardError: the folder holds no reward, or one that may not or cannot be used.
+    """
+    folder = Path(path)
+    identity = fingerprint("reward", _digests(folder) if folder.is_dir() else {}, "")
+    return registry.open_reward(folder, identity=identity, models=models, cache=cache, trust=trust)
+
+
+class _Work:
+    """A stage alone: a folder to work in beside the output, which gets its name when everything is in it.
+
+    Another call, with other settings, data or models, has another folder, and so never goes on from this one's
+    checkpoints.
+    """
+
+    metrics: Mapping[str, Any]
+
+    def __init__(
+        self, output: Place, stage: str, config: Config, seed: int, progress: Progress | None,
+        models: Mapping[str, Place], content: Mapping[str, Sequence[Any]], told: Sequence[object] = (),
+    ) -> None:
+        self.output = Path(output)
+        if self.output.exists():
+            raise RunError(f"{self.output} exists; give another output, or delete it to compute it again")
+        digests = {
+            f"{name}/{file}": digest
+            for name, place in models.items() for file, digest in _digests(_model(place)).items()
+        }
+        rows = {name: [files.json_line(row) for row in rows] for name, rows in content.items()}
+        mark = fingerprint([stage, seed, config.model_dump(mode="json"), rows, told], digests, code_version(__name__))
+        self.folder = self.output.with_name(f".{self.output.name}-{mark[:12]}")
+        self.data = self.folder / "data"
+        self.context = StageContext(
+            self.folder / "output", self.folder, progress or Terminal(), seed, checkpoint_seconds()
+        )
+        self.content = content
+
+    def __enter__(self) -> _Work:
+        settle()
+        for folder in (self.context.output, self.data, self.folder / "start"):
+            shutil.rmtree(folder, ignore_errors=True)
+            make_folder(folder)
+        for name, rows in self.content.items():
+            DataFolder(self.data).named(name).write(rows)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            replace_folder(self.context.output, self.output)
+            shutil.rmtree(self.folder)
+
+    def start(self, place: Place) -> Path:
+        """A folder with the model in `model`, as stages have it."""
+        model = _model(place)
+        if model.name == "model":
+            return model.parent
+        link = self.folder / "start" / str(len(os.listdir(self.folder / "start"))) / "model"
+        link.parent.mkdir()
+        link.symlink_to(model.resolve(), target_is_directory=True)
+        return link.parent
+
+    def keep(self, **parts: Sequence[Any]) -> None:
+        """Writes rows into the output, for whoever wants to know what was learnt from."""
+        for name, rows in parts.items():
+            files.write(self.context.output / f"{name}.jsonl", rows)
+
+    @property
+    def trained(self) -> Trained:
+        """What is told when it is done."""
+        return Trained(self.output, self.metrics)
+
+
+def _model(place: Place) -> Path:
+    """The model's folder: this one, or `model` in it."""
+    folder = Path(place)
+    for found in (folder, folder / "model"):
+        if (found / "config.json").is_file():
+            return found
+    raise ModelError(f"{folder}: no model's folder, for it has no config.json; huggingface_hub can download one")
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    return {str(path.relative_to(folder)): sha256(path.resolve()) for path in entries(folder) if path.is_file()}
+
+
+def _scorer(reward: Place | Scorer) -> Scorer:
+    return open_reward(reward) if isinstance(reward, str | Path) else reward
+
+
+def _rows(places: Place | Sequence[Place], read: Callable[[Place], list[A]]) -> list[A]:
+    each: Iterable[Place] = [places] if isinstance(places, str | Path) else places
+    return [row for place in each for row in read(place)]
+
+
+def _config(kind: type[C], settings: Mapping[str, Any]) -> C:
+    """The settings of a stage.
+
+    Raises:
+        RecipeError: with every unknown name and every wrong value.
+    """
+    known = list(kind.model_fields)
+    lines = []
+    for name in settings:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 1)
+            lines.append(f"{name}: unknown setting" + (f", did you mean {near[0]}?" if near else
+                                                       f"; there are {', '.join(known)}"))
+    if not lines:
+        try:
+            return kind.model_validate(dict(settings))
+        except ValidationError as error:
+            lines = [f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors()]
+    raise RecipeError("\n".join(lines))

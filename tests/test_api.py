@@ -1,0 +1,179 @@
+"""Every stage can be used alone, on plain folders and files, and does what it does in a run."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import triptych
+from triptych.data import files
+from triptych.instruct.finetuning import Finetuning, finetune
+from triptych.pipeline.stage import StageContext
+from triptych.progress import Silent
+from triptych.records import Comparison, Conversation, Prompt, user
+from triptych.storage import sha256
+
+WORDS = ("small", "red", "cat", "sat", "saw", "dog", "mat")
+PROMPTS = [Prompt(user(f"a {one} {other}")) for one in WORDS for other in WORDS if one != other]
+SFT = {"epochs": 1, "batch_tokens": 256, "micro_batch": 128, "learning_rate": 1e-3}
+ROUND = {"steps": 2, "prompts_per_step": 2, "group_size": 2, "max_tokens": 6, "eval_every": 1, "eval_prompts": 8}
+
+
+class Length:
+    """Prefers long answers."""
+
+    name = identity = "length"
+
+    def score(self, conversations: list[Conversation]) -> list[float]:
+        return [float(len(each.answer)) for each in conversations]
+
+
+class Killed(Exception):  # noqa: N818 (it is no error)
+    """What stands for a kill."""
+
+
+class Deadly(Silent):
+    """Ends the work behind its second step."""
+
+    def step(self, done: int, total: int, unit: str, seen: int, **numbers: float) -> None:
+        if done == 2:
+            raise Killed
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Files of every kind."""
+    folder = tmp_path_factory.mktemp("files")
+    files.write(folder / "answers.jsonl", [Conversation(each, "a dog saw a mat") for each in PROMPTS])
+    files.write(folder / "preferences.jsonl", [Comparison(each, "a red cat", "the mat") for each in PROMPTS])
+    files.write(folder / "questions.jsonl", PROMPTS)
+    return folder
+
+
+def test_an_import_loads_nothing_and_a_folder_never_hides_a_function() -> None:
+    program = (
+        "import sys, triptych.audit, triptych.improve, triptych.errors\n"
+        "assert not {'torch', 'transformers', 'pydantic', 'triptych.api'} & set(sys.modules)\n"
+        "assert not {'audit', 'improve'} & set(vars(triptych)), vars(triptych)\n"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
+    assert callable(triptych.audit)
+    assert callable(triptych.improve)
+    assert all(getattr(triptych, name).__doc__ for name in triptych.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'train'"):
+        triptych.train  # noqa: B018 (that is the test)
+    assert sorted(triptych.__all__) == triptych.__all__
+
+
+def test_fine_tuning_alone_is_the_stage_and_resumes_to_the_same_bits(
+    policy_folder: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TRIPTYCH_CHECKPOINT_SECONDS", "0")
+    data = folder / "answers.jsonl"
+    made = triptych.train_sft(policy_folder, data, tmp_path / "sft", progress=Silent(), **SFT)
+    work = tmp_path / "work"
+    (work / "output").mkdir(parents=True)
+    files.write(work / "demonstrations.jsonl", files.read_conversations(made.learnt))
+    files.write(work / "demonstrations_heldout.jsonl", files.read_conversations(made.heldout))
+    context = StageContext(work / "output", work, Silent(), 0, 60.0)
+    assert finetune(context, Finetuning.model_validate(SFT), policy_folder, work) == made.metrics
+    digest = sha256(made.model / "model.safetensors")
+    assert sha256(work / "output" / "model" / "model.safetensors") == digest
+    assert len(files.read_conversations(made.learnt)) + len(files.read_conversations(made.heldout)) == len(PROMPTS)
+
+    again = tmp_path / "again"
+    with pytest.raises(Killed):
+        triptych.train_sft(policy_folder / "model", data, again, progress=Deadly(), **SFT)
+    (left,) = tmp_path.glob(".again-*")
+    assert not again.exists()
+    assert (left / "training.pt").exists()
+    other = triptych.train_sft(policy_folder / "model", data, again, seed=1, progress=Silent(), **SFT)
+    assert sha256(other.model / "model.safetensors") != digest
+    assert left.exists()
+    again.rename(tmp_path / "other")
+    first = []
+
+    class Watching(Silent):
+        def step(self, done: int, total: int, unit: str, seen: int, **numbers: float) -> None:
+            first.append(done)
+
+    resumed = triptych.train_sft(policy_folder / "model", data, again, progress=Watching(), **SFT)
+    assert first[0] > 1
+    assert sha256(resumed.model / "model.safetensors") == digest
+    assert not left.exists()
+    assert {path.name for path in again.iterdir()} == {"model", "curve.jsonl", "learnt.jsonl", "heldout.jsonl"}
+
+
+def test_a_reward_model_is_trained_audited_and_used(policy_folder: Path, folder: Path, tmp_path: Path) -> None:
+    made = triptych.train_reward(
+        policy_folder, folder / "preferences.jsonl", tmp_path / "reward", progress=Silent(), heldout=0.3,
+        epochs=3, batch_pairs=8, micro_batch=128, learning_rate=3e-3,
+    )
+    reward = triptych.open_reward(made.model)
+    asked = PROMPTS[0]
+    good, bad = reward.score([Conversation(asked, "a red cat"), Conversation(asked, "the mat")])
+    assert good > bad
+    record = triptych.audit(
+        reward, folder / "preferences.jsonl", training=made.learnt, progress=Silent(), least_prompts=5, perturbed=0
+    )
+    assert record.comparisons == len(files.read_comparisons(made.heldout))
+    assert record.accuracy == 1
+    assert triptych.open_reward(str(made.model)).identity == reward.identity != ""
+    with pytest.raises(triptych.TriptychError, match="no comparison is left"):
+        triptych.audit(reward, made.learnt, training=made.learnt, progress=Silent())
+
+    better = triptych.improve(
+        policy_folder, made.model, folder / "questions.jsonl", tmp_path / "better", progress=Silent(), heldout=0.2,
+        learning_rate=1e-3, **ROUND,
+    )
+    assert better.metrics["watched_by"] == "reward"
+    pairs = triptych.improve(
+        policy_folder, Length(), folder / "questions.jsonl", tmp_path / "pairs", method="dpo", pairs="comparisons",
+        comparisons=folder / "preferences.jsonl", progress=Silent(), judge=reward, learning_rate=1e-3, **ROUND,
+    )
+    assert pairs.metrics["watched_by"] == "judge"
+    decided = triptych.gate(
+        policy_folder, better.folder, folder / "questions.jsonl", Length(), output=tmp_path / "gate",
+        progress=Silent(), sampling=triptych.Sampling(8),
+    )
+    rows = [json.loads(line) for line in (tmp_path / "gate" / "scores.jsonl").read_text().splitlines()]
+    assert decided["prompts"] == len(rows) == len(PROMPTS)
+    assert decided["win_rate"] == pytest.approx(sum(row["won"] for row in rows) / len(rows))
+    assert triptych.gate(
+        policy_folder, better.folder, folder / "questions.jsonl", Length(), progress=Silent(),
+        sampling=triptych.Sampling(8),
+    ) == decided
+    answers = triptych.Policy.open(better.model).write([asked], triptych.Sampling(4))
+    assert answers[0][0].prompt == asked
+
+
+@pytest.mark.parametrize(("settings", "what"), [
+    ({"epoch": 1}, "epoch: unknown setting, did you mean epochs?"),
+    ({"zzz": 1}, "zzz: unknown setting; there are "),
+    ({"epochs": 0, "batch_tokens": 1}, "epochs: Input should be greater than 0\nbatch_tokens: "),
+])
+def test_wrong_settings_are_all_named(
+    policy_folder: Path, folder: Path, tmp_path: Path, settings: dict[str, int], what: str
+) -> None:
+    with pytest.raises(triptych.TriptychError) as raised:
+        triptych.train_sft(policy_folder, folder / "answers.jsonl", tmp_path / "sft", **settings)
+    assert what in str(raised.value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_cannot_be_used_is_named(policy_folder: Path, folder: Path, tmp_path: Path) -> None:
+    data, prompts = folder / "answers.jsonl", folder / "questions.jsonl"
+    with pytest.raises(triptych.TriptychError, match="exists; give another output"):
+        triptych.train_sft(policy_folder, data, tmp_path)
+    with pytest.raises(triptych.TriptychError, match="no model's folder"):
+        triptych.train_sft(tmp_path, data, tmp_path / "sft")
+    with pytest.raises(triptych.TriptychError, match="there is no method 'grp'; there are grpo"):
+        triptych.improve(policy_folder, Length(), prompts, tmp_path / "better", method="grp")
+    with pytest.raises(triptych.TriptychError, match="learns from comparisons: give some"):
+        triptych.improve(policy_folder, Length(), prompts, tmp_path / "better", method="dpo", pairs="comparisons")
+    with pytest.raises(triptych.TriptychError, match=r"answers\.jsonl:1"):
+        triptych.train_reward(policy_folder, data, tmp_path / "reward")
