@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from numpy.typing import NDArray
 
 from conftest import tiny
 from test_check import tokenizer
@@ -26,7 +25,7 @@ from triptych.audit.length import leaning, length_bias, length_coefficient, spea
 from triptych.audit.perturbations import CHANGES, perturbations
 from triptych.audit.record import AuditRecord, Consistency, Length, TrivialRule
 from triptych.audit.stage import Audit, Evidence, audit, examine, judged, measured
-from triptych.audit.words import bag_of_words, fit
+from triptych.audit.words import bag_of_words
 from triptych.data.files import read_comparisons, write
 from triptych.engine.models import load_policy, load_reward, save
 from triptych.engine.scoring import RewardModel
@@ -37,9 +36,9 @@ from triptych.reward.ensemble import Ensemble
 from triptych.reward.registry import open_reward
 from triptych.statistics import intervals
 from triptych.statistics.intervals import contrast_interval, mean_interval
+from triptych.statistics.logistic import Numbers, fit
 
 FEW = Audit(least_prompts=1)
-Numbers = NDArray[np.float64]
 
 
 def comparison(number: int, chosen: int, rejected: int, task: str | None = None, **more: Any) -> Comparison:
@@ -299,15 +298,6 @@ def test_the_bag_of_words_learns_from_training_alone() -> None:
     assert bag_of_words([], kind) == [0.5] * 20
 
 
-def test_the_logistic_regression_by_hand() -> None:
-    """At the minimum Σ x σ(−w·x) = strength · w, in every feature."""
-    draw = torch.Generator().manual_seed(0)
-    differences = torch.randint(-2, 3, (200, 5), generator=draw).float()
-    weights = fit(differences, strength=2.0)
-    slope = (differences * torch.sigmoid(-(differences @ weights))[:, None]).sum(0)
-    assert torch.allclose(slope, 2.0 * weights, atol=1e-3)
-
-
 def biased_rows(count: int, longer: float) -> list[Comparison]:
     """Comparisons of which a share prefers the longer answer."""
     return [comparison(i, *((20, 10) if i < longer * count else (10, 20))) for i in range(count)]
@@ -428,10 +418,10 @@ def planted(bias: float, count: int = 1500) -> list[Comparison]:
 def learnt(rows: Sequence[Comparison]) -> Rule:
     """A reward model in miniature: the good words and the length, fitted to the labels."""
 
-    def features(text: str) -> torch.Tensor:
-        return torch.tensor([text.count("good"), len(text) / 20])
+    def features(text: str) -> Numbers:
+        return np.array([text.count("good"), len(text) / 20])
 
-    weights = fit(torch.stack([features(row.chosen) - features(row.rejected) for row in rows]))
+    weights = fit(np.stack([features(row.chosen) - features(row.rejected) for row in rows]), ridge=1.0)
     return Rule(lambda conversation: float(features(conversation.answer) @ weights))
 
 

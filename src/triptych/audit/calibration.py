@@ -12,9 +12,14 @@ from numpy.typing import NDArray
 
 from triptych.audit.record import Bin, Calibration
 from triptych.data.splits import fraction
+from triptych.statistics.logistic import fit, sigmoid
 
 BINS = 10
 SIMULATIONS = 200
+LEAST, MOST = 1e-3, 1e3
+"""The ends of the range of 1/T, in units of 1 by the spread of the differences."""
+TINY = 1e-12
+"""A ridge that moves nothing."""
 
 Numbers = NDArray[np.float64]
 
@@ -33,18 +38,19 @@ def reliability(differences: Sequence[float]) -> tuple[list[Bin], float]:
 def temperature(differences: Sequence[float]) -> float:
     """T that minimises the mean of −log σ(difference / T) (Guo et al. 2017, section 4.2), within [1e-3, 1e3] spreads.
 
-    The loss is convex in 1/T; its derivative is bisected. Where the model is never wrong (or no better than
-    chance) there is no minimum, and the end of the range is returned.
+    A logistic regression on the difference alone, of the weight 1/T. Where the model is never wrong, or no better than
+    chance, there is no minimum, and the end of the range is returned.
     """
     numbers = np.asarray(differences, dtype=np.float64)
     spread = float(np.sqrt(np.mean(numbers**2))) or 1.0
     scaled = numbers / spread
-    low, high = -3.0, 3.0
-    for _ in range(60):
-        middle = (low + high) / 2
-        slope = -np.mean(scaled * _sigmoid(-scaled * 10**middle))
-        low, high = (middle, high) if slope < 0 else (low, middle)
-    return float(spread / 10**low)
+    if scaled.sum() <= 0:
+        sharpness = LEAST
+    elif scaled.min() >= 0:
+        sharpness = MOST
+    else:
+        sharpness = float(np.clip(fit(scaled[:, None], ridge=TINY)[0], LEAST, MOST))
+    return spread / sharpness
 
 
 def calibration(differences: Sequence[float], prompts: Sequence[str]) -> Calibration | None:
@@ -84,11 +90,4 @@ def _binned(confidence: Numbers, right: Numbers | NDArray[np.bool_]) -> tuple[li
 
 
 def _confidence(differences: Sequence[float]) -> Numbers:
-    return _sigmoid(np.abs(np.asarray(differences, dtype=np.float64)))
-
-
-def _sigmoid(numbers: Numbers) -> Numbers:
-    """Of either sign without overflow."""
-    ends = np.exp(-np.abs(numbers))
-    found: Numbers = np.where(numbers >= 0, 1.0, ends) / (1 + ends)
-    return found
+    return sigmoid(np.abs(np.asarray(differences, dtype=np.float64)))

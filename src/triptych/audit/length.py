@@ -6,18 +6,16 @@ from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from triptych.audit.record import AuditRecord, Interval, Length
 from triptych.records import Comparison
 from triptych.statistics.intervals import contrast_interval, mean_interval
+from triptych.statistics.logistic import Numbers, curvature, fit, sigmoid
 
 RIDGE = 1e-2
 """Keeps the coefficients finite where the reward orders every comparison rightly."""
 LEAST_GAP = 0.1
 """A gap in accuracy between longer and shorter preferred answers below this is no leaning worth a word."""
-
-Numbers = NDArray[np.float64]
 
 
 def length_bias(rows: Sequence[Comparison], right: Sequence[float], differences: Sequence[float]) -> Length | None:
@@ -79,7 +77,7 @@ def length_coefficient(
     Δ is chosen minus rejected and s its root mean square, so that both are without unit; there is no intercept
     because a comparison has no order. With the model's choice, sign Δr, beside the size of the difference the formula
     holds with b = 0 for a perfect reward, whether labels are drawn from σ(Δr) or are flipped at one rate whatever the
-    size. Fitted by Newton's method; the interval is b ± 1.96 standard errors by the sandwich estimator over prompts
+    size. The interval is b ± 1.96 standard errors by the sandwich estimator over prompts
     (Liang and Zeger 1986). None where either never differs.
     """
     features = np.stack([np.sign(rewards), np.asarray(rewards, dtype=np.float64), np.asarray(lengths)], axis=1)
@@ -87,19 +85,11 @@ def length_coefficient(
     if not (spread > 0).all():
         return None
     features = features / spread
-    weights = np.zeros(3)
-    for _ in range(50):
-        wrong = 1 / (1 + np.exp(np.clip(features @ weights, -500, 500)))
-        slope = features.T @ wrong - RIDGE * weights
-        curvature = (features * (wrong * (1 - wrong))[:, None]).T @ features + RIDGE * np.eye(3)
-        step = np.linalg.solve(curvature, slope)
-        weights = weights + step * min(1.0, 5.0 / float(np.abs(step).max() + 1e-300))
-        if float(np.abs(step).max()) < 1e-10:
-            break
+    weights = fit(features, ridge=RIDGE)
     names = {prompt: place for place, prompt in enumerate(dict.fromkeys(prompts))}
     scores = np.zeros((len(names), 3))
-    np.add.at(scores, [names[prompt] for prompt in prompts], features * wrong[:, None])
-    bread = np.linalg.inv(curvature)
+    np.add.at(scores, [names[prompt] for prompt in prompts], features * sigmoid(-features @ weights)[:, None])
+    bread = np.linalg.inv(curvature(weights, features, RIDGE))
     meat = scores.T @ scores * len(names) / max(1, len(names) - 1)
     error = float(np.sqrt((bread @ meat @ bread)[2, 2]))
     reward, coefficient = float(weights[1]), float(weights[2])

@@ -6,46 +6,31 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 
-import torch
-from torch import Tensor
-from torch.nn import functional as F
+import numpy as np
 
 from triptych.audit.agreement import outcomes
 from triptych.records import Comparison
+from triptych.statistics.logistic import Numbers, fit
 
 WORDS = 2000
 """So many words count: those in which the most comparisons differ."""
 COMPARISONS = 20_000
 """Of more training comparisons only so many are used."""
+RIDGE = 1.0
+"""The usual one: a word that only chosen answers have has no boundless weight."""
 
 
 def bag_of_words(training: Sequence[Comparison], rows: Sequence[Comparison]) -> list[float]:
     """The outcomes on `rows` of a logistic regression on differences of word counts, fitted on `training` alone.
 
-    P(chosen) = σ(w · (counts of chosen − counts of rejected)), without an intercept because a comparison has no
-    order.
+    P(chosen) = σ(w · (counts of chosen − counts of rejected)).
     """
     differences = [_difference(row) for row in training[:COMPARISONS]]
     common = Counter(word for difference in differences for word in difference).most_common(WORDS)
     places = {word: place for place, (word, _) in enumerate(common)}
-    weights = fit(_matrix(differences, places)) if places else torch.zeros(0)
+    weights = fit(_matrix(differences, places), ridge=RIDGE)
     margins = _matrix([_difference(row) for row in rows], places) @ weights
     return outcomes(margins.tolist(), [0.0] * len(rows))
-
-
-def fit(differences: Tensor, strength: float = 1.0) -> Tensor:
-    """`[V]`: the minimum over w of Σ log(1 + exp(−w · x)) + ½ strength ‖w‖², for rows x of `differences` `[N, V]`."""
-    weights = torch.zeros(differences.shape[1], dtype=differences.dtype, requires_grad=True)
-    optimizer = torch.optim.LBFGS([weights], max_iter=100, line_search_fn="strong_wolfe")
-
-    def loss() -> Tensor:
-        optimizer.zero_grad()
-        value = F.softplus(-(differences @ weights)).sum() + 0.5 * strength * weights @ weights
-        torch.autograd.backward(value)
-        return value
-
-    optimizer.step(loss)  # type: ignore[no-untyped-call]
-    return weights.detach()
 
 
 def _difference(row: Comparison) -> dict[str, int]:
@@ -58,8 +43,8 @@ def _words(text: str) -> list[str]:
     return re.findall(r"\w+", text.lower())
 
 
-def _matrix(differences: Sequence[dict[str, int]], places: dict[str, int]) -> Tensor:
-    matrix = torch.zeros(len(differences), len(places))
+def _matrix(differences: Sequence[dict[str, int]], places: dict[str, int]) -> Numbers:
+    matrix = np.zeros((len(differences), len(places)))
     for row, difference in enumerate(differences):
         for word, count in difference.items():
             if word in places:

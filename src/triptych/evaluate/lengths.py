@@ -8,14 +8,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from triptych.statistics.intervals import Interval, resampled
+from triptych.statistics.logistic import Numbers, fit, sigmoid
 
 RIDGE = 1e-2
 """Keeps the coefficients finite where one side wins throughout."""
 RESAMPLES = 1000
 OVERLAP = 0.1
 """The least share of the prompts on either side of equal length; less, and the rate there is an extrapolation."""
-
-Numbers = NDArray[np.float64]
 
 
 def controlled(
@@ -25,7 +24,7 @@ def controlled(
 
     Δl is the candidate's length less the champion's on each prompt and s the deviation of Δl. The regression is that
     of Dubois et al. (2024), *Length-Controlled AlpacaEval*, equation 2, without its terms for models and prompts.
-    Fitted by Newton's method with a small ridge; the interval is the bootstrap over prompts.
+    Fitted with a small ridge; the interval is the bootstrap over prompts.
 
     Where one of the two is nearly always the longer, the curve is fitted beside equal length and not at it, and what it
     says there is its own shape and the ridge. So a tenth of the prompts must lie on either side, those of equal length
@@ -55,15 +54,4 @@ def controlled(
 def _at_equal_length(won: Numbers, longer: Numbers, counts: NDArray[np.int64]) -> Numbers:
     """σ(a) for each of R ways to count the prompts, `[R, N]`."""
     features = np.stack([np.ones_like(longer), longer], axis=1)
-    squares = features[:, :, None] * features[:, None, :]
-    weights = np.zeros((len(counts), 2))
-    for _ in range(25):
-        chance = 1 / (1 + np.exp(-np.clip(weights @ features.T, -30, 30)))
-        slope = (counts * (won - chance)) @ features - RIDGE * weights
-        curvature = np.tensordot(counts * chance * (1 - chance), squares, axes=1) + RIDGE * np.eye(2)
-        step = np.linalg.solve(curvature, slope[:, :, None])[:, :, 0]
-        weights = weights + np.clip(step, -2, 2)
-        if float(np.abs(step).max()) < 1e-9:
-            break
-    found: Numbers = 1 / (1 + np.exp(-weights[:, 0]))
-    return found
+    return sigmoid(fit(features, won, counts=counts, ridge=RIDGE)[:, 0])

@@ -18,6 +18,7 @@ from triptych.errors import RewardError
 from triptych.pipeline.stage import Metrics, StageContext
 from triptych.records import Comparison, Conversation, Rating
 from triptych.reward.training import RewardTraining, answers_of, fit_model
+from triptych.statistics.logistic import fit
 
 PREFERENCE = "preference"
 """The output that comparisons train."""
@@ -107,26 +108,13 @@ def standardised(ratings: Sequence[Rating]) -> dict[str, Output]:
 
 
 def fitted_weights(differences: Tensor, ridge: float = 1.0) -> list[float]:
-    """The weights w that make Σ −log σ(w · d) + ridge/2 · |w|² least, by Newton's method.
-
-    The logistic regression of a comparison's label on the differences d of its answers' outputs, chosen minus
-    rejected. Without an intercept, because neither answer has a place of its own.
+    """The weights of a comparison's logistic regression on the differences of its answers' outputs.
 
     Args:
-        differences: `[N, K]`.
+        differences: `[N, K]`, chosen minus rejected.
     """
-    d = differences.double().numpy()
-    weights = np.zeros(d.shape[1])
-    for _ in range(50):
-        wrong = 1 / (1 + np.exp(np.clip(d @ weights, -700, 700)))
-        gradient = ridge * weights - d.T @ wrong
-        curvature = (d * (wrong * (1 - wrong))[:, None]).T @ d + ridge * np.eye(d.shape[1])
-        step = np.linalg.solve(curvature, gradient)
-        weights = weights - step
-        if float(np.abs(step).max()) < 1e-10:
-            break
-    found: list[float] = weights.tolist()
-    return found
+    weights: list[float] = fit(differences.double().numpy(), ridge=ridge).tolist()
+    return weights
 
 
 def _fits_weights(row: Comparison, seed: int) -> bool:
