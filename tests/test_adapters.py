@@ -20,7 +20,7 @@ from triptych.engine.adapters import Lora, adapt, merged, plain_copy, take_over
 from triptych.engine.checkpoint import Checkpoint
 from triptych.engine.curve import read_curve
 from triptych.engine.device import autocast
-from triptych.engine.forward import answer_logprobs, pack_answers, rewards
+from triptych.engine.forward import answer_logprobs, head_outputs, pack_answers
 from triptych.engine.models import load_policy, load_reward
 from triptych.engine.packing import Pack, Segment
 from triptych.engine.scoring import RewardModel
@@ -132,7 +132,7 @@ def test_an_adapted_reward_model_scores_as_the_merged_one() -> None:
     with torch.no_grad():
         model.score.weight.mul_(2)
         pack = Pack([Segment(some_tokens(5, 1)), Segment(some_tokens(8, 2))])
-        mine, theirs = (rewards(each, pack) for each in (model, merged(model, lambda: plain)))
+        mine, theirs = (head_outputs(each, pack)[:, 0] for each in (model, merged(model, lambda: plain)))
     torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-5)
 
 

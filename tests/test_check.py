@@ -28,6 +28,7 @@ from triptych.preflight.costs import from_scratch
 from triptych.preflight.memory import Architecture
 from triptych.progress import Silent
 from triptych.recipe import Recipe, load
+from triptych.records import Prompt
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
@@ -287,7 +288,14 @@ def test_lengths_are_those_that_training_measures(tmp_path: Path) -> None:
     }.items():
         records: Any = reader(tmp_path / f"{name}.jsonl")
         counted, sizes = check.measured(records, tokenizer())
-        assert check.length_report(counted, 50) == lengths.measure(records, tokenizer(), 50)
+        assert counted == [
+            len(template.prompt_tokens(tokenizer(), record.messages)) if isinstance(record, Prompt)
+            else lengths.tokenized(record, tokenizer()).length for record in records
+        ]
+        report = check.length_report(counted, 50)
+        assert (report.count, report.longest, report.over) == (
+            len(records), max(counted), sum(length > 50 for length in counted)
+        )
         more = name == "preferences"  # the prompt with both answers is computed
         assert all((size > length) == more for size, length in zip(sizes, counted, strict=True))
 

@@ -511,7 +511,7 @@ def test_a_column_of_parquet_that_stands_twice_is_named(tmp_path):
 
 READERS = [
     files.read_documents, files.read_conversations, files.read_prompts, files.read_comparisons, files.read_ratings,
-    files.read_questions, files.read_verdicts,
+    files.read_verdicts,
 ]
 
 

@@ -18,7 +18,7 @@ from triptych.engine.models import load_tokenizer, save
 from triptych.preflight import check, doctor
 from triptych.preflight.doctor import Finding, Located
 from triptych.recipe import load
-from triptych.records import Comparison, Conversation, Prompt, Rating, user
+from triptych.records import Comparison, Conversation, Prompt, user
 from triptych.reward.sandbox import Confinement
 from triptych.reward.training import PairwiseReward
 
@@ -205,11 +205,25 @@ def test_scores_that_are_all_the_same() -> None:
     assert finding.stops
 
 
-def test_ratings_that_are_all_the_same() -> None:
-    ratings = [Rating(Prompt(user("a?")), "b", {"helpfulness": float(i), "verbosity": 2.0}) for i in range(3)]
-    (finding,) = doctor.look_at_ratings(ratings, "r.jsonl")
-    assert finding.what == "verbosity is 2 in every row"
-    assert not finding.stops
+def test_check_names_an_attribute_with_the_same_rating_in_every_row(tmp_path: Path) -> None:
+    def rate(name: str, *scores: dict[str, float]) -> None:
+        some = scores * (50 // len(scores))
+        rows(tmp_path / name, [{"prompt": f"Which {i}?", "response": "a", "scores": one} for i, one in enumerate(some)])
+
+    feedback = [{"file": "preferences.jsonl"}, {"ratings": "one.jsonl"}, {"ratings": "other.jsonl"}]
+    path = write_recipe(tmp_path, feedback=feedback, reward={"kind": "regression"})
+    rate("one.jsonl", {"clear": 1, "brief": 2})
+    rate("other.jsonl", {"clear": 3, "brief": 2})
+    findings = check.check(path)
+    assert findings.problems == []
+    (note,) = [note for note in findings.notes if "in every row" in note]
+    assert note.startswith(f"{tmp_path}/one.jsonl, {tmp_path}/other.jsonl: brief is 2 in every row; there is nothing")
+    rate("other.jsonl", {"clear": 3, "brief": 4})
+    assert not [note for note in check.check(path).notes if "in every row" in note]
+    rate("one.jsonl", {"clear": 3})
+    rate("other.jsonl", {"clear": 3})
+    (problem,) = [problem for problem in check.check(path).problems if "in every row" in problem]
+    assert ": clear is 3 in every row; " in problem
 
 
 def test_check_lists_the_doctors_findings(tmp_path: Path, reward: Path) -> None:

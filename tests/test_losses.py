@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from conftest import some_tokens, tiny, with_our_attention
-from triptych.engine.forward import answer_logprobs, pack_answers, rewards
+from triptych.engine.forward import answer_logprobs, head_outputs, pack_answers
 from triptych.engine.scoring import pack_scored
 from triptych.improve.advantages import centred, generalised, group_normalised, leave_one_out, whitened
 from triptych.improve.losses import clipped_surrogate, clipped_value, dpo, ipo, kl_penalty, rpo
@@ -196,7 +196,7 @@ def test_the_reward_loss_equals_trls() -> None:
              (some_tokens(9, 4), [some_tokens(3, 5), some_tokens(12, 6)])]
     margins = [0.5, 1.5]
     pack, scored = pack_scored(pairs)
-    scores = rewards(with_our_attention(plain), pack)[scored]
+    scores = head_outputs(with_our_attention(plain), pack)[scored, 0]
     found = bradley_terry(scores[0::2], scores[1::2], torch.tensor(margins), centring=0.03).mean()
 
     with tempfile.TemporaryDirectory() as folder:

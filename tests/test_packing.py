@@ -11,7 +11,7 @@ from torch.nn.attention.flex_attention import flex_attention
 
 from conftest import FAMILIES, logprobs_alone, some_tokens, tiny, with_our_attention
 from triptych.engine import packing
-from triptych.engine.forward import answer_logprobs, hidden_states, pack_answers, rewards
+from triptych.engine.forward import answer_logprobs, head_outputs, hidden_states, pack_answers
 from triptych.engine.packing import Pack, Segment, fill
 from triptych.engine.scoring import pack_scored
 
@@ -114,7 +114,7 @@ def test_rewards_equal_transformers_on_a_padded_batch(family: str) -> None:
     longest = max(len(row) for row in rows)
     tokens = torch.tensor([row + [0] * (longest - len(row)) for row in rows])
 
-    found = rewards(ours, pack)[scored]
+    found = head_outputs(ours, pack)[scored, 0]
     expected = plain(tokens, attention_mask=(tokens != 0).long(), use_cache=False).logits[:, 0]
     torch.testing.assert_close(found.double(), expected.double(), rtol=0, atol=1e-5)
 

@@ -5,7 +5,7 @@ from transformers import LlamaConfig, LlamaForSequenceClassification
 
 from triptych.data.lengths import TokenizedComparison
 from triptych.engine import attention
-from triptych.engine.forward import rewards
+from triptych.engine.forward import head_outputs
 from triptych.reward.losses import bradley_terry
 from triptych.reward.training import _grouped, _packed
 
@@ -37,7 +37,7 @@ def test_the_grouped_loss_is_that_of_each_pair_alone():
     )
     model = LlamaForSequenceClassification(config).eval()
     pairs = _packed(_grouped(ROWS, range(1, len(ROWS) + 1)))
-    scores = rewards(model, pairs.pack)
+    scores = head_outputs(model, pairs.pack)[:, 0]
     grouped = bradley_terry(scores[pairs.chosen], scores[pairs.rejected], pairs.margin)
     model.set_attn_implementation("sdpa")
     alone = []

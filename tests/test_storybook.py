@@ -216,8 +216,8 @@ def test_flaws_occur_at_the_stated_rates(task: str) -> None:
 def test_a_mistake_is_seen_beside_its_prompt_alone(task: str) -> None:
     """Right and wrong answers have the same words and lengths in distribution, and the truth tells them apart."""
     prompts = [prompt for prompt in tasks.prompts(13, 6000) if prompt.task == task]
-    right, wrong = ([answers(prompt, 1) for prompt in prompts]
-                    for answers in (demonstrations.exemplary, demonstrations.mistaken))
+    right, wrong = ([answer(prompt, random.Random(f"{answer.__name__} {prompt.key}")) for prompt in prompts]
+                    for answer in (demonstrations.right, demonstrations.wrong))
     assert {JUDGE.grade(*pair) for pair in zip(prompts, right, strict=True)} == {1.0}
     assert max(JUDGE.grade(*pair) for pair in zip(prompts, wrong, strict=True)) < 0.4
     longer = mean([(len(a.split()) > len(b.split())) + 0.5 * (len(a.split()) == len(b.split()))

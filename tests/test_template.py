@@ -38,7 +38,7 @@ def chatml() -> PreTrainedTokenizerFast:
 
 
 def test_chatml_reads_as_written(chatml):
-    prompt, answer = template.conversation_tokens(chatml, user("the cat"), "sat")
+    prompt, answer = template.prompt_tokens(chatml, user("the cat")), template.answer_tokens(chatml, "sat")
     assert chatml.decode(prompt) == "<|im_start|>user\nthe cat<|im_end|>\n<|im_start|>assistant\n"
     assert chatml.decode(answer) == "sat<|im_end|>"
     assert answer[-1] == template.end_token(chatml) == chatml.eos_token_id
@@ -51,8 +51,8 @@ def test_tokens_are_those_of_the_whole_text(chatml, prompt):
     text = chatml.apply_chat_template(turns, tokenize=False)
     # The line break after <|im_end|> opens the turn that would follow: no model is asked to write it.
     whole = chatml(text.removesuffix("\n"), add_special_tokens=False)["input_ids"]
-    tokens, answered = template.conversation_tokens(chatml, prompt, answer)
-    assert tokens + answered == whole
+    tokens = template.prompt_tokens(chatml, prompt)
+    assert tokens + template.answer_tokens(chatml, answer) == whole
     # What other tools compute from the released folder.
     assert tokens == chatml.apply_chat_template(turns[:-1], add_generation_prompt=True)["input_ids"]
 
@@ -83,9 +83,8 @@ def test_a_template_with_bos_has_one(chatml):
 def test_the_template_travels_with_the_folder(chatml, tmp_path):
     chatml.save_pretrained(tmp_path)
     again = AutoTokenizer.from_pretrained(tmp_path)
-    assert template.conversation_tokens(again, HISTORY, "sat") == template.conversation_tokens(
-        chatml, HISTORY, "sat"
-    )
+    assert template.prompt_tokens(again, HISTORY) == template.prompt_tokens(chatml, HISTORY)
+    assert template.answer_tokens(again, "sat") == template.answer_tokens(chatml, "sat")
     template.check(again)
 
 
@@ -200,18 +199,15 @@ QUESTION = Prompt(user("who sat?"))
 
 
 def test_lengths_count_prompt_and_longer_answer(chatml):
-    rows = [QUESTION, Conversation(QUESTION, "a b"), Comparison(QUESTION, "a", "a b c")]
     prompt = len(template.prompt_tokens(chatml, QUESTION.messages))
     longer = [len(template.answer_tokens(chatml, answer)) for answer in ("a b", "a b c")]
-    report = lengths.measure(rows, chatml, limit=prompt + longer[0])
-    assert report == lengths.LengthReport(
-        count=3, median=prompt + longer[0], longest=prompt + longer[1], over=1, limit=prompt + longer[0]
-    )
-    assert lengths.measure([], chatml, 8) == lengths.LengthReport(0, 0, 0, 0, 8)
+    assert lengths.tokenized(Conversation(QUESTION, "a b"), chatml).length == prompt + longer[0]
+    assert lengths.tokenized(Comparison(QUESTION, "a", "a b c"), chatml).length == prompt + longer[1]
 
 
 def test_long_conversations_are_dropped_or_cut_and_counted(chatml):
-    prompt, answer = map(tuple, template.conversation_tokens(chatml, QUESTION.messages, "a b c"))
+    prompt = tuple(template.prompt_tokens(chatml, QUESTION.messages))
+    answer = tuple(template.answer_tokens(chatml, "a b c"))
     short = tuple(template.answer_tokens(chatml, "a"))
     rows = [Conversation(QUESTION, "a b c"), Conversation(QUESTION, "a")]
     limit = len(prompt) + len(answer) - 1

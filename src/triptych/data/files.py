@@ -203,11 +203,6 @@ def read_ratings(
     return _read(source, _rating, skipped, lines=lines)
 
 
-def read_questions(source: str | Path, skipped: list[Fault] | None = None) -> list[Question]:
-    """Reads `{"prompt", "first", "second"}` rows; see :func:`read_documents`."""
-    return _read(source, parse_question, skipped)
-
-
 def read_verdicts(source: str | Path, skipped: list[Fault] | None = None) -> list[Verdict]:
     """Reads `{"prompt", "first", "second", "better"}` rows; see :func:`read_documents`."""
     return _read(source, parse_verdict, skipped)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Generic, Literal, TypeVar, overload
 
 from triptych.data.template import answer_tokens, prompt_tokens
-from triptych.records import Comparison, Conversation, Prompt
+from triptych.records import Comparison, Conversation
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -88,25 +87,6 @@ class LengthReport:
             f"{self.count} rows, median {self.median:g} tokens, longest {self.longest}, "
             f"{self.over} over the limit of {self.limit}"
         )
-
-
-def measure(
-    records: Iterable[Prompt | Conversation | Comparison], tokenizer: PreTrainedTokenizerBase, limit: int
-) -> LengthReport:
-    """Counts the tokens of every record."""
-    lengths = [
-        len(prompt_tokens(tokenizer, record.messages))
-        if isinstance(record, Prompt)
-        else tokenized(record, tokenizer).length
-        for record in records
-    ]
-    return LengthReport(
-        count=len(lengths),
-        median=statistics.median(lengths) if lengths else 0,
-        longest=max(lengths, default=0),
-        over=sum(length > limit for length in lengths),
-        limit=limit,
-    )
 
 
 @overload

@@ -109,13 +109,6 @@ def answer_tokens(tokenizer: PreTrainedTokenizerBase, answer: str) -> list[int]:
     return [*tokens, end_token(tokenizer)]
 
 
-def conversation_tokens(
-    tokenizer: PreTrainedTokenizerBase, prompt: Messages, answer: str
-) -> tuple[list[int], list[int]]:
-    """The prompt's tokens and the answer's; what is learnt or scored is the second."""
-    return prompt_tokens(tokenizer, prompt), answer_tokens(tokenizer, answer)
-
-
 def end_token(tokenizer: PreTrainedTokenizerBase) -> int:
     """The token that ends an answer: EOS, which :func:`attach` made the template's end of turn."""
     end: int | None = tokenizer.eos_token_id

@@ -33,11 +33,6 @@ def head_outputs(model: Model, pack: Pack) -> Tensor:
     return outputs
 
 
-def rewards(model: Model, pack: Pack) -> Tensor:
-    """`[S]`: the score of each segment by a reward head of one output, in float32."""
-    return head_outputs(model, pack)[:, 0]
-
-
 def next_token_logits(model: Model, pack: Pack, tokens: Sequence[int]) -> Tensor:
     """`[S, C]`: what the model gives each of C tokens as the next one after each segment, in float32."""
     states = hidden_states(model, pack.tokens, pack.positions, pack)

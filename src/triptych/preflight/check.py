@@ -156,8 +156,9 @@ def stage_names(recipe: Recipe) -> list[str]:
 
 
 def consult(recipe: Recipe, folder: Path, tokenizer: Any | None, reward: Path | None, findings: Findings) -> None:
-    """Has the doctor look at the comparisons, and at the reward model that was named."""
+    """Has the doctor look at the comparisons and ratings, and at the reward model that was named."""
     found = list(doctor.diagnose(recipe, folder, tokenizer)) if recipe.comparison_files else []
+    found += doctor.look_at_ratings(recipe.sources, recipe.rating_files)
     if reward is not None and tokenizer is not None:
         rows = DataFolder(folder).comparisons("heldout").read_any()
         try:

@@ -25,7 +25,7 @@ from triptych.engine.models import load_tokenizer
 from triptych.engine.scoring import RewardModel, Scorer
 from triptych.errors import Fault, ModelError
 from triptych.recipe import JudgeSection, Recipe
-from triptych.records import Comparison, Conversation, Message, Prompt, Rating, user
+from triptych.records import Comparison, Conversation, Message, Prompt, user
 from triptych.reward.rules import UnitTests
 from triptych.reward.sandbox import confinement
 from triptych.statistics.intervals import mean_interval
@@ -326,16 +326,18 @@ def look_at_scores(scorer: Scorer, rows: Sequence[Comparison], where: str) -> It
         )
 
 
-def look_at_ratings(ratings: Sequence[Rating], where: str) -> Iterator[Finding]:
-    """Attributes whose rating is the same in every row."""
+def look_at_ratings(sources: Mapping[str, str | Path], names: Sequence[str]) -> Iterator[Finding]:
+    """Attributes whose rating is the same in every good row of all files."""
+    ratings = [rating for name in names for rating in files.read_ratings(sources[name], [])]
     values: dict[str, set[float]] = {}
     for rating in ratings:
-        for name, value in rating.scores.items():
-            values.setdefault(name, set()).add(value)
-    for name, found in values.items():
-        if len(ratings) > 1 and len(found) == 1:
+        for attribute, value in rating.scores.items():
+            values.setdefault(attribute, set()).add(value)
+    for attribute, given in values.items():
+        if len(ratings) > 1 and len(given) == 1:
             yield Finding(
-                f"{name} is {next(iter(found)):g} in every row", where, "there is nothing to learn from it",
+                f"{attribute} is {next(iter(given)):g} in every row", ", ".join(str(sources[name]) for name in names),
+                "there is nothing to learn from it",
                 "take the attribute out, or rate answers that differ in it", stops=len(values) == 1,
             )
 

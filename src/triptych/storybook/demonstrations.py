@@ -31,12 +31,7 @@ def demonstrations(prompts: Sequence[Prompt], seed: int) -> list[Conversation]:
 
 def exemplary(prompt: Prompt, seed: int) -> str:
     """A flawless answer."""
-    return _right(prompt, _rng("exemplary", prompt, seed))
-
-
-def mistaken(prompt: Prompt, seed: int) -> str:
-    """An answer with the mistake of its task, and no other flaw."""
-    return _wrong(prompt, _rng("mistaken", prompt, seed))
+    return right(prompt, _rng("exemplary", prompt, seed))
 
 
 def _rng(purpose: str, prompt: Prompt, seed: int) -> Random:
@@ -51,8 +46,8 @@ def tempting(prompt: Prompt) -> bool:
 
 def _answer(prompt: Prompt, rng: Random) -> str:
     flaws = {flaw for flaw, rate in RATES.items() if rng.random() < rate}
-    wrong = rng.random() < (TEMPTED if tempting(prompt) else SLIPPED)
-    answer = (_wrong if wrong else _right)(prompt, rng)
+    mistaken = rng.random() < (TEMPTED if tempting(prompt) else SLIPPED)
+    answer = (wrong if mistaken else right)(prompt, rng)
     if "rambling" in flaws:
         answer = " ".join([answer, *_surplus(prompt, rng)])
     if "rude" in flaws:
@@ -67,14 +62,16 @@ def _reference(prompt: Prompt) -> str:
     return prompt.reference
 
 
-def _right(prompt: Prompt, rng: Random) -> str:
+def right(prompt: Prompt, rng: Random) -> str:
+    """A flawless answer, drawn."""
     reference = _reference(prompt)
     if prompt.task == "story":
         return _told(rng, reference.split(", "))
     return reference
 
 
-def _wrong(prompt: Prompt, rng: Random) -> str:
+def wrong(prompt: Prompt, rng: Random) -> str:
+    """An answer with the mistake of its task and no other flaw, drawn."""
     """A story in the wrong order, the other thing that the hero did, a translation in the old order."""
     reference = _reference(prompt)
     if prompt.task == "story":
