@@ -1,4 +1,4 @@
-"""What holds for all of the code: nothing in the package lies about that neither it nor a benchmark calls."""
+"""What holds for all of the code: nothing lies about that nobody calls, and what exists is not written again."""
 
 from __future__ import annotations
 
@@ -113,3 +113,25 @@ def test_the_walk_finds_what_is_dead(added: str, dead: set[str]) -> None:
     parsed = {name: ast.parse(text) for name, text in sources.items()}
     parsed["triptych.b"] = parsed.pop("b")
     assert unused(parsed) == dead
+
+
+def test_files_are_hashed_in_one_place() -> None:
+    """By `storage.sha256`, which opens nothing but regular files."""
+    hashing = {
+        path.relative_to(ROOT).as_posix() for folder in (PACKAGE, ROOT / "benchmarks", ROOT / "scripts")
+        for path, tree in trees(folder).items() for node in ast.walk(tree)
+        if isinstance(node, ast.Call) and (
+            ast.unparse(node.func).endswith("file_digest")
+            or (ast.unparse(node.func).startswith("hashlib.") and "read_bytes" in ast.unparse(node))
+        )
+    }
+    assert hashing == {"src/triptych/storage.py"}
+
+
+def test_times_become_text_in_one_place() -> None:
+    """By `display.duration`; minutes and seconds are told apart nowhere else."""
+    dividing = {
+        path.relative_to(ROOT).as_posix() for path, tree in trees(PACKAGE).items() for node in ast.walk(tree)
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "divmod" and ast.unparse(node.args[1]) == "60"
+    }
+    assert dividing == {"src/triptych/display.py"}

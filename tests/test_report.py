@@ -28,8 +28,9 @@ from triptych.audit.record import (
     Perturbation,
     TrivialRule,
 )
+from triptych.display import duration
 from triptych.report.charts import Estimate, Line, Node, interval_chart, line_chart, lineage_chart, number
-from triptych.report.page import duration, headline, render, render_audit, thin
+from triptych.report.page import headline, render, render_audit, thin
 from triptych.report.summary import (
     Answer,
     Audit,
@@ -616,7 +617,8 @@ def test_numbers_in_print() -> None:
     assert number(-0.001) == "0.00"
     assert number(None) == number(math.nan) == "not measured"
     assert duration(4.2) == "4.2 s"
-    assert duration(59.9) == "60 s"
+    assert duration(59.4) == "59 s"
+    assert duration(59.9) == "1 min 00 s"
     assert duration(3725) == "1 h 02 min"
 
 

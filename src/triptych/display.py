@@ -42,6 +42,16 @@ def named(name: object) -> str:
     return text if text == one_line(text) else ascii(text)
 
 
+def duration(seconds: float) -> str:
+    """A time as a person says it: "4.2 s", "12 s", "3 min 05 s", "2 h 10 min"."""
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes >= 60:
+        return f"{minutes // 60} h {minutes % 60:02d} min"
+    if minutes:
+        return f"{minutes} min {rest:02d} s"
+    return f"{seconds:.1f} s" if seconds < 9.95 else f"{rest} s"
+
+
 class Display(Console):
     """A console on which all text stands as it is: never markup, never a control sequence but its own styles."""
 

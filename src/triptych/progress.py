@@ -8,7 +8,7 @@ from typing import Protocol
 
 from rich.text import Text
 
-from triptych.display import Display, one_line
+from triptych.display import Display, duration, one_line
 
 
 class Progress(Protocol):
@@ -78,7 +78,7 @@ class Terminal:
         if rate > 0:
             parts.append(f"{rate:,.0f} {unit}/s")
         if done < total and left == left:
-            parts.append(f"{_duration(left)} left")
+            parts.append(f"{duration(left)} left")
         parts += [f"{name} {value:.3g}" for name, value in numbers.items()]
         line = "  ".join(map(one_line, parts))
         if self.live:
@@ -98,8 +98,3 @@ class Terminal:
             self.console.file.write("\r\x1b[2K")
             self.console.file.flush()
             self.open_line = False
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes}m{rest:02d}s" if minutes else f"{rest}s"

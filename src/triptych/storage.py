@@ -15,7 +15,7 @@ import shutil
 import stat
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from io import BufferedReader
@@ -236,6 +236,12 @@ def sha256(path: Path) -> str:
     """The digest of a regular file, in hexadecimal."""
     with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sha256_all(folder: Path, files: Iterable[Path]) -> str:
+    """One digest of files in a folder: of the list that `sha256sum` would write of them, sorted by name."""
+    names = sorted(path.relative_to(folder).as_posix() for path in files)
+    return hashlib.sha256("".join(f"{sha256(folder / name)}  {name}\n" for name in names).encode()).hexdigest()
 
 
 _digests: dict[tuple[int, ...], str] = {}

@@ -6,7 +6,6 @@ token of its own, so that no later stage meets a special case.
 
 from __future__ import annotations
 
-import hashlib
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from triptych.data import template
 from triptych.engine import models
 from triptych.engine.inspection import inspect
 from triptych.errors import ModelError
+from triptych.storage import sha256, sha256_all
 
 Kind = Literal["folder", "gguf", "hub"]
 
@@ -85,7 +85,7 @@ def take(
     changes: list[str] = []
     if kind == "gguf":
         model, tokenizer = models.load_gguf(path)
-        origin, digest = path.name, _digest([path])
+        origin, digest = path.name, sha256(path)
         changes.append("weights dequantised from GGUF")
     else:
         # The Hub's cache keeps each file once, in `blobs`, and a revision as links to them.
@@ -93,7 +93,7 @@ def take(
         model = models.load_policy(path, within=within)
         tokenizer = models.load_tokenizer(path, within)
         origin = name if kind == "hub" else path.resolve().name
-        digest = path.name if kind == "hub" else _digest(_model_files(path))
+        digest = path.name if kind == "hub" else _digest(path)
     changes += prepare(tokenizer, chat_template)
     changes += _fit_vocabulary(model, tokenizer)
     context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
@@ -179,17 +179,7 @@ def _fit_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) 
     return [f"{needed - rows} tokens added to the vocabulary, with the mean embedding"]
 
 
-def _model_files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.suffix in {".safetensors", ".json", ".jinja"})
-
-
-def _digest(files: list[Path]) -> str:
-    """One sha256 over names and contents; over a single file's content alone, so that anyone can check it."""
-    digests = []
-    for path in files:
-        with path.open("rb") as file:
-            digests.append(hashlib.file_digest(file, "sha256").hexdigest())
-    if len(files) == 1:
-        return digests[0]
-    listing = "".join(f"{digest}  {path.name}\n" for digest, path in zip(digests, files, strict=True))
-    return hashlib.sha256(listing.encode()).hexdigest()
+def _digest(folder: Path) -> str:
+    """One digest of the model's files; of a single one that of its content alone, so that anyone can check it."""
+    files = [path for path in folder.iterdir() if path.suffix in {".safetensors", ".json", ".jinja"}]
+    return sha256(files[0]) if len(files) == 1 else sha256_all(folder, files)

@@ -14,8 +14,8 @@ import typer
 
 from triptych.cli.app import INTERRUPTED, app
 from triptych.cli.arguments import RUNS, Overrides, RecipeFile, RunsFolder
-from triptych.cli.terminal import duration, figure, say, show, show_error, table_of
-from triptych.display import printable
+from triptych.cli.terminal import figure, say, show, show_error, table_of
+from triptych.display import duration, printable
 from triptych.errors import AuditError, RecipeError, RunError, TriptychError, WaitingError
 from triptych.storage import write_whole
 

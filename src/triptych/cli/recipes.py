@@ -12,7 +12,8 @@ import typer
 
 from triptych.cli.app import app
 from triptych.cli.arguments import Overrides, RecipeFile, find_model
-from triptych.cli.terminal import duration, fail, say, show, table_of
+from triptych.cli.terminal import fail, say, show, table_of
+from triptych.display import duration
 from triptych.errors import RunError
 from triptych.storage import make_folder, write_whole
 

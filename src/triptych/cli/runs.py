@@ -14,7 +14,8 @@ from rich.text import Text
 
 from triptych.cli.app import app
 from triptych.cli.arguments import RunFolder, find_run
-from triptych.cli.terminal import duration, say, show, table_of
+from triptych.cli.terminal import say, show, table_of
+from triptych.display import duration
 from triptych.errors import RunError
 from triptych.storage import write_whole
 

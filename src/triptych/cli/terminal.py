@@ -71,13 +71,5 @@ def figure(value: str | float | Sequence[float]) -> str:
     return f"{value:.4g}" if isinstance(value, float) else " to ".join(map(figure, value))
 
 
-def duration(seconds: float) -> str:
-    """Seconds as a person would say them."""
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes >= 60:
-        return f"{minutes // 60} h {minutes % 60:02d} min"
-    return f"{minutes} min {rest:02d} s" if minutes else f"{seconds:.1f} s"
-
-
 def _below(text: str, indent: int) -> str:
     return text.replace("\n", "\n" + " " * indent)

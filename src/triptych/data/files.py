@@ -8,7 +8,6 @@ documentation; a text may stand wherever a list of messages may.
 from __future__ import annotations
 
 import difflib
-import hashlib
 import json
 import math
 import re
@@ -34,7 +33,7 @@ from triptych.records import (
     to_json,
     user,
 )
-from triptych.storage import IrregularFile, open_regular
+from triptych.storage import IrregularFile, entries, open_regular, sha256, sha256_all
 
 LINES = (".jsonl", ".ndjson", ".json")
 PARQUET = (".parquet",)
@@ -245,12 +244,9 @@ def digest(path: str | Path) -> str:
     """Sha256 of a file, or of a folder's files and their names, in hexadecimal."""
     path = Path(path)
     if path.is_dir():
-        whole = hashlib.sha256()
-        for name in sorted(file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file()):
-            whole.update(f"{digest(path / name)}  {name}\n".encode())
-        return whole.hexdigest()
-    with _opened(path) as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        return sha256_all(path, (file for file in entries(path) if file.is_file()))
+    _opened(path).close()  # says what is wrong with it
+    return sha256(path)
 
 
 def dataset_name(source: str | Path) -> tuple[str, str] | None:

@@ -18,7 +18,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from triptych.display import printable
+from triptych.display import duration, printable
 from triptych.report.charts import (
     NOT_MEASURED,
     Estimate,
@@ -151,16 +151,6 @@ def interval_text(interval: Interval | None, digits: int = 2) -> str:
     if interval is None or not all(math.isfinite(end) for end in interval):
         return f"interval {NOT_MEASURED}"
     return f"95% interval {number(interval[0], digits)} to {number(interval[1], digits)}"
-
-
-def duration(seconds: float) -> str:
-    """A time as a person says it."""
-    if seconds < 60:
-        return f"{seconds:.1f} s" if seconds < 9.95 else f"{seconds:.0f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes < 60:
-        return f"{minutes} min {rest:02d} s"
-    return f"{minutes // 60} h {minutes % 60:02d} min"
 
 
 def count(value: int | None) -> str:
