@@ -27,9 +27,9 @@ def test_a_method_has_its_own_settings_and_the_budget_of_improve() -> None:
     assert (rloo.steps, rloo.group_size) == (3, 4)
     assert (ppo.method, ppo.kl_placement, ppo.learning_rate, ppo.steps) == ("ppo", "reward", 1e-4, 3)
     assert recipe.with_method("grpo").improve == recipe.improve
-    assert comparison.chosen(recipe, None) == recipe.methods == ["grpo", "rloo", "ppo", "dpo", "best_of_n"]
+    assert comparison.chosen(recipe, None) == recipe.methods == ["grpo", "gspo", "rloo", "ppo", "dpo", "best_of_n"]
     assert comparison.chosen(recipe, "dpo, grpo,dpo") == ["dpo", "grpo"]
-    with pytest.raises(RecipeError, match="--methods: there is no 'sft'; there are grpo, rloo"):
+    with pytest.raises(RecipeError, match="--methods: there is no 'sft'; there are grpo, gspo, rloo"):
         comparison.chosen(recipe, "grpo,sft")
     adapted = load(TINY, ["improve.lora={}"])
     with pytest.raises(RecipeError, match="ppo cannot be compared on this recipe's budget: ppo trains a value head"):

@@ -23,17 +23,18 @@ from triptych.data.lengths import TokenizedComparison
 from triptych.data.pairs import PairGroup, grouped
 from triptych.engine import attention, device
 from triptych.engine.curve import read_curve
-from triptych.engine.forward import answer_logprobs
+from triptych.engine.forward import answer_logprobs, pack_answers
 from triptych.engine.models import load_tokenizer, save
 from triptych.engine.rollout import Policy, divergence
 from triptych.engine.sampling import Sampling
 from triptych.engine.scoring import RewardModel
 from triptych.errors import RecipeError
-from triptych.improve import best_of_n, dpo, grpo, ppo, rloo
+from triptych.improve import best_of_n, dpo, grpo, gspo, ppo, rloo
 from triptych.improve.best_of_n import Best, BestOfN, best
 from triptych.improve.checkpoints import UNLIMITED, Limits
 from triptych.improve.dpo import Dpo, best_and_worst
 from triptych.improve.grpo import Grpo
+from triptych.improve.gspo import Gspo
 from triptych.improve.improvement import improve
 from triptych.improve.loop import Answers, Improvement, Loop, passes
 from triptych.improve.on_policy import Tokens, measured, paid, steered, surrogate
@@ -353,6 +354,8 @@ SMALL: dict[str, Any] = {
 METHODS = {
     "grpo": (grpo, Grpo(**SMALL)),
     "dr_grpo": (grpo, Grpo(advantage="dr", clip_higher=0.3, kl_placement="reward", kl_target=0.01, **SMALL)),
+    "cispo": (grpo, Grpo(objective="cispo", clip_higher=1.0, **SMALL)),
+    "gspo": (gspo, Gspo(**SMALL)),
     "rloo": (rloo, Rloo(kl_target=0.01, **SMALL)),
     "ppo": (ppo, Ppo(**SMALL)),
     "best_of_n": (best_of_n, BestOfN(**SMALL | {"max_tokens": 120})),
@@ -480,7 +483,7 @@ class Deadly(Silent):
             raise Killed
 
 
-@pytest.mark.parametrize("name", ["grpo", "ppo", "best_of_n", "sampled"])
+@pytest.mark.parametrize("name", ["grpo", "cispo", "gspo", "ppo", "best_of_n", "sampled"])
 def test_a_sampling_is_used_again_and_a_kill_between_its_updates_changes_nothing(
     name: str, inputs: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -529,6 +532,38 @@ def test_the_clips_act_on_a_sampling_that_is_used_again() -> None:
     assert "clipped" not in once.numbers
 
 
+def test_cispo_clips_the_weight_of_a_token_and_never_its_gradient() -> None:
+    sampler = torch.tensor([-1.0, -1.0, -1.0, -1.0])
+    logprobs = (sampler + torch.tensor([1.5, 1.5, 0.5, 1.0]).log()).requires_grad_()
+    advantages = torch.tensor([1.0, -1.0, -1.0, 1.0])
+    tokens = Tokens(None, advantages, reference=logprobs.detach(), sampler=sampler, counted=torch.ones(4), kl=0.0)
+    config = Grpo(objective="cispo", updates_per_rollout=2, ratio_clip=0.2, clip_higher=0.3)
+    found = surrogate(logprobs, torch.zeros(4), tokens, config)
+    now = [math.log(ratio) - 1 for ratio in (1.5, 1.5, 0.5, 1.0)]
+    expected = -1.3 * now[0] + 1.3 * now[1] + 0.5 * now[2] - now[3]
+    assert float(found.total.detach()) == pytest.approx(expected, rel=1e-6)
+    found.total.backward()
+    torch.testing.assert_close(logprobs.grad, torch.tensor([-1.3, 1.3, 0.5, -1.0]))
+    assert float(found.numbers["clipped"]) == 2
+
+
+def test_gspo_clips_an_answer_by_its_own_ratio() -> None:
+    packed = pack_answers([((1, 2), [(3, 4), (5,)]), ((1,), [(6, 7, 8)])])
+    ratios = torch.tensor([1.5, 0.6, 1.2, 2.0, 1.0, 1.0])  # of answers of 2, 1 and 3 tokens
+    sampler = torch.full((6,), -1.0)
+    logprobs = (sampler + ratios.log()).requires_grad_()
+    advantages = torch.tensor([1.0, 1.0, -1.0, 1.0, 1.0, 1.0])
+    tokens = Tokens(packed, advantages, reference=logprobs.detach(), sampler=sampler, counted=torch.ones(6), kl=0.0)
+    config = Gspo(updates_per_rollout=2, ratio_clip=0.1, clip_higher=0.2)
+    found = surrogate(logprobs, torch.zeros(6), tokens, config, by_answer=True)
+    # √0.9 is within; 1.2, of a bad answer, has its gradient; ∛2 is cut at 1.2.
+    assert float(found.total.detach()) == pytest.approx(-math.sqrt(0.9) + 1.2 - 1.2, rel=1e-5)
+    found.total.backward()
+    half = math.sqrt(0.9) / 2
+    torch.testing.assert_close(logprobs.grad, torch.tensor([-half, -half, 1.2, 0.0, 0.0, 0.0]))
+    assert float(found.numbers["clipped"]) == 3  # the tokens of the last answer; the second lies on the edge
+
+
 def test_dpo_learns_what_it_is_shown(inputs: dict[str, Any], tmp_path: Path) -> None:
     config = Dpo(pairs="comparisons", **SMALL | {"steps": 30, "learning_rate": 1e-2, "eval_every": 30})
     (tmp_path / "output").mkdir()
@@ -559,7 +594,8 @@ def test_a_recipe_chooses_its_method_and_grpo_without_a_choice(tmp_path: Path) -
 @pytest.mark.parametrize(
     ("section", "message"),
     [
-        ("{method: sft}", "recipe.yaml:6: improve: method must be one of grpo, rloo, ppo, dpo, best_of_n, got 'sft'"),
+        ("{method: sft}", "recipe.yaml:6: improve: method must be one of grpo, gspo, rloo, ppo, dpo, best_of_n, got "
+         "'sft'"),
         ("{kl_coefficient: -1}", "recipe.yaml:6: improve.kl_coefficient: must be a number at least 0, got -1"),
         ("{nll: 0.2}", "recipe.yaml:6: improve.nll: unknown field; it does not go with the other fields here"),
         ("{method: dpo, ratio_clip: 1}", "recipe.yaml:6: improve.ratio_clip: unknown field; "),

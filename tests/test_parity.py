@@ -24,7 +24,7 @@ from triptych.engine.curve import read_curve
 from triptych.engine.models import load_policy, load_reward, load_tokenizer, save
 from triptych.engine.rollout import Policy
 from triptych.engine.training import Curve, Step, train
-from triptych.improve import dpo, grpo, on_policy, rloo
+from triptych.improve import dpo, grpo, gspo, on_policy, rloo
 from triptych.improve.loop import Answers
 from triptych.instruct.finetuning import Finetuning, finetune
 from triptych.pipeline.stage import StageContext
@@ -223,6 +223,50 @@ def test_grpo_equals_trls(start: Path, tmp_path: Path, estimator: Literal["k3_ra
     )
     trainer.ref_model.load_state_dict(reference.state_dict())
     assert curve[0]["loss"] == pytest.approx(updated(trainer), rel=LOSS)
+    assert_same(dict(model.named_parameters()), dict(trainer.model.named_parameters()), plain(start))
+
+
+@pytest.mark.parametrize("name", ["grpo", "cispo", "gspo"])
+def test_a_second_update_on_the_same_answers_equals_trls(start: Path, tmp_path: Path, name: str) -> None:
+    """TRL with `num_iterations=2`, so that ratios are not 1 and the clips act.
+
+    CISPO is `loss_type="cispo"`, whose `epsilon_high` is our 1 + `clip_higher`. GSPO is
+    `importance_sampling_level="sequence"` with `loss_type="grpo"`, the mean over answers.
+    """
+    tokenizer = load_tokenizer(start / "model")
+    model, reference = load_policy(start / "model", attention=attention.NAME), moved(start)
+    rewards = torch.tensor([[0.5, -1.0, 2.0], [0.0, 0.25, 1.0]])
+    groups = [[replace(each, finished=True) for each in group] for group in some_answers(tokenizer)]
+    written = iter(Policy(model, tokenizer).logprobs(groups))
+    groups = [[replace(each, logprobs=tuple(next(written).tolist())) for each in group] for group in groups]
+    kind, options, theirs = {
+        "grpo": (grpo, {}, {"loss_type": "dapo", "epsilon": 0.1, "epsilon_high": 0.2}),
+        "cispo": (grpo, {"objective": "cispo"}, {"loss_type": "cispo", "epsilon": 0.1, "epsilon_high": 1.2}),
+        "gspo": (gspo, {}, {"loss_type": "grpo", "importance_sampling_level": "sequence", "epsilon": 0.1,
+                            "epsilon_high": 0.2}),
+    }[name]
+    config: Any = (gspo.Gspo if kind is gspo else grpo.Grpo)(
+        group_size=3, kl_coefficient=0.2, kl_estimator="k3", updates_per_rollout=2, ratio_clip=0.1, clip_higher=0.2,
+        importance_cap=None, micro_batch=64, **options, **OURS,
+    )
+    step = kind.step(Policy(with_our_attention(reference), tokenizer), Answers(groups, rewards), config)
+    of_batch = gspo.loss if kind is gspo else on_policy.loss
+    curve = train(model, 2, lambda _: step, lambda batch: of_batch(model, batch, config), config, checkpoint=None,
+                  progress=Silent())
+    assert (curve[0]["clipped"], 0 < curve[1]["clipped"] < 0.9) == (0, True)
+
+    settings = trl.GRPOConfig(
+        str(tmp_path), per_device_train_batch_size=6, num_generations=3, max_completion_length=32,
+        scale_rewards="group", mask_truncated_completions=False, beta=0.2, use_bias_correction_kl=False,
+        num_iterations=2, temperature=1.0, shuffle_dataset=False, **theirs, **THEIRS | {"max_steps": 2},
+    )
+    trainer = trl.GRPOTrainer(
+        plain(start), lambda reward, **_: reward, settings, rollout_func=handed(groups, rewards),
+        processing_class=tokenizer,
+        train_dataset=datasets.Dataset.from_list([{"prompt": text} for text in QUESTIONS[:2]]),
+    )
+    trainer.ref_model.load_state_dict(reference.state_dict())
+    assert (curve[0]["loss"] + curve[1]["loss"]) / 2 == pytest.approx(updated(trainer), rel=LOSS)
     assert_same(dict(model.named_parameters()), dict(trainer.model.named_parameters()), plain(start))
 
 

@@ -1,4 +1,4 @@
-"""Losses of policies: pure functions of log-probabilities, one value for each token or each pair."""
+"""Losses of policies: pure functions of log-probabilities, one value for each token, answer or pair."""
 
 from __future__ import annotations
 
@@ -20,6 +20,19 @@ def clipped_surrogate(
     ratio = torch.exp(logprobs - old)
     clipped = ratio.clamp(1 - clip_low, 1 + clip_high)
     return -torch.minimum(ratio * advantages, clipped * advantages)
+
+
+def clipped_importance(logprobs: Tensor, old: Tensor, advantages: Tensor, clip_high: float = 0.2) -> Tensor:
+    """−sg(min(ρ, 1 + ε_high))·A·log π with ρ = π(token) / π_old(token), sg without gradient, for each token.
+
+    MiniMax (2025), *MiniMax-M1*, CISPO, equations 4 and 5: the weight is clipped and not the update, so that every
+    token keeps a gradient, however far it went. As there, nothing is clipped below 1.
+
+    Args:
+        logprobs, old, advantages: `[N]`; only `logprobs` carries a gradient.
+    """
+    weight = torch.exp(logprobs - old).clamp(max=1 + clip_high).detach()
+    return -weight * advantages * logprobs
 
 
 def kl_penalty(logprobs: Tensor, reference: Tensor, old: Tensor | None = None) -> Tensor:

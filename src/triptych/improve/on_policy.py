@@ -1,4 +1,4 @@
-"""What GRPO, RLOO and PPO share: each step's answers come from the policy as it is, and every token has an advantage.
+"""What GRPO, GSPO, RLOO and PPO share: a step's answers come from the policy as it is, and a token has an advantage.
 
 The loss of a token is the clipped surrogate plus β times the KL penalty; or the penalty is taken off the rewards
 before they become advantages. Answers cut at the limit have no end to be scored: they get less than any other of their
@@ -23,7 +23,7 @@ from triptych.engine.rollout import Policy, pack_rollouts
 from triptych.engine.training import Loss, Row, Step
 from triptych.improve.advantages import centred
 from triptych.improve.loop import Answers, Contrast
-from triptych.improve.losses import clipped_surrogate, kl_penalty
+from triptych.improve.losses import clipped_importance, clipped_surrogate, kl_penalty
 from triptych.improve.method import Method
 
 GAIN = 0.1
@@ -40,7 +40,9 @@ class OnPolicy(Contrast):
             al. 2024) that of KL(champion ‖ policy).
         kl_target: the distance in nats per answer towards which β is steered (Ziegler et al. 2019, *Fine-Tuning
             Language Models from Human Preferences*, section 2.2); by default β stays.
-        ratio_clip: ε of the surrogate; it acts where a sampling is used again (`reuse`).
+        objective: "ppo" clips the surrogate, so that a token that went too far has no gradient; "cispo" (MiniMax 2025)
+            clips the ratio by which a token's log-probability counts, so that every token has one.
+        ratio_clip: ε of the objective; it acts where a sampling is used again (`reuse`).
         clip_higher: ε above 1, where it is another one (Yu et al. 2025, DAPO).
         importance_cap: a token counts by its probability in training over that in sampling, up to this, where the two
             differ by rounding or by another engine (Yao et al. 2025, truncated importance sampling); None for not.
@@ -50,6 +52,7 @@ class OnPolicy(Contrast):
     kl_placement: Literal["loss", "reward"] = "loss"
     kl_estimator: Literal["k3_ratio", "k3"] = "k3_ratio"
     kl_target: float | None = Field(default=None, gt=0)
+    objective: Literal["ppo", "cispo"] = "ppo"
     ratio_clip: float = Field(default=0.2, gt=0)
     clip_higher: float | None = Field(default=None, gt=0)
     importance_cap: float | None = Field(default=2.0, ge=1)
@@ -201,25 +204,55 @@ def loss(model: Model, tokens: Tokens, config: OnPolicy) -> Loss:
     return surrogate(logprobs, entropy, tokens, config)
 
 
-def surrogate(logprobs: Tensor, entropy: Tensor, tokens: Tokens, config: OnPolicy) -> Loss:
-    """The same from the tokens' log-probabilities and entropies."""
+def surrogate(
+    logprobs: Tensor, entropy: Tensor, tokens: Tokens, config: OnPolicy, *, by_answer: bool = False
+) -> Loss:
+    """The same from the tokens' log-probabilities and entropies.
+
+    Args:
+        by_answer: a ratio is that of a whole answer, to the power of one over its length, and so clipped; each answer
+            counts as its tokens' mean.
+    """
     # With one update for each sampling π_old is the policy itself, and the ratio carries only the gradient. With
     # several it is the sampler, and the ratio holds all that they differ by, so that there is nothing to correct.
     now = logprobs.detach()
     old = now if config.updates_per_rollout == 1 else tokens.sampler
+    level = (lambda values: mean_of_answer(values, tokens.packed)) if by_answer else _of_token
     high = config.clip_higher or config.ratio_clip
-    losses = clipped_surrogate(logprobs, old, tokens.advantages, config.ratio_clip, high)
+    if config.objective == "ppo":
+        losses = clipped_surrogate(level(logprobs), level(old), tokens.advantages, config.ratio_clip, high)
+    else:
+        losses = clipped_importance(level(logprobs), level(old), tokens.advantages, high)
     weighed = config.kl_estimator == "k3_ratio"
     losses = losses + tokens.kl * kl_penalty(logprobs, tokens.reference, old if weighed else None)
     if config.importance_cap is not None:
-        losses = losses * torch.exp(old - tokens.sampler).clamp(max=config.importance_cap)
+        losses = losses * torch.exp(level(old - tokens.sampler)).clamp(max=config.importance_cap)
     counted = tokens.counted
+    weights = counted / lengths(tokens.packed)[tokens.packed.predictions.rows] if by_answer else counted
     numbers = {
         "entropy": (entropy * counted).sum(),
         "sampler_mismatch": ((now - tokens.sampler).abs() * counted).sum(),
     }
     if config.updates_per_rollout > 1:
-        ratios = torch.exp(now - tokens.sampler)
-        outside = (ratios < 1 - config.ratio_clip) | (ratios > 1 + high)
+        ratios = torch.exp(level(now - tokens.sampler))
+        outside = ratios > 1 + high
+        if config.objective == "ppo":
+            outside = outside | (ratios < 1 - config.ratio_clip)
         numbers["clipped"] = (outside * counted).sum()
-    return Loss(tokens.scale * (losses * counted).sum(), numbers)
+    return Loss(tokens.scale * (losses * weights).sum(), numbers)
+
+
+def _of_token(values: Tensor) -> Tensor:
+    return values
+
+
+def lengths(packed: AnswerPack) -> Tensor:
+    """`[A]` the tokens of each answer."""
+    return torch.bincount(packed.predictions.rows, minlength=packed.answers)
+
+
+def mean_of_answer(values: Tensor, packed: AnswerPack) -> Tensor:
+    """`[N]` each token's answer's mean of the tokens' values, `[N]`."""
+    rows = packed.predictions.rows
+    sums = values.new_zeros(packed.answers).index_add(0, rows, values)
+    return (sums / lengths(packed))[rows]

@@ -7,6 +7,7 @@ from typing import Any
 from triptych.improve.best_of_n import BestOfNMethod
 from triptych.improve.dpo import DpoMethod
 from triptych.improve.grpo import GrpoMethod
+from triptych.improve.gspo import GspoMethod
 from triptych.improve.loop import Improvement
 from triptych.improve.method import Method
 from triptych.improve.ppo import PpoMethod
@@ -14,6 +15,7 @@ from triptych.improve.rloo import RlooMethod
 
 METHODS: tuple[type[Method[Any, Any]], ...] = (
     GrpoMethod,
+    GspoMethod,
     RlooMethod,
     PpoMethod,
     DpoMethod,
