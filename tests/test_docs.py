@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import re
+import subprocess
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 import pytest
+import yaml
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
+from triptych.configuration import load
 from triptych.recipe import Recipe
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -178,3 +182,58 @@ def test_no_documented_field_is_unknown_to_the_recipe() -> None:
     known["The optimizer"] = known["base.train"]
     for place, fields in documented().items():
         assert set(fields) <= known.get(place, set()), place
+
+
+REST = {
+    "name": "rest",
+    "base": {"from": "model"},
+    "instruct": {"data": ["answers.jsonl"]},
+    "feedback": [{"file": "preferences.jsonl"}],
+}
+"""What a page's example of one section leaves out."""
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    """The fenced blocks of a page in a language."""
+    return re.findall(rf"```{language}\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+
+
+EXAMPLES = [
+    pytest.param(page, number, id=f"{page.relative_to(ROOT).as_posix()}-{number}")
+    for page in PAGES
+    for number in range(len(blocks(page, "yaml")))
+]
+
+
+@pytest.mark.parametrize(("page", "number"), EXAMPLES)
+def test_every_example_of_a_recipe_is_one(page: Path, number: int, tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(yaml.safe_dump(REST | yaml.safe_load(blocks(page, "yaml")[number])), encoding="utf-8")
+    load(recipe, Recipe)
+
+
+def runs(page: Path) -> Iterator[list[str]]:
+    """The arguments with which a page's commands run or compare a recipe of ours, as bash sees them."""
+    stubs = "triptych() { printf '%s\\0' \"$@\"; printf '\\n'; }; python() { :; }\n"
+    for block in blocks(page, "sh"):
+        if "recipes/" in block:
+            script = stubs + block.replace(".venv/bin/", "")
+            done = subprocess.run(
+                ["/bin/bash", "-c", script], env={"PATH": ""}, capture_output=True, text=True, check=False
+            )
+            for command in done.stdout.split("\0\n"):
+                if command.startswith(("run\0recipes/", "compare\0recipes/")):
+                    yield command.split("\0")
+
+
+RUNS = [
+    pytest.param(arguments, id=f"{page.relative_to(ROOT).as_posix()}-{number}")
+    for page in PAGES
+    for number, arguments in enumerate(runs(page))
+]
+
+
+@pytest.mark.parametrize("arguments", RUNS)
+def test_every_run_of_a_recipe_has_settings_that_there_are(arguments: list[str]) -> None:
+    overrides = [value for flag, value in pairwise(arguments) if flag == "--set"]
+    load(ROOT / arguments[1], Recipe, overrides)
