@@ -136,6 +136,14 @@ def test_a_reward_model_is_trained_audited_and_used(policy_folder: Path, folder:
         comparisons=folder / "preferences.jsonl", progress=Silent(), judge=reward, learning_rate=1e-3, **ROUND,
     )
     assert pairs.metrics["watched_by"] == "judge"
+    (tmp_path / "thumbs.jsonl").write_text(
+        "".join(json.dumps({"prompt": f"Is it {i}?", "completion": "a cat", "label": i > 3}) + "\n" for i in range(8))
+    )
+    liked = triptych.improve(
+        policy_folder, Length(), folder / "questions.jsonl", tmp_path / "liked", method="kto",
+        thumbs=tmp_path / "thumbs.jsonl", progress=Silent(), learning_rate=1e-3, **ROUND,
+    )
+    assert (liked.metrics["thumbs"], liked.metrics["thumbs_up"]) == (8, 4)
     decided = triptych.gate(
         policy_folder, better.folder, folder / "questions.jsonl", Length(), output=tmp_path / "gate",
         progress=Silent(), sampling=triptych.Sampling(8),
@@ -175,5 +183,7 @@ def test_what_cannot_be_used_is_named(policy_folder: Path, folder: Path, tmp_pat
         triptych.improve(policy_folder, Length(), prompts, tmp_path / "better", method="grp")
     with pytest.raises(triptych.TriptychError, match="learns from comparisons: give some"):
         triptych.improve(policy_folder, Length(), prompts, tmp_path / "better", method="dpo", pairs="comparisons")
+    with pytest.raises(triptych.TriptychError, match="kto learns from thumbs: give some"):
+        triptych.improve(policy_folder, Length(), prompts, tmp_path / "better", method="kto")
     with pytest.raises(triptych.TriptychError, match=r"answers\.jsonl:1"):
         triptych.train_reward(policy_folder, data, tmp_path / "reward")

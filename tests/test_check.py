@@ -20,7 +20,7 @@ from triptych.cycle import Family, cycle
 from triptych.data import lengths, template
 from triptych.data.files import read_comparisons, read_conversations, read_prompts
 from triptych.engine import models
-from triptych.errors import DataError
+from triptych.errors import DataError, RecipeError
 from triptych.pipeline.artifact import Artifact
 from triptych.pipeline.stage import Stage
 from triptych.preflight import check
@@ -28,7 +28,7 @@ from triptych.preflight.costs import from_scratch
 from triptych.preflight.memory import Architecture
 from triptych.progress import Silent
 from triptych.recipe import Recipe, load
-from triptych.records import Prompt
+from triptych.records import Prompt, user
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
@@ -116,6 +116,24 @@ def test_a_round_costs_what_its_method_computes(tmp_path: Path) -> None:
     assert tokens("improve.method=dpo") == prompts + 40 * (8 * 2 + 2 * 2) * answer
     pairs = tokens("improve.method=dpo", "improve.pairs=comparisons")
     assert pairs == pytest.approx(40 * 2 * 48, rel=0.1)  # a pair of 48 bytes
+
+
+def test_thumbs_are_read_and_what_they_cost_is_told(tmp_path: Path) -> None:
+    thumbs = [{"prompt": f"Is it {i:02}?", "completion": "Sure.", "label": i % 2 == 0} for i in range(20)]
+    rows(tmp_path / "thumbs.jsonl", thumbs)
+    feedback = [{"file": "preferences.jsonl"}, {"thumbs": "thumbs.jsonl"}]
+    improve = {"prompts": ["questions.jsonl"], "method": "kto", "steps": 10, "prompts_per_step": 4}
+    found = check.check(write_recipe(tmp_path, feedback=feedback, improve=improve))
+    assert found.problems == []
+    (tokens,) = (cost.tokens for cost in found.costs if cost.stage == "round-1/improve")
+    prompt = len(template.prompt_tokens(tokenizer(), user("Is it 00?")))
+    one = prompt + len(template.answer_tokens(tokenizer(), "Sure."))
+    assert tokens == 10 * 4 * one * 4  # each is trained on; the reference reads it, and both read what is mismatched
+    rows(tmp_path / "thumbs.jsonl", [*thumbs, {"prompt": "Is it?", "completion": "Sure."}])
+    (problem,) = check.check(tmp_path / "recipe.yaml").problems
+    assert problem.endswith("thumbs.jsonl:21: label: missing")
+    with pytest.raises(RecipeError, match=r"improve\.method kto learns from thumbs, and feedback names none"):
+        load(write_recipe(tmp_path, improve=improve))
 
 
 def test_problems_of_every_kind_are_found_together(tmp_path: Path) -> None:

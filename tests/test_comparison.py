@@ -27,7 +27,9 @@ def test_a_method_has_its_own_settings_and_the_budget_of_improve() -> None:
     assert (rloo.steps, rloo.group_size) == (3, 4)
     assert (ppo.method, ppo.kl_placement, ppo.learning_rate, ppo.steps) == ("ppo", "reward", 1e-4, 3)
     assert recipe.with_method("grpo").improve == recipe.improve
-    assert comparison.chosen(recipe, None) == recipe.methods == ["grpo", "gspo", "rloo", "ppo", "dpo", "best_of_n"]
+    assert comparison.chosen(recipe, None) == ["grpo", "gspo", "rloo", "ppo", "dpo", "best_of_n"]
+    with pytest.raises(RecipeError, match="compare: kto learns from thumbs, and feedback names none"):
+        comparison.chosen(recipe, "kto")
     assert comparison.chosen(recipe, "dpo, grpo,dpo") == ["dpo", "grpo"]
     with pytest.raises(RecipeError, match="--methods: there is no 'sft'; there are grpo, gspo, rloo"):
         comparison.chosen(recipe, "grpo,sft")

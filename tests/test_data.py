@@ -12,7 +12,7 @@ import pytest
 
 from triptych.data import files
 from triptych.errors import DataError, Fault
-from triptych.records import Comparison, Conversation, Document, Message, Prompt, Rating, user
+from triptych.records import Comparison, Conversation, Document, Message, Prompt, Rating, Thumb, user
 from triptych.storage import read_rows
 
 SHARED = Path(__file__).parent.parent.parent / "shared" / "data"
@@ -97,6 +97,11 @@ def faults(read, path) -> list[str]:
             files.read_ratings,
             {"prompt": "Hi", "response": "Hello", "scores": {"help": 4, "truth": 0.5}},
             Rating(Prompt(user("Hi")), "Hello", {"help": 4.0, "truth": 0.5}),
+        ),
+        (
+            files.read_thumbs,
+            {"prompt": [HI], "completion": [HELLO], "label": False},
+            Thumb(Prompt(user("Hi")), "Hello", False),
         ),
     ],
 )
@@ -323,6 +328,17 @@ def test_a_dataset_is_read_by_its_name(monkeypatch):
     assert faults(files.read_documents, "someone/thing:none") == [f": {message}"]
 
 
+def test_each_wrong_thumb_says_what_is_expected(tmp_path):
+    row = {"prompt": "Hi", "completion": "a"}
+    path = lines(tmp_path, row, row | {"label": "up"}, row | {"label": 1}, {"prompt": "Hi", "label": True})
+    assert faults(files.read_thumbs, path) == [
+        ":1: label: missing",
+        ':2: label: must be true or false, got the text "up"',
+        ":3: label: must be true or false, got 1",
+        ":4: completion: missing",
+    ]
+
+
 def test_records_survive_writing(tmp_path):
     odd = ' "quote" \\ \u2028 \u0085 é \U0001f600 \r\n\t\0 '
     asked = Prompt((Message("system", ""), *user(odd)), reference="r", task="t")
@@ -332,6 +348,7 @@ def test_records_survive_writing(tmp_path):
         (files.read_conversations, [Conversation(asked, odd)]),
         (files.read_comparisons, [Comparison(asked, odd, "b", -0.1, "s", 0, 1), Comparison(asked, "a", "b")]),
         (files.read_ratings, [Rating(asked, odd, {"é": 1 / 3})]),
+        (files.read_thumbs, [Thumb(asked, odd, True), Thumb(asked, "a", False)]),
     ):
         path = tmp_path / "rows.jsonl"
         files.write(path, records)
@@ -511,7 +528,7 @@ def test_a_column_of_parquet_that_stands_twice_is_named(tmp_path):
 
 READERS = [
     files.read_documents, files.read_conversations, files.read_prompts, files.read_comparisons, files.read_ratings,
-    files.read_verdicts,
+    files.read_thumbs, files.read_verdicts,
 ]
 
 

@@ -29,13 +29,14 @@ from triptych.engine.rollout import Policy, divergence
 from triptych.engine.sampling import Sampling
 from triptych.engine.scoring import RewardModel
 from triptych.errors import RecipeError
-from triptych.improve import best_of_n, dpo, grpo, gspo, ppo, rloo
+from triptych.improve import best_of_n, dpo, grpo, gspo, kto, losses, ppo, rloo
 from triptych.improve.best_of_n import Best, BestOfN, best
 from triptych.improve.checkpoints import UNLIMITED, Limits
 from triptych.improve.dpo import Dpo, best_and_worst
 from triptych.improve.grpo import Grpo
 from triptych.improve.gspo import Gspo
 from triptych.improve.improvement import improve
+from triptych.improve.kto import Kto, Liked
 from triptych.improve.loop import Answers, Improvement, Loop, passes
 from triptych.improve.on_policy import Tokens, measured, paid, steered, surrogate
 from triptych.improve.ppo import Ppo
@@ -43,7 +44,7 @@ from triptych.improve.rloo import Rloo
 from triptych.pipeline.stage import StageContext
 from triptych.progress import Silent
 from triptych.recipe import Recipe, load
-from triptych.records import Comparison, Conversation, Document, Prompt, Rollout, user
+from triptych.records import Comparison, Conversation, Document, Prompt, Rollout, Thumb, user
 
 
 @pytest.fixture(scope="module")
@@ -343,6 +344,8 @@ def inputs(policy_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dic
     write(data / "prompts_improve.jsonl", prompts)
     write(data / "prompts_validation.jsonl", prompts[:8])
     rows = [Comparison(prompt, "a cat", "a red dog") for prompt in prompts]
+    write(data / "thumbs.jsonl", [Thumb(prompt, "a cat" if up else "a red dog", up)
+                                  for prompt in prompts for up in (True, False)])
     write(data / "comparisons_train.jsonl", [*rows, Comparison(prompts[0], "a mat", "a cat")])
     return {"champion": policy_folder, "data": data, "reward": RewardModel(folder / "reward" / "model")}
 
@@ -360,6 +363,7 @@ METHODS = {
     "ppo": (ppo, Ppo(**SMALL)),
     "best_of_n": (best_of_n, BestOfN(**SMALL | {"max_tokens": 120})),
     "sampled": (dpo, Dpo(**SMALL | {"group_size": 6, "max_tokens": 120})),  # so that some random answers do end
+    "kto": (kto, Kto(**SMALL)),
     "comparisons": (dpo, Dpo(pairs="comparisons", loss="rpo", **SMALL)),
 }
 
@@ -547,6 +551,48 @@ def test_cispo_clips_the_weight_of_a_token_and_never_its_gradient() -> None:
     assert float(found.numbers["clipped"]) == 2
 
 
+def test_ktos_loss_is_that_of_the_paper() -> None:
+    ratios = torch.tensor([1.0, 1.0, -2.0]).requires_grad_()
+    found = losses.kto(ratios, torch.tensor([True, False, False]), 0.5, beta=2.0, desirable=3.0, undesirable=0.5)
+    sigmoid = [1 / (1 + math.exp(-gain)) for gain in (2 * 0.5, -2 * 0.5, 2 * 2.5)]
+    expected = [3 * (1 - sigmoid[0]), 0.5 * (1 - sigmoid[1]), 0.5 * (1 - sigmoid[2])]
+    torch.testing.assert_close(found.detach(), torch.tensor(expected))
+    found.sum().backward()
+    slopes = [s * (1 - s) for s in sigmoid]
+    torch.testing.assert_close(ratios.grad, torch.tensor([-6 * slopes[0], slopes[1], slopes[2]]))
+
+
+@pytest.mark.usefixtures("exact")
+@pytest.mark.parametrize("micro_batch", [16, 4096])
+def test_ktos_reference_point_is_the_mean_ratio_of_prompts_with_others_answers(micro_batch: int) -> None:
+    plain = [tiny("llama", dtype=torch.float32) for _ in range(2)]
+    with torch.no_grad():
+        for weight in plain[1].parameters():
+            weight.mul_(0.5)
+    policy, reference = (with_our_attention(model) for model in plain)
+    prompts, answers = [some_tokens(3, n) for n in (1, 2, 2)], [some_tokens(4, n) for n in (4, 5, 6)]
+    rows = [Liked(tuple(p), tuple(a), True) for p, a in zip(prompts, answers, strict=True)]
+
+    def mean(order: Sequence[int]) -> float:
+        """Of each prompt with the answer of the row before it, but for the same prompt twice."""
+        nats = []
+        for before, here in zip([order[-1], *order[:-1]], order, strict=True):
+            if prompts[before] != prompts[here]:
+                near, far = (logprobs_alone(model, prompts[here], answers[before]).sum()
+                             for model in plain)
+                nats.append(float(near - far))
+        assert len(nats) == 2
+        return sum(nats) / 2
+
+    found = kto.distance(policy, reference, rows, micro_batch)
+    assert found == pytest.approx(max(0.0, mean([0, 1, 2])), rel=1e-4)
+    other = kto.distance(reference, policy, rows, micro_batch)
+    assert other == pytest.approx(max(0.0, -mean([0, 1, 2])), rel=1e-4)
+    assert (found > 0) != (other > 0)
+    assert kto.distance(policy, policy, rows, micro_batch) == 0
+    assert kto.distance(policy, reference, rows[1:], micro_batch) == 0  # one prompt alone
+
+
 def test_gspo_clips_an_answer_by_its_own_ratio() -> None:
     packed = pack_answers([((1, 2), [(3, 4), (5,)]), ((1,), [(6, 7, 8)])])
     ratios = torch.tensor([1.5, 0.6, 1.2, 2.0, 1.0, 1.0])  # of answers of 2, 1 and 3 tokens
@@ -594,8 +640,8 @@ def test_a_recipe_chooses_its_method_and_grpo_without_a_choice(tmp_path: Path) -
 @pytest.mark.parametrize(
     ("section", "message"),
     [
-        ("{method: sft}", "recipe.yaml:6: improve: method must be one of grpo, gspo, rloo, ppo, dpo, best_of_n, got "
-         "'sft'"),
+        ("{method: sft}", "recipe.yaml:6: improve: method must be one of grpo, gspo, rloo, ppo, dpo, kto, "
+         "best_of_n, got 'sft'"),
         ("{kl_coefficient: -1}", "recipe.yaml:6: improve.kl_coefficient: must be a number at least 0, got -1"),
         ("{nll: 0.2}", "recipe.yaml:6: improve.nll: unknown field; it does not go with the other fields here"),
         ("{method: dpo, ratio_clip: 1}", "recipe.yaml:6: improve.ratio_clip: unknown field; "),

@@ -24,7 +24,7 @@ from triptych.engine.curve import read_curve
 from triptych.engine.models import load_policy, load_reward, load_tokenizer, save
 from triptych.engine.rollout import Policy
 from triptych.engine.training import Curve, Step, train
-from triptych.improve import dpo, grpo, gspo, on_policy, rloo
+from triptych.improve import dpo, grpo, gspo, kto, on_policy, rloo
 from triptych.improve.loop import Answers
 from triptych.instruct.finetuning import Finetuning, finetune
 from triptych.pipeline.stage import StageContext
@@ -185,6 +185,36 @@ def test_dpo_equals_trls(start: Path, tmp_path: Path) -> None:
     trainer.train_dataset = datasets.Dataset.from_list([
         {"prompt_ids": list(row.prompt), "chosen_ids": list(row.chosen), "rejected_ids": list(row.rejected)}
         for row in tokens
+    ])
+    assert curve[0]["loss"] == pytest.approx(updated(trainer), rel=LOSS)
+    assert_same(dict(model.named_parameters()), dict(trainer.model.named_parameters()), plain(start))
+
+
+def test_kto_equals_trls(start: Path, tmp_path: Path) -> None:
+    """TRL with `loss_type="kto"`, `beta` at our `kl_coefficient`, and the weights of the same names."""
+    tokenizer = load_tokenizer(start / "model")
+    tokens = [tokenized(Conversation(pair.prompt, pair.chosen), tokenizer) for pair in PAIRS]
+    rows = [kto.Liked(row.prompt, row.answer, place != 1) for place, row in enumerate(tokens)]
+    reference = moved(start)
+    config = kto.Kto(kl_coefficient=0.3, desirable_weight=0.8, undesirable_weight=1.5, **OURS)
+    model = load_policy(start / "model", attention=attention.NAME)
+    step = kto.step(model, with_our_attention(reference), rows, micro_batch=64)
+    assert len(step.batches) > 1
+    assert step.numbers["distance"] > 0
+    curve = our_update(model, step, lambda batch: kto.loss(model, batch, config), config)
+
+    settings = trl.KTOConfig(
+        str(tmp_path), per_device_train_batch_size=4, loss_type="kto", beta=0.3, desirable_weight=0.8,
+        undesirable_weight=1.5, **THEIRS,
+    )
+    text = {"prompt": "a", "completion": "b", "label": True}
+    trainer = trl.KTOTrainer(
+        plain(start), reference, settings, train_dataset=datasets.Dataset.from_list([text] * 4),
+        processing_class=tokenizer,
+    )
+    trainer.train_dataset = datasets.Dataset.from_list([
+        {"prompt_ids": list(row.prompt), "completion_ids": list(row.answer), "label": row.liked,
+         "KL_completion_ids": list(rows[place - 1].answer)} for place, row in enumerate(rows)
     ])
     assert curve[0]["loss"] == pytest.approx(updated(trainer), rel=LOSS)
     assert_same(dict(model.named_parameters()), dict(trainer.model.named_parameters()), plain(start))

@@ -31,13 +31,14 @@ from triptych.engine.training import WholeMuon
 from triptych.improve.dpo import Dpo
 from triptych.improve.grpo import Grpo
 from triptych.improve.improvement import improve
+from triptych.improve.kto import Kto
 from triptych.improve.loop import Improvement
 from triptych.improve.ppo import Ppo
 from triptych.improve.rloo import Rloo
 from triptych.instruct.finetuning import Finetuning, finetune
 from triptych.pipeline.stage import StageContext
 from triptych.progress import Silent
-from triptych.records import Comparison, Conversation, Document, Prompt, Rating, user
+from triptych.records import Comparison, Conversation, Document, Prompt, Rating, Thumb, user
 from triptych.reward.regression import RegressionReward, train_regression
 from triptych.reward.training import PairwiseReward, train_reward
 
@@ -85,7 +86,9 @@ def write_data(folder: Path) -> None:
         Rating(prompt, answer, {"long": float(len(answer)), "red": float("red" in answer)})
         for prompt, answer in zip(asked, answers, strict=True)
     ]
+    thumbs = [Thumb(row.prompt, row.answer, place % 3 > 0) for place, row in enumerate(conversations)]
     for name, rows in {
+        "thumbs": thumbs,
         "ratings_train": ratings[:23], "ratings_heldout": ratings[23:30], "comparisons_heldout": pairs[19:25],
         "demonstrations": conversations, "demonstrations_heldout": conversations[:7], "comparisons_train": pairs[:19],
         "prompts_improve": asked, "prompts_validation": asked[:8], "text": documents, "text_heldout": documents[:5],
@@ -134,6 +137,7 @@ def work(data: Path, policy: Path, folder: Path) -> None:
     for name, config in {"grpo": GRPO, "grpo-lora": adapted(GRPO)}.items():
         found[name] = improve(context(folder, name), config, policy, data, scorer, judge=None)
     found["dpo"] = improve(context(folder, "dpo"), DPO, policy, data, scorer, judge=None)
+    found["kto"] = improve(context(folder, "kto"), Kto(**BUDGET), policy, data, scorer, judge=None)
     found["rloo"] = improve(context(folder, "rloo"), Rloo(**BUDGET), policy, data, scorer, judge=None)
     found["ppo"] = improve(context(folder, "ppo"), Ppo(**BUDGET), policy, data, scorer, judge=None)
     found["kept"] = improve(context(folder, "kept"), adapted(GRPO), policy, data, scorer, judge=Falling())
@@ -228,8 +232,8 @@ def moved(folder: Path, start: Path) -> float:
 
 
 STAGES = [
-    "base", "instruct", "reward", "regression", "grpo", "dpo", "rloo", "ppo", "kept", "instruct-lora", "reward-lora",
-    "grpo-lora",
+    "base", "instruct", "reward", "regression", "grpo", "dpo", "kto", "rloo", "ppo", "kept", "instruct-lora",
+    "reward-lora", "grpo-lora",
 ]
 
 

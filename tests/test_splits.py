@@ -220,19 +220,20 @@ def taken_in(folder: Path, rows: dict[str, list[dict[str, Any]]], **settings: An
 
 
 def kinds(count: int) -> dict[str, list[dict[str, Any]]]:
-    """Conversations, comparisons, ratings and prompts that ask the same `count` questions, each three times."""
+    """Conversations, comparisons, ratings, thumbs and prompts that ask the same `count` questions, each three times."""
     questions = [[varied(f"Who is number {number} here?", place) for place in range(3)] for number in range(count)]
     every = [text for texts in questions for text in texts]
     return {
         "conversations": [{"prompt": text, "completion": f"A {i}."} for i, text in enumerate(every)],
         "comparisons": [{"prompt": text, "chosen": f"A {i}.", "rejected": "B"} for i, text in enumerate(every)],
         "ratings": [{"prompt": text, "response": f"A {i}.", "scores": {"good": i % 5}} for i, text in enumerate(every)],
+        "thumbs": [{"prompt": text, "completion": f"A {i}.", "label": i % 2 == 0} for i, text in enumerate(every)],
         "prompts": [{"prompt": text} for text in every],
     }
 
 
 def test_nothing_is_measured_on_what_was_learnt_however_it_is_written(tmp_path: Path) -> None:
-    """SFT on the chosen answers, every prompt in three ways, in four kinds of data."""
+    """SFT on the chosen answers, every prompt in three ways, in five kinds of data."""
     settings = {"judge": 0.5, "heldout": 0.3, "test": 40, "gate": 40, "validation": 20}
     metrics, said = taken_in(tmp_path, kinds(400), **settings)
     parts = stored(tmp_path / "out")
@@ -253,6 +254,8 @@ def test_nothing_is_measured_on_what_was_learnt_however_it_is_written(tmp_path: 
     measured = len(audited)
     assert len(forms["demonstrations"]) + len(forms["demonstrations_heldout"]) == 300 - measured
     assert metrics["demonstrations_removed"] == 3 * measured
+    assert not audited & forms["thumbs"]
+    assert (metrics["thumbs"], metrics["thumbs_removed"]) == (3 * (300 - measured), 300 + 3 * measured)
     assert metrics["conversations_removed"] == metrics["comparisons_removed"] == metrics["ratings_removed"] == 300
     assert metrics["prompts_removed"] == 200  # two of three variants: the third is the one that is held out
     assert any(line.startswith(f"data: {3 * measured} conversations have the prompt of a held-out") for line in said)

@@ -145,8 +145,8 @@ def train_reward(
 
 def improve(
     model: Place, reward: Place | Scorer, prompts: Place | Sequence[Place], output: Place, *, method: str = "grpo",
-    judge: Scorer | None = None, comparisons: Place | Sequence[Place] = (), heldout: float = 0.1, seed: int = 0,
-    progress: Progress | None = None, **settings: Any,
+    judge: Scorer | None = None, comparisons: Place | Sequence[Place] = (), thumbs: Place | Sequence[Place] = (),
+    heldout: float = 0.1, seed: int = 0, progress: Progress | None = None, **settings: Any,
 ) -> Trained:
     """Improves a model against a reward, near what it was.
 
@@ -159,6 +159,7 @@ def improve(
         judge: watches on the held-out prompts and chooses which of the policies on the way is kept; by default the
             reward does.
         comparisons: files of {"prompt", "chosen", "rejected"}, for a method that learns from them.
+        thumbs: files of {"prompt", "completion", "label"}, for a method that learns from them.
         heldout: share of the prompts on which the policy is watched.
         settings: fields of the method, such as `steps`, `group_size`, `kl_coefficient`.
 
@@ -172,12 +173,16 @@ def improve(
     config = _config(kinds[method], settings)
     if config.needs_comparisons and not comparisons:
         raise RecipeError(f"{method} with these settings learns from comparisons: give some")
+    if config.needs_thumbs and not thumbs:
+        raise RecipeError(f"{method} learns from thumbs: give some")
     scorer = _scorer(reward)
     rows = _rows(prompts, files.read_prompts)
     (parts,) = divided("prompts", (rows,), {"validation": heldout, "improve": 1 - heldout}, seed)
     content: dict[str, Sequence[Any]] = {f"prompts_{name}": part for name, part in parts.items()}
     if comparisons:
         content["comparisons_train"] = _rows(comparisons, files.read_comparisons)
+    if thumbs:
+        content["thumbs"] = decontaminate(_rows(thumbs, files.read_thumbs), parts["validation"])[0]
     told = [scorer.identity, judge.identity if judge else None]
     with _Work(output, "improve", config, seed, progress, {"model": model}, content, told) as work:
         work.metrics = improve_policy(

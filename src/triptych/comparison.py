@@ -157,7 +157,8 @@ def chosen(recipe: Recipe, names: str | None) -> list[str]:
         RecipeError: one is not known.
     """
     known = recipe.methods
-    wanted = [name.strip() for name in names.split(",")] if names else known
+    usual = [name for name in known if not recipe.lacks(recipe.with_method(name).improve)]
+    wanted = [name.strip() for name in names.split(",")] if names else usual
     if unknown := [name for name in wanted if name not in known]:
         raise RecipeError(f"--methods: there is no {unknown[0]!r}; there are {', '.join(known)}")
     for name in wanted:
@@ -167,8 +168,8 @@ def chosen(recipe: Recipe, names: str | None) -> list[str]:
             reason = error.errors()[0]["msg"].removeprefix("Value error, ")
             raise RecipeError(f"{name} cannot be compared on this recipe's budget: {reason}; name the others with "
                               "--methods") from None
-        if own.needs_comparisons and not recipe.compared:
-            raise RecipeError(f"compare: {name} learns from comparisons, and feedback names none")
+        if lacking := recipe.lacks(own):
+            raise RecipeError(f"compare: {name} learns from {lacking}, and feedback names none")
     return list(dict.fromkeys(wanted))
 
 

@@ -120,6 +120,12 @@ class RatingFeedback(Config):
     ratings: str
 
 
+class ThumbFeedback(Config):
+    """Answers that were liked or not, from a file."""
+
+    thumbs: str
+
+
 class Audited(Config):
     """A reward of some kind, and its audit."""
 
@@ -272,7 +278,9 @@ class Recipe(Config):
     storybook: Storybook | None = None
     base: BaseSection
     instruct: InstructSection = InstructSection()
-    feedback: tuple[FileFeedback | RatingFeedback | ExactFeedback | JudgedFeedback | PeopleFeedback, ...] = ()
+    feedback: tuple[
+        FileFeedback | RatingFeedback | ThumbFeedback | ExactFeedback | JudgedFeedback | PeopleFeedback, ...
+    ] = ()
     reward: RewardSection = PairwiseSection()
     improve: ImproveSection = IMPROVE_SECTIONS["grpo"]()
     compare: tuple[ImproveSection, ...] = ()
@@ -298,8 +306,8 @@ class Recipe(Config):
             if self.base.train is not None and not self.base.text:
                 raise ValueError("base.text must name the files that a Base is trained on")
         elif (
-            files or self.rating_files or self.instruct.data or self.improve.prompts or self.base.text
-            or self.base.train is None
+            files or self.rating_files or self.thumb_files or self.instruct.data or self.improve.prompts
+            or self.base.text or self.base.train is None
         ):
             raise ValueError("the storybook brings all of the data; files of your own go into a recipe without it")
         growing = ExactFeedback | JudgedFeedback | PeopleFeedback
@@ -317,8 +325,8 @@ class Recipe(Config):
             (judge.model, judge.endpoint) == (labelling.by.model, labelling.by.endpoint)
         ):
             raise ValueError("gate.judge labels the comparisons too, and may take no part in training: name another")
-        if self.improve.needs_comparisons and not self.compared:
-            raise ValueError("improve.pairs is comparisons, and feedback names none")
+        if lacking := self.lacks(self.improve):
+            raise ValueError(f"improve.method {self.improve.method} learns from {lacking}, and feedback names none")
         kinds = within(self.reward.reward)
         if any(isinstance(each, PairwiseReward | EnsembleReward) for each in kinds) and not self.compared:
             raise ValueError("feedback must name comparisons, on which the reward model is trained: [{file: ...}]")
@@ -348,6 +356,17 @@ class Recipe(Config):
     def rating_files(self) -> tuple[str, ...]:
         """The files of ratings."""
         return tuple(source.ratings for source in self.feedback if isinstance(source, RatingFeedback))
+
+    @property
+    def thumb_files(self) -> tuple[str, ...]:
+        """The files of answers that were liked or not."""
+        return tuple(source.thumbs for source in self.feedback if isinstance(source, ThumbFeedback))
+
+    def lacks(self, method: Improvement) -> str | None:
+        """What of people's feedback a method learns from and the recipe has none of."""
+        if method.needs_comparisons and not self.compared:
+            return "comparisons"
+        return "thumbs" if method.needs_thumbs and not self.thumb_files else None
 
     @property
     def people(self) -> str | None:
@@ -385,7 +404,8 @@ class Recipe(Config):
         judge = self.gate.judge
         return Intake(
             text=self.base.text, conversations=self.instruct.data, comparisons=self.comparison_files,
-            ratings=self.rating_files, prompts=self.improve.prompts, wrong_rows=self.wrong_rows,
+            ratings=self.rating_files, thumbs=self.thumb_files, prompts=self.improve.prompts,
+            wrong_rows=self.wrong_rows,
             judge=judge.share_of_feedback if isinstance(judge, JudgeSection) else 0.0,
             **self.splits.model_dump(),
         )
@@ -400,6 +420,7 @@ class Recipe(Config):
         yield self.instruct.data
         yield self.comparison_files
         yield self.rating_files
+        yield self.thumb_files
         yield self.improve.prompts
 
     @property

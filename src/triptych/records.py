@@ -111,6 +111,20 @@ class Rating:
 
 
 @dataclass(frozen=True, slots=True)
+class Thumb:
+    """One answer that somebody liked or did not: thumbs up (`label` true) or down."""
+
+    prompt: Prompt
+    completion: str
+    label: bool
+
+    @property
+    def conversation(self) -> Conversation:
+        """The prompt and the answer."""
+        return Conversation(self.prompt, self.completion)
+
+
+@dataclass(frozen=True, slots=True)
 class Question:
     """Two answers to one prompt, in the order in which a person is shown them."""
 
@@ -161,7 +175,7 @@ class Rollout:
     finished: bool
 
 
-Record = Document | Prompt | Conversation | Comparison | Rating | Question | Verdict
+Record = Document | Prompt | Conversation | Comparison | Rating | Thumb | Question | Verdict
 
 
 def _turns(messages: Messages) -> list[dict[str, str]]:
@@ -190,6 +204,8 @@ def to_json(record: Record) -> dict[str, Any]:
                 "margin", "source", "votes_for_chosen", "num_annotators", "section", "subset", "chosen_first"
             ):
                 row[name] = getattr(record, name)
+        elif isinstance(record, Thumb):
+            row |= {"completion": [{**answer[0], "content": record.completion}], "label": record.label}
         elif isinstance(record, Question):
             row |= {"first": record.first, "second": record.second}
         else:

@@ -28,6 +28,7 @@ from triptych.records import (
     Question,
     Rating,
     Record,
+    Thumb,
     Verdict,
     differ,
     to_json,
@@ -200,6 +201,13 @@ def read_ratings(
 ) -> list[Rating]:
     """Reads `{"prompt", "response", "scores"}` rows; see :func:`read_comparisons`."""
     return _read(source, _rating, skipped, lines=lines)
+
+
+def read_thumbs(
+    source: str | Path, skipped: list[Fault] | None = None, lines: list[int] | None = None
+) -> list[Thumb]:
+    """Reads `{"prompt", "completion", "label"}` rows, `label` true or false; see :func:`read_comparisons`."""
+    return _read(source, _thumb, skipped, lines=lines)
 
 
 def read_verdicts(source: str | Path, skipped: list[Fault] | None = None) -> list[Verdict]:
@@ -480,6 +488,13 @@ def _rating(row: Row) -> Rating | None:
     prompt = _prompt(row)
     response, scores = _answer(row, "response", prompt), row.scores("scores")
     return None if prompt is None or response is None else Rating(prompt, response, scores)
+
+
+def _thumb(row: Row) -> Thumb | None:
+    prompt = _prompt(row)
+    completion = _answer(row, "completion", prompt)
+    label = row.flag("label") if row.required("label") is not None else None
+    return None if prompt is None or completion is None or label is None else Thumb(prompt, completion, label)
 
 
 def parse_question(row: Row) -> Question | None:

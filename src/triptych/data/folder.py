@@ -14,6 +14,7 @@ file                                   what it holds
 `comparisons_judge.jsonl`              what trains the gate's own reward model and nothing else
 `comparisons_judge_heldout.jsonl`      what that one is audited on
 `ratings_*.jsonl`                      ratings, in the same splits as comparisons
+`thumbs.jsonl`                         answers that were liked or not, what KTO learns from
 `prompts_improve.jsonl`                what the policy is improved on
 `prompts_feedback.jsonl`               what is asked for comparisons while a run goes on
 `prompts_validation.jsonl`             what improvement is watched on
@@ -38,9 +39,10 @@ from triptych.data.files import (
     read_documents,
     read_prompts,
     read_ratings,
+    read_thumbs,
     write,
 )
-from triptych.records import Comparison, Conversation, Document, Prompt, Rating, Record
+from triptych.records import Comparison, Conversation, Document, Prompt, Rating, Record, Thumb
 
 R = TypeVar("R", bound=Record)
 
@@ -120,6 +122,11 @@ class DataFolder:
         """Rated answers."""
         return self.named(f"ratings_{split}")
 
+    @property
+    def thumbs(self) -> RecordFile[Thumb]:
+        """Answers that were liked or not."""
+        return self.named("thumbs")
+
     def prompts(self, split: PromptSplit) -> RecordFile[Prompt]:
         """Prompts, nobody's answer beside them."""
         return self.named(f"prompts_{split}")
@@ -132,5 +139,6 @@ class DataFolder:
 _SUFFIX: Mapping[Split, str] = {"train": "", "heldout": "_heldout"}
 _READERS: Mapping[str, Callable[[Path], list[Any]]] = {
     "text": read_documents, "demonstrations": read_conversations, "examples": read_conversations,
-    "comparisons": read_comparisons, "ratings": read_ratings, "prompts": read_prompts,
+    "comparisons": read_comparisons, "ratings": read_ratings, "thumbs": read_thumbs,
+    "prompts": read_prompts,
 }

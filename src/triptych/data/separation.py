@@ -16,7 +16,7 @@ RATED = ("ratings_train", "ratings_heldout", "ratings_judge", "ratings_judge_hel
 """Ratings of the same splits, which may share prompts with the comparisons of theirs."""
 PROVING = ("prompts_test", "prompts_gate", "prompts_validation")
 """Prompts on which models are measured; they are nowhere else."""
-OTHERS = ("demonstrations", "demonstrations_heldout", "prompts_improve", "prompts_feedback")
+OTHERS = ("demonstrations", "demonstrations_heldout", "thumbs", "prompts_improve", "prompts_feedback")
 
 APART = (
     *combinations(PROVING, 2), *product(PROVING, (*COMPARED, *OTHERS)), *combinations(COMPARED, 2),
@@ -24,6 +24,8 @@ APART = (
     # The reward model goes on from what learnt the demonstrations. Improvement learns neither answers nor labels of
     # its prompts, and a reward model may be measured on these.
     ("demonstrations", "comparisons_heldout"), ("demonstrations", "comparisons_judge_heldout"),
+    # A later round's reward model may go on from a champion that learnt the thumbs.
+    ("thumbs", "comparisons_heldout"), ("thumbs", "comparisons_judge_heldout"),
     # The reward model would learn from labels on the judge's prompts.
     ("prompts_feedback", "comparisons_judge"), ("prompts_feedback", "comparisons_judge_heldout"),
 )

@@ -7,9 +7,9 @@ from collections.abc import Iterable, Mapping
 from typing import TypeVar
 
 from triptych.data.normal_form import normalised
-from triptych.records import Comparison, Conversation, Prompt, Rating
+from triptych.records import Comparison, Conversation, Prompt, Rating, Thumb
 
-Asked = Prompt | Conversation | Comparison | Rating
+Asked = Prompt | Conversation | Comparison | Rating | Thumb
 """A record that has a prompt."""
 
 A = TypeVar("A", bound=Asked)

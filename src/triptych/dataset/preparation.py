@@ -28,7 +28,7 @@ from triptych.data.splits import (
 )
 from triptych.errors import DataError, Fault
 from triptych.pipeline.stage import Metrics, StageContext
-from triptych.records import Comparison, Conversation, Document, Prompt, Rating
+from triptych.records import Comparison, Conversation, Document, Prompt, Rating, Thumb
 
 A = TypeVar("A", bound=Asked)
 
@@ -39,11 +39,13 @@ WHY = {
     "duplicate_conversations": "conversations are exact repetitions and are left out",
     "duplicate_comparisons": "comparisons are exact repetitions and are left out",
     "duplicate_ratings": "ratings are exact repetitions and are left out",
+    "duplicate_thumbs": "thumbs are exact repetitions and are left out",
     "duplicate_prompts": "prompts have the same turns as an earlier one and are left out",
     "prompts_removed": "prompts ask the same as one that is held out for test, gate or validation, and are left out",
     "conversations_removed": f"conversations {HELD_OUT}",
     "comparisons_removed": f"comparisons {HELD_OUT}",
     "ratings_removed": f"ratings {HELD_OUT}",
+    "thumbs_removed": "thumbs have a prompt that is held out for measuring, and are left out",
     "demonstrations_removed": "conversations have the prompt of a held-out comparison or rating, and are left out",
 }
 """What the counts in the stage's metrics are of."""
@@ -53,8 +55,8 @@ class Intake(Config):
     """Which files, and how much of them is held out.
 
     Attributes:
-        text, conversations, comparisons, ratings, prompts: names of files, as the recipe gives them. Without prompts
-            those of the conversations are used.
+        text, conversations, comparisons, ratings, thumbs, prompts: names of files, as the recipe gives them. Without
+            prompts those of the conversations are used.
         wrong_rows: whether a wrong row stops the run, or is left out and reported.
         test, gate, validation: prompts held out for the final measurement, the gate, and the curves.
         heldout: share of the comparisons' prompts (and of the text) kept for measuring.
@@ -65,6 +67,7 @@ class Intake(Config):
     conversations: tuple[str, ...] = ()
     comparisons: tuple[str, ...] = ()
     ratings: tuple[str, ...] = ()
+    thumbs: tuple[str, ...] = ()
     prompts: tuple[str, ...] = ()
     wrong_rows: Literal["refuse", "skip"] = "refuse"
     test: int = Field(default=300, ge=2)
@@ -89,6 +92,7 @@ def take_in(context: StageContext, config: Intake, sources: Mapping[str, str | P
     conversations, left["duplicate_conversations"] = deduplicate(found.conversations)
     comparisons, left["duplicate_comparisons"] = deduplicate(found.comparisons)
     ratings, left["duplicate_ratings"] = deduplicate(found.ratings)
+    thumbs, left["duplicate_thumbs"] = deduplicate(found.thumbs)
     prompts, left["duplicate_prompts"] = _of_different_turns(found.prompts)
     metrics["contradictions"] = len(contradictions(comparisons))
 
@@ -114,6 +118,11 @@ def take_in(context: StageContext, config: Intake, sources: Mapping[str, str | P
     parts |= {f"ratings_{name}": rows for name, rows in rated.items()} if ratings else {}
     audited = [*compared["heldout"], *rated["heldout"], *compared["judge_heldout"], *rated["judge_heldout"]]
     conversations, left["demonstrations_removed"] = decontaminate(conversations, audited)
+    thumbs, left["thumbs_removed"] = decontaminate(thumbs, [*proving, *audited])
+    if found.thumbs and not thumbs:
+        what = "none is left: every one has a prompt that is held out for measuring; give more, with other prompts"
+        raise DataError([Fault("thumbs", None, None, what)])
+    parts |= {"thumbs": thumbs} if thumbs else {}
     if not conversations:
         what = "none is left: every one has a prompt that is held out for measuring; give more, with other prompts"
         raise DataError([Fault("conversations", None, None, what)])
@@ -226,6 +235,7 @@ class Found:
         self.conversations: list[Conversation] = []
         self.comparisons: list[Comparison] = []
         self.ratings: list[Rating] = []
+        self.thumbs: list[Thumb] = []
         self.prompts: list[Prompt] = []
         self.skipped: list[Fault] = []
         self.places: dict[int, str] = {}
@@ -256,6 +266,7 @@ def read_all(config: Intake, sources: Mapping[str, str | Path]) -> Found:
     read(config.conversations, files.read_conversations, found.conversations)
     read(config.comparisons, files.read_comparisons, found.comparisons)
     read(config.ratings, files.read_ratings, found.ratings)
+    read(config.thumbs, files.read_thumbs, found.thumbs)
     read(config.prompts, files.read_prompts, found.prompts)
     if faults:
         raise DataError(faults)

@@ -101,6 +101,11 @@ def answer_logprobs(
     )
 
 
+def by_answer(logprobs: Tensor, packed: AnswerPack) -> Tensor:
+    """`[A]` log-probabilities of whole answers from those of their tokens, `[N]`."""
+    return logprobs.new_zeros(packed.answers).index_add(0, packed.predictions.rows, logprobs)
+
+
 def predicted_logprobs(
     model: Model, states: Tensor, targets: Tensor, *, temperature: float = 1.0, with_entropy: bool = False
 ) -> tuple[Tensor, Tensor | None]:

@@ -21,7 +21,7 @@ from triptych.data.lengths import fit
 from triptych.data.pairs import PairGroup, grouped
 from triptych.engine import distributed
 from triptych.engine.device import autocast
-from triptych.engine.forward import AnswerPack, Model, answer_logprobs, pack_answers
+from triptych.engine.forward import AnswerPack, Model, answer_logprobs, by_answer, pack_answers
 from triptych.engine.scoring import Scorer
 from triptych.engine.training import Curve, Loss, Step
 from triptych.errors import TrainingError
@@ -212,11 +212,6 @@ def _packed(reference: Model, groups: Sequence[PairGroup]) -> Pairs:
     chosen, rejected = torch.tensor(pairs).unbind(dim=1)
     gaps = [margin for group in groups for margin in group.margins if margin is not None]
     return Pairs(packed, far, chosen, rejected, torch.tensor(gaps) if len(gaps) == len(pairs) else None)
-
-
-def by_answer(logprobs: Tensor, packed: AnswerPack) -> Tensor:
-    """`[A]` log-probabilities of whole answers from those of their tokens, `[N]`."""
-    return logprobs.new_zeros(packed.answers).index_add(0, packed.predictions.rows, logprobs)
 
 
 def loss(model: Model, pairs: Pairs, config: Dpo) -> Loss:

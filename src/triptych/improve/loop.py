@@ -77,6 +77,11 @@ class Improvement(Optimization):
         return False
 
     @property
+    def needs_thumbs(self) -> bool:
+        """Whether it learns from answers that were liked or not."""
+        return False
+
+    @property
     def learnt_per_prompt(self) -> int:
         """How many of the answers to a prompt are learnt from."""
         return self.group_size

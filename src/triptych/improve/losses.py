@@ -94,6 +94,26 @@ def ipo(chosen: Tensor, rejected: Tensor, beta: float) -> Tensor:
     return (chosen - rejected - 1 / (2 * beta)) ** 2
 
 
+def kto(
+    ratios: Tensor, liked: Tensor, distance: float, beta: float, desirable: float = 1.0, undesirable: float = 1.0
+) -> Tensor:
+    """λ_D·(1 − σ(β·(r − z))) of an answer that was liked, λ_U·(1 − σ(β·(z − r))) of another, r = log π/π_ref.
+
+    Ethayarajh et al. (2024), *KTO: Model Alignment as Prospect Theoretic Optimization*, equation 8.
+
+    Args:
+        ratios: `[A]` log-ratios of whole answers.
+        liked: `[A]`, True for thumbs up.
+        distance: z, the policy's distance from the reference in nats, without gradient.
+        desirable, undesirable: λ_D, λ_U.
+
+    Returns:
+        `[A]`, each between 0 and its λ.
+    """
+    gain = torch.where(liked, ratios - distance, distance - ratios)
+    return torch.where(liked, desirable, undesirable) * torch.sigmoid(-beta * gain)
+
+
 def rpo(chosen: Tensor, rejected: Tensor, gap: Tensor, beta: float, scale: float = 1.0) -> Tensor:
     """KL of two coins, one that shows heads at σ(η·gap) and one at σ(β·h), with h as in :func:`dpo`.
 

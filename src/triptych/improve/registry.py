@@ -8,6 +8,7 @@ from triptych.improve.best_of_n import BestOfNMethod
 from triptych.improve.dpo import DpoMethod
 from triptych.improve.grpo import GrpoMethod
 from triptych.improve.gspo import GspoMethod
+from triptych.improve.kto import KtoMethod
 from triptych.improve.loop import Improvement
 from triptych.improve.method import Method
 from triptych.improve.ppo import PpoMethod
@@ -19,6 +20,7 @@ METHODS: tuple[type[Method[Any, Any]], ...] = (
     RlooMethod,
     PpoMethod,
     DpoMethod,
+    KtoMethod,
     BestOfNMethod,
 )
 

@@ -219,7 +219,8 @@ def check_files(recipe: Recipe, findings: Findings) -> bool:
     findings.problems += map(str, wrong_references(recipe))
     readers: dict[str, Callable[..., Sequence[Record]]] = {
         "text": files.read_documents, "conversations": files.read_conversations,
-        "comparisons": files.read_comparisons, "ratings": files.read_ratings, "prompts": files.read_prompts,
+        "comparisons": files.read_comparisons, "ratings": files.read_ratings, "thumbs": files.read_thumbs,
+        "prompts": files.read_prompts,
     }
     for kind, reader in readers.items():
         for name in getattr(intake, kind):
@@ -368,6 +369,10 @@ def check_lengths(
                 f"set {section}.context to {model.context} at most"
             )
         texts[name] = Texts.of([sizes[place] for place in fits], [lengths[place] for place in fits])
+    if recipe.thumb_files:
+        rows = [thumb.conversation for thumb in DataFolder(folder).thumbs.read_any()]
+        lengths, sizes = measured(rows, tokenizer)
+        texts["thumbs"] = Texts.of(sizes, lengths)
     for name, answer in prompts.items():
         asked: list[Prompt] = DataFolder(folder).named(name).read_any()
         lengths, _ = measured(asked, tokenizer)

@@ -122,6 +122,9 @@ def costs(recipe: Recipe, model: Architecture, texts: Mapping[str, Texts], rate:
 def improvement(config: Improvement, texts: Mapping[str, Texts]) -> tuple[int, int, int]:
     """The tokens of a round that are trained on, that a model is applied to, and that are sampled."""
     asked = config.samplings * config.prompts_per_step
+    if config.needs_thumbs:  # policy and reference read each prompt with another's answer too
+        read = asked * texts["thumbs"].tokens // max(1, texts["thumbs"].rows)
+        return read, 3 * read, 0
     if config.needs_comparisons:  # one of each prompt, the least there is
         compared = asked * texts["comparisons_train"].tokens // max(1, texts["comparisons_train"].rows)
         return compared, compared, 0
@@ -141,7 +144,8 @@ def improving(config: Improvement, model: Architecture, texts: Mapping[str, Text
     trained, _, written = improvement(config, texts)
     asked = texts["prompts_improve"]
     tokens = min(config.micro_batch, trained // config.steps)
-    keys = asked.keys + config.max_tokens if written else texts["comparisons_train"].keys
+    given = "thumbs" if config.needs_thumbs else "comparisons_train"
+    keys = asked.keys + config.max_tokens if written else texts[given].keys
     answers = [memory.sampling(model, config.eval_prompts, asked.longest, config.max_tokens)]
     if written:
         together = config.prompts_per_step * config.group_size

@@ -1,0 +1,176 @@
+"""Kahneman-Tversky optimisation: a policy improved on single answers that were liked or not, without pairs.
+
+Ethayarajh et al. (2024), *KTO: Model Alignment as Prospect Theoretic Optimization*. What an answer gains is its
+log-ratio beyond a reference point, the policy's distance from the champion. A liked answer shall gain, another shall
+lose, and the more either did so already the less it counts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from triptych.data.folder import DataFolder
+from triptych.data.lengths import fit
+from triptych.engine import distributed
+from triptych.engine.device import autocast
+from triptych.engine.forward import AnswerPack, Model, answer_logprobs, by_answer, pack_answers
+from triptych.engine.training import Curve, Loss, Step
+from triptych.errors import TrainingError
+from triptych.improve import losses
+from triptych.improve.loop import Improvement, Loop, passes
+from triptych.improve.method import Method
+
+BALANCE = (1.0, 1.5)
+"""Between which λ_D·n_D / (λ_U·n_U) should lie, says the paper in section 4.2."""
+
+
+class Kto(Improvement):
+    """Improvement on thumbs; a step takes the next `prompts_per_step` of them.
+
+    Attributes:
+        kl_coefficient: β, by which log-ratios are multiplied: the larger, the nearer the policy stays.
+        desirable_weight, undesirable_weight: λ_D and λ_U, of thumbs up and down.
+        context: longest prompt with its answer in tokens; longer ones are left out.
+    """
+
+    method: Literal["kto"] = "kto"
+    kl_coefficient: float = Field(default=0.1, gt=0)
+    desirable_weight: float = Field(default=1.0, gt=0)
+    undesirable_weight: float = Field(default=1.0, gt=0)
+    context: int = Field(default=512, ge=16)
+
+    @property
+    def needs_thumbs(self) -> bool:
+        """They are all it learns from."""
+        return True
+
+    @model_validator(mode="after")
+    def _unsampled(self) -> Self:
+        if self.updates_per_rollout > 1:
+            raise ValueError("updates_per_rollout is of samplings, and kto samples none; leave it 1")
+        return self
+
+
+@dataclass(frozen=True, slots=True)
+class Liked:
+    """The tokens of a prompt and an answer, and whether this was liked."""
+
+    prompt: tuple[int, ...]
+    answer: tuple[int, ...]
+    liked: bool
+
+
+@dataclass(slots=True)
+class LikedPack:
+    """Packed answers.
+
+    Attributes:
+        reference: `[A]` the reference's log-probability of each.
+        liked: `[A]`.
+        distance: z of the step.
+    """
+
+    packed: AnswerPack
+    reference: Tensor
+    liked: Tensor
+    distance: float
+
+
+class KtoMethod(Method[Kto, LikedPack]):
+    """KTO over the loop."""
+
+    settings = Kto
+    unit = "answers"
+
+    def __init__(self, loop: Loop, config: Kto, comparisons: Path | None = None) -> None:
+        super().__init__(loop, config, comparisons)
+        thumbs = DataFolder(loop.data).thumbs.read()
+        known = getattr(loop.model.config.get_text_config(), "max_position_embeddings", None)
+        limit = min(config.context, known or config.context)
+        fitted = fit([thumb.conversation for thumb in thumbs], loop.tokenizer, limit, "drop")
+        if fitted.dropped:
+            loop.context.progress.say(f"thumbs: {fitted}")
+        if not fitted.rows:
+            raise TrainingError(f"no thumb is left to train on ({fitted}); raise improve.context or give more of them")
+        self.lines = fitted.lines
+        self.rows = [
+            Liked(row.prompt, row.answer, thumbs[line - 1].label)
+            for row, line in zip(fitted.rows, fitted.lines, strict=True)
+        ]
+        self.plan = passes(len(self.rows), config, loop.seed)
+        up = sum(row.liked for row in self.rows)
+        weights = config.desirable_weight * up, config.undesirable_weight * (len(self.rows) - up)
+        if not BALANCE[0] * weights[1] <= weights[0] <= BALANCE[1] * weights[1]:
+            loop.context.progress.say(
+                f"thumbs: {up} are up and {len(self.rows) - up} down; improve.desirable_weight and undesirable_weight "
+                "should make those that are up count 1 to 1.5 times as much together"
+            )
+
+    def prepare(self, number: int) -> Step[LikedPack]:
+        """The next answers, with what they gain measured from where the policy is."""
+        drawn = self.plan[number]
+        made = step(self.loop.model, self.loop.reference.model, [self.rows[i] for i in drawn], self.config.micro_batch)
+        made.rows = [self.lines[i] for i in drawn]
+        return made
+
+    def loss(self, batch: LikedPack) -> Loss:
+        """The loss of the answers, summed."""
+        return loss(self.loop.model, batch, self.config)
+
+    def metrics(self, curve: Curve) -> dict[str, Any]:
+        """How many thumbs there were, and how many of them up."""
+        return {"thumbs": len(self.rows), "thumbs_up": sum(row.liked for row in self.rows)}
+
+
+def step(model: Model, reference: Model, rows: Sequence[Liked], micro_batch: int) -> Step[LikedPack]:
+    """An update's batches, and the policy's distance from the reference before it."""
+    z = distance(model, reference, rows, micro_batch)
+    batches = []
+    for members in _dealt([(row.prompt, row.answer) for row in rows], micro_batch):
+        packed = pack_answers([(rows[i].prompt, [rows[i].answer]) for i in members])
+        with torch.no_grad(), autocast():
+            far = by_answer(answer_logprobs(reference, packed)[0], packed)
+        batches.append(LikedPack(packed, far, torch.tensor([rows[i].liked for i in members]), z))
+    return Step(batches, weight=len(rows), numbers={"distance": z})
+
+
+def distance(model: Model, reference: Model, rows: Sequence[Liked], micro_batch: int) -> float:
+    """z = max(0, mean of log π/π_ref) of each prompt with the answer of the row before: answers that are none of its.
+
+    The paper's estimate of the policy's KL, section 4.1, without sampling; low, but the same for liked and other
+    answers. Rows whose prompt is that of the row before are left out of it.
+    """
+    mixed = [
+        (row.prompt, before.answer) for before, row in zip([rows[-1], *rows[:-1]], rows, strict=True)
+        if before.prompt != row.prompt
+    ]
+    packs = [
+        pack_answers([(mixed[i][0], [mixed[i][1]]) for i in members]) for members in _dealt(mixed, micro_batch)
+    ]
+    ratios = []
+    for packed, _ in distributed.shard_evenly(packs):
+        with torch.no_grad(), autocast():
+            near = distributed.forward(model, lambda pack: answer_logprobs(model, pack)[0], packed)
+            ratios.append(near.sum() - answer_logprobs(reference, packed)[0].sum())
+    total = sum(float(ratio) for ratio in distributed.all_gather(ratios)[: len(packs)])
+    return max(0.0, total / max(1, len(mixed)))
+
+
+def _dealt(answers: Sequence[tuple[tuple[int, ...], tuple[int, ...]]], micro_batch: int) -> list[list[int]]:
+    return distributed.micro_batches((len(prompt) + len(answer) for prompt, answer in answers), micro_batch)
+
+
+def loss(model: Model, pack: LikedPack, config: Kto) -> Loss:
+    """The loss summed over the answers, and how many lie on their side of the reference point."""
+    ratios = by_answer(answer_logprobs(model, pack.packed)[0], pack.packed) - pack.reference
+    each = losses.kto(
+        ratios, pack.liked, pack.distance, config.kl_coefficient, config.desirable_weight, config.undesirable_weight
+    )
+    return Loss(each.sum(), {"accuracy": ((ratios > pack.distance) == pack.liked).float().sum()})
