@@ -27,7 +27,8 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from triptych.audit.record import AuditRecord
-from triptych.audit.stage import Audit, Evidence, examine
+from triptych.audit.stage import Audit, Evidence, examine, scored
+from triptych.audit.stage import measured as agreement
 from triptych.configuration import Config
 from triptych.data import files
 from triptych.data.folder import DataFolder
@@ -35,8 +36,10 @@ from triptych.data.splits import Asked, decontaminate
 from triptych.dataset.preparation import divided
 from triptych.engine.checkpoint import checkpoint_seconds
 from triptych.engine.device import settle
+from triptych.engine.perplexity import bits_per_byte
+from triptych.engine.rollout import Policy
 from triptych.engine.sampling import Sampling
-from triptych.engine.scoring import Scorer
+from triptych.engine.scoring import Scorer, log_odds
 from triptych.errors import AuditError, ModelError, RecipeError, RunError
 from triptych.evaluate.answers import Answering, answer
 from triptych.evaluate.gate import Gate, decide
@@ -46,11 +49,12 @@ from triptych.instruct.finetuning import Finetuning, finetune
 from triptych.pipeline.fingerprint import code_version, fingerprint
 from triptych.pipeline.stage import StageContext
 from triptych.progress import Progress, Terminal
-from triptych.records import Comparison
+from triptych.records import Comparison, Conversation
 from triptych.reward import registry
 from triptych.reward.training import PairwiseReward
 from triptych.reward.training import train_reward as train_pairwise
 from triptych.reward.trust import Trust
+from triptych.statistics.intervals import mean_interval
 from triptych.storage import entries, make_folder, replace_folder, sha256
 
 Place = str | Path
@@ -213,18 +217,63 @@ def audit(
         AuditError: no comparison is left.
         DataError, RecipeError, RewardError: as `improve`.
     """
-    config = _config(Audit, settings)
     scorer, before = _scorer(reward), None if predecessor is None else _scorer(predecessor)
+    config = _config(Audit, settings)
+    return examined(scorer, comparisons, training, before, (progress or Terminal()).say, config)[0]
+
+
+def examined(
+    scorer: Scorer, comparisons: Place | Sequence[Place], training: Place | Sequence[Place],
+    predecessor: Scorer | None, say: Callable[[str], None], config: Audit = Audit(),  # noqa: B008 (it is frozen)
+) -> tuple[AuditRecord, int]:
+    """The audit's record, and how many training comparisons it knows; `say` is told what was left out."""
     learnt: list[Comparison] = _rows(training, files.read_comparisons) if training else []
     rows, shared = decontaminate(_rows(comparisons, files.read_comparisons), learnt)
     if shared:
-        (progress or Terminal()).say(
-            f"note: {len(shared):,} comparisons have a prompt of the training comparisons and are left out"
-        )
+        say(f"note: {len(shared):,} comparisons have a prompt of the training comparisons and are left out")
     if not rows:
         raise AuditError("no comparison is left: every prompt is one of the training comparisons")
     settle()
-    return examine(scorer, Evidence(rows, learnt), config, before)
+    return examine(scorer, Evidence(rows, learnt), config, predecessor), len(learnt)
+
+
+def measure_answers(
+    model: Place, prompts: Place, sampling: Sampling, reward: Scorer | None = None, progress: Progress | None = None
+) -> dict[str, Any]:
+    """What a model answers to prompts: how long, how often cut, how different, and how a reward scores it."""
+    settle()
+    asked = files.read_prompts(prompts)
+    written = Policy.open(_model(model)).write(asked, sampling, progress=progress or Terminal())
+    answers = [group[0] for group in written]
+    numbers: dict[str, Any] = {
+        "decoding": sampling.name,
+        "prompts": len(asked),
+        "mean_length": sum(len(each.tokens) for each in answers) / len(answers),
+        "cut": sum(not each.finished for each in answers) / len(answers),
+        "distinct": len({each.answer for each in answers}) / len(answers),
+    }
+    if reward:
+        scores = reward.score([Conversation(each.prompt, each.answer) for each in answers])
+        numbers["reward"], numbers["reward_interval"] = mean_interval(scores)
+    return numbers
+
+
+def measure_reward(reward: Scorer, comparisons: Place) -> dict[str, Any]:
+    """How often a reward orders comparisons as labelled, beside trivial rules."""
+    settle()
+    rows = files.read_comparisons(comparisons)
+    found = agreement(Evidence(rows), *scored(reward, rows), log_odds(reward))
+    names = ("comparisons", "accuracy", "interval", "calibration_error", "length_correlation")
+    numbers = {name: value for name in names if (value := getattr(found, name)) is not None}
+    return numbers | {f"accuracy_of_{name.replace(' ', '_')}": share for name, share in found.baselines.items()}
+
+
+def measure_prediction(model: Place, text: Place) -> dict[str, Any]:
+    """How well a model predicts plain text, in bits per byte."""
+    settle()
+    policy = Policy.open(_model(model))
+    context = min(policy.context or 1024, 1024)
+    return {"bits_per_byte": bits_per_byte(policy.model, policy.tokenizer, files.read_documents(text), context)}
 
 
 def gate(
