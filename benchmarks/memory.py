@@ -158,7 +158,7 @@ def logits(way: str, vocabulary: int, tokens: int) -> dict[str, float]:
                 states = hidden_states(model, packed.pack.tokens, packed.pack.positions, packed.pack)
                 scores = model.get_output_embeddings()(states[packed.predictions.places]).float()
                 loss = F.cross_entropy(scores, packed.predictions.targets, reduction="sum")
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
 
     learn(1)  # gradients, optimizer states and compiled kernels are there before the baseline is taken
     optimizer.step()

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,8 +21,10 @@ from triptych.storage import sha256
 
 WORDS = ("small", "red", "cat", "sat", "saw", "dog", "mat")
 PROMPTS = [Prompt(user(f"a {one} {other}")) for one in WORDS for other in WORDS if one != other]
-SFT = {"epochs": 1, "batch_tokens": 256, "micro_batch": 128, "learning_rate": 1e-3}
-ROUND = {"steps": 2, "prompts_per_step": 2, "group_size": 2, "max_tokens": 6, "eval_every": 1, "eval_prompts": 8}
+SFT: dict[str, Any] = {"epochs": 1, "batch_tokens": 256, "micro_batch": 128, "learning_rate": 1e-3}
+ROUND: dict[str, Any] = {
+    "steps": 2, "prompts_per_step": 2, "group_size": 2, "max_tokens": 6, "eval_every": 1, "eval_prompts": 8
+}
 
 
 class Length:
@@ -28,7 +32,7 @@ class Length:
 
     name = identity = "length"
 
-    def score(self, conversations: list[Conversation]) -> list[float]:
+    def score(self, conversations: Sequence[Conversation]) -> list[float]:
         return [float(len(each.answer)) for each in conversations]
 
 
@@ -165,7 +169,7 @@ def test_a_reward_model_is_trained_audited_and_used(policy_folder: Path, folder:
     ({"epochs": 0, "batch_tokens": 1}, "epochs: Input should be greater than 0\nbatch_tokens: "),
 ])
 def test_wrong_settings_are_all_named(
-    policy_folder: Path, folder: Path, tmp_path: Path, settings: dict[str, int], what: str
+    policy_folder: Path, folder: Path, tmp_path: Path, settings: dict[str, Any], what: str
 ) -> None:
     with pytest.raises(triptych.TriptychError) as raised:
         triptych.train_sft(policy_folder, folder / "answers.jsonl", tmp_path / "sft", **settings)

@@ -402,7 +402,7 @@ def planted(bias: float, count: int = 1500) -> list[Comparison]:
         draw.shuffle(words)
         return " ".join(words)
 
-    rows = []
+    rows: list[Comparison] = []
     while len(rows) < count:
         goods = draw.sample(range(7), 2)
         first, second = answer(goods[0]), answer(goods[1])
@@ -455,8 +455,8 @@ def by_length(share: float, seed: int, scores: Callable[[Numbers, Numbers], Numb
     draw = np.random.default_rng(seed)
     lengths = draw.integers(1, 60, 800)
     truth = np.where(draw.random(800) < share, 1, -1) * np.abs(draw.normal(0, 1, 800))
-    labels = np.where(truth > 0, 1, -1) * np.where(draw.random(800) < flips, -1, 1)
-    differences = scores(truth, lengths) * labels
+    labels = np.where(truth > 0, 1.0, -1.0) * np.where(draw.random(800) < flips, -1.0, 1.0)
+    differences = scores(truth, lengths.astype(float)) * labels
     rows = [comparison(i, *((60 + extra, 60) if label > 0 else (60, 60 + extra)))
             for i, (extra, label) in enumerate(zip(lengths.tolist(), labels, strict=True))]
     found = length_bias(rows, outcomes(differences.tolist(), [0.0] * 800), differences.tolist())

@@ -90,7 +90,7 @@ def test_a_good_recipe_has_no_problem_and_its_numbers_are_right(tmp_path: Path) 
     learnt = {"demonstrations", "comparisons_train", "comparisons_judge"}
     assert set(found.lengths) == {*learnt, "prompts_test, few-shot", *prompts}
     assert found.lengths["prompts_test"].count == found.lengths["prompts_gate"].count == 100
-    prompt = len(template.prompt_tokens(tokenizer(), template.user("What about 100?")))
+    prompt = len(template.prompt_tokens(tokenizer(), user("What about 100?")))
     assert found.lengths["prompts_improve"].longest == prompt
     assert found.lengths["prompts_improve"].limit == 1024 - 96
     assert [cost.stage for cost in found.costs] == [

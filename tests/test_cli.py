@@ -41,7 +41,7 @@ def refused(*arguments: object) -> str:
     assert isinstance(result.exception, SystemExit), result.exception
     _, error, text = result.stderr.partition("error: ")
     assert error
-    return error + str(text)
+    return f"{error}{text}"
 
 
 @pytest.fixture
@@ -312,7 +312,7 @@ def test_chat_decodes_as_the_release_says_unless_told_otherwise(release: Path, t
     (folder / "generation_config.json").write_text(json.dumps({"do_sample": False, "max_new_tokens": 5}))
 
     def said(*settings: object) -> str:
-        return call("chat", folder, *settings, typed="Hi\n").stdout
+        return str(call("chat", folder, *settings, typed="Hi\n").stdout)
 
     assert said("--seed", 1) == said("--seed", 2) == said("--temperature", 0, "--max-tokens", 5)
     assert said("--seed", 1) != said("--seed", 1, "--max-tokens", 9)

@@ -10,6 +10,8 @@ import pytest
 from triptych import comparison
 from triptych.engine.device import settle
 from triptych.errors import RecipeError
+from triptych.improve.ppo import Ppo
+from triptych.improve.rloo import Rloo
 from triptych.pipeline.runner import Runner
 from triptych.progress import Silent
 from triptych.recipe import load
@@ -23,6 +25,8 @@ OWN = 'compare=[{method: rloo, learning_rate: 2e-4, kl_coefficient: 0.01}]'
 def test_a_method_has_its_own_settings_and_the_budget_of_improve() -> None:
     recipe = load(TINY, [OWN, "improve.steps=3"])
     rloo, ppo = recipe.with_method("rloo").improve, recipe.with_method("ppo").improve
+    assert isinstance(rloo, Rloo)
+    assert isinstance(ppo, Ppo)
     assert (rloo.method, rloo.kl_coefficient, rloo.learning_rate) == ("rloo", 0.01, 2e-4)
     assert (rloo.steps, rloo.group_size) == (3, 4)
     assert (ppo.method, ppo.kl_placement, ppo.learning_rate, ppo.steps) == ("ppo", "reward", 1e-4, 3)

@@ -1,5 +1,7 @@
 """One small whole cycle: what it leaves, that a second run does nothing, and that kills change no byte."""
 
+from __future__ import annotations
+
 import contextlib
 import errno
 import json
@@ -11,12 +13,12 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
-from click.testing import Result
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 import triptych.cycle
 import triptych.results
@@ -108,14 +110,14 @@ def kill(children: Sequence[int]) -> None:
 
 
 @pytest.fixture(scope="module")
-def attempts():
+def attempts() -> Iterator[Attempts]:
     attempts = Attempts()
     yield attempts
     attempts.end()
 
 
 @pytest.fixture(scope="module")
-def whole(attempts, tmp_path_factory):
+def whole(attempts: Attempts, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An uninterrupted run."""
     runs = tmp_path_factory.mktemp("whole")
     attempts.finish(runs)
@@ -126,12 +128,12 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
-def events(run: Path) -> list[dict]:
+def events(run: Path) -> list[dict[str, Any]]:
     path = run / "ledger.jsonl"
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
-def test_a_run_leaves_summary_report_and_release(whole):
+def test_a_run_leaves_summary_report_and_release(whole: Path) -> None:
     summary = json.loads((whole / "summary.json").read_text())
     assert [model["name"] for model in summary["models"]] == ["base, few-shot", "instruct", "round 1", "round 2"]
     assert len(summary["rounds"]) == 2
@@ -177,17 +179,17 @@ def test_a_run_leaves_summary_report_and_release(whole):
     assert {path.name for path in (whole / "release").iterdir()} >= {"base", "instruct", "reward", "manifest.json"}
 
 
-def test_the_release_is_verified_and_a_change_is_named(whole):
+def test_the_release_is_verified_and_a_change_is_named(whole: Path) -> None:
     assert verify(whole / "release") == []
 
 
-def test_the_release_holds_no_path_of_this_machine(whole):
+def test_the_release_holds_no_path_of_this_machine(whole: Path) -> None:
     for name, content in contents(whole / "release").items():
         if not name.endswith(".safetensors"):
             assert str(whole.parent).encode() not in content, name
 
 
-def test_no_prompt_proves_what_it_taught(whole):
+def test_no_prompt_proves_what_it_taught(whole: Path) -> None:
     data = next((whole / "artifacts").glob("data-*"))
     seen: dict[str, str] = {}
     for path in sorted(data.glob("*.jsonl")):
@@ -199,7 +201,7 @@ def test_no_prompt_proves_what_it_taught(whole):
             assert seen.setdefault(prompt, path.name) == path.name
 
 
-def test_a_second_run_does_nothing(whole, attempts):
+def test_a_second_run_does_nothing(whole: Path, attempts: Attempts) -> None:
     before = contents(whole / "artifacts")
     attempts.finish(whole.parent)
     assert contents(whole / "artifacts") == before
@@ -208,7 +210,9 @@ def test_a_second_run_does_nothing(whole, attempts):
 
 
 @pytest.mark.attack("power loss")
-def test_what_is_told_was_flushed_before(whole, tmp_path, monkeypatch, order):
+def test_what_is_told_was_flushed_before(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, order: list[str]
+) -> None:
     shutil.copytree(whole.parent, tmp_path, dirs_exist_ok=True)
     exchanged = storage._exchanged
 
@@ -230,7 +234,9 @@ def test_what_is_told_was_flushed_before(whole, tmp_path, monkeypatch, order):
         assert (order[at - 1], order[at + 1]) == (f"fsync {name}.partial", "fsync tiny")
 
 
-def failing_at(runs: Path, monkeypatch: pytest.MonkeyPatch, work: str, error: Exception) -> tuple[Result, dict]:
+def failing_at(
+    runs: Path, monkeypatch: pytest.MonkeyPatch, work: str, error: Exception
+) -> tuple[Result, dict[str, Any]]:
     """The run given again with a stage that fails; what it said, and its summary."""
 
     def fail(*_: object, **__: object) -> None:
@@ -243,7 +249,9 @@ def failing_at(runs: Path, monkeypatch: pytest.MonkeyPatch, work: str, error: Ex
 
 @pytest.mark.attack("failing stage")
 @pytest.mark.parametrize("error", [ModelError("no prompt fits"), ZeroDivisionError("by zero")])
-def test_a_last_stage_that_fails_keeps_the_results(whole, tmp_path, monkeypatch, error):
+def test_a_last_stage_that_fails_keeps_the_results(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
     shutil.copytree(whole.parent, tmp_path, dirs_exist_ok=True)
     shutil.rmtree(tmp_path / "tiny" / "release")
     ended, summary = failing_at(tmp_path, monkeypatch, "measure", error)
@@ -263,7 +271,9 @@ def test_a_last_stage_that_fails_keeps_the_results(whole, tmp_path, monkeypatch,
 
 
 @pytest.mark.attack("failing stage")
-def test_a_stage_that_fails_before_its_gate_releases_nothing_and_leaves_what_was_released(whole, tmp_path, monkeypatch):
+def test_a_stage_that_fails_before_its_gate_releases_nothing_and_leaves_what_was_released(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     shutil.copytree(whole.parent, tmp_path, dirs_exist_ok=True)
     ended, summary = failing_at(tmp_path, monkeypatch, "decide", RewardError("the judge is silent"))
     assert (ended.exit_code, summary["ended"], summary["release"]) == (1, "the judge is silent", None)
@@ -274,7 +284,9 @@ def test_a_stage_that_fails_before_its_gate_releases_nothing_and_leaves_what_was
 
 
 @pytest.mark.attack("failing stage")
-def test_where_the_disk_is_full_the_first_error_is_still_told(whole, tmp_path, monkeypatch):
+def test_where_the_disk_is_full_the_first_error_is_still_told(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     shutil.copytree(whole.parent, tmp_path, dirs_exist_ok=True)
 
     def full(*_: object, **__: object) -> None:
@@ -298,7 +310,9 @@ FORGED = {
 
 @pytest.mark.attack("damage")
 @pytest.mark.parametrize("name", FORGED)
-def test_no_changed_artifact_goes_into_report_or_release(whole, tmp_path, monkeypatch, name):
+def test_no_changed_artifact_goes_into_report_or_release(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
     shutil.copytree(whole.parent, tmp_path, dirs_exist_ok=True)
     pattern, message = FORGED[name]
     (path,) = (tmp_path / "tiny" / "artifacts").glob(pattern)
@@ -318,7 +332,7 @@ def test_no_changed_artifact_goes_into_report_or_release(whole, tmp_path, monkey
     assert contents(tmp_path / "tiny" / "release") == contents(whole / "release")
 
 
-def test_kills_at_any_moment_change_no_byte(whole, attempts, tmp_path):
+def test_kills_at_any_moment_change_no_byte(whole: Path, attempts: Attempts, tmp_path: Path) -> None:
     seconds = {event["stage"]: event["seconds"] for event in events(whole) if event["event"] == "finished"}
     stages = list(seconds)
     draw = random.Random(7)

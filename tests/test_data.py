@@ -1,12 +1,16 @@
 """Reading files, splits and lengths: each bad input by its exact message, each record by value."""
 
+from __future__ import annotations
+
 import contextlib
 import json
 import os
 import random
 import re
 import socket
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -28,7 +32,7 @@ def lines(folder: Path, *rows: object, name: str = "rows.jsonl") -> Path:
     return path
 
 
-def faults(read, path) -> list[str]:
+def faults(read: Callable[..., Any], path: Path | str) -> list[str]:
     with pytest.raises(DataError) as caught:
         read(path)
     return [str(fault).removeprefix(str(path)) for fault in caught.value.faults]
@@ -105,7 +109,7 @@ def faults(read, path) -> list[str]:
         ),
     ],
 )
-def test_each_format_becomes_its_record(tmp_path, read, row, record):
+def test_each_format_becomes_its_record(tmp_path: Path, read: Callable[..., Any], row: object, record: object) -> None:
     assert read(lines(tmp_path, row)) == [record]
 
 
@@ -166,7 +170,7 @@ CONVERSATION_FAULTS = [
 
 
 @pytest.mark.parametrize(("row", "message"), CONVERSATION_FAULTS, ids=[m for _, m in CONVERSATION_FAULTS])
-def test_a_wrong_conversation_is_named(tmp_path, row, message):
+def test_a_wrong_conversation_is_named(tmp_path: Path, row: object, message: str) -> None:
     assert faults(files.read_conversations, lines(tmp_path, row)) == [message]
 
 
@@ -211,11 +215,11 @@ COMPARISON_FAULTS = [
 
 
 @pytest.mark.parametrize(("row", "messages"), COMPARISON_FAULTS, ids=[m[0] for _, m in COMPARISON_FAULTS])
-def test_a_wrong_comparison_is_named(tmp_path, row, messages):
+def test_a_wrong_comparison_is_named(tmp_path: Path, row: object, messages: list[str]) -> None:
     assert faults(files.read_comparisons, lines(tmp_path, row)) == messages
 
 
-def test_wrong_scores_are_named(tmp_path):
+def test_wrong_scores_are_named(tmp_path: Path) -> None:
     row = {"prompt": "Hi", "response": "a"}
     path = lines(
         tmp_path,
@@ -232,7 +236,7 @@ def test_wrong_scores_are_named(tmp_path):
     ]
 
 
-def test_all_faults_of_a_file_come_together_with_their_lines(tmp_path):
+def test_all_faults_of_a_file_come_together_with_their_lines(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_bytes(
         b'\xef\xbb\xbf{"prompt": "a"}\r\n'
@@ -257,17 +261,17 @@ def test_all_faults_of_a_file_come_together_with_their_lines(tmp_path):
     assert [str(fault).removeprefix(str(path)) for fault in skipped] == messages
 
 
-def test_a_file_with_no_right_row_is_an_error_even_where_faults_are_skipped(tmp_path):
+def test_a_file_with_no_right_row_is_an_error_even_where_faults_are_skipped(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="prompt: missing"):
         files.read_prompts(lines(tmp_path, {"a": 1}), [])
 
 
-def test_faults_beyond_the_twentieth_are_counted(tmp_path):
+def test_faults_beyond_the_twentieth_are_counted(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"(?s)rows.jsonl:20: prompt: missing\nand 5 more$"):
         files.read_prompts(lines(tmp_path, *[{}] * 25))
 
 
-def test_files_that_are_none_are_named(tmp_path):
+def test_files_that_are_none_are_named(tmp_path: Path) -> None:
     lines(tmp_path, {"prompt": "a"}, name="questions.jsonl")
     (tmp_path / "empty.jsonl").write_text("\n\n")
     (tmp_path / "rows.csv").write_text("a,b")
@@ -290,7 +294,7 @@ def test_files_that_are_none_are_named(tmp_path):
     assert fault.startswith(": cannot be read as Parquet: ")
 
 
-def test_parquet_rows_are_read_and_their_faults_numbered(tmp_path):
+def test_parquet_rows_are_read_and_their_faults_numbered(tmp_path: Path) -> None:
     pyarrow = pytest.importorskip("pyarrow")
     parquet = pytest.importorskip("pyarrow.parquet")
     path = tmp_path / "rows.parquet"
@@ -301,7 +305,7 @@ def test_parquet_rows_are_read_and_their_faults_numbered(tmp_path):
     assert skipped == [Fault(str(path), 2, "prompt", "must end with the user, got assistant")]
 
 
-def test_a_dataset_name_is_told_from_a_file(tmp_path, monkeypatch):
+def test_a_dataset_name_is_told_from_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "here").mkdir()
     assert files.dataset_name("trl-lib/tldr") == ("trl-lib/tldr", "train")
@@ -311,7 +315,7 @@ def test_a_dataset_name_is_told_from_a_file(tmp_path, monkeypatch):
         assert files.dataset_name(file) is None
 
 
-def test_a_dataset_is_read_by_its_name(monkeypatch):
+def test_a_dataset_is_read_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
     datasets = pytest.importorskip("datasets")
     asked = []
 
@@ -328,7 +332,7 @@ def test_a_dataset_is_read_by_its_name(monkeypatch):
     assert faults(files.read_documents, "someone/thing:none") == [f": {message}"]
 
 
-def test_each_wrong_thumb_says_what_is_expected(tmp_path):
+def test_each_wrong_thumb_says_what_is_expected(tmp_path: Path) -> None:
     row = {"prompt": "Hi", "completion": "a"}
     path = lines(tmp_path, row, row | {"label": "up"}, row | {"label": 1}, {"prompt": "Hi", "label": True})
     assert faults(files.read_thumbs, path) == [
@@ -339,7 +343,7 @@ def test_each_wrong_thumb_says_what_is_expected(tmp_path):
     ]
 
 
-def test_records_survive_writing(tmp_path):
+def test_records_survive_writing(tmp_path: Path) -> None:
     odd = ' "quote" \\ \u2028 \u0085 é \U0001f600 \r\n\t\0 '
     asked = Prompt((Message("system", ""), *user(odd)), reference="r", task="t")
     for read, records in (
@@ -355,7 +359,7 @@ def test_records_survive_writing(tmp_path):
         assert read(path) == records
 
 
-def test_text_is_cut_at_paragraphs_and_stays_exact(tmp_path):
+def test_text_is_cut_at_paragraphs_and_stays_exact(tmp_path: Path) -> None:
     draw = random.Random(1)
     words = ["a" * 300, "b\n" * 40, "é\r\n", "\n", "\n \t\n", "\r\n\r\n", "\n\n\n", "c" * 2500, "d\f"]
     for _ in range(50):
@@ -368,7 +372,7 @@ def test_text_is_cut_at_paragraphs_and_stays_exact(tmp_path):
         assert all(len(part) <= 2000 or "\n\n" not in part.strip("\r\n\t ") for part in texts)
 
 
-def test_text_that_is_none_is_named(tmp_path):
+def test_text_that_is_none_is_named(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     path.write_bytes(b"good\n\n  \xff bad\n")
     assert faults(files.read_documents, path) == [
@@ -378,7 +382,7 @@ def test_text_that_is_none_is_named(tmp_path):
     assert faults(files.read_documents, path) == [": empty: expected some text"]
 
 
-def test_digest_changes_with_contents_and_names(tmp_path):
+def test_digest_changes_with_contents_and_names(tmp_path: Path) -> None:
     assert files.digest(lines(tmp_path, name="none.jsonl")) == (
         "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
     )
@@ -396,7 +400,7 @@ def test_digest_changes_with_contents_and_names(tmp_path):
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="needs ../shared/data")
-def test_real_files_are_read_whole():
+def test_real_files_are_read_whole() -> None:
     conversations = files.read_conversations(SHARED / "instruct/alpaca_5000.jsonl")
     assert len(conversations) == 4998
     assert conversations[1].answer == "E, G, B"
@@ -413,7 +417,7 @@ def test_real_files_are_read_whole():
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="needs ../shared/data")
-def test_real_comparisons_with_roles_out_of_order_are_named_and_can_be_skipped():
+def test_real_comparisons_with_roles_out_of_order_are_named_and_can_be_skipped() -> None:
     path = SHARED / "preferences/hh_harmless.jsonl"
     skipped: list[Fault] = []
     assert len(files.read_comparisons(path, skipped)) == 1496
@@ -454,7 +458,9 @@ def strange_files(folder: Path) -> dict[str, Path]:
     ("folder", "is a folder: expected a file"), ("socket", "is a socket: expected a file"),
     ("circle", "cannot be read: Too many levels of symbolic links"),
 ])
-def test_what_is_no_file_is_refused_without_being_opened(tmp_path, monkeypatch, suffix, name, message):
+def test_what_is_no_file_is_refused_without_being_opened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str, name: str, message: str
+) -> None:
     monkeypatch.chdir(tmp_path)
     path = strange_files(tmp_path)[name].rename(tmp_path / f"{name}{suffix}")
     if name == "circle":
@@ -486,7 +492,7 @@ def test_what_is_no_file_is_refused_without_being_opened(tmp_path, monkeypatch, 
     ('\ufeff{"prompt": "a"}', "invalid JSON at column 1: Unexpected UTF-8 BOM (decode using utf-8-sig); "
      "expected one whole object on each line"),
 ])
-def test_json_that_could_be_misread_is_named_with_its_line_and_field(tmp_path, row, message):
+def test_json_that_could_be_misread_is_named_with_its_line_and_field(tmp_path: Path, row: str, message: str) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text('{"prompt": "good"}\n' + row + "\n", encoding="utf-8")
     assert faults(files.read_prompts, path) == [f":2: {message}"]
@@ -496,7 +502,7 @@ def test_json_that_could_be_misread_is_named_with_its_line_and_field(tmp_path, r
 
 
 @pytest.mark.attack("data files")
-def test_a_line_without_an_end_is_not_read_to_its_end(tmp_path, monkeypatch):
+def test_a_line_without_an_end_is_not_read_to_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(files, "LINE", 1 << 20)
     path = tmp_path / "rows.jsonl"
     path.write_bytes(b'{"prompt": "a"}\n{"prompt": "')
@@ -506,7 +512,7 @@ def test_a_line_without_an_end_is_not_read_to_its_end(tmp_path, monkeypatch):
 
 
 @pytest.mark.attack("data files")
-def test_texts_in_parquet_that_are_not_utf8_are_named(tmp_path):
+def test_texts_in_parquet_that_are_not_utf8_are_named(tmp_path: Path) -> None:
     pyarrow = pytest.importorskip("pyarrow")
     parquet = pytest.importorskip("pyarrow.parquet")
     path = tmp_path / "rows.parquet"
@@ -518,7 +524,7 @@ def test_texts_in_parquet_that_are_not_utf8_are_named(tmp_path):
 
 
 @pytest.mark.attack("data files")
-def test_a_column_of_parquet_that_stands_twice_is_named(tmp_path):
+def test_a_column_of_parquet_that_stands_twice_is_named(tmp_path: Path) -> None:
     pyarrow = pytest.importorskip("pyarrow")
     parquet = pytest.importorskip("pyarrow.parquet")
     path = tmp_path / "rows.parquet"
@@ -526,14 +532,14 @@ def test_a_column_of_parquet_that_stands_twice_is_named(tmp_path):
     assert faults(files.read_prompts, path) == [": prompt: stands twice: each column needs a name of its own"]
 
 
-READERS = [
+READERS: list[Callable[..., list[Any]]] = [
     files.read_documents, files.read_conversations, files.read_prompts, files.read_comparisons, files.read_ratings,
     files.read_thumbs, files.read_verdicts,
 ]
 
 
 @pytest.mark.attack("data files")
-def test_no_line_does_more_than_be_refused(tmp_path):
+def test_no_line_does_more_than_be_refused(tmp_path: Path) -> None:
     rng = random.Random(1)
     good = [
         '{"text": "a"}', '{"prompt": "a", "completion": "b"}', '{"prompt": "a", "chosen": "b", "rejected": "c"}',
@@ -567,7 +573,7 @@ def test_no_line_does_more_than_be_refused(tmp_path):
 
 
 @pytest.mark.attack("data files")
-def test_damaged_parquet_is_read_or_refused(tmp_path):
+def test_damaged_parquet_is_read_or_refused(tmp_path: Path) -> None:
     pyarrow = pytest.importorskip("pyarrow")
     parquet = pytest.importorskip("pyarrow.parquet")
     rng = random.Random(1)

@@ -134,10 +134,10 @@ def test_the_distance_is_the_policies_own_at_any_decoding(
         found = answer(context(folder), Answering(), candidate, policy_folder, data, decoding, decoding)
         policies = [Policy.open(each / "model") for each in (candidate, policy_folder)]
         own = policies[0].write(PROMPTS, replace(plain, seed=10_011))
-        assert found["kl"] == pytest.approx(divergence(*policies, own), rel=1e-5)
+        assert found["kl"] == pytest.approx(divergence(policies[0], policies[1], own), rel=1e-5)
     # What was drawn at a low temperature is another distribution's, and tells another distance.
     tempered = policies[0].write(PROMPTS, replace(warm, seed=10_011))
-    assert abs(divergence(*policies, tempered) - found["kl"]) > 0.1 * found["kl"]
+    assert abs(divergence(policies[0], policies[1], tempered) - found["kl"]) > 0.1 * found["kl"]
 
 
 def test_a_model_is_measured_as_deployed_with_the_others_beside_it(

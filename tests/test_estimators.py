@@ -140,7 +140,8 @@ def test_the_penaltys_expected_gradient_is_that_of_the_distance(config: OnPolicy
         there, back = (logprobs.exp() * (logprobs - reference)).sum(), (reference.exp() * (reference - logprobs)).sum()
         (there if direction == "there" else back).backward()
         assert policy.grad is not None
-        return policy.grad
+        gradient: torch.Tensor = policy.grad
+        return gradient
 
     found = penalty_gradient(scores, reference, sampler, config)
     torch.testing.assert_close(found, exact("there"), rtol=0, atol=1e-9)

@@ -1,5 +1,9 @@
 """A model that computes differently packed than alone is refused by its name."""
 
+from __future__ import annotations
+
+from pathlib import Path
+
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, JambaConfig, LlamaConfig, LlamaForCausalLM, MambaConfig
@@ -13,7 +17,7 @@ from triptych.progress import Silent
 
 
 @pytest.fixture
-def folder(tmp_path):
+def folder(tmp_path: Path) -> Path:
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
@@ -23,11 +27,11 @@ def folder(tmp_path):
     return tmp_path
 
 
-def test_an_architecture_that_fits_is_accepted(folder):
+def test_an_architecture_that_fits_is_accepted(folder: Path) -> None:
     parity.prove(folder)
 
 
-def test_one_whose_attention_does_more_is_refused(folder, monkeypatch):
+def test_one_whose_attention_does_more_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plain = packing.scaled_attention
     monkeypatch.setattr(packing, "scaled_attention", lambda *inputs: plain(*inputs) * 0.5)
     with pytest.raises(ModelError, match="LlamaForCausalLM does not compute the same packed as alone"):
@@ -46,7 +50,7 @@ STATEFUL = {
 
 
 @pytest.mark.parametrize("name", STATEFUL)
-def test_a_base_that_carries_a_state_is_refused_by_its_name(name, policy_folder, tmp_path):
+def test_a_base_that_carries_a_state_is_refused_by_its_name(name: str, policy_folder: Path, tmp_path: Path) -> None:
     tokenizer = load_tokenizer(policy_folder / "model")
     torch.manual_seed(0)
     special = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id}

@@ -55,7 +55,7 @@ def computed(runs: Path, *overrides: str, methods: Sequence[str] = METHODS) -> R
 
 def is_of(folder: Path, method: str) -> bool:
     config = json.loads((folder / "manifest.json").read_text())["config"]
-    return config.get("method", method) == method
+    return bool(config.get("method", method) == method)
 
 
 def machine() -> str:

@@ -67,6 +67,16 @@ def write(name: str, content: str | bytes) -> Spoil:
     return lambda folder: (folder / name).write_bytes(content.encode() if isinstance(content, str) else content)
 
 
+def further_down(folder: Path) -> None:
+    (folder / "x").mkdir()
+    os.mkfifo(folder / "x" / "y")
+
+
+def in_a_circle(folder: Path) -> None:
+    (folder / "a.json").symlink_to("b.json")
+    (folder / "b.json").symlink_to("a.json")
+
+
 def instead(name: str, make: Callable[[Path], object]) -> Spoil:
     def spoil(folder: Path) -> None:
         (folder / name).unlink(missing_ok=True)
@@ -157,7 +167,7 @@ REFUSED: dict[str, tuple[Spoil, tuple[str, ...]]] = {
     "a FIFO for the weights": (instead("model.safetensors", os.mkfifo), ("model.safetensors: is a FIFO",)),
     "a FIFO for the template": (instead("chat_template.jinja", os.mkfifo), ("chat_template.jinja: is a FIFO",)),
     "a FIFO further down": (
-        lambda folder: ((folder / "x").mkdir(), os.mkfifo(folder / "x" / "y")), ("is a FIFO",)
+        further_down, ("is a FIFO",)
     ),
     "a socket": (instead("tokenizer.json", listen), ("tokenizer.json: is a socket",)),
     "a link to a device": (
@@ -168,7 +178,7 @@ REFUSED: dict[str, tuple[Spoil, tuple[str, ...]]] = {
         instead("config.json", lambda path: path.symlink_to(path.name)), ("config.json",)
     ),
     "two links to each other": (
-        lambda folder: ((folder / "a.json").symlink_to("b.json"), (folder / "b.json").symlink_to("a.json")),
+        in_a_circle,
         ("a.json: is a link that leads nowhere, or in a circle",),
     ),
     "a link to nothing": (instead("x", lambda path: path.symlink_to("y")), ("leads nowhere",)),

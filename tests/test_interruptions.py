@@ -9,7 +9,7 @@ import random
 import struct
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -54,7 +54,7 @@ def durations(run: Path) -> dict[str, float]:
 
 @pytest.mark.attack("kill -9")
 def test_a_kill_in_every_stage_changes_no_byte(
-    whole: Path, attempts: Attempts, tmp_path: Path, record_property: pytest.RecordProperty
+    whole: Path, attempts: Attempts, tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:
     ranks = int(whole.parent.name.split("-")[1][0])
     seconds, draw = durations(whole), random.Random(ranks)
@@ -78,7 +78,7 @@ def test_a_kill_in_every_stage_changes_no_byte(
 
 @pytest.mark.attack("kill -9")
 def test_a_kill_while_a_finished_run_is_run_again_leaves_the_release_whole(
-    whole: Path, attempts: Attempts, record_property: pytest.RecordProperty
+    whole: Path, attempts: Attempts, record_property: Callable[[str, object], None]
 ) -> None:
     ranks = int(whole.parent.name.split("-")[1][0])
     written, kills = contents(whole / "release"), 0
@@ -131,7 +131,7 @@ def cut_power(place: Path) -> None:
 
 @pytest.mark.attack("power loss")
 def test_what_a_run_says_is_done_is_there_after_a_power_cut(
-    alone: Path, attempts: Attempts, tmp_path: Path, record_property: pytest.RecordProperty
+    alone: Path, attempts: Attempts, tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:
     image, runs = tmp_path / "image", tmp_path / "runs"
     with open(image, "wb") as file:
@@ -168,7 +168,7 @@ def test_what_a_run_says_is_done_is_there_after_a_power_cut(
 
 @pytest.mark.attack("full disk")
 def test_a_disk_that_fills_up_anywhere_is_said_and_the_run_goes_on_when_there_is_room(
-    alone: Path, attempts: Attempts, tmp_path: Path, record_property: pytest.RecordProperty
+    alone: Path, attempts: Attempts, tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:
     runs = tmp_path / "runs"
     needed = sum(path.stat().st_size for path in alone.rglob("*") if path.is_file())

@@ -70,7 +70,8 @@ def text(content: str) -> dict[str, Any]:
 
 def likely(**probabilities: float) -> dict[str, Any]:
     """A completion whose first token has these probabilities."""
-    tops = [{"token": f" {name.strip('_')}", "logprob": math.log(p)} for name, p in probabilities.items()]
+    tops: list[dict[str, Any]] = [{"token": f" {name.strip('_')}", "logprob": math.log(p)}
+                                  for name, p in probabilities.items()]
     best = max(tops, key=lambda top: top["logprob"])
     return {"choices": [{"message": {"content": best["token"]},
                          "logprobs": {"content": [{**best, "top_logprobs": tops}]}}]}
@@ -93,7 +94,10 @@ def test_a_reply_is_read_from_token_probabilities_and_else_from_its_text() -> No
     assert replies_in(text("Score: 4 of 5"), ["4", "5"]) == {"4": 1.0, "5": 0.0}
     assert replies_in(text("14"), ["4"]) is None
     assert replies_in(text("B, clearly"), ["A", "B"]) == {"A": 0.0, "B": 1.0}
-    for broken in ({}, {"choices": []}, text(""), {"choices": [{"message": None}]}, {"choices": "no"}):
+    strange: list[dict[str, Any]] = [
+        {}, {"choices": []}, text(""), {"choices": [{"message": None}]}, {"choices": "no"}
+    ]
+    for broken in strange:
         assert replies_in(broken, ["A", "B"]) is None
 
 
@@ -147,7 +151,7 @@ def test_what_may_pass_is_tried_again_and_what_will_not_is_not(server: Server) -
 
 
 def test_a_server_without_log_probabilities_is_asked_for_text(server: Server) -> None:
-    refused = (400, {"error": "logprobs: unknown"}, {})
+    refused: tuple[int, Any, dict[str, str]] = (400, {"error": "logprobs: unknown"}, {})
     server.reply = lambda body: refused if "logprobs" in body else (200, text("3"), {})
     judge = judge_at(server, parallel=1)
     assert judge.score([said("a"), said("b")]) == [0.5, 0.5]
@@ -218,6 +222,7 @@ def test_a_local_model_gives_the_softmax_over_the_choices_next_tokens(policy_fol
         )
         logits = model(torch.tensor([tokens])).logits[0, -1]
         firsts = [tokenizer(choice, add_special_tokens=False)["input_ids"][0] for choice in ("1", "2", "3")]
+        assert replies is not None
         assert list(replies.values()) == pytest.approx(torch.softmax(logits[firsts], -1).tolist(), abs=0.01)
 
 

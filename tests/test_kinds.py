@@ -5,8 +5,10 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -46,6 +48,7 @@ def test_the_squared_error_leaves_out_what_is_missing() -> None:
     errors = squared_error(predicted, torch.tensor([[0.0, 4.0], [1.0, nan], [nan, 1.0]]))
     assert errors.tolist() == [(1 + 4) / 2, 4.0, 0.0]
     errors.sum().backward()
+    assert predicted.grad is not None
     assert predicted.grad.tolist() == [[1.0, -2.0], [4.0, 0.0], [0.0, 0.0]]
 
 
@@ -98,7 +101,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
         return f"a {'cat' if cat else 'mat'} saw a {'dog' if dog else 'mat'}", cat, dog
 
     for share, count in (("train", 240), ("heldout", 20)):
-        ratings, compared = [], []
+        ratings: list[Rating] = []
+        compared: list[Comparison] = []
         for prompt in prompts(count):
             prompt = Prompt(user(f"{'reward' if share == 'train' else share} {prompt.messages[0].content}"))
             (one, cat, dog), (two, other_cat, other_dog) = answer(), answer()
@@ -115,7 +119,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-FAST = {"epochs": 6, "batch_pairs": 8, "learning_rate": 3e-3}
+FAST: dict[str, Any] = {"epochs": 6, "batch_pairs": 8, "learning_rate": 3e-3}
 CAT, DOG, NEITHER = "a cat saw a mat", "a mat saw a dog", "a mat saw a mat"
 
 
@@ -251,7 +255,7 @@ def test_a_mixtures_parts_that_score_no_prompt_are_left_out() -> None:
     class Constant:
         name = identity = "constant"
 
-        def score(self, conversations: list[Conversation]) -> list[float]:
+        def score(self, conversations: Sequence[Conversation]) -> list[float]:
             return [1.0] * len(conversations)
 
     parts = [Part(name="a", weight=3), Part(name="b", weight=1, tasks=("t",))]
@@ -296,7 +300,8 @@ def test_which_differences_of_scores_are_log_odds(
     assert log_odds(open_reward(given.output)) is None
     compared = read_comparisons(data / "comparisons_train.jsonl")[:16]
     write(tmp_path / "comparisons_train.jsonl", [dataclasses.replace(row, margin=1.0) for row in compared])
-    for margin, known in (("data", False), ("none", True)):
+    margins: list[tuple[Literal["data", "none"], bool]] = [("data", False), ("none", True)]
+    for margin, known in margins:
         context = desk_at(tmp_path / margin)
         train_reward(context, PairwiseReward(epochs=1, margin=margin), policy_folder, tmp_path)
         assert (log_odds(open_reward(context.output)) is not None) == known

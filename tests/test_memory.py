@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -49,7 +50,8 @@ def test_computing_again_gives_the_same_gradients(family: str) -> None:
         batches = [pack_answers(GROUPS), pack_answers(GROUPS[:1])]
         hook = register_optimizer_step_pre_hook(lambda *_, note=note: note())
         optimization = Optimization(learning_rate=1e-3, max_grad_norm=1e9, activation_checkpointing=recompute)
-        train(model, 1, lambda _, b=batches: Step(b, 7.0), loss, optimization, checkpoint=None, progress=Silent())
+        step = Step(batches, 7.0)
+        train(model, 1, partial(lambda step, _: step, step), loss, optimization, checkpoint=None, progress=Silent())
         hook.remove()
         gradients.append(found | {"kept": sum(kept)})
     plain, again = gradients

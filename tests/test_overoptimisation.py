@@ -28,7 +28,7 @@ def test_a_curve_is_found_again(best_of_n: bool) -> None:
 
     found = fitted(KLS, everywhere([score(kl) for kl in KLS]), [0.3] * 8, best_of_n=best_of_n)
     assert found is not None
-    assert (found.alpha, found.beta) == (pytest.approx(0.4), pytest.approx(0.1))
+    assert (found.alpha, found.beta) == pytest.approx((0.4, 0.1))
     assert found.residual == pytest.approx(0, abs=1e-9)
     # d = α/(2β) = 2; exp(α/β − 1) = exp(3) lies behind the last point, d = 4, and is not told
     assert found.peak == (pytest.approx(4.0) if best_of_n else None)
@@ -89,7 +89,7 @@ def test_a_curve_that_only_rises_has_no_peak_and_few_points_no_curve() -> None:
 
 
 def ran(
-    scratch: Path, keep: str, scores: list[float], limits: Limits = UNLIMITED, **numbers: list[float]
+    scratch: Path, keep: str, scores: list[float], limits: Limits = UNLIMITED, **numbers: Any
 ) -> PolicyCheckpoints:
     """The judge's score at the reference, then at steps 2, 4 and 6; what step 2 was is gone."""
     (scratch / "policy-4.pt").touch()
@@ -140,7 +140,7 @@ def test_the_rewards_best_is_kept_where_no_judge_may_watch(tmp_path: Path) -> No
         ({"cut": [0.0, 0.6, 0.5, 0.6]}, "57% of the answers were cut at max_tokens in the last steps, 60% in the"),
     ],
 )
-def test_other_limits_are_named(tmp_path: Path, numbers: dict[str, list[float]], words: str) -> None:
+def test_other_limits_are_named(tmp_path: Path, numbers: dict[str, Any], words: str) -> None:
     (alarm,) = ran(tmp_path, "best", [0.5, 0.6, 0.7, 0.8], **numbers).alarms()
     assert alarm.startswith(words)
 

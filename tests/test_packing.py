@@ -38,7 +38,9 @@ def assert_equal_gradients(mine: torch.nn.Module, theirs: torch.nn.Module, toler
     expected = dict(theirs.named_parameters())
     for name, weight in mine.named_parameters():
         assert weight.grad is not None, name
-        scale = float(expected[name].grad.abs().max())
+        wanted = expected[name].grad
+        assert wanted is not None, name
+        scale = float(wanted.abs().max())
         assert scale > 0, name
         torch.testing.assert_close(weight.grad, expected[name].grad, rtol=0, atol=tolerance * scale, msg=name)
 
@@ -75,7 +77,8 @@ def test_hidden_states_agree_to_the_last_digits_of_float64(family: str) -> None:
 
     def alone(*parts: list[int]) -> Tensor:
         tokens = torch.tensor([[token for part in parts for token in part]])
-        return plain.base_model(tokens, use_cache=False).last_hidden_state[0]
+        states: Tensor = plain.base_model(tokens, use_cache=False).last_hidden_state[0]
+        return states
 
     expected = torch.cat([alone(a), alone(a, b)[len(a) :], alone(a, c)[len(a) :], alone(a, b, d)[len(a + b) :]])
     # Soft caps are compared with an attention that takes its softmax in float32.

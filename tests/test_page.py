@@ -82,7 +82,7 @@ def test_a_question_that_was_left_is_shown_again(
     sources: tuple[Panel, Labels], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = 0.0
-    monkeypatch.setattr(page.time, "monotonic", lambda: now)
+    monkeypatch.setattr("triptych.people.page.time.monotonic", lambda: now)
     deal = Deal(sources[1:])
     first = asked(deal)["question"]
     now = page.LEASE - 1

@@ -121,7 +121,7 @@ def test_watch_goes_on_when_people_have_decided(tmp_path: Path, monkeypatch: pyt
         (tmp_path / "verdicts.jsonl").touch()
 
     monkeypatch.setattr(commands, "_carry_out", carried_out)
-    monkeypatch.setattr(commands.time, "sleep", sleep)
+    monkeypatch.setattr("triptych.cli.cycle.time.sleep", sleep)
     ended = CliRunner().invoke(app, [
         "watch", str(tmp_path / "recipe.yaml"), "--runs", str(tmp_path / "runs"), "--rounds", "1", "--every", "0.1",
     ])
@@ -142,7 +142,7 @@ def test_a_run_waits_at_its_gate_and_goes_on_to_what_people_decided(tmp_path: Pa
     assert waits.exit_code == 1
     found = re.search(r"round-1/gate waits for people: (\d+) of \1 questions are open", waits.stderr)
     assert found, waits.stderr
-    questions = (runs / "tiny" / "gate-questions.jsonl").read_text(encoding="utf-8").splitlines()
+    questions = list(Panel(runs / "tiny" / "gate-questions.jsonl", tmp_path / "verdicts.jsonl").all.values())
     assert len(questions) == int(found[1])
     assert (runs / "tiny" / "report.html").exists()
 

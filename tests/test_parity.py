@@ -37,7 +37,7 @@ datasets = pytest.importorskip("datasets")
 
 LOSS = 1e-5
 """Largest difference of the losses, relative."""
-WEIGHTS = {"rtol": 1e-5, "atol": 2e-6}
+WEIGHTS: dict[str, Any] = {"rtol": 1e-5, "atol": 2e-6}
 """Largest difference of the weights after the update, each of which moved by up to a learning rate of 1e-3."""
 RATE, DECAY, BETAS = 1e-3, 0.1, (0.9, 0.95)
 OURS: dict[str, Any] = {
@@ -269,12 +269,13 @@ def test_a_second_update_on_the_same_answers_equals_trls(start: Path, tmp_path: 
     groups = [[replace(each, finished=True) for each in group] for group in some_answers(tokenizer)]
     written = iter(Policy(model, tokenizer).logprobs(groups))
     groups = [[replace(each, logprobs=tuple(next(written).tolist())) for each in group] for group in groups]
-    kind, options, theirs = {
+    cases: dict[str, tuple[Any, dict[str, Any], dict[str, Any]]] = {
         "grpo": (grpo, {}, {"loss_type": "dapo", "epsilon": 0.1, "epsilon_high": 0.2}),
         "cispo": (grpo, {"objective": "cispo"}, {"loss_type": "cispo", "epsilon": 0.1, "epsilon_high": 1.2}),
         "gspo": (gspo, {}, {"loss_type": "grpo", "importance_sampling_level": "sequence", "epsilon": 0.1,
                             "epsilon_high": 0.2}),
-    }[name]
+    }
+    kind, options, theirs = cases[name]
     config: Any = (gspo.Gspo if kind is gspo else grpo.Grpo)(
         group_size=3, kl_coefficient=0.2, kl_estimator="k3", updates_per_rollout=2, ratio_clip=0.1, clip_higher=0.2,
         importance_cap=None, micro_batch=64, **options, **OURS,

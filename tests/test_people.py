@@ -24,6 +24,7 @@ from triptych.cli import app
 from triptych.data import growing
 from triptych.data.files import (
     json_line,
+    parse_lines,
     parse_verdict,
     read_comparisons,
     read_verdicts,
@@ -269,7 +270,7 @@ def test_a_file_that_grows_is_known_as_one_that_is_read_anew(tmp_path: Path, see
 def test_only_what_was_added_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "verdicts.jsonl"
     path.write_bytes(b"".join(map(line, range(300))))
-    known, parse = verdicts(path), growing.parse_lines
+    known, parse = verdicts(path), parse_lines
     assert len(known.look()) == 300
     parsed: list[int] = []
 

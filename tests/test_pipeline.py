@@ -257,12 +257,14 @@ def test_a_damaged_artifact_is_named_with_the_way_out(tmp_path: Path, name: str)
     assert words(tmp_path).digest == artifact.digest
 
 
-def test_what_the_ledger_does_not_know_is_taken_with_a_word_and_known_from_then_on(tmp_path: Path) -> None:
+def test_what_the_ledger_does_not_know_is_taken_with_a_word_and_known_from_then_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     artifact = words(tmp_path)
     (tmp_path / "ledger.jsonl").unlink()
     said: list[str] = []
     again = runner(tmp_path)
-    again.progress.say = said.append  # type: ignore[method-assign]
+    monkeypatch.setattr(again.progress, "say", said.append)
     again.run(Stage("words", write_words, Words()))
     assert said == [f"{tmp_path / 'ledger.jsonl'} does not know words; it is taken as it is"]
     edited('"length": 5', '"length": 6')(artifact.folder / "manifest.json")
@@ -280,7 +282,12 @@ def test_what_is_changed_while_the_run_goes_on_is_found_before_it_leaves(tmp_pat
 
 def test_a_file_is_hashed_once_in_a_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     hashed: list[str] = []
-    monkeypatch.setattr(storage, "sha256", lambda path: hashed.append(path.name) or sha256(path))
+
+    def counted(path: Path) -> str:
+        hashed.append(path.name)
+        return sha256(path)
+
+    monkeypatch.setattr(storage, "sha256", counted)
     for _ in range(3):
         assert words(tmp_path).damage() is None
     assert sorted(hashed) == ["manifest.json", "words.txt"]
@@ -486,7 +493,12 @@ def test_data_beside_a_module_is_part_of_its_version(modules: Callable[..., str]
 
 def test_a_judges_questions_are_part_of_what_it_scores(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[str] = []
-    monkeypatch.setattr(fingerprints, "sha256", lambda path: seen.append(path.name) or path.name)
+
+    def counted(path: Path) -> str:
+        seen.append(path.name)
+        return sha256(path)
+
+    monkeypatch.setattr(fingerprints, "sha256", counted)
     Sources().version("triptych.reward.judge")
     assert sorted(seen) == ["compare.jinja", "score.jinja"]
 

@@ -87,12 +87,13 @@ def write_data(folder: Path) -> None:
         for prompt, answer in zip(asked, answers, strict=True)
     ]
     thumbs = [Thumb(row.prompt, row.answer, place % 3 > 0) for place, row in enumerate(conversations)]
-    for name, rows in {
+    files: dict[str, Sequence[Any]] = {
         "thumbs": thumbs,
         "ratings_train": ratings[:23], "ratings_heldout": ratings[23:30], "comparisons_heldout": pairs[19:25],
         "demonstrations": conversations, "demonstrations_heldout": conversations[:7], "comparisons_train": pairs[:19],
         "prompts_improve": asked, "prompts_validation": asked[:8], "text": documents, "text_heldout": documents[:5],
-    }.items():
+    }
+    for name, rows in files.items():
         write(folder / f"{name}.jsonl", rows)
 
 

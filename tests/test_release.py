@@ -9,6 +9,7 @@ import subprocess
 import sys
 import warnings
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -399,7 +400,7 @@ def test_verify_names_a_missing_seal_and_folder(made: Path) -> None:
 
 
 def test_a_family_is_three_models_with_one_tokenizer(tmp_path: Path, trained: dict[Role, Path]) -> None:
-    two = {role: path for role, path in trained.items() if role != "reward"}
+    two: dict[Any, Path] = {role: path for role, path in trained.items() if role != "reward"}
     with pytest.raises(ReleaseError, match="there is no reward"):
         release(tmp_path / "two", two)
 

@@ -1,5 +1,9 @@
 """A reward model's training sees a prompt and each answer once, and the same loss as one pair at a time."""
 
+from __future__ import annotations
+
+from collections.abc import Sequence
+
 import torch
 from transformers import LlamaConfig, LlamaForSequenceClassification
 
@@ -10,7 +14,9 @@ from triptych.reward.losses import bradley_terry
 from triptych.reward.training import _grouped, _packed
 
 
-def row(prompt, chosen, rejected, margin=None):
+def row(
+    prompt: Sequence[int], chosen: Sequence[int], rejected: Sequence[int], margin: float | None = None
+) -> TokenizedComparison:
     return TokenizedComparison(tuple(prompt), tuple(chosen), tuple(rejected), margin)
 
 
@@ -22,14 +28,14 @@ ROWS = [
 ]
 
 
-def test_a_prompts_comparisons_are_one_group_with_each_answer_once():
+def test_a_prompts_comparisons_are_one_group_with_each_answer_once() -> None:
     groups = _grouped(ROWS, range(1, len(ROWS) + 1))
     assert [len(group.rows) for group in groups] == [3, 1]
     assert groups[0].answers == [(4, 5), (6,), (14, 15, 16)]
     assert groups[0].tokens == 3 + 2 + 1 + 3
 
 
-def test_the_grouped_loss_is_that_of_each_pair_alone():
+def test_the_grouped_loss_is_that_of_each_pair_alone() -> None:
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=32, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,

@@ -17,7 +17,7 @@ from pydantic import TypeAdapter
 from triptych.errors import RewardError
 from triptych.records import Conversation, Prompt, user
 from triptych.reward import sandbox
-from triptych.reward.rules import AnyRule
+from triptych.reward.rules import UnitTests
 from triptych.reward.sandbox import Confinement, confinement, run_tests
 
 needs_bwrap = pytest.mark.skipif(not confinement().whole, reason=f"the sandbox is not whole: {confinement()}")
@@ -31,10 +31,10 @@ def outcome(code: str, tests: str = "", seconds: float = 20.0, **more: Any) -> s
 
 
 def test_the_rule_runs_the_last_fenced_block() -> None:
-    rule = TypeAdapter(AnyRule).validate_python({"rule": "tests", "seconds": 20, "unconfined": True})
+    rule: UnitTests = TypeAdapter(UnitTests).validate_python({"rule": "tests", "seconds": 20, "unconfined": True})
 
     def value(answer: str, tests: str) -> float:
-        return rule.value(Conversation(Prompt(user("?"), tests), answer))  # type: ignore[no-any-return, union-attr]
+        return rule.value(Conversation(Prompt(user("?"), tests), answer))
 
     answer = "So:\n```python\ndef double(x):\n    return 2 * x\n```\nThat is all."
     assert value(answer, "assert double(4) == 8") == 1

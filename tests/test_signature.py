@@ -214,8 +214,8 @@ def test_what_was_signed_with_files_left_out_does_not_hold(signed: tuple[Path, P
 
 def test_the_standard_s_own_program_verifies_it(signed: tuple[Path, Path]) -> None:
     made, key = signed
-    command = [sys.executable, "-m", "model_signing", "verify", "key", "--signature", made / "model.sig",
-               "--public_key", key, "--no-ignore-git-paths", made]
+    command = [sys.executable, "-m", "model_signing", "verify", "key", "--signature", str(made / "model.sig"),
+               "--public_key", str(key), "--no-ignore-git-paths", str(made)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub import snapshot_download
 from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -136,7 +137,7 @@ def hub_cache(root: Path) -> Path:
 
 def test_a_hub_name_is_read_from_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cache = hub_cache(tmp_path / "hub")
-    download = source.snapshot_download
+    download = snapshot_download
     monkeypatch.setattr(
         source,
         "snapshot_download",

@@ -213,7 +213,7 @@ def taken_in(folder: Path, rows: dict[str, list[dict[str, Any]]], **settings: An
         sources[f"{kind}.jsonl"] = path = folder / f"{kind}.jsonl"
         path.write_text("".join(json.dumps(row) + "\n" for row in content))
     context = desk_at(folder / "out")
-    names = {kind: (f"{kind}.jsonl",) for kind in rows}
+    names: dict[str, Any] = {kind: (f"{kind}.jsonl",) for kind in rows}
     metrics = take_in(context, Intake(**names, **settings), sources)
     assert isinstance(context.progress, Listening)
     return metrics, context.progress.said
@@ -320,9 +320,10 @@ def test_what_comes_later_goes_where_its_prompt_is(tmp_path: Path) -> None:
         write(data / f"comparisons_{name}.jsonl", rows)
     for name, ratings in (("train", rated[:20]), ("heldout", rated[20:])):
         write(data / f"ratings_{name}.jsonl", ratings)
+    known: list[Comparison | Rating] = [*compared, *rated]
     new = [
         Comparison(Prompt(user(varied(row.prompt.messages[0].content, place))), "new", "y")
-        for row in (*compared, *rated) for place in (1, 2)
+        for row in known for place in (1, 2)
     ]
     found = accumulate(desk_at(tmp_path / "out", seed=7), new, 0.5, data, data)
     assert shared({**stored(data, "ratings_train", "ratings_heldout"), **found}) == {}

@@ -23,7 +23,7 @@ from triptych.engine.training import Curve, Loss, Optimization, Step, shuffled, 
 from triptych.errors import TrainingError
 from triptych.progress import Silent
 
-ROWS = [([], [some_tokens(4 + 3 * (i % 5), i)]) for i in range(24)]
+ROWS: list[tuple[list[int], list[list[int]]]] = [([], [some_tokens(4 + 3 * (i % 5), i)]) for i in range(24)]
 STEPS = 8
 
 

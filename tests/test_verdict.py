@@ -96,11 +96,12 @@ def test_where_instruct_is_kept_nothing_is_better() -> None:
 
 
 def reached(**changes: Any) -> Verdict:
-    return Verdict(**({
+    values: dict[str, Any] = {
         "better": True, "rival": "greedy Instruct", "gain": 0.2, "gain_interval": (0.1, 0.3), "win_rate": 0.7,
         "win_rate_interval": (0.6, 0.8), "equal_length": 0.65, "equal_length_interval": (0.55, 0.7),
         "gain_at_temperature_1": 0.3, "gain_at_temperature_1_interval": (0.2, 0.4), "baselines": [], "missed": [],
-    } | changes))
+    }
+    return Verdict(**values | changes)
 
 
 GOALS = Goals(gain=0.15, gain_at_temperature_1=0.25, equal_length=0.6)

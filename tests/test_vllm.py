@@ -51,7 +51,12 @@ class Engine:
 def engines(monkeypatch: pytest.MonkeyPatch) -> list[Engine]:
     made: list[Engine] = []
     module = ModuleType("vllm")
-    module.LLM = lambda **settings: made.append(Engine(settings)) or made[-1]  # type: ignore[attr-defined]
+
+    def start(**settings: Any) -> Engine:
+        made.append(Engine(settings))
+        return made[-1]
+
+    module.LLM = start  # type: ignore[attr-defined]
     module.SamplingParams = SimpleNamespace  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "vllm", module)
     monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "0")

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import ast
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
-from triptych.data.folder import HELD_OUT, AuditedOn, DataFolder, PromptSplit, TrainedOn
+from triptych.data.folder import HELD_OUT, AuditedOn, DataFolder, PromptSplit, RecordFile, TrainedOn
 from triptych.data.separation import COMPARED, OTHERS, PROVING, RATED
 from triptych.records import Comparison, Document, Prompt, user
 
@@ -16,7 +16,9 @@ TREES = {path.relative_to(PACKAGE).as_posix(): ast.parse(path.read_bytes()) for 
 
 def data_files() -> set[str]:
     data = DataFolder(Path())
-    files = [data.text("train"), data.text("heldout"), data.demonstrations("train"), data.demonstrations("heldout")]
+    files: list[RecordFile[Any]] = [
+        make(split) for make in (data.text, data.demonstrations) for split in ("train", "heldout")
+    ]
     splits = (*get_args(TrainedOn), *get_args(AuditedOn))
     return {
         file.path.name

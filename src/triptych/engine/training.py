@@ -208,7 +208,7 @@ def _accumulate(
         with autocast():
             total, numbers = distributed.forward(model, parts, batch)
         # Gradients are averaged over the ranks, where their sum is wanted.
-        (total / step.weight * (distributed.world_size() * counted)).backward()  # type: ignore[no-untyped-call]
+        (total / step.weight * (distributed.world_size() * counted)).backward()
         for name, value in {"loss": total, **numbers}.items():
             totals[name] = totals.get(name, 0.0) + (float(value.detach()) / step.weight if counted else 0.0)
     totals = dict(zip(totals, distributed.all_reduce(list(totals.values())), strict=True))
