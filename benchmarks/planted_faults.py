@@ -92,14 +92,14 @@ class Trials:
         improved = improve(desks[0], config, self.bench.start, self.data, reward=reward, judge=judge)
         candidate, gate = desks[0].output, self.recipe.gate
         own = self.recipe.decoding.at(
-            choose(desks[1], self.recipe.decoding, candidate, self.data, judge)["temperature"]
+            choose(desks[1], self.recipe.decoding, candidate, self.data, judge).temperature
         )
         measured = answer(desks[2], settings(Answering, gate), candidate, self.bench.start, self.data, own, self.before)
         numbers = decide(desks[3], settings(Gate, gate), desks[2].output, measured, reward, judge)
         wanted = ("decision", "reason", "win_rate", "interval", "kl", "judge_before", "judge_after", "reward_before",
                   "reward_after", "length_before", "length_after")
-        return {"reward": name, "seed": seed, **{key: numbers[key] for key in wanted}, "kept": improved["kept"],
-                "alarms": improved["alarms"]}
+        return {"reward": name, "seed": seed, **{key: getattr(numbers, key) for key in wanted}, "kept": improved.kept,
+                "alarms": list(improved.alarms)}
 
 
 def main() -> None:

@@ -110,7 +110,7 @@ def regression(start: Path, folder: Path, shares: dict[str, Groups], epochs: int
         )
     right = [a > b for a, b in decided(shares["test"], found.totals)]
     return numbers | {"answers": len(rows), "orders pairs rightly": round(sum(right) / len(right), 3),
-                      "weights": {name: round(value, 3) for name, value in metrics["weights"].items()}}
+                      "weights": {name: round(value, 3) for name, value in metrics.weights.items()}}
 
 
 def decided(groups: Groups, totals: list[float]) -> list[tuple[float, float]]:

@@ -84,7 +84,7 @@ def test_fine_tuning_alone_is_the_stage_and_resumes_to_the_same_bits(
     files.write(work / "demonstrations.jsonl", files.read_conversations(made.learnt))
     files.write(work / "demonstrations_heldout.jsonl", files.read_conversations(made.heldout))
     context = StageContext(work / "output", work, Silent(), 0, 60.0)
-    assert finetune(context, Finetuning.model_validate(SFT), policy_folder, work) == made.metrics
+    assert finetune(context, Finetuning.model_validate(SFT), policy_folder, work) == made.result
     digest = sha256(made.model / "model.safetensors")
     assert sha256(work / "output" / "model" / "model.safetensors") == digest
     assert len(files.read_conversations(made.learnt)) + len(files.read_conversations(made.heldout)) == len(PROMPTS)
@@ -134,12 +134,12 @@ def test_a_reward_model_is_trained_audited_and_used(policy_folder: Path, folder:
         policy_folder, made.model, folder / "questions.jsonl", tmp_path / "better", progress=Silent(), heldout=0.2,
         learning_rate=1e-3, **ROUND,
     )
-    assert better.metrics["watched_by"] == "reward"
+    assert better.result.watched_by == "reward"
     pairs = triptych.improve(
         policy_folder, Length(), folder / "questions.jsonl", tmp_path / "pairs", method="dpo", pairs="comparisons",
         comparisons=folder / "preferences.jsonl", progress=Silent(), judge=reward, learning_rate=1e-3, **ROUND,
     )
-    assert pairs.metrics["watched_by"] == "judge"
+    assert pairs.result.watched_by == "judge"
     (tmp_path / "thumbs.jsonl").write_text(
         "".join(json.dumps({"prompt": f"Is it {i}?", "completion": "a cat", "label": i > 3}) + "\n" for i in range(8))
     )
@@ -147,14 +147,14 @@ def test_a_reward_model_is_trained_audited_and_used(policy_folder: Path, folder:
         policy_folder, Length(), folder / "questions.jsonl", tmp_path / "liked", method="kto",
         thumbs=tmp_path / "thumbs.jsonl", progress=Silent(), learning_rate=1e-3, **ROUND,
     )
-    assert (liked.metrics["thumbs"], liked.metrics["thumbs_up"]) == (8, 4)
+    assert (liked.result.numbers["thumbs"], liked.result.numbers["thumbs_up"]) == (8, 4)
     decided = triptych.gate(
         policy_folder, better.folder, folder / "questions.jsonl", Length(), output=tmp_path / "gate",
         progress=Silent(), sampling=triptych.Sampling(8),
     )
     rows = [json.loads(line) for line in (tmp_path / "gate" / "scores.jsonl").read_text().splitlines()]
-    assert decided["prompts"] == len(rows) == len(PROMPTS)
-    assert decided["win_rate"] == pytest.approx(sum(row["won"] for row in rows) / len(rows))
+    assert decided.prompts == len(rows) == len(PROMPTS)
+    assert decided.win_rate == pytest.approx(sum(row["won"] for row in rows) / len(rows))
     assert triptych.gate(
         policy_folder, better.folder, folder / "questions.jsonl", Length(), progress=Silent(),
         sampling=triptych.Sampling(8),

@@ -13,12 +13,12 @@ from typer.testing import CliRunner
 
 from triptych.cli import app
 from triptych.cli import cycle as commands
+from triptych.cycle import plan
 from triptych.data.files import json_line, read_comparisons, read_prompts, write
 from triptych.errors import AuditError, DataError, RunError
 from triptych.people.inbox import Arriving, Inbox, add
 from triptych.people.questions import Asking, Labels, ask
 from triptych.pipeline.stage import StageContext
-from triptych.preflight.check import stage_names
 from triptych.progress import Silent
 from triptych.recipe import Recipe, load
 from triptych.records import Comparison, Conversation, Prompt, to_json, user
@@ -127,7 +127,7 @@ def test_what_is_held_out_is_never_trained_on(tmp_path: Path) -> None:
     (tmp_path / "output").mkdir()
     context = StageContext(tmp_path / "output", tmp_path, Silent(), seed=1, checkpoint_seconds=60)
     metrics = add(context, Arriving(heldout=0.3), data, {"labels.jsonl": tmp_path / "new.jsonl"}, earlier)
-    assert (metrics["comparisons"], metrics["removed"]) == (116, 4)
+    assert (metrics.comparisons, metrics.removed) == (116, 4)
     trained, measured, new = (
         [row.prompt.key for row in read_comparisons(context.output / f"comparisons_{name}.jsonl")]
         for name in ("train", "heldout", "heldout_new")
@@ -155,7 +155,7 @@ def test_what_the_reward_is_least_sure_of_is_asked_first(policy_folder: Path, tm
         context = StageContext(tmp_path / name, tmp_path, Silent(), seed=1, checkpoint_seconds=60)
         metrics = ask(context, Asking(prompts=8, answers=3, max_tokens=12), tmp_path, policy_folder, round, reward)
         rows = [json.loads(line) for line in (tmp_path / name / "questions.jsonl").read_text().splitlines()]
-        assert metrics["questions"] == len(rows)
+        assert metrics.questions == len(rows)
         return rows
 
     plain, sorted_rows, later = asked("a", 1, None), asked("b", 1, Lengths()), asked("c", 2, None)
@@ -216,6 +216,6 @@ def test_a_round_starts_when_enough_comparisons_have_arrived(tmp_path: Path) -> 
     for number in (1, 2, 3):  # what each round was asked, and what the next one is
         assert len(list(run.glob(f"artifacts/round-{number}-questions-*"))) == 1
     names = [event["stage"] for event in events if event["event"] in ("finished", "reused")]
-    assert set(names) == set(stage_names(load(recipe, ["improve.rounds=2"])))
+    assert set(names) == {stage.name for stage in plan(load(recipe, ["improve.rounds=2"]))}
     again = CliRunner().invoke(app, watch)
     assert again.exit_code == 0, again.output

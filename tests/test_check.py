@@ -16,13 +16,13 @@ from tokenizers.models import BPE
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from triptych.base.pretraining import Pretraining, architecture
-from triptych.cycle import Family, cycle
+from triptych.cycle import cycle, plan
 from triptych.data import lengths, template
 from triptych.data.files import read_comparisons, read_conversations, read_prompts
 from triptych.engine import models
 from triptych.errors import DataError, RecipeError
-from triptych.pipeline.artifact import Artifact
-from triptych.pipeline.stage import Stage
+from triptych.family import Family
+from triptych.pipeline.runner import Runner
 from triptych.preflight import check
 from triptych.preflight.costs import from_scratch
 from triptych.preflight.memory import Architecture
@@ -95,7 +95,7 @@ def test_a_good_recipe_has_no_problem_and_its_numbers_are_right(tmp_path: Path) 
     assert found.lengths["prompts_improve"].limit == 1024 - 96
     assert [cost.stage for cost in found.costs] == [
         "base", "instruct", "judge", "round-1/reward", "decoding/instruct", "round-1/improve", "round-1/decoding",
-        "round-1/answers", "test"
+        "round-1/answers", "test/base", "test/instruct", "test/round-1",
     ]
     instruct = found.costs[1]
     assert instruct.tokens == pytest.approx(2 * found.lengths["demonstrations"].count * 46, rel=0.2)
@@ -318,23 +318,6 @@ def test_lengths_are_those_that_training_measures(tmp_path: Path) -> None:
         assert all((size > length) == more for size, length in zip(sizes, counted, strict=True))
 
 
-class Rehearsal:
-    """Takes the runner's place: notes each stage's name and makes nothing."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.names: list[str] = []
-        self.progress = Silent()
-
-    def run(self, stage: Stage) -> Artifact:
-        self.names.append(stage.name)
-        folder = self.folder / stage.name
-        folder.mkdir(parents=True)
-        audited = {"verdict": "passed", "reasons": [], "warnings": []}
-        metrics = audited | {"decision": "promoted", "reason": "", "ceiling": None, "temperature": 0.5}
-        return Artifact(stage.name, folder, {"metrics": metrics}, digest=stage.name)
-
-
 def own(folder: Path, rounds: int) -> Recipe:
     return load(write_recipe(folder), [f"improve.rounds={rounds}"])
 
@@ -343,13 +326,21 @@ def quickstart(folder: Path, rounds: int) -> Recipe:
     return load(Path(__file__).parents[1] / "recipes/quickstart.yaml", [f"improve.rounds={rounds}"])
 
 
-@pytest.mark.parametrize("rounds", [0, 1, 3])
 @pytest.mark.parametrize("kind", [own, quickstart])
-def test_stage_names_are_those_of_the_cycle(tmp_path: Path, kind: Any, rounds: int) -> None:
-    recipe = kind(tmp_path, rounds)
-    rehearsal: Any = Rehearsal(tmp_path / "run")
-    cycle(recipe, rehearsal, Family())
-    assert check.stage_names(recipe) == rehearsal.names
+def test_the_plan_names_every_stage_of_the_cycle(tmp_path: Path, kind: Any) -> None:
+    exact = kind is quickstart
+    start = ["data", "base", "instruct", *([] if exact else ["judge", "judge/audit"])]
+    round = ["improve", "decoding", "answers", "gate"]
+    reward = (["feedback"] if exact else []) + ["reward", "audit"]
+
+    def names(rounds: int) -> list[str]:
+        return [stage.name for stage in plan(kind(tmp_path, rounds))]
+
+    tests = ["test/base", "test/instruct"]
+    assert names(0) == [*start, "decoding/instruct", *tests]
+    first = [*(f"round-1/{part}" for part in reward), "decoding/instruct", *(f"round-1/{part}" for part in round)]
+    second = [f"round-2/{part}" for part in ((reward if exact else []) + round)]
+    assert names(2) == [*start, *first, *second, *tests, "test/round-1", "test/round-2"]
 
 
 @pytest.mark.attack("data files")
@@ -377,4 +368,5 @@ def test_a_reference_that_a_rule_cannot_use_is_named_before_the_run(
     assert [problem[: len(wanted[0])] for problem in found] == wanted
     assert message in found[0]
     with pytest.raises(DataError, match=re.escape(wanted[0])):
-        cycle(load(path), None, Family())  # type: ignore[arg-type]  # before anything runs
+        cycle(load(path), Runner(tmp_path / "run", Silent(), 1), Family())  # before anything runs
+    assert not (tmp_path / "run").exists()

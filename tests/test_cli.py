@@ -199,7 +199,7 @@ def made_up(folder: Path) -> Ledger:
     ledger.add("started", "instruct", fingerprint="c" * 64)
     artifact = folder / f"artifacts/base-{'base' * 3}"
     artifact.mkdir(parents=True)
-    (artifact / "manifest.json").write_text(json.dumps({"metrics": {"bits_per_byte": 1.25}}))
+    (artifact / "manifest.json").write_text(json.dumps({"headline": "1.250 bits per byte"}))
     return ledger
 
 
@@ -380,10 +380,11 @@ def test_audit_writes_a_record_and_a_page_and_fails_a_model_that_guesses(release
     assert "failed its audit" in page
     assert "padded on the left" in page
     again = refused("audit", release, "--data", data, "--training", data)
-    assert "every prompt is one of the training comparisons" in again
+    assert "every prompt of --data is one of --training" in again
 
 
 def test_a_failed_audit_stops_unless_the_recipe_allows_it() -> None:
+    from triptych.audit.record import AuditRecord
     from triptych.cycle import require
     from triptych.pipeline.artifact import Artifact
     from triptych.recipe import AuditSection
@@ -394,9 +395,9 @@ def test_a_failed_audit_stops_unless_the_recipe_allows_it() -> None:
         def say(self, text: str) -> None:
             said.append(text)
 
-    def audited(verdict: str, reasons: list[str], warnings: list[str]) -> Artifact:
-        metrics = {"verdict": verdict, "reasons": reasons, "warnings": warnings}
-        return Artifact("round-1/audit", Path(), {"metrics": metrics}, digest="0")
+    def audited(verdict: str, reasons: list[str], warnings: list[str]) -> Artifact[AuditRecord]:
+        record = AuditRecord.model_construct(verdict=verdict, reasons=reasons, warnings=warnings)
+        return Artifact("round-1/audit", Path(), {}, "0", record)
 
     failed = audited("failed", ["too few"], ["length"])
     with pytest.raises(AuditError, match=r"round-1/audit: .*too few.*--allow-failed-audit"):

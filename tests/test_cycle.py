@@ -15,7 +15,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import pytest
 from typer.testing import CliRunner, Result
@@ -242,6 +242,7 @@ def failing_at(
     def fail(*_: object, **__: object) -> None:
         raise error
 
+    fail.__annotations__ = {"return": get_type_hints(getattr(triptych.cycle, work))["return"]}
     monkeypatch.setattr(triptych.cycle, work, fail)
     ended = CliRunner().invoke(app, ["run", str(RECIPE), "--runs", str(runs)])
     return ended, json.loads((runs / "tiny" / "summary.json").read_text())

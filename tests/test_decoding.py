@@ -19,7 +19,7 @@ from triptych.engine.sampling import Sampling
 from triptych.errors import ModelError, RecipeError
 from triptych.evaluate.answers import Answering, answer, answered
 from triptych.evaluate.decoding import Decoding, choose
-from triptych.evaluate.measurement import Measurement, few_shot, measure
+from triptych.evaluate.measurement import Measurement, Measurements, few_shot, measure
 from triptych.pipeline.stage import StageContext
 from triptych.progress import Silent
 from triptych.recipe import load
@@ -101,15 +101,15 @@ def test_the_best_temperature_by_the_chooser_is_taken(policy_folder: Path, data:
         groups = policy.write(PROMPTS, Sampling(12, temperature, seed=1))
         scores = Counting().score([Conversation(each.prompt, each.answer) for (each,) in groups])
         means[temperature] = sum(scores) / len(scores)
-    assert {row["temperature"]: row["score"] for row in found["temperatures"]} == pytest.approx(means)
+    assert {row.temperature: row.score for row in found.temperatures} == pytest.approx(means)
     assert len(set(means.values())) == 3
-    assert found["temperature"] == max(means, key=lambda each: means[each])
-    assert found["chooser"] == "counting"
+    assert found.temperature == max(means, key=lambda each: means[each])
+    assert found.chooser == "counting"
 
 
 def test_of_equal_temperatures_the_lowest_is_taken(policy_folder: Path, data: Path, tmp_path: Path) -> None:
     config = Decoding(temperatures=(1.0, 0.3, 0.7), max_tokens=4)
-    assert choose(context(tmp_path / "a"), config, policy_folder, data, Indifferent())["temperature"] == 0.3
+    assert choose(context(tmp_path / "a"), config, policy_folder, data, Indifferent()).temperature == 0.3
 
 
 def test_the_gate_is_at_each_models_own_decoding(
@@ -117,7 +117,7 @@ def test_the_gate_is_at_each_models_own_decoding(
 ) -> None:
     greedy, warm = Sampling(12, 0.0), Sampling(12, 0.5)
     found = answer(context(tmp_path / "a"), Answering(), candidate, policy_folder, data, greedy, warm)
-    assert (found["decoding_before"], found["decoding_after"]) == ("temperature 0.5", "greedy")
+    assert (found.decoding_before, found.decoding_after) == ("temperature 0.5", "greedy")
     pairs = answered(tmp_path / "a")
     after = Policy.open(candidate / "model").write(PROMPTS, greedy)
     before = Policy.open(policy_folder / "model").write(PROMPTS, replace(warm, seed=10_010))
@@ -134,10 +134,10 @@ def test_the_distance_is_the_policies_own_at_any_decoding(
         found = answer(context(folder), Answering(), candidate, policy_folder, data, decoding, decoding)
         policies = [Policy.open(each / "model") for each in (candidate, policy_folder)]
         own = policies[0].write(PROMPTS, replace(plain, seed=10_011))
-        assert found["kl"] == pytest.approx(divergence(policies[0], policies[1], own), rel=1e-5)
+        assert found.kl == pytest.approx(divergence(policies[0], policies[1], own), rel=1e-5)
     # What was drawn at a low temperature is another distribution's, and tells another distance.
     tempered = policies[0].write(PROMPTS, replace(warm, seed=10_011))
-    assert abs(divergence(policies[0], policies[1], tempered) - found["kl"]) > 0.1 * found["kl"]
+    assert abs(divergence(policies[0], policies[1], tempered) - found.kl) > 0.1 * found.kl
 
 
 def test_a_model_is_measured_as_deployed_with_the_others_beside_it(
@@ -148,7 +148,7 @@ def test_a_model_is_measured_as_deployed_with_the_others_beside_it(
         context(tmp_path / "a"), Measurement(), candidate, data, judge, Sampling(12, 0.5), policy_folder, reward,
         best_of=4,
     )
-    assert set(found["decodings"]) == {"temperature 0.5", "temperature 1", "greedy", "best of 4"}
+    assert set(found.decodings) == {"temperature 0.5", "temperature 1", "greedy", "best of 4"}
     rows = read_rows(tmp_path / "a" / "answers.jsonl")
     policy = Policy.open(candidate / "model")
     ways = {"temperature 0.5": Sampling(12, 0.5, seed=1), "temperature 1": Sampling(12, seed=1),
@@ -158,21 +158,21 @@ def test_a_model_is_measured_as_deployed_with_the_others_beside_it(
         assert [row["decodings"][name]["answer"] for row in rows] == [each.answer for each in written]
         judged = judge.score([Conversation(each.prompt, each.answer) for each in written])
         assert [row["decodings"][name]["judge"] for row in rows] == judged
-        assert found["decodings"][name]["score"] == pytest.approx(sum(judged) / len(judged))
+        assert found.decodings[name].score == pytest.approx(sum(judged) / len(judged))
     assert [row["answer"] for row in rows] == [row["decodings"]["temperature 0.5"]["answer"] for row in rows]
-    assert found["score"] == found["decodings"]["temperature 0.5"]["score"]
+    assert found.score == found.decodings["temperature 0.5"].score
     own = policy.write(PROMPTS, ways["temperature 1"])
-    assert found["kl"] == pytest.approx(divergence(policy, Policy.open(policy_folder / "model"), own), rel=1e-5)
+    assert found.kl == pytest.approx(divergence(policy, Policy.open(policy_folder / "model"), own), rel=1e-5)
     groups = policy.write(PROMPTS, Sampling(12, seed=1), n=4)
     best = [max(reward.score([Conversation(each.prompt, each.answer) for each in group])) for group in groups]
     assert [row["decodings"]["best of 4"]["reward"] for row in rows] == best
-    assert found["decodings"]["best of 4"]["drawn"] == 4
+    assert found.decodings["best of 4"].drawn == 4
 
 
 def test_a_decoding_that_is_deployed_is_measured_once(policy_folder: Path, data: Path, tmp_path: Path) -> None:
     found = measure(context(tmp_path / "a"), Measurement(), policy_folder, data, Counting(), Sampling(12, 0.0))
-    assert set(found["decodings"]) == {"greedy", "temperature 1"}
-    assert found["decoding"] == "greedy"
+    assert set(found.decodings) == {"greedy", "temperature 1"}
+    assert found.decoding == "greedy"
 
 
 def test_who_decides_at_the_gate_chooses_nothing_before_it_unless_it_cannot_err() -> None:
@@ -201,12 +201,12 @@ def test_a_prompt_without_room_for_all_examples_gets_fewer(policy_folder: Path, 
     write(tmp_path / "prompts_test.jsonl", [short, long])
     write(tmp_path / "examples.jsonl", shown)
 
-    def found(answer: int) -> dict[str, Any]:
+    def found(answer: int) -> Measurements:
         here, decoding = context(tmp_path / str(answer)), Sampling(answer, 0.0)
         return measure(here, config, policy_folder, tmp_path, Counting(), decoding, style="few-shot")
 
     fewer = found(256 - room)
-    assert (fewer["prompts"], fewer["fewer_examples"]) == (2, 1)
-    assert "fewer_examples" not in found(256 - room - 1)
+    assert (fewer.prompts, fewer.fewer_examples) == (2, 1)
+    assert found(256 - room - 1).fewer_examples == 0
     with pytest.raises(ModelError, match="no prompt fits the model's context of 256 tokens"):
         found(250)

@@ -10,8 +10,8 @@ import pytest
 from triptych.data.files import read_comparisons, write
 from triptych.errors import RunError
 from triptych.feedback.accumulation import accumulate
-from triptych.feedback.labelling import ExactLabelling, _compared, label
-from triptych.pipeline.stage import Metrics, StageContext
+from triptych.feedback.labelling import ExactLabelling, Labelled, _compared, label
+from triptych.pipeline.stage import StageContext
 from triptych.progress import Silent
 from triptych.records import Comparison, Conversation, Prompt, Rollout, user
 
@@ -76,7 +76,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def labelled(
     output: Path, data: Path, author: Path, round: int, earlier: Path | None = None, judge: type = Letters
-) -> Metrics:
+) -> Labelled:
     output.mkdir()
     context = StageContext(output, output, Silent(), seed=4, checkpoint_seconds=60)
     return label(context, CONFIG, data, author, judge(), round=round, earlier=earlier)
@@ -96,14 +96,14 @@ def test_rounds_add_up_and_what_is_held_out_stays_so(tmp_path: Path, data: Path,
         read_comparisons(second / f"comparisons_{name}.jsonl") for name in ("train", "heldout")
     )
 
-    assert metrics["comparisons"] == len(trained) + len(held)
-    assert metrics["answers"] == 60
-    assert metrics["comparisons"] + metrics["ties"] == 20 * 3
-    assert metrics["labelled_by"] == "letters"
+    assert metrics.comparisons == len(trained) + len(held)
+    assert metrics.answers == 60
+    assert metrics.comparisons + metrics.ties == 20 * 3
+    assert metrics.labelled_by == "letters"
     assert len(prompts_of([*trained_since, *held_since])) > 20
     assert trained_since[: len(trained)] == trained
     assert held_since[: len(held)] == held
-    assert len(trained_since) + len(held_since) == metrics["comparisons"] + more["comparisons"]
+    assert len(trained_since) + len(held_since) == metrics.comparisons + more.comparisons
     assert held_since[len(held) :] == read_comparisons(second / "comparisons_heldout_new.jsonl")
     assert not prompts_of(trained_since) & prompts_of(held_since)
 

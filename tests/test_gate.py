@@ -14,7 +14,7 @@ import pytest
 from triptych.cycle import watcher
 from triptych.evaluate import lengths
 from triptych.evaluate.answers import of_round
-from triptych.evaluate.gate import PROMOTED, REJECTED, UNDECIDED, Gate, lost, verdict
+from triptych.evaluate.gate import PROMOTED, REJECTED, UNDECIDED, Decided, Gate, lost, verdict
 from triptych.evaluate.lengths import controlled
 from triptych.evaluate.measurement import by_task
 from triptych.recipe import load
@@ -22,7 +22,7 @@ from triptych.records import Prompt, user
 from triptych.statistics.significance import chance, level
 from triptych.storybook.judge import ExactJudge
 
-EVEN = {
+EVEN: dict[str, Any] = {
     "win_rate": 0.6, "interval": (0.55, 0.65), "kl": 3.0, "judge": "exact judge", "decided_by": "exact judge",
     "length_before": 20.0, "length_after": 22.0, "level": 0.025, "lost_tasks": {},
 }
@@ -36,8 +36,8 @@ WINNER = outcomes(180, 120)  # p 0.0003
 
 
 def decided(config: Gate | None = None, won: list[float] = WINNER, **numbers: Any) -> tuple[str, str]:
-    found = {"prompts": len(won), "win_rate": sum(won) / len(won), "p_value": chance(won)}
-    return verdict(config or Gate(), EVEN | found | numbers, won)
+    found: dict[str, Any] = {"prompts": len(won), "win_rate": sum(won) / len(won), "p_value": chance(won)}
+    return verdict(config or Gate(), Decided.model_construct(**(EVEN | found | numbers)), won)
 
 
 def test_a_win_rate_above_one_half_promotes() -> None:

@@ -17,7 +17,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 from conftest import logprobs_alone, some_tokens, tiny, with_our_attention
 from triptych.base.pretraining import Pretraining, architecture
 from triptych.base.tokenizer import train_tokenizer
-from triptych.cycle import improvement
+from triptych.cycle import plan
 from triptych.data.files import write
 from triptych.data.lengths import TokenizedComparison
 from triptych.data.pairs import PairGroup, grouped
@@ -35,7 +35,7 @@ from triptych.improve.checkpoints import UNLIMITED, Limits
 from triptych.improve.dpo import Dpo, best_and_worst
 from triptych.improve.grpo import Grpo
 from triptych.improve.gspo import Gspo
-from triptych.improve.improvement import improve
+from triptych.improve.improvement import Improved, improve
 from triptych.improve.kto import Kto, Liked
 from triptych.improve.loop import Answers, Improvement, Loop, passes
 from triptych.improve.on_policy import Tokens, measured, paid, steered, surrogate
@@ -215,7 +215,7 @@ def test_a_round_ends_at_the_first_policy_that_the_gate_would_turn_away(
             self.calls += 1
             return [self.calls] * len(conversations)
 
-    def ran(name: str, limits: Limits, steps: int = 6) -> tuple[dict[str, Any], list[dict[str, Any]], bytes]:
+    def ran(name: str, limits: Limits, steps: int = 6) -> tuple[Improved, list[dict[str, Any]], bytes]:
         output = tmp_path / name / "output"
         output.mkdir(parents=True)
         config = Dpo(pairs="comparisons", **SMALL | {"steps": steps, "eval_every": 1, "learning_rate": 1e-2})
@@ -224,15 +224,15 @@ def test_a_round_ends_at_the_first_policy_that_the_gate_would_turn_away(
         return metrics, read_curve(output / "curve.jsonl"), (output / "model" / "model.safetensors").read_bytes()
 
     free, curve, _ = ran("free", UNLIMITED)
-    assert (free["steps"], free["kept"], free["alarms"]) == (6, 6, [])
+    assert (free.steps, free.kept, free.alarms) == (6, 6, ())
     distances = [row["validation_kl"] for row in curve]
     farther = next(step for step in range(2, 7) if distances[step] > max(distances[:step]))
     limit = (distances[farther] + max(distances[:farther])) / 2
 
     stopped, short, weights = ran("stopped", Limits(kl=limit))
     assert short == curve[: farther + 1]
-    assert (stopped["steps"], stopped["kept"]) == (farther, farther - 1)
-    assert stopped["alarms"][0].startswith(f"stopped at step {farther} of 6: ")
+    assert (stopped.steps, stopped.kept) == (farther, farther - 1)
+    assert stopped.alarms[0].startswith(f"stopped at step {farther} of 6: ")
     _, _, before = ran("before", UNLIMITED, steps=farther - 1)
     assert weights == before
 
@@ -413,7 +413,7 @@ def test_a_round_is_measured_and_resumed_to_the_same_bits(
     monkeypatch.setattr(method, "step", step)
     # A run that goes on measures the reference again, and the first of the two steps that are watched no more.
     assert improve(context("killed"), config, **inputs, judge=judge and Turning(skip=1), **more) == metrics
-    assert metrics["watched_by"] == ("judge" if judge else "reward")
+    assert metrics.watched_by == ("judge" if judge else "reward")
 
     whole, again = tmp_path / "whole" / "output", tmp_path / "killed" / "output"
     for file in ("curve.jsonl", "model/model.safetensors", *(["validation.jsonl"] if judge else [])):
@@ -421,18 +421,19 @@ def test_a_round_is_measured_and_resumed_to_the_same_bits(
     assert (whole / "validation.jsonl").exists() == bool(judge)
     start, *curve = read_curve(whole / "curve.jsonl")
     rewards = {row["step"]: row["validation_reward"] for row in curve if "validation_reward" in row}
-    assert metrics["kept"] == (2 if judge or rewards[2] > rewards[4] else 4)
+    assert metrics.kept == (2 if judge or rewards[2] > rewards[4] else 4)
     watched = {"validation_reward", "validation_kl", "validation_length"}
     assert [watched <= row.keys() for row in (start, *curve)] == [True, False, True, False, True]
     assert start["validation_kl"] == 0
     assert curve[-1]["validation_kl"] != 0
-    assert metrics["method"] == config.model_dump()["method"]
+    assert metrics.method == config.model_dump()["method"]
     if name == "sampled":
-        assert metrics["answers"] == 4 * 3 * 6
-        assert metrics["pairs"] > 0
-        assert 0 < 4 * 3 - metrics["left_out"] <= metrics["pairs"] <= 2 * (4 * 3 - metrics["left_out"])
+        assert metrics.answers == 4 * 3 * 6
+        pairs, prompts = metrics.numbers["pairs"], 4 * 3 - metrics.numbers["left_out"]
+        assert pairs > 0
+        assert 0 < prompts <= pairs <= 2 * prompts
     if name == "comparisons":
-        assert metrics["pairs"] in (13, 14)  # the first prompt has two, and comes once or twice in 12
+        assert metrics.numbers["pairs"] in (13, 14)  # the first prompt has two, and comes once or twice in 12
     if "kl_target" in config.model_fields_set:  # it is steered from the first step's distance on
         assert len({row["beta"] for row in curve}) > 1
     if method is dpo and curve[0]["pairs"]:
@@ -502,15 +503,15 @@ def test_a_sampling_is_used_again_and_a_kill_between_its_updates_changes_nothing
 
     monkeypatch.setattr(Loop, "collect", counted)
 
-    def ran(place: str, progress: Silent) -> dict[str, Any]:
+    def ran(place: str, progress: Silent) -> Improved:
         shutil.rmtree(tmp_path / place / "output", ignore_errors=True)
         (tmp_path / place / "output").mkdir(parents=True)
         context = StageContext(tmp_path / place / "output", tmp_path / place, progress, seed=3, checkpoint_seconds=0)
-        return dict(improve(context, config, **inputs, judge=None))
+        return improve(context, config, **inputs, judge=None)
 
     metrics = ran("whole", Silent())
     assert calls == [0, 2, 4]
-    assert metrics["answers"] == config.answers == 3 * 3 * config.group_size
+    assert metrics.answers == config.answers == 3 * 3 * config.group_size
     with pytest.raises(Killed):
         ran("killed", Deadly())
     assert ran("killed", Silent()) == metrics
@@ -659,14 +660,11 @@ def test_a_wrong_field_is_named_in_its_methods_terms(tmp_path: Path, section: st
 
 
 def test_only_dpo_on_comparisons_depends_on_them(tmp_path: Path) -> None:
-    parts: tuple[Any, Any, Any, Any] = ("champion", "data", "feedback", "reward")  # stand for the artifacts
-    stages = {text: improvement(recipe(tmp_path, text), "round-2", *parts, {"round": 2}) for text in (
-        "{}", "{method: dpo}", "{method: dpo, pairs: comparisons}")}
-    assert [stage.work for stage in stages.values()] == [improve, improve, improve]
-    assert [type(stage.config) for stage in stages.values()] == [Grpo, Dpo, Dpo]
-    usual = {"champion": "champion", "data": "data"}
-    assert [dict[str, Any](stage.inputs) for stage in stages.values()] == [
-        usual, usual, usual | {"comparisons": "feedback"}
+    texts = ("{}", "{method: dpo}", "{method: dpo, pairs: comparisons}")
+    stages = [stage for text in texts for stage in plan(recipe(tmp_path, text)) if stage.work is improve]
+    assert [type(stage.config) for stage in stages] == [Grpo, Dpo, Dpo]
+    assert [set(stage.parents) for stage in stages] == [
+        {"champion", "data", "reward"}, {"champion", "data", "reward"}, {"champion", "data", "reward", "comparisons"},
     ]
 
 

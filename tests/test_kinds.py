@@ -131,7 +131,7 @@ def rows(*answers: str) -> list[Conversation]:
 def regression(policy_folder: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     context = desk_at(tmp_path_factory.mktemp("regression"))
     metrics = train_regression(context, RegressionReward(**FAST), policy_folder, data, data)
-    assert metrics["weights_fitted_on"] >= 20
+    assert metrics.weights_fitted_on >= 20
     return context.output
 
 
@@ -197,7 +197,7 @@ def test_a_model_that_has_the_outputs_goes_on_from_its_head(regression: Path, da
     context = desk_at(tmp_path)
     config = RegressionReward(**FAST | {"learning_rate": 1e-9})
     metrics = train_regression(context, config, regression, data, data)
-    assert metrics["epochs"] == config.refresh_epochs
+    assert metrics.epochs == config.refresh_epochs
     before, after = (
         RewardModel(each / "model", precise=True).outputs(rows(CAT, DOG)) for each in (regression, context.output)
     )

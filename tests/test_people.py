@@ -95,7 +95,7 @@ def test_of_answers_that_look_alike_one_is_asked_about(tmp_path: Path, monkeypat
     monkeypatch.setattr("triptych.people.questions.Policy.open", lambda folder: Model())
     write(tmp_path / "prompts_feedback.jsonl", [Prompt(user("really?"))])
     context = StageContext(tmp_path, tmp_path, Silent(), seed=1, checkpoint_seconds=60)
-    assert ask(context, Asking(prompts=1, answers=6), tmp_path, tmp_path)["questions"] == 3
+    assert ask(context, Asking(prompts=1, answers=6), tmp_path, tmp_path).questions == 3
     rows = map(json.loads, (tmp_path / "questions.jsonl").read_text(encoding="utf-8").splitlines())
     asked = {frozenset((row["first"], row["second"])) for row in rows}
     assert asked == {frozenset(pair) for pair in (("yes", "no"), ("yes", "perhaps"), ("no", "perhaps"))}

@@ -26,10 +26,11 @@ from triptych.pipeline import fingerprint as fingerprints
 from triptych.pipeline.artifact import Artifact
 from triptych.pipeline.fingerprint import Sources, code_version
 from triptych.pipeline.ledger import Ledger
+from triptych.pipeline.result import Result
 from triptych.pipeline.runner import Runner, Until, claimed
-from triptych.pipeline.stage import Metrics, Stage, StageContext
+from triptych.pipeline.stage import StageContext, UserFiles
 from triptych.progress import Silent
-from triptych.storage import sha256
+from triptych.storage import Folder, sha256
 
 
 class Words(Config):
@@ -47,33 +48,43 @@ def _forget() -> None:
     calls.clear()
 
 
-def write_words(context: StageContext, config: Words, sources: Mapping[str, Path] | None = None) -> Metrics:
+class Length(Result):
+    length: int
+
+
+class Nothing(Result):
+    pass
+
+
+def write_words(
+    context: StageContext, config: Words, sources: Mapping[str, str | Path] | None = None
+) -> Length:
     calls.append(config.text)
     (context.output / "deep").mkdir()
     (context.output / "deep" / "words.txt").write_text(config.text)
-    return {"length": len(config.text)}
+    return Length(length=len(config.text))
 
 
-def shout(context: StageContext, config: Words, words: Path, times: int = 1) -> Metrics:
+def shout(context: StageContext, config: Words, words: Folder, times: int = 1) -> Nothing:
     calls.append("shout")
     (context.output / "loud.txt").write_text((words / "deep" / "words.txt").read_text().upper() * times)
-    return {}
+    return Nothing()
 
 
 def runner(folder: Path, **more: Any) -> Runner:
     return Runner(folder, Silent(), seed=1, **more)
 
 
-def words(folder: Path, text: str = "hello", sources: Mapping[str, str | Path] | None = None) -> Artifact:
-    return runner(folder).run(Stage("words", write_words, Words(text=text), sources=sources or {}))
+def words(folder: Path, text: str = "hello", sources: Mapping[str, str | Path] | None = None) -> Artifact[Length]:
+    return runner(folder).run("words", write_words, Words(text=text), UserFiles(sources or {}))
 
 
-def shouted(folder: Path, of: Artifact, times: int = 1) -> Artifact:
-    return runner(folder).run(Stage("round-1/shout", shout, Words(), {"words": of}, {"times": times}))
+def shouted(folder: Path, of: Artifact[Length], times: int = 1) -> Artifact[Nothing]:
+    return runner(folder).run("round-1/shout", shout, Words(), words=of, times=times)
 
 
-def failing(error: BaseException) -> Callable[..., Metrics]:
-    def work(context: StageContext, config: Words) -> Metrics:
+def failing(error: BaseException) -> Callable[[StageContext, Words], Nothing]:
+    def work(context: StageContext, config: Words) -> Nothing:
         (context.output / "half.txt").write_text("half")
         raise error
 
@@ -88,7 +99,7 @@ def test_a_stage_is_done_once(tmp_path: Path) -> None:
     first, again = words(tmp_path), words(tmp_path)
     assert calls == ["hello"]
     assert (first.folder, first.digest) == (again.folder, again.digest)
-    assert first.metrics == {"length": 5}
+    assert first.result == again.result == Length(length=5)
     assert first.manifest["files"] == {
         "deep/words.txt": {"bytes": 5, "sha256": sha256(first.folder / "deep" / "words.txt")}
     }
@@ -126,21 +137,19 @@ def test_what_a_source_holds_counts_and_not_where_it_lies(tmp_path: Path) -> Non
 
 
 def test_another_seed_is_another_artifact(tmp_path: Path) -> None:
-    stage = Stage("words", write_words, Words())
-    assert Runner(tmp_path, Silent(), seed=1).run(stage).folder != Runner(tmp_path, Silent(), seed=2).run(stage).folder
+    assert words(tmp_path).folder != Runner(tmp_path, Silent(), seed=2).run("words", write_words, Words()).folder
 
 
 @pytest.mark.parametrize(("error", "event"), [(ZeroDivisionError(), "failed"), (KeyboardInterrupt(), "stopped")])
 def test_a_crash_leaves_no_artifact_and_the_next_run_completes_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException, event: str
 ) -> None:
-    stage = Stage("words", write_words, Words())
     with monkeypatch.context() as patch:
         patch.setattr(Path, "write_text", _raising(error))
         with pytest.raises(type(error)):
-            runner(tmp_path).run(stage)
+            words(tmp_path)
     assert not (tmp_path / "artifacts").exists()
-    artifact = runner(tmp_path).run(stage)
+    artifact = words(tmp_path)
     assert (artifact.folder / "deep" / "words.txt").read_text() == "hello"
     assert [entry["event"] for entry in runner(tmp_path).ledger.events()] == ["started", event, "started", "finished"]
 
@@ -152,13 +161,21 @@ def _raising(error: BaseException) -> Callable[..., int]:
     return write_text
 
 
-def alarming(context: StageContext, config: Words) -> Metrics:
-    return {"alarms": ["it grew from 2 to 9 at step 4"]}
+class Alarmed(Result):
+    alarms: list[str]
+
+    @property
+    def problems(self) -> list[str]:
+        return self.alarms
+
+
+def alarming(context: StageContext, config: Words) -> Alarmed:
+    return Alarmed(alarms=["it grew from 2 to 9 at step 4"])
 
 
 def test_what_went_wrong_on_the_way_is_an_event(tmp_path: Path) -> None:
     made = runner(tmp_path)
-    made.run(Stage("alarming", alarming, Words()))
+    made.run("alarming", alarming, Words())
     events = [(event["event"], event.get("what")) for event in made.ledger.events()]
     assert events == [("started", None), ("warned", "it grew from 2 to 9 at step 4"), ("finished", None)]
 
@@ -175,18 +192,18 @@ def test_the_ledger_knows_how_much_memory_a_run_has_taken(tmp_path: Path) -> Non
 def test_what_a_stage_kept_in_its_scratch_survives_a_crash(tmp_path: Path) -> None:
     found: list[bool] = []
 
-    def work(context: StageContext, config: Words) -> Metrics:
+    def work(context: StageContext, config: Words) -> Nothing:
         assert not any(context.output.iterdir())
         found.append((context.scratch / "training.pt").exists())
         (context.scratch / "training.pt").write_text("state")
         (context.output / "half.txt").write_text("half")
         if len(found) == 1:
             raise ZeroDivisionError
-        return {}
+        return Nothing()
 
     with pytest.raises(ZeroDivisionError):
-        runner(tmp_path).run(Stage("training", work, Words()))
-    artifact = runner(tmp_path).run(Stage("training", work, Words()))
+        runner(tmp_path).run("training", work, Words())
+    artifact = runner(tmp_path).run("training", work, Words())
     assert found == [False, True]
     assert set(bytes_of(artifact.folder)) == {"half.txt", "manifest.json"}
 
@@ -265,7 +282,7 @@ def test_what_the_ledger_does_not_know_is_taken_with_a_word_and_known_from_then_
     said: list[str] = []
     again = runner(tmp_path)
     monkeypatch.setattr(again.progress, "say", said.append)
-    again.run(Stage("words", write_words, Words()))
+    again.run("words", write_words, Words())
     assert said == [f"{tmp_path / 'ledger.jsonl'} does not know words; it is taken as it is"]
     edited('"length": 5', '"length": 6')(artifact.folder / "manifest.json")
     with pytest.raises(RunError, match=r"manifest.json was changed"):
@@ -317,19 +334,19 @@ def test_a_damaged_checkpoint_is_named(tmp_path: Path, content: bytes) -> None:
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
 def test_a_full_disk_is_said_plainly(tmp_path: Path, number: int) -> None:
     with pytest.raises(RunError, match="the disk is full: words could not write") as raised:
-        runner(tmp_path).run(Stage("words", failing(OSError(number, "full")), Words()))
+        runner(tmp_path).run("words", failing(OSError(number, "full")), Words())
     assert "give the same command again" in str(raised.value)
     assert not (tmp_path / "artifacts").exists()
 
 
 @needs_a_full_disk
 def test_a_disk_that_is_really_full(tmp_path: Path) -> None:
-    def work(context: StageContext, config: Words) -> Metrics:
+    def work(context: StageContext, config: Words) -> Nothing:
         Path("/dev/full").write_text("anything")
-        return {}
+        return Nothing()
 
     with pytest.raises(RunError, match="the disk is full"):
-        runner(tmp_path).run(Stage("words", work, Words()))
+        runner(tmp_path).run("words", work, Words())
 
 
 @pytest.mark.attack("full disk")
@@ -347,18 +364,18 @@ def test_so_is_one_where_not_even_the_ledger_can_be_written(
 
 @needs_a_full_disk
 def test_a_disk_that_fills_up_during_the_work_is_said_plainly(tmp_path: Path) -> None:
-    def work(context: StageContext, config: Words) -> Metrics:
+    def work(context: StageContext, config: Words) -> Nothing:
         (tmp_path / "ledger.jsonl").unlink()
         (tmp_path / "ledger.jsonl").symlink_to("/dev/full")
         raise OSError(errno.ENOSPC, "full")
 
     with pytest.raises(RunError, match="the disk is full"):
-        runner(tmp_path).run(Stage("words", work, Words()))
+        runner(tmp_path).run("words", work, Words())
 
 
 def test_other_errors_of_the_system_stay_what_they_are(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="broken"):
-        runner(tmp_path).run(Stage("words", failing(OSError(errno.EIO, "broken")), Words()))
+        runner(tmp_path).run("words", failing(OSError(errno.EIO, "broken")), Words())
 
 
 def test_equal_runs_in_different_folders_give_the_same_bytes(tmp_path: Path) -> None:
@@ -376,9 +393,9 @@ def test_equal_runs_in_different_folders_give_the_same_bytes(tmp_path: Path) -> 
 
 def test_until_stops_behind_its_stage(tmp_path: Path) -> None:
     run = runner(tmp_path, until="words")
-    words = run.run(Stage("words", write_words, Words()))
+    words = run.run("words", write_words, Words())
     with pytest.raises(Until):
-        run.run(Stage("shout", write_words, Words(), {"words": words}))
+        run.run("shout", shout, Words(), words)
     assert [artifact.name for artifact in run.done] == ["words"]
     assert (run.done[0].folder / "manifest.json").exists()
 

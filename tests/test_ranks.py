@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+from pydantic_core import to_jsonable_python
 
 from conftest import every_core
 from triptych.base.pretraining import Pretraining, pretrain
@@ -123,7 +124,7 @@ class Falling:
 
 def work(data: Path, policy: Path, folder: Path) -> None:
     """Every stage that trains; what it measured is written down by every rank."""
-    found = {
+    found: dict[str, Any] = {
         "base": pretrain(context(folder, "base"), PRETRAINING, data),
         "instruct": finetune(context(folder, "instruct"), FINETUNING, policy, data),
         "reward": train_reward(context(folder, "reward"), REWARD, policy, data),
@@ -142,8 +143,8 @@ def work(data: Path, policy: Path, folder: Path) -> None:
     found["rloo"] = improve(context(folder, "rloo"), Rloo(**BUDGET), policy, data, scorer, judge=None)
     found["ppo"] = improve(context(folder, "ppo"), Ppo(**BUDGET), policy, data, scorer, judge=None)
     found["kept"] = improve(context(folder, "kept"), adapted(GRPO), policy, data, scorer, judge=Falling())
-    assert found["kept"]["kept"] == 2
-    (folder / f"measured-{distributed.rank()}.json").write_text(json.dumps(found))
+    assert found["kept"].kept == 2
+    (folder / f"measured-{distributed.rank()}.json").write_text(json.dumps(to_jsonable_python(found)))
 
 
 def killed(data: Path, policy: Path, folder: Path) -> None:
@@ -200,7 +201,7 @@ def torchrun(*arguments: str | Path, count: int = 2) -> None:
     """Runs a program on ranks of its own."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
     with every_core():
-        ended = subprocess.run([*command, *map(str, arguments)], capture_output=True, text=True, timeout=600)
+        ended = subprocess.run([*command, *map(str, arguments)], capture_output=True, text=True, timeout=120)
     assert ended.returncode == 0, ended.stdout + ended.stderr
 
 

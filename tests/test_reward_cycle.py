@@ -10,11 +10,12 @@ from transformers import AutoModelForSequenceClassification
 
 from test_check import rows, write_recipe
 from triptych import results
-from triptych.cycle import Family, cycle
+from triptych.cycle import cycle, plan
 from triptych.errors import AuditError, RecipeError, RewardError
+from triptych.family import Family
+from triptych.feedback.labelling import Labelled
 from triptych.feedback.rated import implied
 from triptych.pipeline.runner import Runner
-from triptych.preflight.check import stage_names
 from triptych.progress import Silent
 from triptych.recipe import load
 from triptych.records import Prompt, Rating, user
@@ -46,8 +47,8 @@ def run(place: Path, *overrides: str) -> tuple[Family, Path]:
     runner = Runner(place / "run", Silent(), recipe.seed)
     family = Family()
     cycle(recipe, runner, family)
-    results.write(recipe, family, place / "run", runner.ledger)
-    assert [artifact.name for artifact in runner.done] == stage_names(recipe)
+    results.write(recipe, family, runner)
+    assert [artifact.name for artifact in runner.done] == [stage.name for stage in plan(recipe)]
     assert verify(place / "run" / "release") == []
     return family, place / "run" / "release"
 
@@ -98,14 +99,14 @@ def test_a_policy_that_rewards_itself_is_measured_as_a_judge_in_every_round(plac
     recipe = load(place / "recipe.yaml", SELF_REWARDING)
     runner, family = Runner(place / "run", Silent(), recipe.seed), Family()
     cycle(recipe, runner, family)
-    assert [artifact.name for artifact in runner.done] == stage_names(recipe)
+    assert [artifact.name for artifact in runner.done] == [stage.name for stage in plan(recipe)]
     audits = [round.audit for round in family.rounds]
-    assert all(audit is not None and 0 <= audit.metrics["accuracy"] <= 1 for audit in audits)
+    assert all(audit is not None and 0 <= audit.result.accuracy <= 1 for audit in audits)
     for round in family.rounds:
         assert round.reward is not None
         assert round.reward.manifest["parents"]["policy"]["stage"] in ("instruct", "round-1/improve")
         assert round.candidate is not None
-        assert round.candidate.metrics["method"] == "dpo"
+        assert round.candidate.result.method == "dpo"
 
 
 JUDGED = ("feedback=[{judged: {by: {kind: judge}, prompts: 24, answers: 4, least_difference: 1e-9, max_tokens: 24, "
@@ -116,9 +117,10 @@ def test_a_language_model_labels_what_the_champion_writes(place: Path) -> None:
     family, _ = run(place, JUDGED)
     feedback = family.rounds[0].feedback
     assert feedback is not None
-    assert feedback.metrics["labelled_by"] == "a language model"
-    assert feedback.metrics["comparisons"] > 0
-    assert "ceiling" not in feedback.metrics
+    assert isinstance(feedback.result, Labelled)
+    assert feedback.result.labelled_by == "a language model"
+    assert feedback.result.comparisons > 0
+    assert feedback.result.ceiling is None
 
 
 @pytest.mark.parametrize(("override", "message"), [
@@ -162,13 +164,13 @@ def test_a_reward_of_ratings_alone_is_audited_on_what_they_imply(tmp_path: Path)
     with pytest.raises(AuditError, match="'longer wins'"):  # the better answer is the longer one
         cycle(loaded, runner, family)
     made = [artifact.name for artifact in runner.done]
-    assert made == stage_names(loaded)[: len(made)]
+    assert made == [stage.name for stage in plan(loaded)][: len(made)]
     assert made[-3:] == ["round-1/reward", "round-1/rated", "round-1/audit"]
-    audited = runner.done[-1].metrics
-    assert audited["comparisons"] > 5
-    assert 0 <= audited["accuracy"] <= 1
-    summary = results.write(loaded, family, tmp_path / "run", runner.ledger)
-    assert [each.comparisons for each in summary.audits] == [audited["comparisons"]]
+    audited = runner.done[-1].result
+    assert audited.comparisons > 5
+    assert 0 <= audited.accuracy <= 1
+    summary = results.write(loaded, family, runner)
+    assert [each.comparisons for each in summary.audits] == [audited.comparisons]
 
 
 def test_ratings_imply_the_better_sum_and_ties_imply_nothing() -> None:

@@ -18,10 +18,10 @@ from triptych.data.normal_form import normalised
 from triptych.data.separation import COMPARED, PROVING, RATED, require_apart, shared, stored
 from triptych.data.splits import Asked, form, fraction
 from triptych.dataset import preparation
-from triptych.dataset.preparation import Intake, take_in
+from triptych.dataset.preparation import Intake, Prepared, take_in
 from triptych.errors import DataError, RunError
 from triptych.feedback.accumulation import accumulate
-from triptych.pipeline.stage import Metrics, StageContext
+from triptych.pipeline.stage import StageContext
 from triptych.records import Comparison, Conversation, Message, Prompt, Rating, user
 from triptych.reward.regression import FITTED_ON, _fits_weights
 
@@ -206,7 +206,7 @@ def varied(text: str, place: int) -> str:
     return (text, text.upper().replace("?", " ?"), text.lower().rstrip("?") + "!")[place % 3]
 
 
-def taken_in(folder: Path, rows: dict[str, list[dict[str, Any]]], **settings: Any) -> tuple[Metrics, list[str]]:
+def taken_in(folder: Path, rows: dict[str, list[dict[str, Any]]], **settings: Any) -> tuple[Prepared, list[str]]:
     folder.mkdir(exist_ok=True)
     sources = {}
     for kind, content in rows.items():
@@ -253,11 +253,11 @@ def test_nothing_is_measured_on_what_was_learnt_however_it_is_written(tmp_path: 
     # 300 questions are left, of which 0.3 are measured on: the others are demonstrated.
     measured = len(audited)
     assert len(forms["demonstrations"]) + len(forms["demonstrations_heldout"]) == 300 - measured
-    assert metrics["demonstrations_removed"] == 3 * measured
+    assert metrics.demonstrations_removed == 3 * measured
     assert not audited & forms["thumbs"]
-    assert (metrics["thumbs"], metrics["thumbs_removed"]) == (3 * (300 - measured), 300 + 3 * measured)
-    assert metrics["conversations_removed"] == metrics["comparisons_removed"] == metrics["ratings_removed"] == 300
-    assert metrics["prompts_removed"] == 200  # two of three variants: the third is the one that is held out
+    assert (metrics.thumbs, metrics.thumbs_removed) == (3 * (300 - measured), 300 + 3 * measured)
+    assert metrics.conversations_removed == metrics.comparisons_removed == metrics.ratings_removed == 300
+    assert metrics.prompts_removed == 200  # two of three variants: the third is the one that is held out
     assert any(line.startswith(f"data: {3 * measured} conversations have the prompt of a held-out") for line in said)
     assert any("300 comparisons have a prompt that is held out" in line for line in said)
 
@@ -268,7 +268,7 @@ def test_what_is_left_out_is_said_with_its_lines(tmp_path: Path) -> None:
     rows["comparisons"] += rows["comparisons"][4:6] + rows["comparisons"][:2]
     rows["prompts"] += [rows["prompts"][7]]
     metrics, said = taken_in(tmp_path, rows, test=10, gate=10, validation=10)
-    assert metrics["duplicate_comparisons"] == 4
+    assert metrics.duplicate_comparisons == 4
     assert (
         "data: 4 comparisons are exact repetitions and are left out "
         "(comparisons.jsonl:301, comparisons.jsonl:302, comparisons.jsonl:303, ...)"
@@ -346,5 +346,5 @@ def test_real_comparisons_whose_chosen_answers_are_demonstrated(tmp_path: Path) 
     context = desk_at(tmp_path / "out")
     metrics = take_in(context, config, {"sft.jsonl": tmp_path / "sft.jsonl", "hh.jsonl": source})
     assert shared(stored(tmp_path / "out")) == {}
-    assert metrics["conversations_removed"] == 264  # of 1,496: no more than those that are held out themselves
-    assert metrics["demonstrations"] > 800
+    assert metrics.conversations_removed == 264  # of 1,496: no more than those that are held out themselves
+    assert metrics.demonstrations > 800

@@ -7,12 +7,15 @@ from typing import Any
 import pytest
 
 from test_decoding import TINY
-from triptych.cycle import Family, Round
+from triptych.evaluate.gate import Decided
+from triptych.evaluate.measurement import Measurements
+from triptych.family import Family, ModelTest, Round
 from triptych.pipeline.artifact import Artifact
 from triptych.recipe import Goals, load
 from triptych.report.summary import Audit, Verdict
 from triptych.results import missed, reward_order, verdict
 from triptych.statistics.intervals import mean_interval
+from triptych.statistics.scores import DecodedScore
 
 COUNT = 200
 Ways = dict[str, list[float]]
@@ -27,19 +30,28 @@ def rows(ways: Ways, deployed: str) -> list[dict[str, Any]]:
     ]
 
 
-def measured(name: str, ways: Ways) -> Artifact:
+def measured(name: str, ways: Ways) -> Artifact[Measurements]:
     found = {}
     for way, scores in ways.items():
         mean, interval = mean_interval(scores)
-        found[way] = {"score": mean, "interval": interval, "drawn": 8 if way == "best of 8" else 1}
-    return Artifact(name, TINY, {"metrics": {"decodings": found}}, digest=name)
+        found[way] = DecodedScore(
+            score=mean, interval=interval, drawn=8 if way == "best of 8" else 1, reward=None, mean_length=10.0
+        )
+    return Artifact(name, TINY, {}, name, Measurements.model_construct(decodings=found))
+
+
+def decided(decision: str) -> Artifact[Decided]:
+    return Artifact(f"gate {decision}", TINY, {}, decision, Decided.model_construct(decision=decision))
 
 
 def told(instruct: Ways, champion: Ways, promoted: bool = True) -> Verdict:
     family = Family()
-    gate = Artifact("round-1/gate", TINY, {"metrics": {"decision": "promoted" if promoted else "rejected"}}, "0")
+    gate = decided("promoted" if promoted else "rejected")
     family.rounds = [Round(1, gate=gate)]
-    family.tests = {"instruct": measured("test/instruct", instruct), "round 1": measured("test/round-1", champion)}
+    family.tests = [
+        ModelTest("instruct", 0, measured("test/instruct", instruct)),
+        ModelTest("round 1", 1, measured("test/round-1", champion)),
+    ]
     answers = {"instruct": rows(instruct, "temperature 0.5"), "round 1": rows(champion, "greedy")}
     found = verdict(load(TINY), family, answers, [])
     assert found
@@ -141,13 +153,15 @@ def test_the_reward_model_is_held_against_the_best_trivial_rule_and_the_ceiling(
 def test_the_reward_must_order_the_models_as_the_judge_does() -> None:
     def family(*rewards: float | None) -> Family:
         found = Family()
-        promoted = [Artifact("gate", TINY, {"metrics": {"decision": each}}, each) for each in ("promoted", "rejected")]
+        promoted = [decided(each) for each in ("promoted", "rejected")]
         found.rounds = [Round(number + 1, gate=gate) for number, gate in enumerate(promoted)]
         names = ("base, few-shot", "instruct", "round 1", "round 2")
-        found.tests = {
-            name: Artifact(name, TINY, {"metrics": {"score": score, "reward": reward}}, name)
+        found.tests = [
+            ModelTest(name, None, Artifact(
+                name, TINY, {}, name, Measurements.model_construct(score=score, reward=reward)
+            ))
             for name, score, reward in zip(names, (0.1, 0.5, 0.7, 0.3), rewards, strict=True)
-        }
+        ]
         return found
 
     order = reward_order(family(-1.0, 0.0, 1.0, 9.0))  # round 2 was no champion

@@ -22,13 +22,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 from pydantic import ValidationError
 
 from triptych.audit.record import AuditRecord
-from triptych.audit.stage import Audit, Evidence, examine, scored
-from triptych.audit.stage import measured as agreement
+from triptych.audit.stage import Audit, Evidence, examine
 from triptych.configuration import Config
 from triptych.data import files
 from triptych.data.folder import DataFolder
@@ -36,25 +35,24 @@ from triptych.data.splits import Asked, decontaminate
 from triptych.dataset.preparation import divided
 from triptych.engine.checkpoint import checkpoint_seconds
 from triptych.engine.device import settle
-from triptych.engine.perplexity import bits_per_byte
-from triptych.engine.rollout import Policy
 from triptych.engine.sampling import Sampling
-from triptych.engine.scoring import Scorer, log_odds
+from triptych.engine.scoring import Scorer
 from triptych.errors import AuditError, ModelError, RecipeError, RunError
 from triptych.evaluate.answers import Answering, answer
-from triptych.evaluate.gate import Gate, decide
+from triptych.evaluate.gate import Decided, Gate, decide
+from triptych.improve.improvement import Improved
 from triptych.improve.improvement import improve as improve_policy
 from triptych.improve.registry import METHODS
-from triptych.instruct.finetuning import Finetuning, finetune
+from triptych.instruct.finetuning import Finetuned, Finetuning, finetune
 from triptych.pipeline.fingerprint import code_version, fingerprint
+from triptych.pipeline.result import Result
 from triptych.pipeline.stage import StageContext
 from triptych.progress import Progress, Terminal
-from triptych.records import Comparison, Conversation
+from triptych.records import Comparison
 from triptych.reward import registry
-from triptych.reward.training import PairwiseReward
+from triptych.reward.training import PairwiseReward, RewardTrained
 from triptych.reward.training import train_reward as train_pairwise
 from triptych.reward.trust import Trust
-from triptych.statistics.intervals import mean_interval
 from triptych.storage import entries, make_folder, replace_folder, sha256
 
 Place = str | Path
@@ -62,19 +60,20 @@ Place = str | Path
 
 A = TypeVar("A", bound=Asked)
 C = TypeVar("C", bound=Config)
+R_co = TypeVar("R_co", bound=Result, covariant=True)
 
 
-@dataclass(frozen=True, slots=True)
-class Trained:
+@dataclass(frozen=True)
+class Trained(Generic[R_co]):
     """What a training left.
 
     Attributes:
         folder: the output; the loss of each step stands in its `curve.jsonl`.
-        metrics: what was counted and measured.
+        result: what was counted and measured.
     """
 
     folder: Path
-    metrics: Mapping[str, Any]
+    result: R_co
 
     @property
     def model(self) -> Path:
@@ -95,7 +94,7 @@ class Trained:
 def train_sft(
     model: Place, data: Place | Sequence[Place], output: Place, *, heldout: float = 0.04, seed: int = 0,
     progress: Progress | None = None, **settings: Any,
-) -> Trained:
+) -> Trained[Finetuned]:
     """Fine-tunes a model on conversations; only their answers count in the loss.
 
     Args:
@@ -116,15 +115,15 @@ def train_sft(
     (parts,) = divided("conversations", (rows,), {"heldout": heldout, "train": 1 - heldout}, seed)
     content = {"demonstrations": parts["train"], "demonstrations_heldout": parts["heldout"]}
     with _Work(output, "sft", config, seed, progress, {"model": model}, content) as work:
-        work.metrics = finetune(work.context, config, work.start(model), work.data)
+        result = finetune(work.context, config, work.start(model), work.data)
         work.keep(learnt=parts["train"], heldout=parts["heldout"])
-    return work.trained
+    return Trained(work.output, result)
 
 
 def train_reward(
     model: Place, comparisons: Place | Sequence[Place], output: Place, *, heldout: float = 0.15, seed: int = 0,
     progress: Progress | None = None, **settings: Any,
-) -> Trained:
+) -> Trained[RewardTrained]:
     """Trains a Bradley-Terry reward model on comparisons; `audit` it before it trains anything.
 
     Args:
@@ -142,16 +141,16 @@ def train_reward(
     (parts,) = divided("feedback", (rows,), {"train": 1 - heldout, "heldout": heldout}, seed)
     content = {f"comparisons_{name}": part for name, part in parts.items()}
     with _Work(output, "reward", config, seed, progress, {"model": model}, content) as work:
-        work.metrics = train_pairwise(work.context, config, work.start(model), work.data)
+        result = train_pairwise(work.context, config, work.start(model), work.data)
         work.keep(learnt=parts["train"], heldout=parts["heldout"])
-    return work.trained
+    return Trained(work.output, result)
 
 
 def improve(
     model: Place, reward: Place | Scorer, prompts: Place | Sequence[Place], output: Place, *, method: str = "grpo",
     judge: Scorer | None = None, comparisons: Place | Sequence[Place] = (), thumbs: Place | Sequence[Place] = (),
     heldout: float = 0.1, seed: int = 0, progress: Progress | None = None, **settings: Any,
-) -> Trained:
+) -> Trained[Improved]:
     """Improves a model against a reward, near what it was.
 
     Args:
@@ -189,11 +188,11 @@ def improve(
         content["thumbs"] = decontaminate(_rows(thumbs, files.read_thumbs), parts["validation"])[0]
     told = [scorer.identity, judge.identity if judge else None]
     with _Work(output, "improve", config, seed, progress, {"model": model}, content, told) as work:
-        work.metrics = improve_policy(
+        result = improve_policy(
             work.context, config, work.start(model), work.data, scorer, judge, comparisons=work.data
         )
         work.keep(learnt=parts["improve"], heldout=parts["validation"])
-    return work.trained
+    return Trained(work.output, result)
 
 
 def audit(
@@ -217,70 +216,25 @@ def audit(
         AuditError: no comparison is left.
         DataError, RecipeError, RewardError: as `improve`.
     """
-    scorer, before = _scorer(reward), None if predecessor is None else _scorer(predecessor)
     config = _config(Audit, settings)
-    return examined(scorer, comparisons, training, before, (progress or Terminal()).say, config)[0]
-
-
-def examined(
-    scorer: Scorer, comparisons: Place | Sequence[Place], training: Place | Sequence[Place],
-    predecessor: Scorer | None, say: Callable[[str], None], config: Audit = Audit(),  # noqa: B008 (it is frozen)
-) -> tuple[AuditRecord, int]:
-    """The audit's record, and how many training comparisons it knows; `say` is told what was left out."""
+    scorer, before = _scorer(reward), None if predecessor is None else _scorer(predecessor)
     learnt: list[Comparison] = _rows(training, files.read_comparisons) if training else []
     rows, shared = decontaminate(_rows(comparisons, files.read_comparisons), learnt)
     if shared:
-        say(f"note: {len(shared):,} comparisons have a prompt of the training comparisons and are left out")
+        (progress or Terminal()).say(
+            f"note: {len(shared):,} comparisons have a prompt of the training comparisons and are left out"
+        )
     if not rows:
         raise AuditError("no comparison is left: every prompt is one of the training comparisons")
     settle()
-    return examine(scorer, Evidence(rows, learnt), config, predecessor), len(learnt)
-
-
-def measure_answers(
-    model: Place, prompts: Place, sampling: Sampling, reward: Scorer | None = None, progress: Progress | None = None
-) -> dict[str, Any]:
-    """What a model answers to prompts: how long, how often cut, how different, and how a reward scores it."""
-    settle()
-    asked = files.read_prompts(prompts)
-    written = Policy.open(_model(model)).write(asked, sampling, progress=progress or Terminal())
-    answers = [group[0] for group in written]
-    numbers: dict[str, Any] = {
-        "decoding": sampling.name,
-        "prompts": len(asked),
-        "mean_length": sum(len(each.tokens) for each in answers) / len(answers),
-        "cut": sum(not each.finished for each in answers) / len(answers),
-        "distinct": len({each.answer for each in answers}) / len(answers),
-    }
-    if reward:
-        scores = reward.score([Conversation(each.prompt, each.answer) for each in answers])
-        numbers["reward"], numbers["reward_interval"] = mean_interval(scores)
-    return numbers
-
-
-def measure_reward(reward: Scorer, comparisons: Place) -> dict[str, Any]:
-    """How often a reward orders comparisons as labelled, beside trivial rules."""
-    settle()
-    rows = files.read_comparisons(comparisons)
-    found = agreement(Evidence(rows), *scored(reward, rows), log_odds(reward))
-    names = ("comparisons", "accuracy", "interval", "calibration_error", "length_correlation")
-    numbers = {name: value for name in names if (value := getattr(found, name)) is not None}
-    return numbers | {f"accuracy_of_{name.replace(' ', '_')}": share for name, share in found.baselines.items()}
-
-
-def measure_prediction(model: Place, text: Place) -> dict[str, Any]:
-    """How well a model predicts plain text, in bits per byte."""
-    settle()
-    policy = Policy.open(_model(model))
-    context = min(policy.context or 1024, 1024)
-    return {"bits_per_byte": bits_per_byte(policy.model, policy.tokenizer, files.read_documents(text), context)}
+    return examine(scorer, Evidence(rows, learnt), config, before)
 
 
 def gate(
     champion: Place, candidate: Place, prompts: Place | Sequence[Place], judge: Place | Scorer, *,
     sampling: Sampling | None = None, reward: Scorer | None = None, output: Place | None = None, seed: int = 0,
     progress: Progress | None = None, **settings: Any,
-) -> Mapping[str, Any]:
+) -> Decided:
     """Has two models answer prompts and a judge decide whether the candidate is better, by an exact test.
 
     Args:
@@ -293,8 +247,8 @@ def gate(
         settings: fields of :class:`triptych.evaluate.gate.Gate`, such as `error` or `max_kl`.
 
     Returns:
-        `decision` ("promoted", "rejected" or "too few prompts to tell"), `reason`, `win_rate`, `interval`, `p_value`,
-        `kl`, and what else the gate measured.
+        A record with `decision` ("promoted", "rejected" or "too few prompts to tell"), `reason`, `win_rate`,
+        `interval`, `p_value`, `kl`, and what else the gate measured.
 
     Raises:
         DataError, ModelError, RecipeError, RewardError, RunError: as `improve`.
@@ -310,8 +264,10 @@ def gate(
             old, new = (work.start(model) for model in (champion, candidate))
             after, before = (sampling or Sampling.of(folder / "model") for folder in (new, old))
             measured = answer(work.context, asked, new, old, work.data, after, before)
-            work.metrics = decide(work.context, config, work.context.output, measured, reward or scorer, scorer)
-        return work.metrics
+            decided = decide(
+                work.context, config, work.context.output, measured, reward or scorer, scorer
+            )
+        return decided
 
 
 def open_reward(
@@ -339,8 +295,6 @@ class _Work:
     Another call, with other settings, data or models, has another folder, and so never goes on from this one's
     checkpoints.
     """
-
-    metrics: Mapping[str, Any]
 
     def __init__(
         self, output: Place, stage: str, config: Config, seed: int, progress: Progress | None,
@@ -390,11 +344,6 @@ class _Work:
         """Writes rows into the output, for whoever wants to know what was learnt from."""
         for name, rows in parts.items():
             files.write(self.context.output / f"{name}.jsonl", rows)
-
-    @property
-    def trained(self) -> Trained:
-        """What is told when it is done."""
-        return Trained(self.output, self.metrics)
 
 
 def _model(place: Place) -> Path:

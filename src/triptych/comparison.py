@@ -16,14 +16,15 @@ from statistics import fmean
 from pydantic import Field, ValidationError
 
 from triptych.configuration import Config
-from triptych.cycle import Family, Round, begin, deployed, improve_and_gate, reward_of_round
-from triptych.engine.scoring import Scorer
+from triptych.cycle import begin, deployed, improve_and_gate, reward_of_round
 from triptych.errors import RecipeError
+from triptych.evaluate.gate import Decided
 from triptych.evaluate.measurement import Measurement, measure
+from triptych.family import Family, Round, Start
 from triptych.pipeline.artifact import Artifact
 from triptych.pipeline.ledger import Ledger
+from triptych.pipeline.result import Result
 from triptych.pipeline.runner import Runner
-from triptych.pipeline.stage import Stage
 from triptych.recipe import Recipe, settings
 from triptych.report.summary import instruct_as
 from triptych.statistics.intervals import Interval, seeds_interval, wins
@@ -86,8 +87,8 @@ class Comparison(Config):
 class Trial:
     """One candidate and how it fared."""
 
-    candidate: Artifact
-    gate: Artifact
+    candidate: Artifact[Result]
+    gate: Artifact[Decided]
 
 
 def compare(recipe: Recipe, runner: Runner, methods: Sequence[str], seeds: int) -> Comparison:
@@ -101,17 +102,17 @@ def compare(recipe: Recipe, runner: Runner, methods: Sequence[str], seeds: int) 
     """
     recipe = recipe.model_copy(update={"gate": recipe.gate.model_copy(update={"people": None})})
     family = Family()
-    judge = begin(recipe, runner, family)
+    start = begin(recipe, runner, family)
     this = Round(1)
-    reward_of_round(recipe, runner, family, this, judge)
-    free = free_baselines(recipe, runner, family, this, judge)
+    reward_of_round(recipe, runner, family, start, this)
+    free = free_baselines(recipe, runner, family, start, this)
     trials: dict[str, list[Trial]] = {}
     for method in methods:
         with_method = recipe.with_method(method)
         for seed in range(recipe.seed, recipe.seed + seeds):
             part = replace(runner, seed=seed, done=[])
             tried = replace(this)
-            improve_and_gate(with_method, part, family, tried, judge, f"compare-{method}")
+            improve_and_gate(with_method, part, family, start, tried, f"compare-{method}")
             assert tried.candidate
             assert tried.gate
             trials.setdefault(method, []).append(Trial(tried.candidate, tried.gate))
@@ -121,28 +122,25 @@ def compare(recipe: Recipe, runner: Runner, methods: Sequence[str], seeds: int) 
     config = recipe.improve
     rival = strongest(free)
     return Comparison(
-        recipe=recipe.name, judge=judge.name, rival=rival, before=fmean(free[rival].values()),
+        recipe=recipe.name, judge=start.judge.name, rival=rival, before=fmean(free[rival].values()),
         budget={"updates": config.steps, "answers": config.own.answers},
         methods=tuple(sorted(found, key=lambda one: -one.score)),
     )
 
 
 def free_baselines(
-    recipe: Recipe, runner: Runner, family: Family, this: Round, judge: Scorer
+    recipe: Recipe, runner: Runner, family: Family, start: Start, this: Round
 ) -> dict[str, dict[str, float]]:
     """The judge's scores of the champion on the gate's prompts, by their keys, in each way that costs nothing."""
-    champion, data = family.champion, family.data
-    assert champion
-    assert data
-    decoding = deployed(recipe, runner, family, champion, "decoding/instruct", judge, this)
+    decoding = deployed(recipe, runner, family, start, start.instruct, "decoding/instruct", this)
     config = settings(Measurement, recipe.evaluate).model_copy(update={"prompts": recipe.gate.prompts})
-    measured = runner.run(Stage(
-        "compare/instruct", measure, config, {"model": champion, "data": data},
-        {"judge": judge, "decoding": decoding, "split": "gate"},
-    ))
+    measured = runner.run(
+        "compare/instruct", measure, config, model=start.instruct, data=start.data, judge=start.judge,
+        decoding=decoding, split="gate",
+    )
     rows = read_rows(measured.folder / "answers.jsonl")
     return {instruct_as(way): {row["key"]: row["decodings"][way]["judge"] for row in rows}
-            for way in measured.metrics["decodings"]}
+            for way in measured.result.decodings}
 
 
 def strongest(free: Mapping[str, Mapping[str, float]]) -> str:
@@ -188,16 +186,16 @@ def _result(
     score, score_interval = seeds_interval(after)
     gain, gain_interval = gains[rival]
     rate, (low, high) = seeds_interval([wins(row, [free[rival][key] for key in keys]) for row in after])
-    gates = [trial.gate.metrics for trial in trials]
+    gates = [trial.gate.result for trial in trials]
 
     return MethodResult(
-        method=method, seeds=len(trials), decodings=tuple(gate["decoding_after"] for gate in gates),
+        method=method, seeds=len(trials), decodings=tuple(gate.decoding_after for gate in gates),
         better=all(interval[0] > 0 for _, interval in gains.values()), score=score, score_interval=score_interval,
         gain=gain, gain_interval=gain_interval, win_rate=rate, win_rate_interval=(max(0.0, low), min(1.0, high)),
-        at_equal_length=tuple(gate["length_controlled"] for gate in gates),
-        kl=fmean([gate["kl"] for gate in gates]), length=fmean([gate["length_after"] for gate in gates]),
+        at_equal_length=tuple(gate.length_controlled for gate in gates),
+        kl=fmean([gate.kl for gate in gates]), length=fmean([gate.length_after for gate in gates]),
         seconds=fmean([spent.get(trial.candidate.fingerprint, 0.0) for trial in trials]),
-        promoted=sum(gate["decision"] == "promoted" for gate in gates),
+        promoted=sum(gate.decision == "promoted" for gate in gates),
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import math
@@ -13,21 +14,31 @@ from pathlib import Path
 from typing import Any
 
 from triptych import __version__
-from triptych.cycle import Family, Round, decoding_of
+from triptych.audit.record import AuditRecord
+from triptych.base.record import BaseRecord
+from triptych.cycle import decoding_of
 from triptych.data.folder import DataFolder
 from triptych.engine.curve import read_curve, thinned
 from triptych.engine.sampling import Sampling
 from triptych.engine.scoring import RewardModel
 from triptych.errors import RunError
+from triptych.evaluate.gate import Decided
 from triptych.evaluate.lengths import controlled
+from triptych.evaluate.measurement import Measurements
+from triptych.family import Family, ModelTest, Round
+from triptych.feedback.labelling import Labelled
+from triptych.improve.improvement import Improved
 from triptych.pipeline.artifact import Artifact
 from triptych.pipeline.ledger import Ledger
+from triptych.pipeline.result import Result
+from triptych.pipeline.runner import Runner
 from triptych.recipe import Goals, Recipe
 from triptych.records import Conversation
 from triptych.release.family import assemble
 from triptych.release.lineage import DataFile, Lineage, Parent, RewardExample, Role
 from triptych.report import summary as report
 from triptych.report.page import render
+from triptych.reward.training import RewardTrained
 from triptych.statistics.intervals import Interval, mean_interval, wins
 from triptych.storage import read_object, read_rows, replace_folder, write_whole
 
@@ -53,9 +64,7 @@ class Ending:
     missing: Sequence[str]
 
 
-def write(
-    recipe: Recipe, family: Family, folder: Path, ledger: Ledger, ending: Ending | None = None
-) -> report.Summary:
+def write(recipe: Recipe, family: Family, runner: Runner, ending: Ending | None = None) -> report.Summary:
     """Writes `summary.json`, `samples.json`, `report.html` and, of a whole cycle, `release/`.
 
     Where the cycle failed behind its last gate, what it made is released all the same, with the scores that there are;
@@ -64,16 +73,17 @@ def write(
     Raises:
         RunError: an artifact is not what was written.
     """
-    prove(family)
-    answers: Tests = {name: read_rows(artifact.folder / "answers.jsonl") for name, artifact in family.tests.items()}
+    folder, artifacts = runner.folder, made(runner)
+    prove(artifacts)
+    answers: Tests = {test.name: read_rows(test.artifact / "answers.jsonl") for test in family.tests}
     measured = len(family.tests) == len(family.rounds) + 2
     decided = len(family.rounds) == recipe.improve.rounds and all(round.gate for round in family.rounds)
     released = family.reward is not None and (measured or (decided and ending is not None and ending.failed))
-    summary = summarise(recipe, family, ledger, answers, release="release" if released else None)
+    summary = summarise(recipe, family, artifacts, runner.ledger, answers, release="release" if released else None)
     if ending:
         summary = summary.model_copy(update={"ended": ending.reason, "missing": list(ending.missing)})
     if released and (measured or not _is_released(family, folder / "release")):
-        release(recipe, family, summary, folder / "release")
+        release(recipe, family, artifacts, summary, folder / "release")
     samples = sample(answers)
     write_whole(folder / "summary.json", summary.model_dump_json(indent=1) + "\n")
     write_whole(folder / "samples.json", json.dumps([s.model_dump() for s in samples], ensure_ascii=False, indent=1))
@@ -81,23 +91,28 @@ def write(
     return summary
 
 
-def prove(family: Family) -> None:
+def made(runner: Runner) -> list[Artifact[Result]]:
+    """What the run has made, in order, each once."""
+    return list({artifact.name: artifact for artifact in runner.done}.values())
+
+
+def prove(artifacts: Sequence[Artifact[Result]]) -> None:
     """Sees that every artifact is what was written, before it is told of or leaves the machine.
 
     Raises:
         RunError: one is not.
     """
-    for artifact in _artifacts(family):
+    for artifact in artifacts:
         artifact.prove()
 
 
 def summarise(
-    recipe: Recipe, family: Family, ledger: Ledger, answers: Tests, release: str | None
+    recipe: Recipe, family: Family, artifacts: Sequence[Artifact[Result]], ledger: Ledger, answers: Tests,
+    release: str | None,
 ) -> report.Summary:
     """The summary of what was made so far; a Base is the least."""
     assert family.base is not None, "a run without a Base has nothing to summarise"
     seconds = ledger.seconds()
-    artifacts = _artifacts(family)
     stages = [
         report.StageRow(
             name=artifact.name, kind=artifact.manifest["kind"].split(".")[0],
@@ -107,18 +122,18 @@ def summarise(
         for artifact in artifacts
     ]
     audits = [
-        _audit(recipe, round.number, round.audit, round.reward, round.evidence)
+        _audit(recipe, round.number, round.audit.result, round.reward.result, round.evidence.result)
         for place, round in enumerate(family.rounds)
         if round.audit and round.reward and round.evidence
         and (place == 0 or round.audit is not family.rounds[place - 1].audit)
     ]
-    models = [_model(name, artifact, family) for name, artifact in family.tests.items()]
+    models = [_model(test, family) for test in family.tests]
     peak = max(ledger.peak(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
     return report.Summary(
         name=recipe.name, version=__version__, judge=family.judge.name if family.judge else "none",
-        verdict=verdict(recipe, family, answers, audits), base=_base(family.base), models=models, audits=audits,
+        verdict=verdict(recipe, family, answers, audits), base=_base(family.base.result), models=models, audits=audits,
         reward_order=reward_order(family), judge_audit=_judge_audit(recipe, family),
-        rounds=[_round(round.number, round.gate, round.candidate) for round in family.rounds
+        rounds=[_round(round.number, round.gate.result, round.candidate) for round in family.rounds
                 if round.gate and round.candidate],
         stages=stages, losses={artifact.name: _losses(artifact) for artifact in artifacts
                                if (artifact.folder / "curve.jsonl").exists()},
@@ -133,21 +148,21 @@ def verdict(
     name = _champion_name(family)
     if "instruct" not in answers or name not in answers:
         return None
-    instruct = family.tests["instruct"].metrics
+    instruct = _tested(family)["instruct"]
     # A prompt that one of them had no room for is left out of both.
     both = set.intersection(*({row["key"] for row in answers[each]} for each in ("instruct", name)))
     before, after = ([row for row in answers[each] if row["key"] in both] for each in ("instruct", name))
     scores = [row["judge"] for row in after]
 
     def beside(way: str) -> report.Baseline:
-        found = instruct["decodings"][way]
+        found = instruct.decodings[way]
         gain, interval = _gain(scores, [row["decodings"][way]["judge"] for row in before])
         return report.Baseline(
-            name=report.instruct_as(way), free=found["drawn"] == 1, drawn=found["drawn"], score=found["score"],
-            interval=found["interval"], gain=gain, gain_interval=interval,
+            name=report.instruct_as(way), free=found.drawn == 1, drawn=found.drawn, score=found.score,
+            interval=found.interval, gain=gain, gain_interval=interval,
         )
 
-    baselines = {way: beside(way) for way in instruct["decodings"]}
+    baselines = {way: beside(way) for way in instruct.decodings}
     free = {way: each for way, each in baselines.items() if each.free}
     way = max(free, key=lambda way: free[way].score)
     rival = free[way]
@@ -207,11 +222,13 @@ def missed(goals: Goals, found: report.Verdict, audits: Sequence[report.Audit]) 
 def reward_order(family: Family) -> report.RewardOrder | None:
     """Whether the released reward orders Base, Instruct and the champions as the judge does."""
     champions = [f"round {round.number}" for round in family.rounds if round.promoted]
-    tests = {name: family.tests[name].metrics for name in ("base, few-shot", "instruct", *champions)
-             if name in family.tests}
-    if len(tests) < 2 or any(each["reward"] is None for each in tests.values()):
+    tested = _tested(family)
+    names = [name for name in ("base, few-shot", "instruct", *champions) if name in tested]
+    rewards = {name: reward for name in names if (reward := tested[name].reward) is not None}
+    if len(names) < 2 or len(rewards) < len(names):
         return None
-    by_judge, by_reward = (sorted(tests, key=lambda name: tests[name][by]) for by in ("score", "reward"))
+    by_judge = sorted(names, key=lambda name: tested[name].score)
+    by_reward = sorted(names, key=lambda name: rewards[name])
     return report.RewardOrder(by_judge=by_judge, by_reward=by_reward, agree=by_judge == by_reward)
 
 
@@ -234,7 +251,9 @@ def sample(answers: Tests) -> list[report.Sample]:
     ]
 
 
-def release(recipe: Recipe, family: Family, summary: report.Summary, folder: Path) -> None:
+def release(
+    recipe: Recipe, family: Family, artifacts: Sequence[Artifact[Result]], summary: report.Summary, folder: Path
+) -> None:
     """Assembles the family beside its place and exchanges the two; the old one stays until the new one is whole."""
     base, instruct, champion, reward = family.base, family.instruct, family.champion, family.reward
     assert base
@@ -246,8 +265,8 @@ def release(recipe: Recipe, family: Family, summary: report.Summary, folder: Pat
     shutil.rmtree(partial, ignore_errors=True)
     feedback = next((round.feedback for round in reversed(family.rounds) if round.feedback), None)
     trained_by = next((round for round in reversed(family.rounds) if round.promoted), None)
-    taken = base.metrics.get("source_digest")
-    origin = [Parent(base.metrics["source"], taken, hub=base.metrics["source_kind"] == "hub")] if taken else []
+    source, taken = base.result, base.result.source_digest
+    origin = [Parent(source.source, taken, hub=source.source_kind == "hub")] if taken else []
     lineage: dict[Role, Lineage] = {
         "base": Lineage(base.fingerprint, tuple(origin), () if taken else _data(family.data, "text")),
         "instruct": Lineage(
@@ -269,7 +288,7 @@ def release(recipe: Recipe, family: Family, summary: report.Summary, folder: Pat
         reward_examples=_examples(feedback, reward), language=recipe.release.language,
         decoding=decoding_of(recipe, family, champion), signing=recipe.signing,
     )
-    prove(family)  # what was copied is what was written
+    prove(artifacts)  # what was copied is what was written
     replace_folder(partial, folder)
 
 
@@ -296,76 +315,78 @@ def _reward_parent(round: Round) -> Parent:
     return Parent(f"reward, round {round.number}", round.reward.digest)
 
 
-def _parents(reward: Artifact) -> tuple[Parent, ...]:
+def _parents(reward: Artifact[Result]) -> tuple[Parent, ...]:
     """What the released reward is made of, or started from: the champion of its round, an earlier reward model."""
     parents = reward.manifest["parents"]
     names = ["start"] if "start" in parents else sorted(parents)
     return tuple(Parent(parents[name]["stage"], parents[name]["digest"]) for name in names)
 
 
-def _artifacts(family: Family) -> list[Artifact]:
-    found = [family.data, family.base, family.instruct, *family.judges]
-    for round in family.rounds:
-        found += [round.feedback or round.evidence, *round.rewards.values(), round.reward, round.audit]
-        found += [round.candidate, round.answers, round.gate]
-    found += [*family.decodings.values(), *family.tests.values()]
-    return list({artifact.name: artifact for artifact in found if artifact}.values())
-
-
 def _champion_name(family: Family) -> str:
-    number = max((round.number for round in family.rounds if round.promoted), default=0)
-    return f"round {number}" if number else "instruct"
+    return f"round {number}" if (number := family.champion_round) else "instruct"
 
 
-def _base(artifact: Artifact) -> report.Base:
-    return report.Base(**{name: artifact.metrics[name] for name in report.Base.model_fields})
+def _tested(family: Family) -> dict[str, Measurements]:
+    return {test.name: test.artifact.result for test in family.tests}
 
 
-def _model(name: str, artifact: Artifact, family: Family) -> report.ModelScore:
-    number = {"base, few-shot": None, "instruct": 0}.get(name, int(name.split()[-1]) if "round" in name else None)
-    fields = {field: artifact.metrics[field] for field in report.ModelScore.model_fields if field in artifact.metrics}
-    return report.ModelScore(name=name, round=number, champion=name == _champion_name(family), **fields)
+def _base(record: BaseRecord) -> report.Base:
+    return report.Base(
+        source=record.source, parameters=record.parameters, vocabulary=record.vocabulary,
+        bits_per_byte=record.bits_per_byte, tokens_seen=record.tokens_seen,
+    )
 
 
-def _audit(recipe: Recipe, number: int, audit: Artifact, reward: Artifact, feedback: Artifact) -> report.Audit:
+def _model(test: ModelTest, family: Family) -> report.ModelScore:
+    found = test.artifact.result
+    return report.ModelScore(
+        name=test.name, round=test.round, champion=test.name == _champion_name(family), decoding=found.decoding,
+        score=found.score, interval=found.interval, prompts=found.prompts, decodings=found.decodings,
+        reward=found.reward, kl=found.kl, mean_length=found.mean_length, by_task=found.by_task,
+        fewer_examples=found.fewer_examples,
+    )
+
+
+def _audit(recipe: Recipe, number: int, record: AuditRecord, reward: Result, evidence: Result | None) -> report.Audit:
     return report.Audit(
-        round=number, trained_on=reward.metrics.get("comparisons"), ceiling=feedback.metrics.get("ceiling"),
-        required=recipe.reward.audit.required, **audit.metrics,
+        round=number, trained_on=reward.comparisons if isinstance(reward, RewardTrained) else None,
+        ceiling=evidence.ceiling if isinstance(evidence, Labelled) else None,
+        required=recipe.reward.audit.required, **record.model_dump(),
     )
 
 
 def _judge_audit(recipe: Recipe, family: Family) -> report.Audit | None:
     """The audit of the gate's own reward model."""
-    if len(family.judges) < 2:
+    if family.judge_model is None or family.judge_audit is None:
         return None
-    model, audited = family.judges
-    return report.Audit(
-        round=0, trained_on=model.metrics.get("comparisons"), ceiling=None,
-        required=recipe.reward.audit.required, **audited.metrics,
-    )
+    return _audit(recipe, 0, family.judge_audit.result, family.judge_model.result, None)
 
 
-def _round(number: int, gate: Artifact, candidate: Artifact) -> report.Round:
+def _round(number: int, gate: Decided, candidate: Artifact[Improved]) -> report.Round:
     curve = [
         report.Point(
             step=int(row["step"]), kl=row["validation_kl"], reward=row["validation_reward"],
             judge=row.get("validation_judge"), length=row["validation_length"], entropy=row.get("entropy"),
         )
-        for row in read_curve(candidate.folder / "curve.jsonl") if "validation_kl" in row
+        for row in read_curve(candidate / "curve.jsonl") if "validation_kl" in row
     ]
-    fields = {name: gate.metrics[name] for name in report.Round.model_fields if name in gate.metrics}
-    fields |= {name: candidate.metrics[name] for name in ("method", "kept", "watched_by", "alarms", "overoptimisation")
-               if name in candidate.metrics}
-    return report.Round(round=number, curve=curve, **fields)
+    improved = candidate.result
+    turning = improved.overoptimisation
+    return report.Round(
+        round=number, curve=curve, method=improved.method, kept=improved.kept, watched_by=improved.watched_by,
+        alarms=list(improved.alarms),
+        overoptimisation=report.Overoptimisation(**dataclasses.asdict(turning)) if turning else None,
+        **{name: getattr(gate, name) for name in type(gate).model_fields if name in report.Round.model_fields},
+    )
 
 
-def _losses(artifact: Artifact) -> list[report.Loss]:
+def _losses(artifact: Artifact[Result]) -> list[report.Loss]:
     rows = [row for row in read_curve(artifact.folder / "curve.jsonl") if math.isfinite(row.get("loss", math.nan))]
     return [report.Loss(step=int(row["step"]), loss=row["loss"], seen=int(row["seen"]))
             for row in thinned(rows, POINTS)]
 
 
-def _data(artifact: Artifact, *names: str) -> tuple[DataFile, ...]:
+def _data(artifact: Artifact[Result], *names: str) -> tuple[DataFile, ...]:
     """The artifact's files of these names; the user's own files stand for what was split from them."""
     files = artifact.manifest["files"]
     return tuple(
@@ -374,7 +395,7 @@ def _data(artifact: Artifact, *names: str) -> tuple[DataFile, ...]:
     )
 
 
-def _examples(feedback: Artifact | None, reward: Artifact) -> list[RewardExample]:
+def _examples(feedback: Artifact[Result] | None, reward: Artifact[Result]) -> list[RewardExample]:
     """A few scored answers in float32, by which a user of a released model sees that it was loaded rightly."""
     if feedback is None or not (reward.folder / "model").is_dir():
         return []

@@ -20,7 +20,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Protocol
 
 from triptych.errors import RunError
 
@@ -41,6 +41,16 @@ class IrregularFile(OSError):  # noqa: N818 (its word is the one of the manual p
     def found(self) -> str:
         """What it is instead, as "is a FIFO"."""
         return str(self.strerror).removesuffix(", and no file")
+
+
+class Folder(Protocol):
+    """A folder that a stage reads: an artifact, or a plain path, so that a stage can be called without a run."""
+
+    def __truediv__(self, name: str, /) -> Path:
+        """What it holds under this name."""
+
+    def __fspath__(self) -> str:
+        """Where it is."""
 
 
 def write_whole(path: Path, content: str | bytes) -> None:

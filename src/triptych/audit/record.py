@@ -5,9 +5,12 @@ Every interval is a 95% interval `[low, high]`, clustered by prompt.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict
+
+from triptych.pipeline.result import Result
+from triptych.statistics.scores import TaskScore as TaskScore
 
 Interval = tuple[float, float]
 AuditVerdict = Literal["passed", "passed with reservations", "failed"]
@@ -17,14 +20,6 @@ class Row(BaseModel):
     """A part of a record; unknown fields are refused."""
 
     model_config = ConfigDict(extra="forbid")
-
-
-class TaskScore(Row):
-    """A mean score over some prompts."""
-
-    score: float
-    interval: Interval
-    prompts: int
 
 
 class Bin(Row):
@@ -169,7 +164,7 @@ class Drift(Row):
     correlation: float
 
 
-class AuditRecord(Row):
+class AuditRecord(Row, Result):
     """One reward model on held-out comparisons.
 
     Attributes:
@@ -190,6 +185,8 @@ class AuditRecord(Row):
         reasons: why it failed, the worst first.
         warnings: what does not stop the run and should be looked at, the worst first.
     """
+
+    model_config = ConfigDict(extra="forbid", frozen=False)
 
     comparisons: int
     prompts: int = 0
@@ -213,6 +210,16 @@ class AuditRecord(Row):
     verdict: AuditVerdict
     reasons: list[str] = []
     warnings: list[str] = []
+
+    @classmethod
+    def planned(cls) -> Self:
+        """It passes."""
+        return cls.model_construct(verdict="passed")
+
+    @property
+    def headline(self) -> str:
+        """The accuracy and the verdict."""
+        return f"accuracy {self.accuracy:.1%}, {self.verdict}"
 
     @property
     def passed(self) -> bool:

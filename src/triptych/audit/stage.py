@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from pydantic import Field
 
@@ -20,9 +19,10 @@ from triptych.audit.words import bag_of_words
 from triptych.configuration import Config
 from triptych.data.folder import TRAINED, AuditedOn, DataFolder
 from triptych.engine.scoring import RewardModel, Scorer, log_odds
-from triptych.pipeline.stage import Metrics, StageContext
+from triptych.pipeline.stage import StageContext
 from triptych.records import Comparison, Conversation
 from triptych.statistics.intervals import mean_interval
+from triptych.storage import Folder
 
 BAG_OF_WORDS = "bag of words"
 CONSISTENCY_COMPARISONS = 8
@@ -61,10 +61,10 @@ class Evidence:
 
 
 def audit(
-    context: StageContext, config: Audit, comparisons: Path, reward: Scorer, share: AuditedOn = "heldout",
+    context: StageContext, config: Audit, comparisons: Folder, reward: Scorer, share: AuditedOn = "heldout",
     predecessor: Scorer | None = None,
-) -> Metrics:
-    """Audits a reward on the comparisons of a split; the metrics are an `AuditRecord`, also in `audit.json`.
+) -> AuditRecord:
+    """Audits a reward on the comparisons of a split; the record is also in `audit.json`.
 
     Args:
         predecessor: the reward model that this one was refreshed from.
@@ -75,7 +75,7 @@ def audit(
     evidence = Evidence(rows, files.comparisons(TRAINED[share]).read(), [row in fresh for row in rows])
     record = examine(reward, evidence, config, predecessor)
     (context.output / "audit.json").write_text(record.model_dump_json(indent=1) + "\n", encoding="utf-8")
-    return record.model_dump(mode="json")
+    return record
 
 
 def examine(

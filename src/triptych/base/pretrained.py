@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from triptych.base.record import BaseRecord
 from triptych.base.source import take
 from triptych.configuration import Config
 from triptych.data.folder import DataFolder
@@ -13,7 +14,8 @@ from triptych.engine import attention
 from triptych.engine.models import load_policy, load_tokenizer
 from triptych.engine.parity import prove
 from triptych.engine.perplexity import bits_per_byte
-from triptych.pipeline.stage import Metrics, StageContext
+from triptych.pipeline.stage import StageContext, alone
+from triptych.storage import Folder
 
 
 class Taking(Config):
@@ -30,7 +32,10 @@ class Taking(Config):
     context: int = 1024
 
 
-def take_base(context: StageContext, config: Taking, data: Path, sources: Mapping[str, str | Path]) -> Metrics:
+@alone
+def take_base(
+    context: StageContext, config: Taking, data: Folder, sources: Mapping[str, str | Path]
+) -> BaseRecord:
     """Writes the Base as a plain folder, and measures it on `data/text_heldout.jsonl`."""
     template = config.chat_template and str(sources.get(config.chat_template, config.chat_template))
     source = take(str(sources[config.name]), context.output / "model", chat_template=template)
@@ -42,13 +47,13 @@ def take_base(context: StageContext, config: Taking, data: Path, sources: Mappin
     if DataFolder(data).text("heldout").exists:
         model: Any = load_policy(context.output / "model", attention=attention.NAME)
         bits = bits_per_byte(model, tokenizer, DataFolder(data).text("heldout").read(), config.context)
-    return {
-        "source": source.origin,
-        "source_kind": source.kind,
-        "source_digest": source.digest,
-        "changes": list(source.changes),
-        "parameters": source.parameters,
-        "vocabulary": len(tokenizer),
-        "tokens_seen": None,
-        "bits_per_byte": bits,
-    }
+    return BaseRecord(
+        source=source.origin,
+        source_kind=source.kind,
+        source_digest=source.digest,
+        changes=tuple(source.changes),
+        parameters=source.parameters,
+        vocabulary=len(tokenizer),
+        tokens_seen=None,
+        bits_per_byte=bits,
+    )

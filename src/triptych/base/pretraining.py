@@ -7,13 +7,13 @@ Next-token prediction over packed documents, no document attending to another: t
 from __future__ import annotations
 
 import math
-from pathlib import Path
 from typing import Any
 
 import torch
 from pydantic import Field, field_validator
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
+from triptych.base.record import BaseRecord
 from triptych.base.tokenizer import train_tokenizer
 from triptych.data.folder import DataFolder
 from triptych.engine import attention, distributed
@@ -25,8 +25,9 @@ from triptych.engine.packing import fill
 from triptych.engine.perplexity import bits_per_byte
 from triptych.engine.training import Loss, Optimization, Step, shuffled, train
 from triptych.errors import DataError, Fault
-from triptych.pipeline.stage import Metrics, StageContext
+from triptych.pipeline.stage import StageContext
 from triptych.records import Document
+from triptych.storage import Folder
 
 
 class Pretraining(Optimization):
@@ -59,7 +60,7 @@ class Pretraining(Optimization):
             raise ValueError("adapters need a model that was trained before; a Base from scratch is trained whole")
 
 
-def pretrain(context: StageContext, config: Pretraining, data: Path) -> Metrics:
+def pretrain(context: StageContext, config: Pretraining, data: Folder) -> BaseRecord:
     """Trains a tokenizer and a Base on `data/text.jsonl`; measures it on `data/text_heldout.jsonl`."""
     documents = DataFolder(data).text("train").read()
     tokenizer = train_tokenizer(documents, config.vocabulary, config.context)
@@ -86,13 +87,13 @@ def pretrain(context: StageContext, config: Pretraining, data: Path) -> Metrics:
     write_curve(context.output / "curve.jsonl", curve)
     save(model, tokenizer, context.output / "model", GenerationConfig(do_sample=True, temperature=1.0))
     heldout = DataFolder(data).text("heldout").read()
-    return {
-        "source": "trained from scratch",
-        "parameters": parameters(model),
-        "vocabulary": len(tokenizer),
-        "tokens_seen": int(curve[-1]["seen"]),
-        "bits_per_byte": bits_per_byte(model, tokenizer, heldout, config.context),
-    }
+    return BaseRecord(
+        source="trained from scratch",
+        parameters=parameters(model),
+        vocabulary=len(tokenizer),
+        tokens_seen=int(curve[-1]["seen"]),
+        bits_per_byte=bits_per_byte(model, tokenizer, heldout, config.context),
+    )
 
 
 def architecture(config: Pretraining, tokenizer: Any) -> LlamaConfig:

@@ -44,12 +44,12 @@ def run(
 
     Example: [bold]triptych run recipe.yaml --set improve.rounds=3 --until round-1/audit[/bold]
     """
-    from triptych.preflight.check import stage_names
+    from triptych.cycle import plan
     from triptych.recipe import load
 
     allowed = ["reward.audit.required=false"] if allow_failed_audit else []
     loaded = load(recipe, [*(overrides or ()), *allowed])
-    names = stage_names(loaded)
+    names = [stage.name for stage in plan(loaded)]
     if until is not None and until not in names:
         raise RecipeError(f"--until {until}: this recipe has no such stage; it has {', '.join(names)}")
     _carry_out(loaded, recipe, runs, until)
@@ -58,12 +58,12 @@ def run(
 def _carry_out(loaded: Recipe, recipe: Path, runs: Path, until: str | None = None) -> None:
     """The cycle, and what it leaves for people, also where it ends early or fails."""
     from triptych import results
-    from triptych.cycle import Family, cycle
+    from triptych.cycle import cycle, plan
     from triptych.engine import distributed
     from triptych.engine.checkpoint import checkpoint_seconds
     from triptych.engine.device import settle
+    from triptych.family import Family
     from triptych.pipeline.runner import Runner, Until, claimed
-    from triptych.preflight.check import stage_names
     from triptych.progress import Silent, Terminal
 
     seconds = checkpoint_seconds()
@@ -91,12 +91,12 @@ def _carry_out(loaded: Recipe, recipe: Path, runs: Path, until: str | None = Non
             failure = error
             reason = printable(error if isinstance(error, TriptychError) else f"{type(error).__name__}: {error}")
         done = {artifact.name for artifact in runner.done}
-        missing = [name for name in stage_names(loaded) if name not in done]
+        missing = [stage.name for stage in plan(loaded) if stage.name not in done]
         ending = results.Ending(reason, failure is not None, missing) if reason is not None else None
         if first and family.base is not None:
             try:
                 with distributed.single_rank(), _undisturbed():
-                    _show_outcome(results.write(loaded, family, folder, runner.ledger, ending), folder)
+                    _show_outcome(results.write(loaded, family, runner, ending), folder)
             except Exception as error:
                 if failure is None:
                     raise
@@ -145,7 +145,7 @@ def watch(
 
     Example: [bold]triptych watch recipe.yaml --at-least 500[/bold]
     """
-    from triptych.cycle import arrivals
+    from triptych.people.inbox import Inbox
     from triptych.recipe import load
 
     first = load(recipe, overrides or ())
@@ -153,7 +153,7 @@ def watch(
         raise RecipeError("watch needs a file that people add comparisons to: feedback: [{people: labels.jsonl}]")
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise RunError("watch waits in one process; for a round on several ranks give triptych run under torchrun")
-    waiting = arrivals(first, runs / first.name)
+    waiting = Inbox.of_run(runs / first.name, Path(first.place(first.people)))
 
     def carried_out(round: int) -> int:
         """Every round up to this one; how many comparisons it gave back."""

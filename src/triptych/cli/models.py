@@ -205,20 +205,21 @@ def evaluate(
         raise RecipeError("nothing to measure: give --prompts, --comparisons or --text")
     if reward is not None and prompts is None:
         raise RecipeError("--reward scores answers to prompts: give --prompts as well")
-    from triptych import api
+    from triptych.engine.device import settle
 
     allowed = Allowed(allow_endpoint, allow_key, allow_functions, allow_template, allow_model)
+    settle()
     numbers: dict[str, Any] = {}
     if comparisons is not None:
-        numbers |= api.measure_reward(allowed.found(model), comparisons)
+        numbers |= _agreement(allowed.found(model), comparisons)
     if prompts is not None or text is not None:
         folder = find_model(model, "instruct")[0]
         if prompts is not None:
             sampling = replace(own_sampling(folder, temperature, max_tokens), seed=seed)
             scorer = allowed.found(str(reward)) if reward is not None else None
-            numbers |= api.measure_answers(folder, prompts, sampling, scorer)
+            numbers |= _answers(folder, prompts, scorer, sampling)
         if text is not None:
-            numbers |= api.measure_prediction(folder, text)
+            numbers |= _prediction(folder, text)
     table = table_of("measured", "value", right=1)
     for name, value in numbers.items():
         table.add_row(name.replace("_", " "), figure(value))
@@ -226,6 +227,29 @@ def evaluate(
     if output is not None:
         write_whole(output, json.dumps(numbers, indent=1, ensure_ascii=False) + "\n")
         say(str(output))
+
+
+def _answers(folder: Path, prompts: Path, scorer: Scorer | None, sampling: Sampling) -> dict[str, Any]:
+    from triptych.data.files import read_prompts
+    from triptych.engine.rollout import Policy
+    from triptych.progress import Terminal
+    from triptych.records import Conversation
+    from triptych.statistics.intervals import mean_interval
+
+    asked = read_prompts(prompts)
+    written = Policy.open(folder).write(asked, sampling, progress=Terminal())
+    answers = [group[0] for group in written]
+    numbers: dict[str, Any] = {
+        "decoding": sampling.name,
+        "prompts": len(asked),
+        "mean_length": sum(len(answer.tokens) for answer in answers) / len(answers),
+        "cut": sum(not answer.finished for answer in answers) / len(answers),
+        "distinct": len({answer.answer for answer in answers}) / len(answers),
+    }
+    if scorer:
+        scores = scorer.score([Conversation(answer.prompt, answer.answer) for answer in answers])
+        numbers["reward"], numbers["reward_interval"] = mean_interval(scores)
+    return numbers
 
 
 @app.command()
@@ -267,16 +291,28 @@ def audit(
 
     Example: [bold]triptych audit runs/quickstart/release --data preferences.jsonl --data rewardbench.jsonl[/bold]
     """
-    from triptych import api
+    from triptych.audit.stage import Audit, Evidence, examine
+    from triptych.data.files import read_comparisons
+    from triptych.data.splits import decontaminate
+    from triptych.engine.device import settle
     from triptych.report.page import render_audit
     from triptych.report.summary import Audit as Audited
 
     allowed = Allowed(allow_endpoint, allow_key, allow_functions, allow_template, allow_model)
+    scorer = allowed.found(reward)
     before = allowed.found(predecessor) if predecessor else None
-    record, trained = api.examined(allowed.found(reward), data, training or (), before, say)
+    rows = [row for path in data for row in read_comparisons(path)]
+    trained = [row for path in training or () for row in read_comparisons(path)]
+    rows, shared = decontaminate(rows, trained)
+    if shared:
+        say(f"note: {len(shared):,} comparisons have a prompt of the training comparisons and are left out")
+    if not rows:
+        raise AuditError("no comparison is left: every prompt of --data is one of --training")
+    settle()
+    record = examine(scorer, Evidence(rows, trained), Audit(), before)
     output.mkdir(parents=True, exist_ok=True)
     write_whole(output / "audit.json", record.model_dump_json(indent=1) + "\n")
-    shown = Audited(round=0, trained_on=trained or None, ceiling=None, **record.model_dump())
+    shown = Audited(round=0, trained_on=len(trained) or None, ceiling=None, **record.model_dump())
     write_whole(output / "audit.html", render_audit(shown, reward, __version__))
     table = table_of("ordered as labelled", "accuracy", "95% interval", right=2)
     parts = {"all": (record.accuracy, record.interval)}
@@ -294,6 +330,28 @@ def audit(
     say(str(output / "audit.html"))
     if not record.passed:
         raise AuditError(f"{reward} failed its audit: " + "; ".join(record.reasons))
+
+
+def _agreement(scorer: Scorer, comparisons: Path) -> dict[str, Any]:
+    from triptych.audit.stage import Evidence, measured, scored
+    from triptych.data.files import read_comparisons
+    from triptych.engine.scoring import log_odds
+
+    rows = read_comparisons(comparisons)
+    found = measured(Evidence(rows), *scored(scorer, rows), log_odds(scorer))
+    names = ("comparisons", "accuracy", "interval", "calibration_error", "length_correlation")
+    numbers = {name: value for name in names if (value := getattr(found, name)) is not None}
+    return numbers | {f"accuracy_of_{name.replace(' ', '_')}": share for name, share in found.baselines.items()}
+
+
+def _prediction(folder: Path, text: Path) -> dict[str, Any]:
+    from triptych.data.files import read_documents
+    from triptych.engine.perplexity import bits_per_byte
+    from triptych.engine.rollout import Policy
+
+    policy = Policy.open(folder)
+    context = min(getattr(policy.model.config.get_text_config(), "max_position_embeddings", None) or 1024, 1024)
+    return {"bits_per_byte": bits_per_byte(policy.model, policy.tokenizer, read_documents(text), context)}
 
 
 @app.command()

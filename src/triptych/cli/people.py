@@ -59,7 +59,7 @@ def _asked(loaded: Recipe, recipe: Path, folder: Path) -> list[Asked[Any]]:
         RecipeError: nowhere.
         RunError: the run has no questions yet.
     """
-    from triptych.cycle import GATE_QUESTIONS, arrivals
+    from triptych.people.attendance import GATE_QUESTIONS
     from triptych.people.questions import FILE, Labels
     from triptych.people.verdicts import Panel
 
@@ -74,7 +74,7 @@ def _asked(loaded: Recipe, recipe: Path, folder: Path) -> list[Asked[Any]]:
     if loaded.gate.people is not None:
         found.append(Panel(folder / GATE_QUESTIONS, Path(loaded.place(loaded.gate.people))))
     if loaded.people is not None:
-        found.append(Labels(folder / FILE, arrivals(loaded, folder).file))
+        found.append(Labels(folder / FILE, Path(loaded.place(loaded.people))))
     return found
 
 

@@ -74,18 +74,9 @@ def _owner(folder: Path) -> str | None:
 def _result(manifest: Path) -> str:
     """The one number that a reader of a stage's row looks for."""
     try:
-        metrics = json.loads(manifest.read_text(encoding="utf-8"))["metrics"]
+        return str(json.loads(manifest.read_text(encoding="utf-8"))["headline"])
     except (OSError, ValueError, KeyError):
         return ""
-    if "decision" in metrics:
-        return f"{metrics['decision']}, win rate {metrics['win_rate']:.1%}"
-    if "accuracy" in metrics:
-        return f"accuracy {metrics['accuracy']:.1%}, {metrics['verdict']}"
-    if "score" in metrics:
-        return f"score {metrics['score']:.3f}"
-    if metrics.get("bits_per_byte") is not None:
-        return f"{metrics['bits_per_byte']:.3f} bits per byte"
-    return ""
 
 
 @app.command()

@@ -43,6 +43,7 @@ from triptych.data.files import (
     write,
 )
 from triptych.records import Comparison, Conversation, Document, Prompt, Rating, Record, Thumb
+from triptych.storage import Folder
 
 R = TypeVar("R", bound=Record)
 
@@ -94,7 +95,7 @@ class RecordFile(Generic[R]):
 class DataFolder:
     """A folder of data."""
 
-    path: Path
+    path: Folder
 
     def text(self, split: Split) -> RecordFile[Document]:
         """Documents."""

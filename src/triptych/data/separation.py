@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import combinations, product
-from pathlib import Path
 
 from triptych.data.folder import DataFolder
 from triptych.data.splits import Asked, form
 from triptych.errors import RunError
+from triptych.storage import Folder
 
 COMPARED = ("comparisons_train", "comparisons_heldout", "comparisons_judge", "comparisons_judge_heldout")
 """What trains and what measures the reward model, and the gate's own one."""
@@ -35,7 +35,7 @@ Parts = Mapping[str, Sequence[Asked]]
 """Records by their part's name, which is that of its file."""
 
 
-def stored(folder: Path, *names: str) -> dict[str, Sequence[Asked]]:
+def stored(folder: Folder, *names: str) -> dict[str, Sequence[Asked]]:
     """The parts in a folder: these, or by default all; those that it has not are empty."""
     data = DataFolder(folder)
     return {name: data.named(name).read_any() for name in names or (*PROVING, *COMPARED, *RATED, *OTHERS)}

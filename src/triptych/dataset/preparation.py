@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Literal, TypeVar
 
 from pydantic import Field
 
@@ -27,7 +27,8 @@ from triptych.data.splits import (
     share_of,
 )
 from triptych.errors import DataError, Fault
-from triptych.pipeline.stage import Metrics, StageContext
+from triptych.pipeline.result import Result
+from triptych.pipeline.stage import StageContext, alone
 from triptych.records import Comparison, Conversation, Document, Prompt, Rating, Thumb
 
 A = TypeVar("A", bound=Asked)
@@ -77,7 +78,50 @@ class Intake(Config):
     judge: float = Field(default=0.0, ge=0, lt=1)
 
 
-def take_in(context: StageContext, config: Intake, sources: Mapping[str, str | Path]) -> Metrics:
+class Prepared(Result):
+    """How many rows each file of the data has, and what was left out.
+
+    Attributes:
+        left_out_lines: for each kind that was left out, where the first ones stand.
+    """
+
+    wrong_rows_left_out: int = 0
+    contradictions: int = 0
+    duplicate_conversations: int = 0
+    duplicate_comparisons: int = 0
+    duplicate_ratings: int = 0
+    duplicate_prompts: int = 0
+    prompts_removed: int = 0
+    conversations_removed: int = 0
+    comparisons_removed: int = 0
+    ratings_removed: int = 0
+    thumbs_removed: int = 0
+    duplicate_thumbs: int = 0
+    demonstrations_removed: int = 0
+    feedback_prompts_removed: int = 0
+    prompts_test: int
+    prompts_gate: int
+    prompts_validation: int
+    prompts_improve: int
+    prompts_feedback: int
+    comparisons_train: int = 0
+    comparisons_heldout: int = 0
+    comparisons_judge: int = 0
+    comparisons_judge_heldout: int = 0
+    ratings_train: int = 0
+    ratings_heldout: int = 0
+    ratings_judge: int = 0
+    ratings_judge_heldout: int = 0
+    thumbs: int = 0
+    demonstrations: int
+    demonstrations_heldout: int
+    text: int = 0
+    text_heldout: int = 0
+    left_out_lines: dict[str, list[str]] = Field(default_factory=dict)
+
+
+@alone
+def take_in(context: StageContext, config: Intake, sources: Mapping[str, str | Path]) -> Prepared:
     """Reads every file and writes the cycle's data; says what was left out, why, and in which lines it stands.
 
     Raises:
@@ -87,14 +131,14 @@ def take_in(context: StageContext, config: Intake, sources: Mapping[str, str | P
     found = read_all(config, sources)
     for fault in found.skipped:
         context.progress.say(f"left out: {fault}")
-    metrics: Metrics = {"wrong_rows_left_out": len(found.skipped)}
+    counts = {"wrong_rows_left_out": len(found.skipped)}
     left: dict[str, Sequence[Asked]] = {}
     conversations, left["duplicate_conversations"] = deduplicate(found.conversations)
     comparisons, left["duplicate_comparisons"] = deduplicate(found.comparisons)
     ratings, left["duplicate_ratings"] = deduplicate(found.ratings)
     thumbs, left["duplicate_thumbs"] = deduplicate(found.thumbs)
     prompts, left["duplicate_prompts"] = _of_different_turns(found.prompts)
-    metrics["contradictions"] = len(contradictions(comparisons))
+    counts["contradictions"] = len(contradictions(comparisons))
 
     asked = prompts or _of_different_turns(each.prompt for each in conversations)[0]
     measured = set_apart(asked, config, context.seed)
@@ -136,30 +180,31 @@ def take_in(context: StageContext, config: Intake, sources: Mapping[str, str | P
     output = DataFolder(context.output)
     for name, rows in parts.items():
         output.named(name).write(rows)
-        metrics[name] = len(rows)
+        counts[name] = len(rows)
     output.examples.write(learnt["train"][:12])
     if found.documents:
         text = split_text(found.documents, config.heldout, context.seed)
         for name, documents in text.items():
             output.named(name).write(documents)
-            metrics[name] = len(documents)
-    metrics |= {name: len(rows) for name, rows in left.items()}
-    metrics["left_out_lines"] = {
+            counts[name] = len(documents)
+    counts |= {name: len(rows) for name, rows in left.items()}
+    places = {
         name: [found.places[id(prompt_of(row))] for row in rows[:EXAMPLES]] for name, rows in left.items() if rows
     }
-    for line in left_out(metrics):
+    prepared = Prepared(left_out_lines=places, **counts)
+    for line in left_out(prepared):
         context.progress.say(f"data: {line}")
-    return metrics
+    return prepared
 
 
-def left_out(metrics: Mapping[str, Any]) -> list[str]:
+def left_out(prepared: Prepared) -> list[str]:
     """What of the user's rows was left out, and why, with the first lines of each kind."""
     lines = []
     for name, why in WHY.items():
-        if metrics[name]:
-            places = ", ".join(metrics["left_out_lines"][name])
-            more = ", ..." if metrics[name] > EXAMPLES else ""
-            lines.append(f"{metrics[name]:,} {why} ({places}{more})")
+        if count := getattr(prepared, name):
+            places = ", ".join(prepared.left_out_lines[name])
+            more = ", ..." if count > EXAMPLES else ""
+            lines.append(f"{count:,} {why} ({places}{more})")
     return lines
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from pydantic import Field
 
@@ -20,9 +19,10 @@ from triptych.data.splits import fraction
 from triptych.engine.perplexity import bits_per_byte
 from triptych.engine.rollout import Policy, divergence
 from triptych.engine.sampling import Sampling
-from triptych.pipeline.stage import Metrics, StageContext
+from triptych.pipeline.result import Result
+from triptych.pipeline.stage import StageContext
 from triptych.records import Conversation, Document, Prompt, Question, Rollout, differ, to_json
-from triptych.storage import read_rows
+from triptych.storage import Folder, read_rows
 
 FILE = "answers.jsonl"
 QUESTIONS = "questions.jsonl"
@@ -69,10 +69,31 @@ class Pair:
         return Question(self.prompt, *((self.after, self.before) if turned else (self.before, self.after)))
 
 
+class Answered(Result):
+    """The two models' answers beside each other; `before` is the champion, `after` the candidate.
+
+    Attributes:
+        prompts_again: the round whose prompts decide once more; None where these decided nothing before.
+        kl: candidate from champion, nats per answer.
+        length_before, length_after: mean tokens per answer.
+        bits_before, bits_after: bits per byte of held-out plain text; None where there is none.
+    """
+
+    prompts: int
+    prompts_again: int | None = None
+    kl: float
+    decoding_before: str
+    decoding_after: str
+    length_before: float
+    length_after: float
+    bits_before: float | None = None
+    bits_after: float | None = None
+
+
 def answer(
-    context: StageContext, config: Answering, candidate: Path, champion: Path, data: Path,
+    context: StageContext, config: Answering, candidate: Folder, champion: Folder, data: Folder,
     candidate_decoding: Sampling, champion_decoding: Sampling, round: int = 1,
-) -> Metrics:
+) -> Answered:
     """Writes `answers.jsonl` and, of those that differ, `questions.jsonl`; measures distance, length, plain text.
 
     Args:
@@ -107,19 +128,22 @@ def answer(
     write(
         context.output / QUESTIONS, [pair.question(context.seed) for pair in pairs if differ(pair.before, pair.after)]
     )
-    found: Metrics = {
-        "prompts": len(pairs),
-        "prompts_again": again,
-        "kl": divergence(policies[1], policies[0], own),
-        "decoding_before": champion_decoding.name,
-        "decoding_after": candidate_decoding.name,
-        "length_before": sum(pair.tokens_before for pair in pairs) / len(pairs),
-        "length_after": sum(pair.tokens_after for pair in pairs) / len(pairs),
-    }
-    if documents := _documents(DataFolder(data), config.documents):
-        for moment, policy in zip(("before", "after"), policies, strict=True):
-            found[f"bits_{moment}"] = bits_per_byte(policy.model, policy.tokenizer, documents, _context(policy))
-    return found
+    documents = _documents(DataFolder(data), config.documents)
+    bits_before, bits_after = (
+        bits_per_byte(policy.model, policy.tokenizer, documents, _context(policy)) if documents else None
+        for policy in policies
+    )
+    return Answered(
+        prompts=len(pairs),
+        prompts_again=again,
+        kl=divergence(policies[1], policies[0], own),
+        decoding_before=champion_decoding.name,
+        decoding_after=candidate_decoding.name,
+        length_before=sum(pair.tokens_before for pair in pairs) / len(pairs),
+        length_after=sum(pair.tokens_after for pair in pairs) / len(pairs),
+        bits_before=bits_before,
+        bits_after=bits_after,
+    )
 
 
 def of_round(prompts: Sequence[Prompt], size: int, round: int) -> tuple[list[Prompt], int | None]:
@@ -140,7 +164,7 @@ def portions_of(prompts: int, size: int) -> int:
     return max(1, whole + (2 * rest >= size))
 
 
-def answered(folder: Path) -> list[Pair]:
+def answered(folder: Folder) -> list[Pair]:
     """The pairs in the folder of the stage above."""
     prompts, rows = read_prompts(folder / FILE), read_rows(folder / FILE)
     return [

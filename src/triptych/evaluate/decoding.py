@@ -7,8 +7,7 @@ at their own best decoding, chosen on the validation prompts, and temperature 1 
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -17,9 +16,11 @@ from triptych.data.folder import DataFolder
 from triptych.engine.rollout import Policy
 from triptych.engine.sampling import Sampling
 from triptych.engine.scoring import Scorer
-from triptych.pipeline.stage import Metrics, StageContext
+from triptych.pipeline.result import Result
+from triptych.pipeline.stage import StageContext
 from triptych.records import Conversation
-from triptych.statistics.intervals import mean_interval
+from triptych.statistics.intervals import Interval, mean_interval
+from triptych.storage import Folder
 
 Temperature = Annotated[float, Field(ge=0)]
 
@@ -56,8 +57,36 @@ class Decoding(Config):
         return Sampling(self.max_tokens, temperature, self.top_p)
 
 
-def choose(context: StageContext, config: Decoding, model: Path, data: Path, chooser: Scorer) -> Metrics:
-    """Answers `data/prompts_validation.jsonl` at each temperature; the best by the chooser is in the metrics.
+class TemperatureScore(Config):
+    """A model's score at a temperature."""
+
+    temperature: float
+    score: float
+    interval: Interval
+
+
+class Chosen(Result):
+    """The best temperature of those that were tried.
+
+    Attributes:
+        chooser: whose scores chose.
+    """
+
+    temperature: float
+    chooser: str
+    prompts: int
+    temperatures: tuple[TemperatureScore, ...]
+
+    @classmethod
+    def planned(cls) -> Self:
+        """Temperature 1, for want of knowing."""
+        return cls.model_construct(temperature=1.0)
+
+
+def choose(
+    context: StageContext, config: Decoding, model: Folder, data: Folder, chooser: Scorer
+) -> Chosen:
+    """Answers `data/prompts_validation.jsonl` at each temperature; the best by the chooser is the result.
 
     Of equals the lower temperature is taken. The noise is the same at every temperature.
     """
@@ -71,10 +100,10 @@ def choose(context: StageContext, config: Decoding, model: Path, data: Path, cho
     means = {temperature: mean_interval(these) for temperature, these in scores.items()}
     best = max(means, key=lambda temperature: means[temperature][0])  # of equals the first, which is the lowest
     context.progress.say(f"decoded at {config.at(best).name}, the best of {len(means)} by {chooser.name}")
-    return {
-        "temperature": best, "chooser": chooser.name, "prompts": len(prompts),
-        "temperatures": [
-            {"temperature": temperature, "score": score, "interval": interval}
+    return Chosen(
+        temperature=best, chooser=chooser.name, prompts=len(prompts),
+        temperatures=tuple(
+            TemperatureScore(temperature=temperature, score=score, interval=interval)
             for temperature, (score, interval) in means.items()
-        ],
-    }
+        ),
+    )

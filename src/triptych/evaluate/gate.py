@@ -11,20 +11,22 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal, Self
 
 from pydantic import Field
 
 from triptych.configuration import Config
 from triptych.data.files import read_any, read_verdicts
 from triptych.engine.scoring import Scorer, scored
-from triptych.evaluate.answers import answered
+from triptych.evaluate.answers import Answered, answered
 from triptych.evaluate.lengths import controlled
 from triptych.evaluate.measurement import by_task
 from triptych.people.verdicts import PEOPLE, beside, preferred
-from triptych.pipeline.stage import Metrics, StageContext
-from triptych.statistics.intervals import mean_interval, prompts_needed, wins
+from triptych.pipeline.stage import StageContext
+from triptych.statistics.intervals import Interval, mean_interval, prompts_needed, wins
+from triptych.statistics.scores import TaskScore
 from triptych.statistics.significance import chance, least, level
+from triptych.storage import Folder
 
 Decision = Literal["promoted", "rejected", "too few prompts to tell"]
 PROMOTED: Decision = "promoted"
@@ -54,12 +56,61 @@ class Gate(Config):
     min_task_prompts: int = Field(default=20, ge=1)
 
 
+class Decided(Answered):
+    """The gate's decision, and all that it was made from.
+
+    Attributes:
+        win_rate: share of the round's prompts where who decides prefers the candidate, ties counted half.
+        interval: of the win rate, at 1 − 2 · level.
+        level: the round's share of the run's error, one-sided.
+        p_value: the chance that two equal models come to this win rate or more.
+        length_controlled: the win rate at equal length, with its interval; None where lengths hardly overlap.
+        tasks: the win rate on each task's prompts.
+        lost_tasks: those that the candidate lost, each with its p-value.
+        judge_counts: what else the judge said, such as contradictions.
+        decided_by: the judge, or people; then the judge's own win rate and how often the two agree stand beside.
+        judge_before, judge_after, reward_before, reward_after: mean scores of champion and candidate.
+    """
+
+    win_rate: float
+    interval: Interval
+    level: float
+    p_value: float
+    length_controlled: float | None = None
+    length_controlled_interval: Interval | None = None
+    tasks: dict[str, TaskScore]
+    lost_tasks: dict[str, float]
+    judge: str
+    judge_counts: dict[str, int]
+    decided_by: str
+    judge_win_rate: float | None = None
+    judge_interval: Interval | None = None
+    agreement: float | None = None
+    agreement_prompts: int | None = None
+    judge_before: float
+    judge_after: float
+    reward_before: float
+    reward_after: float
+    decision: Decision = UNDECIDED
+    reason: str = ""
+
+    @classmethod
+    def planned(cls) -> Self:
+        """The candidate is promoted."""
+        return cls.model_construct(decision=PROMOTED, reason="planned")
+
+    @property
+    def headline(self) -> str:
+        """The decision and the win rate."""
+        return f"{self.decision}, win rate {self.win_rate:.1%}"
+
+
 def decide(
-    context: StageContext, config: Gate, answers: Path, measured: Metrics, reward: Scorer, judge: Scorer,
+    context: StageContext, config: Gate, answers: Folder, measured: Answered, reward: Scorer, judge: Scorer,
     failures: int = 0,
     sources: Mapping[str, str | Path] | None = None,
-) -> Metrics:
-    """Compares the answers of candidate and champion; the decision is in the metrics.
+) -> Decided:
+    """Compares the answers of candidate and champion; and decides.
 
     Each prompt's scores are kept in `scores.jsonl`.
 
@@ -90,27 +141,29 @@ def decide(
     tasks = [pair.prompt.task for pair in pairs]
     lengths = [pair.tokens_after for pair in pairs], [pair.tokens_before for pair in pairs]
     at_equal_length, equal_interval = controlled(won, *lengths) or (None, None)
-    numbers: dict[str, Any] = {
-        "win_rate": rate,
-        "interval": interval,
-        "level": at,
-        "p_value": chance(won),
-        "length_controlled": at_equal_length,
-        "length_controlled_interval": equal_interval,
-        "tasks": by_task(tasks, won),
-        "lost_tasks": lost(config, tasks, won),
-        "judge": judge.name,
-        "judge_counts": dict(judged.counts),
-        "decided_by": PEOPLE if sources else judge.name,
-        **measured,
+    numbers = Decided(
+        win_rate=rate,
+        interval=interval,
+        level=at,
+        p_value=chance(won),
+        length_controlled=at_equal_length,
+        length_controlled_interval=equal_interval,
+        tasks=by_task(tasks, won),
+        lost_tasks=lost(config, tasks, won),
+        judge=judge.name,
+        judge_counts=dict(judged.counts),
+        decided_by=PEOPLE if sources else judge.name,
+        judge_before=sum(judged.totals[:count]) / count,
+        judge_after=sum(judged.totals[count:]) / count,
+        reward_before=sum(rewards[:count]) / count,
+        reward_after=sum(rewards[count:]) / count,
+        **measured.model_dump(),
         **said,
-    }
-    for name, values in {"judge": judged.totals, "reward": rewards}.items():
-        numbers |= {f"{name}_before": sum(values[:count]) / count, f"{name}_after": sum(values[count:]) / count}
+    )
     decision, reason = verdict(config, numbers, won)
-    if numbers["prompts_again"] is not None:
-        reason += f"; the prompts of round {numbers['prompts_again']} decide again"
-    return numbers | {"decision": decision, "reason": reason}
+    if numbers.prompts_again is not None:
+        reason += f"; the prompts of round {numbers.prompts_again} decide again"
+    return numbers.model_copy(update={"decision": decision, "reason": reason})
 
 
 def lost(config: Gate, tasks: Sequence[str | None], won: Sequence[float]) -> dict[str, float]:
@@ -127,41 +180,42 @@ def lost(config: Gate, tasks: Sequence[str | None], won: Sequence[float]) -> dic
     return {task: p for task, p in worse.items() if p <= config.error / len(counted)}
 
 
-def verdict(config: Gate, numbers: dict[str, Any], won: Sequence[float]) -> tuple[Decision, str]:
+def verdict(config: Gate, numbers: Decided, won: Sequence[float]) -> tuple[Decision, str]:
     """The decision and why, from a gate's numbers and what became of each prompt."""
-    at, needed = numbers["level"], least(numbers["level"])
-    if numbers["prompts"] < needed:
-        found = f"{numbers['prompts']} prompts cannot prove anything at this round's level, {at:.2g}"
+    at, needed = numbers.level, least(numbers.level)
+    if numbers.prompts < needed:
+        found = f"{numbers.prompts} prompts cannot prove anything at this round's level, {at:.2g}"
         return UNDECIDED, f"{found}; {needed} are the least"
-    low, high = numbers["interval"]
-    forgotten = numbers.get("bits_after", 0.0) / max(numbers.get("bits_before", 1.0), 1e-9)
-    shown = f"win rate {numbers['win_rate']:.1%} ({100 - 200 * at:.4g}% interval {low:.1%} to {high:.1%})"
-    ratio = numbers["length_after"] / max(numbers["length_before"], 1e-9)
-    if config.max_kl is not None and not numbers["kl"] <= config.max_kl:  # a KL that is no number is over it too
-        return REJECTED, f"KL of {numbers['kl']:.1f} nats per answer is over the budget of {config.max_kl:g}"
+    low, high = numbers.interval
+    told = numbers.bits_after is not None and numbers.bits_before is not None
+    forgotten = (numbers.bits_after or 0.0) / max(numbers.bits_before or 0.0, 1e-9)
+    shown = f"win rate {numbers.win_rate:.1%} ({100 - 200 * at:.4g}% interval {low:.1%} to {high:.1%})"
+    ratio = numbers.length_after / max(numbers.length_before, 1e-9)
+    if config.max_kl is not None and not numbers.kl <= config.max_kl:  # a KL that is no number is over it too
+        return REJECTED, f"KL of {numbers.kl:.1f} nats per answer is over the budget of {config.max_kl:g}"
     if ratio > config.max_length_ratio:
         return REJECTED, f"answers are {ratio:.2f} times as long, over the budget of {config.max_length_ratio:g}"
     if config.min_length_ratio is not None and ratio < config.min_length_ratio:
         return REJECTED, f"answers are {ratio:.2f} times as long, under the budget of {config.min_length_ratio:g}"
-    if config.max_bits_ratio is not None and "bits_after" in numbers and not forgotten <= config.max_bits_ratio:
+    if config.max_bits_ratio is not None and told and not forgotten <= config.max_bits_ratio:
         return REJECTED, (
             f"plain text takes {forgotten:.2f} times as many bits, over the budget of {config.max_bits_ratio:g}: the "
             "candidate has forgotten some of what the Base knew"
         )
-    for task, p in numbers["lost_tasks"].items():
-        found = numbers["tasks"][task]
+    for task, p in numbers.lost_tasks.items():
+        score = numbers.tasks[task]
         return REJECTED, (
-            f"{numbers['decided_by']} prefers the champion on {task}: win rate {found['score']:.1%} of "
-            f"{found['prompts']} prompts (p {p:.2g}), under the budget of {config.min_task_win_rate:.0%}"
+            f"{numbers.decided_by} prefers the champion on {task}: win rate {score.score:.1%} of "
+            f"{score.prompts} prompts (p {p:.2g}), under the budget of {config.min_task_win_rate:.0%}"
         )
-    if numbers["p_value"] <= at:
-        return PROMOTED, f"{numbers['decided_by']} prefers the candidate: {shown}, p {numbers['p_value']:.2g}"
+    if numbers.p_value <= at:
+        return PROMOTED, f"{numbers.decided_by} prefers the candidate: {shown}, p {numbers.p_value:.2g}"
     if chance([1 - outcome for outcome in won]) <= at:
-        return REJECTED, f"{numbers['decided_by']} prefers the champion: {shown}"
+        return REJECTED, f"{numbers.decided_by} prefers the champion: {shown}"
     enough = prompts_needed(won, 0.5, at)
     if enough is None:
         return UNDECIDED, f"{shown} is exactly one half, where no number of prompts would tell"
     return UNDECIDED, (
-        f"{shown} is not told from one half: p {numbers['p_value']:.2g}, and the round's level is {at:.2g}; about "
+        f"{shown} is not told from one half: p {numbers.p_value:.2g}, and the round's level is {at:.2g}; about "
         f"{enough:,} prompts would, at this rate"
     )

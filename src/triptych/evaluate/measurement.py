@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field
@@ -15,9 +14,12 @@ from triptych.data.folder import DataFolder, PromptSplit
 from triptych.engine.rollout import Policy, Render, divergence
 from triptych.engine.sampling import Sampling
 from triptych.engine.scoring import Scorer, Scores, scored
-from triptych.pipeline.stage import Metrics, StageContext
+from triptych.pipeline.result import Result
+from triptych.pipeline.stage import StageContext
 from triptych.records import Conversation, Prompt, Rollout
-from triptych.statistics.intervals import mean_interval
+from triptych.statistics.intervals import Interval, mean_interval
+from triptych.statistics.scores import DecodedScore, TaskScore
+from triptych.storage import Folder
 
 
 class Measurement(Config):
@@ -51,16 +53,16 @@ class Measured:
     drawn: int = 1
 
     @property
-    def numbers(self) -> dict[str, Any]:
+    def numbers(self) -> DecodedScore:
         """What is told of them."""
         score, interval = mean_interval(self.judged.totals)
-        return {
-            "score": score,
-            "interval": interval,
-            "reward": sum(self.rewarded.totals) / len(self.rollouts) if self.rewarded else None,
-            "mean_length": sum(len(rollout.tokens) for rollout in self.rollouts) / len(self.rollouts),
-            "drawn": self.drawn,
-        }
+        return DecodedScore(
+            score=score,
+            interval=interval,
+            reward=sum(self.rewarded.totals) / len(self.rollouts) if self.rewarded else None,
+            mean_length=sum(len(rollout.tokens) for rollout in self.rollouts) / len(self.rollouts),
+            drawn=self.drawn,
+        )
 
     def row(self, place: int) -> dict[str, Any]:
         """One answer and its scores."""
@@ -71,11 +73,44 @@ class Measured:
         }
 
 
+class Measurements(Result):
+    """A model on prompts: score, reward and length as it is deployed, and the scores of every way of decoding.
+
+    Attributes:
+        judge_counts, reward_counts: what else judge and reward said, such as contradictions.
+        decodings: by their names, as deployed, "temperature 1", "greedy", and perhaps "best of 8".
+        kl: from the reference, in nats per answer at temperature 1; None without one.
+        reward_parts: what the reward is made of, for all prompts and each task.
+        fewer_examples: prompts that left no room for all examples.
+    """
+
+    judge: str
+    judge_counts: dict[str, int]
+    prompts: int
+    decoding: str
+    score: float
+    interval: Interval
+    reward: float | None
+    mean_length: float
+    drawn: int
+    decodings: dict[str, DecodedScore]
+    kl: float | None
+    by_task: dict[str, TaskScore]
+    reward_parts: dict[str, dict[str, float]]
+    reward_counts: dict[str, int] = Field(default_factory=dict)
+    fewer_examples: int = 0
+
+    @property
+    def headline(self) -> str:
+        """The score."""
+        return f"score {self.score:.3f}"
+
+
 def measure(
-    context: StageContext, config: Measurement, model: Path, data: Path, judge: Scorer, decoding: Sampling,
-    reference: Path | None = None, reward: Scorer | None = None, style: Literal["chat", "few-shot"] = "chat",
+    context: StageContext, config: Measurement, model: Folder, data: Folder, judge: Scorer, decoding: Sampling,
+    reference: Folder | None = None, reward: Scorer | None = None, style: Literal["chat", "few-shot"] = "chat",
     best_of: int = 0, split: PromptSplit = "test",
-) -> Metrics:
+) -> Measurements:
     """Scores a model's answers to a split's prompts as it is deployed, at temperature 1 and greedy.
 
     Keeps them in `answers.jsonl`: each prompt's answer as deployed, and under `decodings` the answer of each decoding.
@@ -133,18 +168,19 @@ def measure(
     tasks = [prompt.task for prompt in prompts]
     # Only answers at temperature 1 are the policy's own, of which its divergence is the mean.
     own = [[rollout] for rollout in found[plain.name].rollouts]
-    return {
-        "judge": judge.name,
-        "judge_counts": dict(deployed.judged.counts),
-        "prompts": len(prompts),
-        "decoding": decoding.name,
-        **deployed.numbers,
-        "decodings": {name: each.numbers for name, each in found.items()},
-        "kl": divergence(policy, Policy.open(reference / "model"), own) if reference else None,
-        "by_task": by_task(tasks, deployed.judged.totals),
-        "reward_parts": deployed.rewarded.by_task(tasks) if deployed.rewarded else {},
-        **({"reward_counts": dict(deployed.rewarded.counts)} if deployed.rewarded and deployed.rewarded.counts else {}),
-    } | ({"fewer_examples": fewer} if fewer else {})
+    return Measurements(
+        judge=judge.name,
+        judge_counts=dict(deployed.judged.counts),
+        prompts=len(prompts),
+        decoding=decoding.name,
+        **deployed.numbers.model_dump(),
+        decodings={name: each.numbers for name, each in found.items()},
+        kl=divergence(policy, Policy.open(reference / "model"), own) if reference else None,
+        by_task=by_task(tasks, deployed.judged.totals),
+        reward_parts=deployed.rewarded.by_task(tasks) if deployed.rewarded else {},
+        reward_counts=dict(deployed.rewarded.counts) if deployed.rewarded else {},
+        fewer_examples=fewer,
+    )
 
 
 def preferred(groups: Sequence[Sequence[Rollout]], reward: Scorer) -> list[Rollout]:
@@ -154,17 +190,17 @@ def preferred(groups: Sequence[Sequence[Rollout]], reward: Scorer) -> list[Rollo
     return [max(group, key=lambda found: found[0])[1] for group in scored]
 
 
-def by_task(tasks: Sequence[str | None], scores: Sequence[float]) -> dict[str, Any]:
+def by_task(tasks: Sequence[str | None], scores: Sequence[float]) -> dict[str, TaskScore]:
     """The mean score and its interval for each task that is named."""
     found = {}
     for task in sorted({task for task in tasks if task}):
         members = [score for name, score in zip(tasks, scores, strict=True) if name == task]
         mean, interval = mean_interval(members)
-        found[task] = {"score": mean, "interval": interval, "prompts": len(members)}
+        found[task] = TaskScore(score=mean, interval=interval, prompts=len(members))
     return found
 
 
-def examples(data: Path) -> list[Conversation]:
+def examples(data: Folder) -> list[Conversation]:
     """The worked examples that are shown to the Base."""
     return DataFolder(data).examples.read()
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from triptych.data.folder import DataFolder
 from triptych.data.separation import PROVING, RATED, require_apart, stored
@@ -11,10 +10,11 @@ from triptych.data.splits import Asked, form, fraction
 from triptych.errors import RunError
 from triptych.pipeline.stage import StageContext
 from triptych.records import Comparison
+from triptych.storage import Folder
 
 
 def accumulate(
-    context: StageContext, new: Sequence[Comparison], share: float, data: Path, earlier: Path | None
+    context: StageContext, new: Sequence[Comparison], share: float, data: Folder, earlier: Folder | None
 ) -> dict[str, list[Comparison]]:
     """Writes the comparisons to train on, those held out, and the new ones of these; a prompt's are in one part.
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import combinations
-from pathlib import Path
 
 from pydantic import Field
 
@@ -20,8 +19,10 @@ from triptych.engine.scoring import Scorer
 from triptych.errors import RunError
 from triptych.feedback.accumulation import accumulate
 from triptych.people.questions import prompts_to_ask
-from triptych.pipeline.stage import Metrics, StageContext
+from triptych.pipeline.result import Result
+from triptych.pipeline.stage import StageContext
 from triptych.records import Comparison, Conversation, Rollout, differ
+from triptych.storage import Folder
 
 
 class Labelling(Config):
@@ -52,10 +53,27 @@ class ExactLabelling(Labelling):
     noise: float = Field(default=0.1, ge=0, lt=0.5)
 
 
+class Labelled(Result):
+    """A round's own comparisons.
+
+    Attributes:
+        answers: that were sampled.
+        ties: pairs about which nobody was asked.
+        noise, ceiling: the rate of flipped labels, and the best accuracy that it allows; None where it is not known.
+    """
+
+    labelled_by: str
+    answers: int
+    comparisons: int
+    ties: int
+    noise: float | None = None
+    ceiling: float | None = None
+
+
 def label(
-    context: StageContext, config: Labelling, data: Path, author: Path, judge: Scorer, round: int = 1,
-    earlier: Path | None = None,
-) -> Metrics:
+    context: StageContext, config: Labelling, data: Folder, author: Folder, judge: Scorer, round: int = 1,
+    earlier: Folder | None = None,
+) -> Labelled:
     """Adds a round's comparisons to the earlier ones, those to train on and those held out.
 
     Prompts are those of `data` that are there to be asked, each round the next ones, so that no prompt is asked
@@ -73,14 +91,16 @@ def label(
         raise RunError("the judge found no difference between any two answers, so there is nothing to learn from")
     accumulate(context, new, config.heldout, data, earlier)
     compared = len(groups) * config.answers * (config.answers - 1) // 2
-    found = {
-        "labelled_by": judge.name,
-        "answers": len(groups) * config.answers,
-        "comparisons": len(new),
-        "ties": compared - len(new),
-    }
     # What a judge that may err gets wrong is not known.
-    return found | ({"noise": config.noise, "ceiling": 1 - config.noise} if isinstance(config, ExactLabelling) else {})
+    noise = config.noise if isinstance(config, ExactLabelling) else None
+    return Labelled(
+        labelled_by=judge.name,
+        answers=len(groups) * config.answers,
+        comparisons=len(new),
+        ties=compared - len(new),
+        noise=noise,
+        ceiling=None if noise is None else 1 - noise,
+    )
 
 
 def _compared(

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import combinations
-from pathlib import Path
 
 from triptych.configuration import Config
 from triptych.data.folder import DataFolder
-from triptych.pipeline.stage import Metrics, StageContext
+from triptych.pipeline.result import Result
+from triptych.pipeline.stage import StageContext
 from triptych.records import Comparison, Rating
+from triptych.storage import Folder
 
 
 class Weighing(Config):
@@ -22,7 +23,20 @@ class Weighing(Config):
     weights: dict[str, float]
 
 
-def imply(context: StageContext, config: Weighing, data: Path) -> Metrics:
+class Implied(Result):
+    """How many comparisons the ratings imply, in training and held out."""
+
+    labelled_by: str = "ratings"
+    comparisons: int
+    heldout: int
+
+    @classmethod
+    def planned(cls) -> Implied:
+        """Some are held out, so that there is an audit."""
+        return cls(comparisons=1, heldout=1)
+
+
+def imply(context: StageContext, config: Weighing, data: Folder) -> Implied:
     """Writes comparisons to train on and held out ones, from the ratings of the same splits."""
     files, output = DataFolder(data), DataFolder(context.output)
     train = implied(files.ratings("train").read(), config.weights)
@@ -31,7 +45,7 @@ def imply(context: StageContext, config: Weighing, data: Path) -> Metrics:
     output.comparisons("heldout").write(heldout)
     if not heldout:
         context.progress.say("ratings: no held-out prompt has two answers of different worth, and so there is no audit")
-    return {"labelled_by": "ratings", "comparisons": len(train), "heldout": len(heldout)}
+    return Implied(comparisons=len(train), heldout=len(heldout))
 
 
 def implied(ratings: Sequence[Rating], weights: Mapping[str, float]) -> list[Comparison]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from triptych.engine import distributed
 from triptych.engine.forward import AnswerPack, Model, answer_logprobs, pack_answers
@@ -72,7 +72,7 @@ class BestOfNMethod(Method[BestOfN, AnswerPack]):
         """−log p summed over the tokens of the best answers."""
         return loss(self.loop.model, batch)
 
-    def metrics(self, curve: Curve) -> dict[str, Any]:
+    def numbers(self, curve: Curve) -> dict[str, float]:
         """The bound of what is learnt, unless no answer ended."""
         shares = [row["left_out"] / self.config.prompts_per_step for row in curve[:: self.config.updates_per_rollout]]
         left_out = sum(shares) / len(shares)

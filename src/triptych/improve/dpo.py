@@ -9,8 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 import torch
 from pydantic import Field, model_validator
@@ -29,6 +28,7 @@ from triptych.improve import losses
 from triptych.improve.loop import Answers, Contrast, Loop, passes
 from triptych.improve.method import Method
 from triptych.records import Comparison, Conversation
+from triptych.storage import Folder
 
 
 class Dpo(Contrast):
@@ -96,7 +96,7 @@ class DpoMethod(Method[Dpo, Pairs]):
     settings = Dpo
     unit = "pairs"
 
-    def __init__(self, loop: Loop, config: Dpo, comparisons: Path | None = None) -> None:
+    def __init__(self, loop: Loop, config: Dpo, comparisons: Folder | None = None) -> None:
         super().__init__(loop, config, comparisons)
         self._groups = self._grouped() if config.needs_comparisons else []
         self._plan = passes(len(self._groups), config, loop.seed) if self._groups else []
@@ -109,7 +109,7 @@ class DpoMethod(Method[Dpo, Pairs]):
         """The loss of the pairs, summed."""
         return loss(self.loop.model, batch, self.config)
 
-    def metrics(self, curve: Curve) -> dict[str, Any]:
+    def numbers(self, curve: Curve) -> dict[str, float]:
         """How many answers and pairs there were, and how many prompts were left out."""
         drawn = curve[:: self.config.updates_per_rollout]
         return {name: int(sum(row.get(name, 0) for row in drawn)) for name in ("answers", "pairs", "left_out")}

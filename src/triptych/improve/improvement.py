@@ -2,20 +2,52 @@
 
 from __future__ import annotations
 
-import dataclasses
-from pathlib import Path
+from collections.abc import Sequence
+
+from pydantic import Field
 
 from triptych.engine.scoring import Scorer
 from triptych.improve.checkpoints import UNLIMITED, Limits
 from triptych.improve.loop import Improvement, Loop
+from triptych.improve.overoptimisation import Overoptimisation
 from triptych.improve.registry import method_of
-from triptych.pipeline.stage import Metrics, StageContext
+from triptych.pipeline.result import Result
+from triptych.pipeline.stage import StageContext
+from triptych.storage import Folder
+
+
+class Improved(Result):
+    """A round of improvement.
+
+    Attributes:
+        steps: at which it ended.
+        answers: that were written for it.
+        kept: the step whose policy is the candidate.
+        watched_by: whose scores on the validation prompts chose it: the "judge", or the "reward" where no judge may.
+        alarms: what went wrong on the way.
+        overoptimisation: the fitted curve, where there were points enough.
+        numbers: the method's own.
+    """
+
+    method: str
+    steps: int
+    answers: int
+    kept: int
+    watched_by: str
+    alarms: tuple[str, ...]
+    overoptimisation: Overoptimisation | None = None
+    numbers: dict[str, float] = Field(default_factory=dict)
+
+    @property
+    def problems(self) -> Sequence[str]:
+        """The alarms."""
+        return self.alarms
 
 
 def improve(
-    context: StageContext, config: Improvement, champion: Path, data: Path, reward: Scorer, judge: Scorer | None,
-    round: int = 1, limits: Limits = UNLIMITED, comparisons: Path | None = None,
-) -> Metrics:
+    context: StageContext, config: Improvement, champion: Folder, data: Folder, reward: Scorer, judge: Scorer | None,
+    round: int = 1, limits: Limits = UNLIMITED, comparisons: Folder | None = None,
+) -> Improved:
     """Improves the champion against the reward; the champion is also the reference.
 
     Args:
@@ -26,10 +58,9 @@ def improve(
     method = method_of(config)(loop, config, comparisons)
     curve = loop.run(method.prepare, method.loss, method.unit, leave=method.detach)
     checkpoints = loop.checkpoints
-    found = {
-        "method": method.name(), "steps": checkpoints.last, "answers": config.answers, "kept": checkpoints.kept,
-        "watched_by": checkpoints.watcher, "alarms": checkpoints.alarms(),
-    }
-    if turning := checkpoints.overoptimisation(best_of_n=method.best_of_n):
-        found["overoptimisation"] = dataclasses.asdict(turning)
-    return found | method.metrics(curve)
+    numbers = method.numbers(curve)
+    return Improved(
+        method=method.name(), steps=checkpoints.last, answers=int(numbers.get("answers", config.answers)),
+        kept=checkpoints.kept, watched_by=checkpoints.watcher, alarms=tuple(checkpoints.alarms()),
+        overoptimisation=checkpoints.overoptimisation(best_of_n=method.best_of_n), numbers=numbers,
+    )

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 import torch
 from pydantic import Field, model_validator
@@ -26,6 +25,7 @@ from triptych.errors import TrainingError
 from triptych.improve import losses
 from triptych.improve.loop import Improvement, Loop, passes
 from triptych.improve.method import Method
+from triptych.storage import Folder
 
 BALANCE = (1.0, 1.5)
 """Between which λ_D·n_D / (λ_U·n_U) should lie, says the paper in section 4.2."""
@@ -89,7 +89,7 @@ class KtoMethod(Method[Kto, LikedPack]):
     settings = Kto
     unit = "answers"
 
-    def __init__(self, loop: Loop, config: Kto, comparisons: Path | None = None) -> None:
+    def __init__(self, loop: Loop, config: Kto, comparisons: Folder | None = None) -> None:
         super().__init__(loop, config, comparisons)
         thumbs = DataFolder(loop.data).thumbs.read()
         known = getattr(loop.model.config.get_text_config(), "max_position_embeddings", None)
@@ -124,7 +124,7 @@ class KtoMethod(Method[Kto, LikedPack]):
         """The loss of the answers, summed."""
         return loss(self.loop.model, batch, self.config)
 
-    def metrics(self, curve: Curve) -> dict[str, Any]:
+    def numbers(self, curve: Curve) -> dict[str, float]:
         """How many thumbs there were, and how many of them up."""
         return {"thumbs": len(self.rows), "thumbs_up": sum(row.liked for row in self.rows)}
 

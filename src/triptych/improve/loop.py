@@ -10,7 +10,6 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property, partial
-from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -33,6 +32,7 @@ from triptych.improve.advantages import priced
 from triptych.improve.checkpoints import JUDGED, UNLIMITED, Limits, PolicyCheckpoints
 from triptych.pipeline.stage import StageContext
 from triptych.records import Conversation, Prompt, Rollout
+from triptych.storage import Folder
 
 Batch = TypeVar("Batch")
 
@@ -188,7 +188,7 @@ class Loop:
     """
 
     def __init__(
-        self, context: StageContext, config: Improvement, champion: Path, data: Path, reward: Scorer,
+        self, context: StageContext, config: Improvement, champion: Folder, data: Folder, reward: Scorer,
         judge: Scorer | None,
         round: int, limits: Limits = UNLIMITED,
     ) -> None:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from pathlib import Path
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import ClassVar, Generic, TypeVar
 
 from triptych.engine.training import Curve, Loss, Step
 from triptych.improve.loop import Batch, Improvement, Loop
+from triptych.storage import Folder
 
 Settings = TypeVar("Settings", bound=Improvement)
 
@@ -30,7 +30,7 @@ class Method(ABC, Generic[Settings, Batch]):
     unit: ClassVar[str] = "answer tokens"
     best_of_n: ClassVar[bool] = False
 
-    def __init__(self, loop: Loop, config: Settings, comparisons: Path | None = None) -> None:
+    def __init__(self, loop: Loop, config: Settings, comparisons: Folder | None = None) -> None:
         self.loop, self.config, self.comparisons = loop, config, comparisons
 
     @classmethod
@@ -49,6 +49,6 @@ class Method(ABC, Generic[Settings, Batch]):
     def detach(self) -> None:
         """Takes from the policy what only its training needed."""
 
-    def metrics(self, curve: Curve) -> dict[str, Any]:
+    def numbers(self, curve: Curve) -> dict[str, float]:
         """What is told of a round that is done, beside what is told of every method's."""
         return {}

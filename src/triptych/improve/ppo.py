@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal, Self
 
 import torch
@@ -26,6 +25,7 @@ from triptych.improve.advantages import generalised, whitened
 from triptych.improve.loop import Answers, Loop
 from triptych.improve.losses import clipped_value
 from triptych.improve.on_policy import OnPolicy, OnPolicyMethod, Tokens, dealt, measured, of_tokens, prepared, surrogate
+from triptych.storage import Folder
 
 
 class Ppo(OnPolicy):
@@ -65,7 +65,7 @@ class PpoMethod(OnPolicyMethod[Ppo, ValuedTokens]):
 
     settings = Ppo
 
-    def __init__(self, loop: Loop, config: Ppo, comparisons: Path | None = None) -> None:
+    def __init__(self, loop: Loop, config: Ppo, comparisons: Folder | None = None) -> None:
         super().__init__(loop, config, comparisons)
         attach(loop.model)
 

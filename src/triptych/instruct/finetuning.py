@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -25,7 +24,9 @@ from triptych.engine.forward import AnswerPack, answer_logprobs, pack_answers
 from triptych.engine.models import load_policy, load_tokenizer, parameters, save
 from triptych.engine.packing import fill
 from triptych.engine.training import Loss, Optimization, Step, shuffled, train
-from triptych.pipeline.stage import Metrics, StageContext
+from triptych.pipeline.result import Result
+from triptych.pipeline.stage import StageContext
+from triptych.storage import Folder
 
 
 class Finetuning(Optimization):
@@ -47,7 +48,23 @@ class Finetuning(Optimization):
     learning_rate: float = Field(default=2e-5, gt=0)
 
 
-def finetune(context: StageContext, config: Finetuning, base: Path, data: Path) -> Metrics:
+class Finetuned(Result):
+    """What the model was trained on, and its loss on conversations that it has not seen, in nats a token.
+
+    Attributes:
+        dropped, truncated: conversations that are longer than the context.
+    """
+
+    parameters: int
+    demonstrations: int
+    dropped: int
+    truncated: int
+    answer_tokens_seen: int
+    heldout_loss_before: float
+    heldout_loss: float
+
+
+def finetune(context: StageContext, config: Finetuning, base: Folder, data: Folder) -> Finetuned:
     """Trains on `data/demonstrations.jsonl`; the loss on `data/demonstrations_heldout.jsonl` is measured."""
     tokenizer = load_tokenizer(base / "model")
     fitted = fit(DataFolder(data).demonstrations("train").read(), tokenizer, config.context, config.overlong)
@@ -79,15 +96,15 @@ def finetune(context: StageContext, config: Finetuning, base: Path, data: Path) 
     write_curve(context.output / "curve.jsonl", curve)
     model = merged(model, load)
     save(model, tokenizer, context.output / "model", GenerationConfig(do_sample=True, temperature=1.0))
-    return {
-        "parameters": parameters(model),
-        "demonstrations": len(rows),
-        "dropped": fitted.dropped,
-        "truncated": fitted.truncated,
-        "answer_tokens_seen": int(curve[-1]["seen"]),
-        "heldout_loss_before": before,
-        "heldout_loss": heldout_loss(model, heldout.rows, config.micro_batch),
-    }
+    return Finetuned(
+        parameters=parameters(model),
+        demonstrations=len(rows),
+        dropped=fitted.dropped,
+        truncated=fitted.truncated,
+        answer_tokens_seen=int(curve[-1]["seen"]),
+        heldout_loss_before=before,
+        heldout_loss=heldout_loss(model, heldout.rows, config.micro_batch),
+    )
 
 
 @torch.no_grad()

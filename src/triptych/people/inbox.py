@@ -20,8 +20,9 @@ from triptych.data.separation import COMPARED, PROVING, RATED, stored
 from triptych.data.splits import decontaminate, deduplicate
 from triptych.errors import DataError, Fault, RunError
 from triptych.feedback.accumulation import accumulate
-from triptych.pipeline.stage import Metrics, StageContext
-from triptych.storage import lines_of, make_folder, open_regular, write_whole
+from triptych.pipeline.result import Result
+from triptych.pipeline.stage import StageContext
+from triptych.storage import Folder, lines_of, make_folder, open_regular, write_whole
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +36,11 @@ class Inbox:
 
     file: Path
     folder: Path
+
+    @classmethod
+    def of_run(cls, run: Path, file: Path) -> Inbox:
+        """The one of the run in this folder."""
+        return cls(file, run / "arrivals")
 
     @property
     def rounds(self) -> int:
@@ -124,9 +130,26 @@ class Arriving(Config):
     wrong_rows: Literal["refuse", "skip"] = "refuse"
 
 
+class Arrived(Result):
+    """What became of the comparisons that a round took.
+
+    Attributes:
+        comparisons: that were added.
+        removed: whose prompts are kept for measuring.
+    """
+
+    labelled_by: str = "people"
+    comparisons: int
+    duplicates: int
+    removed: int
+    wrong_rows_left_out: int
+    ties: int = 0
+
+
 def add(
-    context: StageContext, config: Arriving, data: Path, sources: Mapping[str, str | Path], earlier: Path | None = None
-) -> Metrics:
+    context: StageContext, config: Arriving, data: Folder, sources: Mapping[str, str | Path],
+    earlier: Folder | None = None,
+) -> Arrived:
     """Adds what a round took to the earlier comparisons, to those that train and those held out.
 
     Comparisons of prompts that test, gate, validation or the gate's own judge have for themselves are left out.
@@ -152,7 +175,6 @@ def add(
                 f"left out: {len(left):,} comparisons that {why} ({first}{', ...' if left[3:] else ''})"
             )
     accumulate(context, new, config.heldout, data, earlier)
-    return {
-        "labelled_by": "people", "comparisons": len(new), "duplicates": len(repeated), "removed": len(removed),
-        "wrong_rows_left_out": len(skipped), "ties": 0,
-    }
+    return Arrived(
+        comparisons=len(new), duplicates=len(repeated), removed=len(removed), wrong_rows_left_out=len(skipped)
+    )

@@ -16,8 +16,10 @@ from triptych.engine.sampling import Sampling
 from triptych.engine.scoring import Scorer
 from triptych.errors import RunError
 from triptych.people.asked import Asked
-from triptych.pipeline.stage import Metrics, StageContext
+from triptych.pipeline.result import Result
+from triptych.pipeline.stage import StageContext
 from triptych.records import Comparison, Conversation, Prompt, Question
+from triptych.storage import Folder
 
 FILE = "questions.jsonl"
 
@@ -36,9 +38,16 @@ class Asking(Config):
     max_tokens: int = Field(default=96, ge=1)
 
 
+class QuestionsAsked(Result):
+    """How many questions there are, about answers to how many prompts."""
+
+    questions: int
+    prompts: int
+
+
 def ask(
-    context: StageContext, config: Asking, data: Path, author: Path, round: int = 1, reward: Scorer | None = None
-) -> Metrics:
+    context: StageContext, config: Asking, data: Folder, author: Folder, round: int = 1, reward: Scorer | None = None
+) -> QuestionsAsked:
     """Writes `questions.jsonl`: pairs of answers, in random order; those first of which a reward is least sure.
 
     Args:
@@ -68,10 +77,10 @@ def ask(
         unsure = [abs(a - b) for a, b in zip(scores[0::2], scores[1::2], strict=True)]
         found = [found[i] for i in sorted(range(len(found)), key=lambda i: unsure[i])]
     write(context.output / FILE, found)
-    return {"questions": len(found), "prompts": len(prompts)}
+    return QuestionsAsked(questions=len(found), prompts=len(prompts))
 
 
-def prompts_to_ask(data: Path) -> list[Prompt]:
+def prompts_to_ask(data: Folder) -> list[Prompt]:
     """The prompts whose answers are compared while the run goes on.
 
     Raises:

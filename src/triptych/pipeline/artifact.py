@@ -12,26 +12,23 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Generic, TypeVar
+
+from pydantic import ValidationError
 
 from triptych.errors import RunError
+from triptych.pipeline.result import Result
 from triptych.storage import Fields, entries, irregular, make_folder, read_object, sha256, sha256_once, sync, sync_tree
 
 MANIFEST = "manifest.json"
 
 
-class Folder(Protocol):
-    """A folder that a stage reads: an artifact, or a plain path, so that a stage can be called without a run."""
-
-    def __truediv__(self, name: str, /) -> Path:
-        """What it holds under this name."""
-
-    def __fspath__(self) -> str:
-        """Where it is."""
+R_co = TypeVar("R_co", bound=Result, covariant=True)
+R = TypeVar("R", bound=Result)
 
 
 @dataclass(frozen=True)
-class Artifact:
+class Artifact(Generic[R_co]):
     """A finished stage's folder.
 
     Attributes:
@@ -39,16 +36,21 @@ class Artifact:
         folder: where it is.
         manifest: what it holds and came from.
         digest: sha256 of the manifest's file, which holds every other file's digest.
+        result: what the stage found.
     """
 
     name: str
     folder: Path
     manifest: Mapping[str, Any]
     digest: str
+    result: R_co
 
-    @classmethod
-    def open(cls, name: str, folder: Path) -> Artifact | None:
+    @staticmethod
+    def open(name: str, folder: Path, kind: type[R]) -> Artifact[R] | None:
         """The artifact in `folder`, or None where there is none.
+
+        Args:
+            kind: of its result.
 
         Raises:
             RunError: its manifest is damaged.
@@ -60,7 +62,16 @@ class Artifact:
         for field in ("files", "metrics", "parents"):
             if not isinstance(manifest[field], Fields):
                 raise RunError(f"{path} is damaged: its {field!r} is no object; {manifest.remedy}")
-        return cls(name, folder, manifest, sha256(path))
+        try:
+            result = kind.model_validate(dict(manifest["metrics"]))
+        except ValidationError as error:
+            fault = error.errors()[0]
+            where = ".".join(map(str, fault["loc"]))
+            raise RunError(
+                f"{folder}: {MANIFEST} was changed: its metrics are no {kind.__name__} ({where}: {fault['msg']}); "
+                "delete this folder to compute it again"
+            ) from None
+        return Artifact(name, folder, manifest, sha256(path), result)
 
     def __truediv__(self, name: str) -> Path:
         """What its folder holds under this name."""
@@ -74,12 +85,6 @@ class Artifact:
     def fingerprint(self) -> str:
         """The hash of what the stage was computed from."""
         return str(self.manifest["fingerprint"])
-
-    @property
-    def metrics(self) -> Mapping[str, Any]:
-        """What the stage measured."""
-        metrics: Mapping[str, Any] = self.manifest["metrics"]
-        return metrics
 
     def damage(self) -> str | None:
         """What differs from what was written, or None; files are hashed, each once in a process."""

@@ -20,22 +20,30 @@ import platform
 import resource
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from triptych import __version__
+from triptych.configuration import Config
 from triptych.data.files import digest
 from triptych.engine import distributed
 from triptych.errors import RunError
 from triptych.pipeline.artifact import Artifact, publish, seal
+from triptych.pipeline.call import StageCall
 from triptych.pipeline.fingerprint import code_version, fingerprint
 from triptych.pipeline.ledger import Ledger
-from triptych.pipeline.stage import Stage, StageContext
+from triptych.pipeline.result import Result
+from triptych.pipeline.stage import StageContext
 from triptych.progress import Progress
 from triptych.storage import make_folder
+
+P = ParamSpec("P")
+C = TypeVar("C", bound=Config)
+R = TypeVar("R", bound=Result)
+T = TypeVar("T")
 
 
 class Until(Exception):  # noqa: N818 (it is no error: the user asked to stop here)
@@ -57,21 +65,30 @@ class Runner:
     seed: int
     checkpoint_seconds: float = 60.0
     until: str | None = None
-    done: list[Artifact] = field(default_factory=list)
+    done: list[Artifact[Any]] = field(default_factory=list)
 
     @property
     def ledger(self) -> Ledger:
         """The run's ledger."""
         return Ledger(self.folder / "ledger.jsonl")
 
-    def run(self, stage: Stage) -> Artifact:
+    def run(
+        self, name: str, work: Callable[Concatenate[StageContext, C, P], R], config: C, /,
+        *args: P.args, **kwargs: P.kwargs,
+    ) -> Artifact[R]:
         """The stage's artifact: found, or computed now.
+
+        Args:
+            name: unique in the run, as "round-1/reward".
+            work: the stage, called with a context, its settings and the arguments; see :class:`StageCall` for what
+                they mean.
 
         Raises:
             Until: the stage before this one was the last one wanted.
         """
         if self.done and self.done[-1].name == self.until:
             raise Until(self.until)
+        stage = StageCall.of(name, work, config, args, kwargs)
         try:
             artifact = self._found_or_computed(stage)
         except OSError as error:
@@ -84,11 +101,15 @@ class Runner:
         self.done.append(artifact)
         return artifact
 
-    def _found_or_computed(self, stage: Stage) -> Artifact:
+    def outside(self, act: Callable[[], T], planned: T) -> T:
+        """Does what no stage does, as waiting for people; a plan does not, and goes on with `planned`."""
+        return act()
+
+    def _found_or_computed(self, stage: StageCall[R]) -> Artifact[R]:
         mark = self._fingerprint(stage)
         label = f"{stage.name.replace('/', '-')}-{mark[:12]}"
         destination = self.folder / "artifacts" / label
-        artifact = Artifact.open(stage.name, destination)
+        artifact = Artifact.open(stage.name, destination, stage.kind)
         if distributed.broadcast(artifact is None):
             return self._compute(stage, mark, self.folder / "work" / label, destination)
         if artifact is None:
@@ -100,7 +121,7 @@ class Runner:
         self._record("reused", stage, fingerprint=mark, digest=artifact.digest)
         return artifact
 
-    def _prove(self, artifact: Artifact, mark: str) -> None:
+    def _prove(self, artifact: Artifact[Any], mark: str) -> None:
         """Sees that an artifact is what was written: its files by its manifest, and this by the ledger.
 
         Raises:
@@ -117,19 +138,16 @@ class Runner:
         if damage := distributed.broadcast(damage):
             raise RunError(f"{artifact.folder}: {damage}; delete this folder to compute it again")
 
-    def _record(self, event: str, stage: Stage, **details: Any) -> None:
+    def _record(self, event: str, stage: StageCall[Any], **details: Any) -> None:
         if distributed.rank() == 0:
             self.ledger.add(event, stage.name, **details)
 
-    def _fingerprint(self, stage: Stage) -> str:
-        modules = [stage.work.__module__, *(type(tool).__module__ for tool in stage.tools.values())]
-        parents = {**stage.inputs, **stage.parents}
-        inputs = {name: artifact.digest for name, artifact in parents.items()} | _digests(stage)
-        tools = {name: getattr(tool, "identity", tool) for name, tool in stage.tools.items()}
-        config = [stage.name, self.seed, stage.config.model_dump(mode="json"), tools]
-        return fingerprint(config, inputs, code_version(*modules))
+    def _fingerprint(self, stage: StageCall[Any]) -> str:
+        inputs = {name: artifact.digest for name, artifact in stage.parents.items()} | _digests(stage.sources)
+        config = [stage.name, self.seed, stage.config.model_dump(mode="json"), stage.values]
+        return fingerprint(config, inputs, code_version(*stage.modules))
 
-    def _compute(self, stage: Stage, mark: str, work: Path, destination: Path) -> Artifact:
+    def _compute(self, stage: StageCall[R], mark: str, work: Path, destination: Path) -> Artifact[R]:
         """Does the stage's work; every rank takes part in it, and the first one's output becomes the artifact."""
         first = distributed.rank() == 0
         output = work / ("output" if first else f"rank-{distributed.rank()}")
@@ -148,13 +166,13 @@ class Runner:
         try:
             if first or not stage.alone:
                 with distributed.single_rank() if stage.alone else nullcontext():
-                    metrics = self._worked(stage, context)
+                    result = stage.carried_out(context)
             distributed.barrier()
             if first:
-                for alarm in metrics.get("alarms", ()):
-                    self._record("warned", stage, fingerprint=mark, what=alarm)
+                for problem in result.problems:
+                    self._record("warned", stage, fingerprint=mark, what=problem)
                 # Its digest is kept before it gets its place: no artifact is there that the ledger does not know.
-                finish("finished", digest=seal(output, self._manifest(stage, mark, metrics)))
+                finish("finished", digest=seal(output, self._manifest(stage, mark, result)))
                 publish(output, destination)
         except KeyboardInterrupt:
             finish("stopped")
@@ -165,17 +183,12 @@ class Runner:
         if first:
             shutil.rmtree(work)
         distributed.barrier()
-        artifact = Artifact.open(stage.name, destination)
+        artifact = Artifact.open(stage.name, destination, stage.kind)
         if artifact is None:
             raise RunError(f"{destination} is not to be seen from every machine; ranks need one folder for the run")
         return artifact
 
-    def _worked(self, stage: Stage, context: StageContext) -> dict[str, Any]:
-        folders = {name: artifact.folder for name, artifact in stage.inputs.items()}
-        sources = {"sources": stage.sources} if stage.sources else {}
-        return stage.work(context, stage.config, **folders, **stage.tools, **sources)
-
-    def _manifest(self, stage: Stage, mark: str, metrics: dict[str, Any]) -> dict[str, Any]:
+    def _manifest(self, stage: StageCall[R], mark: str, result: R) -> dict[str, Any]:
         import torch
         import transformers
 
@@ -187,10 +200,11 @@ class Runner:
             "config": stage.config.model_dump(mode="json"),
             "parents": {
                 name: {"stage": artifact.name, "digest": artifact.digest}
-                for name, artifact in sorted({**stage.inputs, **stage.parents}.items())
+                for name, artifact in stage.parents.items()
             },
-            "sources": _digests(stage),
-            "metrics": metrics,
+            "sources": _digests(stage.sources),
+            "metrics": result.model_dump(mode="json"),
+            "headline": result.headline,
             "versions": {
                 "triptych": __version__,
                 "python": platform.python_version(),
@@ -200,11 +214,11 @@ class Runner:
         }
 
 
-def _digests(stage: Stage) -> dict[str, str]:
+def _digests(sources: Mapping[str, str | Path]) -> dict[str, str]:
     """What the user's files hold; a name that is no file (a dataset, a Hub model) stands for itself."""
     return {
         name: digest(path) if isinstance(path, Path) and path.exists() else str(name)
-        for name, path in sorted(stage.sources.items())
+        for name, path in sorted(sources.items())
     }
 
 

@@ -1,18 +1,17 @@
-"""A stage: what it is called, what it does, what it is computed from."""
+"""What every stage gets: where it works, and the user's files."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import ParamSpec, TypeVar
 
-from triptych.configuration import Config
 from triptych.engine.checkpoint import Checkpoint
-from triptych.pipeline.artifact import Artifact
 from triptych.progress import Progress
 
-Metrics = dict[str, Any]
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,27 +37,14 @@ class StageContext:
         return Checkpoint(self.scratch / "training.pt", self.checkpoint_seconds, every)
 
 
-@dataclass(frozen=True)
-class Stage:
-    """One step of the cycle.
+class UserFiles(dict[str, str | Path]):
+    """The user's own files that a stage reads, by the name that the recipe gives them.
 
-    Attributes:
-        name: unique in the run, as "round-1/reward".
-        work: called as `work(context, config, **inputs, **tools)`, inputs as their folders; returns the metrics.
-        inputs: the artifacts it is computed from, by the parameter's name.
-        tools: what else it is given: plain values, and objects (a judge) whose `identity` says what they are.
-        parents: the artifacts that tools were opened from, by the tool's name: part of the lineage, not given to
-            the work.
-        sources: the user's own files that it reads, by the name that the recipe gives them. What a file holds
-            counts, not where it lies; given to the work as `sources`.
-        alone: the first rank does it while the others wait: work in which models hardly compute.
+    What a file holds counts, not where it lies; a name that is no file (a dataset, a Hub model) stands for itself.
     """
 
-    name: str
-    work: Callable[..., Metrics]
-    config: Config
-    inputs: Mapping[str, Artifact] = field(default_factory=dict)
-    tools: Mapping[str, object] = field(default_factory=dict)
-    parents: Mapping[str, Artifact] = field(default_factory=dict)
-    sources: Mapping[str, str | Path] = field(default_factory=dict)
-    alone: bool = False
+
+def alone(work: Callable[P, T]) -> Callable[P, T]:
+    """Marks a stage that the first rank does while the others wait: one in which models hardly compute."""
+    work.alone = True  # type: ignore[attr-defined]
+    return work

@@ -22,12 +22,13 @@ from triptych import configuration
 from triptych.base import source
 from triptych.base.tokenizer import train_tokenizer
 from triptych.configuration import Config
+from triptych.cycle import plan
 from triptych.data import files
 from triptych.data.folder import DataFolder
 from triptych.data.lengths import LengthReport, tokenized
 from triptych.data.references import wrong_references
 from triptych.data.template import prompt_tokens
-from triptych.dataset.preparation import left_out, take_in
+from triptych.dataset.preparation import Prepared, left_out, take_in
 from triptych.engine import models
 from triptych.engine.device import compute_dtype
 from triptych.engine.inspection import inspect
@@ -49,11 +50,9 @@ from triptych.preflight.costs import (
 )
 from triptych.preflight.memory import Architecture
 from triptych.progress import Silent
-from triptych.recipe import JudgedLabelling, JudgeSection, Recipe, load, settings
+from triptych.recipe import JudgeSection, Recipe, load, settings
 from triptych.records import Comparison, Conversation, Prompt, Record
 from triptych.release.signature import check_signing
-from triptych.reward.ensemble import EnsembleReward
-from triptych.reward.mixture import MixtureReward
 from triptych.statistics.significance import least, level
 
 FEW_PROMPTS = 100
@@ -126,35 +125,6 @@ def check(path: Path, overrides: Sequence[str] = (), reward: Path | None = None)
     return findings
 
 
-def stage_names(recipe: Recipe) -> list[str]:
-    """Every stage of the recipe's cycle, in order; where no comparisons are added, later rounds keep the reward."""
-    names = ["data", "base", "instruct"]
-    if recipe.gate.judge != "exact":
-        names += ["judge", *(["judge/audit"] if isinstance(recipe.gate.judge, JudgeSection) else [])]
-    rounds = range(1, recipe.improve.rounds + 1)
-    chooses = ["decoding"] if recipe.decoding.temperature == "best" else []
-    for number in rounds:
-        parts = ["improve", *chooses, "answers", "gate"]
-        if number == 1 or recipe.growing:
-            rated = ["rated"] if recipe.reward.kind == "regression" and not recipe.compared else []
-            audits = [*rated, "audit"] if recipe.compared or rated else []
-            parts = [*reward_names("reward", recipe.reward), *audits, *parts]
-        if recipe.growing:
-            labeller = ["labeller"] if isinstance(recipe.labelling, JudgedLabelling) else []
-            parts = [*labeller, "feedback", *parts]
-        if recipe.asking:
-            parts = ["questions", *parts]
-        named = [f"round-{number}/{part}" for part in parts]
-        if number == 1 and chooses:
-            named.insert(named.index("round-1/improve"), "decoding/instruct")
-        names += named
-    if recipe.asking:
-        names.append(f"round-{recipe.improve.rounds + 1}/questions")
-    if not rounds and chooses:
-        names.append("decoding/instruct")
-    return [*names, "test/base", "test/instruct", *(f"test/round-{number}" for number in rounds)]
-
-
 def consult(recipe: Recipe, folder: Path, tokenizer: Any | None, reward: Path | None, findings: Findings) -> None:
     """Has the doctor look at the comparisons and ratings, and at the reward model that was named."""
     found = list(doctor.diagnose(recipe, folder, tokenizer)) if recipe.comparison_files else []
@@ -167,16 +137,6 @@ def consult(recipe: Recipe, folder: Path, tokenizer: Any | None, reward: Path | 
             findings.problems.append(str(error))
     for finding in found:
         (findings.problems if finding.stops else findings.notes).append(str(finding))
-
-
-def reward_names(name: str, reward: Config) -> list[str]:
-    """The stages that make a reward: its parts, then the whole."""
-    names = []
-    if isinstance(reward, EnsembleReward):
-        names = [f"{name}/{member}" for member in range(reward.members)]
-    elif isinstance(reward, MixtureReward):
-        names = [inner for part in reward.parts for inner in reward_names(f"{name}/{part.name}", part.reward)]
-    return [*names, name]
 
 
 class _Loose(Config):
@@ -242,7 +202,7 @@ def check_files(recipe: Recipe, findings: Findings) -> bool:
     return readable
 
 
-def split_data(recipe: Recipe, folder: Path, findings: Findings) -> Mapping[str, int] | None:
+def split_data(recipe: Recipe, folder: Path, findings: Findings) -> Prepared | None:
     """Splits the good rows of all files into `folder` and judges the parts; None where there are too few."""
     context = StageContext(folder, folder, Silent(), recipe.seed, checkpoint_seconds=60.0)
     try:
@@ -254,12 +214,12 @@ def split_data(recipe: Recipe, folder: Path, findings: Findings) -> Mapping[str,
     return counts
 
 
-def judge_splits(recipe: Recipe, counts: Mapping[str, int], findings: Findings) -> None:
+def judge_splits(recipe: Recipe, counts: Prepared, findings: Findings) -> None:
     """What the counts of the intake mean for the run."""
     findings.notes += left_out(counts)
     needed = least(level(recipe.gate.error, failures=0))
     for name in ("test", "gate"):
-        count = counts[f"prompts_{name}"]
+        count = getattr(counts, f"prompts_{name}")
         if count < needed:
             findings.problems.append(
                 f"too few {name} prompts: {count}, where not even winning all of {needed - 1} proves anything; "
@@ -270,22 +230,22 @@ def judge_splits(recipe: Recipe, counts: Mapping[str, int], findings: Findings) 
                 f"only {count} {name} prompts: an interval over so few hides all but large gains; "
                 f"give {5 * FEW_PROMPTS:,} prompts or more"
             )
-    rounds = portions_of(counts["prompts_gate"], recipe.gate.prompts)
+    rounds = portions_of(counts.prompts_gate, recipe.gate.prompts)
     if recipe.improve.rounds > rounds:
         findings.notes.append(
-            f"{counts['prompts_gate']} gate prompts at {recipe.gate.prompts} a round (gate.prompts) are enough for "
+            f"{counts.prompts_gate} gate prompts at {recipe.gate.prompts} a round (gate.prompts) are enough for "
             f"{'one round' if rounds == 1 else f'{rounds} rounds'}; after that they decide again, which is then said. "
             "Give more prompts and raise splits.gate, or lower gate.prompts"
         )
-    if counts["prompts_improve"] == 0:
+    if counts.prompts_improve == 0:
         findings.problems.append("no prompt is left to improve on once those for measuring are set apart: give more")
-    if recipe.growing and counts["feedback_prompts_removed"]:
-        (findings.notes if counts["prompts_feedback"] else findings.problems).append(
-            f"{counts['feedback_prompts_removed']:,} of {counts['prompts_improve']:,} prompts to improve on are not "
+    if recipe.growing and counts.feedback_prompts_removed:
+        (findings.notes if counts.prompts_feedback else findings.problems).append(
+            f"{counts.feedback_prompts_removed:,} of {counts.prompts_improve:,} prompts to improve on are not "
             "asked for feedback, for the gate's judge has comparisons of them; give improve.prompts of their own, or "
             "lower gate.judge.share_of_feedback"
         )
-    if recipe.base.train is not None and counts["text"] == 0:
+    if recipe.base.train is not None and counts.text == 0:
         findings.problems.append("base.text: no document is left to train on once one is held out: give more text")
 
 
@@ -442,7 +402,7 @@ def length_report(lengths: Sequence[int], limit: int) -> LengthReport:
 def estimate(recipe: Recipe, model: Architecture, texts: Mapping[str, Texts], findings: Findings) -> None:
     """Roughly what each stage takes; memory that is not there is a problem."""
     rate = matrix_rate()
-    findings.costs = costs(recipe, model, texts, rate)
+    findings.costs = costs(plan(recipe), recipe, model, texts, rate)
     findings.assumption = (
         f"{model.parameters / 1e6:,.1f}M parameters; this machine multiplies matrices at {rate / 1e9:,.0f} GFLOP/s in "
         f"{str(compute_dtype()).removeprefix('torch.')}, of which training reaches {TRAINING_EFFICIENCY:.0%} and "

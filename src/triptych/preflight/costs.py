@@ -5,16 +5,24 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
+from triptych.base.pretrained import Taking
 from triptych.base.pretraining import Pretraining
 from triptych.engine.device import compute_dtype
+from triptych.evaluate.answers import Answering
+from triptych.evaluate.decoding import Decoding
+from triptych.evaluate.measurement import Measurement
 from triptych.improve.loop import Improvement
+from triptych.instruct.finetuning import Finetuning
+from triptych.pipeline.call import StageCall
 from triptych.preflight import memory
 from triptych.preflight.memory import Architecture
 from triptych.recipe import JudgeSection, Recipe
-from triptych.reward.training import RewardTraining
+from triptych.reward.regression import RegressionReward
+from triptych.reward.training import PairwiseReward, RewardTrained
 
 TRAINING_EFFICIENCY = 0.3
 """The share of the measured matrix-product rate that training reaches, roughly."""
@@ -50,8 +58,10 @@ class Texts:
         return cls(len(sizes), total, max(lengths, default=0), keys)
 
 
-def costs(recipe: Recipe, model: Architecture, texts: Mapping[str, Texts], rate: float) -> list[Cost]:
-    """The stages' costs in the cycle's order.
+def costs(
+    plan: Sequence[StageCall[Any]], recipe: Recipe, model: Architecture, texts: Mapping[str, Texts], rate: float
+) -> list[Cost]:
+    """The costs of a plan's stages, of those that take any to speak of.
 
     Training a token costs 6 products and sums for each parameter, applying the model 2 (Kaplan et al. 2020).
 
@@ -59,64 +69,76 @@ def costs(recipe: Recipe, model: Architecture, texts: Mapping[str, Texts], rate:
         texts: of each split, by its name.
         rate: products and sums a second.
     """
-    found: list[Cost] = []
+    works = [(stage.name, work) for stage in plan if (work := _work(stage, recipe, model, texts))]
+    return [
+        Cost(
+            name, work.trained + work.applied + work.sampled,
+            model.parameters * ((6 * work.trained + 2 * work.applied) / TRAINING_EFFICIENCY
+                                + 2 * work.sampled / SAMPLING_EFFICIENCY) / rate,
+            (memory.BASELINE + work.bytes) / GIB,
+        )
+        for name, work in works
+    ]
 
-    def add(stage: str, taken: int, *, trained: int = 0, applied: int = 0, sampled: int = 0) -> None:
-        work = (6 * trained + 2 * applied) / TRAINING_EFFICIENCY + 2 * sampled / SAMPLING_EFFICIENCY
-        seconds = model.parameters * work / rate
-        found.append(Cost(stage, trained + applied + sampled, seconds, (memory.BASELINE + taken) / GIB))
 
+@dataclass(frozen=True, slots=True)
+class _Work:
+    """Tokens that are trained on, that a model is applied to, and that are sampled; and bytes that are taken."""
+
+    bytes: int
+    trained: int = 0
+    applied: int = 0
+    sampled: int = 0
+
+
+def _work(stage: StageCall[Any], recipe: Recipe, model: Architecture, texts: Mapping[str, Texts]) -> _Work | None:
+    """What a stage does; None where it is next to nothing, or nobody knows yet."""
     weights, copies = memory.weights(model), memory.copies(model)
-    pretraining = recipe.base.train
-    if pretraining is not None:
-        taken = memory.training(model, pretraining, pretraining.batch_tokens, pretraining.context)
-        add("base", taken, trained=pretraining.tokens)
-    else:
-        add("base", 2 * weights + memory.applied(model))
-    instruct, shown = recipe.instruct, texts["demonstrations"]
-    taken = memory.training(model, instruct, instruct.micro_batch, shown.keys)
-    add("instruct", taken, trained=round(shown.tokens * instruct.epochs))
-
-    judge = recipe.gate.judge
-    for split, stage, section in (
-        ("comparisons_judge", "judge", judge), ("comparisons_train", "round-1/reward", recipe.learner)
-    ):
-        if split in texts and isinstance(section, RewardTraining):
-            compared = texts[split]
-            taken = memory.training(model, section, section.micro_batch, compared.keys, predicts=False)
-            add(stage, taken, trained=compared.tokens * section.epochs)
-    judging = weights if isinstance(judge, JudgeSection) else 0
-
-    improve, decoding = recipe.improve, recipe.decoding
-
-    def choosing(stage: str) -> None:
-        if decoding.temperature == "best":
-            asked, tried = texts["prompts_validation"], len(set(decoding.temperatures))
-            sampled = tried * asked.rows * decoding.max_tokens
-            answers = memory.sampling(model, asked.rows, asked.longest, decoding.max_tokens)
+    judging = weights if isinstance(recipe.gate.judge, JudgeSection) else 0
+    config, answer = stage.config, recipe.decoding.max_tokens
+    match config:
+        case Pretraining():
+            taken = memory.training(model, config, config.batch_tokens, config.context)
+            return _Work(taken, trained=config.tokens)
+        case Taking():
+            return _Work(2 * weights + memory.applied(model))
+        case Finetuning():
+            shown = texts["demonstrations"]
+            taken = memory.training(model, config, config.micro_batch, shown.keys)
+            return _Work(taken, trained=round(shown.tokens * config.epochs))
+        case PairwiseReward() | RegressionReward():
+            compared = texts.get(f"comparisons_{stage.arguments.get('share', 'train')}")
+            if compared is None:
+                return None
+            refreshed = isinstance(stage.parents["start"].result, RewardTrained)
+            taken = memory.training(model, config, config.micro_batch, compared.keys, predicts=False)
+            return _Work(taken, trained=compared.tokens * (config.refresh_epochs if refreshed else config.epochs))
+        case Decoding():
+            asked, tried = texts["prompts_validation"], len(set(config.temperatures))
+            sampled = tried * asked.rows * answer
+            answers = memory.sampling(model, asked.rows, asked.longest, answer)
             taken = 2 * weights + copies + judging + answers + memory.applied(model)
-            add(stage, taken, applied=tried * asked.tokens + sampled, sampled=sampled)
-
-    trained, applied, written = improvement(improve, texts)
-    choosing("decoding/instruct")
-    for number in range(1, improve.rounds + 1):
-        taken = memory.copies(model) + 2 * weights + judging + improving(improve, model, texts)
-        add(f"round-{number}/improve", taken, trained=trained, applied=applied, sampled=written)
-        gate = texts["prompts_gate"]
-        choosing(f"round-{number}/decoding")
-        asked = min(gate.rows, recipe.gate.prompts)
-        read = gate.tokens * asked // max(1, gate.rows)
-        sampled = 3 * asked * decoding.max_tokens  # both models as deployed, and the candidate at temperature 1
-        answers = memory.sampling(model, asked, gate.longest, decoding.max_tokens)
-        taken = 2 * (weights + copies) + answers + memory.applied(model)
-        add(f"round-{number}/answers", taken, applied=2 * (read + sampled), sampled=sampled)
-    test, shown = texts["prompts_test"], texts["few_shot"]
-    written = 3 * (2 + improve.rounds) + recipe.evaluate.best_of  # as deployed, at temperature 1, greedy
-    sampled = written * test.rows * decoding.max_tokens
-    answers = memory.sampling(model, test.rows, max(test.longest, shown.longest), decoding.max_tokens)
-    taken = 3 * weights + copies + judging + answers + memory.applied(model)
-    add("test", taken, applied=2 * (test.tokens + shown.tokens + sampled), sampled=sampled)
-    return found
+            return _Work(taken, applied=tried * asked.tokens + sampled, sampled=sampled)
+        case Improvement():
+            trained, applied, sampled = improvement(config, texts)
+            taken = copies + 2 * weights + judging + improving(config, model, texts)
+            return _Work(taken, trained, applied, sampled)
+        case Answering():
+            gate = texts["prompts_gate"]
+            rows = min(gate.rows, config.prompts)
+            read = gate.tokens * rows // max(1, gate.rows)
+            sampled = 3 * rows * answer  # both models as deployed, and the candidate at temperature 1
+            answers = memory.sampling(model, rows, gate.longest, answer)
+            taken = 2 * (weights + copies) + answers + memory.applied(model)
+            return _Work(taken, applied=2 * (read + sampled), sampled=sampled)
+        case Measurement():
+            asked = texts["few_shot" if stage.arguments.get("style") == "few-shot" else "prompts_test"]
+            drawn = 3 + int(str(stage.arguments.get("best_of", 0)))  # as deployed, at temperature 1, greedy
+            sampled = drawn * asked.rows * answer
+            answers = memory.sampling(model, asked.rows, asked.longest, answer)
+            taken = 3 * weights + copies + judging + answers + memory.applied(model)
+            return _Work(taken, applied=2 * (asked.tokens + sampled), sampled=sampled)
+    return None
 
 
 def improvement(config: Improvement, texts: Mapping[str, Texts]) -> tuple[int, int, int]:

@@ -12,7 +12,8 @@ from triptych.audit.record import AuditRecord as AuditRecord
 from triptych.audit.record import Bin as Bin
 from triptych.audit.record import Interval as Interval
 from triptych.audit.record import Row as Row
-from triptych.audit.record import TaskScore as TaskScore
+from triptych.statistics.scores import DecodedScore as DecodedScore
+from triptych.statistics.scores import TaskScore as TaskScore
 
 
 class Verdict(Row):
@@ -70,16 +71,6 @@ class Baseline(Row):
     interval: Interval
     gain: float
     gain_interval: Interval
-
-
-class DecodedScore(Row):
-    """A model in one way of decoding: the judge's mean score, the reward's, the tokens and how many answers it took."""
-
-    score: float
-    interval: Interval
-    reward: float | None
-    mean_length: float
-    drawn: int
 
 
 class RewardOrder(Row):

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from pathlib import Path
 from statistics import harmonic_mean
 from typing import Literal
 
@@ -18,10 +17,12 @@ from pydantic import Field
 from torch import Tensor
 
 from triptych.engine.scoring import RewardModel, Scores
-from triptych.pipeline.stage import Metrics, StageContext
+from triptych.pipeline.result import Result
+from triptych.pipeline.stage import StageContext
 from triptych.records import Conversation
 from triptych.reward.parts import linked
 from triptych.reward.training import PairwiseReward, RewardTraining
+from triptych.storage import Folder
 
 
 class EnsembleReward(RewardTraining):
@@ -87,10 +88,16 @@ class Ensemble:
         return torch.tensor([member.score(conversations) for member in self.members], dtype=torch.float64)
 
 
-def join(context: StageContext, config: EnsembleReward, **members: Path) -> Metrics:
+class EnsembleJoined(Result):
+    """How many members there are."""
+
+    members: int
+
+
+def join(context: StageContext, config: EnsembleReward, /, **members: Folder) -> EnsembleJoined:
     """Puts trained members together: `models/0`, `models/1`, … and `reward.json`."""
     for place, name in enumerate(members):
         linked(members[name] / "model", context.output / "models" / str(place))
     content = {"kind": config.kind, "members": len(members), "penalty": config.penalty}
     (context.output / "reward.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    return {"members": len(members)}
+    return EnsembleJoined(members=len(members))

@@ -30,10 +30,11 @@ from triptych.engine.models import load_policy, load_tokenizer
 from triptych.engine.packing import Pack, Segment, fill
 from triptych.engine.scoring import Scores
 from triptych.errors import RewardError
-from triptych.pipeline.stage import Metrics, StageContext
+from triptych.pipeline.result import Result
+from triptych.pipeline.stage import StageContext
 from triptych.records import Conversation, Prompt, user
 from triptych.reward.endpoint import Endpoint, EndpointJudge, Replies
-from triptych.storage import copy_regular
+from triptych.storage import Folder, copy_regular
 
 POLICY = "policy"
 TEMPLATES = Path(__file__).parent / "templates"
@@ -217,9 +218,14 @@ class LanguageJudge:
             raise RewardError(f"the judge's template: {error}") from error
 
 
+class JudgeKept(Result):
+    """Nothing is measured of a judge that is kept."""
+
+
 def keep_judge(
-    context: StageContext, config: JudgeReward, sources: Mapping[str, str | Path] | None = None, **inputs: Path
-) -> Metrics:
+    context: StageContext, config: JudgeReward, sources: Mapping[str, str | Path] | None = None,
+    policy: Folder | None = None,
+) -> JudgeKept:
     """Leaves `reward.json` and `template.jinja`; a model of one's own stays where it is, and its digest is kept."""
     given = sources or {}
     path = Path(given[config.template]) if config.template else TEMPLATES / f"{config.ask}.jinja"
@@ -233,7 +239,7 @@ def keep_judge(
         content |= {"model": Path(config.model).name, "model_digest": digest(Path(given[config.model]))}
     path = context.output / "reward.json"
     path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    return {}
+    return JudgeKept()
 
 
 def open_judge(

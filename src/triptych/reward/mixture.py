@@ -12,7 +12,8 @@ from pydantic import Field, field_validator
 
 from triptych.configuration import Config, tagged
 from triptych.engine.scoring import Scorer, Scores, scored
-from triptych.pipeline.stage import Metrics, StageContext
+from triptych.pipeline.result import Result
+from triptych.pipeline.stage import StageContext
 from triptych.records import Conversation
 from triptych.reward.ensemble import EnsembleReward
 from triptych.reward.judge import JudgeReward
@@ -20,6 +21,7 @@ from triptych.reward.parts import linked
 from triptych.reward.regression import RegressionReward
 from triptych.reward.rules import Rules, RulesReward
 from triptych.reward.training import PairwiseReward
+from triptych.storage import Folder
 
 
 class Part(Config):
@@ -112,12 +114,18 @@ class Mixture:
         return Scores(totals, found, counts, notes)
 
 
-def mix(context: StageContext, config: MixtureReward, /, **parts: Path) -> Metrics:
+class PartsMixed(Result):
+    """The names of the parts."""
+
+    parts: tuple[str, ...]
+
+
+def mix(context: StageContext, config: MixtureReward, /, **parts: Folder) -> PartsMixed:
     """Puts the parts' artifacts together: `parts/NAME` and `reward.json`."""
     for part in config.parts:
-        linked(parts[part.name], context.output / "parts" / part.name)
+        linked(Path(parts[part.name]), context.output / "parts" / part.name)
     parts_told = [part.model_dump(mode="json", exclude={"reward"}) for part in config.parts]
     content = {"kind": config.kind, "parts": parts_told}
     path = context.output / "reward.json"
     path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    return {"parts": [part.name for part in config.parts]}
+    return PartsMixed(parts=tuple(part.name for part in config.parts))

@@ -13,28 +13,20 @@ mixture                 `parts/NAME/`, each of them one of these, and `reward.js
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 from triptych.engine.scoring import RewardModel, Scorer
-from triptych.pipeline.stage import Metrics
 from triptych.reward.description import Description, Members, Parts
-from triptych.reward.ensemble import Ensemble, EnsembleReward, join
-from triptych.reward.judge import JudgeReward, keep_judge, open_judge
-from triptych.reward.mixture import Mixture, MixtureReward, Weighted, mix
-from triptych.reward.regression import RegressionReward, train_regression
-from triptych.reward.rules import Rules, RulesReward, keep_rules
-from triptych.reward.training import PairwiseReward, train_reward
+from triptych.reward.ensemble import Ensemble, EnsembleReward
+from triptych.reward.judge import JudgeReward, open_judge
+from triptych.reward.mixture import Mixture, MixtureReward, Weighted
+from triptych.reward.regression import RegressionReward
+from triptych.reward.rules import Rules, RulesReward
+from triptych.reward.training import PairwiseReward
 from triptych.reward.trust import Trust
 
 Reward = PairwiseReward | RegressionReward | EnsembleReward | RulesReward | JudgeReward | MixtureReward
-
-WORKS: Mapping[type[Reward], Callable[..., Metrics]] = {
-    PairwiseReward: train_reward, RegressionReward: train_regression, EnsembleReward: join,
-    RulesReward: keep_rules, JudgeReward: keep_judge, MixtureReward: mix,
-}
-"""What the stage of each kind does."""
-
 
 def within(reward: Reward) -> list[Reward]:
     """The reward and, of a mixture, its parts."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -15,10 +14,11 @@ from triptych.data.folder import HELD_OUT, AuditedOn, DataFolder, RecordFile, Tr
 from triptych.data.splits import decontaminate, form, fraction
 from triptych.engine.scoring import Output, Scale
 from triptych.errors import RewardError
-from triptych.pipeline.stage import Metrics, StageContext
+from triptych.pipeline.stage import StageContext
 from triptych.records import Comparison, Conversation, Rating
-from triptych.reward.training import RewardTraining, answers_of, fit_model
+from triptych.reward.training import RewardTrained, RewardTraining, answers_of, fit_model
 from triptych.statistics.logistic import fit
+from triptych.storage import Folder
 
 PREFERENCE = "preference"
 """The output that comparisons train."""
@@ -47,10 +47,22 @@ class RegressionReward(RewardTraining):
     comparison_weight: float = Field(default=1.0, ge=0)
 
 
+class RegressionTrained(RewardTrained):
+    """What a reward model of several attributes was trained on.
+
+    Attributes:
+        weights: of its outputs.
+        weights_fitted_on: comparisons; 0 where the recipe gives the weights.
+    """
+
+    weights: dict[str, float]
+    weights_fitted_on: int
+
+
 def train_regression(
-    context: StageContext, config: RegressionReward, start: Path, ratings: Path, comparisons: Path | None = None,
+    context: StageContext, config: RegressionReward, start: Folder, ratings: Folder, comparisons: Folder | None = None,
     share: TrainedOn = "train",
-) -> Metrics:
+) -> RegressionTrained:
     """Trains on the ratings of a split and, where there are any, its comparisons.
 
     Raises:
@@ -92,10 +104,9 @@ def train_regression(
     # Weights that were fitted are those of a logistic regression on labels; others are in units of ratings.
     scale = Scale(outputs, log_odds=not config.weights)
     trained.finish(context, scale, answers_of(heldout, _ratings(ratings, HELD_OUT[share]).read()))
-    return trained.metrics | {
-        "weights": {name: part.weight for name, part in outputs.items()},
-        "weights_fitted_on": len(fitting),
-    }
+    return RegressionTrained(
+        weights={name: part.weight for name, part in outputs.items()}, weights_fitted_on=len(fitting), **trained.numbers
+    )
 
 
 def standardised(ratings: Sequence[Rating]) -> dict[str, Output]:
@@ -121,7 +132,7 @@ def _fits_weights(row: Comparison, seed: int) -> bool:
     return fraction("fit weights", form(row), seed) < FITTED_ON
 
 
-def _ratings(folder: Path, split: TrainedOn | AuditedOn) -> RecordFile[Rating]:
+def _ratings(folder: Folder, split: TrainedOn | AuditedOn) -> RecordFile[Rating]:
     file = DataFolder(folder).ratings(split)
     if not file.exists:
         raise RewardError("reward.kind is regression, which needs ratings: name files in `feedback: [{ratings: ...}]`")

@@ -31,7 +31,8 @@ from triptych.display import one_line
 from triptych.engine import distributed
 from triptych.engine.scoring import Scores
 from triptych.errors import DataError, Fault, RewardError, TriptychError
-from triptych.pipeline.stage import Metrics, StageContext
+from triptych.pipeline.result import Result
+from triptych.pipeline.stage import StageContext
 from triptych.records import Conversation, Prompt
 from triptych.reward import expression, schema
 from triptych.reward.language import LANGUAGES, share_in
@@ -497,9 +498,15 @@ class Rules:
         return value
 
 
+class RulesKept(Result):
+    """How many rules there are."""
+
+    rules: int
+
+
 def keep_rules(
-    context: StageContext, config: RulesReward, sources: Mapping[str, str | Path] | None = None, **inputs: Path
-) -> Metrics:
+    context: StageContext, config: RulesReward, sources: Mapping[str, str | Path] | None = None
+) -> RulesKept:
     """Leaves `reward.json` and the users' own functions; nothing is trained."""
     for place, rule in enumerate(config.rules):
         if isinstance(rule, OwnFunction):
@@ -518,7 +525,7 @@ def keep_rules(
     path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     if any(isinstance(rule, UnitTests) for rule in config.rules):
         context.progress.say(f"unit tests: {confinement()}")
-    return {"rules": len(config.rules)}
+    return RulesKept(rules=len(config.rules))
 
 
 def loaded(path: Path, function: str) -> Callable[[Conversation], Any]:

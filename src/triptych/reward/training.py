@@ -29,9 +29,11 @@ from triptych.engine.packing import Pack, fill
 from triptych.engine.scoring import Output, RewardModel, Scale, pack_scored
 from triptych.engine.training import Loss, Optimization, Step, shuffled, train
 from triptych.errors import AuditError
-from triptych.pipeline.stage import Metrics, StageContext
+from triptych.pipeline.result import Result
+from triptych.pipeline.stage import StageContext
 from triptych.records import Comparison, Conversation, Rating
 from triptych.reward.losses import bradley_terry, squared_error
+from triptych.storage import Folder
 
 REFERENCES = 512
 """So many answers set the mean and the deviation of a reward model's scores."""
@@ -73,10 +75,28 @@ class PairwiseReward(RewardTraining):
     kind: Literal["pairwise"] = "pairwise"
 
 
+class RewardTrained(Result):
+    """What a reward model was trained on.
+
+    Attributes:
+        dropped, truncated: rows that are longer than the context.
+        raw_mean, raw_deviation: of the raw scores that set its scale.
+    """
+
+    parameters: int
+    comparisons: int
+    ratings: int
+    dropped: int
+    truncated: int
+    epochs: int
+    raw_mean: float
+    raw_deviation: float
+
+
 def train_reward(
-    context: StageContext, config: PairwiseReward, start: Path, comparisons: Path, share: TrainedOn = "train",
+    context: StageContext, config: PairwiseReward, start: Folder, comparisons: Folder, share: TrainedOn = "train",
     member: int = 0,
-) -> Metrics:
+) -> RewardTrained:
     """Trains on the comparisons of a split, from a policy or from an earlier reward model.
 
     Args:
@@ -90,7 +110,7 @@ def train_reward(
     log_odds = not any(row.margin for row in with_margins(rows, config.margin))
     scale = Scale({"reward": Output()}, log_odds=log_odds)
     trained.finish(context, scale, answers_of(heldout.read() if heldout.exists else rows))
-    return trained.metrics
+    return RewardTrained(**trained.numbers)
 
 
 @dataclass
@@ -99,7 +119,7 @@ class Trained:
 
     model: Any
     tokenizer: Any
-    metrics: Metrics
+    numbers: dict[str, Any]
 
     def scorer(self, scale: Scale) -> RewardModel:
         """The model as it is, as a scorer with this scale."""
@@ -115,7 +135,7 @@ class Trained:
         told = dataclasses.replace(scale, mean=float(raw.mean()), deviation=deviation if deviation > 1e-6 else 1.0)
         told.tell(self.model.config)
         save(self.model, self.tokenizer, context.output / "model")
-        self.metrics |= {"raw_mean": float(raw.mean()), "raw_deviation": deviation}
+        self.numbers |= {"raw_mean": float(raw.mean()), "raw_deviation": deviation}
 
 
 def answers_of(comparisons: Sequence[Comparison], ratings: Sequence[Rating] = ()) -> list[Conversation]:
@@ -165,7 +185,7 @@ class _Group:
 
 
 def fit_model(
-    context: StageContext, config: RewardTraining, start: Path, comparisons: Sequence[Comparison],
+    context: StageContext, config: RewardTraining, start: Folder, comparisons: Sequence[Comparison],
     ratings: Sequence[Rating] = (), attributes: Sequence[Output] = (), names: Sequence[str] = ("reward",),
     seed: int = 0, comparison_weight: float = 1.0,
 ) -> Trained:

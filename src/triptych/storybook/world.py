@@ -12,7 +12,8 @@ from pydantic import Field
 from triptych.configuration import Config
 from triptych.data.folder import DataFolder
 from triptych.data.separation import require_apart
-from triptych.pipeline.stage import Metrics, StageContext
+from triptych.pipeline.result import Result
+from triptych.pipeline.stage import StageContext, alone
 from triptych.records import Conversation, Prompt
 from triptych.storybook.demonstrations import demonstrations, exemplary
 from triptych.storybook.tasks import prompts
@@ -40,7 +41,22 @@ class Storybook(Config):
     test_prompts: int = Field(default=400, ge=10)
 
 
-def write_world(context: StageContext, config: Storybook) -> Metrics:
+class WorldWritten(Result):
+    """How much was written: rows of each file."""
+
+    documents: int
+    test: int
+    gate: int
+    validation: int
+    improve: int
+    feedback: int
+    demonstrations: int
+    demonstrations_heldout: int
+    examples: int
+
+
+@alone
+def write_world(context: StageContext, config: Storybook) -> WorldWritten:
     """Writes the world's files."""
     text = documents(context.seed, config.documents + config.documents // 20)
     output = DataFolder(context.output)
@@ -69,4 +85,4 @@ def write_world(context: StageContext, config: Storybook) -> Metrics:
     require_apart(parts)
     for name, records in parts.items():
         output.named(name).write(records)
-    return {"documents": len(text), **sizes}
+    return WorldWritten(documents=len(text), **sizes)

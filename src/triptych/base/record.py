@@ -1,0 +1,33 @@
+"""What is known of a Base, whether it was trained here or taken from others."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from triptych.pipeline.result import Result
+
+
+class BaseRecord(Result):
+    """A Base: where it came from and how well it predicts held-out text.
+
+    Attributes:
+        source: "trained from scratch" or where it was taken from.
+        source_kind, source_digest: of one that was taken; None of one that was trained here.
+        changes: what was done to it to make it a plain folder.
+        tokens_seen: in its training, where that was here.
+        bits_per_byte: on held-out text; None where the recipe names no text.
+    """
+
+    source: str
+    source_kind: Literal["folder", "gguf", "hub"] | None = None
+    source_digest: str | None = None
+    changes: tuple[str, ...] = ()
+    parameters: int
+    vocabulary: int
+    tokens_seen: int | None
+    bits_per_byte: float | None
+
+    @property
+    def headline(self) -> str:
+        """How well it predicts text."""
+        return "" if self.bits_per_byte is None else f"{self.bits_per_byte:.3f} bits per byte"

@@ -1,0 +1,95 @@
+"""People beside a run: what it asks them, what they said, and that it waits for them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from triptych.engine import distributed
+from triptych.errors import RunError, WaitingError
+from triptych.people.inbox import Inbox
+from triptych.people.questions import FILE as QUESTIONS
+from triptych.people.questions import QuestionsAsked
+from triptych.people.verdicts import Panel
+from triptych.pipeline.artifact import Artifact
+from triptych.progress import Progress
+from triptych.storage import write_whole
+
+GATE_QUESTIONS = "gate-questions.jsonl"
+"""What a gate that waits for people asks them, in the run's folder."""
+
+
+@dataclass(frozen=True, slots=True)
+class Attendance:
+    """The people of a run.
+
+    Attributes:
+        folder: the run's.
+    """
+
+    folder: Path
+    progress: Progress
+
+    def ask(self, asked: Artifact[QuestionsAsked]) -> None:
+        """Puts a round's questions where people look for them; the run's questions.jsonl is the newest."""
+        if distributed.rank() == 0:
+            place = self.folder / QUESTIONS
+            write_whole(place, (asked / QUESTIONS).read_text(encoding="utf-8"))
+            self.progress.say(f"{asked.result.questions} questions to people: {place}, or triptych label")
+
+    def comparisons(
+        self, file: Path, round: int, wrong_rows: Literal["refuse", "skip"], required: bool
+    ) -> Path | None:
+        """What people compared since the last round, kept in the run's folder; None where it is nothing.
+
+        Args:
+            file: that they add to.
+            required: whether there are no others.
+
+        Raises:
+            RunError: there is nothing new, and it is required.
+        """
+        inbox = Inbox.of_run(self.folder, file)
+        if distributed.rank() == 0 and inbox.note:
+            self.progress.say(inbox.note)
+        taken = distributed.broadcast(inbox.take(round, wrong_rows) if distributed.rank() == 0 else None)
+        assert taken is not None
+        if taken.read_text(encoding="utf-8"):
+            return taken
+        if not required:
+            return None
+        taken.unlink()
+        raise RunError(
+            f"{file}: no comparison has arrived; answer the questions in {self.folder / QUESTIONS} (triptych label), "
+            "or have triptych watch wait for others"
+        )
+
+    def verdicts(self, file: Path, gate: str, questions: Path) -> Path:
+        """What people said to all that a gate asks, kept in the run's folder.
+
+        Args:
+            file: that they add to.
+            gate: its stage's name.
+            questions: what it asks, in the folder of the answers.
+
+        Raises:
+            WaitingError: some questions are open; they are in the run's gate-questions.jsonl.
+        """
+        panel = Panel(questions, file)
+        kept = self.folder / "verdicts" / f"{questions.parent.name}.jsonl"
+        still = distributed.broadcast([] if kept.exists() else list(panel.open))
+        place = self.folder / GATE_QUESTIONS
+        if still:
+            if distributed.rank() == 0:
+                write_whole(place, panel.questions.read_text(encoding="utf-8"))
+            raise WaitingError(
+                f"{gate} waits for people: {len(still)} of {len(panel.all)} "
+                f"questions are open ({place}); answer them with triptych label, then give the same command again"
+                + "".join(f"\n{note}" for note in panel.notes)
+            )
+        if distributed.rank() == 0:
+            place.unlink(missing_ok=True)
+            panel.take(kept)
+        distributed.barrier()
+        return kept
