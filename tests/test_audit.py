@@ -23,7 +23,7 @@ from triptych.audit.consistency import consistency
 from triptych.audit.drift import drift
 from triptych.audit.length import leaning, length_bias, length_coefficient, spearman
 from triptych.audit.perturbations import CHANGES, perturbations
-from triptych.audit.record import AuditRecord, Consistency, Length, TrivialRule
+from triptych.audit.record import AuditRecord, Consistency, LengthBias, TrivialRule
 from triptych.audit.stage import Audit, Evidence, audit, examine, judged, measured
 from triptych.audit.words import bag_of_words
 from triptych.data.files import read_comparisons, write
@@ -446,7 +446,7 @@ def test_a_length_bias_planted_in_the_training_labels_is_found(bias: float) -> N
         assert by_name["polite filler"].change < 0.05
 
 
-def by_length(share: float, seed: int, scores: Callable[[Numbers, Numbers], Numbers], flips: float = 0.1) -> Length:
+def by_length(share: float, seed: int, scores: Callable[[Numbers, Numbers], Numbers], flips: float = 0.1) -> LengthBias:
     """Pairs whose truth prefers the longer answer in this share, with flipped labels, as a model scores them.
 
     Args:

@@ -13,10 +13,10 @@ from markdown_it.token import Token
 
 from test_release import summary
 from triptych.display import one_line
-from triptych.release.card import Family, family_card, markdown, model_card
+from triptych.release.card import ReleasedFamily, family_card, markdown, model_card
 from triptych.release.lineage import ROLES, DataFile, Lineage, Parent, Role
 from triptych.report.page import render, render_audit, render_comparison
-from triptych.report.summary import Answer, Sample, Summary
+from triptych.report.summary import Sample, SampleAnswer, Summary
 
 HOSTILE = [
     "<img src=x onerror=alert(1)>", "<script>alert(1)</script>", "</title></style></script>", "a | b", "|", "`|`",
@@ -61,13 +61,13 @@ def attacked(text: str) -> Summary:
     return Summary.model_validate(found)
 
 
-def family(text: str, numbers: Summary) -> Family:
+def family(text: str, numbers: Summary) -> ReleasedFamily:
     """A family with the text in its own names, its parents, its files and its reward's outputs."""
     parents = (Parent(text + "hub", text, hub=True), Parent(text + "local", text))
     lineage: dict[Role, Lineage] = {role: Lineage(text, parents, (DataFile(text, text, 3),)) for role in ROLES}
     part = {"weight": 1.0, "mean": 0.0, "deviation": 1.0}
     scale = {"outputs": {text: part, text + "b": part}, "mean": 0.0, "deviation": 1.0, "log_odds": True}
-    return Family(text, text, text, text, text, lineage, numbers, (), None, scale)
+    return ReleasedFamily(text, text, text, text, text, lineage, numbers, (), None, scale)
 
 
 def shape(text: str) -> list[tuple[str, str]]:
@@ -130,7 +130,7 @@ class Parts(HTMLParser):
 def test_a_page_is_made_of_the_same_parts_whatever_its_names_are(text: str) -> None:
     def pages(text: str) -> list[str]:
         numbers = attacked(text)
-        answer = Answer(model=text, text="a" + text, judge=0.5, reward=None)
+        answer = SampleAnswer(model=text, text="a" + text, judge=0.5, reward=None)
         samples = [Sample(prompt=text, task=text, answers=[answer])]
         method = {
             "method": text, "seeds": 1, "decodings": [text], "better": True, "score": 0.5, "score_interval": (0.4, 0.6),

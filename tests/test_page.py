@@ -24,7 +24,7 @@ from triptych.cli import app
 from triptych.data.files import read_comparisons, read_verdicts, write
 from triptych.errors import AnsweredError, DataError
 from triptych.people import guard, page
-from triptych.people.page import Answer, Deal
+from triptych.people.page import Deal, PageAnswer
 from triptych.people.questions import Labels
 from triptych.people.verdicts import Panel
 from triptych.records import Prompt, Question, user
@@ -60,20 +60,20 @@ def test_the_gates_questions_come_first_and_nobody_sees_anothers(sources: tuple[
     assert first["question"] != second["question"]
     assert again["question"] == first["question"]  # all are looked at: the one that was shown longest ago
     assert first["choices"] == ["first", "second", "tie"]
-    assert deal.take(Answer(question=first["question"], better="tie"))
+    assert deal.take(PageAnswer(question=first["question"], better="tie"))
     with pytest.raises(AnsweredError):
-        deal.take(Answer(question=first["question"], better="first"))
-    assert deal.take(Answer(question=second["question"], better="second"))
+        deal.take(PageAnswer(question=first["question"], better="first"))
+    assert deal.take(PageAnswer(question=second["question"], better="second"))
     (tie, better) = read_verdicts(sources[0].file)
     assert (tie.better, better.better, better.question) == ("tie", "second", question(1))
 
     others = [asked(deal) for _ in range(3)]
     assert [each["open"] for each in others] == [3, 3, 3]
     assert others[0]["choices"] == ["first", "second"]
-    assert not deal.take(Answer(question=others[0]["question"], better="tie"))  # a tie teaches nothing
-    assert deal.take(Answer(question=others[0]["question"], better="skip"))
+    assert not deal.take(PageAnswer(question=others[0]["question"], better="tie"))  # a tie teaches nothing
+    assert deal.take(PageAnswer(question=others[0]["question"], better="skip"))
     for each in others:
-        assert deal.take(Answer(question=each["question"], better="first"))
+        assert deal.take(PageAnswer(question=each["question"], better="first"))
     assert deal.next() is None
     assert [row.chosen for row in read_comparisons(sources[1].file)] == ["one"] * 3
 

@@ -34,7 +34,7 @@ from triptych.data.growing import GrowingFile
 from triptych.errors import AnsweredError, DataError
 from triptych.evaluate.answers import Pair
 from triptych.people.inbox import Inbox
-from triptych.people.page import Answer, Deal
+from triptych.people.page import Deal, PageAnswer
 from triptych.people.questions import Asking, Labels, ask
 from triptych.people.verdicts import Panel, preferred
 from triptych.pipeline.stage import StageContext
@@ -195,10 +195,11 @@ def test_of_many_who_answer_at_once_each_question_keeps_one(tmp_path: Path) -> N
 @pytest.mark.attack("people")
 def test_an_answer_that_is_sent_again_counts_once(labels: Labels) -> None:
     deal = Deal([labels])
-    said = Answer(question=question(0).key, better="first", name="mine")
+    said = PageAnswer(question=question(0).key, better="first", name="mine")
     assert deal.take(said)
     assert deal.take(said)  # the first reply was lost
-    for other in (Answer(question=question(0).key, better="first", name="yours"), said.model_copy(update={"name": ""})):
+    yours = said.model_copy(update={"name": "yours"})
+    for other in (yours, said.model_copy(update={"name": ""})):
         with pytest.raises(AnsweredError):
             deal.take(other)
     assert len(read_comparisons(labels.file)) == 1

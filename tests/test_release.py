@@ -28,7 +28,16 @@ from triptych.release.family import assemble
 from triptych.release.lineage import ROLES, DataFile, Lineage, Parent, RewardExample, Role
 from triptych.release.signature import Signing
 from triptych.release.verification import verify
-from triptych.report.summary import Audit, Base, ModelScore, Round, StageRow, Summary, TaskScore, Verdict
+from triptych.report.summary import (
+    AuditSummary,
+    Base,
+    FinalVerdict,
+    ModelScore,
+    RoundSummary,
+    StageRow,
+    Summary,
+    TaskScore,
+)
 from triptych.storage import sha256
 
 ANSWERS = ["A language model.", "Go away!", "déjà vu\n\n你好 <|im_end|> and more", "x"]
@@ -95,7 +104,7 @@ def summary(seconds: float = 98765.4321) -> Summary:
             ("round 2", 2, 0.6444),
         ]
     ]
-    audit = Audit(
+    audit = AuditSummary(
         round=2,
         comparisons=400,
         trained_on=2000,
@@ -111,7 +120,7 @@ def summary(seconds: float = 98765.4321) -> Summary:
         when_shorter=None,
         verdict="passed",
     )
-    gate = Round(
+    gate = RoundSummary(
         round=1,
         method="grpo",
         reward_before=0.0,
@@ -135,7 +144,7 @@ def summary(seconds: float = 98765.4321) -> Summary:
         name="tiny",
         version="1.0",
         judge="exact judge",
-        verdict=Verdict(
+        verdict=FinalVerdict(
             better=True, rival="Instruct at temperature 0.5", gain=0.2222, gain_interval=(0.15, 0.29),
             gain_at_temperature_1=0.3, gain_at_temperature_1_interval=(0.2, 0.4), baselines=[], missed=["too slow"],
         ),

@@ -23,7 +23,7 @@ from triptych.audit.record import (
     Consistency,
     Drift,
     Lead,
-    Length,
+    LengthBias,
     Person,
     Perturbation,
     TrivialRule,
@@ -32,23 +32,23 @@ from triptych.display import duration
 from triptych.report.charts import Estimate, Line, Node, interval_chart, line_chart, lineage_chart, number
 from triptych.report.page import headline, render, render_audit, thin
 from triptych.report.summary import (
-    Answer,
-    Audit,
+    AuditSummary,
     Base,
     Baseline,
     Bin,
     DecodedScore,
+    FinalVerdict,
     Interval,
-    Loss,
+    LossPoint,
     ModelScore,
     Point,
     RewardOrder,
-    Round,
+    RoundSummary,
     Sample,
+    SampleAnswer,
     StageRow,
     Summary,
     TaskScore,
-    Verdict,
     instruct_as,
 )
 
@@ -68,7 +68,7 @@ def decodings(score: float) -> dict[str, DecodedScore]:
     }
 
 
-def verdict(gain: float, interval: Interval, better: bool, missed: list[str] | None = None) -> Verdict:
+def verdict(gain: float, interval: Interval, better: bool, missed: list[str] | None = None) -> FinalVerdict:
     """A champion that is so much above Instruct at temperature 0.5, and more above the others."""
     half = (interval[1] - interval[0]) / 2
     baselines = [
@@ -77,7 +77,7 @@ def verdict(gain: float, interval: Interval, better: bool, missed: list[str] | N
                  gain_interval=around(gain + 0.56 - found.score, half))
         for way, found in decodings(0.56).items()
     ]
-    return Verdict(
+    return FinalVerdict(
         better=better, rival="Instruct at temperature 0.5", gain=gain, gain_interval=interval,
         gain_at_temperature_1=0.3, gain_at_temperature_1_interval=(0.2, 0.4), baselines=baselines, missed=missed or [],
     )
@@ -104,9 +104,9 @@ def model(name: str, round_: int | None, score: float, champion: bool = False) -
     )
 
 
-def audit(round_: int, accuracy: float, passed: bool) -> Audit:
+def audit(round_: int, accuracy: float, passed: bool) -> AuditSummary:
     bins = [(0.53, 0.51, 70), (0.61, 0.63, 92), (0.7, 0.66, 101), (0.8, 0.77, 120), (0.93, 0.84, 217)]
-    return Audit(
+    return AuditSummary(
         round=round_,
         comparisons=600,
         trained_on=2400,
@@ -141,7 +141,7 @@ def measured_in_full() -> dict[str, Any]:
             comparisons=300, model=0.7, model_interval=share, person=0.85, lead=-0.15, lead_interval=around(-0.15, 0.02)
         ),
         "calibration": Calibration(temperature=1.4, error=0.06, mended_error=0.03, chance_error=0.02),
-        "length": Length(prefers_longer=0.71, labels_longer=0.64, excess=0.07, excess_interval=around(0.07, 0.03),
+        "length": LengthBias(prefers_longer=0.71, labels_longer=0.64, excess=0.07, excess_interval=around(0.07, 0.03),
                          gap=None, gap_interval=None, coefficient=-0.31, interval=around(-0.31, 0.2),
                          reward_coefficient=1.6),
         "perturbations": [
@@ -159,7 +159,7 @@ def measured_in_full() -> dict[str, Any]:
     }
 
 
-def a_round(round_: int, decision: str, reason: str, gain: float) -> Round:
+def a_round(round_: int, decision: str, reason: str, gain: float) -> RoundSummary:
     noise = random.Random(round_)
     curve = [
         Point(
@@ -172,7 +172,7 @@ def a_round(round_: int, decision: str, reason: str, gain: float) -> Round:
         )
         for step in range(0, 41)
     ]
-    return Round(
+    return RoundSummary(
         round=round_,
         method="grpo",
         reward_before=-1.21,
@@ -231,10 +231,10 @@ def stages() -> list[StageRow]:
     ]
 
 
-def losses(steps: int, start: float, end: float, seed: int) -> list[Loss]:
+def losses(steps: int, start: float, end: float, seed: int) -> list[LossPoint]:
     noise = random.Random(seed)
     return [
-        Loss(
+        LossPoint(
             step=s, loss=end + (start - end) * math.exp(-5 * s / steps) + noise.gauss(0, 0.04), seen=s * 4096
         )
         for s in range(1, steps + 1)
@@ -279,7 +279,7 @@ def summary() -> Summary:
             "base": losses(900, 7.6, 2.1, 1),
             "instruct": losses(120, 2.4, 1.1, 2),
             "reward-1": losses(20, 0.69, 0.38, 3),
-            "reward-2": [Loss(step=1, loss=0.41, seen=64)],
+            "reward-2": [LossPoint(step=1, loss=0.41, seen=64)],
         },
         seconds=257.4,
         peak_memory_gib=1.83,
@@ -298,11 +298,11 @@ def samples() -> list[Sample]:
         "round 2": long,
     }
     answers = [
-        Answer(model=name, text=text, judge=0.2 * i if i else None, reward=-1.5 + i)
+        SampleAnswer(model=name, text=text, judge=0.2 * i if i else None, reward=-1.5 + i)
         for i, (name, text) in enumerate(texts.items())
     ]
     empty = Sample(
-        prompt="Say nothing.", task=None, answers=[Answer(model="instruct", text="", judge=0, reward=None)]
+        prompt="Say nothing.", task=None, answers=[SampleAnswer(model="instruct", text="", judge=0, reward=None)]
     )
     return [Sample(prompt=story, task="story", answers=answers), empty]
 
@@ -566,7 +566,7 @@ def test_odd_numbers_never_break_the_page(summary: Summary, samples: list[Sample
             update={"bins": [], "ceiling": None, "by_group": {}, "interval": (0.0, 1.0)}
         )
     ]
-    broken = [Loss(step=1, loss=math.inf, seen=1), Loss(step=2, loss=math.nan, seen=2)]
+    broken = [LossPoint(step=1, loss=math.inf, seen=1), LossPoint(step=2, loss=math.nan, seen=2)]
     changed = summary.model_copy(
         update={"models": models, "rounds": rounds, "audits": audits, "losses": {"base": broken}}
     )

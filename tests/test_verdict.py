@@ -12,7 +12,7 @@ from triptych.evaluate.measurement import Measurements
 from triptych.family import Family, ModelTest, Round
 from triptych.pipeline.artifact import Artifact
 from triptych.recipe import Goals, load
-from triptych.report.summary import Audit, Verdict
+from triptych.report.summary import AuditSummary, FinalVerdict
 from triptych.results import missed, reward_order, verdict
 from triptych.statistics.intervals import mean_interval
 from triptych.statistics.scores import DecodedScore
@@ -44,7 +44,7 @@ def decided(decision: str) -> Artifact[Decided]:
     return Artifact(f"gate {decision}", TINY, {}, decision, Decided.model_construct(decision=decision))
 
 
-def told(instruct: Ways, champion: Ways, promoted: bool = True) -> Verdict:
+def told(instruct: Ways, champion: Ways, promoted: bool = True) -> FinalVerdict:
     family = Family()
     gate = decided("promoted" if promoted else "rejected")
     family.rounds = [Round(1, gate=gate)]
@@ -107,13 +107,13 @@ def test_where_instruct_is_kept_nothing_is_better() -> None:
     assert (found.better, found.gain, found.win_rate, found.equal_length) == (False, 0.0, None, None)
 
 
-def reached(**changes: Any) -> Verdict:
+def reached(**changes: Any) -> FinalVerdict:
     values: dict[str, Any] = {
         "better": True, "rival": "greedy Instruct", "gain": 0.2, "gain_interval": (0.1, 0.3), "win_rate": 0.7,
         "win_rate_interval": (0.6, 0.8), "equal_length": 0.65, "equal_length_interval": (0.55, 0.7),
         "gain_at_temperature_1": 0.3, "gain_at_temperature_1_interval": (0.2, 0.4), "baselines": [], "missed": [],
     }
-    return Verdict(**values | changes)
+    return FinalVerdict(**values | changes)
 
 
 GOALS = Goals(gain=0.15, gain_at_temperature_1=0.25, equal_length=0.6)
@@ -140,7 +140,7 @@ def test_a_missed_goal_is_one_sentence(changes: dict[str, Any], sentence: str | 
 
 
 def test_the_reward_model_is_held_against_the_best_trivial_rule_and_the_ceiling() -> None:
-    last = Audit.model_construct(
+    last = AuditSummary.model_construct(
         accuracy=0.80, ceiling=0.9, baselines={"random": 0.5, "longer wins": 0.6, "bag of words": 0.7}
     )
     assert list(missed(Goals(over_trivial=0.1, share_of_ceiling=0.88), reached(), [last])) == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from collections import defaultdict
 from pathlib import Path
 from typing import Any, get_args
 
@@ -54,3 +55,16 @@ def test_a_file_gives_back_what_was_written(tmp_path: Path) -> None:
     data.new_comparisons.write([])
     assert data.new_comparisons.exists
     assert data.new_comparisons.read_any() == []
+
+
+def classes() -> dict[str, list[str]]:
+    places: dict[str, list[str]] = defaultdict(list)
+    for module, tree in TREES.items():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ClassDef):
+                places[node.name].append(module)
+    return places
+
+
+def test_a_class_name_occurs_once() -> None:
+    assert {name: modules for name, modules in classes().items() if len(modules) > 1} == {}

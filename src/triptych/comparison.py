@@ -66,7 +66,7 @@ class MethodResult(Config):
     promoted: int
 
 
-class Comparison(Config):
+class MethodComparison(Config):
     """What `compare.json` holds.
 
     Attributes:
@@ -91,7 +91,7 @@ class Trial:
     gate: Artifact[Decided]
 
 
-def compare(recipe: Recipe, runner: Runner, methods: Sequence[str], seeds: int) -> Comparison:
+def compare(recipe: Recipe, runner: Runner, methods: Sequence[str], seeds: int) -> MethodComparison:
     """Improves the champion by each method with each seed, and puts the results side by side.
 
     The recipe's judge compares, also where people decide at the gate: there are too many candidates to ask them of.
@@ -121,7 +121,7 @@ def compare(recipe: Recipe, runner: Runner, methods: Sequence[str], seeds: int) 
     found = [_result(method, these, free, runner.ledger) for method, these in trials.items()]
     config = recipe.improve
     rival = strongest(free)
-    return Comparison(
+    return MethodComparison(
         recipe=recipe.name, judge=start.judge.name, rival=rival, before=fmean(free[rival].values()),
         budget={"updates": config.steps, "answers": config.own.answers},
         methods=tuple(sorted(found, key=lambda one: -one.score)),
@@ -199,7 +199,7 @@ def _result(
     )
 
 
-def write(comparison: Comparison, folder: Path) -> None:
+def write(comparison: MethodComparison, folder: Path) -> None:
     """Writes `compare.json` and `compare.html`, the same as a table and a plot."""
     from triptych.report.page import render_comparison
 

@@ -142,8 +142,8 @@ def summarise(
 
 
 def verdict(
-    recipe: Recipe, family: Family, answers: Tests, audits: Sequence[report.Audit]
-) -> report.Verdict | None:
+    recipe: Recipe, family: Family, answers: Tests, audits: Sequence[report.AuditSummary]
+) -> report.FinalVerdict | None:
     """The champion as it is deployed beside what costs nothing, on the same test prompts; the goals that it missed."""
     name = _champion_name(family)
     if "instruct" not in answers or name not in answers:
@@ -173,7 +173,7 @@ def verdict(
     lengths = [[row["tokens"] for row in rows] for rows in (after, theirs)]
     equal, equal_interval = (None, None) if kept else controlled(won, *lengths) or (None, None)
     plain, plain_interval = _gain(*([row["decodings"][PLAIN]["judge"] for row in rows] for rows in (after, before)))
-    found = report.Verdict(
+    found = report.FinalVerdict(
         better=all(each.gain_interval[0] > 0 for each in free.values()), rival=rival.name,
         gain=rival.gain, gain_interval=rival.gain_interval, win_rate=rate, win_rate_interval=rate_interval,
         equal_length=equal, equal_length_interval=equal_interval,
@@ -187,7 +187,7 @@ def _gain(after: Sequence[float], before: Sequence[float]) -> tuple[float, Inter
     return mean_interval([new - old for new, old in zip(after, before, strict=True)])
 
 
-def missed(goals: Goals, found: report.Verdict, audits: Sequence[report.Audit]) -> Iterator[str]:
+def missed(goals: Goals, found: report.FinalVerdict, audits: Sequence[report.AuditSummary]) -> Iterator[str]:
     """Each goal that was not reached, as a sentence with what was reached instead."""
 
     def shown(interval: Interval) -> str:
@@ -242,7 +242,7 @@ def sample(answers: Tests) -> list[report.Sample]:
             prompt="\n\n".join(text if role == "user" else f"[{role}] {text}" for role, text in row["prompt"]),
             task=row["task"],
             answers=[
-                report.Answer(model=name, text=answer["answer"], judge=answer["judge"], reward=answer["reward"])
+                report.SampleAnswer(model=name, text=answer["answer"], judge=answer["judge"], reward=answer["reward"])
                 for name, rows in answers.items()
                 for answer in rows if answer["key"] == row["key"]
             ],
@@ -347,22 +347,24 @@ def _model(test: ModelTest, family: Family) -> report.ModelScore:
     )
 
 
-def _audit(recipe: Recipe, number: int, record: AuditRecord, reward: Result, evidence: Result | None) -> report.Audit:
-    return report.Audit(
+def _audit(
+    recipe: Recipe, number: int, record: AuditRecord, reward: Result, evidence: Result | None
+) -> report.AuditSummary:
+    return report.AuditSummary(
         round=number, trained_on=reward.comparisons if isinstance(reward, RewardTrained) else None,
         ceiling=evidence.ceiling if isinstance(evidence, Labelled) else None,
         required=recipe.reward.audit.required, **record.model_dump(),
     )
 
 
-def _judge_audit(recipe: Recipe, family: Family) -> report.Audit | None:
+def _judge_audit(recipe: Recipe, family: Family) -> report.AuditSummary | None:
     """The audit of the gate's own reward model."""
     if family.judge_model is None or family.judge_audit is None:
         return None
     return _audit(recipe, 0, family.judge_audit.result, family.judge_model.result, None)
 
 
-def _round(number: int, gate: Decided, candidate: Artifact[Improved]) -> report.Round:
+def _round(number: int, gate: Decided, candidate: Artifact[Improved]) -> report.RoundSummary:
     curve = [
         report.Point(
             step=int(row["step"]), kl=row["validation_kl"], reward=row["validation_reward"],
@@ -372,17 +374,17 @@ def _round(number: int, gate: Decided, candidate: Artifact[Improved]) -> report.
     ]
     improved = candidate.result
     turning = improved.overoptimisation
-    return report.Round(
+    return report.RoundSummary(
         round=number, curve=curve, method=improved.method, kept=improved.kept, watched_by=improved.watched_by,
         alarms=list(improved.alarms),
-        overoptimisation=report.Overoptimisation(**dataclasses.asdict(turning)) if turning else None,
-        **{name: getattr(gate, name) for name in type(gate).model_fields if name in report.Round.model_fields},
+        overoptimisation=report.OveroptimisationSummary(**dataclasses.asdict(turning)) if turning else None,
+        **{name: getattr(gate, name) for name in type(gate).model_fields if name in report.RoundSummary.model_fields},
     )
 
 
-def _losses(artifact: Artifact[Result]) -> list[report.Loss]:
+def _losses(artifact: Artifact[Result]) -> list[report.LossPoint]:
     rows = [row for row in read_curve(artifact.folder / "curve.jsonl") if math.isfinite(row.get("loss", math.nan))]
-    return [report.Loss(step=int(row["step"]), loss=row["loss"], seen=int(row["seen"]))
+    return [report.LossPoint(step=int(row["step"]), loss=row["loss"], seen=int(row["seen"]))
             for row in thinned(rows, POINTS)]
 
 

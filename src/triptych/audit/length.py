@@ -7,7 +7,7 @@ from typing import Literal
 
 import numpy as np
 
-from triptych.audit.record import AuditRecord, Interval, Length
+from triptych.audit.record import AuditRecord, Interval, LengthBias
 from triptych.records import Comparison
 from triptych.statistics.intervals import contrast_interval, mean_interval
 from triptych.statistics.logistic import Numbers, curvature, fit, sigmoid
@@ -18,7 +18,7 @@ LEAST_GAP = 0.1
 """A gap in accuracy between longer and shorter preferred answers below this is no leaning worth a word."""
 
 
-def length_bias(rows: Sequence[Comparison], right: Sequence[float], differences: Sequence[float]) -> Length | None:
+def length_bias(rows: Sequence[Comparison], right: Sequence[float], differences: Sequence[float]) -> LengthBias | None:
     """What length has to do with the reward; None where length, or the reward, never differs."""
     prompts = [row.prompt.key for row in rows]
     extra = np.array([len(row.chosen) - len(row.rejected) for row in rows], dtype=np.float64)
@@ -31,7 +31,7 @@ def length_bias(rows: Sequence[Comparison], right: Sequence[float], differences:
     apart = np.flatnonzero(extra)
     model = np.where(extra > 0, right, 1 - np.asarray(right))[apart]
     excess = mean_interval((model - longer[apart]).tolist(), [prompts[place] for place in apart])
-    return Length(
+    return LengthBias(
         prefers_longer=float(model.mean()), labels_longer=float(longer[apart].mean()),
         excess=excess[0], excess_interval=excess[1],
         gap=gap[0] if gap else None, gap_interval=gap[1] if gap else None,
@@ -39,7 +39,7 @@ def length_bias(rows: Sequence[Comparison], right: Sequence[float], differences:
     )
 
 
-def leaning(found: Length) -> Literal["longer", "shorter"] | None:
+def leaning(found: LengthBias) -> Literal["longer", "shorter"] | None:
     """Which answers the reward leans towards beyond what quality and noisy labels explain.
 
     Neither measure accuses alone. Labels with errors make a gap in accuracy for a perfect model, where the truth

@@ -16,13 +16,13 @@ Interval = tuple[float, float]
 AuditVerdict = Literal["passed", "passed with reservations", "failed"]
 
 
-class Row(BaseModel):
+class StrictModel(BaseModel):
     """A part of a record; unknown fields are refused."""
 
     model_config = ConfigDict(extra="forbid")
 
 
-class Bin(Row):
+class Bin(StrictModel):
     """One bar of a reliability diagram: predicted preference against what was preferred."""
 
     confidence: float
@@ -30,21 +30,21 @@ class Bin(Row):
     count: int
 
 
-class TrivialRule(Row):
+class TrivialRule(StrictModel):
     """One of the rules that a reward model is compared with, and its accuracy on the same comparisons."""
 
     name: str
     accuracy: float
 
 
-class Lead(Row):
+class Lead(StrictModel):
     """How far the reward model's accuracy is above a trivial rule's on the same comparisons, as a share."""
 
     lead: float
     interval: Interval
 
 
-class Person(Row):
+class Person(StrictModel):
     """The reward model beside one of the people who voted; both are measured against one other person's vote.
 
     Attributes:
@@ -62,7 +62,7 @@ class Person(Row):
     lead_interval: Interval
 
 
-class Calibration(Row):
+class Calibration(StrictModel):
     """Whether it is as often right as it is sure, and what mends it.
 
     Attributes:
@@ -78,7 +78,7 @@ class Calibration(Row):
     chance_error: float
 
 
-class Length(Row):
+class LengthBias(StrictModel):
     """What length has to do with the reward.
 
     Attributes:
@@ -105,7 +105,7 @@ class Length(Row):
     reward_coefficient: float
 
 
-class Perturbation(Row):
+class Perturbation(StrictModel):
     """Chosen answers changed in a way whose effect is known.
 
     Attributes:
@@ -124,7 +124,7 @@ class Perturbation(Row):
     change: float
 
 
-class Consistency(Row):
+class Consistency(StrictModel):
     """The same answers scored in another way.
 
     Attributes:
@@ -142,7 +142,7 @@ class Consistency(Row):
         return self.tolerance is None or (self.difference is not None and self.difference <= self.tolerance)
 
 
-class Drift(Row):
+class Drift(StrictModel):
     """A refreshed model beside its predecessor.
 
     Attributes:
@@ -164,7 +164,7 @@ class Drift(Row):
     correlation: float
 
 
-class AuditRecord(Row, Result):
+class AuditRecord(StrictModel, Result):
     """One reward model on held-out comparisons.
 
     Attributes:
@@ -203,7 +203,7 @@ class AuditRecord(Row, Result):
     length_correlation: float
     when_longer: float | None
     when_shorter: float | None
-    length: Length | None = None
+    length: LengthBias | None = None
     perturbations: list[Perturbation] = []
     consistency: list[Consistency] = []
     drift: list[Drift] = []

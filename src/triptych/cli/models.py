@@ -296,7 +296,7 @@ def audit(
     from triptych.data.splits import decontaminate
     from triptych.engine.device import settle
     from triptych.report.page import render_audit
-    from triptych.report.summary import Audit as Audited
+    from triptych.report.summary import AuditSummary
 
     allowed = Allowed(allow_endpoint, allow_key, allow_functions, allow_template, allow_model)
     scorer = allowed.found(reward)
@@ -312,7 +312,7 @@ def audit(
     record = examine(scorer, Evidence(rows, trained), Audit(), before)
     output.mkdir(parents=True, exist_ok=True)
     write_whole(output / "audit.json", record.model_dump_json(indent=1) + "\n")
-    shown = Audited(round=0, trained_on=len(trained) or None, ceiling=None, **record.model_dump())
+    shown = AuditSummary(round=0, trained_on=len(trained) or None, ceiling=None, **record.model_dump())
     write_whole(output / "audit.html", render_audit(shown, reward, __version__))
     table = table_of("ordered as labelled", "accuracy", "95% interval", right=2)
     parts = {"all": (record.accuracy, record.interval)}

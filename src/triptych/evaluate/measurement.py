@@ -40,7 +40,7 @@ class Measurement(Config):
 
 
 @dataclass(frozen=True, slots=True)
-class Measured:
+class ScoredAnswers:
     """A model's answers drawn in one way, one to each prompt, with the judge's scores and the reward's.
 
     Attributes:
@@ -144,13 +144,13 @@ def measure(
         groups = policy.write(prompts, sampling, n=n, render=render, end=end, progress=context.progress)
         return [[_before_the_next(rollout, policy.tokenizer, config) for rollout in group] for group in groups]
 
-    def judged(rollouts: Sequence[Rollout], drawn: int = 1) -> Measured:
+    def judged(rollouts: Sequence[Rollout], drawn: int = 1) -> ScoredAnswers:
         conversations = [Conversation(rollout.prompt, rollout.answer) for rollout in rollouts]
         rewarded, judgement = scored(reward, conversations) if reward else None, scored(judge, conversations)
         for who, scores in (("reward", rewarded), ("judge", judgement)):
             for name, note in scores.notes.items() if scores else ():
                 context.progress.say(f"{who}: {name} {note}")
-        return Measured(rollouts, judgement, rewarded, drawn)
+        return ScoredAnswers(rollouts, judgement, rewarded, drawn)
 
     plain = Sampling(decoding.max_tokens)
     ways = {way.name: way for way in (decoding, plain, replace(plain, temperature=0.0))}

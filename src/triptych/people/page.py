@@ -26,7 +26,7 @@ LEASE = 600.0
 HTML = Path(__file__).with_name("page.html")
 
 
-class Answer(BaseModel):
+class PageAnswer(BaseModel):
     """What somebody said to a question; `better` is "skip" where it was nothing.
 
     Attributes:
@@ -67,7 +67,7 @@ class Deal:
                     return _written(key, waiting[key], source.choices, len(waiting))
         return None
 
-    def take(self, answer: Answer) -> bool:
+    def take(self, answer: PageAnswer) -> bool:
         """Adds an answer; False where it cannot be said to that question.
 
         Raises:
@@ -117,7 +117,7 @@ def serve(asked: Sequence[Asked[Any]], key: str, tell: Callable[[str], None] = p
         return deal.next() or Response(status_code=204)
 
     @application.post("/answer")
-    def answer(said: Answer) -> dict[str, bool]:
+    def answer(said: PageAnswer) -> dict[str, bool]:
         if not deal.take(said):
             raise HTTPException(422, "that cannot be said to this question")
         return {"added": said.better != "skip"}

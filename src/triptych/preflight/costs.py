@@ -82,7 +82,7 @@ def costs(
 
 
 @dataclass(frozen=True, slots=True)
-class _Work:
+class _Workload:
     """Tokens that are trained on, that a model is applied to, and that are sampled; and bytes that are taken."""
 
     bytes: int
@@ -91,7 +91,7 @@ class _Work:
     sampled: int = 0
 
 
-def _work(stage: StageCall[Any], recipe: Recipe, model: Architecture, texts: Mapping[str, Texts]) -> _Work | None:
+def _work(stage: StageCall[Any], recipe: Recipe, model: Architecture, texts: Mapping[str, Texts]) -> _Workload | None:
     """What a stage does; None where it is next to nothing, or nobody knows yet."""
     weights, copies = memory.weights(model), memory.copies(model)
     judging = weights if isinstance(recipe.gate.judge, JudgeSection) else 0
@@ -99,30 +99,30 @@ def _work(stage: StageCall[Any], recipe: Recipe, model: Architecture, texts: Map
     match config:
         case Pretraining():
             taken = memory.training(model, config, config.batch_tokens, config.context)
-            return _Work(taken, trained=config.tokens)
+            return _Workload(taken, trained=config.tokens)
         case Taking():
-            return _Work(2 * weights + memory.applied(model))
+            return _Workload(2 * weights + memory.applied(model))
         case Finetuning():
             shown = texts["demonstrations"]
             taken = memory.training(model, config, config.micro_batch, shown.keys)
-            return _Work(taken, trained=round(shown.tokens * config.epochs))
+            return _Workload(taken, trained=round(shown.tokens * config.epochs))
         case PairwiseReward() | RegressionReward():
             compared = texts.get(f"comparisons_{stage.arguments.get('share', 'train')}")
             if compared is None:
                 return None
             refreshed = isinstance(stage.parents["start"].result, RewardTrained)
             taken = memory.training(model, config, config.micro_batch, compared.keys, predicts=False)
-            return _Work(taken, trained=compared.tokens * (config.refresh_epochs if refreshed else config.epochs))
+            return _Workload(taken, trained=compared.tokens * (config.refresh_epochs if refreshed else config.epochs))
         case Decoding():
             asked, tried = texts["prompts_validation"], len(set(config.temperatures))
             sampled = tried * asked.rows * answer
             answers = memory.sampling(model, asked.rows, asked.longest, answer)
             taken = 2 * weights + copies + judging + answers + memory.applied(model)
-            return _Work(taken, applied=tried * asked.tokens + sampled, sampled=sampled)
+            return _Workload(taken, applied=tried * asked.tokens + sampled, sampled=sampled)
         case Improvement():
             trained, applied, sampled = improvement(config, texts)
             taken = copies + 2 * weights + judging + improving(config, model, texts)
-            return _Work(taken, trained, applied, sampled)
+            return _Workload(taken, trained, applied, sampled)
         case Answering():
             gate = texts["prompts_gate"]
             rows = min(gate.rows, config.prompts)
@@ -130,14 +130,14 @@ def _work(stage: StageCall[Any], recipe: Recipe, model: Architecture, texts: Map
             sampled = 3 * rows * answer  # both models as deployed, and the candidate at temperature 1
             answers = memory.sampling(model, rows, gate.longest, answer)
             taken = 2 * (weights + copies) + answers + memory.applied(model)
-            return _Work(taken, applied=2 * (read + sampled), sampled=sampled)
+            return _Workload(taken, applied=2 * (read + sampled), sampled=sampled)
         case Measurement():
             asked = texts["few_shot" if stage.arguments.get("style") == "few-shot" else "prompts_test"]
             drawn = 3 + int(str(stage.arguments.get("best_of", 0)))  # as deployed, at temperature 1, greedy
             sampled = drawn * asked.rows * answer
             answers = memory.sampling(model, asked.rows, asked.longest, answer)
             taken = 3 * weights + copies + judging + answers + memory.applied(model)
-            return _Work(taken, applied=2 * (asked.tokens + sampled), sampled=sampled)
+            return _Workload(taken, applied=2 * (asked.tokens + sampled), sampled=sampled)
     return None
 
 

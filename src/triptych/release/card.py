@@ -14,13 +14,13 @@ from markupsafe import Markup
 
 from triptych.display import one_line
 from triptych.release.lineage import Lineage, RewardExample, Role
-from triptych.report.summary import Audit, Interval, ModelScore, Summary
+from triptych.report.summary import AuditSummary, Interval, ModelScore, Summary
 
 TITLES: dict[Role, str] = {"base": "Base", "instruct": "Instruct", "reward": "Reward"}
 
 
 @dataclass(frozen=True, slots=True)
-class Family:
+class ReleasedFamily:
     """What the cards speak of.
 
     Attributes:
@@ -51,29 +51,29 @@ class Family:
         return next((model for model in self.summary.models if model.round is None), None)
 
     @property
-    def audit(self) -> Audit | None:
+    def audit(self) -> AuditSummary | None:
         """The audit of the released Reward model, the last that was trained."""
         return self.summary.audits[-1] if self.summary.audits else None
 
 
-def repository(family: Family, role: str) -> str:
+def repository(family: ReleasedFamily, role: str) -> str:
     """The name under which a model would stand on the Hub."""
     words = "".join(letter if letter.isalnum() or letter in "._" else "-" for letter in family.name)
     return f"{words.strip('-.')}-{role}"
 
 
-def model_card(role: Role, family: Family) -> str:
+def model_card(role: Role, family: ReleasedFamily) -> str:
     """The README of one model."""
     template = "composed" if role == "reward" and family.described else role
     return _render(f"{template}.md.jinja", family, role, front_matter=_front_matter(role, family))
 
 
-def family_card(family: Family) -> str:
+def family_card(family: ReleasedFamily) -> str:
     """The README of the whole release."""
     return _render("family.md.jinja", family, None)
 
 
-def _front_matter(role: Role, family: Family) -> Markup:
+def _front_matter(role: Role, family: ReleasedFamily) -> Markup:
     parents = [
         one_line(parent.name) if parent.hub else repository(family, parent.name)
         for parent in family.lineage[role].parents
@@ -114,7 +114,7 @@ def _code(text: str) -> Markup:
     return Markup("`" + re.sub("[`|]", "?", one_line(text) or "?") + "`")
 
 
-def _render(template: str, family: Family, role: Role | None, **fields: Markup) -> str:
+def _render(template: str, family: ReleasedFamily, role: Role | None, **fields: Markup) -> str:
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent / "cards"),
         undefined=StrictUndefined,

@@ -86,7 +86,7 @@ def assemble(
 
     described = _described(models["reward"])
     scale = None if described else json.loads((models["reward"] / "config.json").read_bytes()).get("reward_scale")
-    family = card.Family(
+    family = card.ReleasedFamily(
         name, version, license, language, recipe, lineage, summary, tuple(reward_examples), described, scale
     )
     for role in ROLES:
@@ -149,7 +149,7 @@ def _example(example: RewardExample) -> str:
     return json.dumps({"messages": turns, "score": round(example.score, 6)}, ensure_ascii=False) + "\n"
 
 
-def _manifest(folder: Path, family: card.Family) -> Manifest:
+def _manifest(folder: Path, family: card.ReleasedFamily) -> Manifest:
     entries: dict[Role, ModelEntry] = {}
     for role in ROLES:
         lineage = family.lineage[role]

@@ -35,27 +35,27 @@ LARGEST = 2**26
 Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
-class Part(BaseModel):
+class ManifestModel(BaseModel):
     """A part of the manifest; unknown fields are refused."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
-class FileEntry(Part):
+class FileEntry(ManifestModel):
     """One file of the release."""
 
     sha256: Digest
     size: int = Field(ge=0)
 
 
-class ParentEntry(Part):
+class ParentEntry(ManifestModel):
     """A model that another started from."""
 
     name: str
     digest: str
 
 
-class DataEntry(Part):
+class DataEntry(ManifestModel):
     """A file that a model was trained on."""
 
     name: str
@@ -63,7 +63,7 @@ class DataEntry(Part):
     rows: int | None
 
 
-class ModelEntry(Part):
+class ModelEntry(ManifestModel):
     """One model: what it was made from and by which stage."""
 
     parents: list[ParentEntry]
@@ -71,7 +71,7 @@ class ModelEntry(Part):
     fingerprint: str
 
 
-class Manifest(Part):
+class Manifest(ManifestModel):
     """`manifest.json`: no time stamps and no paths of a machine, so that equal releases are equal bytes.
 
     Attributes:

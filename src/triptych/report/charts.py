@@ -69,7 +69,7 @@ class Estimate:
 
 
 @dataclass(frozen=True)
-class Rule:
+class ReferenceLine:
     """A dashed reference line at `value` across a dot-and-interval chart, named on top."""
 
     value: float
@@ -154,7 +154,7 @@ def interval_chart(
     title: str,
     x_label: str,
     text: Callable[[float], str] = number,
-    rules: Sequence[Rule] = (),
+    rules: Sequence[ReferenceLine] = (),
     bounds: tuple[float, float] = (-math.inf, math.inf),
     also: Sequence[Estimate] = (),
 ) -> Markup:

@@ -24,7 +24,7 @@ from triptych.report.charts import (
     Estimate,
     Line,
     Node,
-    Rule,
+    ReferenceLine,
     interval_chart,
     line_chart,
     lineage_chart,
@@ -33,11 +33,11 @@ from triptych.report.charts import (
     reliability_chart,
 )
 from triptych.report.summary import (
-    Audit,
+    AuditSummary,
     Interval,
-    Loss,
+    LossPoint,
     ModelScore,
-    Round,
+    RoundSummary,
     Sample,
     StageRow,
     Summary,
@@ -71,7 +71,7 @@ def render(summary: Summary, samples: Sequence[Sample]) -> str:
     )
 
 
-def render_audit(audit: Audit, name: str, version: str) -> str:
+def render_audit(audit: AuditSummary, name: str, version: str) -> str:
     """The audit of one reward model as a page of its own."""
     template = _environment().get_template("audit_page.html.j2")
     return template.render(audit=audit, audits=[_audit(audit, name)], name=name, version=version, **_files())
@@ -80,7 +80,7 @@ def render_audit(audit: Audit, name: str, version: str) -> str:
 def render_comparison(comparison: Mapping[str, Any]) -> str:
     """Methods side by side, from `compare.json`: a table and its charts."""
     methods = comparison["methods"]
-    before = Rule(comparison["before"], comparison["rival"])
+    before = ReferenceLine(comparison["before"], comparison["rival"])
     charts = [
         ("Judge's score", interval_chart(
             [Estimate(row["method"], row["score"], row["score_interval"], "green") for row in methods],
@@ -89,7 +89,7 @@ def render_comparison(comparison: Mapping[str, Any]) -> str:
         (f"Win rate against {comparison['rival']}", interval_chart(
             [Estimate(row["method"], row["win_rate"], row["win_rate_interval"], "green") for row in methods],
             title="Win rate by method", x_label="prompts where the judge prefers the candidate",
-            text=lambda value: percent(value, 0), rules=[Rule(0.5, "no difference")], bounds=(0.0, 1.0),
+            text=lambda value: percent(value, 0), rules=[ReferenceLine(0.5, "no difference")], bounds=(0.0, 1.0),
         )),
     ]
     template = _environment().get_template("comparison.html.j2")
@@ -163,7 +163,7 @@ def count(value: int | None) -> str:
     return f"{value:,}"
 
 
-def thin(points: Sequence[Loss], most: int = MOST_POINTS) -> list[Loss]:
+def thin(points: Sequence[LossPoint], most: int = MOST_POINTS) -> list[LossPoint]:
     """At most `most` of the points, evenly spaced, the first and the last among them."""
     if len(points) <= most:
         return list(points)
@@ -264,7 +264,7 @@ def _listed(rows: Sequence[Estimate]) -> str:
     return "; ".join(f"{row.label} {number(row.value)}" for row in rows)
 
 
-def _round_charts(round_: Round) -> tuple[Markup, Markup]:
+def _round_charts(round_: RoundSummary) -> tuple[Markup, Markup]:
     """Reward and judge over KL, in two panels because their units differ."""
 
     def panel(values: Sequence[float | None], name: str, unit: str, tone: str) -> Markup:
@@ -294,7 +294,7 @@ def _round_charts(round_: Round) -> tuple[Markup, Markup]:
     return rewards, judged
 
 
-def _win_rates(rounds: Sequence[Round]) -> Markup:
+def _win_rates(rounds: Sequence[RoundSummary]) -> Markup:
     rows = [
         Estimate(
             f"round {r.round}", r.win_rate, r.interval, "green" if r.decision == "promoted" else "orange",
@@ -308,20 +308,20 @@ def _win_rates(rounds: Sequence[Round]) -> Markup:
         + "; ".join(f"{row.label} {percent(row.value)}" for row in rows),
         x_label="prompts where the candidate is preferred",
         text=lambda value: percent(value, 0),
-        rules=[Rule(0.5, "no difference")],
+        rules=[ReferenceLine(0.5, "no difference")],
         bounds=(0.0, 1.0),
     )
 
 
-def _audit(audit: Audit, title: str) -> tuple[Audit, str, Markup, Markup, Markup]:
+def _audit(audit: AuditSummary, title: str) -> tuple[AuditSummary, str, Markup, Markup, Markup]:
     """The audit under its title, and its charts: accuracy among its baselines, by group, reliability."""
     rows = [Estimate("reward model", audit.accuracy, audit.interval, "orange")]
     rows += [Estimate(name, value, None, "grey", strong=False) for name, value in audit.baselines.items()]
-    rules = [] if audit.ceiling is None else [Rule(audit.ceiling, "noise ceiling")]
+    rules = [] if audit.ceiling is None else [ReferenceLine(audit.ceiling, "noise ceiling")]
     shared = "comparisons ordered as labelled"
     name = f"Reward model, {title}"
 
-    def chart(rows: Sequence[Estimate], title: str, rules: Sequence[Rule]) -> Markup:
+    def chart(rows: Sequence[Estimate], title: str, rules: Sequence[ReferenceLine]) -> Markup:
         return interval_chart(
             rows,
             title=f"{name}, {title}: " + "; ".join(f"{row.label} {percent(row.value)}" for row in rows),
@@ -339,7 +339,7 @@ def _audit(audit: Audit, title: str) -> tuple[Audit, str, Markup, Markup, Markup
     return audit, title, *charts
 
 
-def _loss_chart(name: str, points: Sequence[Loss]) -> tuple[str, Markup]:
+def _loss_chart(name: str, points: Sequence[LossPoint]) -> tuple[str, Markup]:
     """What the chart shows in words, and the chart: the points, and a running mean where they are many."""
     kept = thin([point for point in points if math.isfinite(point.loss)])
     tips = [f"step {p.step:,}: {number(p.loss, 4)} ({p.seen:,} seen)" for p in kept]

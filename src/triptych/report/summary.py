@@ -11,12 +11,12 @@ from pydantic import Field
 from triptych.audit.record import AuditRecord as AuditRecord
 from triptych.audit.record import Bin as Bin
 from triptych.audit.record import Interval as Interval
-from triptych.audit.record import Row as Row
+from triptych.audit.record import StrictModel as StrictModel
 from triptych.statistics.scores import DecodedScore as DecodedScore
 from triptych.statistics.scores import TaskScore as TaskScore
 
 
-class Verdict(Row):
+class FinalVerdict(StrictModel):
     """Whether the loop made the model better than what costs nothing, and what was missed.
 
     The champion is decoded as it is deployed; so is everything that is told of it but the gain at temperature 1.
@@ -54,7 +54,7 @@ def instruct_as(way: str) -> str:
     return f"Instruct at {way}" if way.startswith("temperature") else f"Instruct, {way}"
 
 
-class Baseline(Row):
+class Baseline(StrictModel):
     """Round 0's Instruct on the test prompts in one way, and how far the champion is above it.
 
     Attributes:
@@ -73,7 +73,7 @@ class Baseline(Row):
     gain_interval: Interval
 
 
-class RewardOrder(Row):
+class RewardOrder(StrictModel):
     """Base, Instruct and the champions from the worst to the best, by the judge and by the released reward."""
 
     by_judge: list[str]
@@ -81,7 +81,7 @@ class RewardOrder(Row):
     agree: bool
 
 
-class ModelScore(Row):
+class ModelScore(StrictModel):
     """One model on the test prompts, which nothing was trained or chosen on.
 
     Attributes:
@@ -115,7 +115,7 @@ class ModelScore(Row):
     fewer_examples: int = 0
 
 
-class Base(Row):
+class Base(StrictModel):
     """The Base: where it came from and how well it predicts held-out text.
 
     Attributes:
@@ -130,7 +130,7 @@ class Base(Row):
     tokens_seen: int | None
 
 
-class Audit(AuditRecord):
+class AuditSummary(AuditRecord):
     """One reward model on held-out comparisons, in its round.
 
     Attributes:
@@ -145,7 +145,7 @@ class Audit(AuditRecord):
     required: bool = True
 
 
-class Point(Row):
+class Point(StrictModel):
     """The policy at one step of improvement; `judge` only where it was measured."""
 
     step: int
@@ -156,7 +156,7 @@ class Point(Row):
     entropy: float | None
 
 
-class Overoptimisation(Row):
+class OveroptimisationSummary(StrictModel):
     """The judge's score against d = √KL, R(d) = d·(α − β·d) for best of n, else d·(α − β·log d).
 
     Attributes:
@@ -172,7 +172,7 @@ class Overoptimisation(Row):
     residual: float
 
 
-class Round(Row):
+class RoundSummary(StrictModel):
     """One round of improvement and the gate's decision on held-out prompts.
 
     Attributes:
@@ -232,10 +232,10 @@ class Round(Row):
     kept: int | None = None
     watched_by: str = "judge"
     alarms: list[str] = Field(default_factory=list)
-    overoptimisation: Overoptimisation | None = None
+    overoptimisation: OveroptimisationSummary | None = None
 
 
-class StageRow(Row):
+class StageRow(StrictModel):
     """One stage: how long it took, from what, and its fingerprint."""
 
     name: str
@@ -246,7 +246,7 @@ class StageRow(Row):
     parents: list[str]
 
 
-class Loss(Row):
+class LossPoint(StrictModel):
     """One point of a training curve; `seen` counts tokens, pairs or answers, as the stage does."""
 
     step: int
@@ -254,7 +254,7 @@ class Loss(Row):
     seen: int
 
 
-class Summary(Row):
+class Summary(StrictModel):
     """The whole of `summary.json`.
 
     Attributes:
@@ -267,15 +267,15 @@ class Summary(Row):
     name: str
     version: str
     judge: str
-    verdict: Verdict | None
+    verdict: FinalVerdict | None
     base: Base
     models: list[ModelScore]
     reward_order: RewardOrder | None = None
-    audits: list[Audit]
-    judge_audit: Audit | None = None
-    rounds: list[Round]
+    audits: list[AuditSummary]
+    judge_audit: AuditSummary | None = None
+    rounds: list[RoundSummary]
     stages: list[StageRow]
-    losses: dict[str, list[Loss]]
+    losses: dict[str, list[LossPoint]]
     seconds: float
     peak_memory_gib: float
     release: str | None
@@ -283,7 +283,7 @@ class Summary(Row):
     missing: list[str] = Field(default_factory=list)
 
 
-class Answer(Row):
+class SampleAnswer(StrictModel):
     """One model's answer to a sample prompt, scored."""
 
     model: str
@@ -292,9 +292,9 @@ class Answer(Row):
     reward: float | None
 
 
-class Sample(Row):
+class Sample(StrictModel):
     """A test prompt and what each model answered to it (`samples.json`)."""
 
     prompt: str
     task: str | None
-    answers: list[Answer]
+    answers: list[SampleAnswer]

@@ -53,7 +53,7 @@ ENVIRONMENT = {
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class UnitTestResult:
     """Whether tests passed, and if not why."""
 
     passed: bool
@@ -92,7 +92,7 @@ def confinement() -> Confinement:
 
 def run_tests(
     code: str, tests: str, *, seconds: float = 5.0, mebibytes: int = 512, unconfined: bool = False
-) -> Verdict:
+) -> UnitTestResult:
     """Runs `code`, then `tests`, which see its names; passed where nothing was raised to the end.
 
     Args:
@@ -113,7 +113,7 @@ def run_tests(
     return _run(code, tests, seconds, mebibytes, boxed=kept.whole)
 
 
-def _run(code: str, tests: str, seconds: float, mebibytes: int, *, boxed: bool) -> Verdict:
+def _run(code: str, tests: str, seconds: float, mebibytes: int, *, boxed: bool) -> UnitTestResult:
     limits = [str(seconds), str(mebibytes), str(int(boxed))]
     # The report goes into a file, which RLIMIT_FSIZE bounds, and not into a pipe that could be flooded.
     with (
@@ -135,14 +135,15 @@ def _run(code: str, tests: str, seconds: float, mebibytes: int, *, boxed: bool) 
                 try:
                     judging.wait(timeout=seconds)
                 except subprocess.TimeoutExpired:
-                    return Verdict(False, f"took longer than {seconds:g} seconds")
+                    return UnitTestResult(False, f"took longer than {seconds:g} seconds")
         report.seek(0)
         faults.seek(0)
         said = report.read(4000).decode("utf-8", "replace")
         if said == "null":
-            return Verdict(True)
+            return UnitTestResult(True)
         last = faults.read(10_000).decode("utf-8", "replace").strip().splitlines()[-1:]
-        return Verdict(False, json.loads(said) if said else "".join(last) or f"ended with code {judging.returncode}")
+        why = json.loads(said) if said else "".join(last) or f"ended with code {judging.returncode}"
+        return UnitTestResult(False, why)
 
 
 def _main(module: ModuleType) -> str:

@@ -114,7 +114,7 @@ def train_reward(
 
 
 @dataclass
-class Trained:
+class TrainedModel:
     """A model that was trained, and what is told of it."""
 
     model: Any
@@ -188,7 +188,7 @@ def fit_model(
     context: StageContext, config: RewardTraining, start: Folder, comparisons: Sequence[Comparison],
     ratings: Sequence[Rating] = (), attributes: Sequence[Output] = (), names: Sequence[str] = ("reward",),
     seed: int = 0, comparison_weight: float = 1.0,
-) -> Trained:
+) -> TrainedModel:
     """Trains one model; comparisons order its last output, ratings fit the ones before it.
 
     The loss of an update is Σ bradley_terry · comparison_weight + Σ squared_error over its rows, divided by their
@@ -252,7 +252,7 @@ def fit_model(
         checkpoint=context.checkpoint(), progress=context.progress, unit="rows" if kept else "pairs",
     )
     write_curve(context.output / "curve.jsonl", curve)
-    return Trained(merged(model, load), tokenizer, {
+    return TrainedModel(merged(model, load), tokenizer, {
         "parameters": parameters(model),
         "comparisons": len(rows),
         "ratings": len(kept),

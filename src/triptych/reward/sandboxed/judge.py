@@ -324,7 +324,7 @@ class World(dict[str, Any]):
         return found._as_maker() if isinstance(found, Handle) and name[:1].isupper() else found
 
 
-class Answer(types.ModuleType):
+class AnswerModule(types.ModuleType):
     """`from answer import name`."""
 
     def __init__(self, name: str, world: World, channel: JudgesEnd) -> None:
@@ -351,7 +351,7 @@ def run(code: str, tests: str, channel: JudgesEnd) -> None:
     channel.ask("run", code)
     world = World(channel)
     for name in ANSWER:
-        sys.modules[name] = Answer(name, world, channel)
+        sys.modules[name] = AnswerModule(name, world, channel)
     if "unittest" in tests:
         import unittest
 
