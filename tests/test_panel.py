@@ -15,7 +15,8 @@ from triptych.cli import cycle as commands
 from triptych.data.files import json_line, read_verdicts, write
 from triptych.errors import AnsweredError, DataError, RecipeError, WaitingError
 from triptych.evaluate.answers import QUESTIONS, Pair, answered
-from triptych.people.verdicts import Panel, beside, preferred
+from triptych.evaluate.panel import beside, preferred
+from triptych.people.verdicts import Panel
 from triptych.recipe import Recipe, load
 from triptych.records import Prompt, Question, Verdict, user
 from triptych.storage import append_line

@@ -33,10 +33,11 @@ from triptych.data.files import (
 from triptych.data.growing import GrowingFile
 from triptych.errors import AnsweredError, DataError
 from triptych.evaluate.answers import Pair
+from triptych.evaluate.panel import preferred
 from triptych.people.inbox import Inbox
 from triptych.people.page import Deal, PageAnswer
 from triptych.people.questions import Asking, Labels, ask
-from triptych.people.verdicts import Panel, preferred
+from triptych.people.verdicts import Panel
 from triptych.pipeline.stage import StageContext
 from triptych.progress import Silent
 from triptych.records import Prompt, Question, Rollout, Verdict, user

@@ -14,7 +14,6 @@ from triptych.audit.stage import Audit, audit
 from triptych.base.pretrained import Taking, take_base
 from triptych.base.pretraining import Pretraining, pretrain
 from triptych.base.record import BaseRecord
-from triptych.data.references import require_references
 from triptych.dataset.preparation import take_in
 from triptych.engine.sampling import Sampling
 from triptych.engine.scoring import Scorer
@@ -40,6 +39,7 @@ from triptych.pipeline.runner import Runner
 from triptych.pipeline.stage import UserFiles
 from triptych.progress import Progress
 from triptych.recipe import AuditSection, JudgedLabelling, Recipe, settings
+from triptych.references import require_references
 from triptych.release.signature import check_signing
 from triptych.reward.assembly import Materials, asks_policy, make_reward, scorer_of
 from triptych.reward.judge import JudgeReward

@@ -21,7 +21,7 @@ from triptych.engine.scoring import Scorer, scored
 from triptych.evaluate.answers import Answered, answered
 from triptych.evaluate.lengths import controlled
 from triptych.evaluate.measurement import by_task
-from triptych.people.verdicts import PEOPLE, beside, preferred
+from triptych.evaluate.panel import PEOPLE, beside, preferred
 from triptych.pipeline.stage import StageContext
 from triptych.statistics.intervals import Interval, mean_interval, prompts_needed, wins
 from triptych.statistics.scores import TaskScore

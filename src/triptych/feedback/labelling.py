@@ -18,7 +18,7 @@ from triptych.engine.sampling import Sampling
 from triptych.engine.scoring import Scorer
 from triptych.errors import RunError
 from triptych.feedback.accumulation import accumulate
-from triptych.people.questions import prompts_to_ask
+from triptych.feedback.prompts import prompts_to_ask
 from triptych.pipeline.result import Result
 from triptych.pipeline.stage import StageContext
 from triptych.records import Comparison, Conversation, Rollout, differ

@@ -9,16 +9,15 @@ from pydantic import Field
 
 from triptych.configuration import Config
 from triptych.data.files import faults_of, parse_comparison, write
-from triptych.data.folder import DataFolder
 from triptych.data.splits import fraction
 from triptych.engine.rollout import Policy
 from triptych.engine.sampling import Sampling
 from triptych.engine.scoring import Scorer
-from triptych.errors import RunError
+from triptych.feedback.prompts import prompts_to_ask
 from triptych.people.asked import Asked
 from triptych.pipeline.result import Result
 from triptych.pipeline.stage import StageContext
-from triptych.records import Comparison, Conversation, Prompt, Question
+from triptych.records import Comparison, Conversation, Question
 from triptych.storage import Folder
 
 FILE = "questions.jsonl"
@@ -78,20 +77,6 @@ def ask(
         found = [found[i] for i in sorted(range(len(found)), key=lambda i: unsure[i])]
     write(context.output / FILE, found)
     return QuestionsAsked(questions=len(found), prompts=len(prompts))
-
-
-def prompts_to_ask(data: Folder) -> list[Prompt]:
-    """The prompts whose answers are compared while the run goes on.
-
-    Raises:
-        RunError: there is none.
-    """
-    if pool := DataFolder(data).prompts("feedback").read_any():
-        return pool
-    raise RunError(
-        "no prompt is left to ask for feedback: the gate's judge has comparisons of every one that is improved on; "
-        "give improve.prompts of their own, or lower gate.judge.share_of_feedback"
-    )
 
 
 class Labels(Asked[Comparison]):

@@ -26,7 +26,6 @@ from triptych.cycle import plan
 from triptych.data import files
 from triptych.data.folder import DataFolder
 from triptych.data.lengths import LengthReport, tokenized
-from triptych.data.references import wrong_references
 from triptych.data.template import prompt_tokens
 from triptych.dataset.preparation import Prepared, left_out, take_in
 from triptych.engine import models
@@ -52,6 +51,7 @@ from triptych.preflight.memory import Architecture
 from triptych.progress import Silent
 from triptych.recipe import JudgeSection, Recipe, load, settings
 from triptych.records import Comparison, Conversation, Prompt, Record
+from triptych.references import wrong_references
 from triptych.release.signature import check_signing
 from triptych.statistics.significance import least, level
 
