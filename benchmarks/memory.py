@@ -180,7 +180,7 @@ def stage(recipe: dict[str, Any], folder: str, name: str) -> dict[str, float]:
     """MiB of a process that runs one stage, after making what it starts from in `folder` where that is missing."""
     from triptych import recipe as recipes
     from triptych.base.pretraining import Pretraining, pretrain
-    from triptych.dataset.preparation import take_in
+    from triptych.dataset.preparation import prepare_data
     from triptych.engine.models import load_reward, load_tokenizer, save
     from triptych.improve.grpo import Grpo
     from triptych.improve.improvement import improve
@@ -200,7 +200,7 @@ def stage(recipe: dict[str, Any], folder: str, name: str) -> dict[str, float]:
 
     data, base, reward = place / "data", place / "base", place / "round-1-reward"
     if not data.exists():
-        take_in(context("data"), loaded.intake, loaded.sources)
+        prepare_data(context("data"), loaded.preparation, loaded.sources)
     if loaded.base.from_ is not None and not base.exists():
         base.mkdir()
         (base / "model").symlink_to(loaded.base_place)

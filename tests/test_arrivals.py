@@ -16,7 +16,7 @@ from triptych.cli import cycle as commands
 from triptych.cycle import plan
 from triptych.data.files import json_line, read_comparisons, read_prompts, write
 from triptych.errors import AuditError, DataError, RunError
-from triptych.people.inbox import Arriving, Inbox, add
+from triptych.people.inbox import Inbox, PeopleLabelling, add_comparisons
 from triptych.people.questions import Asking, Labels, ask
 from triptych.pipeline.stage import StageContext
 from triptych.progress import Silent
@@ -126,7 +126,8 @@ def test_what_is_held_out_is_never_trained_on(tmp_path: Path) -> None:
     append(tmp_path / "new.jsonl", range(120))
     (tmp_path / "output").mkdir()
     context = StageContext(tmp_path / "output", tmp_path, Silent(), seed=1, checkpoint_seconds=60)
-    metrics = add(context, Arriving(heldout=0.3), data, {"labels.jsonl": tmp_path / "new.jsonl"}, earlier)
+    sources = {"labels.jsonl": tmp_path / "new.jsonl"}
+    metrics = add_comparisons(context, PeopleLabelling(heldout=0.3), data, sources, earlier)
     assert (metrics.comparisons, metrics.removed) == (116, 4)
     trained, measured, new = (
         [row.prompt.key for row in read_comparisons(context.output / f"comparisons_{name}.jsonl")]

@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, JambaConfig, LlamaConfig, LlamaForCausalLM, MambaConfig
 
-from triptych.base.pretrained import Taking, take_base
+from triptych.base.pretrained import BaseImport, import_base
 from triptych.engine import packing, parity
 from triptych.engine.models import load_tokenizer, save
 from triptych.errors import ModelError
@@ -28,14 +28,14 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_an_architecture_that_fits_is_accepted(folder: Path) -> None:
-    parity.prove(folder)
+    parity.verify_packed_parity(folder)
 
 
 def test_one_whose_attention_does_more_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plain = packing.scaled_attention
     monkeypatch.setattr(packing, "scaled_attention", lambda *inputs: plain(*inputs) * 0.5)
     with pytest.raises(ModelError, match="LlamaForCausalLM does not compute the same packed as alone"):
-        parity.prove(folder)
+        parity.verify_packed_parity(folder)
 
 
 SMALL = {"hidden_size": 16, "num_hidden_layers": 2, "initializer_range": 0.5}
@@ -59,4 +59,4 @@ def test_a_base_that_carries_a_state_is_refused_by_its_name(name: str, policy_fo
     (tmp_path / "output").mkdir()
     context = StageContext(tmp_path / "output", tmp_path, Silent(), seed=1, checkpoint_seconds=60)
     with pytest.raises(ModelError, match=name):
-        take_base(context, Taking(name="theirs"), tmp_path, {"theirs": tmp_path / "theirs"})
+        import_base(context, BaseImport(name="theirs"), tmp_path, {"theirs": tmp_path / "theirs"})

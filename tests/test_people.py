@@ -296,11 +296,11 @@ SERVER = """
 import sys
 from pathlib import Path
 from triptych.data.files import parse_verdict
-from triptych.people.asked import Asked
+from triptych.people.questionnaire import Questionnaire
 from triptych.people.page import serve
 from triptych.records import Verdict
 
-class Verdicts(Asked):
+class Verdicts(Questionnaire):
     choices = ("first", "second", "tie")
     def record(self, question, better):
         return Verdict(question, better)

@@ -16,9 +16,9 @@ from triptych.data import splits
 from triptych.data.files import read_comparisons, write
 from triptych.data.normal_form import normalised
 from triptych.data.separation import COMPARED, PROVING, RATED, require_apart, shared, stored
-from triptych.data.splits import Asked, form, fraction
+from triptych.data.splits import PromptedRecord, form, fraction
 from triptych.dataset import preparation
-from triptych.dataset.preparation import Intake, Prepared, take_in
+from triptych.dataset.preparation import DataPreparation, Prepared, prepare_data
 from triptych.errors import DataError, RunError
 from triptych.feedback.accumulation import accumulate
 from triptych.pipeline.stage import StageContext
@@ -33,7 +33,7 @@ def asked(count: int, what: str = "question {}") -> list[Prompt]:
     return [Prompt(user(what.format(number))) for number in range(count)]
 
 
-def prompts_of(records: Sequence[Asked]) -> set[str]:
+def prompts_of(records: Sequence[PromptedRecord]) -> set[str]:
     return {form(record) for record in records}
 
 
@@ -214,7 +214,7 @@ def taken_in(folder: Path, rows: dict[str, list[dict[str, Any]]], **settings: An
         path.write_text("".join(json.dumps(row) + "\n" for row in content))
     context = desk_at(folder / "out")
     names: dict[str, Any] = {kind: (f"{kind}.jsonl",) for kind in rows}
-    metrics = take_in(context, Intake(**names, **settings), sources)
+    metrics = prepare_data(context, DataPreparation(**names, **settings), sources)
     assert isinstance(context.progress, Listening)
     return metrics, context.progress.said
 
@@ -339,12 +339,12 @@ def test_real_comparisons_whose_chosen_answers_are_demonstrated(tmp_path: Path) 
     source = REAL / "preferences" / "hh_harmless.jsonl"
     rows = read_comparisons(source, [])
     write(tmp_path / "sft.jsonl", [Conversation(row.prompt, row.chosen) for row in rows])
-    config = Intake(
+    config = DataPreparation(
         conversations=("sft.jsonl",), comparisons=("hh.jsonl",), wrong_rows="skip", judge=0.5, heldout=0.3,
         test=100, gate=100,
     )
     context = desk_at(tmp_path / "out")
-    metrics = take_in(context, config, {"sft.jsonl": tmp_path / "sft.jsonl", "hh.jsonl": source})
+    metrics = prepare_data(context, config, {"sft.jsonl": tmp_path / "sft.jsonl", "hh.jsonl": source})
     assert shared(stored(tmp_path / "out")) == {}
     assert metrics.conversations_removed == 264  # of 1,496: no more than those that are held out themselves
     assert metrics.demonstrations > 800

@@ -9,7 +9,7 @@ from conftest import FAMILIES, some_tokens, tiny, with_our_attention
 from triptych.engine.adapters import plain_copy, take_over
 from triptych.engine.device import compute_dtype
 from triptych.engine.generation import generate
-from triptych.engine.prepacked import PrepackedLinear, lay_out
+from triptych.engine.prepacked import PrepackedLinear, prepack
 from triptych.engine.sampling import Sampling
 
 pytestmark = pytest.mark.skipif(compute_dtype() != torch.bfloat16, reason="this processor has no products in bfloat16")
@@ -21,7 +21,7 @@ NEVER = -1
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_model_laid_out_writes_what_it_wrote(family: str, tied: bool) -> None:
     plain = with_our_attention(tiny(family, tied=tied, dtype=torch.bfloat16))
-    laid = lay_out(plain_copy(plain, torch.bfloat16))
+    laid = prepack(plain_copy(plain, torch.bfloat16))
     assert any(isinstance(layer, PrepackedLinear) for layer in laid.modules())
     prompts = [some_tokens(length, length) for length in (7, 1, 12)]
     expected, found = (generate(model, prompts, NEVER, Sampling(6, seed=1), n=2) for model in (plain, laid))
@@ -33,12 +33,12 @@ def test_a_model_laid_out_writes_what_it_wrote(family: str, tied: bool) -> None:
 @pytest.mark.parametrize("tied", [True, False])
 def test_a_laid_out_model_follows_the_one_in_training(tied: bool) -> None:
     learner = with_our_attention(tiny("llama", tied=tied, dtype=torch.float32))
-    sampler = lay_out(plain_copy(learner, torch.bfloat16))
+    sampler = prepack(plain_copy(learner, torch.bfloat16))
     with torch.no_grad():
         for weight in learner.parameters():
             weight.mul_(1.5)
     take_over(sampler, learner)
-    fresh = lay_out(plain_copy(learner, torch.bfloat16))
+    fresh = prepack(plain_copy(learner, torch.bfloat16))
     prompts = [some_tokens(9, 3)]
     found, expected = (generate(model, prompts, NEVER, Sampling(8, seed=2), n=3) for model in (sampler, fresh))
     assert found == expected

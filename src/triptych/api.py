@@ -31,7 +31,7 @@ from triptych.audit.stage import Audit, Evidence, examine
 from triptych.configuration import Config
 from triptych.data import files
 from triptych.data.folder import DataFolder
-from triptych.data.splits import Asked, decontaminate
+from triptych.data.splits import PromptedRecord, decontaminate
 from triptych.dataset.preparation import divided
 from triptych.engine.checkpoint import checkpoint_seconds
 from triptych.engine.device import settle
@@ -58,7 +58,7 @@ from triptych.storage import entries, make_folder, replace_folder, sha256
 Place = str | Path
 """A file or a folder."""
 
-A = TypeVar("A", bound=Asked)
+A = TypeVar("A", bound=PromptedRecord)
 C = TypeVar("C", bound=Config)
 R_co = TypeVar("R_co", bound=Result, covariant=True)
 

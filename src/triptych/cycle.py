@@ -11,10 +11,10 @@ from typing import Any
 
 from triptych.audit.record import AuditRecord
 from triptych.audit.stage import Audit, audit
-from triptych.base.pretrained import Taking, take_base
+from triptych.base.pretrained import BaseImport, import_base
 from triptych.base.pretraining import Pretraining, pretrain
 from triptych.base.record import BaseRecord
-from triptych.dataset.preparation import take_in
+from triptych.dataset.preparation import prepare_data
 from triptych.engine.sampling import Sampling
 from triptych.engine.scoring import Scorer
 from triptych.errors import AuditError
@@ -24,12 +24,12 @@ from triptych.evaluate.gate import Gate, decide
 from triptych.evaluate.measurement import Measurement, measure
 from triptych.family import Family, ModelTest, Round, Start
 from triptych.feedback.labelling import label
-from triptych.feedback.rated import Weighing, imply
+from triptych.feedback.rated import RatingWeights, imply
 from triptych.improve.checkpoints import Limits
 from triptych.improve.improvement import improve
 from triptych.instruct.finetuning import Finetuning, finetune
 from triptych.people.attendance import Attendance
-from triptych.people.inbox import Arriving, add
+from triptych.people.inbox import PeopleLabelling, add_comparisons
 from triptych.people.questions import ask
 from triptych.pipeline.artifact import Artifact
 from triptych.pipeline.call import StageCall
@@ -96,7 +96,7 @@ def prepare(recipe: Recipe, runner: Runner) -> Artifact[Result]:
     """The world that is written, or the user's files."""
     if recipe.storybook is not None:
         return runner.run("data", write_world, recipe.storybook)
-    return runner.run("data", take_in, recipe.intake, UserFiles(recipe.sources))
+    return runner.run("data", prepare_data, recipe.preparation, UserFiles(recipe.sources))
 
 
 def make_base(recipe: Recipe, runner: Runner, data: Artifact[Result]) -> Artifact[BaseRecord]:
@@ -108,7 +108,7 @@ def make_base(recipe: Recipe, runner: Runner, data: Artifact[Result]) -> Artifac
     sources = UserFiles({name: recipe.base_place})
     if template and template.endswith(".jinja"):
         sources[template] = recipe.place(template)
-    return runner.run("base", take_base, Taking(name=name, chat_template=template), data=data, sources=sources)
+    return runner.run("base", import_base, BaseImport(name=name, chat_template=template), data=data, sources=sources)
 
 
 def independent_judge(
@@ -167,7 +167,7 @@ def reward_of_round(recipe: Recipe, runner: Runner, family: Family, start: Start
         this.scorer = scorer_of(runner, config, this.reward, recipe.reward_files, champion)
         this.evidence = this.feedback
         if isinstance(config, RegressionReward) and not recipe.compared and config.weights:
-            rated = runner.run("round-1/rated", imply, Weighing(weights=config.weights), data=start.data)
+            rated = runner.run("round-1/rated", imply, RatingWeights(weights=config.weights), data=start.data)
             this.evidence = rated if rated.result.heldout else None
         if this.evidence:
             this.audit = runner.run(
@@ -189,9 +189,9 @@ def collect(
         taken = runner.outside(lambda: Attendance(runner.folder, runner.progress).comparisons(
             file, number, recipe.wrong_rows, required=before is None
         ), planned)
-        arriving = Arriving(heldout=recipe.splits.heldout, wrong_rows=recipe.wrong_rows)
+        arriving = PeopleLabelling(heldout=recipe.splits.heldout, wrong_rows=recipe.wrong_rows)
         return before if taken is None else runner.run(
-            f"round-{number}/feedback", add, arriving, data=start.data, sources=UserFiles({people: taken}),
+            f"round-{number}/feedback", add_comparisons, arriving, data=start.data, sources=UserFiles({people: taken}),
             earlier=before,
         )
     if (labelling := recipe.labelling) is None:

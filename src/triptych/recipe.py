@@ -18,7 +18,7 @@ from triptych.audit.stage import Audit
 from triptych.base.pretraining import Pretraining
 from triptych.configuration import Config, tagged
 from triptych.data.files import dataset_name
-from triptych.dataset.preparation import Intake
+from triptych.dataset.preparation import DataPreparation
 from triptych.errors import RecipeError
 from triptych.evaluate.answers import Answering
 from triptych.evaluate.decoding import Decoding
@@ -399,10 +399,10 @@ class Recipe(Config):
         return None
 
     @property
-    def intake(self) -> Intake:
+    def preparation(self) -> DataPreparation:
         """What is read from the user's own files."""
         judge = self.gate.judge
-        return Intake(
+        return DataPreparation(
             text=self.base.text, conversations=self.instruct.data, comparisons=self.comparison_files,
             ratings=self.rating_files, thumbs=self.thumb_files, prompts=self.improve.prompts,
             wrong_rows=self.wrong_rows,

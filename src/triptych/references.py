@@ -34,16 +34,16 @@ def require_references(recipe: Recipe) -> None:
 
 def wrong_references(recipe: Recipe) -> list[Fault]:
     """Each reference that a rule of the reward, or of the gate's judge, could not use; wrong rows are passed over."""
-    intake = recipe.intake
+    preparation = recipe.preparation
     rules = list(_rules(recipe.reward.reward))
     compared = rules if recipe.compared else []  # an audit scores the answers that were compared
     if isinstance(recipe.gate.judge, RulesReward):
         rules += _rules(recipe.gate.judge)
-    names: Sequence[str] = intake.prompts or intake.conversations
-    reader: Callable[..., Sequence[Any]] = files.read_prompts if intake.prompts else files.read_conversations
+    names: Sequence[str] = preparation.prompts or preparation.conversations
+    reader: Callable[..., Sequence[Any]] = files.read_prompts if preparation.prompts else files.read_conversations
     return [
         *_faults(recipe, names, reader, rules),
-        *_faults(recipe, intake.comparisons, files.read_comparisons, compared),
+        *_faults(recipe, preparation.comparisons, files.read_comparisons, compared),
     ]
 
 

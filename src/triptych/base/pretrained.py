@@ -12,13 +12,13 @@ from triptych.configuration import Config
 from triptych.data.folder import DataFolder
 from triptych.engine import attention
 from triptych.engine.models import load_policy, load_tokenizer
-from triptych.engine.parity import prove
+from triptych.engine.parity import verify_packed_parity
 from triptych.engine.perplexity import bits_per_byte
 from triptych.pipeline.stage import StageContext, alone
 from triptych.storage import Folder
 
 
-class Taking(Config):
+class BaseImport(Config):
     """Which Base is taken.
 
     Attributes:
@@ -33,15 +33,15 @@ class Taking(Config):
 
 
 @alone
-def take_base(
-    context: StageContext, config: Taking, data: Folder, sources: Mapping[str, str | Path]
+def import_base(
+    context: StageContext, config: BaseImport, data: Folder, sources: Mapping[str, str | Path]
 ) -> BaseRecord:
     """Writes the Base as a plain folder, and measures it on `data/text_heldout.jsonl`."""
     template = config.chat_template and str(sources.get(config.chat_template, config.chat_template))
     source = take(str(sources[config.name]), context.output / "model", chat_template=template)
     for change in source.changes:
         context.progress.say(change)
-    prove(context.output / "model")
+    verify_packed_parity(context.output / "model")
     tokenizer = load_tokenizer(context.output / "model")
     bits = None
     if DataFolder(data).text("heldout").exists:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import Any
 
-    from triptych.people.asked import Asked
+    from triptych.people.questionnaire import Questionnaire
     from triptych.recipe import Recipe
     from triptych.records import Question
 
@@ -52,7 +52,7 @@ def label(
             break
 
 
-def _asked(loaded: Recipe, recipe: Path, folder: Path) -> list[Asked[Any]]:
+def _asked(loaded: Recipe, recipe: Path, folder: Path) -> list[Questionnaire[Any]]:
     """Where the recipe has people answer, the gate first.
 
     Raises:
@@ -70,7 +70,7 @@ def _asked(loaded: Recipe, recipe: Path, folder: Path) -> list[Asked[Any]]:
         )
     if not any((folder / name).exists() for name in (FILE, GATE_QUESTIONS)):
         raise RunError(f"{folder} has no questions yet: triptych run or watch {recipe} has the model write its answers")
-    found: list[Asked[Any]] = []
+    found: list[Questionnaire[Any]] = []
     if loaded.gate.people is not None:
         found.append(Panel(folder / GATE_QUESTIONS, Path(loaded.place(loaded.gate.people))))
     if loaded.people is not None:
@@ -78,7 +78,7 @@ def _asked(loaded: Recipe, recipe: Path, folder: Path) -> list[Asked[Any]]:
     return found
 
 
-def _interview(asked: Asked[Any]) -> bool:
+def _interview(asked: Questionnaire[Any]) -> bool:
     """Asks one question after the other; whether the last was reached."""
     keys = {"1": "first", "2": "second", "t": "tie"}
     keys = {key: choice for key, choice in keys.items() if choice in asked.choices}
@@ -105,7 +105,7 @@ def _interview(asked: Asked[Any]) -> bool:
     return said != "q"
 
 
-def _added(asked: Asked[Any], question: Question, better: str) -> bool:
+def _added(asked: Questionnaire[Any], question: Question, better: str) -> bool:
     """Adds an answer, again until there is room for it; False where somebody was faster."""
     while True:
         try:
@@ -122,7 +122,7 @@ def _added(asked: Asked[Any], question: Question, better: str) -> bool:
             return True
 
 
-def _serve(asked: Sequence[Asked[Any]], host: str, port: int) -> None:
+def _serve(asked: Sequence[Questionnaire[Any]], host: str, port: int) -> None:
     """The page, until Ctrl-C."""
     import socket
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from itertools import combinations, product
 
 from triptych.data.folder import DataFolder
-from triptych.data.splits import Asked, form
+from triptych.data.splits import PromptedRecord, form
 from triptych.errors import RunError
 from triptych.storage import Folder
 
@@ -31,11 +31,11 @@ APART = (
 )
 """Every two parts that may not share a prompt."""
 
-Parts = Mapping[str, Sequence[Asked]]
+Parts = Mapping[str, Sequence[PromptedRecord]]
 """Records by their part's name, which is that of its file."""
 
 
-def stored(folder: Folder, *names: str) -> dict[str, Sequence[Asked]]:
+def stored(folder: Folder, *names: str) -> dict[str, Sequence[PromptedRecord]]:
     """The parts in a folder: these, or by default all; those that it has not are empty."""
     data = DataFolder(folder)
     return {name: data.named(name).read_any() for name in names or (*PROVING, *COMPARED, *RATED, *OTHERS)}

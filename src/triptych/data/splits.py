@@ -9,18 +9,18 @@ from typing import TypeVar
 from triptych.data.normal_form import normalised
 from triptych.records import Comparison, Conversation, Prompt, Rating, Thumb
 
-Asked = Prompt | Conversation | Comparison | Rating | Thumb
+PromptedRecord = Prompt | Conversation | Comparison | Rating | Thumb
 """A record that has a prompt."""
 
-A = TypeVar("A", bound=Asked)
+A = TypeVar("A", bound=PromptedRecord)
 
 
-def prompt_of(record: Asked) -> Prompt:
+def prompt_of(record: PromptedRecord) -> Prompt:
     """The record's prompt; a prompt is its own."""
     return record if isinstance(record, Prompt) else record.prompt
 
 
-def form(record: Asked) -> str:
+def form(record: PromptedRecord) -> str:
     """The normal form of the record's prompt: prompts of the same form are never in two splits."""
     return normalised(prompt_of(record))
 
@@ -101,7 +101,7 @@ def contradictions(comparisons: Iterable[Comparison]) -> list[tuple[Comparison, 
     return found
 
 
-def decontaminate(train: Iterable[A], held_out: Iterable[Asked]) -> tuple[list[A], list[A]]:
+def decontaminate(train: Iterable[A], held_out: Iterable[PromptedRecord]) -> tuple[list[A], list[A]]:
     """The training records whose prompt is not held out in its normal form, and those that are removed."""
     forms = {form(record) for record in held_out}
     kept: list[A] = []

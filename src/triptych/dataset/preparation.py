@@ -17,7 +17,7 @@ from triptych.data import files
 from triptych.data.folder import DataFolder
 from triptych.data.separation import require_apart
 from triptych.data.splits import (
-    Asked,
+    PromptedRecord,
     contradictions,
     decontaminate,
     deduplicate,
@@ -31,7 +31,7 @@ from triptych.pipeline.result import Result
 from triptych.pipeline.stage import StageContext, alone
 from triptych.records import Comparison, Conversation, Document, Prompt, Rating, Thumb
 
-A = TypeVar("A", bound=Asked)
+A = TypeVar("A", bound=PromptedRecord)
 
 EXAMPLES = 3
 """How many lines of what was left out are named."""
@@ -52,7 +52,7 @@ WHY = {
 """What the counts in the stage's metrics are of."""
 
 
-class Intake(Config):
+class DataPreparation(Config):
     """Which files, and how much of them is held out.
 
     Attributes:
@@ -121,7 +121,7 @@ class Prepared(Result):
 
 
 @alone
-def take_in(context: StageContext, config: Intake, sources: Mapping[str, str | Path]) -> Prepared:
+def prepare_data(context: StageContext, config: DataPreparation, sources: Mapping[str, str | Path]) -> Prepared:
     """Reads every file and writes the cycle's data; says what was left out, why, and in which lines it stands.
 
     Raises:
@@ -132,7 +132,7 @@ def take_in(context: StageContext, config: Intake, sources: Mapping[str, str | P
     for fault in found.skipped:
         context.progress.say(f"left out: {fault}")
     counts = {"wrong_rows_left_out": len(found.skipped)}
-    left: dict[str, Sequence[Asked]] = {}
+    left: dict[str, Sequence[PromptedRecord]] = {}
     conversations, left["duplicate_conversations"] = deduplicate(found.conversations)
     comparisons, left["duplicate_comparisons"] = deduplicate(found.comparisons)
     ratings, left["duplicate_ratings"] = deduplicate(found.ratings)
@@ -157,7 +157,7 @@ def take_in(context: StageContext, config: Intake, sources: Mapping[str, str | P
         "judge": config.judge * (1 - config.heldout), "judge_heldout": config.judge * config.heldout,
     }
     compared, rated = divided("feedback", (comparisons, ratings), shares, context.seed)
-    parts: dict[str, Sequence[Asked]] = {**measured}
+    parts: dict[str, Sequence[PromptedRecord]] = {**measured}
     parts |= {f"comparisons_{name}": rows for name, rows in compared.items()} if comparisons else {}
     parts |= {f"ratings_{name}": rows for name, rows in rated.items()} if ratings else {}
     audited = [*compared["heldout"], *rated["heldout"], *compared["judge_heldout"], *rated["judge_heldout"]]
@@ -208,7 +208,7 @@ def left_out(prepared: Prepared) -> list[str]:
     return lines
 
 
-def set_apart(prompts: Sequence[Prompt], config: Intake, seed: int) -> dict[str, list[Prompt]]:
+def set_apart(prompts: Sequence[Prompt], config: DataPreparation, seed: int) -> dict[str, list[Prompt]]:
     """The prompts of test, gate and validation, each at most a fifth of those that ask different things.
 
     Of prompts with the same normal form one is taken, whatever their order.
@@ -268,7 +268,7 @@ def _of_different_turns(prompts: Iterable[Prompt]) -> tuple[list[Prompt], list[P
     return list(first.values()), repeated
 
 
-class Found:
+class UserRecords:
     """Every record of every file, and the rows that were left out.
 
     Attributes:
@@ -286,9 +286,9 @@ class Found:
         self.places: dict[int, str] = {}
 
 
-def read_all(config: Intake, sources: Mapping[str, str | Path]) -> Found:
+def read_all(config: DataPreparation, sources: Mapping[str, str | Path]) -> UserRecords:
     """Reads all files before saying what is wrong with any of them."""
-    found = Found()
+    found = UserRecords()
     faults: list[Fault] = []
     skipped = found.skipped if config.wrong_rows == "skip" else None
 

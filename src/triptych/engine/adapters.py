@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from triptych.configuration import Config
 from triptych.engine import distributed
 from triptych.engine.device import compute_dtype
-from triptych.engine.prepacked import give
+from triptych.engine.prepacked import set_weight
 from triptych.errors import ModelError
 
 Model = Any
@@ -99,7 +99,7 @@ def take_over(model: Model, learner: Model, before: Model | None = None) -> None
     """Gives a plain model the weights that another one, adapted or not, has learnt."""
     with torch.no_grad():
         for name, weight in learnt(learner, before):
-            give(model, name, weight)
+            set_weight(model, name, weight)
 
 
 def merged(model: Model, load: Callable[[], Model]) -> Model:

@@ -22,7 +22,7 @@ TOLERANCE = 1e-3
 
 
 @torch.no_grad()
-def prove(folder: Path) -> None:
+def verify_packed_parity(folder: Path) -> None:
     """Compares a packed prompt with two answers to each of them alone in the model's own attention.
 
     Raises:

@@ -33,7 +33,7 @@ class PrepackedLinear(nn.Module):
         return product
 
 
-def lay_out(model: Model) -> Model:
+def prepack(model: Model) -> Model:
     """The model with its linear layers laid out, where this processor has such products; otherwise as it is."""
     if model.dtype == torch.bfloat16 and model.device.type == "cpu" and _available():
         for name, layer in list(model.named_modules()):
@@ -42,7 +42,7 @@ def lay_out(model: Model) -> Model:
     return model
 
 
-def give(model: Model, name: str, weight: Tensor) -> None:
+def set_weight(model: Model, name: str, weight: Tensor) -> None:
     """Gives a model, laid out or not, the weight of this name; an output embedding that is tied to it follows."""
     module, _, own = name.rpartition(".")
     place = model.get_submodule(module)

@@ -21,7 +21,7 @@ from triptych.engine.adapters import adapted, plain_copy, take_over
 from triptych.engine.device import compute_dtype
 from triptych.engine.forward import Model
 from triptych.engine.generation import generate
-from triptych.engine.prepacked import lay_out
+from triptych.engine.prepacked import prepack
 from triptych.engine.request import Completion
 from triptych.engine.sampling import End, Sampling
 
@@ -94,7 +94,7 @@ class SlotSampler(Sampler):
             self.model = model
             return
         if self.model is None:
-            self.model = lay_out(plain_copy(model, compute_dtype()).requires_grad_(False).eval())
+            self.model = prepack(plain_copy(model, compute_dtype()).requires_grad_(False).eval())
             if not adapted(model):
                 return  # the copy is of the weights as they are
         take_over(self.model, model)

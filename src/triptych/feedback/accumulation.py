@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from triptych.data.folder import DataFolder
 from triptych.data.separation import PROVING, RATED, require_apart, stored
-from triptych.data.splits import Asked, form, fraction
+from triptych.data.splits import form, fraction
 from triptych.errors import RunError
 from triptych.pipeline.stage import StageContext
 from triptych.records import Comparison
@@ -50,8 +50,8 @@ def accumulate(
     added = [row for row in new if held(row)]
     heldout = [*before_heldout, *added]
     parts = {"comparisons_train": train, "comparisons_heldout": heldout}
-    others: dict[str, Sequence[Asked]] = stored(data, *PROVING, "comparisons_judge", "comparisons_judge_heldout")
-    require_apart(others | rated | parts)
+    kept = stored(data, *PROVING, "comparisons_judge", "comparisons_judge_heldout")
+    require_apart({**kept, **rated, **parts})
     for rows, what in ((train, "trained on"), (heldout, "held out for the audit")):
         if not rows:
             raise RunError(

@@ -13,7 +13,7 @@ from triptych.records import Comparison, Rating
 from triptych.storage import Folder
 
 
-class Weighing(Config):
+class RatingWeights(Config):
     """What an attribute is worth.
 
     Attributes:
@@ -36,7 +36,7 @@ class Implied(Result):
         return cls(comparisons=1, heldout=1)
 
 
-def imply(context: StageContext, config: Weighing, data: Folder) -> Implied:
+def imply(context: StageContext, config: RatingWeights, data: Folder) -> Implied:
     """Writes comparisons to train on and held out ones, from the ratings of the same splits."""
     files, output = DataFolder(data), DataFolder(context.output)
     train = implied(files.ratings("train").read(), config.weights)

@@ -118,7 +118,7 @@ def _lines(path: Path) -> tuple[list[str], bytes]:
     return whole, tail
 
 
-class Arriving(Config):
+class PeopleLabelling(Config):
     """What becomes of them.
 
     Attributes:
@@ -130,7 +130,7 @@ class Arriving(Config):
     wrong_rows: Literal["refuse", "skip"] = "refuse"
 
 
-class Arrived(Result):
+class ComparisonsAdded(Result):
     """What became of the comparisons that a round took.
 
     Attributes:
@@ -146,10 +146,10 @@ class Arrived(Result):
     ties: int = 0
 
 
-def add(
-    context: StageContext, config: Arriving, data: Folder, sources: Mapping[str, str | Path],
+def add_comparisons(
+    context: StageContext, config: PeopleLabelling, data: Folder, sources: Mapping[str, str | Path],
     earlier: Folder | None = None,
-) -> Arrived:
+) -> ComparisonsAdded:
     """Adds what a round took to the earlier comparisons, to those that train and those held out.
 
     Comparisons of prompts that test, gate, validation or the gate's own judge have for themselves are left out.
@@ -175,6 +175,6 @@ def add(
                 f"left out: {len(left):,} comparisons that {why} ({first}{', ...' if left[3:] else ''})"
             )
     accumulate(context, new, config.heldout, data, earlier)
-    return Arrived(
+    return ComparisonsAdded(
         comparisons=len(new), duplicates=len(repeated), removed=len(removed), wrong_rows_left_out=len(skipped)
     )

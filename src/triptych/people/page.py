@@ -16,8 +16,8 @@ from fastapi.responses import HTMLResponse, JSONResponse
 from pydantic import BaseModel, Field
 
 from triptych.errors import AnsweredError, TriptychError
-from triptych.people.asked import Asked
 from triptych.people.guard import BoundedProtocol, Guard
+from triptych.people.questionnaire import Questionnaire
 from triptych.records import Question
 
 LEASE = 600.0
@@ -47,7 +47,7 @@ class Deal:
         tell: is told what whoever serves the page should know.
     """
 
-    def __init__(self, asked: Sequence[Asked[Any]], tell: Callable[[str], None] = print) -> None:
+    def __init__(self, asked: Sequence[Questionnaire[Any]], tell: Callable[[str], None] = print) -> None:
         self.asked = asked
         self.tell = tell
         self._shown: dict[str, float] = {}
@@ -92,7 +92,7 @@ class Deal:
         raise AnsweredError("this question is not asked any more; what you said was not added")
 
 
-def serve(asked: Sequence[Asked[Any]], key: str, tell: Callable[[str], None] = print) -> uvicorn.Server:
+def serve(asked: Sequence[Questionnaire[Any]], key: str, tell: Callable[[str], None] = print) -> uvicorn.Server:
     """The page's server; whoever knows the key may answer.
 
     Args:

@@ -14,7 +14,7 @@ from triptych.engine.rollout import Policy
 from triptych.engine.sampling import Sampling
 from triptych.engine.scoring import Scorer
 from triptych.feedback.prompts import prompts_to_ask
-from triptych.people.asked import Asked
+from triptych.people.questionnaire import Questionnaire
 from triptych.pipeline.result import Result
 from triptych.pipeline.stage import StageContext
 from triptych.records import Comparison, Conversation, Question
@@ -79,7 +79,7 @@ def ask(
     return QuestionsAsked(questions=len(found), prompts=len(prompts))
 
 
-class Labels(Asked[Comparison]):
+class Labels(Questionnaire[Comparison]):
     """Questions, and the file in which people's answers to them become comparisons; a tie teaches nothing."""
 
     choices = ("first", "second")

@@ -9,12 +9,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from triptych.data.files import BETTER, json_line, parse_verdict
-from triptych.people.asked import Asked
+from triptych.people.questionnaire import Questionnaire
 from triptych.records import Question, Verdict
 from triptych.storage import write_whole
 
 
-class Panel(Asked[Verdict]):
+class Panel(Questionnaire[Verdict]):
     """The questions of a gate, and the file in which people answer them, which holds verdicts of other gates too."""
 
     choices = BETTER

@@ -27,7 +27,7 @@ from triptych.data import files
 from triptych.data.folder import DataFolder
 from triptych.data.lengths import LengthReport, tokenized
 from triptych.data.template import prompt_tokens
-from triptych.dataset.preparation import Prepared, left_out, take_in
+from triptych.dataset.preparation import Prepared, left_out, prepare_data
 from triptych.engine import models
 from triptych.engine.device import compute_dtype
 from triptych.engine.inspection import inspect
@@ -174,7 +174,7 @@ def inputs_alone(path: Path, overrides: Sequence[str]) -> Recipe | None:
 
 def check_files(recipe: Recipe, findings: Findings) -> bool:
     """Reads every file; False where one is missing or has no good row."""
-    intake, sources = recipe.intake, recipe.sources
+    preparation, sources = recipe.preparation, recipe.sources
     readable = True
     findings.problems += map(str, wrong_references(recipe))
     readers: dict[str, Callable[..., Sequence[Record]]] = {
@@ -183,14 +183,14 @@ def check_files(recipe: Recipe, findings: Findings) -> bool:
         "prompts": files.read_prompts,
     }
     for kind, reader in readers.items():
-        for name in getattr(intake, kind):
+        for name in getattr(preparation, kind):
             skipped: list[Fault] = []
             try:
                 reader(sources[name], skipped)
             except DataError as error:
                 readable = False
                 findings.problems += map(str, error.faults)
-            if intake.wrong_rows == "refuse":
+            if preparation.wrong_rows == "refuse":
                 findings.problems += map(str, skipped)
             else:
                 findings.notes += [f"left out: {fault}" for fault in skipped]
@@ -206,7 +206,7 @@ def split_data(recipe: Recipe, folder: Path, findings: Findings) -> Prepared | N
     """Splits the good rows of all files into `folder` and judges the parts; None where there are too few."""
     context = StageContext(folder, folder, Silent(), recipe.seed, checkpoint_seconds=60.0)
     try:
-        counts = take_in(context, recipe.intake.model_copy(update={"wrong_rows": "skip"}), recipe.sources)
+        counts = prepare_data(context, recipe.preparation.model_copy(update={"wrong_rows": "skip"}), recipe.sources)
     except DataError as error:
         findings.problems += map(str, error.faults)
         return None
@@ -215,7 +215,7 @@ def split_data(recipe: Recipe, folder: Path, findings: Findings) -> Prepared | N
 
 
 def judge_splits(recipe: Recipe, counts: Prepared, findings: Findings) -> None:
-    """What the counts of the intake mean for the run."""
+    """What the counts of the preparation mean for the run."""
     findings.notes += left_out(counts)
     needed = least(level(recipe.gate.error, failures=0))
     for name in ("test", "gate"):

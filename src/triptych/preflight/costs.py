@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from triptych.base.pretrained import Taking
+from triptych.base.pretrained import BaseImport
 from triptych.base.pretraining import Pretraining
 from triptych.engine.device import compute_dtype
 from triptych.evaluate.answers import Answering
@@ -100,7 +100,7 @@ def _work(stage: StageCall[Any], recipe: Recipe, model: Architecture, texts: Map
         case Pretraining():
             taken = memory.training(model, config, config.batch_tokens, config.context)
             return _Workload(taken, trained=config.tokens)
-        case Taking():
+        case BaseImport():
             return _Workload(2 * weights + memory.applied(model))
         case Finetuning():
             shown = texts["demonstrations"]

@@ -15,7 +15,7 @@ from triptych.storage import turn_at
 R = TypeVar("R", Comparison, Verdict)
 
 
-class Asked(Generic[R]):
+class Questionnaire(Generic[R]):
     """Questions, and the file in which people's answers to them become records.
 
     Several programs may ask and add at a time; each look reads what is new.
