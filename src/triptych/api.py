@@ -112,7 +112,7 @@ def train_sft(
     """
     config = _config(Finetuning, settings)
     rows = _rows(data, files.read_conversations)
-    (parts,) = divided("conversations", (rows,), {"heldout": heldout, "train": 1 - heldout}, seed)
+    (parts,) = divided("conversations of train_sft", (rows,), {"heldout": heldout, "train": 1 - heldout}, seed)
     content = {"demonstrations": parts["train"], "demonstrations_heldout": parts["heldout"]}
     with _Work(output, "sft", config, seed, progress, {"model": model}, content) as work:
         result = finetune(work.context, config, work.start(model), work.data)
@@ -138,7 +138,7 @@ def train_reward(
     """
     config = _config(PairwiseReward, settings)
     rows = _rows(comparisons, files.read_comparisons)
-    (parts,) = divided("feedback", (rows,), {"train": 1 - heldout, "heldout": heldout}, seed)
+    (parts,) = divided("comparisons of train_reward", (rows,), {"train": 1 - heldout, "heldout": heldout}, seed)
     content = {f"comparisons_{name}": part for name, part in parts.items()}
     with _Work(output, "reward", config, seed, progress, {"model": model}, content) as work:
         result = train_pairwise(work.context, config, work.start(model), work.data)
