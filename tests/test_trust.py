@@ -23,7 +23,7 @@ from triptych.records import Conversation, Prompt, user
 from triptych.release.verification import FORMAT, Manifest, ModelEntry, listing, seal, verify
 from triptych.reward.judge import TEMPLATES, JudgeReward, keep_judge
 from triptych.reward.mixture import MixtureReward
-from triptych.reward.registry import open_reward, within
+from triptych.reward.registry import open_reward
 from triptych.reward.rules import RulesReward, keep_rules
 from triptych.reward.trust import Trust
 
@@ -318,9 +318,9 @@ def kept(folder: Path, config: JudgeReward | RulesReward, sources: dict[str, Pat
 def test_an_artifact_of_ones_own_does_what_the_recipe_names_and_nothing_else(wire: Wire, tmp_path: Path) -> None:
     config = JudgeReward.model_validate({"endpoint": {"url": wire.url, "model": "m", "key_env": "OPENAI_API_KEY"}})
     artifact = kept(tmp_path / "judge", config, {})
-    trust = Trust.in_recipe(within(MixtureReward.model_validate(
+    trust = Trust.in_recipe(MixtureReward.model_validate(
         {"parts": [{"name": "a", "weight": 1, "reward": config.model_dump()}]}
-    )))
+    ).within)
     row = Conversation(Prompt(user(SAID)), "answer")
     assert open_reward(artifact, trust=trust).score([row]) == [0.25]
     told = (artifact / "reward.json").read_text()

@@ -31,9 +31,9 @@ from triptych.instruct.finetuning import Finetuning
 from triptych.people.questions import Asking
 from triptych.release.signature import Signing
 from triptych.reward.ensemble import EnsembleReward
-from triptych.reward.judge import POLICY, JudgeReward
+from triptych.reward.judge import JudgeReward
 from triptych.reward.mixture import MixtureReward
-from triptych.reward.registry import Reward, files_of, within
+from triptych.reward.registry import Reward
 from triptych.reward.regression import RegressionReward
 from triptych.reward.rules import RulesReward
 from triptych.reward.training import PairwiseReward, RewardTraining
@@ -316,7 +316,7 @@ class Recipe(Config):
         if isinstance(self.gate.judge, JudgeSection) and not files:
             raise ValueError("gate.judge is a reward model, which needs comparisons from a file in `feedback`")
         judge = self.gate.judge
-        if isinstance(judge, JudgeReward) and judge.model == POLICY and judge.endpoint is None:
+        if isinstance(judge, JudgeReward) and judge.is_policy:
             raise ValueError("gate.judge may not be the policy, which is what it judges: name a model or an endpoint")
         if self.gate.people is not None and self.gate.people == self.people:
             raise ValueError("gate.people is the file of feedback, which is trained on: name another")
@@ -327,10 +327,10 @@ class Recipe(Config):
             raise ValueError("gate.judge labels the comparisons too, and may take no part in training: name another")
         if lacking := self.lacks(self.improve):
             raise ValueError(f"improve.method {self.improve.method} learns from {lacking}, and feedback names none")
-        kinds = within(self.reward.reward)
-        if any(isinstance(each, PairwiseReward | EnsembleReward) for each in kinds) and not self.compared:
+        needs = {material for part in self.reward.reward.within for material in part.needs}
+        if "comparisons" in needs and not self.compared:
             raise ValueError("feedback must name comparisons, on which the reward model is trained: [{file: ...}]")
-        if any(isinstance(each, RegressionReward) for each in kinds) and not self.rating_files:
+        if "ratings" in needs and not self.rating_files:
             raise ValueError("feedback must name ratings, on which the reward model is trained: [{ratings: ...}]")
         return self
 
@@ -434,7 +434,7 @@ class Recipe(Config):
     @property
     def learner(self) -> RewardTraining | None:
         """How the reward, or the first part of it that is trained, is trained; None where nothing is."""
-        return next((each for each in within(self.reward.reward) if isinstance(each, RewardTraining)), None)
+        return next((part for part in self.reward.reward.within if isinstance(part, RewardTraining)), None)
 
     def reward_files(self, reward: Reward) -> dict[str, str | Path]:
         """The files and folders that a reward's settings name, by these names.
@@ -444,7 +444,7 @@ class Recipe(Config):
         """
         found: dict[str, str | Path] = {}
         home = self._folder.resolve()
-        for name in files_of(reward):
+        for name in (name for part in reward.within for name in part.files):
             path = self._folder / Path(name).expanduser()
             if not path.exists():
                 raise RecipeError(f"{path}: there is no such file, and the reward names it")

@@ -14,7 +14,7 @@ from triptych.pipeline.stage import UserFiles
 from triptych.reward.ensemble import EnsembleReward, join
 from triptych.reward.judge import POLICY, JudgeReward, keep_judge
 from triptych.reward.mixture import MixtureReward, mix
-from triptych.reward.registry import Reward, open_reward, within
+from triptych.reward.registry import Reward, open_reward
 from triptych.reward.regression import RegressionReward, train_regression
 from triptych.reward.rules import RulesReward, keep_rules
 from triptych.reward.training import PairwiseReward, train_reward
@@ -97,8 +97,7 @@ def make_reward(
 
 def asks_policy(reward: Reward) -> bool:
     """Whether the reward, or a part of it, is the policy's own judgement."""
-    return any(isinstance(part, JudgeReward) and part.endpoint is None and part.model == POLICY
-               for part in within(reward))
+    return any(part.is_policy for part in reward.within)
 
 
 def scorer_of(
@@ -116,7 +115,7 @@ def scorer_of(
         models[POLICY] = champion.folder / "model"
     return ArtifactScorer(reward, lambda: open_reward(
         reward.folder, identity=reward.digest, name=name, models=models, cache=runner.folder / "cache",
-        trust=Trust.in_recipe(within(config)),
+        trust=Trust.in_recipe(config.within),
     ))
 
 

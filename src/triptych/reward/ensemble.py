@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from statistics import harmonic_mean
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -20,6 +20,7 @@ from triptych.engine.scoring import RewardModel, Scores
 from triptych.pipeline.result import Result
 from triptych.pipeline.stage import StageContext
 from triptych.records import Conversation
+from triptych.reward.kind import Material
 from triptych.reward.parts import linked
 from triptych.reward.training import PairwiseReward, RewardTraining
 from triptych.storage import Folder
@@ -33,6 +34,7 @@ class EnsembleReward(RewardTraining):
         penalty: λ.
     """
 
+    needs: ClassVar[frozenset[Material]] = frozenset({"comparisons"})
     kind: Literal["ensemble"] = "ensemble"
     members: int = Field(default=3, ge=2)
     penalty: float = Field(default=1.0, ge=0)

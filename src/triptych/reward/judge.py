@@ -19,7 +19,6 @@ import torch
 from jinja2 import StrictUndefined
 from pydantic import Field, model_validator
 
-from triptych.configuration import Config
 from triptych.data.files import digest
 from triptych.data.rendering import Environment, RenderingError, limited
 from triptych.data.template import answer_tokens, prompt_tokens
@@ -34,13 +33,14 @@ from triptych.pipeline.result import Result
 from triptych.pipeline.stage import StageContext
 from triptych.records import Conversation, Prompt, user
 from triptych.reward.endpoint import Endpoint, EndpointJudge, Replies
+from triptych.reward.kind import RewardConfig
 from triptych.storage import Folder, copy_regular
 
 POLICY = "policy"
 TEMPLATES = Path(__file__).parent / "templates"
 
 
-class JudgeReward(Config):
+class JudgeReward(RewardConfig):
     """A language model that scores or compares; nothing is trained.
 
     Attributes:
@@ -70,6 +70,11 @@ class JudgeReward(Config):
         """The files and folders that it names."""
         model = (self.model,) if self.endpoint is None and self.model != POLICY else ()
         return (*model, *((self.template,) if self.template else ()))
+
+    @property
+    def is_policy(self) -> bool:
+        """Whether the champion of the round is asked."""
+        return self.endpoint is None and self.model == POLICY
 
 
 class Choosing(Protocol):

@@ -17,6 +17,7 @@ from triptych.pipeline.stage import StageContext
 from triptych.records import Conversation
 from triptych.reward.ensemble import EnsembleReward
 from triptych.reward.judge import JudgeReward
+from triptych.reward.kind import RewardConfig
 from triptych.reward.parts import linked
 from triptych.reward.regression import RegressionReward
 from triptych.reward.rules import Rules, RulesReward
@@ -52,11 +53,16 @@ class MixedPart(Part):
     ]
 
 
-class MixtureReward(Config):
+class MixtureReward(RewardConfig):
     """A weighted sum of rewards of other kinds."""
 
     kind: Literal["mixture"] = "mixture"
     parts: tuple[MixedPart, ...] = Field(min_length=1)
+
+    @property
+    def within(self) -> tuple[RewardConfig, ...]:
+        """The mixture and its parts."""
+        return (self, *(part.reward for part in self.parts))
 
     @field_validator("parts")
     @classmethod

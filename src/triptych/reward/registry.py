@@ -28,16 +28,6 @@ from triptych.reward.trust import Trust
 
 Reward = PairwiseReward | RegressionReward | EnsembleReward | RulesReward | JudgeReward | MixtureReward
 
-def within(reward: Reward) -> list[Reward]:
-    """The reward and, of a mixture, its parts."""
-    return [reward, *(part.reward for part in reward.parts)] if isinstance(reward, MixtureReward) else [reward]
-
-
-def files_of(reward: Reward) -> list[str]:
-    """The files and folders that a reward's settings name."""
-    return [name for each in within(reward) if isinstance(each, RulesReward | JudgeReward) for name in each.files]
-
-
 def open_reward(
     folder: Path, *, identity: str = "", name: str | None = None, models: Mapping[str, Path] | None = None,
     cache: Path | None = None, trust: Trust | None = None,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
@@ -16,6 +16,7 @@ from triptych.engine.scoring import Output, Scale
 from triptych.errors import RewardError
 from triptych.pipeline.stage import StageContext
 from triptych.records import Comparison, Conversation, Rating
+from triptych.reward.kind import Material
 from triptych.reward.training import RewardTrained, RewardTraining, answers_of, fit_model
 from triptych.statistics.logistic import fit
 from triptych.storage import Folder
@@ -42,6 +43,7 @@ class RegressionReward(RewardTraining):
         comparison_weight: of the comparisons' loss beside the ratings'; with 0 comparisons train nothing.
     """
 
+    needs: ClassVar[frozenset[Material]] = frozenset({"ratings"})
     kind: Literal["regression"] = "regression"
     weights: dict[str, float] | None = None
     comparison_weight: float = Field(default=1.0, ge=0)

@@ -35,6 +35,7 @@ from triptych.pipeline.result import Result
 from triptych.pipeline.stage import StageContext
 from triptych.records import Conversation, Prompt
 from triptych.reward import expression, schema
+from triptych.reward.kind import RewardConfig
 from triptych.reward.language import LANGUAGES, share_in
 from triptych.reward.sandbox import confinement, run_tests
 from triptych.storage import copy_regular
@@ -377,7 +378,7 @@ AnyRule = Annotated[
 ]
 
 
-class RulesReward(Config):
+class RulesReward(RewardConfig):
     """A reward of rules alone; nothing is trained.
 
     Attributes:

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -32,6 +32,7 @@ from triptych.errors import AuditError
 from triptych.pipeline.result import Result
 from triptych.pipeline.stage import StageContext
 from triptych.records import Comparison, Conversation, Rating
+from triptych.reward.kind import Material, RewardConfig
 from triptych.reward.losses import bradley_terry, squared_error
 from triptych.storage import Folder
 
@@ -39,7 +40,7 @@ REFERENCES = 512
 """So many answers set the mean and the deviation of a reward model's scores."""
 
 
-class RewardTraining(Optimization):
+class RewardTraining(Optimization, RewardConfig):
     """What every trained kind has.
 
     Attributes:
@@ -72,6 +73,7 @@ class RewardTraining(Optimization):
 class PairwiseReward(RewardTraining):
     """A Bradley-Terry reward model, trained on comparisons."""
 
+    needs: ClassVar[frozenset[Material]] = frozenset({"comparisons"})
     kind: Literal["pairwise"] = "pairwise"
 
 

@@ -8,17 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from triptych.display import one_line
 from triptych.errors import RewardError
 from triptych.reward.description import TEMPLATE, Description
 from triptych.reward.endpoint import address
 from triptych.reward.judge import POLICY, TEMPLATES, JudgeReward
+from triptych.reward.kind import RewardConfig
 from triptych.reward.rules import FUNCTIONS, OwnFunction, RulesReward, UnitTests
-
-if TYPE_CHECKING:
-    from triptych.reward.registry import Reward
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +33,7 @@ class Trust:
     templates: bool = False
 
     @classmethod
-    def in_recipe(cls, rewards: Iterable[Reward]) -> Trust:
+    def in_recipe(cls, rewards: Iterable[RewardConfig]) -> Trust:
         """What a reward of the user's recipe names, given with its parts."""
         judges = [each for each in rewards if isinstance(each, JudgeReward)]
         rules = [rule for each in rewards if isinstance(each, RulesReward) for rule in each.rules]
