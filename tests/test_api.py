@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 import triptych
 from triptych.data import files
@@ -71,6 +72,23 @@ def test_an_import_loads_nothing_and_a_folder_never_hides_a_function() -> None:
     with pytest.raises(AttributeError, match="no attribute 'train'"):
         triptych.train  # noqa: B018 (that is the test)
     assert sorted(triptych.__all__) == triptych.__all__
+
+
+def test_a_cycle_runs_and_goes_on(tmp_path: Path) -> None:
+    recipe = Path(__file__).parent / "tiny.yaml"
+    summary = triptych.run(recipe, ["base.train.tokens=2000"], runs=tmp_path, until="instruct", progress=Silent())
+    assert summary is not None
+    assert summary.ended == "it was to end behind instruct"
+    assert "round-1/gate" in summary.missing
+    assert json.loads((tmp_path / "tiny" / "summary.json").read_text())["missing"] == summary.missing
+    loaded = triptych.Recipe.model_validate(yaml.safe_load((tmp_path / "tiny" / "recipe.yaml").read_text()))
+    again = triptych.run(loaded, runs=tmp_path, until="instruct", progress=Silent())
+    assert again is not None
+    assert [stage.name for stage in again.stages] == [stage.name for stage in summary.stages]
+    events = [json.loads(line)["event"] for line in (tmp_path / "tiny" / "ledger.jsonl").read_text().splitlines()]
+    assert events == ["started", "finished"] * 3 + ["reused"] * 3
+    with pytest.raises(triptych.TriptychError, match="has no such stage"):
+        triptych.run(recipe, runs=tmp_path, until="instrct", progress=Silent())
 
 
 def test_fine_tuning_alone_is_the_stage_and_resumes_to_the_same_bits(

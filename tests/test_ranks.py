@@ -201,7 +201,7 @@ def torchrun(*arguments: str | Path, count: int = 2) -> None:
     """Runs a program on ranks of its own."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
     with every_core():
-        ended = subprocess.run([*command, *map(str, arguments)], capture_output=True, text=True, timeout=120)
+        ended = subprocess.run([*command, *map(str, arguments)], capture_output=True, text=True, timeout=600)
     assert ended.returncode == 0, ended.stdout + ended.stderr
 
 

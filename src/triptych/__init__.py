@@ -11,10 +11,11 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from triptych.api import audit, gate, improve, open_reward, train_reward, train_sft
+    from triptych.api import audit, gate, improve, open_reward, run, train_reward, train_sft
     from triptych.engine.rollout import Policy
     from triptych.engine.sampling import Sampling
     from triptych.errors import TriptychError
+    from triptych.recipe import Recipe
     from triptych.records import Conversation, Prompt
 
 __version__ = "0.1.0"
@@ -23,19 +24,21 @@ __all__ = [
     "Conversation",
     "Policy",
     "Prompt",
+    "Recipe",
     "Sampling",
     "TriptychError",
     "audit",
     "gate",
     "improve",
     "open_reward",
+    "run",
     "train_reward",
     "train_sft",
 ]
 
 _MODULES = {
     "Policy": "engine.rollout", "Sampling": "engine.sampling", "TriptychError": "errors",
-    "Conversation": "records", "Prompt": "records",
+    "Conversation": "records", "Prompt": "records", "Recipe": "recipe",
 }
 """Where a name comes from that is not of `api`."""
 

@@ -40,6 +40,7 @@ from triptych.engine.scoring import Scorer
 from triptych.errors import AuditError, ModelError, RecipeError, RunError
 from triptych.evaluate.answers import Answering, answer
 from triptych.evaluate.gate import Decided, Gate, decide
+from triptych.execution import execute
 from triptych.improve.improvement import Improved
 from triptych.improve.improvement import improve as improve_policy
 from triptych.improve.registry import METHODS
@@ -48,7 +49,9 @@ from triptych.pipeline.fingerprint import code_version, fingerprint
 from triptych.pipeline.result import Result
 from triptych.pipeline.stage import StageContext
 from triptych.progress import Progress, Terminal
+from triptych.recipe import Recipe, load
 from triptych.records import Comparison
+from triptych.report.summary import Summary
 from triptych.reward import registry
 from triptych.reward.training import PairwiseReward, RewardTrained
 from triptych.reward.training import train_reward as train_pairwise
@@ -89,6 +92,30 @@ class Trained(Generic[R_co]):
     def heldout(self) -> Path:
         """The rows that it has not seen: no prompt of theirs is one of `learnt`."""
         return self.folder / "heldout.jsonl"
+
+
+def run(
+    recipe: Place | Recipe, overrides: Sequence[str] = (), *, runs: Place = "runs", until: str | None = None,
+    progress: Progress | None = None,
+) -> Summary | None:
+    """Runs the whole cycle of a recipe, or goes on with it; what is done already is not done again.
+
+    Args:
+        recipe: a YAML file, or what it holds.
+        overrides: `a.b=c` each, of a file.
+        runs: the folder in which the run's folder lies, or is made, by the recipe's name.
+        until: the stage after which it ends, as "round-1/audit".
+
+    Returns:
+        The numbers of `summary.json` (docs/summary.md); None where the run ended before it had a Base.
+
+    Raises:
+        RecipeError: every problem of the recipe.
+        TriptychError: any that a stage raises; what was done is kept, and the report says how the run ended.
+    """
+    file = None if isinstance(recipe, Recipe) else Path(recipe)
+    loaded = recipe if isinstance(recipe, Recipe) else load(Path(recipe), overrides)
+    return execute(loaded, Path(runs) / loaded.name, progress or Terminal(), until, file)
 
 
 def train_sft(

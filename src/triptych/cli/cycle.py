@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import os
-import signal
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,9 +12,8 @@ import typer
 from triptych.cli.app import INTERRUPTED, app
 from triptych.cli.arguments import RUNS, Overrides, RecipeFile, RunsFolder
 from triptych.cli.terminal import figure, say, show, show_error, table_of
-from triptych.display import duration, printable
-from triptych.errors import AuditError, RecipeError, RunError, TriptychError, WaitingError
-from triptych.storage import write_whole
+from triptych.display import duration
+from triptych.errors import AuditError, RecipeError, RunError, WaitingError
 
 if TYPE_CHECKING:
     from triptych.recipe import Recipe
@@ -44,85 +40,24 @@ def run(
 
     Example: [bold]triptych run recipe.yaml --set improve.rounds=3 --until round-1/audit[/bold]
     """
-    from triptych.cycle import plan
     from triptych.recipe import load
 
     allowed = ["reward.audit.required=false"] if allow_failed_audit else []
-    loaded = load(recipe, [*(overrides or ()), *allowed])
-    names = [stage.name for stage in plan(loaded)]
-    if until is not None and until not in names:
-        raise RecipeError(f"--until {until}: this recipe has no such stage; it has {', '.join(names)}")
-    _carry_out(loaded, recipe, runs, until)
+    _carry_out(load(recipe, [*(overrides or ()), *allowed]), recipe, runs, until)
 
 
 def _carry_out(loaded: Recipe, recipe: Path, runs: Path, until: str | None = None) -> None:
-    """The cycle, and what it leaves for people, also where it ends early or fails."""
-    from triptych import results
-    from triptych.cycle import cycle, plan
+    """The cycle; what it came to is shown, also where it ends early or fails."""
     from triptych.engine import distributed
-    from triptych.engine.checkpoint import checkpoint_seconds
-    from triptych.engine.device import settle
-    from triptych.family import Family
-    from triptych.pipeline.runner import Runner, Until, claimed
-    from triptych.progress import Silent, Terminal
+    from triptych.execution import execute
+    from triptych.progress import Terminal
 
-    seconds = checkpoint_seconds()
-    distributed.init()
-    settle()
-    folder = runs / loaded.name
-    first = distributed.rank() == 0
-    reason: str | None = None
-    failure: Exception | None = None
-    stopped = False
-    with claimed(folder) if first else nullcontext():
-        if first:
-            _store(loaded, recipe, folder / "recipe.yaml")
-        distributed.barrier()
-        runner = Runner(folder, Terminal() if first else Silent(), loaded.seed, seconds, until)
-        family = Family()
-        try:
-            cycle(loaded, runner, family)
-        except Until:
-            reason = f"it was to end behind {until}"
-        except KeyboardInterrupt:
-            stopped, reason = True, "it was stopped"
-            runner.progress.say("stopping")  # below the line that is rewritten in place
-        except Exception as error:
-            failure = error
-            reason = printable(error if isinstance(error, TriptychError) else f"{type(error).__name__}: {error}")
-        done = {artifact.name for artifact in runner.done}
-        missing = [stage.name for stage in plan(loaded) if stage.name not in done]
-        ending = results.Ending(reason, failure is not None, missing) if reason is not None else None
-        if first and family.base is not None:
-            try:
-                with distributed.single_rank(), _undisturbed():
-                    _show_outcome(results.write(loaded, family, runner, ending), folder)
-            except Exception as error:
-                if failure is None:
-                    raise
-                show_error(f"what the run came to could not be written: {printable(error)}")
-        # Other ranks may wait elsewhere for one that failed; torchrun ends them.
-        if not stopped and (failure is None or isinstance(failure, AuditError | WaitingError)):
-            distributed.destroy()
-    if failure is not None:
-        raise failure
-    if stopped:
-        if first:
-            say("stopped; the same command goes on from here")
-        raise typer.Exit(INTERRUPTED)
-
-
-@contextmanager
-def _undisturbed() -> Iterator[None]:
-    """Lets the first rank finish what it writes: torchrun ends all where one failed, and first asks them to."""
-    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
     try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+        execute(loaded, runs / loaded.name, Terminal(), until, recipe, _show_outcome)
+    except KeyboardInterrupt:
+        if distributed.rank() == 0:
+            say("stopped; the same command goes on from here")
+        raise typer.Exit(INTERRUPTED) from None
 
 
 @app.command()
@@ -218,6 +153,7 @@ def compare(
     from triptych import comparison
     from triptych.engine.checkpoint import checkpoint_seconds
     from triptych.engine.device import settle
+    from triptych.execution import store
     from triptych.pipeline.runner import Runner, claimed
     from triptych.progress import Terminal
     from triptych.recipe import load
@@ -227,7 +163,7 @@ def compare(
     settle()
     folder = runs / loaded.name
     with claimed(folder):
-        _store(loaded, recipe, folder / "recipe.yaml")
+        store(loaded, folder / "recipe.yaml", recipe)
         found = comparison.compare(
             loaded, Runner(folder, Terminal(), loaded.seed, checkpoint_seconds()), wanted, seeds
         )
@@ -248,14 +184,6 @@ def _changed(recipe: Recipe) -> int | None:
     """When somebody last added to the verdicts at the gate."""
     file = Path(recipe.place(recipe.gate.people)) if recipe.gate.people else None
     return file.stat().st_mtime_ns if file and file.exists() else None
-
-
-def _store(recipe: Recipe, path: Path, destination: Path) -> None:
-    """Keeps the resolved recipe beside its results."""
-    import yaml
-
-    content = yaml.safe_dump(recipe.model_dump(mode="json", by_alias=True), sort_keys=False, allow_unicode=True)
-    write_whole(destination, f"# {path} with every default; file names are relative to {path.parent}\n{content}")
 
 
 def _show_outcome(summary: Summary, folder: Path) -> None:

@@ -1,0 +1,111 @@
+"""A run from its recipe to what it leaves for people, also where it ends early or fails."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+
+import yaml
+
+from triptych import results
+from triptych.cycle import cycle, plan
+from triptych.display import printable
+from triptych.engine import distributed
+from triptych.engine.checkpoint import checkpoint_seconds
+from triptych.engine.device import settle
+from triptych.errors import AuditError, RecipeError, TriptychError, WaitingError
+from triptych.family import Family
+from triptych.pipeline.runner import Runner, Until, claimed
+from triptych.progress import Progress, Silent
+from triptych.recipe import Recipe
+from triptych.report.summary import Summary
+from triptych.storage import write_whole
+
+
+def execute(
+    recipe: Recipe, folder: Path, progress: Progress, until: str | None = None, file: Path | None = None,
+    report: Callable[[Summary, Path], None] | None = None,
+) -> Summary | None:
+    """Runs the cycle in a folder, or goes on with it, and writes what it came to.
+
+    Args:
+        until: the stage after which it ends.
+        file: where the recipe stands.
+        report: told of what was written, also where the run then raises.
+
+    Returns:
+        The summary; None on other ranks than the first, and where the run ended before it had a Base.
+
+    Raises:
+        TriptychError: any that a stage raises, when what there is has been written.
+        KeyboardInterrupt: the user stopped it; the same call goes on from there.
+    """
+    names = [stage.name for stage in plan(recipe)]
+    if until is not None and until not in names:
+        raise RecipeError(f"--until {until}: this recipe has no such stage; it has {', '.join(names)}")
+    seconds = checkpoint_seconds()
+    distributed.init()
+    settle()
+    first = distributed.rank() == 0
+    reason: str | None = None
+    failure: BaseException | None = None
+    summary: Summary | None = None
+    with claimed(folder) if first else nullcontext():
+        if first:
+            store(recipe, folder / "recipe.yaml", file)
+        distributed.barrier()
+        runner = Runner(folder, progress if first else Silent(), recipe.seed, seconds, until)
+        family = Family()
+        try:
+            cycle(recipe, runner, family)
+        except Until:
+            reason = f"it was to end behind {until}"
+        except KeyboardInterrupt as stop:
+            failure, reason = stop, "it was stopped"
+            runner.progress.say("stopping")  # below the line that is rewritten in place
+        except Exception as error:
+            failure = error
+            reason = printable(error if isinstance(error, TriptychError) else f"{type(error).__name__}: {error}")
+        failed = isinstance(failure, Exception)
+        done = {artifact.name for artifact in runner.done}
+        missing = [name for name in names if name not in done]
+        ending = results.Ending(reason, failed, missing) if reason is not None else None
+        if first and family.base is not None:
+            try:
+                with distributed.single_rank(), _undisturbed():
+                    summary = results.write(recipe, family, runner, ending)
+                    if report:
+                        report(summary, folder)
+            except Exception as error:
+                if not failed:
+                    raise
+                runner.progress.say(f"error: what the run came to could not be written: {printable(error)}")
+        # Other ranks may wait elsewhere for one that failed; torchrun ends them.
+        if failure is None or isinstance(failure, AuditError | WaitingError):
+            distributed.destroy()
+    if failure is not None:
+        raise failure
+    return summary
+
+
+def store(recipe: Recipe, destination: Path, file: Path | None = None) -> None:
+    """Keeps the resolved recipe beside its results."""
+    content = yaml.safe_dump(recipe.model_dump(mode="json", by_alias=True), sort_keys=False, allow_unicode=True)
+    whence = f"{file} with every default; file names are relative to {file.parent}" if file else "with every default"
+    write_whole(destination, f"# {whence}\n{content}")
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Lets the first rank finish what it writes: torchrun ends all where one failed, and first asks them to."""
+    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
