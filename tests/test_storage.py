@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from triptych.deadline import deadline, within
+from triptych.deadline import within
 from triptych.display import one_line, printable
 from triptych.storage import (
     IrregularFile,
@@ -95,9 +95,11 @@ def test_what_is_no_file_is_not_opened(tmp_path: Path) -> None:
 
 
 def spin(seconds: float) -> None:
-    with deadline(seconds):
+    def loop() -> None:
         while True:
             pass
+
+    within(seconds, loop)
 
 
 def test_a_deadline_stops_a_loop_and_leaves_nothing_behind() -> None:
@@ -159,8 +161,7 @@ def test_deadlines_are_each_threads_own() -> None:
 
     other = threading.Thread(target=slow)
     other.start()
-    with deadline(30):
-        other.join()
+    within(30, other.join)
     assert found == ["stopped"]
 
 

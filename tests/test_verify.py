@@ -16,7 +16,7 @@ from test_cli import call, refused
 from test_cli import release as release
 from test_cli import runs as runs
 from test_terminal import HOSTILE, steers
-from triptych.deadline import deadline
+from triptych.deadline import within
 from triptych.errors import ReleaseError
 from triptych.release.verification import Manifest, seal, verify
 from triptych.storage import sha256
@@ -131,8 +131,7 @@ def test_every_entry_that_was_not_released_is_named(
 ) -> None:
     assert verify(made) == []
     change(made)
-    with deadline(20):
-        problems = verify(made)
+    problems = within(20, lambda: verify(made))
     assert any(problem.startswith(sentence) for problem in problems), problems
     assert not any(steers(problem) for problem in problems)
 
@@ -182,8 +181,7 @@ def rewritten(folder: Path, change: Callable[[dict[str, object]], object]) -> li
 def forged(folder: Path, text: str | bytes) -> list[str]:
     (folder / "manifest.json").write_bytes(text if isinstance(text, bytes) else text.encode())
     (folder / "manifest.sha256").write_text(f"{sha256(folder / 'manifest.json')}  manifest.json\n")
-    with deadline(20):
-        return verify(folder)
+    return within(20, lambda: verify(folder))
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,7 @@ import math
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from queue import Empty, SimpleQueue
 from typing import TypeVar
 
@@ -108,26 +107,3 @@ def within(seconds: float, work: Callable[[], T]) -> T:
         if not (_WATCH.remove(entry) or struck):  # that of another deadline, around this one
             raise
     raise TimeoutError(f"took longer than {seconds:g} s")
-
-
-@contextmanager
-def deadline(seconds: float) -> Iterator[None]:
-    """Stops the block after so many seconds.
-
-    Where the time ends inside one step of C, `DeadlineExceeded` itself may come out, between the block and what ends
-    it; `within` has no such gap.
-
-    Raises:
-        TimeoutError: it took longer.
-    """
-    entry, struck = _Entry(seconds), False
-    try:
-        try:
-            _WATCH.add(entry)
-            yield
-        finally:
-            struck = _WATCH.remove(entry)
-    except DeadlineExceeded:
-        if not (_WATCH.remove(entry) or struck):
-            raise
-        raise TimeoutError(f"took longer than {seconds:g} s") from None

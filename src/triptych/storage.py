@@ -251,7 +251,7 @@ def sha256(path: Path) -> str:
 def sha256_all(folder: Path, files: Iterable[Path]) -> str:
     """One digest of files in a folder: of the list that `sha256sum` would write of them, sorted by name."""
     names = sorted(path.relative_to(folder).as_posix() for path in files)
-    return hashlib.sha256("".join(f"{sha256(folder / name)}  {name}\n" for name in names).encode()).hexdigest()
+    return hashlib.sha256("".join(f"{sha256_once(folder / name)}  {name}\n" for name in names).encode()).hexdigest()
 
 
 _digests: dict[tuple[int, ...], str] = {}

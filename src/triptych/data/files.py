@@ -34,7 +34,7 @@ from triptych.records import (
     to_json,
     user,
 )
-from triptych.storage import IrregularFile, entries, open_regular, sha256, sha256_all
+from triptych.storage import IrregularFile, entries, open_regular, sha256_all, sha256_once
 
 LINES = (".jsonl", ".ndjson", ".json")
 PARQUET = (".parquet",)
@@ -254,7 +254,7 @@ def digest(path: str | Path) -> str:
     if path.is_dir():
         return sha256_all(path, (file for file in entries(path) if file.is_file()))
     _opened(path).close()  # says what is wrong with it
-    return sha256(path)
+    return sha256_once(path)
 
 
 def dataset_name(source: str | Path) -> tuple[str, str] | None:

@@ -38,7 +38,7 @@ from transformers import (
 from transformers.utils import logging
 
 from triptych.data.template import end_token
-from triptych.deadline import deadline
+from triptych.deadline import within
 from triptych.display import one_line
 from triptych.engine import distributed
 from triptych.engine.device import device
@@ -323,13 +323,14 @@ def _rehearse(
     """Loads shapes alone, and refuses what does not match: names, shapes, and what would be allocated besides."""
     shown = one_line(folder)
     refusing = _refusing(f"{shown}: the model cannot be loaded")
-    with refusing, quiet(), torch.random.fork_rng(devices=[]), deadline(MINUTE):
-        labels = {name: value for name, value in settings.items() if name in ("num_labels", "id2label", "label2id")}
+    labels = {name: value for name, value in settings.items() if name in ("num_labels", "id2label", "label2id")}
+
+    def rehearsed() -> tuple[PreTrainedModel, dict[str, Any]]:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True, **labels)
         shapes = {name: torch.empty(tensor.shape, device="meta") for name, tensor in tensors.items()}
         with torch.device("meta"):
             model = family.from_config(config)
-        model, report = type(model).from_pretrained(
+        loaded: tuple[PreTrainedModel, dict[str, Any]] = type(model).from_pretrained(
             None,
             config=model.config,
             state_dict=shapes,
@@ -339,6 +340,10 @@ def _rehearse(
             dtype=settings["dtype"],
             attn_implementation=settings["attn_implementation"],
         )
+        return loaded
+
+    with refusing, quiet(), torch.random.fork_rng(devices=[]):
+        model, report = within(MINUTE, rehearsed)
     missing, head = set(report["missing_keys"]), {"score.weight", "score.bias"}
     if "score.weight" in missing and not fresh:
         raise ModelError(f"{shown}: is not a reward model: it has no weights for score")

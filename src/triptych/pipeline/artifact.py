@@ -22,7 +22,6 @@ from triptych.storage import Fields, entries, irregular, make_folder, read_objec
 
 MANIFEST = "manifest.json"
 
-
 R_co = TypeVar("R_co", bound=Result, covariant=True)
 R = TypeVar("R", bound=Result)
 

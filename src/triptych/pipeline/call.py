@@ -37,7 +37,7 @@ class StageCall(Generic[R]):
     argument            what it is
     ==================  ==========================================================================
     `Artifact`          an input: a parent, and its digest counts
-    `UserFiles`           the user's files: their content counts
+    `UserFiles`         the user's files: their content counts
     `ArtifactScorer`    a scorer: the artifact that it was opened from is a parent
     any with identity   a scorer of no artifact: its identity counts
     anything else       a value: its JSON counts

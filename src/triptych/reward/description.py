@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import math
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,6 +13,7 @@ from pydantic import Field, StrictInt, ValidationError, field_validator
 from triptych.configuration import Config
 from triptych.display import one_line
 from triptych.errors import RewardError
+from triptych.json_text import JsonError, parse
 from triptych.reward.judge import JudgeReward
 from triptych.reward.mixture import Part
 from triptych.reward.rules import FUNCTIONS, OwnFunction, RulesReward
@@ -135,23 +134,12 @@ def _content(path: Path) -> Content:
 
 def _object(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(_text(path), parse_float=_finite, parse_constant=_finite)
-    except RecursionError:
-        _refuse(path, "cannot be read: it is nested too deep")
-    except ValueError as error:
-        if isinstance(error, RewardError):
-            raise
+        content = parse(_text(path))
+    except JsonError as error:
         _refuse(path, f"cannot be read: {one_line(error)[:200]}")
     if not isinstance(content, dict):
         _refuse(path, "must be an object with a kind")
     return content
-
-
-def _finite(number: str) -> float:
-    value = float(number)
-    if not math.isfinite(value):
-        raise ValueError(f"{number[:20]} is no number that can be counted with")
-    return value
 
 
 def _text(path: Path) -> str:
