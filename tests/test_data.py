@@ -15,8 +15,22 @@ from typing import Any
 import pytest
 
 from triptych.data import files
+from triptych.data.normal_form import normalised
 from triptych.errors import DataError, Fault
-from triptych.records import Comparison, Conversation, Document, Message, Prompt, Rating, Thumb, user
+from triptych.records import (
+    Comparison,
+    Conversation,
+    Document,
+    Message,
+    Prompt,
+    Rating,
+    Thumb,
+    ToolCall,
+    split_reasoning,
+    to_json,
+    user,
+    with_reasoning,
+)
 from triptych.storage import read_rows
 
 SHARED = Path(__file__).parent.parent.parent / "shared" / "data"
@@ -588,3 +602,40 @@ def test_damaged_parquet_is_read_or_refused(tmp_path: Path) -> None:
         path.write_bytes(damaged[: rng.randint(0, len(damaged))] if rng.random() < 0.2 else damaged)
         with contextlib.suppress(DataError):
             files.read_prompts(path, [])
+
+
+def test_records_with_tools_and_reasoning_on_disk() -> None:
+    call = ToolCall("weather", '{"city": "Ulm", "days": 2}', "c1")
+    asked = Message("assistant", "", (call,), learnt=False)
+    told = Message("tool", "rain", name="weather", tool_call_id="c1")
+    tool = '{"type": "function", "function": {"name": "weather", "parameters": {}}}'
+    prompt = Prompt((*user("Ulm?"), asked, told), tools=(tool,))
+    answer = with_reasoning("It rains.", "Rain.")
+    assert to_json(Conversation(prompt, answer)) == {
+        "messages": [
+            {"role": "user", "content": "Ulm?"},
+            {
+                "role": "assistant", "content": "", "weight": 0,
+                "tool_calls": [{
+                    "type": "function", "function": {"name": "weather", "arguments": {"city": "Ulm", "days": 2}},
+                    "id": "c1",
+                }],
+            },
+            {"role": "tool", "content": "rain", "name": "weather", "tool_call_id": "c1"},
+            {"role": "assistant", "content": "<think>\nIt rains.\n</think>\n\nRain."},
+        ],
+        "tools": [json.loads(tool)],
+    }
+    assert split_reasoning(answer) == ("It rains.", "Rain.")
+    assert split_reasoning("<think>a</think>b") == ("a", "b")
+    assert split_reasoning("no <think> at the start</think>") == (None, "no <think> at the start</think>")
+    plain = Prompt((*user("Ulm?"), Message("assistant", ""), told))
+    keys = {each.key for each in (prompt, plain, Prompt(prompt.messages), Prompt(plain.messages, tools=(tool,)))}
+    assert len(keys) == len({normalised(Prompt(p.messages, tools=p.tools)) for p in (prompt, plain)}) + 2 == 4
+
+
+@pytest.mark.parametrize(
+    ("reasoning", "answer"), [("a\nb", "c"), ("", "c"), ("a", ""), (" a ", " c\n"), ("\na\n", "\nc")]
+)
+def test_reasoning_is_split_off_as_it_was(reasoning: str, answer: str) -> None:
+    assert split_reasoning(with_reasoning(reasoning, answer)) == (reasoning, answer)

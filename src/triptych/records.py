@@ -8,19 +8,47 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-Role = Literal["system", "user", "assistant"]
+Role = Literal["system", "user", "assistant", "tool"]
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCall:
+    """A tool that an assistant calls.
+
+    Attributes:
+        name: the tool's.
+        arguments: the JSON text of an object.
+        id: by which the tool's turn refers to the call, where there is one.
+    """
+
+    name: str
+    arguments: str = "{}"
+    id: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One turn of a conversation."""
+    """One turn of a conversation.
+
+    Attributes:
+        content: the text; of an assistant that reasons first, see :func:`with_reasoning`.
+        tool_calls: what an assistant calls, behind the text.
+        name: of a tool's turn, the tool.
+        tool_call_id: of a tool's turn, the call that it answers.
+        learnt: of an assistant's turn, whether a model learns it; `"weight": 0` on disk where not.
+    """
 
     role: Role
     content: str
+    tool_calls: tuple[ToolCall, ...] = ()
+    name: str | None = None
+    tool_call_id: str | None = None
+    learnt: bool = True
 
 
 Messages = tuple[Message, ...]
@@ -29,6 +57,21 @@ Messages = tuple[Message, ...]
 def user(content: str) -> Messages:
     """A prompt of one user turn."""
     return (Message("user", content),)
+
+
+def with_reasoning(reasoning: str, answer: str) -> str:
+    """An answer and what was thought before it as one text, in the form in which models write both.
+
+    `reasoning_content` and `thinking` of a row become this text, so that reasoning is a part of an answer wherever
+    answers go; a chat template is given the two apart again.
+    """
+    return f"<think>\n{reasoning}\n</think>\n\n{answer}"
+
+
+def split_reasoning(answer: str) -> tuple[str | None, str]:
+    """The reasoning that an answer begins with, or None, and the answer behind it: :func:`with_reasoning` undone."""
+    found = re.fullmatch(r"\s*<think>\n?(.*?)\n?</think>(?:\n\n)?(.*)", answer, re.DOTALL)
+    return (found[1], found[2]) if found else (None, answer)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,17 +83,19 @@ class Document:
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """What a model is asked: it ends with a user turn.
+    """What a model is asked: it ends with a user's turn, or with a tool's.
 
     Attributes:
         messages: the turns so far.
         reference: what a right answer must agree with, as its task defines it.
         task: the kind of the prompt, by which scores are broken down.
+        tools: what may be called, each the JSON text of a function's schema.
     """
 
     messages: Messages
     reference: str | None = None
     task: str | None = None
+    tools: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, text: str) -> Prompt:
@@ -59,17 +104,32 @@ class Prompt:
 
     @property
     def key(self) -> str:
-        """The identity by which prompts are split and compared: a digest of the turns."""
-        turns = json.dumps([[turn.role, turn.content] for turn in self.messages], ensure_ascii=False)
-        return hashlib.sha256(turns.encode()).hexdigest()
+        """The identity by which prompts are split and compared: a digest of the turns, and of tools where there are."""
+        turns: list[Any] = [
+            [turn.role, turn.content, *([call.name, call.arguments] for call in turn.tool_calls)]
+            for turn in self.messages
+        ]
+        if self.tools:
+            turns.append(self.tools)
+        return hashlib.sha256(json.dumps(turns, ensure_ascii=False).encode()).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """A prompt and the answer to learn; `{"messages": [...]}` or `{"prompt", "completion"}` on disk."""
+    """A prompt and the answer to learn; `{"messages": [...]}` or `{"prompt", "completion"}` on disk.
+
+    Attributes:
+        tool_calls: what the answer calls, behind its text, which may then be empty.
+    """
 
     prompt: Prompt
     answer: str
+    tool_calls: tuple[ToolCall, ...] = ()
+
+    @property
+    def messages(self) -> Messages:
+        """All turns, the answer's the last."""
+        return (*self.prompt.messages, Message("assistant", self.answer, self.tool_calls))
 
 
 def differ(one: str, other: str) -> bool:
@@ -178,8 +238,24 @@ class Rollout:
 Record = Document | Prompt | Conversation | Comparison | Rating | Thumb | Question | Verdict
 
 
-def _turns(messages: Messages) -> list[dict[str, str]]:
-    return [{"role": turn.role, "content": turn.content} for turn in messages]
+def turns(messages: Messages) -> list[dict[str, Any]]:
+    """The turns as the field writes them, as chat templates take them too; what a turn has not is left out."""
+    written: list[dict[str, Any]] = []
+    for message in messages:
+        turn: dict[str, Any] = {"role": message.role, "content": message.content}
+        if message.tool_calls:
+            turn["tool_calls"] = [
+                {"type": "function", "function": {"name": call.name, "arguments": json.loads(call.arguments)}}
+                | ({} if call.id is None else {"id": call.id})
+                for call in message.tool_calls
+            ]
+        for name in ("name", "tool_call_id"):
+            if getattr(message, name) is not None:
+                turn[name] = getattr(message, name)
+        if not message.learnt:
+            turn["weight"] = 0
+        written.append(turn)
+    return written
 
 
 def to_json(record: Record) -> dict[str, Any]:
@@ -189,14 +265,14 @@ def to_json(record: Record) -> dict[str, Any]:
     if isinstance(record, Verdict):
         return to_json(record.question) | {"better": record.better}
     if isinstance(record, Prompt):
-        row: dict[str, Any] = {"prompt": _turns(record.messages)}
+        row: dict[str, Any] = {"prompt": turns(record.messages)}
         prompt = record
     else:
         prompt = record.prompt
         answer = [{"role": "assistant", "content": ""}]
-        row = {"prompt": _turns(prompt.messages)}
+        row = {"prompt": turns(prompt.messages)}
         if isinstance(record, Conversation):
-            row = {"messages": [*row["prompt"], {**answer[0], "content": record.answer}]}
+            row = {"messages": turns(record.messages)}
         elif isinstance(record, Comparison):
             row["chosen"] = [{**answer[0], "content": record.chosen}]
             row["rejected"] = [{**answer[0], "content": record.rejected}]
@@ -211,4 +287,6 @@ def to_json(record: Record) -> dict[str, Any]:
         else:
             row |= {"response": [{**answer[0], "content": record.response}], "scores": dict(record.scores)}
     row |= {"reference": prompt.reference, "task": prompt.task}
+    if prompt.tools:
+        row["tools"] = [json.loads(tool) for tool in prompt.tools]
     return {name: value for name, value in row.items() if value is not None}

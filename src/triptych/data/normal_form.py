@@ -22,8 +22,8 @@ LONG, MOSTLY = 12, 0.8
 def normalised(prompt: Prompt) -> str:
     """A text that is equal for prompts that ask the same, and for no others.
 
-    - All turns count, the system turn, the assistant's and who speaks included: "Continue." asks for another thing
-      in each conversation.
+    - All turns count, the system turn, the assistant's, who speaks, and which tools there are and are called included:
+      "Continue." asks for another thing in each conversation.
     - Case, spaces, the two ways to write a letter with an accent (NFC), and straight or curved quotation marks do not
       count.
     - Letters with the marks on them (the vowel signs of Hindi, accents), numbers and signs count: "3 + 4" is not
@@ -33,7 +33,9 @@ def normalised(prompt: Prompt) -> str:
     - In long prose (at least 12 words of letters alone, and 8 of 10 are such) brackets, quotation marks and dashes
       around such words, and marks alone between two of them, do not count either.
     """
-    return "\n".join(f"{turn.role} {_turn(turn.content)}" for turn in prompt.messages)
+    turns = [f"{turn.role} {_turn(turn.content)}" for turn in prompt.messages]
+    called = [f"{call.name} {call.arguments}" for turn in prompt.messages for call in turn.tool_calls]
+    return "\n".join([*turns, *called, *prompt.tools])
 
 
 def _turn(text: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import shutil
 from collections.abc import Mapping, Sequence
@@ -14,7 +13,7 @@ from pydantic import ValidationError
 from triptych.engine.inspection import inspect
 from triptych.engine.sampling import Sampling
 from triptych.errors import ReleaseError
-from triptych.records import Message
+from triptych.records import Message, turns
 from triptych.release import card
 from triptych.release.lineage import ROLES, Lineage, RewardExample, Role
 from triptych.release.signature import Signing, sign
@@ -145,8 +144,8 @@ def _check_shared(models: Sequence[Path]) -> None:
 
 
 def _example(example: RewardExample) -> str:
-    turns = [dataclasses.asdict(turn) for turn in (*example.prompt, Message("assistant", example.answer))]
-    return json.dumps({"messages": turns, "score": round(example.score, 6)}, ensure_ascii=False) + "\n"
+    messages = turns((*example.prompt, Message("assistant", example.answer)))
+    return json.dumps({"messages": messages, "score": round(example.score, 6)}, ensure_ascii=False) + "\n"
 
 
 def _manifest(folder: Path, family: card.ReleasedFamily) -> Manifest:
