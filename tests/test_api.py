@@ -86,7 +86,7 @@ def test_a_cycle_runs_and_goes_on(tmp_path: Path) -> None:
     assert again is not None
     assert [stage.name for stage in again.stages] == [stage.name for stage in summary.stages]
     events = [json.loads(line)["event"] for line in (tmp_path / "tiny" / "ledger.jsonl").read_text().splitlines()]
-    assert events == ["started", "finished"] * 3 + ["reused"] * 3
+    assert events == ["planned", *["started", "finished"] * 3, "planned", *["reused"] * 3]
     with pytest.raises(triptych.TriptychError, match="has no such stage"):
         triptych.run(recipe, runs=tmp_path, until="instrct", progress=Silent())
 

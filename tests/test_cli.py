@@ -17,11 +17,13 @@ from typer.testing import CliRunner
 from test_check import rows, tiny_model, tokenizer
 from triptych import __version__
 from triptych.cli import app
+from triptych.cycle import plan
 from triptych.engine import models
 from triptych.engine.sampling import Sampling
 from triptych.errors import AuditError
 from triptych.pipeline.ledger import Ledger
-from triptych.pipeline.runner import claimed
+from triptych.pipeline.lock import claimed
+from triptych.pipeline.state import RunState
 from triptych.progress import Silent
 from triptych.recipe import Recipe, load
 from triptych.release.verification import FORMAT, Manifest, ModelEntry, listing, seal
@@ -178,8 +180,19 @@ def test_run_keeps_the_resolved_recipe_and_stops_where_it_was_told(runs: Path) -
     expected: Recipe = load(QUICKSTART, changes[1::2])
     assert load(kept).model_dump() == expected.model_dump()
     assert yaml.safe_load(kept.read_text())["reward"]["audit"]["least_prompts"] == 30
-    assert [event["event"] for event in Ledger(runs / "quickstart/ledger.jsonl").events()] == ["started", "finished"]
-    assert "data" in call("status", "quickstart").stdout
+    events = [event["event"] for event in Ledger(runs / "quickstart/ledger.jsonl").events()]
+    assert events == ["planned", "started", "finished"]
+
+
+def test_status_shows_the_stages_that_the_run_planned(runs: Path) -> None:
+    changes = [part for change in ("documents=20", "demonstrations=20", "feedback_prompts=10", "improve_prompts=10")
+               for part in ("--set", f"storybook.{change}")]
+    assert call("run", QUICKSTART, "--until", "data", *changes).exit_code == 0
+    planned = [stage.name for stage in plan(load(QUICKSTART, changes[1::2]))]
+    shown = RunState.of(runs / "quickstart").stages
+    assert [stage.name for stage in shown] == planned
+    assert [stage.state for stage in shown] == ["done", *["to come"] * (len(planned) - 1)]
+    assert states(call("status", "quickstart").stdout)["test/round-2"] == "to come"
 
 
 def test_a_wrong_row_stops_a_run_with_its_place(runs: Path, tmp_path: Path) -> None:
@@ -219,6 +232,18 @@ def test_status_shows_each_stage_without_torch(runs: Path) -> None:
     assert "no process is at work on it" in text
     assert shown["report"] == "runs/mine/report.html"
     assert call("status", runs / "mine").stdout.splitlines()[:5] == text.splitlines()[:5]
+
+
+def test_what_an_earlier_command_did_is_still_to_come_until_it_is_found(runs: Path) -> None:
+    # Whether the changed recipe's results are the same is known only when the run comes to them.
+    ledger = made_up(runs / "mine")
+    ledger.plan(["data", "base", "round-1/audit"])
+    ledger.add("reused", "data", fingerprint="d" * 64)
+    ledger.add("started", "base", fingerprint="e" * 64)
+    ledger.add("finished", "compare/instruct", fingerprint="f" * 64, seconds=3.0)
+    assert [(stage.name, stage.state) for stage in RunState.of(runs / "mine").stages] == [
+        ("data", "reused"), ("base", "interrupted"), ("round-1/audit", "to come"), ("compare/instruct", "done"),
+    ]
 
 
 def test_status_knows_that_a_process_is_at_work(runs: Path) -> None:

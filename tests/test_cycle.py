@@ -364,9 +364,9 @@ def wait_for_start(run: Path, stage: str) -> bool:
     count = len(events(run))
     for _ in range(6000):
         new = events(run)[count:]
-        if any(event["stage"] == stage and event["event"] == "started" for event in new):
+        if any(event.get("stage") == stage and event["event"] == "started" for event in new):
             return True
-        if any(event["stage"] == stage and event["event"] in ("reused", "finished") for event in new):
+        if any(event.get("stage") == stage and event["event"] in ("reused", "finished") for event in new):
             return False
         time.sleep(0.01)
     raise AssertionError(f"{stage} never began")

@@ -26,8 +26,9 @@ from triptych.pipeline import fingerprint as fingerprints
 from triptych.pipeline.artifact import Artifact
 from triptych.pipeline.fingerprint import Sources, code_version
 from triptych.pipeline.ledger import Ledger
+from triptych.pipeline.lock import claimed
 from triptych.pipeline.result import Result
-from triptych.pipeline.runner import Runner, Until, claimed
+from triptych.pipeline.runner import Runner, Until
 from triptych.pipeline.stage import StageContext, UserFiles
 from triptych.progress import Silent
 from triptych.storage import Folder, sha256
@@ -403,7 +404,7 @@ def test_until_stops_behind_its_stage(tmp_path: Path) -> None:
 def test_a_run_folder_belongs_to_one_process(tmp_path: Path) -> None:
     program = f"""
 from pathlib import Path
-from triptych.pipeline.runner import claimed
+from triptych.pipeline.lock import claimed
 with claimed(Path({str(tmp_path)!r})):
     pass
 """

@@ -18,7 +18,8 @@ from triptych.engine.checkpoint import checkpoint_seconds
 from triptych.engine.device import settle
 from triptych.errors import AuditError, RecipeError, TriptychError, WaitingError
 from triptych.family import Family
-from triptych.pipeline.runner import Runner, Until, claimed
+from triptych.pipeline.lock import claimed
+from triptych.pipeline.runner import Runner, Until
 from triptych.progress import Progress, Silent
 from triptych.recipe import Recipe
 from triptych.report.summary import Summary
@@ -54,10 +55,11 @@ def execute(
     failure: BaseException | None = None
     summary: Summary | None = None
     with claimed(folder) if first else nullcontext():
+        runner = Runner(folder, progress if first else Silent(), recipe.seed, seconds, until)
         if first:
             store(recipe, folder / "recipe.yaml", file)
+            runner.ledger.plan(names)
         distributed.barrier()
-        runner = Runner(folder, progress if first else Silent(), recipe.seed, seconds, until)
         family = Family()
         try:
             cycle(recipe, runner, family)

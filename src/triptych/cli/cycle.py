@@ -154,7 +154,8 @@ def compare(
     from triptych.engine.checkpoint import checkpoint_seconds
     from triptych.engine.device import settle
     from triptych.execution import store
-    from triptych.pipeline.runner import Runner, claimed
+    from triptych.pipeline.lock import claimed
+    from triptych.pipeline.runner import Runner
     from triptych.progress import Terminal
     from triptych.recipe import load
 

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import fcntl
-import json
-import time
 import webbrowser
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -19,64 +15,36 @@ from triptych.display import duration
 from triptych.errors import RunError
 from triptych.storage import write_whole
 
+TONES = {
+    "done": "green", "reused": "green", "under way": "blue", "interrupted": "yellow", "stopped": "yellow",
+    "failed": "red", "to come": "dim",
+}
+
 
 @app.command()
 def status(name: RunFolder) -> None:
-    """Shows how far a run is: each stage, its state, time and result.
+    """Shows how far a run is: each stage of its plan, done, under way or to come, with its time and result.
 
     Example: [bold]triptych status quickstart[/bold]
     """
-    from triptych.pipeline.ledger import Ledger
+    from triptych.pipeline.state import RunState
 
     folder = find_run(name)
-    ledger = Ledger(folder / "ledger.jsonl")
-    owner = _owner(folder)
-    spent = ledger.seconds()
-    last = {event["stage"]: event for event in ledger.events()}
-    if not last:
-        say(f"{folder}: nothing was run yet")
-    table = table_of("stage", "state", "time", "result", "fingerprint")
-    for stage, event in last.items():
-        mark = event["fingerprint"]
-        seconds = spent.get(mark, 0.0)
-        state, tone = {
-            "finished": ("done", "green"), "reused": ("reused", "green"), "stopped": ("stopped", "yellow"),
-            "failed": ("failed", "red"),
-        }.get(event["event"], ("under way", "blue"))
-        if state == "under way":
-            seconds += max(0.0, time.time() - event["time"])
-            if owner is None:
-                state, tone, seconds = "interrupted", "yellow", spent.get(mark, 0.0)
-        result = _result(folder / "artifacts" / f"{stage.replace('/', '-')}-{mark[:12]}" / "manifest.json")
-        table.add_row(stage, Text(state, tone), duration(seconds), result, mark[:12])
-    if last:
+    run = RunState.of(folder)
+    if run.stages:
+        table = table_of("stage", "state", "time", "result", "fingerprint")
+        for stage in run.stages:
+            spent = duration(stage.seconds) if stage.fingerprint else ""
+            state = Text(stage.state, TONES.get(stage.state, ""))
+            table.add_row(stage.name, state, spent, stage.headline, stage.fingerprint[:12])
         show(table)
-    say("no process is at work on it" if owner is None else f"process {owner} is at work on it")
+    else:
+        say(f"{folder}: nothing was run yet")
+    say("no process is at work on it" if run.process is None else f"process {run.process} is at work on it")
     if (folder / "report.html").exists():
         say(f"report   {folder / 'report.html'}")
     if (folder / "release").exists():
         say(f"release  {folder / 'release'}")
-
-
-def _owner(folder: Path) -> str | None:
-    """The process that holds the run, by the lock that `triptych run` keeps."""
-    try:
-        with open(folder / "lock", encoding="ascii") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except OSError:
-                return lock.read().strip() or "unknown"
-    except OSError:
-        pass
-    return None
-
-
-def _result(manifest: Path) -> str:
-    """The one number that a reader of a stage's row looks for."""
-    try:
-        return str(json.loads(manifest.read_text(encoding="utf-8"))["headline"])
-    except (OSError, ValueError, KeyError):
-        return ""
 
 
 @app.command()

@@ -110,6 +110,11 @@ class Artifact(Generic[R_co]):
             raise RunError(f"{self.folder}: {damage}; delete this folder to compute it again")
 
 
+def folder_name(stage: str, fingerprint: str) -> str:
+    """What the folder of a stage's artifact is called."""
+    return f"{stage.replace('/', '-')}-{fingerprint[:12]}"
+
+
 def seal(folder: Path, content: Mapping[str, Any]) -> str:
     """Writes the manifest last, and flushes all that is in the folder; the artifact's digest."""
     files = {

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,19 @@ REMEDY = "move it away: the run goes on without the times and the digests that a
 
 
 @dataclass(frozen=True, slots=True)
+class Command:
+    """A command's part of the ledger.
+
+    Attributes:
+        plan: the stages that it was to run, in order; none where it did not say.
+        events: of stages, in order.
+    """
+
+    plan: Sequence[str]
+    events: Sequence[Fields]
+
+
+@dataclass(frozen=True, slots=True)
 class Ledger:
     """The events of a run, in the file `path`."""
 
@@ -25,8 +39,19 @@ class Ledger:
 
     def add(self, event: str, stage: str, **details: Any) -> None:
         """Appends an event: "started", "warned", "finished", "reused", "stopped" or "failed"."""
-        row = {"time": round(time.time(), 3), "event": event, "stage": stage, **details}
-        append_line(self.path, json.dumps(row, ensure_ascii=False))
+        self._append(event, stage=stage, **details)
+
+    def plan(self, stages: Sequence[str]) -> None:
+        """Appends that a command begins, and which stages it is to run."""
+        self._append("planned", stages=list(stages))
+
+    def last_command(self) -> Command:
+        """What followed the last plan, and the plan itself; all events where there is none."""
+        events = self.events()
+        begins = max((place for place, event in enumerate(events) if event["event"] == "planned"), default=None)
+        if begins is None:
+            return Command((), events)
+        return Command([str(stage) for stage in events[begins]["stages"]], events[begins + 1 :])
 
     def events(self) -> list[Fields]:
         """The events in order; a last line cut by a kill is left out.
@@ -54,3 +79,7 @@ class Ledger:
                 name = event["fingerprint"]
                 spent[name] = spent.get(name, 0.0) + event["seconds"]
         return spent
+
+    def _append(self, event: str, **details: Any) -> None:
+        row = {"time": round(time.time(), 3), "event": event, **details}
+        append_line(self.path, json.dumps(row, ensure_ascii=False))

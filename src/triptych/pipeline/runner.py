@@ -14,14 +14,12 @@ A changed recipe gives other fingerprints and so other folders: nothing that was
 from __future__ import annotations
 
 import errno
-import fcntl
-import os
 import platform
 import resource
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
@@ -31,14 +29,13 @@ from triptych.configuration import Config
 from triptych.data.files import digest
 from triptych.engine import distributed
 from triptych.errors import RunError
-from triptych.pipeline.artifact import Artifact, publish, seal
+from triptych.pipeline.artifact import Artifact, folder_name, publish, seal
 from triptych.pipeline.call import StageCall
 from triptych.pipeline.fingerprint import code_version, fingerprint
 from triptych.pipeline.ledger import Ledger
 from triptych.pipeline.result import Result
 from triptych.pipeline.stage import StageContext
 from triptych.progress import Progress
-from triptych.storage import make_folder
 
 P = ParamSpec("P")
 C = TypeVar("C", bound=Config)
@@ -107,7 +104,7 @@ class Runner:
 
     def _found_or_computed(self, stage: StageCall[R]) -> Artifact[R]:
         mark = self._fingerprint(stage)
-        label = f"{stage.name.replace('/', '-')}-{mark[:12]}"
+        label = folder_name(stage.name, mark)
         destination = self.folder / "artifacts" / label
         artifact = Artifact.open(stage.name, destination, stage.kind)
         if distributed.broadcast(artifact is None):
@@ -220,27 +217,3 @@ def _digests(sources: Mapping[str, str | Path]) -> dict[str, str]:
         name: digest(path) if isinstance(path, Path) and path.exists() else str(name)
         for name, path in sorted(sources.items())
     }
-
-
-@contextmanager
-def claimed(folder: Path) -> Iterator[None]:
-    """Holds the run folder for this process; the system lets go of it however the process ends."""
-    try:
-        make_folder(folder)
-        lock = open(folder / "lock", "a+", encoding="ascii")  # noqa: SIM115 (held for the whole run)
-    except OSError as error:
-        raise RunError(f"{folder} cannot be written: {error.strerror}") from None
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            lock.seek(0)
-            owner = lock.read().strip() or "unknown"
-            raise RunError(
-                f"{folder} is in use by another process (pid {owner}); wait for it, stop it, or give this run "
-                "another name with --set name=..."
-            ) from None
-        lock.truncate(0)
-        lock.write(str(os.getpid()))
-        lock.flush()
-        yield
