@@ -54,6 +54,13 @@ def value(rule: dict[str, Any], answer: str, reference: str | None = None) -> fl
     ({"rule": "forbidden", "texts": ["as an AI"]}, "Well, As an ai I", None, 0),
     ({"rule": "refusal"}, "I’m sorry, but no. Here is more.", None, 0),
     ({"rule": "refusal"}, "Here it is. I can't say more.", None, 1),
+    # Of two and three words two are common: 2 * 2 / (2 + 3).
+    ({"rule": "f1"}, "A red boat!", "the big red boat", 0.8),
+    ({"rule": "f1"}, "none", "boat", 0),
+    ({"rule": "f1"}, "", "the", 1),
+    ({"rule": "f1", "extract": "is (.*)"}, "it is boat", "boat", 1),
+    ({"rule": "chrf"}, "ein rotes Boot", "ein rotes Boot", 1),
+    ({"rule": "chrf"}, "xyz", "ein rotes Boot", 0),
 ])
 def test_a_rules_value(rule: dict[str, Any], answer: str, reference: str | None, expected: float) -> None:
     assert value(rule, answer, reference) == expected
@@ -344,3 +351,12 @@ def test_a_function_that_is_no_file_is_not_opened(tmp_path: Path) -> None:
     for number, source in enumerate((tmp_path / "mine.py", Path("/dev/zero"))):
         with pytest.raises(RewardError, match=r"mine\.py:score: the file cannot be read: is a (FIFO|device)"):
             keep_rules(desk_at(tmp_path / str(number)), config, {"mine.py": source})
+
+
+@pytest.mark.parametrize("words", [False, True])
+def test_chrf_is_sacrebleus(words: bool) -> None:
+    metrics = pytest.importorskip("sacrebleu.metrics")
+    answer, reference = "Das Boot ist sehr rot", "Das rote Boot ist groß"
+    expected = metrics.CHRF(word_order=2 if words else 0).sentence_score(answer, [reference]).score / 100
+    assert 0.3 < expected < 0.8
+    assert value({"rule": "chrf", "words": words}, answer, reference) == expected

@@ -82,6 +82,14 @@ class Document:
 
 
 @dataclass(frozen=True, slots=True)
+class Check:
+    """An instruction of a prompt that code can check: its kind, as in :mod:`triptych.instructions`, and arguments."""
+
+    kind: str
+    arguments: Mapping[str, Any] = field(default_factory=dict, hash=False)
+
+
+@dataclass(frozen=True, slots=True)
 class Prompt:
     """What a model is asked: it ends with a user's turn, or with a tool's.
 
@@ -90,12 +98,14 @@ class Prompt:
         reference: what a right answer must agree with, as its task defines it.
         task: the kind of the prompt, by which scores are broken down.
         tools: what may be called, each the JSON text of a function's schema.
+        checks: the instructions in it that code can check.
     """
 
     messages: Messages
     reference: str | None = None
     task: str | None = None
     tools: tuple[str, ...] = ()
+    checks: tuple[Check, ...] = ()
 
     @classmethod
     def of(cls, text: str) -> Prompt:
@@ -289,4 +299,5 @@ def to_json(record: Record) -> dict[str, Any]:
     row |= {"reference": prompt.reference, "task": prompt.task}
     if prompt.tools:
         row["tools"] = [json.loads(tool) for tool in prompt.tools]
+    row["checks"] = [{"kind": check.kind, **check.arguments} for check in prompt.checks] or None
     return {name: value for name, value in row.items() if value is not None}

@@ -18,7 +18,9 @@ from typing import Any, TypeVar
 
 from triptych import json_text
 from triptych.errors import DataError, Fault
+from triptych.instructions.rows import checks_in
 from triptych.records import (
+    Check,
     Comparison,
     Conversation,
     Document,
@@ -106,6 +108,16 @@ class Row:
             return value
         self.fault(field, f"must be true or false, got {_kind(value)}")
         return None
+
+    def checks(self) -> tuple[Check, ...]:
+        """The instructions that code can check, in any of their forms."""
+        try:
+            found = checks_in(self.values)
+        except ValueError as error:
+            field, _, what = str(error).partition(": ")
+            self.fault(field, what)
+            return ()
+        return () if found is None else found[1]
 
     def scores(self, field: str) -> dict[str, float]:
         """Numbers by attribute."""
@@ -554,7 +566,7 @@ def _asked(row: Row, field: str, turns: Messages, answered: bool = False) -> Pro
     elif not asked[-1].content.strip():
         row.fault(field, "empty: expected a user turn with some text")
     else:
-        return Prompt(asked, row.text("reference"), row.text("task"))
+        return Prompt(asked, row.text("reference"), row.text("task"), checks=row.checks())
     return None
 
 

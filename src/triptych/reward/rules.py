@@ -14,12 +14,13 @@ import json
 import math
 import os
 import re
+import string
 import sys
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -31,6 +32,7 @@ from triptych.display import one_line
 from triptych.engine import distributed
 from triptych.engine.scoring import Scores
 from triptych.errors import DataError, Fault, RewardError, TriptychError
+from triptych.instructions.registry import instruction
 from triptych.pipeline.result import Result
 from triptych.pipeline.stage import StageContext
 from triptych.records import Conversation, Prompt
@@ -70,6 +72,7 @@ REFUSALS = (
 _FENCE = re.compile(r"```[\w+-]*[ \t]*\n(.*?)```", re.DOTALL)
 _NUMBER = re.compile(r"-?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:[eE][-+]?\d+)?(?:/\d+)?")
 _WORD = re.compile(r"\w+")
+_ARTICLE = re.compile(r"\b(?:a|an|the)\b")
 
 
 class Rule(Config):
@@ -352,6 +355,72 @@ class Refusal(Rule):
         return float(not any(phrase.casefold() in first for phrase in self.phrases or REFUSALS))
 
 
+class Instructions(Rule):
+    """The share of the prompt's instructions that the answer follows (Zhou et al. 2023, IFEval).
+
+    The prompt's `checks` hold them; see :mod:`triptych.instructions`. An empty answer follows none.
+
+    Attributes:
+        strict: 1 where it follows all of them, else 0: IFEval's strict accuracy of a prompt.
+    """
+
+    rule: Literal["instructions"] = "instructions"
+    strict: bool = False
+
+    def value(self, conversation: Conversation) -> float:
+        """See the class."""
+        self.require_reference(conversation)
+        followed = [
+            bool(conversation.answer.strip()) and instruction(check.kind, check.arguments).follows(conversation.answer)
+            for check in conversation.prompt.checks
+        ]
+        return float(all(followed)) if self.strict else sum(followed) / len(followed)
+
+    def fault(self, prompt: Prompt) -> str | None:
+        """See `Rule`."""
+        if not prompt.checks:
+            return "has no `checks`; rule instructions compares answers with them. Give them, or the rule's `tasks`"
+        return None
+
+
+class Chrf(Rule):
+    """chrF of the answer against the prompt's reference, from 0 to 1: how good a translation is (Popović 2015).
+
+    Computed by sacrebleu: characters' n-grams up to 6, with `words` also those of words up to 2 (chrF++).
+    """
+
+    rule: Literal["chrf"] = "chrf"
+    words: bool = False
+
+    def value(self, conversation: Conversation) -> float:
+        """See the class."""
+        wanted = self.require_reference(conversation)
+        return float(_chrf(2 if self.words else 0).sentence_score(conversation.answer, [wanted]).score) / 100
+
+    def fault(self, prompt: Prompt) -> str | None:
+        """See `Rule`."""
+        return MISSING if prompt.reference is None else None
+
+
+class F1(Extracting):
+    """F1 of the answer's words against the reference's, without articles and punctuation (Rajpurkar et al. 2016)."""
+
+    rule: Literal["f1"] = "f1"
+
+    def value(self, conversation: Conversation) -> float:
+        """See the class."""
+        wanted = _plain_words(self.require_reference(conversation))
+        given = _plain_words(self._extracted(conversation.answer) or "")
+        common = sum((Counter(wanted) & Counter(given)).values())
+        if not wanted or not given:
+            return float(wanted == given)
+        return 2 * common / (len(wanted) + len(given))
+
+    def fault(self, prompt: Prompt) -> str | None:
+        """See `Rule`."""
+        return MISSING if prompt.reference is None else None
+
+
 class OwnFunction(Rule):
     """A function of the user's own: `score(conversation) -> float`, any finite number.
 
@@ -373,7 +442,7 @@ class OwnFunction(Rule):
 
 AnyRule = Annotated[
     ExactMatch | NumericMatch | Pattern | JsonSchema | UnitTests | Length | Language | Repetition | Forbidden
-    | Refusal | OwnFunction,
+    | Refusal | Instructions | Chrf | F1 | OwnFunction,
     Field(discriminator="rule"),
 ]
 
@@ -564,6 +633,19 @@ def number_in(text: str) -> Fraction | None:
     if (exponent and abs(int(exponent)) > EXPONENT) or (denominator and not int(denominator)):
         return None
     return Fraction(numerator) / int(denominator or 1)
+
+
+@cache
+def _chrf(word_order: int) -> Any:
+    from sacrebleu.metrics import CHRF
+
+    return CHRF(word_order=word_order)
+
+
+def _plain_words(text: str) -> list[str]:
+    """Words as SQuAD's measure compares them: small letters, no punctuation, no articles."""
+    plain = "".join(letter for letter in text.lower() if letter not in string.punctuation)
+    return _ARTICLE.sub(" ", plain).split()
 
 
 def _each(

@@ -1,0 +1,83 @@
+"""Instructions that can be checked, added to prompts: what a model is trained and measured on."""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+
+from triptych.instructions.instruction import Instruction
+from triptych.instructions.registry import DRAWN, INSTRUCTIONS, require_kind
+from triptych.records import Check, Prompt
+
+NEUTRAL = (
+    "people", "time", "place", "reason", "example", "simple", "important", "different", "world", "family", "morning",
+    "water", "light", "music", "idea", "change", "learn", "together", "always", "often", "small", "great", "story",
+    "friend", "school", "city", "summer", "garden", "future", "help",
+)
+"""Words that an answer to nearly any prompt can hold."""
+
+_WORD = re.compile(r"\b[a-z]{5,12}\b")
+
+
+def constrain(
+    prompts: Sequence[Prompt], *, most: int = 2, kinds: Iterable[str] = DRAWN, seed: int = 0
+) -> list[Prompt]:
+    """Each prompt with one to `most` instructions behind its last turn, and with their checks.
+
+    No two instructions of a prompt claim the same of an answer (`Instruction.claims`). A prompt is given the same ones
+    whatever other prompts stand beside it.
+
+    Args:
+        prompts: what is asked.
+        most: how many instructions a prompt is given at most.
+        kinds: which may be drawn.
+        seed: of the draw.
+
+    Raises:
+        ValueError: a kind is unknown, or cannot be asked of any prompt.
+    """
+    chosen = list(dict.fromkeys(kinds))
+    for kind in chosen:
+        require_kind(kind)
+        if kind not in DRAWN:
+            raise ValueError(f"{kind} cannot be added to a prompt; it needs one that was written for it")
+    if not chosen:
+        raise ValueError("there must be a kind of instruction to draw from")
+    return [_constrained(prompt, chosen, most, random.Random(f"{seed} {prompt.key}")) for prompt in prompts]
+
+
+def _constrained(prompt: Prompt, kinds: list[str], most: int, rng: random.Random) -> Prompt:
+    drawn = _compatible(kinds, rng.randint(1, most), rng)
+    words = _words(prompt, rng)
+    instructions = [INSTRUCTIONS[kind].draw(rng, words) for kind in drawn]
+    last = prompt.messages[-1]
+    asked = " ".join([last.content.rstrip(), *(instruction.asked(rng) for instruction in instructions)])
+    return replace(
+        prompt,
+        messages=(*prompt.messages[:-1], replace(last, content=asked)),
+        checks=tuple(_check(instruction) for instruction in instructions),
+    )
+
+
+def _compatible(kinds: list[str], count: int, rng: random.Random) -> list[str]:
+    """At most so many kinds of which no two claim the same."""
+    claimed: set[str] = set()
+    drawn: list[str] = []
+    for kind in rng.sample(kinds, k=len(kinds)):
+        if len(drawn) < count and not claimed & INSTRUCTIONS[kind].claims:
+            drawn.append(kind)
+            claimed |= INSTRUCTIONS[kind].claims
+    return drawn
+
+
+def _words(prompt: Prompt, rng: random.Random) -> list[str]:
+    """Words that an answer may well hold: some of the prompt's, then neutral ones."""
+    own = list(dict.fromkeys(_WORD.findall(prompt.messages[-1].content)))
+    neutral = [word for word in NEUTRAL if word not in own]
+    return [*rng.sample(own, k=min(3, len(own))), *rng.sample(neutral, k=5)]
+
+
+def _check(instruction: Instruction) -> Check:
+    return Check(instruction.kind, instruction.model_dump(mode="json"))

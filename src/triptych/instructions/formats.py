@@ -1,0 +1,393 @@
+"""Instructions about an answer's form: marks, lists, titles, JSON, capitals, punctuation, its ends."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+from typing import ClassVar, Self
+
+from pydantic import Field
+
+from triptych.instructions.instruction import EVERYTHING, Instruction, Relation, compare, draw_bound
+from triptych.instructions.text import is_in, tokens
+
+OPTIONS = ("My answer is yes.", "My answer is no.", "My answer is maybe.")
+"""What IFEval's constrained response chooses from."""
+
+CLOSINGS = (
+    "Let me know what you think.", "That is all there is to say.", "Have a nice day!", "Does this answer help you?",
+    "Thank you for asking.", "I hope that this is useful.",
+)
+"""With what an answer may be asked to end."""
+
+_BULLET = re.compile(r"^\s*(?:\*[^\*].*|-.*)$", re.MULTILINE)
+_HIGHLIGHT = re.compile(r"\*[^\n\*]*\*")
+_DOUBLE_HIGHLIGHT = re.compile(r"\*\*([^\n\*]*)\*\*")
+_PLACEHOLDER = re.compile(r"\[.*?\]")
+_POSTSCRIPTS = {"P.S.": r"p\.\s?s\.", "P.P.S": r"p\.\s?p\.\s?s"}
+_TITLE = re.compile(r"<<[^\n]+>>")
+
+
+class Placeholders(Instruction):
+    """The answer has at least so many placeholders in square brackets."""
+
+    kind = "detectable_content:number_placeholders"
+    wordings = (
+        "Leave at least {num_placeholders} placeholders in square brackets, such as [name], to be filled in.",
+        "Use at least {num_placeholders} placeholders like [date] or [place].",
+    )
+    num_placeholders: int = Field(ge=0)
+
+    def follows(self, answer: str) -> bool:
+        """See the class."""
+        return len(_PLACEHOLDER.findall(answer)) >= self.num_placeholders
+
+    @classmethod
+    def draw(cls, rng: random.Random, words: list[str]) -> Self:
+        """One to four."""
+        return cls(num_placeholders=rng.randint(1, 4))
+
+
+class Postscript(Instruction):
+    """The answer has a postscript that begins with a given mark."""
+
+    kind = "detectable_content:postscript"
+    claims = frozenset({"end", "dots"})
+    wordings = (
+        "Add a postscript at the end that begins with {postscript_marker}",
+        "After your answer, write a postscript. It starts with {postscript_marker}",
+    )
+    postscript_marker: str = Field(min_length=1)
+
+    def follows(self, answer: str) -> bool:
+        """See the class."""
+        marker = self.postscript_marker.strip()
+        return bool(re.search(_POSTSCRIPTS.get(marker, re.escape(marker.lower())), answer.lower()))
+
+    @classmethod
+    def draw(cls, rng: random.Random, words: list[str]) -> Self:
+        """One of the two usual marks."""
+        return cls(postscript_marker=rng.choice(tuple(_POSTSCRIPTS)))
+
+
+class Bullets(Instruction):
+    """The answer has exactly so many lines that are bullet points of markdown."""
+
+    kind = "detectable_format:number_bullet_lists"
+    claims = frozenset({"layout"})
+    wordings = (
+        "Give exactly {num_bullets} bullet points in markdown, such as:\n* A point.",
+        "List exactly {num_bullets} points, each on a line of its own that begins with *",
+    )
+    num_bullets: int = Field(ge=0)
+
+    def follows(self, answer: str) -> bool:
+        """See the class."""
+        return len(_BULLET.findall(answer)) == self.num_bullets
+
+    @classmethod
+    def draw(cls, rng: random.Random, words: list[str]) -> Self:
+        """Two to five."""
+        return cls(num_bullets=rng.randint(2, 5))
+
+
+class ConstrainedResponse(Instruction):
+    """The answer holds one of IFEval's three options."""
+
+    kind = "detectable_format:constrained_response"
+    claims = EVERYTHING
+
+    def follows(self, answer: str) -> bool:
+        """See the class."""
+        return any(option in answer for option in OPTIONS)
+
+
+class Highlights(Instruction):
+    """The answer highlights at least so many parts with stars."""
+
+    kind = "detectable_format:number_highlighted_sections"
+    wordings = (
+        "Highlight at least {num_highlights} parts of your answer in markdown, like *this part*.",
+        "At least {num_highlights} passages are to be set between stars, as in *a passage*.",
+    )
+    num_highlights: int = Field(ge=0)
+
+    def follows(self, answer: str) -> bool:
+        """See the class."""
+        single = sum(bool(part.strip("*").strip()) for part in _HIGHLIGHT.findall(answer))
+        double = sum(bool(part.strip()) for part in _DOUBLE_HIGHLIGHT.findall(answer))
+        return single + double >= self.num_highlights
+
+    @classmethod
+    def draw(cls, rng: random.Random, words: list[str]) -> Self:
+        """One to three."""
+        return cls(num_highlights=rng.randint(1, 3))
+
+
+class Sections(Instruction):
+    """The answer has at least so many sections, each begun by a word and a number."""
+
+    kind = "detectable_format:multiple_sections"
+    claims = frozenset({"layout", "case"})
+    wordings = (
+        "Divide your answer into {num_sections} sections, and begin each with {section_spliter} and its number, as in "
+        "{section_spliter} 1",
+    )
+    section_spliter: str = Field(min_length=1)
+    num_sections: int = Field(ge=0)
+
+    def follows(self, answer: str) -> bool:
+        """See the class."""
+        marks = re.findall(rf"{re.escape(self.section_spliter.strip())}\s?\d+", answer)
+        return len(marks) >= self.num_sections
+
+    @classmethod
+    def draw(cls, rng: random.Random, words: list[str]) -> Self:
+        """Two or three."""
+        return cls(section_spliter=rng.choice(("Section", "SECTION", "Part", "Day")), num_sections=rng.randint(2, 3))
+
+
+class JsonFormat(Instruction):
+    """The answer is JSON, between marks of code or not."""
+
+    kind = "detectable_format:json_format"
+    claims = frozenset({"begin", "end", "layout", "case", "dots"})
+    wordings = ("Give all of your answer as JSON.", "Write your whole answer in JSON, and nothing around it.")
+
+    def follows(self, answer: str) -> bool:
+        """See the class."""
+        content = answer.strip()
+        for mark in ("```json", "```Json", "```JSON", "```"):
+            content = content.removeprefix(mark)
+        try:
+            json.loads(content.removesuffix("```").strip())
+        except (ValueError, RecursionError):
+            return False
+        return True
+
+
+class Title(Instruction):
+    """The answer has a title in double angular brackets."""
+
+    kind = "detectable_format:title"
+    claims = frozenset({"begin"})
+    wordings = (
+        "Give your answer a title in double angular brackets, such as <<a day at sea>>.",
+        "Put a title between << and >> into your answer.",
+    )
+
+    def follows(self, answer: str) -> bool:
+        """See the class."""
+        return any(title.lstrip("<").rstrip(">").strip() for title in _TITLE.findall(answer))
+
+
+class TwoResponses(Instruction):
+    """The answer is two that differ, divided by six stars."""
+
+    kind = "combination:two_responses"
+    claims = frozenset({"layout", "begin", "end", "length"})
+    wordings = ("Give two answers that differ, with six stars between them: ******",)
+
+    def follows(self, answer: str) -> bool:
+        """See the class."""
+        responses = answer.split("******")
+        if any(not response.strip() for response in responses[1:-1]):
+            return False
+        given = [response.strip() for response in responses if response.strip()]
+        return len(given) == 2 and given[0] != given[1]
+
+
+class RepeatedPrompt(Instruction):
+    """The answer begins with a given text, capitals aside."""
+
+    kind = "combination:repeat_prompt"
+    claims = EVERYTHING
+    prompt_to_repeat: str = Field(min_length=1)
+
+    def follows(self, answer: str) -> bool:
+        """See the class."""
+        return answer.strip().lower().startswith(self.prompt_to_repeat.strip().lower())
+
+
+class Ending(Instruction):
+    """The answer ends with a given phrase, capitals aside."""
+
+    kind = "startend:end_checker"
+    claims = frozenset({"end", "dots"})
+    wordings = (
+        "Close with these very words, and write nothing behind them: {end_phrase}",
+        "The last thing that you write is: {end_phrase}",
+    )
+    end_phrase: str = Field(min_length=1)
+
+    def follows(self, answer: str) -> bool:
+        """See the class."""
+        return answer.strip().strip('"').lower().endswith(self.end_phrase.strip().lower())
+
+    @classmethod
+    def draw(cls, rng: random.Random, words: list[str]) -> Self:
+        """One of the closings."""
+        return cls(end_phrase=rng.choice(CLOSINGS))
+
+
+class Quotation(Instruction):
+    """The whole answer stands between double quotation marks."""
+
+    kind = "startend:quotation"
+    claims = frozenset({"begin", "end"})
+    wordings = (
+        "Put double quotation marks around your whole answer.",
+        'Your answer begins with " and ends with "',
+    )
+
+    def follows(self, answer: str) -> bool:
+        """See the class."""
+        text = answer.strip()
+        return len(text) > 1 and text[0] == text[-1] == '"'
+
+
+class CapitalWords(Instruction):
+    """The answer has at least, or less than, so many words in capitals."""
+
+    kind = "change_case:capital_word_frequency"
+    claims = frozenset({"case"})
+    wordings = (
+        "Write {capital_relation} {capital_frequency} words in capital letters only.",
+        "The number of words that are all in capitals is to be {capital_relation} {capital_frequency}.",
+    )
+    capital_frequency: int = Field(ge=0)
+    capital_relation: Relation
+
+    def follows(self, answer: str) -> bool:
+        """See the class."""
+        capitals = sum(word.isupper() for word in tokens(answer))
+        return compare(capitals, self.capital_relation, self.capital_frequency)
+
+    @classmethod
+    def draw(cls, rng: random.Random, words: list[str]) -> Self:
+        """At least one to four, or less than two to five."""
+        relation, count = draw_bound(rng, (1, 2, 3, 4), (2, 3, 5))
+        return cls(capital_frequency=count, capital_relation=relation)
+
+
+class InCapitals(Instruction):
+    """The answer is English and has capitals only."""
+
+    kind = "change_case:english_capital"
+    claims = frozenset({"case"})
+    wordings = (
+        "Write your whole answer in English and in capital letters only.",
+        "Use capital letters for all of your answer, which is to be in English.",
+    )
+
+    def follows(self, answer: str) -> bool:
+        """See the class."""
+        return answer.isupper() and is_in("en", answer)
+
+
+class InLowercase(Instruction):
+    """The answer is English and has no capitals."""
+
+    kind = "change_case:english_lowercase"
+    claims = frozenset({"case"})
+    wordings = (
+        "Write your whole answer in English and without a single capital letter.",
+        "Use lowercase letters only, in English.",
+    )
+
+    def follows(self, answer: str) -> bool:
+        """See the class."""
+        return answer.islower() and is_in("en", answer)
+
+
+class LowercaseWords(Instruction):
+    """The answer has at most so many words in small letters."""
+
+    kind = "count:lowercase_counting"
+    claims = frozenset({"case", "length"})
+    wordings = ("Use at most {N} words that are in small letters.",)
+    N: int = Field(ge=0)
+
+    def follows(self, answer: str) -> bool:
+        """See the class."""
+        return len(re.findall(r"\b[a-z]+\b", answer)) <= self.N
+
+    @classmethod
+    def draw(cls, rng: random.Random, words: list[str]) -> Self:
+        """Five to twenty."""
+        return cls(N=rng.choice((5, 10, 20)))
+
+
+class Language(Instruction):
+    """The answer is in a language (ISO 639-1), as langdetect takes it."""
+
+    kind = "language:response_language"
+    claims = EVERYTHING
+    language: str = Field(pattern=r"^[a-z]{2}(-[a-z]{2})?$")
+
+    def follows(self, answer: str) -> bool:
+        """See the class."""
+        return is_in(self.language, answer)
+
+
+class _Without(Instruction):
+    """A mark does not stand in the answer."""
+
+    mark: ClassVar[str]
+
+    def follows(self, answer: str) -> bool:
+        """See the class."""
+        return self.mark not in answer
+
+
+class NoComma(_Without):
+    """No comma stands in the answer."""
+
+    kind = "punctuation:no_comma"
+    mark = ","
+    wordings = ("Use no commas at all.", "Write without any comma.", "There must be no comma in your answer.")
+
+
+class NoDot(_Without):
+    """No dot stands in the answer."""
+
+    kind = "punctuation:punctuation_dot"
+    mark = "."
+    claims = frozenset({"dots"})
+    wordings = ("Use no dots (.) at all.", "Write without any dot, also at the end of sentences.")
+
+
+class NoExclamation(_Without):
+    """No exclamation mark stands in the answer."""
+
+    kind = "punctuation:punctuation_exclamation"
+    mark = "!"
+    claims = frozenset({"dots"})
+    wordings = ("Use no exclamation marks.", "There must be no exclamation mark in your answer.")
+
+
+class SquareBrackets(Instruction):
+    """Every word stands in square brackets of its own."""
+
+    kind = "detectable_format:square_brackets"
+    claims = EVERYTHING
+    wordings = ("Put every single word into square brackets, [like] [this].",)
+
+    def follows(self, answer: str) -> bool:
+        """See the class."""
+        return all(word.startswith("[") and word.endswith("]") for word in answer.split())
+
+
+class WrappedPairs(Instruction):
+    """Words stand two by two in double angular brackets."""
+
+    kind = "detectable_format:bigram_wrapping"
+    claims = EVERYTHING
+    wordings = ("Put your words two by two into double angular brackets, <<like this>> <<one here>>.",)
+
+    def follows(self, answer: str) -> bool:
+        """See the class."""
+        words = answer.split()
+        pairs = zip(words[::2], words[1::2], strict=False)  # a last word alone is left out
+        return all(first.startswith("<<") and second.endswith(">>") for first, second in pairs)

@@ -1,0 +1,217 @@
+"""Instructions that code can check: right and wrong answers of each, and what IFEval's own code says of the same."""
+
+from __future__ import annotations
+
+import importlib
+import itertools
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from triptych.data.files import json_line, read_prompts
+from triptych.errors import DataError
+from triptych.instructions.constraining import constrain
+from triptych.instructions.registry import DRAWN, IFEVAL, INSTRUCTIONS, instruction
+from triptych.instructions.text import sentences
+from triptych.records import Check, Conversation, Prompt
+from triptych.reward.rules import Rules, RulesReward
+
+CASES: list[tuple[str, dict[str, Any], str, str]] = [
+    ("keywords:existence", {"keywords": ["sea", "boat"]}, "A Boat on the SEA.", "A boat on the lake."),
+    ("keywords:frequency", {"keyword": "sea", "frequency": 2, "relation": "at least"}, "Sea, seaside", "sea"),
+    ("keywords:frequency", {"keyword": "sea", "frequency": 2, "relation": "less than"}, "sea", "sea sea"),
+    ("keywords:word_count_different_numbers", {"keyword": "a.b", "frequency": 1, "relation": "at least"}, "a.b", "acb"),
+    ("keywords:forbidden_words", {"forbidden_words": ["sea"]}, "seaside", "the Sea"),
+    ("keywords:letter_frequency", {"letter": "T", "let_frequency": 3, "let_relation": "at least"}, "Ttt", "tt"),
+    ("letters:letter_counting2", {"letter": "t", "let_frequency": 3, "let_relation": "less than"}, "tt", "Ttt"),
+    ("language:response_language", {"language": "de"}, "Das ist ein Haus und hier wohnen wir alle.",
+     "That is a house, and all of us live here."),
+    ("length_constraints:number_sentences", {"num_sentences": 2, "relation": "at least"}, "Dr. A came. He sat.",
+     "Dr. A came by e.g. train."),
+    ("length_constraints:number_paragraphs", {"num_paragraphs": 2}, "one\n***\ntwo\n***", "one\n***\n***\ntwo"),
+    ("length_constraints:number_words", {"num_words": 3, "relation": "less than"}, "two words", "there are three"),
+    ("length_constraints:nth_paragraph_first_word", {"num_paragraphs": 2, "nth_paragraph": 2, "first_word": "Then"},
+     "We ate.\n\n\"then, we slept.", "Then.\n\nWe slept."),
+    ("length_constraints:nth_paragraph_first_word", {"num_paragraphs": 1, "nth_paragraph": 2, "first_word": "a"},
+     "", "a"),
+    ("detectable_content:number_placeholders", {"num_placeholders": 2}, "[a] and [b]", "[a and b]"),
+    ("detectable_content:postscript", {"postscript_marker": "P.S."}, "Yes. p. s. no", "Yes. PS no"),
+    ("detectable_content:postscript", {"postscript_marker": "P.P.S"}, "Yes.\nP.P.S no", "Yes.\nP.S. no"),
+    ("detectable_content:postscript", {"postscript_marker": "Note:"}, "Yes.\nnote: no", "Yes. No"),
+    ("detectable_format:number_bullet_lists", {"num_bullets": 2}, "* a\n - b", "* a\n** b\n- c\n- d"),
+    ("detectable_format:constrained_response", {}, "My answer is maybe.", "Maybe."),
+    ("detectable_format:number_highlighted_sections", {"num_highlights": 2}, "*a* and *b*", "*a* and * *"),
+    ("detectable_format:multiple_sections", {"section_spliter": "Day", "num_sections": 2}, "Day 1 a\nDay 2 b", "Day 1"),
+    ("detectable_format:json_format", {}, '```json\n{"a": 1}\n```', '{"a": 1'),
+    ("detectable_format:title", {}, "<<a day>>\nIt was.", "<< >>\nIt was."),
+    ("combination:two_responses", {}, "one ****** two", "one ****** one"),
+    ("combination:repeat_prompt", {"prompt_to_repeat": "Say hi."}, "say hi. Hi!", "Hi! Say hi."),
+    ("startend:end_checker", {"end_phrase": "So it is."}, "Well. so it is.\"", "So it is. Well."),
+    ("startend:quotation", {}, ' "yes" ', '"yes" he said'),
+    ("change_case:capital_word_frequency", {"capital_frequency": 2, "capital_relation": "at least"},
+     "The (NASA) and ESA", "The nasa and ESA"),
+    ("change_case:english_capital", {}, "THIS IS WHAT WE SAID TO THEM.", "This is what we said to them."),
+    ("change_case:english_lowercase", {}, "this is what we said to them.", "This is what we said to them."),
+    ("punctuation:no_comma", {}, "a b", "a, b"),
+    ("keywords:word_once", {"keyword": "sea"}, "The Sea.", "Sea and seaside"),
+    ("count:count_increment_word", {"keyword1": "a1", "keyword2": "b1"}, "a1 b1 B1", "a1 b1"),
+    ("keywords:exclude_word_harder", {"keyword": "sea"}, "the sea.", "the sea is"),
+    ("keywords:palindrome", {}, "A kayak!  level", "Boats only"),
+    ("keywords:no_adjacent_consecutive", {}, "all cats bathe", "all big"),
+    ("count:count_unique", {}, "one two three", "one two one"),
+    ("first_word:first_word_answer", {"first_word": "Yes"}, "yes we can", "Yes, we can"),
+    ("last_word:last_word_answer", {"last_word": "can"}, "Yes we can!", "Yes we can do"),
+    ("keywords:start_end", {}, "Sea by the sea", "Sea by the sea."),
+    ("copy:copy", {"prompt_to_repeat": "Say hi."}, " say HI.", "Say hi. Hi"),
+    ("copy:copying_simple", {"prompt_to_repeat": "Say hi."}, "Say hi.", "Hi."),
+    ("letters:letter_counting", {"N": 3, "relation": "at least"}, "a b c", "1 a b"),
+    ("paragraphs:paragraphs", {}, "one\n***\ntwo", "one\n\ntwo"),
+    ("paragraphs:paragraphs2", {}, "one\n\ntwo", "one\n\n\n\ntwo"),
+    ("first_word:first_word_sent", {"first_word": "We"}, "We ate. We slept.", "We ate. They slept."),
+    ("last_word:last_word_sent", {"last_word": "sea"}, "By the sea. In the sea!", "By the sea. In it."),
+    ("detectable_format:square_brackets", {}, "[a] [b]", "[a b]"),
+    ("detectable_format:bigram_wrapping", {}, "<<a b>> <<c d>> e", "<<a b>> c d"),
+    ("count:lowercase_counting", {"N": 1}, "ONLY one", "only one"),
+    ("punctuation:punctuation_dot", {}, "a!", "a."),
+    ("punctuation:punctuation_exclamation", {}, "a.", "a!"),
+]
+
+
+@pytest.mark.parametrize(("kind", "arguments", "right", "wrong"), CASES)
+def test_a_right_answer_follows_and_a_wrong_one_does_not(
+    kind: str, arguments: dict[str, Any], right: str, wrong: str
+) -> None:
+    checked = instruction(kind, arguments)
+    assert [checked.follows(text) for text in (right, wrong)] == [bool(right), False]
+
+
+def test_every_kind_is_tried() -> None:
+    assert {kind for kind, _, _, _ in CASES} == set(INSTRUCTIONS)
+    assert len(IFEVAL) == 25
+
+
+def answers() -> list[str]:
+    """Texts of many forms: two bodies in each of a dozen shapes."""
+    bodies = (
+        "The sea is wide. People sail on it, and Dr. Lee of NASA studies it! Isn't that great? We learn important "
+        "things from water every time.",
+        "Plan for a small garden\n\nFirst, dig. Then plant [flowers] and [herbs].\n\nIt's 3.5 metres wide (see MAP).",
+    )
+    return [shape for body in bodies for shape in (
+        body, body.upper(), body.lower(), f'"{body}"', f"<<A title>>\n{body}", body.replace(". ", ".\n* "),
+        "***".join(body.split(". ")), f"{body}******{body[4:]}", f"{body}\nP.S. Bring water.",
+        json.dumps({"text": body}), f"```json\n{json.dumps([body])}\n```", body.replace(" ", " *and* ", 2),
+        f"{body.replace(',', '')}\n\n**Note** Have a nice day!", f"Section 1\n{body}\nSection 2 - done",
+    )]
+
+
+def test_ifevals_own_code_says_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """25 kinds × 28 answers × 2 draws of arguments.
+
+    Its models of sentences are a download; both sides cut them as we do, and words as nltk does.
+    """
+    pytest.importorskip("nltk")
+    import nltk
+
+    # Where it is imported first, it would download them.
+    monkeypatch.setattr(nltk, "download", lambda *_, **__: True)
+    theirs = importlib.import_module("lm_eval.tasks.ifeval.instructions_registry").INSTRUCTION_DICT
+    counting = importlib.import_module("lm_eval.tasks.ifeval.instructions_util")
+    words = nltk.tokenize.NLTKWordTokenizer()
+    monkeypatch.setattr(counting, "count_sentences", lambda text: len(sentences(text)))
+    monkeypatch.setattr(
+        counting.nltk, "word_tokenize", lambda text: [word for part in sentences(text) for word in words.tokenize(part)]
+    )
+    given = {"language:response_language": [{"language": "en"}, {"language": "de"}],
+             "combination:repeat_prompt": [{"prompt_to_repeat": "the sea"}, {"prompt_to_repeat": "plan for"}]}
+    rng = random.Random(0)
+    tried, followed = 0, 0
+    for cls in IFEVAL:
+        drawn = given.get(cls.kind) or [
+            cls.draw(rng, ["sea", "water", "people", "garden"]).model_dump(mode="json") for _ in range(2)
+        ]
+        for arguments, answer in itertools.product(drawn, answers()):
+            other = theirs[cls.kind](cls.kind)
+            other.build_description(**arguments)
+            expected = bool(other.check_following(answer))
+            assert instruction(cls.kind, arguments).follows(answer) is expected, (cls.kind, arguments, answer)
+            tried, followed = tried + 1, followed + expected
+    assert tried == 1400
+    assert 200 < followed < 1100  # both kinds of answers
+
+
+def test_added_instructions_are_the_same_again_and_do_not_contradict() -> None:
+    prompts = [Prompt.of(f"Write about the number {number} and what people think of it.") for number in range(300)]
+    made = constrain(prompts, most=3, seed=4)
+    assert made == constrain(prompts, most=3, seed=4)
+    assert made[7:9] == constrain(prompts[7:9], most=3, seed=4)
+    assert made != constrain(prompts, most=3, seed=5)
+    assert {len(prompt.checks) for prompt in made} == {1, 2, 3}
+    assert {check.kind for prompt in made for check in prompt.checks} == set(DRAWN)
+    for prompt, before in zip(made, prompts, strict=True):
+        assert prompt.messages[-1].content.startswith(before.messages[-1].content)
+        claims = [INSTRUCTIONS[check.kind].claims for check in prompt.checks]
+        assert all(not one & other for one, other in itertools.combinations(claims, 2))
+        assert all(instruction(check.kind, check.arguments) for check in prompt.checks)
+
+
+def test_kinds_are_held_out() -> None:
+    held = ["punctuation:no_comma", "startend:quotation"]
+    prompts = [Prompt.of(f"Question {number}?") for number in range(60)]
+    trained = constrain(prompts, kinds=[kind for kind in DRAWN if kind not in held])
+    assert not {check.kind for prompt in trained for check in prompt.checks} & set(held)
+    assert {check.kind for prompt in constrain(prompts, kinds=held) for check in prompt.checks} == set(held)
+    with pytest.raises(ValueError, match="did you mean 'punctuation:no_comma'"):
+        constrain(prompts, kinds=["punctuation:no_commas"])
+    with pytest.raises(ValueError, match="written for it"):
+        constrain(prompts, kinds=["combination:repeat_prompt"])
+
+
+def test_rows_hold_instructions_in_three_forms(tmp_path: Path) -> None:
+    path = tmp_path / "p.jsonl"
+    checks = (Check("punctuation:no_comma"), Check("length_constraints:number_words",
+                                                   {"num_words": 3, "relation": "at least"}))
+    arguments = [{}, {"num_words": 3, "relation": "at least", "num_bullets": None}]
+    kinds = [check.kind for check in checks]
+    rows = [
+        {"prompt": "a", "checks": [{"kind": check.kind, **check.arguments} for check in checks]},
+        {"prompt": "a", "instruction_id_list": kinds, "kwargs": arguments},
+        {"prompt": "a", "ground_truth": json.dumps([{"instruction_id": kinds, "kwargs": [None, arguments[1]]}])},
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    prompts = read_prompts(path)
+    assert [prompt.checks for prompt in prompts] == [checks] * 3
+    path.write_text(json_line(prompts[0]))
+    assert read_prompts(path) == prompts[:1]
+
+
+@pytest.mark.parametrize(("row", "field", "what"), [
+    ({"checks": [{"kind": "punctuation:no_commas"}]}, "checks[0]", "did you mean 'punctuation:no_comma'"),
+    ({"checks": [{"kind": "startend:end_checker"}]}, "checks[0]", "end_phrase: field required"),
+    ({"checks": [{"kind": "punctuation:no_comma", "n": 1}]}, "checks[0]", "n: extra inputs"),
+    ({"checks": "punctuation:no_comma"}, "checks", "expected [{"),
+    ({"instruction_id_list": ["punctuation:no_comma"], "kwargs": []}, "kwargs", "for each of the instructions"),
+])
+def test_a_wrong_instruction_is_a_fault_of_its_row(tmp_path: Path, row: dict[str, Any], field: str, what: str) -> None:
+    path = tmp_path / "p.jsonl"
+    path.write_text(json.dumps({"prompt": "a", **row}) + "\n")
+    with pytest.raises(DataError) as caught:
+        read_prompts(path)
+    (fault,) = caught.value.faults
+    assert (fault.line, fault.field) == (1, field)
+    assert what in fault.message
+
+
+def test_the_rule_gives_the_share_that_is_followed() -> None:
+    checks = (Check("punctuation:no_comma"), Check("punctuation:punctuation_dot"))
+    prompt = Prompt(Prompt.of("a").messages, checks=checks)
+    conversations = [Conversation(prompt, answer) for answer in ("a", "a.", "a, b.", " ")]
+    share = Rules(RulesReward.model_validate({"rules": [{"rule": "instructions"}]}))
+    strict = Rules(RulesReward.model_validate({"rules": [{"rule": "instructions", "strict": True}]}))
+    assert share.score(conversations) == [1, 0.5, 0, 0]
+    assert strict.score(conversations) == [1, 0, 0, 0]
+    with pytest.raises(DataError, match="has no `checks`"):
+        share.score([Conversation(Prompt.of("a"), "b")])
