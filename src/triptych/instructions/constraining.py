@@ -53,7 +53,11 @@ def _constrained(prompt: Prompt, kinds: list[str], most: int, rng: random.Random
     words = _words(prompt, rng)
     instructions = [INSTRUCTIONS[kind].draw(rng, words) for kind in drawn]
     last = prompt.messages[-1]
-    asked = " ".join([last.content.rstrip(), *(instruction.asked(rng) for instruction in instructions)])
+    content = last.content.rstrip()
+    between = rng.choice((" ", "\n", "\n\n"))
+    if between == " " and content[-1:].isalnum():
+        between = ". "  # else the request would run on into what is added
+    asked = content + between + " ".join(instruction.asked(rng) for instruction in instructions)
     return replace(
         prompt,
         messages=(*prompt.messages[:-1], replace(last, content=asked)),

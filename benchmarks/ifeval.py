@@ -1,0 +1,106 @@
+"""`python -m benchmarks.ifeval MODEL ...`: models on IFEval, scored by lm-evaluation-harness's own code.
+
+The first model is what the others are compared with, on the same prompts (Zhou et al. 2023, *Instruction-Following
+Evaluation for Large Language Models*). The harness wants nltk's model of sentences, which is a download; sentences are
+cut by a regular expression here, for all models alike, and words by nltk within them.
+
+Each answer is scored as the harness scores it ("strict"): an answer's accuracy is 1 where every instruction of its
+prompt is followed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from triptych.engine.device import settle
+from triptych.engine.rollout import Policy
+from triptych.engine.sampling import Sampling
+from triptych.instructions.text import sentences
+from triptych.records import Message, Prompt
+from triptych.statistics.intervals import mean_interval
+
+PROMPTS = Path(__file__).resolve().parents[2] / "shared/data/benchmarks/ifeval_half.jsonl"
+
+
+def main() -> None:
+    """Parses the command line, prints a line for each model."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.ifeval", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("models", nargs="+", type=Path, metavar="MODEL", help="Hugging Face folders")
+    parser.add_argument("--prompts", type=Path, default=PROMPTS, help="rows as google/IFEval has them")
+    parser.add_argument("--first", type=int, help="only so many of the prompts")
+    parser.add_argument("--max-tokens", type=int, default=256)
+    parser.add_argument("--temperature", type=float, default=0.0, help="0, the default, takes the likeliest token")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--system", help="a system prompt")
+    parser.add_argument("--answers", type=Path, help="a folder for every model's answers")
+    asked = parser.parse_args()
+    settle()
+    rows = [json.loads(line) for line in asked.prompts.read_text(encoding="utf-8").splitlines()][:asked.first]
+    sampling = Sampling(asked.max_tokens, asked.temperature, seed=asked.seed)
+    before: list[list[bool]] | None = None
+    for folder in asked.models:
+        start = time.monotonic()
+        answers, cut = written(folder, rows, sampling, asked.system)
+        followed = [scored(row, answer) for row, answer in zip(rows, answers, strict=True)]
+        print(f"{folder}: {told(followed, before)}; {cut:.0%} cut at {asked.max_tokens} tokens, "
+              f"{time.monotonic() - start:.0f} s", flush=True)
+        before = before or followed
+        if asked.answers:
+            asked.answers.mkdir(exist_ok=True, parents=True)
+            lines = [json.dumps({"prompt": row["prompt"], "answer": answer, "followed": each}, ensure_ascii=False)
+                     for row, answer, each in zip(rows, answers, followed, strict=True)]
+            name = "-".join(folder.resolve().parts[-3:])
+            (asked.answers / f"{name}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def written(
+    folder: Path, rows: Sequence[dict[str, Any]], sampling: Sampling, system: str | None
+) -> tuple[list[str], float]:
+    """A model's answers, and the share that was cut."""
+    before = (Message("system", system),) if system else ()
+    prompts = [Prompt((*before, Message("user", row["prompt"]))) for row in rows]
+    rollouts = [group[0] for group in Policy.open(folder).write(prompts, sampling)]
+    return [rollout.answer for rollout in rollouts], float(np.mean([not rollout.finished for rollout in rollouts]))
+
+
+def scored(row: dict[str, Any], answer: str) -> list[bool]:
+    """Which of a prompt's instructions an answer follows, as the harness says."""
+    harness = load_harness()
+    inputs = harness.InputExample(row["key"], row["instruction_id_list"], row["prompt"], row["kwargs"])
+    return [bool(one) for one in harness.test_instruction_following_strict(inputs, answer).follow_instruction_list]
+
+
+def load_harness() -> Any:
+    """lm-evaluation-harness's module for IFEval, with sentences cut without nltk's download."""
+    import nltk
+
+    nltk.download = lambda *_, **__: True  # it asks for the model of sentences when it is imported
+    counting: Any = importlib.import_module("lm_eval.tasks.ifeval.instructions_util")
+    words = nltk.tokenize.NLTKWordTokenizer()
+    counting.count_sentences = lambda text: len(sentences(text))
+    nltk.word_tokenize = lambda text: [word for part in sentences(text) for word in words.tokenize(part)]
+    return importlib.import_module("lm_eval.tasks.ifeval.utils")
+
+
+def told(followed: list[list[bool]], before: list[list[bool]] | None) -> str:
+    """Accuracy of prompts and of instructions, and how far the former lies above another model's."""
+    prompts = np.array([all(each) for each in followed], dtype=float)
+    instructions = np.array([one for each in followed for one in each], dtype=float)
+    line = f"prompts {prompts.mean():.3f}, instructions {instructions.mean():.3f}"
+    if before is None:
+        return line
+    gain, (low, high) = mean_interval((prompts - np.array([all(each) for each in before], dtype=float)).tolist())
+    return f"{line}, prompts {gain:+.3f} ({low:+.3f} to {high:+.3f}, paired, 95%)"
+
+
+if __name__ == "__main__":
+    main()
