@@ -215,3 +215,9 @@ def test_the_rule_gives_the_share_that_is_followed() -> None:
     assert strict.score(conversations) == [1, 0, 0, 0]
     with pytest.raises(DataError, match="has no `checks`"):
         share.score([Conversation(Prompt.of("a"), "b")])
+
+
+def test_the_page_lists_every_kind_with_its_arguments() -> None:
+    page = (Path(__file__).parents[1] / "docs/instructions.md").read_text(encoding="utf-8")
+    for kind, cls in INSTRUCTIONS.items():
+        assert f"| `{kind}` | {', '.join(f'`{name}`' for name in cls.model_fields)} |" in page
