@@ -386,16 +386,19 @@ class Instructions(Rule):
 class Chrf(Rule):
     """chrF of the answer against the prompt's reference, from 0 to 1: how good a translation is (Popović 2015).
 
-    Computed by sacrebleu: characters' n-grams up to 6, with `words` also those of words up to 2 (chrF++).
+    Computed by sacrebleu from characters' n-grams up to 6.
+
+    Attributes:
+        word_order: n-grams of words up to this count too; 2 is chrF++.
     """
 
     rule: Literal["chrf"] = "chrf"
-    words: bool = False
+    word_order: int = Field(default=0, ge=0, le=4)
 
     def value(self, conversation: Conversation) -> float:
         """See the class."""
         wanted = self.require_reference(conversation)
-        return float(_chrf(2 if self.words else 0).sentence_score(conversation.answer, [wanted]).score) / 100
+        return float(_chrf(self.word_order).sentence_score(conversation.answer, [wanted]).score) / 100
 
     def fault(self, prompt: Prompt) -> str | None:
         """See `Rule`."""
