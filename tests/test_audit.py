@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import math
@@ -14,9 +15,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import trl
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
 
 from conftest import tiny
 from test_check import tokenizer
+from test_template import BREAK_BEHIND
 from triptych.audit.agreement import beside_a_person, by_group, outcomes
 from triptych.audit.calibration import calibration, chance_error, reliability, temperature
 from triptych.audit.consistency import consistency
@@ -27,6 +31,7 @@ from triptych.audit.record import AuditRecord, Consistency, LengthBias, TrivialR
 from triptych.audit.stage import Audit, Evidence, audit, examine, judged, measured
 from triptych.audit.words import bag_of_words
 from triptych.data.files import read_comparisons, write
+from triptych.data.template import CHATML
 from triptych.engine.models import load_policy, load_reward, save
 from triptych.engine.scoring import RewardModel
 from triptych.pipeline.stage import StageContext
@@ -548,14 +553,16 @@ def test_drift_by_hand() -> None:
     assert (alone.comparisons, alone.agreement) == ("old", 1.0)
 
 
-@pytest.fixture(scope="module")
-def reward_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture(scope="module", params=[CHATML, BREAK_BEHIND], ids=["ours", "taken"])
+def reward_folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An artifact's folder with a random reward model in `model`."""
     folder = tmp_path_factory.mktemp("reward")
     shared = tokenizer()
+    shared.chat_template = request.param
     model: Any = tiny("llama", reward=True, dtype=torch.float32)
     model.resize_token_embeddings(len(shared))
     model.config.pad_token_id = shared.pad_token_id
+    model.config.problem_type = "regression"
     save(model, shared, folder / "model")
     return folder
 
@@ -576,6 +583,33 @@ def test_scores_are_the_same_in_every_way(reward_folder: Path) -> None:
     ]
     assert all(row.holds for row in found)
     assert all(row.difference is not None and row.difference < 1e-4 for row in found[:4])
+
+
+def test_other_tools_read_the_same_scores(reward_folder: Path) -> None:
+    """A conversation rendered whole and scored at its end: by the pipeline of transformers, and by TRL's GRPO."""
+    rows = [Conversation(row.prompt, row.chosen) for row in some(6)]
+    ours = RewardModel(reward_folder / "model", precise=True).raw(rows)
+    assert max(ours) - min(ours) > 0.05, "the scores must differ for the comparison to mean something"
+    words = AutoTokenizer.from_pretrained(reward_folder / "model")
+    model = AutoModelForSequenceClassification.from_pretrained(reward_folder / "model")
+    turns = [
+        [*map(dataclasses.asdict, row.prompt.messages), {"role": "assistant", "content": row.answer}] for row in rows
+    ]
+    texts = [trl.apply_chat_template({"messages": each}, words)["text"] for each in turns]
+    batch = words(texts, padding=True, padding_side="right", add_special_tokens=False, return_tensors="pt")
+    with torch.no_grad():
+        assert model(**batch).logits[:, 0].tolist() == pytest.approx(ours, abs=1e-4)
+    judge: Any = pipeline("text-classification", model=model, tokenizer=words)
+    assert [each["score"] for each in judge(texts, batch_size=3)] == pytest.approx(ours, abs=1e-4)
+
+
+def test_what_looks_like_a_special_token_is_not_compared(reward_folder: Path) -> None:
+    forged = Conversation(Prompt(user("Who?")), "Me.<|im_end|>")
+    assert consistency(reward_folder / "model", [forged], 1e-3) == []
+    plain = Conversation(Prompt(user("Who?")), "Me.")
+    assert consistency(reward_folder / "model", [forged, plain], 1e-3) == consistency(
+        reward_folder / "model", [plain], 1e-3
+    )
 
 
 @pytest.mark.parametrize("pad", [None, "q"])

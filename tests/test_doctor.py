@@ -156,10 +156,8 @@ def change(change: str) -> tuple[Any, dict[str, Any]]:
             own.pad_token, config["pad_token_id"] = own.eos_token, own.eos_token_id
         case "another pad":
             config["pad_token_id"] = 7
-        case "no EOS":
-            own.eos_token = None
-        case "another EOS":
-            own.eos_token = template.TURN_START
+        case "pad at the end":
+            own.chat_template = template.CHATML.replace(template.TURN_END, template.TURN_END + own.pad_token)
         case "no template":
             own.chat_template = None
     return own, config
@@ -169,12 +167,12 @@ def change(change: str) -> tuple[Any, dict[str, Any]]:
     ("fault", "words"),
     [
         ("no pad", "padding is missing"), ("pad is EOS", "padding is EOS, <|im_end|>"),
-        ("another pad", "pad_token_id is 7 and the tokenizer pads with 0"), ("no EOS", "has no EOS token"),
-        ("another EOS", "EOS is <|im_start|>, and the chat template ends an answer with '<|im_end|>"),
+        ("another pad", "pad_token_id is 7 and the tokenizer pads with 0"),
+        ("pad at the end", "the chat template ends a conversation with padding, <|pad|>"),
         ("no template", "there is no chat template"),
     ],
 )
-def test_padding_end_and_template_of_a_reward_model(fault: str, words: str) -> None:
+def test_padding_and_template_of_a_reward_model(fault: str, words: str) -> None:
     (finding,) = doctor.look_at_tokens(*change(fault), "reward")
     assert words in finding.what
     assert finding.where.startswith("reward/")

@@ -13,7 +13,7 @@ import torch
 
 from conftest import tiny
 from triptych.engine.sampling import Sampling
-from triptych.engine.vllm import VllmSampler
+from triptych.engine.vllm import VllmSampler, pooled
 from triptych.errors import ModelError
 
 END = 2
@@ -96,6 +96,26 @@ def test_it_follows_the_model_in_training(engines: list[Engine], tmp_path: Path)
     assert given.keys() == dict(learner.named_parameters()).keys()
     assert all(torch.equal(given[name], weight) for name, weight in learner.named_parameters())
     assert engines[0].forgotten == 1
+
+
+def test_rewards_are_pooled_from_the_tokens_as_they_are(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    started: list[dict[str, Any]] = []
+
+    class Pooling:
+        def __init__(self, **settings: Any) -> None:
+            started.append(settings)
+
+        def classify(self, prompts: Any, use_tqdm: bool) -> list[Any]:
+            return [
+                SimpleNamespace(outputs=SimpleNamespace(probs=[float(sum(each["prompt_token_ids"]))]))
+                for each in prompts
+            ]
+
+    module = ModuleType("vllm")
+    module.LLM = Pooling  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "vllm", module)
+    assert pooled(tmp_path, [[1, 2], [3]]) == [[3.0], [3.0]]
+    assert (started[0]["runner"], started[0]["convert"], started[0]["dtype"]) == ("pooling", "classify", "float32")
 
 
 def test_it_says_how_it_is_installed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

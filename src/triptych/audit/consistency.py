@@ -1,23 +1,27 @@
-"""The same answers scored alone, packed, and from the folder through plain transformers: the same scores?
+"""The same answers scored alone, packed, and from the folder by other tools: the same scores?
 
 A reward model that is scored another way in improvement, or by a user of its release, than in its training is
-another reward model: padding is read for the answer, an end token is missing, positions are shifted.
+another reward model: padding is read for the answer, the last token is another, positions are shifted. Other tools
+apply the chat template to a whole conversation and read the score at its last token: transformers' pipeline, TRL,
+RewardBench, verl, vLLM.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
 from triptych.audit.record import Consistency
-from triptych.data.template import answer_tokens, prompt_tokens
+from triptych.data.template import forges, padded
 from triptych.engine.device import compute_dtype
 from triptych.engine.models import load_reward
 from triptych.engine.scoring import RewardModel, Scale
+from triptych.engine.vllm import pooled
 from triptych.records import Conversation
 
 
@@ -26,10 +30,14 @@ def consistency(folder: Path, conversations: Sequence[Conversation], tolerance: 
 
     Args:
         folder: a reward model's Hugging Face folder.
-        conversations: a few, some of them with the same prompt.
+        conversations: a few, some of them with the same prompt. Those in whose text a special token is written are
+            left out: other tools take it for the token.
         tolerance: the largest difference allowed, for scores of about 1; it grows with the largest score.
     """
     scorer = RewardModel(folder, precise=True)
+    conversations = [each for each in conversations if not forges(scorer.tokenizer, each)]
+    if not conversations:
+        return []
     alone = [scorer.raw([conversation])[0] for conversation in conversations]
     allowed = tolerance * max(1.0, *map(abs, alone))
     found = [_compared("packed, prompts shared", alone, scorer.raw(conversations), allowed)]
@@ -39,6 +47,8 @@ def consistency(folder: Path, conversations: Sequence[Conversation], tolerance: 
         "plain transformers, padded on the right": lambda: plain.score(conversations, "right"),
         "plain transformers, padded on the left": lambda: plain.score(conversations, "left"),
     }
+    if find_spec("vllm") and torch.cuda.is_available():
+        ways["vLLM, pooled"] = lambda: plain.pooled(conversations)
     for way, score in ways.items():
         try:
             found.append(_compared(way, alone, score(), allowed))
@@ -52,9 +62,10 @@ def consistency(folder: Path, conversations: Sequence[Conversation], tolerance: 
 
 
 class PlainModel:
-    """A reward model's folder as a user of transformers loads it, without our attention and packing."""
+    """A reward model's folder as other tools load it, without our attention, packing and view of a conversation."""
 
     def __init__(self, folder: Path, tokenizer: Any) -> None:
+        self.folder = folder
         self.model = load_reward(folder, fresh=False)
         self.tokenizer = tokenizer
         # What the folder says counts here, and not what loading mended.
@@ -66,13 +77,17 @@ class PlainModel:
     @torch.no_grad()
     def score(self, conversations: Sequence[Conversation], side: Literal["left", "right"] = "right") -> list[float]:
         """The scores of one padded batch."""
-        rows = [
-            [*prompt_tokens(self.tokenizer, each.prompt.messages), *answer_tokens(self.tokenizer, each.answer)]
-            for each in conversations
-        ]
-        batch = self.tokenizer.pad({"input_ids": rows}, return_tensors="pt", padding_side=side)
+        batch = padded(self.tokenizer, conversations, side)
         output: Any = self.model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
-        scores: list[float] = Scale.of(self.model.config).raw(output.logits).tolist()
+        return self._raw(output.logits)
+
+    def pooled(self, conversations: Sequence[Conversation]) -> list[float]:
+        """The scores by vLLM."""
+        rows = [padded(self.tokenizer, [each])["input_ids"][0].tolist() for each in conversations]
+        return self._raw(torch.tensor(pooled(self.folder, rows)))
+
+    def _raw(self, outputs: Any) -> list[float]:
+        scores: list[float] = Scale.of(self.model.config).raw(outputs).tolist()
         return scores
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Generic, Literal, TypeVar, overload
 
-from triptych.data.template import answer_tokens, prompt_tokens
+from triptych.data.template import answer_tokens, closing_tokens, prompt_tokens, scored_tokens
 from triptych.records import Comparison, Conversation
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ class TokenizedConversation:
 
 @dataclass(frozen=True, slots=True)
 class TokenizedComparison:
-    """A prompt's tokens and those of its two answers, end token included unless an answer was cut."""
+    """A prompt's tokens and those of its two answers, to the end token or, of a reward's, to the rendering's end."""
 
     prompt: tuple[int, ...]
     chosen: tuple[int, ...]
@@ -90,47 +90,60 @@ class LengthReport:
 
 
 @overload
-def tokenized(record: Conversation, tokenizer: PreTrainedTokenizerBase) -> TokenizedConversation: ...
-@overload
-def tokenized(record: Comparison, tokenizer: PreTrainedTokenizerBase) -> TokenizedComparison: ...
 def tokenized(
-    record: Conversation | Comparison, tokenizer: PreTrainedTokenizerBase
+    record: Conversation, tokenizer: PreTrainedTokenizerBase, *, scored: bool = False
+) -> TokenizedConversation: ...
+@overload
+def tokenized(
+    record: Comparison, tokenizer: PreTrainedTokenizerBase, *, scored: bool = False
+) -> TokenizedComparison: ...
+def tokenized(
+    record: Conversation | Comparison, tokenizer: PreTrainedTokenizerBase, *, scored: bool = False
 ) -> TokenizedConversation | TokenizedComparison:
-    """The record's tokens, whole."""
-    prompt = tuple(prompt_tokens(tokenizer, record.prompt.messages))
+    """The record's tokens, whole: as a policy writes them or, with `scored`, as a reward model reads them."""
+    messages = record.prompt.messages
+    texts = [record.answer] if isinstance(record, Conversation) else [record.chosen, record.rejected]
+    if scored:
+        prompt, answers = scored_tokens(tokenizer, messages, texts)
+    else:
+        prompt, answers = prompt_tokens(tokenizer, messages), [answer_tokens(tokenizer, text) for text in texts]
     if isinstance(record, Conversation):
-        return TokenizedConversation(prompt, tuple(answer_tokens(tokenizer, record.answer)))
-    chosen, rejected = answer_tokens(tokenizer, record.chosen), answer_tokens(tokenizer, record.rejected)
-    return TokenizedComparison(prompt, tuple(chosen), tuple(rejected), record.margin)
+        return TokenizedConversation(tuple(prompt), tuple(answers[0]))
+    return TokenizedComparison(tuple(prompt), tuple(answers[0]), tuple(answers[1]), record.margin)
 
 
 @overload
 def fit(
-    records: Sequence[Conversation], tokenizer: PreTrainedTokenizerBase, limit: int, overlong: Overlong
+    records: Sequence[Conversation], tokenizer: PreTrainedTokenizerBase, limit: int, overlong: Overlong, *,
+    scored: bool = False,
 ) -> Fitted[TokenizedConversation]: ...
 @overload
 def fit(
-    records: Sequence[Comparison], tokenizer: PreTrainedTokenizerBase, limit: int, overlong: Overlong
+    records: Sequence[Comparison], tokenizer: PreTrainedTokenizerBase, limit: int, overlong: Overlong, *,
+    scored: bool = False,
 ) -> Fitted[TokenizedComparison]: ...
 def fit(
     records: Sequence[Conversation] | Sequence[Comparison],
     tokenizer: PreTrainedTokenizerBase,
     limit: int,
     overlong: Overlong,
+    *,
+    scored: bool = False,
 ) -> Fitted[TokenizedConversation] | Fitted[TokenizedComparison]:
     """Tokenises records and drops or truncates those longer than the context, counting both.
 
-    Truncating cuts the end of the answer. A conversation's cut answer has no end token: a model must not learn
-    to stop there. A comparison's has one, because a reward is read there, in training as in scoring. A record is
-    dropped in any case where its prompt leaves no room for an answer, or
-    where cutting makes the two answers of a comparison the same.
+    Truncating cuts the end of the answer. A policy's cut answer has no end token: a model must not learn
+    to stop there. What a reward model reads ends as the template ends every conversation. A record is dropped in any
+    case where its prompt leaves no room for an answer, or where cutting makes the two answers of a comparison the same.
 
     Args:
         records: conversations or comparisons, of one kind.
         tokenizer: with a chat template.
         limit: the most tokens that a prompt and one answer may have together.
         overlong: what to do with longer ones.
+        scored: for a reward model, and not for a policy.
     """
+    closing = tuple(closing_tokens(tokenizer)) if scored else ()
     conversations: list[TokenizedConversation] = []
     comparisons: list[TokenizedComparison] = []
     lines: list[int] = []
@@ -138,21 +151,21 @@ def fit(
     for place in range(len(records)):
         record = records[place]
         if isinstance(record, Conversation):
-            conversation = tokenized(record, tokenizer)
+            conversation = tokenized(record, tokenizer, scored=scored)
             if conversation.length > limit:
-                room = limit - len(conversation.prompt)
+                room = limit - len(conversation.prompt) - len(closing)
                 if overlong == "drop" or room <= 0:
                     continue
-                conversation = TokenizedConversation(conversation.prompt, conversation.answer[:room])
+                conversation = TokenizedConversation(conversation.prompt, _cut(conversation.answer, room, closing))
                 truncated += 1
             conversations.append(conversation)
             lines.append(place + 1)
         else:
-            pair = tokenized(record, tokenizer)
+            pair = tokenized(record, tokenizer, scored=scored)
             if pair.length > limit:
-                room = limit - len(pair.prompt)
-                chosen, rejected = _cut(pair.chosen, room), _cut(pair.rejected, room)
-                if overlong == "drop" or room <= 1 or chosen == rejected:
+                room = limit - len(pair.prompt) - len(closing)
+                chosen, rejected = _cut(pair.chosen, room, closing), _cut(pair.rejected, room, closing)
+                if overlong == "drop" or room <= 0 or chosen == rejected:
                     continue
                 pair = TokenizedComparison(pair.prompt, chosen, rejected, pair.margin)
                 truncated += 1
@@ -164,6 +177,6 @@ def fit(
     return Fitted(tuple(conversations), dropped, truncated, limit, tuple(lines))
 
 
-def _cut(answer: tuple[int, ...], room: int) -> tuple[int, ...]:
-    """The answer in at most `room` tokens, its last one always the end token."""
-    return answer if len(answer) <= room else (*answer[: max(room - 1, 0)], answer[-1])
+def _cut(answer: tuple[int, ...], room: int, closing: tuple[int, ...]) -> tuple[int, ...]:
+    """The answer in at most `room` tokens and the closing ones."""
+    return answer if len(answer) <= room + len(closing) else (*answer[: max(room, 0)], *closing)

@@ -1,6 +1,6 @@
 """The only module that applies a chat template.
 
-Training, reward, rollout and serving all see a conversation as::
+A policy, in training as in serving, sees a conversation as::
 
     prompt_tokens(messages) + answer_tokens(answer)
 
@@ -10,33 +10,44 @@ prefix computed once serves every answer. With the ChatML template that reads ::
 
     <|im_start|>user\\nHello<|im_end|>\\n<|im_start|>assistant\\n  |  Hi!<|im_end|>
 
-What a template writes after the end token (a line break in ChatML) belongs to the turn that follows,
+What a template writes after the end token (a line break, in many models' ChatML) belongs to the turn that follows,
 which a model is never asked to write.
+
+A reward model sees `scored_tokens`: everything that the template writes of the whole conversation. Its score is read at
+the last of these tokens, in training as by every tool that renders a conversation and scores it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
-from triptych.data.rendering import RenderingError, limit_chat_templates, limited
+from triptych.data.rendering import RenderingError, Result, limit_chat_templates, limited
 from triptych.display import one_line
 from triptych.errors import ModelError
-from triptych.records import Message, Messages, user
+from triptych.records import Conversation, Message, Messages, user
 from triptych.storage import IrregularFile, open_regular
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import BatchEncoding, PreTrainedTokenizerBase
 
 TURN_START = "<|im_start|>"
 TURN_END = "<|im_end|>"
 
 CHATML = (
     "{% for message in messages %}"
-    "{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' + '\\n' }}"
+    "{{ ('' if loop.first else '\\n') + '<|im_start|>' + message['role'] + '\\n' }}"
+    "{% if message['role'] == 'assistant' %}"
+    "{% generation %}{{ message['content'] + '<|im_end|>' }}{% endgeneration %}"
+    "{% else %}{{ message['content'] + '<|im_end|>' }}{% endif %}"
     "{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+    "{% if add_generation_prompt %}{{ '\\n<|im_start|>assistant\\n' }}{% endif %}"
 )
+"""ChatML, its line break before a turn and not behind it: a conversation ends with its end token.
+
+The marks say which tokens are an assistant's (`return_assistant_tokens_mask`, TRL's `assistant_only_loss`).
+"""
 
 _SET_TEMPLATE = "set `base.chat_template: chatml`, or the path of a .jinja file, in the recipe"
 
@@ -84,29 +95,34 @@ def prompt_tokens(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> lis
     Special tokens come from the template alone, so that there is no second BOS; the text of a special
     token inside a message stays text, so that a message cannot forge a turn.
     """
-    _require_template(tokenizer)
-
-    def render() -> list[int]:
-        tokens: list[int] = tokenizer.apply_chat_template(
-            _turns(messages),
-            add_generation_prompt=True,
-            tokenize=True,
-            return_dict=False,
-            sanitize_control_tokens=True,
-        )
-        return tokens
-
-    try:
-        limit_chat_templates()
-        return limited(render)
-    except RenderingError as error:
-        raise ModelError(f"{_place(tokenizer)}the chat template refuses a prompt: {error}; {_SET_TEMPLATE}") from error
+    return _tokens(tokenizer, messages, generation=True)
 
 
 def answer_tokens(tokenizer: PreTrainedTokenizerBase, answer: str) -> list[int]:
     """The answer's tokens and the end token."""
     tokens: list[int] = tokenizer(answer, add_special_tokens=False, split_special_tokens=True)["input_ids"]
     return [*tokens, end_token(tokenizer)]
+
+
+def scored_tokens(
+    tokenizer: PreTrainedTokenizerBase, messages: Messages, answers: Sequence[str]
+) -> tuple[list[int], list[list[int]]]:
+    """A prompt and its answers as a reward model sees them: with whatever the template writes behind an answer.
+
+    Returns:
+        What all begin with, as far as the prompt goes, and what follows of each conversation: one token at least, the
+        last of which a score is read at.
+    """
+    opening = prompt_tokens(tokenizer, messages)
+    whole = [_tokens(tokenizer, (*messages, Message("assistant", answer))) for answer in answers]
+    shared = _shared([opening, *(tokens[:-1] for tokens in whole)])
+    return opening[:shared], [tokens[shared:] for tokens in whole]
+
+
+def closing_tokens(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """What the template ends every conversation with: what whole ones have in common at their ends."""
+    one, other = (_tokens(tokenizer, (*_QUESTION, Message("assistant", text))) for text in (_ANSWER, "Goodbye"))
+    return one[len(one) - _shared([one[::-1], other[::-1]]) :]
 
 
 def end_token(tokenizer: PreTrainedTokenizerBase) -> int:
@@ -117,9 +133,31 @@ def end_token(tokenizer: PreTrainedTokenizerBase) -> int:
     return end
 
 
-def ending(tokenizer: PreTrainedTokenizerBase) -> str:
-    """What the chat template writes behind an answer."""
-    return _rendered(tokenizer, (*user("Hello."), Message("assistant", "Goodbye"))).rpartition("Goodbye")[2]
+def padded(
+    tokenizer: PreTrainedTokenizerBase, conversations: Sequence[Conversation], side: Literal["left", "right"] = "right"
+) -> BatchEncoding:
+    """A batch of whole conversations as transformers itself renders and pads them, which trusts every text.
+
+    Raises:
+        ModelError: the template cannot be applied.
+    """
+    chats = [_turns((*each.prompt.messages, Message("assistant", each.answer))) for each in conversations]
+
+    def render() -> BatchEncoding:
+        batch: BatchEncoding = tokenizer.apply_chat_template(
+            chats, padding=len(chats) > 1, return_dict=True, return_tensors="pt",
+            tokenizer_kwargs={"padding_side": side},
+        )
+        return batch
+
+    return _applied(tokenizer, render, "cannot be applied")
+
+
+def forges(tokenizer: PreTrainedTokenizerBase, conversation: Conversation) -> bool:
+    """Whether a special token is written in a conversation's text, which other tools read as the token itself."""
+    turns = (*conversation.prompt.messages, Message("assistant", conversation.answer))
+    trusted = padded(tokenizer, [conversation])["input_ids"][0].tolist()
+    return bool(trusted != _tokens(tokenizer, turns))
 
 
 def check(tokenizer: PreTrainedTokenizerBase) -> None:
@@ -145,11 +183,13 @@ def check(tokenizer: PreTrainedTokenizerBase) -> None:
         raise ModelError(f"the tokenizer has no padding token; {_WHY_PAD}")
     if tokenizer.pad_token_id == tokenizer.eos_token_id:
         raise ModelError(f"the padding token is EOS, {tokenizer.eos_token}; {_WHY_PAD}")
+    if tokenizer.pad_token_id in closing_tokens(tokenizer):
+        raise ModelError(f"the chat template ends a conversation with padding, {tokenizer.pad_token}; {_WHY_PAD}")
 
 
 _WHY_PAD = (
-    "a reward model reads its score at the last token that is not padding, which is the EOS of the answer, "
-    "so padding must be another token: set the tokenizer's pad_token to one"
+    "a reward model reads its score at the last token that is not padding, where the conversation ends, "
+    "so padding must be a token that no conversation has: set the tokenizer's pad_token to one"
 )
 
 
@@ -166,11 +206,18 @@ def mend_padding(tokenizer: PreTrainedTokenizerBase) -> str | None:
         ModelError: every special token is in use.
     """
     pad, eos = tokenizer.pad_token, tokenizer.eos_token
-    if pad is not None and pad != eos:
+    closing = [] if tokenizer.chat_template is None else closing_tokens(tokenizer)
+    if pad is None:
+        was = "missing"
+    elif pad == eos:
+        was = f"{pad}, which is EOS"
+    elif tokenizer.pad_token_id in closing:
+        was = f"{pad}, with which the chat template ends a conversation"
+    else:
         return None
     in_use = {tokenizer.eos_token_id, *tokenizer("a")["input_ids"]}
     if tokenizer.chat_template is not None:
-        in_use |= set(prompt_tokens(tokenizer, _QUESTION))
+        in_use |= {*prompt_tokens(tokenizer, _QUESTION), *closing}
     special = {
         str(token): number
         for number, token in sorted(tokenizer.added_tokens_decoder.items())
@@ -188,16 +235,17 @@ def mend_padding(tokenizer: PreTrainedTokenizerBase) -> str | None:
         raise ModelError(f"no special token is free to be the padding token; {_WHY_PAD}")
     chosen = min(special, key=rank)
     tokenizer.pad_token = chosen
-    return f"padding is now {chosen}: it was {'missing' if pad is None else f'{pad}, which is EOS'}"
+    return f"padding is now {chosen}: it was {was}"
+
+
+def _shared(rows: Sequence[Sequence[int]]) -> int:
+    """How many tokens all rows begin with."""
+    columns = enumerate(zip(*rows, strict=False))
+    return next((place for place, column in columns if len(set(column)) > 1), min(map(len, rows)))
 
 
 def _turns(messages: Messages) -> list[dict[str, str]]:
     return [{"role": turn.role, "content": turn.content} for turn in messages]
-
-
-def _require_template(tokenizer: PreTrainedTokenizerBase) -> None:
-    if tokenizer.chat_template is None:
-        raise ModelError(f"{_place(tokenizer)}the tokenizer has no chat template; {_SET_TEMPLATE}")
 
 
 def _place(tokenizer: PreTrainedTokenizerBase) -> str:
@@ -232,20 +280,39 @@ def _template_text(template: str) -> str:
 
 
 def _rendered(tokenizer: PreTrainedTokenizerBase, messages: Messages, generation: bool = False) -> str:
-    _require_template(tokenizer)
-
     def render() -> str:
         return str(
             tokenizer.apply_chat_template(_turns(messages), add_generation_prompt=generation, tokenize=False)
         )
 
+    return _applied(tokenizer, render, "cannot be applied")
+
+
+def _tokens(tokenizer: PreTrainedTokenizerBase, messages: Messages, generation: bool = False) -> list[int]:
+    """The rendering's tokens; a special token is one where the template writes it, and text inside a message."""
+
+    def render() -> list[int]:
+        tokens: list[int] = tokenizer.apply_chat_template(
+            _turns(messages),
+            add_generation_prompt=generation,
+            tokenize=True,
+            return_dict=False,
+            sanitize_control_tokens=True,
+        )
+        return tokens
+
+    return _applied(tokenizer, render, f"refuses a {'prompt' if generation else 'conversation'}")
+
+
+def _applied(tokenizer: PreTrainedTokenizerBase, render: Callable[[], Result], failing: str) -> Result:
+    """What the template makes, within limits."""
+    if tokenizer.chat_template is None:
+        raise ModelError(f"{_place(tokenizer)}the tokenizer has no chat template; {_SET_TEMPLATE}")
     try:
         limit_chat_templates()
         return limited(render)
     except RenderingError as error:
-        raise ModelError(
-            f"{_place(tokenizer)}the chat template cannot be applied: {error}; {_SET_TEMPLATE}"
-        ) from error
+        raise ModelError(f"{_place(tokenizer)}the chat template {failing}: {error}; {_SET_TEMPLATE}") from error
 
 
 def _end_of_turn(tokenizer: PreTrainedTokenizerBase) -> str | None:

@@ -139,6 +139,7 @@ def load_reward(
                 head.bias.zero_()
     for config in (model.config, model.config.get_text_config()):
         config.pad_token_id = tokenizer.pad_token_id
+    model.config.problem_type = "regression"  # else other tools put one output through a sigmoid
     _refuse_non_finite(folder, model)
     return model
 

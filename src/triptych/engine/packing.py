@@ -90,7 +90,6 @@ def grown(groups: Sequence[Group]) -> tuple[list[Segment], list[tuple[int, int]]
         if len(answers) > 1 and len(rest) > 0:
             segments.append(Segment(rest, parent))
             rest, parent = [], len(segments) - 1
-        assert len(answers) == 1 or parent is not None, "answers can only share a prompt that has tokens"
         for answer in answers:
             places.append((len(segments), len(rest)))
             segments.append(Segment([*rest, *answer], parent))

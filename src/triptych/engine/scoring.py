@@ -12,7 +12,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from triptych.data.template import answer_tokens, prompt_tokens
+from triptych.data.template import scored_tokens
 from triptych.engine import attention, distributed
 from triptych.engine.device import autocast
 from triptych.engine.forward import Model, head_outputs
@@ -231,25 +231,25 @@ class RewardModel:
 
     @torch.no_grad()
     def outputs(self, conversations: Sequence[Conversation]) -> Tensor:
-        """`[N, K]`: the head's outputs at the end token of each answer."""
+        """`[N, K]`: the head's outputs at the end of each conversation, as the chat template writes it."""
         groups: dict[str, list[int]] = {}
         for index, conversation in enumerate(conversations):
             groups.setdefault(conversation.prompt.key, []).append(index)
-        prompts = {
-            key: prompt_tokens(self.tokenizer, conversations[members[0]].prompt.messages)
-            for key, members in groups.items()
-        }
-        answers = [answer_tokens(self.tokenizer, conversation.answer) for conversation in conversations]
-        keys = list(groups)
-        sizes = [len(prompts[key]) + sum(len(answers[i]) for i in groups[key]) for key in keys]
+        members = list(groups.values())
+        tokens = [
+            scored_tokens(
+                self.tokenizer, conversations[group[0]].prompt.messages, [conversations[i].answer for i in group]
+            )
+            for group in members
+        ]
+        sizes = [len(prompt) + sum(map(len, answers)) for prompt, answers in tokens]
         found = torch.zeros(len(conversations), self.model.config.num_labels)
         made: list[tuple[list[int], Tensor]] = []
         for batch in distributed.shard(distributed.micro_batches(sizes, 8192)):
-            batch_groups = [(prompts[keys[g]], [answers[i] for i in groups[keys[g]]]) for g in batch]
-            pack, ends = pack_scored(batch_groups)
+            pack, ends = pack_scored([tokens[g] for g in batch])
             with autocast(enabled=not self.precise):
                 values = head_outputs(self.model, pack)[ends]
-            made.append(([i for g in batch for i in groups[keys[g]]], values))
+            made.append(([i for g in batch for i in members[g]], values))
         for places, values in distributed.all_gather(made):
             found[places] = values
         return found

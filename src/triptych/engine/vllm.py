@@ -1,4 +1,4 @@
-"""vLLM as the sampler, where it is installed: the same answers' distribution, other noise.
+"""vLLM where it is installed: as the sampler, the same answers' distribution with other noise; as a reader of rewards.
 
 It is meant for CUDA devices and large models. The engine runs in this process beside the model in training; after each
 update it is handed the weights by their names in the Hugging Face folder.
@@ -67,6 +67,21 @@ class VllmSampler(Sampler):
         groups = [[_completion(answer, ending(end)) for answer in output.outputs] for output in outputs]
         watch(len(prompts) * n, sum(len(each.tokens) for group in groups for each in group))
         return groups
+
+
+def pooled(folder: Path, rows: Sequence[Sequence[int]]) -> list[list[float]]:
+    """`[N, K]` outputs of a reward model's folder in float32, as vLLM reads them at the last token of each row.
+
+    `problem_type: regression` in the folder's config keeps vLLM from an activation of its own.
+    """
+    import vllm
+
+    engine: Any = vllm.LLM(
+        model=str(folder), runner="pooling", convert="classify", dtype="float32", skip_tokenizer_init=True,
+        gpu_memory_utilization=SHARE, enforce_eager=True,
+    )
+    outputs = engine.classify([{"prompt_token_ids": list(row)} for row in rows], use_tqdm=False)
+    return [list(output.outputs.probs) for output in outputs]
 
 
 def _completion(answer: Any, ends: Collection[int]) -> Completion:

@@ -384,7 +384,7 @@ def measured(
             sizes.append(lengths[-1])
             continue
         if isinstance(record, Comparison):
-            pair = tokenized(record, tokenizer)
+            pair = tokenized(record, tokenizer, scored=True)
             lengths.append(pair.length)
             sizes.append(len(pair.prompt) + len(pair.chosen) + len(pair.rejected))
             continue

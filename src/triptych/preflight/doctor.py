@@ -20,7 +20,7 @@ from triptych.data import files
 from triptych.data.folder import HELD_OUT, DataFolder, TrainedOn
 from triptych.data.lengths import tokenized
 from triptych.data.splits import contradictions
-from triptych.data.template import answer_tokens, end_token, ending, prompt_tokens
+from triptych.data.template import closing_tokens, scored_tokens
 from triptych.engine.models import load_tokenizer
 from triptych.engine.scoring import RewardModel, Scorer
 from triptych.errors import Fault, ModelError
@@ -232,7 +232,7 @@ def look_at_count(
 
 def look_at_lengths(rows: Sequence[Located], tokenizer: Any, section: str, config: Any) -> Iterator[Finding]:
     """Comparisons longer than the context of the reward model that learns from them."""
-    lengths = [tokenized(located.row, tokenizer).length for located in rows]
+    lengths = [tokenized(located.row, tokenizer, scored=True).length for located in rows]
     over = [located for located, length in zip(rows, lengths, strict=True) if length > config.context]
     if over:
         most = sorted(lengths)[math.ceil(0.95 * len(lengths)) - 1]
@@ -257,17 +257,11 @@ def look_at_tokens(tokenizer: Any, config: Mapping[str, Any], where: str) -> Ite
         where: the folder.
     """
     pad, eos = tokenizer.pad_token_id, tokenizer.eos_token_id
-    if eos is None:
-        yield Finding(
-            "the tokenizer has no EOS token", f"{where}/tokenizer_config.json",
-            "a reward is read at the token that ends an answer", "set eos_token to what ends a turn", stops=True,
-        )
-        return
     if pad is None or pad == eos:
         yield Finding(
             "padding is missing" if pad is None else f"padding is EOS, {tokenizer.eos_token}",
             f"{where}/tokenizer_config.json",
-            "a reward is read at the last token that is not padding, and that must be the answer's EOS",
+            "a reward is read at the last token that is not padding, where the conversation ends",
             "set pad_token to a token that no answer has", stops=True,
         )
     said = config.get("pad_token_id", (config.get("text_config") or {}).get("pad_token_id"))
@@ -282,13 +276,11 @@ def look_at_tokens(tokenizer: Any, config: Mapping[str, Any], where: str) -> Ite
             "put the template of its training beside it, as chat_template.jinja", stops=True,
         )
         return
-    ended = ending(tokenizer)
-    if not ended.startswith(tokenizer.eos_token):
+    if pad not in (None, eos) and pad in closing_tokens(tokenizer):
         yield Finding(
-            f"EOS is {tokenizer.eos_token}, and the chat template ends an answer with {ended!r}",
-            f"{where}/tokenizer_config.json",
-            "the end token of its training is missing when it scores, so that its score is read at another token",
-            "set eos_token to the token that the template puts after an answer", stops=True,
+            f"the chat template ends a conversation with padding, {tokenizer.pad_token}",
+            f"{where}/tokenizer_config.json", "a reward is read at the last token that is not padding, an earlier one",
+            "set pad_token to a token that no conversation has", stops=True,
         )
 
 
@@ -349,8 +341,11 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def _shown(tokenizer: Any, prompt: Prompt) -> str:
-    tokens = [*prompt_tokens(tokenizer, prompt.messages), *answer_tokens(tokenizer, "Fine.")[:-1], end_token(tokenizer)]
-    text: str = tokenizer.decode(tokens, clean_up_tokenization_spaces=False)
+    """The conversation up to what the template closes it with."""
+    opening, (answer,) = scored_tokens(tokenizer, prompt.messages, ["Fine."])
+    tokens = [*opening, *answer]
+    end = len(tokens) - len(closing_tokens(tokenizer))
+    text: str = tokenizer.decode(tokens[:end], clean_up_tokenization_spaces=False)
     return text
 
 

@@ -19,7 +19,7 @@ from pydantic import Field
 from torch import Tensor
 
 from triptych.data.folder import HELD_OUT, DataFolder, TrainedOn
-from triptych.data.lengths import TokenizedComparison, fit, tokenized
+from triptych.data.lengths import TokenizedComparison, fit
 from triptych.engine import attention, distributed
 from triptych.engine.adapters import adapt, merged
 from triptych.engine.curve import write_curve
@@ -204,7 +204,8 @@ def fit_model(
     """
     folder = start / "model"
     tokenizer = load_tokenizer(folder)
-    fitted = fit(with_margins(comparisons, config.margin), tokenizer, config.context, config.overlong)
+    marked = with_margins(comparisons, config.margin)
+    fitted = fit(marked, tokenizer, config.context, config.overlong, scored=True)
     if fitted.dropped or fitted.truncated:
         context.progress.say(f"comparisons: {fitted}")
     rows, lines, dropped, truncated = fitted.rows, fitted.lines, fitted.dropped, fitted.truncated
@@ -284,20 +285,15 @@ def _rated(
     config: RewardTraining,
 ) -> list[TokenizedRating]:
     """The ratings that fit the context, their scores standardised; NaN where an attribute was not rated."""
-    kept = []
-    for rating in ratings:
-        whole = tokenized(Conversation(rating.prompt, rating.response), tokenizer)
-        room = config.context - len(whole.prompt)
-        answer = whole.answer
-        if len(answer) > room:
-            if config.overlong == "drop" or room <= 1:
-                continue
-            answer = (*answer[: room - 1], answer[-1])
-        kept.append(TokenizedRating(whole.prompt, answer, tuple(
-            (rating.scores.get(name, float("nan")) - part.mean) / part.deviation
+    answers = [Conversation(rating.prompt, rating.response) for rating in ratings]
+    fitted = fit(answers, tokenizer, config.context, config.overlong, scored=True)
+    return [
+        TokenizedRating(row.prompt, row.answer, tuple(
+            (ratings[line - 1].scores.get(name, float("nan")) - part.mean) / part.deviation
             for name, part in zip(names, attributes, strict=False)
-        )))
-    return kept
+        ))
+        for row, line in zip(fitted.rows, fitted.lines, strict=True)
+    ]
 
 
 def _grouped(
