@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,9 +16,11 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
 
+from test_template import BREAK_BEHIND
 from triptych.data.files import write
 from triptych.data.lengths import tokenized
 from triptych.data.pairs import grouped
+from triptych.data.template import CHATML
 from triptych.engine import attention, device
 from triptych.engine.curve import read_curve
 from triptych.engine.models import load_policy, load_reward, load_tokenizer, save
@@ -84,6 +86,11 @@ def plain(folder: Path, kind: Any = LlamaForCausalLM) -> Any:
     return kind.from_pretrained(folder / "model", dtype=torch.float32, attn_implementation="sdpa")
 
 
+def messages(prompt: Prompt, answer: str) -> list[dict[str, str]]:
+    """A conversation in the form of TRL's data."""
+    return [*map(asdict, prompt.messages), {"role": "assistant", "content": answer}]
+
+
 def updated(trainer: Any) -> float:
     """One update by TRL; its loss."""
     return float(trainer.train().training_loss)
@@ -100,30 +107,40 @@ def our_update(model: Any, step: Step[Any], loss: Any, config: Any) -> Curve:
     return train(model, 1, lambda _: step, loss, config, checkpoint=None, progress=Silent())
 
 
-def test_supervised_fine_tuning_equals_trls_sft(start: Path, context: StageContext, tmp_path: Path) -> None:
-    """TRL with `labels` on the answers only and `loss_type="nll"`, its mean over all answer tokens of the batch."""
+@pytest.mark.parametrize("labelled", ["by our tokens", "by the template's marks"])
+def test_supervised_fine_tuning_equals_trls_sft(
+    start: Path, context: StageContext, tmp_path: Path, labelled: str
+) -> None:
+    """TRL with labels on the answers only and `loss_type="nll"`, its mean over all answer tokens of the batch."""
     rows = [Conversation(pair.prompt, pair.chosen) for pair in PAIRS]
     write(tmp_path / "demonstrations.jsonl", rows)
     write(tmp_path / "demonstrations_heldout.jsonl", rows[:1])
     finetune(context, Finetuning(epochs=1, micro_batch=64, **OURS), start, tmp_path)
 
     tokens = [tokenized(row, load_tokenizer(start / "model")) for row in rows]
-    data = datasets.Dataset.from_list([
+    marked = labelled == "by the template's marks"
+    data = datasets.Dataset.from_list([{"messages": messages(row.prompt, row.answer)} for row in rows] if marked else [
         {"input_ids": [*row.prompt, *row.answer], "labels": [-100] * len(row.prompt) + list(row.answer)}
         for row in tokens
     ])
+    settings = trl.SFTConfig(
+        str(tmp_path / "trl"), per_device_train_batch_size=4, loss_type="nll", assistant_only_loss=marked, **THEIRS
+    )
     trainer = trl.SFTTrainer(
-        plain(start), trl.SFTConfig(str(tmp_path / "trl"), per_device_train_batch_size=4, loss_type="nll", **THEIRS),
-        train_dataset=data, processing_class=load_tokenizer(start / "model"),
+        plain(start), settings, train_dataset=data, processing_class=load_tokenizer(start / "model")
     )
     assert read_curve(context.output / "curve.jsonl")[0]["loss"] == pytest.approx(updated(trainer), rel=LOSS)
     found = load_policy(context.output / "model")
     assert_same(dict(found.named_parameters()), dict(trainer.model.named_parameters()), plain(start))
 
 
-def test_a_reward_models_training_equals_trls(start: Path, context: StageContext, tmp_path: Path) -> None:
-    """TRL with `center_rewards_coefficient` at our `centring`."""
+@pytest.mark.parametrize("written", [CHATML, BREAK_BEHIND], ids=["ours", "taken"])
+def test_a_reward_models_training_equals_trls(
+    start: Path, context: StageContext, tmp_path: Path, written: str
+) -> None:
+    """TRL renders the conversations itself, and reads a reward where its rendering ends."""
     tokenizer = load_tokenizer(start / "model")
+    tokenizer.chat_template = written
     torch.manual_seed(3)
     model = LlamaForSequenceClassification(LlamaConfig.from_pretrained(start / "model", num_labels=1))
     torch.nn.init.normal_(model.score.weight)
@@ -132,9 +149,9 @@ def test_a_reward_models_training_equals_trls(start: Path, context: StageContext
     config = PairwiseReward(refresh_epochs=1, batch_pairs=8, micro_batch=64, center_rewards_coefficient=0.02, **OURS)
     train_reward(context, config, tmp_path / "reward", tmp_path)
 
-    tokens = [tokenized(pair, tokenizer) for pair in PAIRS]
     data = datasets.Dataset.from_list([
-        {"chosen_ids": [*row.prompt, *row.chosen], "rejected_ids": [*row.prompt, *row.rejected]} for row in tokens
+        {"chosen": messages(pair.prompt, pair.chosen), "rejected": messages(pair.prompt, pair.rejected)}
+        for pair in PAIRS
     ])
     settings = trl.RewardConfig(
         str(tmp_path / "trl"), per_device_train_batch_size=4, center_rewards_coefficient=0.02, **THEIRS

@@ -9,12 +9,19 @@ import torch
 from huggingface_hub import snapshot_download
 from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    AutoModelForSequenceClassification,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
 
 from triptych.base import source
 from triptych.data import template
 from triptych.engine import models
+from triptych.engine.scoring import RewardModel
 from triptych.errors import ModelError
+from triptych.records import Conversation, Prompt, user
 
 
 def write_model(folder: Path, *, tied: bool = True, rows: int = 257) -> None:
@@ -164,3 +171,27 @@ def test_a_gguf_file_becomes_a_plain_folder(tmp_path: Path) -> None:
     assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
     prompt = torch.tensor([tokenizer("The capital of France is")["input_ids"]])
     assert tokenizer.decode(model(prompt).logits[0, -1].argmax()) == " Paris"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not GGUF.exists(), reason="make smollm2 fetches the file")
+def test_a_reward_on_a_template_of_others_is_read_where_its_rendering_ends(tmp_path: Path) -> None:
+    """SmolLM2's writes a line break behind the end token, and a system turn of its own."""
+    source.take(str(GGUF), tmp_path / "base")
+    words, answers = models.load_tokenizer(tmp_path / "base"), ["Paris.", " It is\nLyon. ", ""]
+    assert words.decode(template.closing_tokens(words)) == "<|im_end|>\n"
+    models.save(models.load_reward(tmp_path / "base", fresh=True), words, tmp_path / "reward")
+    rows = [Conversation(Prompt(user("The capital of France?")), answer) for answer in answers]
+    reward = RewardModel(tmp_path / "reward", precise=True)
+    reward.model.score.weight.data.mul_(20)
+    theirs = AutoModelForSequenceClassification.from_pretrained(tmp_path / "reward", dtype=torch.float32)
+    theirs.score.weight.data.mul_(20)
+    chats = [
+        [{"role": "user", "content": "The capital of France?"}, {"role": "assistant", "content": answer}]
+        for answer in answers
+    ]
+    batch = words.apply_chat_template(chats, padding=True, return_dict=True, return_tensors="pt")
+    with torch.no_grad():
+        expected = theirs(**batch).logits[:, 0].tolist()
+    assert max(expected) - min(expected) > 0.1
+    assert reward.raw(rows) == pytest.approx(expected, abs=1e-3)
