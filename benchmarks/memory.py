@@ -179,15 +179,13 @@ def check(recipe: dict[str, Any], folder: str) -> dict[str, float]:
 def stage(recipe: dict[str, Any], folder: str, name: str) -> dict[str, float]:
     """MiB of a process that runs one stage, after making what it starts from in `folder` where that is missing."""
     from triptych import recipe as recipes
-    from triptych.base.pretraining import Pretraining, pretrain
+    from triptych.base.pretraining import pretrain
     from triptych.dataset.preparation import prepare_data
     from triptych.engine.models import load_reward, load_tokenizer, save
-    from triptych.improve.grpo import Grpo
     from triptych.improve.improvement import improve
-    from triptych.instruct.finetuning import Finetuning, finetune
+    from triptych.instruct.finetuning import finetune
     from triptych.pipeline.stage import StageContext
     from triptych.progress import Silent
-    from triptych.recipe import settings
     from triptych.reward.registry import open_reward
     from triptych.reward.training import PairwiseReward, train_reward
 
@@ -203,21 +201,22 @@ def stage(recipe: dict[str, Any], folder: str, name: str) -> dict[str, float]:
         prepare_data(context("data"), loaded.preparation, loaded.sources)
     if loaded.base.from_ is not None and not base.exists():
         base.mkdir()
-        (base / "model").symlink_to(loaded.base_place)
+        (base / "model").symlink_to(loaded.base.from_.path)
     if name == "base":
         assert loaded.base.train is not None
-        pretrain(context("base"), settings(Pretraining, loaded.base.train), data)
+        pretrain(context("base"), loaded.base.train, data)
     elif name == "instruct":
-        finetune(context("instruct"), settings(Finetuning, loaded.instruct), base, data)
+        finetune(context("instruct"), loaded.instruct.finetuning, base, data)
     elif name == "round-1/reward":
-        train_reward(context(reward.name), settings(PairwiseReward, loaded.reward), base, data)
+        assert isinstance(loaded.reward.model, PairwiseReward)
+        train_reward(context(reward.name), loaded.reward.model, base, data)
     else:
         if not reward.exists():
             save(load_reward(base / "model", fresh=True), load_tokenizer(base / "model"), reward / "model")
             os.execv(sys.executable, sys.orig_argv)  # the making is no part of what is measured
         scorer = open_reward(reward, identity="benchmark")
         judge = open_reward(reward, identity="benchmark", name="judge")
-        improve(context("improve"), settings(Grpo, loaded.improve), base, data, scorer, judge)
+        improve(context("improve"), loaded.improve.method, base, data, scorer, judge)
     return {"mib": peak()}
 
 

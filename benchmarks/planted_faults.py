@@ -26,13 +26,13 @@ from benchmarks.table import dump
 from triptych.audit.stage import Audit, Evidence, examine
 from triptych.engine.device import settle
 from triptych.engine.scoring import RewardModel
-from triptych.evaluate.answers import Answering, answer
+from triptych.evaluate.answers import answer
 from triptych.evaluate.decoding import choose
-from triptych.evaluate.gate import Gate, decide
+from triptych.evaluate.gate import decide
 from triptych.improve.improvement import improve
 from triptych.pipeline.stage import StageContext
 from triptych.progress import Silent
-from triptych.recipe import Recipe, load, settings
+from triptych.recipe import Recipe, load
 from triptych.records import Comparison
 from triptych.storybook.judge import ExactJudge
 from triptych.storybook.words import INSULTING_WORDS
@@ -83,7 +83,7 @@ class Trials:
     def trial(self, name: str, reward: RewardModel, seed: int) -> dict[str, Any]:
         """One candidate and the gate's numbers."""
         folder = self.scratch / f"{name.replace(' ', '-')}-{seed}"
-        config, judge = self.recipe.improve.own, ExactJudge()
+        config, judge = self.recipe.improve.method, ExactJudge()
         stages = ("improve", "decoding", "answers", "gate")
         desks = [StageContext(folder / stage, folder / f"{stage}-work", Silent(), seed, 600.0) for stage in stages]
         for context in desks:
@@ -94,8 +94,8 @@ class Trials:
         own = self.recipe.decoding.at(
             choose(desks[1], self.recipe.decoding, candidate, self.data, judge).temperature
         )
-        measured = answer(desks[2], settings(Answering, gate), candidate, self.bench.start, self.data, own, self.before)
-        numbers = decide(desks[3], settings(Gate, gate), desks[2].output, measured, reward, judge)
+        measured = answer(desks[2], gate.answering, candidate, self.bench.start, self.data, own, self.before)
+        numbers = decide(desks[3], gate.decision, desks[2].output, measured, reward, judge)
         wanted = ("decision", "reason", "win_rate", "interval", "kl", "judge_before", "judge_after", "reward_before",
                   "reward_after", "length_before", "length_after")
         return {"reward": name, "seed": seed, **{key: getattr(numbers, key) for key in wanted}, "kept": improved.kept,

@@ -412,7 +412,7 @@ def test_a_failed_audit_stops_unless_the_recipe_allows_it() -> None:
     from triptych.audit.record import AuditRecord
     from triptych.cycle import require
     from triptych.pipeline.artifact import Artifact
-    from triptych.recipe import AuditSection
+    from triptych.recipe import RequiredAudit
 
     said: list[str] = []
 
@@ -426,12 +426,12 @@ def test_a_failed_audit_stops_unless_the_recipe_allows_it() -> None:
 
     failed = audited("failed", ["too few"], ["length"])
     with pytest.raises(AuditError, match=r"round-1/audit: .*too few.*--allow-failed-audit"):
-        require(failed, AuditSection(), Heard())
+        require(failed, RequiredAudit(), Heard())
     assert said == []
-    require(failed, AuditSection(required=False), Heard())
+    require(failed, RequiredAudit(required=False), Heard())
     assert "round-1/audit: FAILED" in said[0]
     assert "used all the same (reward.audit.required: false): too few" in said[0]
-    require(audited("passed with reservations", [], ["length", "drift"]), AuditSection(), Heard())
+    require(audited("passed with reservations", [], ["length", "drift"]), RequiredAudit(), Heard())
     assert said[1] == "round-1/audit: passed with reservations: length (and 1 more in the report)"
-    require(audited("passed", [], []), AuditSection(), Heard())
+    require(audited("passed", [], []), RequiredAudit(), Heard())
     assert len(said) == 2

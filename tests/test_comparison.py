@@ -24,7 +24,7 @@ OWN = 'compare=[{method: rloo, learning_rate: 2e-4, kl_coefficient: 0.01}]'
 
 def test_a_method_has_its_own_settings_and_the_budget_of_improve() -> None:
     recipe = load(TINY, [OWN, "improve.steps=3"])
-    rloo, ppo = recipe.with_method("rloo").improve, recipe.with_method("ppo").improve
+    rloo, ppo = recipe.with_method("rloo").improve.method, recipe.with_method("ppo").improve.method
     assert isinstance(rloo, Rloo)
     assert isinstance(ppo, Ppo)
     assert (rloo.method, rloo.kl_coefficient, rloo.learning_rate) == ("rloo", 0.01, 2e-4)

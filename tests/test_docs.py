@@ -15,7 +15,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from triptych.configuration import load
+from triptych.configuration import is_flat, load
 from triptych.recipe import Recipe
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -105,11 +105,16 @@ def models(kind: type[BaseModel], place: str = "") -> Iterator[tuple[str, type[B
     yield place or "The whole", kind
     for name, info in kind.model_fields.items():
         for inner in models_in(info.annotation):
-            section = "feedback" if name == "feedback" else f"{place}.{info.alias or name}".lstrip(".")
+            section = place if is_flat(info) else f"{place}.{info.alias or name}".lstrip(".")
             section = re.sub(r"^feedback\.(\w+)$", r"feedback.N.\1", section)
             section = "lora" if name == "lora" else section
             section = "improve" if section == "compare" else section
             yield from models(inner, section)
+
+
+def fields_of(kind: type[BaseModel]) -> dict[str, FieldInfo]:
+    """The fields that a recipe names; those of flat settings are theirs."""
+    return {info.alias or name: info for name, info in kind.model_fields.items() if not is_flat(info)}
 
 
 def models_in(annotation: Any) -> Iterator[type[BaseModel]]:
@@ -129,8 +134,7 @@ def test_every_field_of_the_recipe_is_documented_with_its_default(place: str, ki
     optimizer = sections["The optimizer"]
     judge = sections["reward"] | {"share_of_feedback": sections["gate"]["judge.share_of_feedback"]}
     own = judge if place == "gate.judge" else sections[shared(place)] | sections.get(of_method(kind), {})
-    for name, info in kind.model_fields.items():
-        known = info.alias or name
+    for known, info in fields_of(kind).items():
         assert known in own or known in optimizer, f"docs/recipe.md does not name {known} under {place}"
         written = own.get(known, optimizer.get(known, ""))
         expected = default_of(info)
@@ -175,7 +179,7 @@ def number_or_text(written: str) -> object:
 def test_no_documented_field_is_unknown_to_the_recipe() -> None:
     known: dict[str, set[str]] = {}
     for place, kind in models(Recipe):
-        names = {info.alias or name for name, info in kind.model_fields.items()}
+        names = set(fields_of(kind))
         known.setdefault(shared(place), set()).update(names)
         known.setdefault(of_method(kind), set()).update(names)
     known["gate"].add("judge.share_of_feedback")

@@ -633,11 +633,11 @@ def recipe(folder: Path, section: str, *overrides: str) -> Recipe:
 
 
 def test_a_recipe_chooses_its_method_and_grpo_without_a_choice(tmp_path: Path) -> None:
-    assert isinstance(recipe(tmp_path, "{kl_coefficient: 0.1}").improve, Grpo)
-    assert isinstance(recipe(tmp_path, "{method: dpo, loss: ipo}").improve, Dpo)
+    assert isinstance(recipe(tmp_path, "{kl_coefficient: 0.1}").improve.method, Grpo)
+    assert isinstance(recipe(tmp_path, "{method: dpo, loss: ipo}").improve.method, Dpo)
     chosen = recipe(tmp_path, "{rounds: 2, steps: 7}", "improve.method=dpo", "improve.kl_coefficient=0.3").improve
-    assert isinstance(chosen, Dpo)
-    assert (chosen.rounds, chosen.steps, chosen.kl_coefficient) == (2, 7, 0.3)
+    assert isinstance(chosen.method, Dpo)
+    assert (chosen.rounds, chosen.method.steps, chosen.method.kl_coefficient) == (2, 7, 0.3)
 
 
 @pytest.mark.parametrize(

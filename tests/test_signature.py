@@ -32,6 +32,10 @@ PEM = serialization.Encoding.PEM
 PKCS8 = serialization.PrivateFormat.PKCS8
 
 
+def signing(key: Path) -> Signing:
+    return Signing.model_validate({"key": str(key)})
+
+
 def write_keys(folder: Path, curve: ec.EllipticCurve | None = None, password: bytes | None = None) -> tuple[Path, Path]:
     """A new private key, and the public one that belongs to it."""
     folder.mkdir(exist_ok=True)
@@ -48,7 +52,7 @@ def signed(tmp_path: Path, release: Path) -> tuple[Path, Path]:
     """A signed release, and the public key."""
     private, public = write_keys(tmp_path / "keys")
     made = shutil.copytree(release, tmp_path / "made")
-    sign(made, Signing(key=str(private)))
+    sign(made, signing(private))
     return made, public
 
 
@@ -104,7 +108,7 @@ CHANGES = [
 
 def test_a_release_is_signed_when_it_is_whole(tmp_path: Path, trained: dict[Role, Path]) -> None:
     private, public = write_keys(tmp_path / "keys")
-    made = assembled(tmp_path / "made", trained, signing=Signing(key=str(private)))
+    made = assembled(tmp_path / "made", trained, signing=signing(private))
     check_key(made, public)
     plain = assembled(tmp_path / "plain", trained)
     assert (made / "manifest.json").read_bytes() == (plain / "manifest.json").read_bytes()
@@ -168,7 +172,7 @@ def test_another_s_key_does_not_hold(signed: tuple[Path, Path], tmp_path: Path) 
     private, _ = write_keys(tmp_path / "theirs")
     edited(made)
     reseal(made)
-    sign(made, Signing(key=str(private)))
+    sign(made, signing(private))
     assert "the signature does not hold" in refused("verify", made, "--key", key)
 
 
@@ -179,7 +183,7 @@ def test_another_key_s_name_in_the_signature_changes_nothing(signed: tuple[Path,
     private, _ = write_keys(tmp_path / "theirs")
     edited(made)
     reseal(made)
-    sign(made, Signing(key=str(private)))
+    sign(made, signing(private))
     for name in (hint, None):
         bundle = json.loads((made / "model.sig").read_text())
         bundle["verificationMaterial"]["publicKey"]["hint"] = name
@@ -227,10 +231,10 @@ def test_each_curve_signs_also_with_a_password(
     private, public = write_keys(tmp_path / "keys", curve, b"open sesame")
     made = shutil.copytree(release, tmp_path / "made")
     with pytest.raises(ReleaseError, match=f"stands in {PASSWORD}"):
-        check_signing(Signing(key=str(private)))
+        check_signing(signing(private))
     monkeypatch.setenv(PASSWORD, "open sesame")
-    check_signing(Signing(key=str(private)))
-    sign(made, Signing(key=str(private)))
+    check_signing(signing(private))
+    sign(made, signing(private))
     check_key(made, public)
 
 
@@ -269,7 +273,7 @@ def test_a_key_that_cannot_sign_is_told_before_the_run(tmp_path: Path, content: 
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(ReleaseError, match=r"release\.sign\.key: .*mine\.pem is no private key in PEM"):
-        check_signing(Signing(key=str(path)))
+        check_signing(signing(path))
     assert "release.sign.key" in refused("check", TINY, "--set", f"release.sign.key={path}")
     assert "release.sign.key" in refused("run", TINY, "--set", f"release.sign.key={path}", "--runs", tmp_path / "runs")
     assert not list((tmp_path / "runs").glob("*/artifacts/*"))

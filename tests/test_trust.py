@@ -344,7 +344,7 @@ def test_a_recipes_own_function_and_template_are_used(tmp_path: Path, wire: Wire
     config = JudgeReward.model_validate({"endpoint": {"url": wire.url, "model": "m"}, "template": "mine.jinja"})
     row = Conversation(Prompt(user(SAID)), "my answer")
     for each, score in ((rules, 0.75), (config, 0.25)):
-        artifact = kept(tmp_path / each.kind, each, {name: tmp_path / name for name in each.files})
+        artifact = kept(tmp_path / each.kind, each, {name: tmp_path / name for name in each.named})
         with pytest.raises(RewardError, match="allows it"):
             open_reward(artifact)
         assert open_reward(artifact, trust=Trust.in_recipe([each])).score([row]) == [score]

@@ -19,13 +19,13 @@ from triptych.configuration import Config
 from triptych.cycle import begin, deployed, improve_and_gate, reward_of_round
 from triptych.errors import RecipeError
 from triptych.evaluate.gate import Decided
-from triptych.evaluate.measurement import Measurement, measure
+from triptych.evaluate.measurement import measure
 from triptych.family import Family, Round, Start
 from triptych.pipeline.artifact import Artifact
 from triptych.pipeline.ledger import Ledger
 from triptych.pipeline.result import Result
 from triptych.pipeline.runner import Runner
-from triptych.recipe import Recipe, settings
+from triptych.recipe import Recipe
 from triptych.report.summary import instruct_as
 from triptych.statistics.intervals import Interval, seeds_interval, wins
 from triptych.storage import read_rows, write_whole
@@ -119,11 +119,11 @@ def compare(recipe: Recipe, runner: Runner, methods: Sequence[str], seeds: int) 
     for artifact in runner.done:
         artifact.prove()
     found = [_result(method, these, free, runner.ledger) for method, these in trials.items()]
-    config = recipe.improve
+    config = recipe.improve.method
     rival = strongest(free)
     return MethodComparison(
         recipe=recipe.name, judge=start.judge.name, rival=rival, before=fmean(free[rival].values()),
-        budget={"updates": config.steps, "answers": config.own.answers},
+        budget={"updates": config.steps, "answers": config.answers},
         methods=tuple(sorted(found, key=lambda one: -one.score)),
     )
 
@@ -133,7 +133,7 @@ def free_baselines(
 ) -> dict[str, dict[str, float]]:
     """The judge's scores of the champion on the gate's prompts, by their keys, in each way that costs nothing."""
     decoding = deployed(recipe, runner, family, start, start.instruct, "decoding/instruct", this)
-    config = settings(Measurement, recipe.evaluate).model_copy(update={"prompts": recipe.gate.prompts})
+    config = recipe.evaluate.model_copy(update={"prompts": recipe.gate.answering.prompts})
     measured = runner.run(
         "compare/instruct", measure, config, model=start.instruct, data=start.data, judge=start.judge,
         decoding=decoding, split="gate",
@@ -154,21 +154,21 @@ def chosen(recipe: Recipe, names: str | None) -> list[str]:
     Raises:
         RecipeError: one is not known.
     """
-    known = recipe.methods
-    usual = [name for name in known if not recipe.lacks(recipe.with_method(name).improve)]
-    wanted = [name.strip() for name in names.split(",")] if names else usual
-    if unknown := [name for name in wanted if name not in known]:
-        raise RecipeError(f"--methods: there is no {unknown[0]!r}; there are {', '.join(known)}")
+    wanted = [name.strip() for name in names.split(",")] if names else list(recipe.methods)
+    if unknown := [name for name in wanted if name not in recipe.methods]:
+        raise RecipeError(f"--methods: there is no {unknown[0]!r}; there are {', '.join(recipe.methods)}")
+    able = {}
     for name in wanted:
         try:
-            own = recipe.with_method(name).improve.own
+            lacking = recipe.lacks(recipe.with_method(name).improve.method)
         except ValidationError as error:
             reason = error.errors()[0]["msg"].removeprefix("Value error, ")
             raise RecipeError(f"{name} cannot be compared on this recipe's budget: {reason}; name the others with "
                               "--methods") from None
-        if lacking := recipe.lacks(own):
+        if lacking and names:
             raise RecipeError(f"compare: {name} learns from {lacking}, and feedback names none")
-    return list(dict.fromkeys(wanted))
+        able[name] = not lacking
+    return [name for name in able if able[name]]
 
 
 def _result(

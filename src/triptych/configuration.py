@@ -9,38 +9,136 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, TypeVar, get_args, get_origin
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origin
 
 import annotated_types
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    GetCoreSchemaHandler,
+    SerializerFunctionWrapHandler,
+    Tag,
+    ValidationError,
+    ValidationInfo,
+    model_serializer,
+    model_validator,
+)
 from pydantic.fields import FieldInfo
-from pydantic_core import ErrorDetails
+from pydantic_core import CoreSchema, ErrorDetails, PydanticKnownError, core_schema
 
 from triptych.errors import RecipeError
 from triptych.storage import IrregularFile, open_regular
 
-
-def tagged(field: str, default: str) -> BeforeValidator:
-    """Of a union by a field's value: a mapping that leaves the field out means this value."""
-
-    def told(value: Any) -> Any:
-        return {field: default, **value} if isinstance(value, dict) else value
-
-    return BeforeValidator(told)
-
-
 Place = tuple[str | int, ...]
 """Where a value stands in the recipe: `("feedback", 0, "file")`."""
 
+S = TypeVar("S")
 T = TypeVar("T", bound=BaseModel)
+
+_FLAT = object()
+Flat = Annotated[S, _FLAT]
+"""A field of a :class:`Composed`: settings whose fields a recipe writes beside those around them."""
 
 
 class Config(BaseModel):
     """What a stage can be told: unknown fields are refused, and nothing changes after reading."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Composed(Config):
+    """Settings made of others, marked `Flat`: nested in Python and flat in a recipe, where a name means one field."""
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
+        names = _names(cls)
+        assert len(names) == len(set(names)), f"{cls.__name__}: a name in a recipe means one field, not two: {names}"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _nested(cls, values: Any) -> Any:
+        """What a recipe says, each field with the settings that know it; one that none knows with the first."""
+        flat = {name: _names_of(name, field) for name, field in _fields(cls).items() if is_flat(field)}
+        if not isinstance(values, dict) or any(isinstance(values.get(name), BaseModel) for name in flat):
+            return values
+        nested: dict[str, Any] = {name: {} for name in flat}
+        own = _fields(cls).keys() - flat
+        for name, value in values.items():
+            part = next((part for part, names in flat.items() if name in names), next(iter(flat)))
+            (nested if name in own else nested[part])[name] = value
+        return nested
+
+    @model_serializer(mode="wrap")
+    def _flattened(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        written: dict[str, Any] = {}
+        for name, value in handler(self).items():
+            field = type(self).model_fields.get(name)
+            written |= value if field and is_flat(field) else {name: value}
+        return written
+
+
+def tagged(field: str, default: str) -> BeforeValidator:
+    """Of a union by a field's value: a mapping that leaves the field out means this value."""
+
+    def with_tag(value: Any) -> Any:
+        return {field: default, **value} if isinstance(value, dict) else value
+
+    return BeforeValidator(with_tag)
+
+
+def by_field(*names: str) -> Discriminator:
+    """Of a union whose members each have a field that no other has, and bear its name as their tag."""
+
+    def tag(value: Any) -> str | None:
+        if isinstance(value, dict):
+            return next((name for name in names if name in value), None)
+        return next((name for name in names if hasattr(value, name)), names[0])
+
+    tag.__name__ = f"one of {', '.join(names)}"
+    return Discriminator(tag)
+
+
+@dataclass(frozen=True, slots=True)
+class UserFile:
+    """A file as a recipe names it, relative to the recipe's folder, and where it lies.
+
+    Only its name is written down again: where it lies changes no result.
+    """
+
+    name: str
+    path: Path
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        named = core_schema.plain_serializer_function_ser_schema(lambda file: file.name)
+        return core_schema.with_info_plain_validator_function(cls._read, serialization=named)
+
+    @classmethod
+    def _read(cls, value: object, info: ValidationInfo) -> UserFile:
+        if isinstance(value, UserFile):
+            return value
+        if not isinstance(value, str):
+            raise PydanticKnownError("string_type")
+        return cls(value, located(value, info))
+
+
+def located(name: str, info: ValidationInfo) -> Path:
+    """Where a file lies that the settings being read name."""
+    return Path((info.context or {}).get(_FOLDER, "")) / Path(name).expanduser()
+
+
+def beside(folder: Path) -> dict[str, Path]:
+    """The context for validating settings whose files' names are relative to a folder."""
+    return {_FOLDER: folder}
+
+
+_FOLDER = "folder"
 
 
 def load(path: str | Path, model: type[T], overrides: Sequence[str] = ()) -> T:
@@ -58,7 +156,7 @@ def load(path: str | Path, model: type[T], overrides: Sequence[str] = ()) -> T:
     for override in overrides:
         source.override(override)
     try:
-        recipe = model.model_validate(source.values)
+        recipe = model.model_validate(source.values, context=beside(Path(path).parent))
     except ValidationError as error:
         source.problems += _problems(error, model, source)
     else:
@@ -258,7 +356,7 @@ def _composed(path: Path) -> tuple[yaml.Node, yaml.SafeLoader]:
             raise RecipeError(f"{path}: is larger than {LARGEST >> 20} MiB, which no recipe is")
         text = content.decode("utf-8-sig")
     except FileNotFoundError:
-        near = difflib.get_close_matches(path.name, _names(path.parent), n=1)
+        near = difflib.get_close_matches(path.name, _files_in(path.parent), n=1)
         hint = f"; did you mean {path.parent / near[0]}?" if near else ""
         raise RecipeError(f"{path}: no such file{hint}") from None
     except IrregularFile as error:
@@ -283,7 +381,7 @@ def _composed(path: Path) -> tuple[yaml.Node, yaml.SafeLoader]:
     return node, loader
 
 
-def _names(folder: Path) -> list[str]:
+def _files_in(folder: Path) -> list[str]:
     return sorted(file.name for file in folder.iterdir()) if folder.is_dir() else []
 
 
@@ -300,19 +398,19 @@ def _line(node: yaml.Node) -> int:
 
 def _problems(error: ValidationError, model: type[BaseModel], source: _Source) -> list[_Problem]:
     """pydantic's errors in the recipe's terms; of a union's members only the nearest ones complain."""
-    found = [(*_resolved(details["loc"], model, source.values), details) for details in error.errors()]
+    wrong = [(_spot(details["loc"], model), details) for details in error.errors()]
     faults: dict[Place, dict[str, int]] = {}
-    for place, member, details in found:
-        if member is not None:
-            around = faults.setdefault(member.place, {})
-            around[member.name] = around.get(member.name, 0) + _distance(details, place, member)
+    for spot, details in wrong:
+        if spot.member is not None:
+            members = faults.setdefault(spot.member.place, {})
+            members[spot.member.name] = members.get(spot.member.name, 0) + _distance(details, spot.place, spot.member)
     messages: dict[Place, list[str]] = {}
-    for place, member, details in found:
-        if member is not None:
-            around = faults[member.place]
-            if around[member.name] > min(around.values()):
+    for spot, details in wrong:
+        if spot.member is not None:
+            members = faults[spot.member.place]
+            if members[spot.member.name] > min(members.values()):
                 continue
-        messages.setdefault(place, []).append(_message(details, place, model, source.values))
+        messages.setdefault(spot.place, []).append(_message(details, spot))
     return [_Problem(source.origin(place), place, _together(said)) for place, said in messages.items()]
 
 
@@ -342,46 +440,51 @@ class _Member(NamedTuple):
     name: str
 
 
-def _resolved(
-    loc: tuple[str | int, ...], model: type[BaseModel], values: Any
-) -> tuple[Place, _Member | None]:
-    """The place that an error's `loc` means.
+class _Spot(NamedTuple):
+    """What an error's `loc` means.
 
-    Besides keys and indices, `loc` holds the tags of unions and the names of their members.
+    Attributes:
+        place: in the recipe.
+        field: that describes the value there, where one does.
+        known: the fields that may stand there.
+        others: those that may where another member of a union is meant.
+        member: of a union without tags.
     """
+
+    place: Place
+    field: FieldInfo | None
+    known: set[str]
+    others: set[str]
+    member: _Member | None
+
+
+def _spot(loc: tuple[str | int, ...], annotation: Any) -> _Spot:
+    """Follows an error's `loc`: besides keys and indices it holds the flat fields and the members of unions."""
     place: Place = ()
-    member: _Member | None = None
-    first = True
+    field, member = None, None
+    known: set[str] = set()
+    others: set[str] = set()
     for step in loc:
-        if first and _is_tag(step, place, model, values):
-            first = False
-        elif _leads_on(step, place, model, values):
-            place, first = (*place, step), True
+        kind, marks = _bare(annotation)
+        if members := _members(kind, marks):
+            if not _discriminator(marks):
+                member = member or _Member(place, str(step))
+            others = {name for inner in _models_in(kind) for name in _names(inner)}
+            annotation = members.get(str(step), Any)
+        elif not _is_model(kind):  # an index, or a key of a plain mapping
+            place, field, known, others = (*place, step), None, set(), set()
+            annotation = next((inner for inner in reversed(get_args(kind)) if inner is not ...), Any)
         else:
-            member = member or _Member(place, str(step))  # behind a member's name its tag may follow
-    return place, member
-
-
-def _is_tag(step: str | int, place: Place, model: type[BaseModel], values: Any) -> bool:
-    """Whether a step is the tag of a union: `file` in `{kind: file, file: x}`, before its field `file`."""
-    models, here = _candidates(place, model, values)
-    return (
-        len(models) > 1
-        and isinstance(here, dict)
-        and any(
-            get_origin(field.annotation) is Literal and here.get(name) == step
-            for owner in models
-            for name, field in _fields(owner).items()
-        )
-    )
-
-
-def _leads_on(step: str | int, place: Place, model: type[BaseModel], values: Any) -> bool:
-    """Whether a step is a key or an index there, or a field that is missing, and not a member's name."""
-    here = _candidates(place, model, values)[1]
-    if isinstance(here, dict):
-        return step in here or any(step in _fields(owner) for owner in _models_at(place, model, values))
-    return isinstance(here, list) and isinstance(step, int)
+            inner = _fields(kind).get(str(step))
+            if inner is not None and is_flat(inner):
+                known.update(_names(kind, without=inner))
+            elif inner is not None:
+                place, field, known, others = (*place, step), inner, set(), set()
+            else:
+                place, field = (*place, step), None
+                known.update(_names(kind))
+            annotation = _annotation(inner) if inner else Any
+    return _Spot(place, field, known, others, member)
 
 
 _WANTED = {
@@ -401,12 +504,12 @@ _WANTED = {
 }
 
 
-def _message(details: ErrorDetails, place: Place, model: type[BaseModel], values: Any) -> str:
+def _message(details: ErrorDetails, spot: _Spot) -> str:
     kind, got = details["type"], details.get("input")
     context = details.get("ctx", {})
     family = kind.split("_")[0]
     if kind == "extra_forbidden":
-        return f"unknown field; {_known_fields(place, model, values)}"
+        return f"unknown field; {_known_fields(spot)}"
     if kind == "missing":
         return "missing"
     if kind in ("literal_error", "enum"):
@@ -414,19 +517,17 @@ def _message(details: ErrorDetails, place: Place, model: type[BaseModel], values
         return f"must be {_one_of(choices, got)}"
     if kind == "union_tag_invalid":
         choices = [choice.strip(" '") for choice in str(context["expected_tags"]).split(",")]
-        tag = str(context["discriminator"]).strip("'")
-        return f"{tag} must be {_one_of(choices, context['tag'])}"
+        return f"{_teller(context)} must be {_one_of(choices, context['tag'])}"
     if kind == "union_tag_not_found":
-        return f"missing {str(context['discriminator']).strip(chr(39))}, which says of what kind it is"
+        return f"missing {_teller(context)}, which says of what kind it is"
     if kind in ("value_error", "assertion_error"):
         return str(context.get("error", details["msg"]))
     if kind in ("too_short", "too_long"):
         least = kind == "too_short"
         number = context["min_length" if least else "max_length"]
         return f"must have at {'least' if least else 'most'} {number}, got {context['actual_length']}"
-    field = _field_at(place, model, values)
     if family in ("greater", "less"):
-        family = "float" if field is None or float in _types_in(field.annotation) else "int"
+        family = "float" if spot.field is None or float in _types_in(spot.field.annotation) else "int"
     if family == "multiple":
         return f"must be a multiple of {context['multiple_of']}, got {_shown(got)}"
     if family not in _WANTED or kind in ("string_too_short", "string_pattern_mismatch", "string_too_long"):
@@ -434,7 +535,12 @@ def _message(details: ErrorDetails, place: Place, model: type[BaseModel], values
     hint = ""
     if family == "string" and isinstance(got, bool | int | float):
         hint = "; put it in quotes"
-    return f"must be {_WANTED[family]}{_bounds(field)}, got {_shown(got)}{hint}"
+    return f"must be {_WANTED[family]}{_bounds(spot.field)}, got {_shown(got)}{hint}"
+
+
+def _teller(context: Mapping[str, Any]) -> str:
+    """By which field a union's members are told apart, as pydantic puts it: `'kind'`, or of a function `kind()`."""
+    return str(context["discriminator"]).strip("'()")
 
 
 def _one_of(choices: list[str], got: Any) -> str:
@@ -443,14 +549,13 @@ def _one_of(choices: list[str], got: Any) -> str:
     return f"{wanted}, got {_shown(got)}" + (f"; did you mean {near[0]}?" if near else "")
 
 
-def _known_fields(place: Place, model: type[BaseModel], values: Any) -> str:
-    names = sorted({name for owner in _models_at(place[:-1], model, values) for name in _fields(owner)})
-    if place[-1] in names:
+def _known_fields(spot: _Spot) -> str:
+    name = str(spot.place[-1])
+    if name in spot.others:
         return "it does not go with the other fields here"
-    near = difflib.get_close_matches(str(place[-1]), names, n=1)
-    if near:
+    if near := difflib.get_close_matches(name, sorted(spot.known or spot.others), n=1):
         return f"did you mean {near[0]}?"
-    return f"the fields here are {', '.join(names)}" if names else "no fields are expected here"
+    return f"the fields here are {', '.join(sorted(spot.known))}" if spot.known else "no fields are expected here"
 
 
 def _fields(model: type[BaseModel]) -> dict[str, FieldInfo]:
@@ -492,58 +597,71 @@ def _limit(mark: Any) -> Iterator[str]:
         yield f"at most {mark.le}"
 
 
-def _field_at(place: Place, model: type[BaseModel], values: Any) -> FieldInfo | None:
-    """The field that describes the value at a place, where one does."""
-    owners = _models_at(place[:-1], model, values) if place else []
-    return next((_fields(owner)[str(place[-1])] for owner in owners if place[-1] in _fields(owner)), None)
-
-
-def _models_at(place: Place, model: type[BaseModel], values: Any) -> list[type[BaseModel]]:
-    """The models that may describe the value at a place, as far as its tag tells."""
-    return _fitting(*_candidates(place, model, values))
-
-
-def _candidates(place: Place, model: type[BaseModel], values: Any) -> tuple[list[type[BaseModel]], Any]:
-    """All members of the union at a place (or the one model there), and the value there."""
-    annotations: list[Any] = [model]
-    for step in place:
-        owners = _fitting(_models_in(annotations), values)
-        fields = [_fields(owner)[str(step)] for owner in owners if step in _fields(owner)]
-        # An index, or a key of a plain mapping, leads into the same annotation.
-        annotations = [field.annotation for field in fields] or annotations
-        values = _inside(values, step)
-    return _models_in(annotations), values
-
-
-def _fitting(models: list[type[BaseModel]], values: Any) -> list[type[BaseModel]]:
-    return [model for model in models if _may_describe(model, values)] or models
-
-
-def _models_in(annotations: Sequence[Any]) -> list[type[BaseModel]]:
-    found: list[type[BaseModel]] = []
-    for annotation in annotations:
-        if isinstance(annotation, type) and not get_args(annotation) and issubclass(annotation, BaseModel):
-            found.append(annotation)
+def _bare(annotation: Any) -> tuple[Any, list[Any]]:
+    """An annotation without `Annotated` and `| None`, and the marks on it."""
+    marks: list[Any] = []
+    while True:
+        members = [inner for inner in get_args(annotation) if inner is not NoneType]
+        if get_origin(annotation) is Annotated:
+            annotation, marks = members[0], [*marks, *members[1:]]
+        elif get_origin(annotation) in (Union, UnionType) and len(members) == 1:
+            annotation = members[0]
         else:
-            found += _models_in([*get_args(annotation), *get_args(getattr(annotation, "__value__", None))])
-    return found
+            return annotation, marks
 
 
-def _may_describe(model: type[BaseModel], values: Any) -> bool:
-    """False where a field of fixed choices (a union's tag) has another value."""
-    if not isinstance(values, Mapping):
-        return True
-    return all(
-        values[name] in get_args(field.annotation)
-        for name, field in _fields(model).items()
-        if get_origin(field.annotation) is Literal and isinstance(values.get(name), str)
-    )
+def _annotation(field: FieldInfo) -> Any:
+    """A field's annotation with the marks on it, of which pydantic keeps some elsewhere."""
+    return Annotated[field.annotation, field, *field.metadata]
 
 
-def _inside(values: Any, step: str | int) -> Any:
-    if isinstance(values, dict):
-        return values.get(step)
-    return values[step] if isinstance(values, list) and isinstance(step, int) and step < len(values) else None
+def _members(kind: Any, marks: Sequence[Any]) -> dict[str, Any]:
+    """The members of a union as an error's `loc` names them: by their tags, or models by their names."""
+    if get_origin(kind) not in (Union, UnionType):
+        return {}
+    discriminator = _discriminator(marks)
+    members: dict[str, Any] = {}
+    for annotation in get_args(kind):
+        inner, within = _bare(annotation)
+        if isinstance(discriminator, str):
+            tags = get_args(_fields(inner)[discriminator].annotation)
+        else:
+            name = getattr(inner, "__name__", str(inner))
+            tags = tuple(mark.tag for mark in within if isinstance(mark, Tag)) or (name,)
+        members |= dict.fromkeys(tags, annotation)
+    return members
+
+
+def _discriminator(marks: Sequence[Any]) -> object:
+    """By what a union's members are told apart: a field's name, or a function; None where by trying each."""
+    return next((mark.discriminator for mark in marks if getattr(mark, "discriminator", None)), None)
+
+
+def _is_model(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, BaseModel)
+
+
+def is_flat(field: FieldInfo) -> bool:
+    """Whether a recipe writes the fields of the settings in it, and not its name."""
+    return _FLAT in field.metadata
+
+
+def _names(model: type[BaseModel], without: FieldInfo | None = None) -> list[str]:
+    """What a recipe calls the fields of a model, those of the settings in it too."""
+    fields = _fields(model).items()
+    return [name for part, field in fields if field is not without for name in _names_of(part, field)]
+
+
+def _names_of(name: str, field: FieldInfo) -> set[str]:
+    """What a recipe calls a field: by its name, or by those of the fields of the settings in it."""
+    return {each for inner in _models_in(field.annotation) for each in _names(inner)} if is_flat(field) else {name}
+
+
+def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    if _is_model(annotation):
+        yield annotation
+    for inner in get_args(annotation):
+        yield from _models_in(inner)
 
 
 def _shown(value: Any) -> str:

@@ -10,24 +10,24 @@ from pathlib import Path
 from typing import Any
 
 from triptych.audit.record import AuditRecord
-from triptych.audit.stage import Audit, audit
+from triptych.audit.stage import audit
 from triptych.base.pretrained import BaseImport, import_base
-from triptych.base.pretraining import Pretraining, pretrain
+from triptych.base.pretraining import pretrain
 from triptych.base.record import BaseRecord
 from triptych.dataset.preparation import prepare_data
 from triptych.engine.sampling import Sampling
 from triptych.engine.scoring import Scorer
 from triptych.errors import AuditError
-from triptych.evaluate.answers import QUESTIONS, Answering, answer
+from triptych.evaluate.answers import QUESTIONS, answer
 from triptych.evaluate.decoding import choose
-from triptych.evaluate.gate import Gate, decide
-from triptych.evaluate.measurement import Measurement, measure
+from triptych.evaluate.gate import decide
+from triptych.evaluate.measurement import measure
 from triptych.family import Family, ModelTest, Round, Start
 from triptych.feedback.labelling import label
 from triptych.feedback.rated import RatingWeights, imply
 from triptych.improve.checkpoints import Limits
 from triptych.improve.improvement import improve
-from triptych.instruct.finetuning import Finetuning, finetune
+from triptych.instruct.finetuning import finetune
 from triptych.people.attendance import Attendance
 from triptych.people.inbox import PeopleLabelling, add_comparisons
 from triptych.people.questions import ask
@@ -38,14 +38,14 @@ from triptych.pipeline.result import Result
 from triptych.pipeline.runner import Runner
 from triptych.pipeline.stage import UserFiles
 from triptych.progress import Progress
-from triptych.recipe import AuditSection, JudgedLabelling, Recipe, settings
+from triptych.recipe import Recipe, RequiredAudit
 from triptych.references import require_references
 from triptych.release.signature import check_signing
 from triptych.reward.assembly import Materials, asks_policy, make_reward, scorer_of
 from triptych.reward.judge import JudgeReward
 from triptych.reward.regression import RegressionReward
 from triptych.reward.rules import RulesReward
-from triptych.reward.training import PairwiseReward, train_reward
+from triptych.reward.training import train_reward
 from triptych.storybook.judge import ExactJudge
 from triptych.storybook.world import write_world
 
@@ -79,14 +79,12 @@ def cycle(recipe: Recipe, runner: Runner, family: Family) -> None:
 
 def begin(recipe: Recipe, runner: Runner, family: Family) -> Start:
     """Data, Base and Instruct, which is the first champion; and the judge."""
-    if (signing := recipe.signing) is not None:
+    if (signing := recipe.release.sign) is not None:
         runner.outside(lambda: check_signing(signing), planned=None)
     runner.outside(lambda: require_references(recipe), planned=None)
     family.data = data = prepare(recipe, runner)
     family.base = base = make_base(recipe, runner, data)
-    family.instruct = instruct = runner.run(
-        "instruct", finetune, settings(Finetuning, recipe.instruct), base=base, data=data
-    )
+    family.instruct = instruct = runner.run("instruct", finetune, recipe.instruct.finetuning, base=base, data=data)
     family.champion = instruct
     family.judge = judge = independent_judge(recipe, runner, family, data, base, instruct)
     return Start(data, base, instruct, judge)
@@ -102,13 +100,14 @@ def prepare(recipe: Recipe, runner: Runner) -> Artifact[Result]:
 def make_base(recipe: Recipe, runner: Runner, data: Artifact[Result]) -> Artifact[BaseRecord]:
     """A Base trained from scratch, or taken from others."""
     if recipe.base.train is not None:
-        return runner.run("base", pretrain, settings(Pretraining, recipe.base.train), data=data)
+        return runner.run("base", pretrain, recipe.base.train, data=data)
     assert recipe.base.from_ is not None
-    name, template = recipe.base.from_, recipe.base.chat_template
-    sources = UserFiles({name: recipe.base_place})
-    if template and template.endswith(".jinja"):
-        sources[template] = recipe.place(template)
-    return runner.run("base", import_base, BaseImport(name=name, chat_template=template), data=data, sources=sources)
+    taken, template = recipe.base.from_, recipe.base.chat_template
+    sources = UserFiles({taken.name: taken.path})
+    if template and template.path.suffix == ".jinja":
+        sources[template.name] = template.path
+    config = BaseImport(name=taken.name, chat_template=template.name if template else None)
+    return runner.run("base", import_base, config, data=data, sources=sources)
 
 
 def independent_judge(
@@ -116,20 +115,20 @@ def independent_judge(
     instruct: Artifact[Result],
 ) -> Scorer:
     """The exact judge, rules, a language model, or a second reward model on comparisons the first never sees."""
-    section = recipe.gate.judge
-    if isinstance(section, str):
+    chosen = recipe.gate.judge
+    if isinstance(chosen, str):
         return ExactJudge()
-    if isinstance(section, RulesReward | JudgeReward):
-        family.judge_model = made = make_reward(runner, "judge", section, Materials(recipe.reward_files))[""]
-        return scorer_of(runner, section, made, recipe.reward_files, None, f"the gate's {section.kind}")
-    config = settings(PairwiseReward, section)
+    if isinstance(chosen, RulesReward | JudgeReward):
+        family.judge_model = made = make_reward(runner, "judge", chosen, Materials())[""]
+        return scorer_of(runner, chosen, made, None, f"the gate's {chosen.kind}")
+    config = chosen.model
     family.judge_model = model = runner.run(
         "judge", train_reward, config, start=instruct if config.start == "champion" else base, comparisons=data,
         share="judge",
     )
-    judge = scorer_of(runner, config, model, recipe.reward_files, None, "second reward model")
+    judge = scorer_of(runner, config, model, None, "second reward model")
     family.judge_audit = audited = runner.run(
-        "judge/audit", audit, settings(Audit, recipe.reward.audit), comparisons=data, reward=judge,
+        "judge/audit", audit, recipe.reward.audit.checks, comparisons=data, reward=judge,
         share="judge_heldout",
     )
     require(audited, recipe.reward.audit, runner.progress)
@@ -152,26 +151,24 @@ def reward_of_round(recipe: Recipe, runner: Runner, family: Family, start: Start
 
     Where nothing is new that they come from, they are those of the round before.
     """
-    config, champion = recipe.reward.reward, family.champion or start.instruct
+    config, champion = recipe.reward.model, family.champion or start.instruct
     earlier = family.rounds[-2] if this.number > 1 else None
     this.feedback = collect(recipe, runner, this.number, champion, start, earlier)
     if earlier and this.feedback is earlier.feedback and not asks_policy(config):
         this.reward, this.rewards, this.scorer = earlier.reward, earlier.rewards, earlier.scorer
         this.evidence, this.audit = earlier.evidence, earlier.audit
     else:
-        materials = Materials(
-            recipe.reward_files, start.base, champion, start.data, this.feedback, earlier.rewards if earlier else None
-        )
+        materials = Materials(start.base, champion, start.data, this.feedback, earlier.rewards if earlier else None)
         this.rewards = make_reward(runner, f"round-{this.number}/reward", config, materials)
         this.reward = this.rewards[""]
-        this.scorer = scorer_of(runner, config, this.reward, recipe.reward_files, champion)
+        this.scorer = scorer_of(runner, config, this.reward, champion)
         this.evidence = this.feedback
         if isinstance(config, RegressionReward) and not recipe.compared and config.weights:
             rated = runner.run("round-1/rated", imply, RatingWeights(weights=config.weights), data=start.data)
             this.evidence = rated if rated.result.heldout else None
         if this.evidence:
             this.audit = runner.run(
-                f"round-{this.number}/audit", audit, settings(Audit, recipe.reward.audit), comparisons=this.evidence,
+                f"round-{this.number}/audit", audit, recipe.reward.audit.checks, comparisons=this.evidence,
                 reward=this.scorer, predecessor=earlier.scorer if earlier else None,
             )
     if this.audit:
@@ -184,23 +181,21 @@ def collect(
     """The comparisons of a round: those from files, and new ones of what the champion writes; None without any."""
     before = earlier.feedback if earlier else start.data if recipe.comparison_files else None
     if (people := recipe.people) is not None:
-        file = Path(recipe.place(people))
-        planned: Path | None = file
+        planned: Path | None = people.path
         taken = runner.outside(lambda: Attendance(runner.folder, runner.progress).comparisons(
-            file, number, recipe.wrong_rows, required=before is None
+            people.path, number, recipe.wrong_rows, required=before is None
         ), planned)
         arriving = PeopleLabelling(heldout=recipe.splits.heldout, wrong_rows=recipe.wrong_rows)
         return before if taken is None else runner.run(
-            f"round-{number}/feedback", add_comparisons, arriving, data=start.data, sources=UserFiles({people: taken}),
-            earlier=before,
+            f"round-{number}/feedback", add_comparisons, arriving, data=start.data,
+            sources=UserFiles({people.name: taken}), earlier=before,
         )
     if (labelling := recipe.labelling) is None:
         return before
     judge = start.judge
-    if isinstance(labelling, JudgedLabelling):
-        materials = Materials(recipe.reward_files, champion=champion)
-        made = make_reward(runner, f"round-{number}/labeller", labelling.by, materials)[""]
-        judge = scorer_of(runner, labelling.by, made, recipe.reward_files, champion, "a language model")
+    if (by := recipe.labeller) is not None:
+        made = make_reward(runner, f"round-{number}/labeller", by, Materials(champion=champion))[""]
+        judge = scorer_of(runner, by, made, champion, "a language model")
     return runner.run(
         f"round-{number}/feedback", label, labelling, data=start.data, author=champion, judge=judge, round=number,
         earlier=before,
@@ -219,30 +214,29 @@ def improve_and_gate(
         WaitingError: people decide, and have not answered every question.
     """
     name = name or f"round-{this.number}"
-    champion, data, reward, config = family.champion or start.instruct, start.data, this.scorer, recipe.improve.own
+    champion, data, reward, config = family.champion or start.instruct, start.data, this.scorer, recipe.improve.method
     assert reward, "a round's reward comes before its candidate"
     champion_decoding = deployed(recipe, runner, family, start, champion, "decoding/instruct", this)
-    watching = watcher(recipe, start.judge, reward)
+    watching, bounds = watcher(recipe, start.judge, reward), recipe.gate.decision
     this.candidate = candidate = runner.run(
         f"{name}/improve", improve, config, champion=champion, data=data, reward=reward,
         judge=None if watching is reward else watching, round=this.number,
-        limits=Limits(recipe.gate.max_kl, recipe.gate.min_length_ratio, recipe.gate.max_length_ratio),
+        limits=Limits(bounds.max_kl, bounds.min_length_ratio, bounds.max_length_ratio),
         comparisons=this.feedback if config.needs_comparisons else None,
     )
     candidate_decoding = deployed(recipe, runner, family, start, candidate, f"{name}/decoding", this)
     this.answers = answers = runner.run(
-        f"{name}/answers", answer, settings(Answering, recipe.gate), candidate=candidate, champion=champion, data=data,
+        f"{name}/answers", answer, recipe.gate.answering, candidate=candidate, champion=champion, data=data,
         candidate_decoding=candidate_decoding, champion_decoding=champion_decoding, round=this.number,
     )
     verdicts = None
     if (people := recipe.gate.people) is not None:
-        file = Path(recipe.place(people))
         panel = Attendance(runner.folder, runner.progress)
-        verdicts = UserFiles({people: runner.outside(
-            lambda: panel.verdicts(file, f"{name}/gate", answers / QUESTIONS), planned=file
+        verdicts = UserFiles({people.name: runner.outside(
+            lambda: panel.verdicts(people.path, f"{name}/gate", answers / QUESTIONS), planned=people.path
         )})
     this.gate = gate = runner.run(
-        f"{name}/gate", decide, settings(Gate, recipe.gate), answers=answers, measured=answers.result, reward=reward,
+        f"{name}/gate", decide, recipe.gate.decision, answers=answers, measured=answers.result, reward=reward,
         judge=start.judge, failures=family.failures(this), sources=verdicts,
     )
     runner.progress.say(f"{gate.result.decision}: {gate.result.reason}")
@@ -287,7 +281,7 @@ def decoding_of(recipe: Recipe, family: Family, model: Artifact[Result]) -> Samp
 
 def measure_all(recipe: Recipe, runner: Runner, family: Family, start: Start) -> None:
     """Every model on the test prompts: the Base with worked examples, Instruct, each round's candidate."""
-    config, data, judge = settings(Measurement, recipe.evaluate), start.data, start.judge
+    config, data, judge = recipe.evaluate, start.data, start.judge
     reward = family.rounds[-1].scorer if family.rounds else None
     if not family.rounds:
         deployed(recipe, runner, family, start, start.instruct, "decoding/instruct")
@@ -309,7 +303,7 @@ def measure_all(recipe: Recipe, runner: Runner, family: Family, start: Start) ->
         family.tests.append(ModelTest(name, number, measured))
 
 
-def require(audited: Artifact[AuditRecord], config: AuditSection, progress: Progress) -> None:
+def require(audited: Artifact[AuditRecord], config: RequiredAudit, progress: Progress) -> None:
     """Says what the audit found amiss, and stops the run where a reward model may not train anything.
 
     Raises:

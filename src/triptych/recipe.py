@@ -5,42 +5,69 @@ File names in a recipe are relative to the recipe's folder.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from functools import reduce
-from operator import or_
+from collections.abc import Iterable, Sequence
+from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, PrivateAttr, create_model, model_validator
+from pydantic import AfterValidator, Discriminator, Field, Tag, ValidationInfo, model_validator
 
 from triptych import configuration
 from triptych.audit.stage import Audit
 from triptych.base.pretraining import Pretraining
-from triptych.configuration import Config, tagged
+from triptych.configuration import Composed, Config, Flat, UserFile, by_field, located
 from triptych.data.files import dataset_name
-from triptych.dataset.preparation import DataPreparation
+from triptych.dataset.preparation import DataPreparation, Splits
 from triptych.errors import RecipeError
 from triptych.evaluate.answers import Answering
 from triptych.evaluate.decoding import Decoding
 from triptych.evaluate.gate import Gate
 from triptych.evaluate.measurement import Measurement
 from triptych.feedback.labelling import ExactLabelling, Labelling
+from triptych.improve.grpo import Grpo
 from triptych.improve.loop import Improvement
-from triptych.improve.registry import METHODS, method_of
+from triptych.improve.registry import METHODS, AnyMethod, method_of
 from triptych.instruct.finetuning import Finetuning
 from triptych.people.questions import Asking
 from triptych.release.signature import Signing
-from triptych.reward.ensemble import EnsembleReward
+from triptych.reward.endpoint import Endpoint
 from triptych.reward.judge import JudgeReward
-from triptych.reward.mixture import MixtureReward
+from triptych.reward.kind import RewardConfig
 from triptych.reward.registry import Reward
-from triptych.reward.regression import RegressionReward
 from triptych.reward.rules import RulesReward
 from triptych.reward.training import PairwiseReward, RewardTraining
 from triptych.storybook.world import Storybook
 
 
-class BaseSection(Config):
+def _or_dataset(file: UserFile) -> UserFile:
+    """A name that is no file's may be a dataset's."""
+    return file if file.path.exists() or not dataset_name(file.name) else UserFile(file.name, Path(file.name))
+
+
+def _or_hub(file: UserFile) -> UserFile:
+    """A name that is no folder's and looks like none is a model's on the Hub."""
+    local = file.path.exists() or file.path.suffix.lower() == ".gguf" or file.name.startswith((".", "/", "~"))
+    return file if local else UserFile(file.name, Path(file.name))
+
+
+def _or_shipped(file: UserFile) -> UserFile:
+    """A template that is no .jinja file has a name of its own."""
+    return file if file.path.suffix == ".jinja" else UserFile(file.name, Path(file.name))
+
+
+def _growing(file: UserFile) -> UserFile:
+    if not file.path.name.removesuffix(".jsonl") or file.path.suffix != ".jsonl":
+        raise ValueError(f"must be a .jsonl file, which people's answers are added to, got {file.name!r}")
+    return file
+
+
+DataFile = Annotated[UserFile, AfterValidator(_or_dataset)]
+ModelPlace = Annotated[UserFile, AfterValidator(_or_hub)]
+TemplateFile = Annotated[UserFile, AfterValidator(_or_shipped)]
+GrowingFile = Annotated[UserFile, AfterValidator(_growing)]
+
+
+class BaseOrigin(Config):
     """Where the Base comes from: taken (`from`), or trained from scratch (`train`) on `text`.
 
     Attributes:
@@ -48,43 +75,57 @@ class BaseSection(Config):
         text: files of plain text; a taken Base is only measured on their held-out part.
     """
 
-    from_: str | None = Field(default=None, alias="from")
+    from_: ModelPlace | None = Field(default=None, alias="from")
     train: Pretraining | None = None
-    chat_template: str | None = None
-    text: tuple[str, ...] = ()
+    chat_template: TemplateFile | None = None
+    text: tuple[DataFile, ...] = ()
 
     @model_validator(mode="after")
-    def _one_source(self) -> BaseSection:
+    def _one_source(self) -> Self:
         if (self.from_ is None) == (self.train is None):
             raise ValueError("needs either `from` (a folder, a .gguf file, a Hub name) or `train`")
         return self
 
 
-class InstructSection(Finetuning):
+class InstructTraining(Composed):
     """Fine-tuning and its conversations."""
 
-    data: tuple[str, ...] = ()
+    finetuning: Flat[Finetuning] = Finetuning()
+    data: tuple[DataFile, ...] = ()
 
 
 class FileFeedback(Config):
     """Comparisons from a file."""
 
-    file: str
+    file: DataFile
+
+
+class RatingFeedback(Config):
+    """Answers rated by attributes, from a file."""
+
+    ratings: DataFile
+
+
+class ThumbFeedback(Config):
+    """Answers that were liked or not, from a file."""
+
+    thumbs: DataFile
 
 
 class ExactFeedback(Config):
     """Comparisons of what the champion writes, labelled by the storybook's exact judge in every round."""
 
-    exact: ExactLabelling = ExactLabelling()
+    exact: ExactLabelling
 
 
-class JudgedLabelling(Labelling):
+class JudgedLabelling(Composed):
     """Labels by a language model.
 
     Attributes:
         by: the model; it may be the champion itself.
     """
 
+    labelling: Flat[Labelling] = Labelling()
     by: JudgeReward
 
 
@@ -94,126 +135,74 @@ class JudgedFeedback(Config):
     judged: JudgedLabelling
 
 
-class PeopleFeedback(Asking):
+class PeopleFeedback(Composed):
     """Comparisons that people add to a file while the run goes on; each round takes those that are new.
 
     Attributes:
         people: the file.
+        asking: what they are asked.
     """
 
-    people: str = Field(pattern=r".\.jsonl$")
+    people: GrowingFile
+    asking: Flat[Asking] = Asking()
 
 
-class AuditSection(Audit):
+Feedback = Annotated[
+    Annotated[FileFeedback, Tag("file")] | Annotated[RatingFeedback, Tag("ratings")]
+    | Annotated[ThumbFeedback, Tag("thumbs")] | Annotated[ExactFeedback, Tag("exact")]
+    | Annotated[JudgedFeedback, Tag("judged")] | Annotated[PeopleFeedback, Tag("people")],
+    by_field("file", "ratings", "thumbs", "exact", "judged", "people"),
+]
+
+
+class RequiredAudit(Composed):
     """The audit, and what a failed one does.
 
     Attributes:
         required: stop the run if the audit fails; if False it goes on and the release records the failure.
     """
 
+    checks: Flat[Audit] = Audit()
     required: bool = True
 
 
-class RatingFeedback(Config):
-    """Answers rated by attributes, from a file."""
-
-    ratings: str
-
-
-class ThumbFeedback(Config):
-    """Answers that were liked or not, from a file."""
-
-    thumbs: str
-
-
-class Audited(Config):
+class AuditedReward(Composed):
     """A reward of some kind, and its audit."""
 
-    audit: AuditSection = AuditSection()
-
-    @property
-    def reward(self) -> Reward:
-        """The settings without the audit's."""
-        kind = next(each for each in get_args(Reward) if isinstance(self, each))
-        found: Reward = settings(kind, self)
-        return found
+    model: Flat[Reward] = PairwiseReward()
+    audit: RequiredAudit = RequiredAudit()
 
 
-class PairwiseSection(PairwiseReward, Audited):
-    """A reward model trained on comparisons."""
+class Rounds(Composed):
+    """Improvement by some method: its prompts, and how many rounds."""
 
-
-class RegressionSection(RegressionReward, Audited):
-    """A reward model of several attributes."""
-
-
-class EnsembleSection(EnsembleReward, Audited):
-    """Several reward models."""
-
-
-class RulesSection(RulesReward, Audited):
-    """Rules."""
-
-
-class JudgingSection(JudgeReward, Audited):
-    """A language model that judges."""
-
-
-class MixtureSection(MixtureReward, Audited):
-    """A weighted sum of rewards."""
-
-
-RewardSection = Annotated[
-    PairwiseSection | RegressionSection | EnsembleSection | RulesSection | JudgingSection | MixtureSection,
-    Field(discriminator="kind"), tagged("kind", "pairwise"),
-]
-
-
-class Rounds(Config):
-    """The prompts of improvement, whatever its method, and how many rounds."""
-
-    prompts: tuple[str, ...] = ()
+    method: Flat[AnyMethod] = Grpo()
+    prompts: tuple[DataFile, ...] = ()
     rounds: int = Field(default=1, ge=0)
 
-    @property
-    def own(self) -> Improvement:
-        """The method's settings."""
-        assert isinstance(self, Improvement)
-        found: Improvement = settings(method_of(self).settings, self)
-        return found
 
-
-def rounds_of(kind: type[Improvement]) -> Any:
-    """The section of a recipe that a method's settings and its rounds make."""
-    return create_model(f"{kind.__name__}Section", __base__=(kind, Rounds), __doc__=kind.__doc__)
-
-
-IMPROVE_SECTIONS: Mapping[str, Any] = {method.name(): rounds_of(method.settings) for method in METHODS}
-"""The section of each method, by the method's name."""
-
-if TYPE_CHECKING:
-    class ImproveSection(Improvement, Rounds):
-        """What the sections of all methods have."""
-
-        method: str
-else:
-    ImproveSection = Annotated[
-        reduce(or_, IMPROVE_SECTIONS.values()), Field(discriminator="method"), tagged("method", "grpo"),
-    ]
-
-
-class JudgeSection(PairwiseReward):
+class TrainedJudge(Composed):
     """A second reward model as the gate's judge, trained on comparisons that the first one never sees."""
 
+    model: Flat[PairwiseReward] = PairwiseReward()
     share_of_feedback: float = Field(default=0.5, gt=0, lt=1)
 
 
+def kind(judge: object) -> object:
+    """Of what kind the gate's judge is."""
+    if isinstance(judge, dict):
+        return judge.get("kind", "pairwise")
+    return getattr(judge, "kind", "pairwise") if isinstance(judge, Config) else "exact"
+
+
 GateJudge = Annotated[
-    JudgeSection | RulesReward | JudgeReward, Field(discriminator="kind"), tagged("kind", "pairwise")
+    Annotated[Literal["exact"], Tag("exact")] | Annotated[TrainedJudge, Tag("pairwise")]
+    | Annotated[RulesReward, Tag("rules")] | Annotated[JudgeReward, Tag("judge")],
+    Discriminator(kind),
 ]
 
 
-class GateSection(Answering, Gate):
+class JudgedGate(Composed):
     """The gate and who judges there.
 
     Attributes:
@@ -221,20 +210,13 @@ class GateSection(Answering, Gate):
         people: the file in which people say which answer they prefer, where they decide at the gate.
     """
 
-    judge: Literal["exact"] | GateJudge = JudgeSection()
-    people: str | None = Field(default=None, pattern=r".\.jsonl$")
+    answering: Flat[Answering] = Answering()
+    decision: Flat[Gate] = Gate()
+    judge: GateJudge = TrainedJudge()
+    people: GrowingFile | None = None
 
 
-class SplitSection(Config):
-    """How much of the user's own data is kept for measuring; see `Intake`."""
-
-    test: int = Field(default=300, ge=2)
-    gate: int = Field(default=600, ge=2)
-    validation: int = Field(default=64, ge=8)
-    heldout: float = Field(default=0.15, gt=0, lt=0.5)
-
-
-class ReleaseSection(Config):
+class Publication(Config):
     """How the family is published.
 
     Attributes:
@@ -276,30 +258,27 @@ class Recipe(Config):
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     seed: int = Field(default=1, ge=0, lt=2**31)
     storybook: Storybook | None = None
-    base: BaseSection
-    instruct: InstructSection = InstructSection()
-    feedback: tuple[
-        FileFeedback | RatingFeedback | ThumbFeedback | ExactFeedback | JudgedFeedback | PeopleFeedback, ...
-    ] = ()
-    reward: RewardSection = PairwiseSection()
-    improve: ImproveSection = IMPROVE_SECTIONS["grpo"]()
-    compare: tuple[ImproveSection, ...] = ()
+    base: BaseOrigin
+    instruct: InstructTraining = InstructTraining()
+    feedback: tuple[Feedback, ...] = ()
+    reward: AuditedReward = AuditedReward()
+    improve: Rounds = Rounds()
+    compare: tuple[AnyMethod, ...] = ()
     decoding: Decoding = Decoding()
-    gate: GateSection = GateSection()
+    gate: JudgedGate = JudgedGate()
     evaluate: Measurement = Measurement()
-    splits: SplitSection = SplitSection()
+    splits: Splits = Splits()
     wrong_rows: Literal["refuse", "skip"] = "refuse"
-    release: ReleaseSection = ReleaseSection()
+    release: Publication = Publication()
     goals: Goals = Goals()
 
-    _folder: Path = PrivateAttr(default=Path())
-
     @model_validator(mode="after")
-    def _whole(self) -> Recipe:
+    def _whole(self, info: ValidationInfo) -> Self:
         exact = [source for source in self.feedback if isinstance(source, ExactFeedback)]
         files = self.comparison_files
+        judge, by = self.gate.judge, self.labeller
         if self.storybook is None:
-            if exact or self.gate.judge == "exact":
+            if exact or judge == "exact":
                 raise ValueError("the exact judge only knows the storybook: add `storybook: {}` or name another judge")
             if not self.instruct.data:
                 raise ValueError("instruct.data must name at least one file of conversations")
@@ -313,52 +292,57 @@ class Recipe(Config):
         growing = ExactFeedback | JudgedFeedback | PeopleFeedback
         if len([source for source in self.feedback if isinstance(source, growing)]) > 1:
             raise ValueError("feedback may name one judge that labels, or one file that people add to, once")
-        if isinstance(self.gate.judge, JudgeSection) and not files:
+        if isinstance(judge, TrainedJudge) and not files:
             raise ValueError("gate.judge is a reward model, which needs comparisons from a file in `feedback`")
-        judge = self.gate.judge
         if isinstance(judge, JudgeReward) and judge.is_policy:
             raise ValueError("gate.judge may not be the policy, which is what it judges: name a model or an endpoint")
-        if self.gate.people is not None and self.gate.people == self.people:
+        if self.gate.people is not None and self.people is not None and self.gate.people.path == self.people.path:
             raise ValueError("gate.people is the file of feedback, which is trained on: name another")
-        labelling = self.labelling
-        if isinstance(judge, JudgeReward) and isinstance(labelling, JudgedLabelling) and (
-            (judge.model, judge.endpoint) == (labelling.by.model, labelling.by.endpoint)
-        ):
+        if isinstance(judge, JudgeReward) and by is not None and _asked(judge) == _asked(by):
             raise ValueError("gate.judge labels the comparisons too, and may take no part in training: name another")
-        if lacking := self.lacks(self.improve):
-            raise ValueError(f"improve.method {self.improve.method} learns from {lacking}, and feedback names none")
-        needs = {material for part in self.reward.reward.within for material in part.needs}
+        if lacking := self.lacks(self.improve.method):
+            name = method_of(self.improve.method).name()
+            raise ValueError(f"improve.method {name} learns from {lacking}, and feedback names none")
+        needs = {material for part in self.reward.model.within for material in part.needs}
         if "comparisons" in needs and not self.compared:
             raise ValueError("feedback must name comparisons, on which the reward model is trained: [{file: ...}]")
         if "ratings" in needs and not self.rating_files:
             raise ValueError("feedback must name ratings, on which the reward model is trained: [{ratings: ...}]")
+        home = located("", info).resolve()
+        for name, path in self.reward_files.items():
+            if name.endswith(".py") and path.exists() and not path.resolve().is_relative_to(home):
+                raise ValueError(f"{name}: a function is taken only from the recipe's own folder, {home}")
         return self
 
     @property
-    def methods(self) -> list[str]:
-        """The methods that can be compared on this recipe's budget."""
-        return list(IMPROVE_SECTIONS)
+    def methods(self) -> dict[str, type[Improvement]]:
+        """The methods that can be compared on this recipe's budget, and what their settings are."""
+        return {method.name(): method.settings for method in METHODS}
 
-    def with_method(self, method: str) -> Recipe:
-        """The recipe with another method on the same budget: what `compare` says of it, else its defaults."""
-        told = next((section for section in (*self.compare, self.improve) if section.method == method), None)
-        section = told if told is not None else IMPROVE_SECTIONS[method]()
-        shared = {name: getattr(self.improve, name) for name in (*Improvement.model_fields, *Rounds.model_fields)
-                  if name not in section.model_fields_set}
-        return self.model_copy(update={"improve": section.model_copy(update=shared)})
+    def with_method(self, name: str) -> Recipe:
+        """The recipe with another method on the same budget: what `compare` says of it, else its defaults.
+
+        Raises:
+            ValidationError: it cannot be on this budget.
+        """
+        settings, budget = self.methods[name], self.improve.method
+        own = next((each for each in (*self.compare, budget) if type(each) is settings), settings())
+        shared = Improvement.model_fields.keys() - own.model_fields_set
+        method = settings(**dict(own) | {field: getattr(budget, field) for field in shared})
+        return self.model_copy(update={"improve": self.improve.model_copy(update={"method": method})})
 
     @property
-    def comparison_files(self) -> tuple[str, ...]:
+    def comparison_files(self) -> tuple[UserFile, ...]:
         """The files of comparisons."""
         return tuple(source.file for source in self.feedback if isinstance(source, FileFeedback))
 
     @property
-    def rating_files(self) -> tuple[str, ...]:
+    def rating_files(self) -> tuple[UserFile, ...]:
         """The files of ratings."""
         return tuple(source.ratings for source in self.feedback if isinstance(source, RatingFeedback))
 
     @property
-    def thumb_files(self) -> tuple[str, ...]:
+    def thumb_files(self) -> tuple[UserFile, ...]:
         """The files of answers that were liked or not."""
         return tuple(source.thumbs for source in self.feedback if isinstance(source, ThumbFeedback))
 
@@ -369,14 +353,14 @@ class Recipe(Config):
         return "thumbs" if method.needs_thumbs and not self.thumb_files else None
 
     @property
-    def people(self) -> str | None:
+    def people(self) -> UserFile | None:
         """The file that people add comparisons to, if there is one."""
         return next((source.people for source in self.feedback if isinstance(source, PeopleFeedback)), None)
 
     @property
     def asking(self) -> Asking | None:
         """What people are asked in every round, if they are."""
-        return next((settings(Asking, each) for each in self.feedback if isinstance(each, PeopleFeedback)), None)
+        return next((source.asking for source in self.feedback if isinstance(source, PeopleFeedback)), None)
 
     @property
     def growing(self) -> bool:
@@ -395,79 +379,52 @@ class Recipe(Config):
             if isinstance(source, ExactFeedback):
                 return source.exact
             if isinstance(source, JudgedFeedback):
-                return source.judged
+                return source.judged.labelling
         return None
+
+    @property
+    def labeller(self) -> JudgeReward | None:
+        """The language model that labels them, if one does."""
+        return next((source.judged.by for source in self.feedback if isinstance(source, JudgedFeedback)), None)
 
     @property
     def preparation(self) -> DataPreparation:
         """What is read from the user's own files."""
         judge = self.gate.judge
         return DataPreparation(
-            text=self.base.text, conversations=self.instruct.data, comparisons=self.comparison_files,
-            ratings=self.rating_files, thumbs=self.thumb_files, prompts=self.improve.prompts,
-            wrong_rows=self.wrong_rows,
-            judge=judge.share_of_feedback if isinstance(judge, JudgeSection) else 0.0,
-            **self.splits.model_dump(),
+            text=_names(self.base.text), conversations=_names(self.instruct.data),
+            comparisons=_names(self.comparison_files), ratings=_names(self.rating_files),
+            thumbs=_names(self.thumb_files), prompts=_names(self.improve.prompts), wrong_rows=self.wrong_rows,
+            judge=judge.share_of_feedback if isinstance(judge, TrainedJudge) else 0.0, **dict(self.splits),
         )
 
     @property
-    def sources(self) -> dict[str, str | Path]:
-        """Every data file by the name that the recipe gives it: its path, or the name of a dataset."""
-        return {name: self.place(name) for names in self._data_names() for name in names}
-
-    def _data_names(self) -> Iterator[Sequence[str]]:
-        yield self.base.text
-        yield self.instruct.data
-        yield self.comparison_files
-        yield self.rating_files
-        yield self.thumb_files
-        yield self.improve.prompts
+    def sources(self) -> dict[str, Path]:
+        """Where every data file lies, by the name that the recipe gives it; of a dataset its name."""
+        files = (
+            self.base.text, self.instruct.data, self.comparison_files, self.rating_files, self.thumb_files,
+            self.improve.prompts,
+        )
+        return {file.name: file.path for file in chain(*files)}
 
     @property
-    def base_place(self) -> str | Path:
-        """The Base's folder or .gguf file; what is neither stays as it is, a name on the Hub."""
-        assert self.base.from_ is not None
-        path = self._folder / Path(self.base.from_).expanduser()
-        return path if path.exists() or path.suffix.lower() == ".gguf" or self.base.from_.startswith((".", "/", "~")) \
-            else self.base.from_
+    def reward_files(self) -> dict[str, Path]:
+        """Where the files and folders lie that the reward, the gate's judge or who labels names, by these names."""
+        rewards = (self.reward.model, self.gate.judge, self.labeller)
+        return {name: path for each in rewards if isinstance(each, RewardConfig) for name, path in each.files.items()}
 
     @property
     def learner(self) -> RewardTraining | None:
         """How the reward, or the first part of it that is trained, is trained; None where nothing is."""
-        return next((part for part in self.reward.reward.within if isinstance(part, RewardTraining)), None)
-
-    def reward_files(self, reward: Reward) -> dict[str, str | Path]:
-        """The files and folders that a reward's settings name, by these names.
-
-        Raises:
-            RecipeError: one is missing, or a file with a function lies outside the recipe's folder.
-        """
-        found: dict[str, str | Path] = {}
-        home = self._folder.resolve()
-        for name in (name for part in reward.within for name in part.files):
-            path = self._folder / Path(name).expanduser()
-            if not path.exists():
-                raise RecipeError(f"{path}: there is no such file, and the reward names it")
-            if name.endswith(".py") and not path.resolve().is_relative_to(home):
-                raise RecipeError(f"{name}: a function is taken only from the recipe's own folder, {home}")
-            found[name] = path
-        return found
-
-    @property
-    def signing(self) -> Signing | None:
-        """How the release is signed, its key where it lies."""
-        sign = self.release.sign
-        return sign.model_copy(update={"key": str(self.place(sign.key))}) if sign and sign.key else sign
-
-    def place(self, name: str) -> str | Path:
-        """Where a file named in the recipe lies; a dataset's or a Hub model's name stays as it is."""
-        path = self._folder / Path(name).expanduser()
-        return name if not path.exists() and dataset_name(name) else path
+        return next((part for part in self.reward.model.within if isinstance(part, RewardTraining)), None)
 
 
-def settings(kind: type[Config], section: Config) -> Any:
-    """The part of a recipe's section that is a stage's own configuration."""
-    return kind(**{name: getattr(section, name) for name in kind.model_fields})
+def _names(files: Iterable[UserFile]) -> tuple[str, ...]:
+    return tuple(file.name for file in files)
+
+
+def _asked(judge: JudgeReward) -> tuple[Path | None, Endpoint | None]:
+    return judge.files.get(judge.model), judge.endpoint
 
 
 def load(path: Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -477,10 +434,7 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Recipe:
         RecipeError: every problem with its line.
     """
     recipe = configuration.load(path, Recipe, overrides)
-    recipe._folder = path.parent
-    recipe.reward_files(recipe.reward.reward)
-    if isinstance(recipe.gate.judge, RulesReward | JudgeReward):
-        recipe.reward_files(recipe.gate.judge)
-    if isinstance(recipe.labelling, JudgedLabelling):
-        recipe.reward_files(recipe.labelling.by)
+    for file in recipe.reward_files.values():
+        if not file.exists():
+            raise RecipeError(f"{file}: there is no such file, and the reward names it")
     return recipe

@@ -35,7 +35,7 @@ def require_references(recipe: Recipe) -> None:
 def wrong_references(recipe: Recipe) -> list[Fault]:
     """Each reference that a rule of the reward, or of the gate's judge, could not use; wrong rows are passed over."""
     preparation = recipe.preparation
-    rules = list(_rules(recipe.reward.reward))
+    rules = list(_rules(recipe.reward.model))
     compared = rules if recipe.compared else []  # an audit scores the answers that were compared
     if isinstance(recipe.gate.judge, RulesReward):
         rules += _rules(recipe.gate.judge)

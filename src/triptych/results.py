@@ -286,7 +286,7 @@ def release(
         partial, name=recipe.name, version=recipe.release.version, license=recipe.release.license,
         models=models, lineage=lineage, summary=summary, recipe=_recipe_digest(recipe),
         reward_examples=_examples(feedback, reward), language=recipe.release.language,
-        decoding=decoding_of(recipe, family, champion), signing=recipe.signing,
+        decoding=decoding_of(recipe, family, champion), signing=recipe.release.sign,
     )
     prove(artifacts)  # what was copied is what was written
     replace_folder(partial, folder)

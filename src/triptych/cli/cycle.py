@@ -88,7 +88,7 @@ def watch(
         raise RecipeError("watch needs a file that people add comparisons to: feedback: [{people: labels.jsonl}]")
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise RunError("watch waits in one process; for a round on several ranks give triptych run under torchrun")
-    waiting = Inbox.of_run(runs / first.name, Path(first.place(first.people)))
+    waiting = Inbox.of_run(runs / first.name, first.people.path)
 
     def carried_out(round: int) -> int:
         """Every round up to this one; how many comparisons it gave back."""
@@ -183,8 +183,8 @@ def compare(
 
 def _changed(recipe: Recipe) -> int | None:
     """When somebody last added to the verdicts at the gate."""
-    file = Path(recipe.place(recipe.gate.people)) if recipe.gate.people else None
-    return file.stat().st_mtime_ns if file and file.exists() else None
+    file = recipe.gate.people
+    return file.path.stat().st_mtime_ns if file and file.path.exists() else None
 
 
 def _show_outcome(summary: Summary, folder: Path) -> None:

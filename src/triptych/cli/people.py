@@ -72,9 +72,9 @@ def _asked(loaded: Recipe, recipe: Path, folder: Path) -> list[Questionnaire[Any
         raise RunError(f"{folder} has no questions yet: triptych run or watch {recipe} has the model write its answers")
     found: list[Questionnaire[Any]] = []
     if loaded.gate.people is not None:
-        found.append(Panel(folder / GATE_QUESTIONS, Path(loaded.place(loaded.gate.people))))
+        found.append(Panel(folder / GATE_QUESTIONS, loaded.gate.people.path))
     if loaded.people is not None:
-        found.append(Labels(folder / FILE, Path(loaded.place(loaded.people))))
+        found.append(Labels(folder / FILE, loaded.people.path))
     return found
 
 

@@ -52,15 +52,27 @@ WHY = {
 """What the counts in the stage's metrics are of."""
 
 
-class DataPreparation(Config):
+class Splits(Config):
+    """How much of the user's own data is kept for measuring.
+
+    Attributes:
+        test, gate, validation: prompts held out for the final measurement, the gate, and the curves.
+        heldout: share of the comparisons' prompts (and of the text) kept for measuring.
+    """
+
+    test: int = Field(default=300, ge=2)
+    gate: int = Field(default=600, ge=2)
+    validation: int = Field(default=64, ge=8)
+    heldout: float = Field(default=0.15, gt=0, lt=0.5)
+
+
+class DataPreparation(Splits):
     """Which files, and how much of them is held out.
 
     Attributes:
         text, conversations, comparisons, ratings, thumbs, prompts: names of files, as the recipe gives them. Without
             prompts those of the conversations are used.
         wrong_rows: whether a wrong row stops the run, or is left out and reported.
-        test, gate, validation: prompts held out for the final measurement, the gate, and the curves.
-        heldout: share of the comparisons' prompts (and of the text) kept for measuring.
         judge: share of the comparisons' prompts that train the gate's own judge and nothing else.
     """
 
@@ -71,10 +83,6 @@ class DataPreparation(Config):
     thumbs: tuple[str, ...] = ()
     prompts: tuple[str, ...] = ()
     wrong_rows: Literal["refuse", "skip"] = "refuse"
-    test: int = Field(default=300, ge=2)
-    gate: int = Field(default=600, ge=2)
-    validation: int = Field(default=64, ge=8)
-    heldout: float = Field(default=0.15, gt=0, lt=0.5)
     judge: float = Field(default=0.0, ge=0, lt=1)
 
 

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from functools import reduce
+from operator import or_
+from typing import TYPE_CHECKING, Annotated, Any
 
+from pydantic import Field
+
+from triptych.configuration import tagged
 from triptych.improve.best_of_n import BestOfNMethod
 from triptych.improve.dpo import DpoMethod
 from triptych.improve.grpo import GrpoMethod
@@ -23,6 +28,14 @@ METHODS: tuple[type[Method[Any, Any]], ...] = (
     KtoMethod,
     BestOfNMethod,
 )
+
+if TYPE_CHECKING:
+    AnyMethod = Improvement
+    """The settings of any method."""
+else:
+    AnyMethod = Annotated[
+        reduce(or_, (method.settings for method in METHODS)), Field(discriminator="method"), tagged("method", "grpo"),
+    ]
 
 
 def method_of(config: Improvement) -> type[Method[Any, Any]]:

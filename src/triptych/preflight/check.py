@@ -21,7 +21,7 @@ from pydantic import ConfigDict
 from triptych import configuration
 from triptych.base import source
 from triptych.base.tokenizer import train_tokenizer
-from triptych.configuration import Config
+from triptych.configuration import Config, beside
 from triptych.cycle import plan
 from triptych.data import files
 from triptych.data.folder import DataFolder
@@ -33,7 +33,7 @@ from triptych.engine.device import compute_dtype
 from triptych.engine.inspection import inspect
 from triptych.errors import DataError, Fault, ModelError, RecipeError, ReleaseError, TriptychError
 from triptych.evaluate.answers import portions_of
-from triptych.evaluate.measurement import Measurement, few_shot
+from triptych.evaluate.measurement import few_shot
 from triptych.pipeline.stage import StageContext
 from triptych.preflight import doctor
 from triptych.preflight.costs import (
@@ -49,7 +49,7 @@ from triptych.preflight.costs import (
 )
 from triptych.preflight.memory import Architecture
 from triptych.progress import Silent
-from triptych.recipe import JudgeSection, Recipe, load, settings
+from triptych.recipe import Recipe, TrainedJudge, load
 from triptych.records import Comparison, Conversation, Prompt, Record
 from triptych.references import wrong_references
 from triptych.release.signature import check_signing
@@ -102,9 +102,9 @@ def check(path: Path, overrides: Sequence[str] = (), reward: Path | None = None)
             return findings
         for finding in doctor.diagnose_sandbox(recipe):
             (findings.problems if finding.stops else findings.notes).append(str(finding))
-        if recipe.signing is not None:
+        if recipe.release.sign is not None:
             try:
-                check_signing(recipe.signing)
+                check_signing(recipe.release.sign)
             except ReleaseError as error:
                 findings.problems.append(str(error))
         if recipe.storybook is not None:
@@ -128,7 +128,7 @@ def check(path: Path, overrides: Sequence[str] = (), reward: Path | None = None)
 def consult(recipe: Recipe, folder: Path, tokenizer: Any | None, reward: Path | None, findings: Findings) -> None:
     """Has the doctor look at the comparisons and ratings, and at the reward model that was named."""
     found = list(doctor.diagnose(recipe, folder, tokenizer)) if recipe.comparison_files else []
-    found += doctor.look_at_ratings(recipe.sources, recipe.rating_files)
+    found += doctor.look_at_ratings([file.path for file in recipe.rating_files])
     if reward is not None and tokenizer is not None:
         rows = DataFolder(folder).comparisons("heldout").read_any()
         try:
@@ -159,17 +159,15 @@ def inputs_alone(path: Path, overrides: Sequence[str]) -> Recipe | None:
         named = [entry["file"] for entry in entries if isinstance(entry, dict) and isinstance(entry.get("file"), str)]
         base = values["base"] if isinstance(values.get("base"), dict) else {}
         kept = {name: base[name] for name in ("from", "train", "chat_template") if name in base}
-        recipe = Recipe.model_validate({
+        return Recipe.model_validate({
             "name": "check",
             "base": kept | {"text": texts("base", "text")},
             "instruct": {"data": texts("instruct", "data")},
             "feedback": [{"file": name} for name in named],
             "improve": {"prompts": texts("improve", "prompts")},
-        })
+        }, context=beside(path.parent))
     except ValueError:
         return None
-    recipe._folder = path.parent
-    return recipe
 
 
 def check_files(recipe: Recipe, findings: Findings) -> bool:
@@ -196,7 +194,7 @@ def check_files(recipe: Recipe, findings: Findings) -> bool:
                 findings.notes += [f"left out: {fault}" for fault in skipped]
     if recipe.gate.people is not None:
         try:
-            files.read_any(Path(recipe.place(recipe.gate.people)), files.read_verdicts)
+            files.read_any(recipe.gate.people.path, files.read_verdicts)
         except DataError as error:
             findings.problems += map(str, error.faults)
     return readable
@@ -217,7 +215,7 @@ def split_data(recipe: Recipe, folder: Path, findings: Findings) -> Prepared | N
 def judge_splits(recipe: Recipe, counts: Prepared, findings: Findings) -> None:
     """What the counts of the preparation mean for the run."""
     findings.notes += left_out(counts)
-    needed = least(level(recipe.gate.error, failures=0))
+    needed = least(level(recipe.gate.decision.error, failures=0))
     for name in ("test", "gate"):
         count = getattr(counts, f"prompts_{name}")
         if count < needed:
@@ -230,10 +228,11 @@ def judge_splits(recipe: Recipe, counts: Prepared, findings: Findings) -> None:
                 f"only {count} {name} prompts: an interval over so few hides all but large gains; "
                 f"give {5 * FEW_PROMPTS:,} prompts or more"
             )
-    rounds = portions_of(counts.prompts_gate, recipe.gate.prompts)
+    portion = recipe.gate.answering.prompts
+    rounds = portions_of(counts.prompts_gate, portion)
     if recipe.improve.rounds > rounds:
         findings.notes.append(
-            f"{counts.prompts_gate} gate prompts at {recipe.gate.prompts} a round (gate.prompts) are enough for "
+            f"{counts.prompts_gate} gate prompts at {portion} a round (gate.prompts) are enough for "
             f"{'one round' if rounds == 1 else f'{rounds} rounds'}; after that they decide again, which is then said. "
             "Give more prompts and raise splits.gate, or lower gate.prompts"
         )
@@ -263,10 +262,9 @@ def check_model(recipe: Recipe, folder: Path, findings: Findings) -> tuple[Any, 
         config = recipe.base.train
         return train_tokenizer(documents, config.vocabulary, config.context), from_scratch(config)
     try:
+        assert recipe.base.from_ is not None
         template = recipe.base.chat_template
-        if template and template.endswith(".jinja"):
-            template = str(recipe.place(template))
-        return open_model(str(recipe.base_place), template, findings)
+        return open_model(str(recipe.base.from_.path), str(template.path) if template else None, findings)
     except TriptychError as error:
         findings.problems.append(f"base.from: {error}")
         return None
@@ -301,15 +299,15 @@ def check_lengths(
     """The tokens of every split, and what becomes of rows that are too long."""
     texts: dict[str, Texts] = {}
     prompts = {
-        "prompts_improve": recipe.improve.max_tokens, "prompts_validation": recipe.decoding.max_tokens,
+        "prompts_improve": recipe.improve.method.max_tokens, "prompts_validation": recipe.decoding.max_tokens,
         "prompts_gate": recipe.decoding.max_tokens, "prompts_test": recipe.decoding.max_tokens,
     }
-    trained = [("demonstrations", "instruct", recipe.instruct)]
+    trained = [("demonstrations", "instruct", recipe.instruct.finetuning)]
     if recipe.comparison_files:
         if recipe.learner is not None:
             trained += [("comparisons_train", "reward", recipe.learner)]  # type: ignore[list-item]
-        if isinstance(recipe.gate.judge, JudgeSection):
-            trained += [("comparisons_judge", "gate.judge", recipe.gate.judge)]  # type: ignore[list-item]
+        if isinstance(judge := recipe.gate.judge, TrainedJudge):
+            trained += [("comparisons_judge", "gate.judge", judge.model)]  # type: ignore[list-item]
     for name, section, config in trained:
         lengths, sizes = measured(DataFolder(folder).named(name).read_any(), tokenizer)
         findings.lengths[name] = report = length_report(lengths, config.context)
@@ -352,7 +350,7 @@ def check_few_shot(
     recipe: Recipe, folder: Path, tokenizer: Any, model: Architecture, findings: Findings
 ) -> Texts:
     """The test prompts as the Base gets them, behind examples; those that leave no room for all examples."""
-    config = settings(Measurement, recipe.evaluate)
+    config = recipe.evaluate
     prompts = DataFolder(folder).prompts("test").read_any()[: config.prompts]
     shown = DataFolder(folder).examples.read_any()
     answer = recipe.decoding.max_tokens

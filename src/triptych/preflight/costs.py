@@ -20,7 +20,7 @@ from triptych.instruct.finetuning import Finetuning
 from triptych.pipeline.call import StageCall
 from triptych.preflight import memory
 from triptych.preflight.memory import Architecture
-from triptych.recipe import JudgeSection, Recipe
+from triptych.recipe import Recipe, TrainedJudge
 from triptych.reward.regression import RegressionReward
 from triptych.reward.training import PairwiseReward, RewardTrained
 
@@ -94,7 +94,7 @@ class _Workload:
 def _work(stage: StageCall[Any], recipe: Recipe, model: Architecture, texts: Mapping[str, Texts]) -> _Workload | None:
     """What a stage does; None where it is next to nothing, or nobody knows yet."""
     weights, copies = memory.weights(model), memory.copies(model)
-    judging = weights if isinstance(recipe.gate.judge, JudgeSection) else 0
+    judging = weights if isinstance(recipe.gate.judge, TrainedJudge) else 0
     config, answer = stage.config, recipe.decoding.max_tokens
     match config:
         case Pretraining():
@@ -177,7 +177,7 @@ def improving(config: Improvement, model: Architecture, texts: Mapping[str, Text
 
 def disk_space(recipe: Recipe, model: Architecture) -> int:
     """Bytes that a run writes: its models in float32, and a checkpoint with the optimizer's state."""
-    judges = int(isinstance(recipe.gate.judge, JudgeSection))
+    judges = int(isinstance(recipe.gate.judge, TrainedJudge))
     folders = 2 + judges + recipe.improve.rounds + 1 + 3  # base, instruct, judge, candidates, reward, the release
     return (4 * folders + 12) * model.parameters
 

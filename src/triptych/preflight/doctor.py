@@ -24,7 +24,7 @@ from triptych.data.template import closing_tokens, scored_tokens
 from triptych.engine.models import load_tokenizer
 from triptych.engine.scoring import RewardModel, Scorer
 from triptych.errors import Fault, ModelError
-from triptych.recipe import JudgeSection, Recipe
+from triptych.recipe import Recipe, TrainedJudge
 from triptych.records import Comparison, Conversation, Message, Prompt, user
 from triptych.reward.rules import UnitTests
 from triptych.reward.sandbox import confinement
@@ -61,18 +61,18 @@ def diagnose(recipe: Recipe, folder: Path, tokenizer: Any | None) -> Iterator[Fi
         folder: where they were split as the run will have them.
         tokenizer: the policy's; without it lengths are not looked at.
     """
-    rows = locate([recipe.sources[name] for name in recipe.comparison_files])
+    rows = locate([file.path for file in recipe.comparison_files])
     yield from look_at_comparisons(rows)
     places = {located.row: located for located in reversed(rows)}
     audit = recipe.reward.audit
     learners: list[tuple[TrainedOn, str, Any]] = [("train", "reward", recipe.learner)]
-    if isinstance(recipe.gate.judge, JudgeSection):
-        learners.append(("judge", "gate.judge", recipe.gate.judge))
+    if isinstance(judge := recipe.gate.judge, TrainedJudge):
+        learners.append(("judge", "gate.judge", judge.model))
     data = DataFolder(folder)
     for learnt, section, config in learners:
         training, heldout = (data.comparisons(split).read_any() for split in (learnt, HELD_OUT[learnt]))
         what = "the gate's judge" if learnt == "judge" else "the reward model"
-        yield from look_at_count(heldout, what, audit.least_prompts, audit.least_margin, audit.required)
+        yield from look_at_count(heldout, what, audit.checks.least_prompts, audit.checks.least_margin, audit.required)
         if tokenizer is not None and config is not None:
             yield from look_at_lengths([places[row] for row in training], tokenizer, section, config)
 
@@ -318,9 +318,9 @@ def look_at_scores(scorer: Scorer, rows: Sequence[Comparison], where: str) -> It
         )
 
 
-def look_at_ratings(sources: Mapping[str, str | Path], names: Sequence[str]) -> Iterator[Finding]:
+def look_at_ratings(places: Sequence[Path]) -> Iterator[Finding]:
     """Attributes whose rating is the same in every good row of all files."""
-    ratings = [rating for name in names for rating in files.read_ratings(sources[name], [])]
+    ratings = [rating for place in places for rating in files.read_ratings(place, [])]
     values: dict[str, set[float]] = {}
     for rating in ratings:
         for attribute, value in rating.scores.items():
@@ -328,7 +328,7 @@ def look_at_ratings(sources: Mapping[str, str | Path], names: Sequence[str]) -> 
     for attribute, given in values.items():
         if len(ratings) > 1 and len(given) == 1:
             yield Finding(
-                f"{attribute} is {next(iter(given)):g} in every row", ", ".join(str(sources[name]) for name in names),
+                f"{attribute} is {next(iter(given)):g} in every row", ", ".join(map(str, places)),
                 "there is nothing to learn from it",
                 "take the attribute out, or rate answers that differ in it", stops=len(values) == 1,
             )

@@ -13,7 +13,7 @@ from typing import Any
 
 from pydantic import model_validator
 
-from triptych.configuration import Config
+from triptych.configuration import Config, UserFile
 from triptych.display import one_line
 from triptych.errors import ReleaseError
 from triptych.release.verification import LARGEST, SIGNATURE
@@ -31,7 +31,7 @@ class Signing(Config):
         keyless: with the signer's identity, which Sigstore vouches for: a browser opens, or CI's own identity is taken.
     """
 
-    key: str | None = None
+    key: UserFile | None = None
     keyless: bool = False
 
     @model_validator(mode="after")
@@ -119,12 +119,12 @@ def _signer(signing: Signing) -> Any:
     password = os.environ.get(PASSWORD)
     try:
         return config.use_elliptic_key_signer(
-            private_key=signing.key, password=password.encode() if password is not None else None
+            private_key=signing.key.path, password=password.encode() if password is not None else None
         )
     except Exception as error:
         raise ReleaseError(
-            f"release.sign.key: {signing.key} is no private key in PEM of the curve P-256, P-384 or P-521 that can be "
-            f"read (the password of one that has it stands in {PASSWORD}): {_reason(error)}"
+            f"release.sign.key: {signing.key.path} is no private key in PEM of the curve P-256, P-384 or P-521 that "
+            f"can be read (the password of one that has it stands in {PASSWORD}): {_reason(error)}"
         ) from None
 
 

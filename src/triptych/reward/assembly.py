@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,23 +20,18 @@ from triptych.reward.rules import RulesReward, keep_rules
 from triptych.reward.training import PairwiseReward, train_reward
 from triptych.reward.trust import Trust
 
-Files = Callable[[Reward], Mapping[str, str | Path]]
-"""The files and folders that a reward's settings name, by these names."""
-
 
 @dataclass(frozen=True)
 class Materials:
     """What the stages of a reward are given.
 
     Attributes:
-        files: finds those that its settings name.
         base, champion: what a trained kind starts from; a judge may ask the champion.
         data: with the ratings.
         comparisons: of the round, where there are any.
         before: the last round's reward and its parts, by their places, from which trained kinds go on.
     """
 
-    files: Files
     base: Artifact[Result] | None = None
     champion: Artifact[Result] | None = None
     data: Artifact[Result] | None = None
@@ -86,10 +81,10 @@ def make_reward(
                 comparisons=materials.comparisons,
             )
         case RulesReward():
-            made[place] = runner.run(name, keep_rules, config, UserFiles(materials.files(config)))
+            made[place] = runner.run(name, keep_rules, config, UserFiles(config.files))
         case JudgeReward():
             made[place] = runner.run(
-                name, keep_judge, config, UserFiles(materials.files(config)),
+                name, keep_judge, config, UserFiles(config.files),
                 policy=materials.champion if asks_policy(config) else None,
             )
     return made
@@ -101,8 +96,7 @@ def asks_policy(reward: Reward) -> bool:
 
 
 def scorer_of(
-    runner: Runner, config: Reward, reward: Artifact[Result], files: Files, champion: Artifact[Result] | None,
-    name: str | None = None,
+    runner: Runner, config: Reward, reward: Artifact[Result], champion: Artifact[Result] | None, name: str | None = None
 ) -> ArtifactScorer:
     """The reward in an artifact as a scorer; what the user's own recipe names may be asked and run, nothing else.
 
@@ -110,7 +104,7 @@ def scorer_of(
         champion: whom a judge asks that is the policy itself.
         name: for the reader of a report; by default the kind's.
     """
-    models = {Path(file).name: Path(place) for file, place in files(config).items()}
+    models = {Path(name).name: path for name, path in config.files.items()}
     if champion:
         models[POLICY] = champion.folder / "model"
     return ArtifactScorer(reward, lambda: open_reward(

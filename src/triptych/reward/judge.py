@@ -66,8 +66,8 @@ class JudgeReward(RewardConfig):
         return self
 
     @property
-    def files(self) -> tuple[str, ...]:
-        """The files and folders that it names."""
+    def named(self) -> tuple[str, ...]:
+        """The model's folder and the template."""
         model = (self.model,) if self.endpoint is None and self.model != POLICY else ()
         return (*model, *((self.template,) if self.template else ()))
 
@@ -239,7 +239,7 @@ def keep_judge(
     except OSError as error:
         raise RewardError(f"{path}: the template cannot be read: {error.strerror}") from error
     content = config.model_dump(mode="json")
-    if config.files and config.model != POLICY and config.endpoint is None:
+    if config.model in config.named:
         # Its name and what it holds, and no path of this machine.
         content |= {"model": Path(config.model).name, "model_digest": digest(Path(given[config.model]))}
     path = context.output / "reward.json"

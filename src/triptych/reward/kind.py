@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from collections.abc import Mapping
+from pathlib import Path
+from typing import ClassVar, Literal, Self
 
-from triptych.configuration import Config
+from pydantic import PrivateAttr, ValidationInfo, model_validator
+
+from triptych.configuration import Config, located
 
 Material = Literal["comparisons", "ratings"]
 
@@ -22,10 +26,22 @@ class RewardConfig(Config):
 
     needs: ClassVar[frozenset[Material]] = frozenset()
 
+    _files: dict[str, Path] = PrivateAttr(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _locate(self, info: ValidationInfo) -> Self:
+        self._files.update({name: located(name, info) for name in self.named})
+        return self
+
     @property
-    def files(self) -> tuple[str, ...]:
+    def named(self) -> tuple[str, ...]:
         """The files and folders that it names itself."""
         return ()
+
+    @property
+    def files(self) -> Mapping[str, Path]:
+        """Where those lie that it and its parts name, by these names."""
+        return {name: path for part in self.within for name, path in part._files.items()}
 
     @property
     def is_policy(self) -> bool:

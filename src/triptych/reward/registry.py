@@ -15,7 +15,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Annotated
 
+from pydantic import Field
+
+from triptych.configuration import tagged
 from triptych.engine.scoring import RewardModel, Scorer
 from triptych.reward.description import Description, Members, Parts
 from triptych.reward.ensemble import Ensemble, EnsembleReward
@@ -26,7 +30,11 @@ from triptych.reward.rules import Rules, RulesReward
 from triptych.reward.training import PairwiseReward
 from triptych.reward.trust import Trust
 
-Reward = PairwiseReward | RegressionReward | EnsembleReward | RulesReward | JudgeReward | MixtureReward
+Reward = Annotated[
+    PairwiseReward | RegressionReward | EnsembleReward | RulesReward | JudgeReward | MixtureReward,
+    Field(discriminator="kind"), tagged("kind", "pairwise"),
+]
+
 
 def open_reward(
     folder: Path, *, identity: str = "", name: str | None = None, models: Mapping[str, Path] | None = None,

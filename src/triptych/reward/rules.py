@@ -461,7 +461,7 @@ class RulesReward(RewardConfig):
     rules: tuple[AnyRule, ...] = Field(min_length=1)
 
     @property
-    def files(self) -> tuple[str, ...]:
+    def named(self) -> tuple[str, ...]:
         """The files of the users' own functions."""
         return tuple(rule.file for rule in self.rules if isinstance(rule, OwnFunction))
 
