@@ -167,15 +167,14 @@ def test_a_reward_model_is_trained_audited_and_used(policy_folder: Path, folder:
     )
     assert (liked.result.numbers["thumbs"], liked.result.numbers["thumbs_up"]) == (8, 4)
     decided = triptych.gate(
-        policy_folder, better.folder, folder / "questions.jsonl", Length(), output=tmp_path / "gate",
-        progress=Silent(), sampling=triptych.Sampling(8),
+        policy_folder, better.folder, folder / "questions.jsonl", judge=Length(), output=tmp_path / "gate",
+        progress=Silent(), max_tokens=8,
     )
     rows = [json.loads(line) for line in (tmp_path / "gate" / "scores.jsonl").read_text().splitlines()]
     assert decided.prompts == len(rows) == len(PROMPTS)
     assert decided.win_rate == pytest.approx(sum(row["won"] for row in rows) / len(rows))
     assert triptych.gate(
-        policy_folder, better.folder, folder / "questions.jsonl", Length(), progress=Silent(),
-        sampling=triptych.Sampling(8),
+        policy_folder, better.folder, folder / "questions.jsonl", judge=Length(), progress=Silent(), max_tokens=8,
     ) == decided
     answers = triptych.Policy.open(better.model).write([asked], triptych.Sampling(4))
     assert answers[0][0].prompt == asked
@@ -209,3 +208,35 @@ def test_what_cannot_be_used_is_named(policy_folder: Path, folder: Path, tmp_pat
         triptych.improve(policy_folder, Length(), prompts, tmp_path / "better", method="kto")
     with pytest.raises(triptych.TriptychError, match=r"answers\.jsonl:1"):
         triptych.train_reward(policy_folder, data, tmp_path / "reward")
+
+
+def test_two_files_of_answers_pass_the_gate(tmp_path: Path) -> None:
+    files.write(tmp_path / "old.jsonl", [Conversation(each, "a cat") for each in PROMPTS])
+    files.write(tmp_path / "new.jsonl", [Conversation(each, "a red cat and a dog") for each in reversed(PROMPTS)])
+    decided = triptych.gate(
+        tmp_path / "old.jsonl", tmp_path / "new.jsonl", judge=Length(), output=tmp_path / "gate", progress=Silent(),
+        max_length_ratio=4,
+    )
+    assert (decided.decision, decided.win_rate, decided.prompts) == ("promoted", 1.0, len(PROMPTS))
+    assert (decided.kl, decided.length_before, decided.length_after) == (None, 2, 6)
+    assert json.loads((tmp_path / "gate/gate.json").read_text())["decision"] == "promoted"
+    page = (tmp_path / "gate/gate.html").read_text()
+    assert "a red cat and a dog" in page
+    assert "new.jsonl: promoted" in page
+
+
+def test_what_files_of_answers_cannot_be_compared_by_is_named(tmp_path: Path, policy_folder: Path) -> None:
+    old, new = tmp_path / "old.jsonl", tmp_path / "new.jsonl"
+    files.write(old, [Conversation(each, "a cat") for each in PROMPTS])
+    files.write(new, [Conversation(each, "a dog") for each in PROMPTS[:-1]])
+    with pytest.raises(triptych.TriptychError, match="the candidate's answers: there is none to"):
+        triptych.gate(old, new, judge=Length(), progress=Silent())
+    files.write(new, [Conversation(each, "a dog") for each in [*PROMPTS, PROMPTS[0]]])
+    with pytest.raises(triptych.TriptychError, match="the candidate's answers: there are two to"):
+        triptych.gate(old, new, judge=Length(), progress=Silent())
+    with pytest.raises(triptych.TriptychError, match="not one of each"):
+        triptych.gate(old, policy_folder, judge=Length(), progress=Silent())
+    with pytest.raises(triptych.TriptychError, match="leave the prompts out"):
+        triptych.gate(old, old, new, judge=Length(), progress=Silent())
+    with pytest.raises(triptych.TriptychError, match="no distance is known"):
+        triptych.gate(old, old, judge=Length(), progress=Silent(), max_kl=3)

@@ -29,7 +29,9 @@ from triptych.recipe import Recipe, load
 from triptych.release.verification import FORMAT, Manifest, ModelEntry, listing, seal
 
 QUICKSTART = Path(__file__).parents[1] / "recipes/quickstart.yaml"
-COMMANDS = ("init", "check", "run", "status", "report", "chat", "evaluate", "audit", "verify")
+COMMANDS = (
+    "init", "check", "run", "status", "report", "chat", "evaluate", "audit", "verify", "reward", "improve", "gate",
+)
 
 
 def call(*arguments: object, typed: str | None = None) -> Any:
@@ -435,3 +437,62 @@ def test_a_failed_audit_stops_unless_the_recipe_allows_it() -> None:
     assert said[1] == "round-1/audit: passed with reservations: length (and 1 more in the report)"
     require(audited("passed", [], []), RequiredAudit(), Heard())
     assert len(said) == 2
+
+
+@pytest.fixture
+def alone(tmp_path: Path) -> Path:
+    """A reward of rules that likes few words, and two files of answers to the same 40 prompts."""
+    (tmp_path / "short").mkdir()
+    rules = {"kind": "rules", "rules": [{"rule": "length", "most": 3}]}
+    (tmp_path / "short/reward.json").write_text(json.dumps(rules))
+    for name, answer in (("long", "one two three four"), ("short", "one two three")):
+        lines = [json.dumps({"prompt": f"Question {number}?", "completion": answer}) for number in range(40)]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(lines))
+    return tmp_path
+
+
+def test_gate_decides_between_files_of_answers(alone: Path) -> None:
+    long, short, judge = alone / "long.jsonl", alone / "short.jsonl", alone / "short"
+    result = call("gate", long, short, "--judge", judge, "--out", alone / "gate")
+    assert result.exit_code == 0, result.output
+    assert "promoted: rules prefers the candidate: win rate 100.0%" in result.stdout
+    assert (alone / "gate/gate.html").exists()
+    assert call("gate", short, long, "--judge", judge, "--out", alone / "again").exit_code == 1
+    assert call("gate", long, long, "--judge", judge, "--out", alone / "same").exit_code == 2
+    result = call("gate", long, short, "--judge", judge, "--out", alone / "gate")
+    assert (result.exit_code, "exists; give another output" in result.stderr) == (3, True)
+    result = call("gate", long, short, "--judge", judge, "--out", alone / "x", "--set", "max_length_ratio=1e-1")
+    assert (result.exit_code, "over the budget of 0.1" in result.stdout) == (1, True)
+
+
+def test_a_reward_and_a_policy_are_made_without_a_recipe(alone: Path, policy_folder: Path) -> None:
+    rows = [{"prompt": f"a {word} cat?", "chosen": "a red cat", "rejected": "the mat"} for word in "abcdefghijklmnop"]
+    (alone / "preferences.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    result = call(
+        "reward", alone / "preferences.jsonl", "--from", policy_folder, "--out", alone / "reward",
+        "--set", "epochs=1", "--set", "micro_batch=128",
+    )
+    assert result.exit_code == 0, result.output
+    assert f"triptych audit {alone / 'reward'} --data" in result.stdout
+    result = call(
+        "improve", policy_folder, "--prompts", alone / "long.jsonl", "--reward", alone / "reward",
+        "--out", alone / "better", "--set", "steps=1", "--set", "prompts_per_step=2", "--set", "group_size=2",
+        "--set", "max_tokens=4", "--set", "eval_prompts=8",
+    )
+    assert result.exit_code == 0, result.output
+    assert (alone / "better/model/config.json").exists()
+    assert "epoch: unknown setting, did you mean epochs?" in refused(
+        "reward", alone / "preferences.jsonl", "--from", policy_folder, "--out", alone / "r", "--set", "epoch=1"
+    )
+
+
+def test_data_constrain_adds_instructions(alone: Path) -> None:
+    out = alone / "constrained.jsonl"
+    only = ["--only", "punctuation:no_comma"]
+    result = call("data", "constrain", alone / "long.jsonl", "--out", out, *only)
+    assert "40 prompts with 40 instructions of 1 kinds" in result.stdout
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [row["checks"] for row in rows] == [[{"kind": "punctuation:no_comma"}]] * 40
+    assert "is there already" in refused("data", "constrain", alone / "long.jsonl", "--out", out)
+    unknown = refused("data", "constrain", alone / "long.jsonl", "--out", alone / "o", "--without", "startend:quote")
+    assert "did you mean 'startend:quotation'" in unknown

@@ -137,6 +137,7 @@ def test_the_distance_is_the_policies_own_at_any_decoding(
         assert found.kl == pytest.approx(divergence(policies[0], policies[1], own), rel=1e-5)
     # What was drawn at a low temperature is another distribution's, and tells another distance.
     tempered = policies[0].write(PROMPTS, replace(warm, seed=10_011))
+    assert found.kl is not None
     assert abs(divergence(policies[0], policies[1], tempered) - found.kl) > 0.1 * found.kl
 
 

@@ -20,12 +20,14 @@ import os
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Generic, TypeVar
 
 from pydantic import ValidationError
 
+from triptych import __version__
 from triptych.audit.record import AuditRecord
 from triptych.audit.stage import Audit, Evidence, examine
 from triptych.configuration import Config
@@ -35,10 +37,10 @@ from triptych.data.splits import PromptedRecord, decontaminate
 from triptych.dataset.preparation import divided
 from triptych.engine.checkpoint import checkpoint_seconds
 from triptych.engine.device import settle
-from triptych.engine.sampling import Sampling
+from triptych.engine.sampling import own_sampling
 from triptych.engine.scoring import Scorer
 from triptych.errors import AuditError, ModelError, RecipeError, RunError
-from triptych.evaluate.answers import Answering, answer
+from triptych.evaluate.answers import Answering, answer, answered, take
 from triptych.evaluate.gate import Decided, Gate, decide
 from triptych.execution import execute
 from triptych.improve.improvement import Improved
@@ -51,12 +53,13 @@ from triptych.pipeline.stage import StageContext
 from triptych.progress import Progress, Terminal
 from triptych.recipe import Recipe, load
 from triptych.records import Comparison
-from triptych.report.summary import Summary
+from triptych.report.page import render_gate
+from triptych.report.summary import Sample, SampleAnswer, Summary
 from triptych.reward import registry
 from triptych.reward.training import PairwiseReward, RewardTrained
 from triptych.reward.training import train_reward as train_pairwise
 from triptych.reward.trust import Trust
-from triptych.storage import entries, make_folder, replace_folder, sha256
+from triptych.storage import entries, make_folder, read_rows, replace_folder, sha256, write_whole
 
 Place = str | Path
 """A file or a folder."""
@@ -258,19 +261,21 @@ def audit(
 
 
 def gate(
-    champion: Place, candidate: Place, prompts: Place | Sequence[Place], judge: Place | Scorer, *,
-    sampling: Sampling | None = None, reward: Scorer | None = None, output: Place | None = None, seed: int = 0,
-    progress: Progress | None = None, **settings: Any,
+    champion: Place, candidate: Place, prompts: Place | Sequence[Place] = (), *, judge: Place | Scorer,
+    temperature: float | None = None, max_tokens: int | None = None, reward: Scorer | None = None,
+    output: Place | None = None, seed: int = 0, progress: Progress | None = None, **settings: Any,
 ) -> Decided:
     """Has two models answer prompts and a judge decide whether the candidate is better, by an exact test.
 
     Args:
-        champion, candidate: Hugging Face folders, or what `train_sft` or `improve` left.
-        prompts: files of {"prompt"} on which nothing was trained.
+        champion, candidate: Hugging Face folders, or what `train_sft` or `improve` left; or two files of answers,
+            {"prompt", "completion"} or {"messages"}, that any tool wrote to the same prompts.
+        prompts: files of {"prompt"} on which nothing was trained; none where answers are given.
         judge: a scorer that had no part in the training, or the folder of one.
-        sampling: how both answer, but for its seed; by default each as its `generation_config.json` says.
+        temperature, max_tokens: how both answer; by default each as its `generation_config.json` says.
         reward: another scorer whose mean scores stand beside the judge's.
-        output: the folder that is made, with `answers.jsonl` and `scores.jsonl`; by default nothing is kept.
+        output: the folder that is made, with `answers.jsonl`, `scores.jsonl`, `gate.json` and `gate.html`; by default
+            nothing is kept.
         settings: fields of :class:`triptych.evaluate.gate.Gate`, such as `error` or `max_kl`.
 
     Returns:
@@ -281,20 +286,65 @@ def gate(
         DataError, ModelError, RecipeError, RewardError, RunError: as `improve`.
     """
     config, scorer = _config(Gate, settings), _scorer(judge)
-    rows = _rows(prompts, files.read_prompts)
-    asked = _config(Answering, {"prompts": max(2, len(rows))})
-    models = {"champion": champion, "candidate": candidate}
-    told = [scorer.identity, reward.identity if reward else None, sampling.identity if sampling else None]
+    given = [Path(place).is_file() for place in (champion, candidate)]
+    if any(given):
+        _require_files(given, prompts, config)
+    rows: dict[str, Sequence[Any]] = (
+        {
+            "demonstrations_champion": files.read_conversations(champion),
+            "demonstrations_candidate": files.read_conversations(candidate),
+        }
+        if all(given) else {"prompts_gate": _rows(prompts, files.read_prompts)}
+    )
+    models = {} if all(given) else {"champion": champion, "candidate": candidate}
+    told = [scorer.identity, reward.identity if reward else None, temperature, max_tokens]
     with TemporaryDirectory() as temporary:
         kept = Path(temporary) / "gate" if output is None else output
-        with _Work(kept, "gate", config, seed, progress, models, {"prompts_gate": rows}, told) as work:
-            old, new = (work.start(model) for model in (champion, candidate))
-            after, before = (sampling or Sampling.of(folder / "model") for folder in (new, old))
-            measured = answer(work.context, asked, new, old, work.data, after, before)
+        with _Work(kept, "gate", config, seed, progress, models, rows, told) as work:
+            if all(given):
+                measured = take(work.context, *rows.values())
+            else:
+                asked = _config(Answering, {"prompts": max(2, len(rows["prompts_gate"]))})
+                old, new = (work.start(model) for model in (champion, candidate))
+                before, after = (
+                    own_sampling(folder / "model", temperature, max_tokens) for folder in (old, new)
+                )
+                measured = answer(work.context, asked, new, old, work.data, after, before)
             decided = decide(
                 work.context, config, work.context.output, measured, reward or scorer, scorer
             )
+            write_whole(work.context.output / "gate.json", decided.model_dump_json(indent=1) + "\n")
+            page = render_gate(decided, _side_by_side(work.context.output), str(champion), str(candidate), __version__)
+            write_whole(work.context.output / "gate.html", page)
         return decided
+
+
+def _side_by_side(folder: Path, count: int = 12) -> list[Sample]:
+    """The first answers of a gate, with the judge's scores."""
+    rows = zip(answered(folder), read_rows(folder / "scores.jsonl"), strict=True)
+    return [
+        Sample(
+            prompt=pair.prompt.messages[-1].content, task=pair.prompt.task,
+            answers=[SampleAnswer(model=name, text=text, judge=judge, reward=None) for name, text, judge in (
+                ("champion", pair.before, row["before"]), ("candidate", pair.after, row["after"]),
+            )],
+        )
+        for pair, row in islice(rows, count)
+    ]
+
+
+def _require_files(given: Sequence[bool], prompts: Place | Sequence[Place], config: Gate) -> None:
+    """Refuses what files of answers cannot be compared by.
+
+    Raises:
+        RecipeError: a model beside a file, prompts beside answers, or a budget for a distance that nobody can measure.
+    """
+    if not all(given):
+        raise RecipeError("champion and candidate are two models or two files of answers, not one of each")
+    if prompts:
+        raise RecipeError("prompts are asked of models; answers have their own: leave the prompts out")
+    if config.max_kl is not None:
+        raise RecipeError("max_kl needs the models: from answers alone no distance is known")
 
 
 def open_reward(

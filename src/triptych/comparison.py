@@ -193,7 +193,7 @@ def _result(
         better=all(interval[0] > 0 for _, interval in gains.values()), score=score, score_interval=score_interval,
         gain=gain, gain_interval=gain_interval, win_rate=rate, win_rate_interval=(max(0.0, low), min(1.0, high)),
         at_equal_length=tuple(gate.length_controlled for gate in gates),
-        kl=fmean([gate.kl for gate in gates]), length=fmean([gate.length_after for gate in gates]),
+        kl=fmean(gate.kl for gate in gates if gate.kl is not None), length=fmean([gate.length_after for gate in gates]),
         seconds=fmean([spent.get(trial.candidate.fingerprint, 0.0) for trial in trials]),
         promoted=sum(gate.decision == "promoted" for gate in gates),
     )

@@ -284,14 +284,7 @@ class _Source:
             raise RecipeError(
                 f"{origin.text}: expected a field and its value, as in reward.learning_rate=1e-5"
             )
-        try:
-            parsed = yaml.load(value, Loader=_Loader)
-        except yaml.YAMLError as error:
-            raise RecipeError(f"{origin.text}: the value is not YAML: {_syntax(error)}") from error
-        except RecursionError:
-            raise RecipeError(f"{origin.text}: {_TOO_DEEP}") from None
-        except (ValueError, LookupError, AttributeError, TypeError, OverflowError) as error:
-            raise RecipeError(f"{origin.text}: the value cannot be read: {error}") from error
+        parsed = parse_value(value, origin.text)
         around: Any = self.values
         place: Place = ()
         for number, step in enumerate(steps):
@@ -346,6 +339,26 @@ for _tag, _pattern, _first in (
     ("merge", r"<<", ["<"]),
 ):
     _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(rf"^(?:{_pattern})$"), _first)
+
+
+def parse_value(text: str, place: str) -> Any:
+    """A value as a recipe reads it.
+
+    Args:
+        text: YAML.
+        place: where it stands, for errors.
+
+    Raises:
+        RecipeError: it is not YAML.
+    """
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError as error:
+        raise RecipeError(f"{place}: the value is not YAML: {_syntax(error)}") from error
+    except RecursionError:
+        raise RecipeError(f"{place}: {_TOO_DEEP}") from None
+    except (ValueError, LookupError, AttributeError, TypeError, OverflowError) as error:
+        raise RecipeError(f"{place}: the value cannot be read: {error}") from error
 
 
 def _composed(path: Path) -> tuple[yaml.Node, yaml.SafeLoader]:

@@ -40,17 +40,6 @@ MaxTokens = Annotated[
 ]
 
 
-def own_sampling(folder: Path, temperature: float | None, max_tokens: int | None) -> Sampling:
-    """As the model's folder says that it is decoded, but for what was given."""
-    from triptych.engine.sampling import Sampling
-
-    own = Sampling.of(folder)
-    return replace(
-        own, temperature=own.temperature if temperature is None else temperature,
-        max_tokens=own.max_tokens if max_tokens is None else max_tokens,
-    )
-
-
 @dataclass(frozen=True)
 class Allowed:
     """What the user's flags allow of what a reward's folder names."""
@@ -109,6 +98,7 @@ def chat(
 
     from triptych.engine.device import settle
     from triptych.engine.rollout import Policy
+    from triptych.engine.sampling import own_sampling
     from triptych.engine.scoring import scored
     from triptych.records import Conversation, Message, Prompt
 
@@ -206,6 +196,7 @@ def evaluate(
     if reward is not None and prompts is None:
         raise RecipeError("--reward scores answers to prompts: give --prompts as well")
     from triptych.engine.device import settle
+    from triptych.engine.sampling import own_sampling
 
     allowed = Allowed(allow_endpoint, allow_key, allow_functions, allow_template, allow_model)
     settle()

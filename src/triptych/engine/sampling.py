@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +77,15 @@ class Sampling:
     def identity(self) -> list[float]:
         """What it is, for the fingerprint of what was drawn."""
         return [self.max_tokens, self.temperature, self.top_p, self.seed]
+
+
+def own_sampling(folder: Path, temperature: float | None = None, max_tokens: int | None = None) -> Sampling:
+    """As the model's folder says that it is decoded, but for what is given."""
+    own = Sampling.of(folder)
+    return replace(
+        own, temperature=own.temperature if temperature is None else temperature,
+        max_tokens=own.max_tokens if max_tokens is None else max_tokens,
+    )
 
 
 def draw(logits: Tensor, noise: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:

@@ -16,15 +16,20 @@ from triptych.configuration import Config
 from triptych.data.files import read_prompts, write
 from triptych.data.folder import DataFolder
 from triptych.data.splits import fraction
+from triptych.display import one_line
 from triptych.engine.perplexity import bits_per_byte
 from triptych.engine.rollout import Policy, divergence
 from triptych.engine.sampling import Sampling
+from triptych.errors import DataError, Fault
+from triptych.instructions.text import count_words
 from triptych.pipeline.result import Result
 from triptych.pipeline.stage import StageContext
 from triptych.records import Conversation, Document, Prompt, Question, Rollout, differ, to_json
 from triptych.storage import Folder, read_rows
 
 FILE = "answers.jsonl"
+GIVEN = "as given"
+"""How answers were decoded that came as a file."""
 QUESTIONS = "questions.jsonl"
 
 PIECE = 1000
@@ -74,14 +79,14 @@ class Answered(Result):
 
     Attributes:
         prompts_again: the round whose prompts decide once more; None where these decided nothing before.
-        kl: candidate from champion, nats per answer.
-        length_before, length_after: mean tokens per answer.
+        kl: candidate from champion, nats per answer; None where only their answers are there.
+        length_before, length_after: mean tokens per answer; words, where only the answers are there.
         bits_before, bits_after: bits per byte of held-out plain text; None where there is none.
     """
 
     prompts: int
     prompts_again: int | None = None
-    kl: float
+    kl: float | None
     decoding_before: str
     decoding_after: str
     length_before: float
@@ -118,16 +123,7 @@ def answer(
         prompts, plain, progress=context.progress
     )
     pairs = [_pair(*one, *other) for one, other in zip(before, after, strict=True)]
-    with open(context.output / FILE, "w", encoding="utf-8") as file:
-        for pair in pairs:
-            row = to_json(pair.prompt) | {
-                "before": pair.before, "after": pair.after,
-                "tokens_before": pair.tokens_before, "tokens_after": pair.tokens_after,
-            }
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
-    write(
-        context.output / QUESTIONS, [pair.question(context.seed) for pair in pairs if differ(pair.before, pair.after)]
-    )
+    _keep(context, pairs)
     documents = _documents(DataFolder(data), config.documents)
     bits_before, bits_after = (
         bits_per_byte(policy.model, policy.tokenizer, documents, _context(policy)) if documents else None
@@ -143,6 +139,32 @@ def answer(
         length_after=sum(pair.tokens_after for pair in pairs) / len(pairs),
         bits_before=bits_before,
         bits_after=bits_after,
+    )
+
+
+def take(context: StageContext, champion: Sequence[Conversation], candidate: Sequence[Conversation]) -> Answered:
+    """The same of answers that are there already, however they were made: each prompt's, one of either model.
+
+    Raises:
+        DataError: a prompt stands twice, or only one of the two answered it.
+    """
+    before, after = (_by_prompt(rows, name) for rows, name in ((champion, "champion"), (candidate, "candidate")))
+    for one, other, name in ((before, after, "candidate"), (after, before, "champion")):
+        for key in one.keys() - other.keys():
+            asked = one_line(one[key].prompt.messages[-1].content)[:60]
+            raise DataError([Fault(f"the {name}'s answers", None, None, f"there is none to {asked!r}")])
+    pairs = [
+        Pair(row.prompt, row.answer, after[key].answer, count_words(row.answer), count_words(after[key].answer))
+        for key, row in before.items()
+    ]
+    _keep(context, pairs)
+    return Answered(
+        prompts=len(pairs),
+        kl=None,
+        decoding_before=GIVEN,
+        decoding_after=GIVEN,
+        length_before=sum(pair.tokens_before for pair in pairs) / len(pairs),
+        length_after=sum(pair.tokens_after for pair in pairs) / len(pairs),
     )
 
 
@@ -171,6 +193,30 @@ def answered(folder: Folder) -> list[Pair]:
         Pair(prompt, row["before"], row["after"], row["tokens_before"], row["tokens_after"])
         for prompt, row in zip(prompts, rows, strict=True)
     ]
+
+
+def _keep(context: StageContext, pairs: Sequence[Pair]) -> None:
+    """Writes `answers.jsonl`, and the questions to people of those that differ."""
+    with open(context.output / FILE, "w", encoding="utf-8") as file:
+        for pair in pairs:
+            row = to_json(pair.prompt) | {
+                "before": pair.before, "after": pair.after,
+                "tokens_before": pair.tokens_before, "tokens_after": pair.tokens_after,
+            }
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+    write(
+        context.output / QUESTIONS, [pair.question(context.seed) for pair in pairs if differ(pair.before, pair.after)]
+    )
+
+
+def _by_prompt(rows: Sequence[Conversation], name: str) -> dict[str, Conversation]:
+    by_key: dict[str, Conversation] = {}
+    for row in rows:
+        if row.prompt.key in by_key:
+            asked = one_line(row.prompt.messages[-1].content)[:60]
+            raise DataError([Fault(f"the {name}'s answers", None, None, f"there are two to {asked!r}")])
+        by_key[row.prompt.key] = row
+    return by_key
 
 
 def _pair(before: Rollout, after: Rollout) -> Pair:

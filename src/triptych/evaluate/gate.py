@@ -191,7 +191,7 @@ def verdict(config: Gate, numbers: Decided, won: Sequence[float]) -> tuple[Decis
     forgotten = (numbers.bits_after or 0.0) / max(numbers.bits_before or 0.0, 1e-9)
     shown = f"win rate {numbers.win_rate:.1%} ({100 - 200 * at:.4g}% interval {low:.1%} to {high:.1%})"
     ratio = numbers.length_after / max(numbers.length_before, 1e-9)
-    if config.max_kl is not None and not numbers.kl <= config.max_kl:  # a KL that is no number is over it too
+    if config.max_kl is not None and numbers.kl is not None and not numbers.kl <= config.max_kl:  # NaN is over it too
         return REJECTED, f"KL of {numbers.kl:.1f} nats per answer is over the budget of {config.max_kl:g}"
     if ratio > config.max_length_ratio:
         return REJECTED, f"answers are {ratio:.2f} times as long, over the budget of {config.max_length_ratio:g}"

@@ -13,7 +13,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
@@ -45,6 +45,9 @@ from triptych.report.summary import (
     instruct_as,
 )
 
+if TYPE_CHECKING:
+    from triptych.evaluate.gate import Decided
+
 FOLDER = Path(__file__).parent
 LONG_ANSWER = 700
 MOST_POINTS = 150
@@ -75,6 +78,18 @@ def render_audit(audit: AuditSummary, name: str, version: str) -> str:
     """The audit of one reward model as a page of its own."""
     template = _environment().get_template("audit_page.html.j2")
     return template.render(audit=audit, audits=[_audit(audit, name)], name=name, version=version, **_files())
+
+
+def render_gate(
+    gate: Decided, samples: Sequence[Sample], champion: str, candidate: str, version: str
+) -> str:
+    """What a gate decided between two models as a page of its own, with answers of both side by side."""
+    row = Estimate(candidate, gate.win_rate, gate.interval, "green" if gate.decision == "promoted" else "orange",
+                   confidence=1 - 2 * gate.level)
+    return _environment().get_template("gate.html.j2").render(
+        gate=gate, samples=samples, champion=champion, candidate=candidate, version=version, chart=_rates([row]),
+        unit="Words" if gate.kl is None else "Tokens", **_files(),
+    )
 
 
 def render_comparison(comparison: Mapping[str, Any]) -> str:
@@ -302,6 +317,10 @@ def _win_rates(rounds: Sequence[RoundSummary]) -> Markup:
         )
         for r in rounds
     ]
+    return _rates(rows)
+
+
+def _rates(rows: Sequence[Estimate]) -> Markup:
     return interval_chart(
         rows,
         title="Win rate of each round's candidate against the champion: "

@@ -1,0 +1,197 @@
+"""Commands for a stage alone, on models made anywhere: a reward model is trained, a model improved, two compared."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from triptych.cli.app import app
+from triptych.cli.arguments import (
+    AllowEndpoint,
+    AllowFunctions,
+    AllowKey,
+    AllowModel,
+    AllowTemplate,
+    find_model,
+)
+from triptych.cli.models import Allowed
+from triptych.cli.terminal import figure, say, show, show_error, table_of
+from triptych.errors import RecipeError, TriptychError
+
+if TYPE_CHECKING:
+    from triptych.evaluate.gate import Decided
+
+Settings = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="NAME=VALUE", show_default=False,
+        help="A setting of the stage by its name in the recipe, as in learning_rate=1e-5; may be given several times.",
+    ),
+]
+Output = Annotated[Path, typer.Option("--out", metavar="DIR", help="The folder that is made.", show_default=False)]
+Seed = Annotated[int, typer.Option(min=0, help="The same seed gives the same result.")]
+
+PROMOTED, REJECTED, UNDECIDED, FAILED = range(4)
+"""Exit codes of `gate`: what it decided, or that it could not."""
+
+
+@app.command()
+def reward(
+    files: Annotated[
+        list[Path], typer.Argument(metavar="FILE...", help="Rows of {prompt, chosen, rejected}.", show_default=False)
+    ],
+    start: Annotated[
+        str, typer.Option("--from", metavar="MODEL", help="The model that it starts from.", show_default=False)
+    ],
+    out: Output,
+    heldout: Annotated[float, typer.Option(min=0.01, max=0.9, help="Share of the prompts that is not learnt.")] = 0.15,
+    settings: Settings = None,
+    seed: Seed = 0,
+) -> None:
+    """Trains a reward model on comparisons, as a recipe's `reward` does; audit it with `triptych audit`.
+
+    Given again after an interruption, the command goes on where it was.
+
+    Example: [bold]triptych reward preferences.jsonl --from models/SmolLM2-135M-Instruct --out reward[/bold]
+    """
+    from triptych.api import train_reward
+
+    model = find_model(start, "instruct")[0]
+    made = train_reward(model, files, out, heldout=heldout, seed=seed, **_settings(settings))
+    say(made.result.headline)
+    say(f"{made.folder} is made: triptych audit {made.folder} --data {made.heldout} --training {made.learnt}")
+
+
+@app.command()
+def improve(
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="A model's folder, a release, or a run.", show_default=False)
+    ],
+    prompts: Annotated[
+        list[Path], typer.Option(help="Rows of {prompt}; may be given several times.", show_default=False)
+    ],
+    by: Annotated[
+        str,
+        typer.Option("--reward", metavar="REWARD", help="A reward's folder, a release, or a run.", show_default=False),
+    ],
+    out: Output,
+    method: Annotated[str, typer.Option(help="Of docs/improve.md: grpo, dpo, best_of_n and others.")] = "grpo",
+    comparisons: Annotated[
+        list[Path] | None, typer.Option(help="For a method that learns from comparisons.", show_default=False)
+    ] = None,
+    thumbs: Annotated[
+        list[Path] | None, typer.Option(help="For a method that learns from thumbs.", show_default=False)
+    ] = None,
+    settings: Settings = None,
+    seed: Seed = 0,
+    allow_endpoint: AllowEndpoint = None,
+    allow_key: AllowKey = None,
+    allow_functions: AllowFunctions = False,
+    allow_template: AllowTemplate = False,
+    allow_model: AllowModel = None,
+) -> None:
+    """Improves a model against a reward, as a round of a recipe does; compare it with `triptych gate`.
+
+    Given again after an interruption, the command goes on where it was.
+
+    Example: [bold]triptych improve models/mine --prompts questions.jsonl --reward reward --out better[/bold]
+    """
+    from triptych.api import improve as improve_model
+
+    allowed = Allowed(allow_endpoint, allow_key, allow_functions, allow_template, allow_model)
+    made = improve_model(
+        find_model(model, "instruct")[0], allowed.found(by), prompts, out, method=method,
+        comparisons=comparisons or (), thumbs=thumbs or (), seed=seed, **_settings(settings),
+    )
+    say(made.result.headline)
+    say(f"{made.folder} is made: triptych gate {model} {made.folder} --prompts FILE --judge REWARD")
+
+
+@app.command()
+def gate(
+    champion: Annotated[
+        str,
+        typer.Argument(metavar="CHAMPION", help="A model made with any tool, or its answers.", show_default=False),
+    ],
+    candidate: Annotated[
+        str,
+        typer.Argument(metavar="CANDIDATE", help="The one that may be better, or its answers.", show_default=False),
+    ],
+    prompts: Annotated[
+        list[Path] | None,
+        typer.Option(help="Rows of {prompt} on which nothing was trained; may be given again.", show_default=False),
+    ] = None,
+    *,
+    judge: Annotated[
+        str, typer.Option(metavar="REWARD", help="Who decides: it had no part in the training.", show_default=False)
+    ],
+    out: Output = Path("gate"),
+    temperature: Annotated[
+        float | None, typer.Option(min=0.0, help="Of both; by default each model's own.", show_default=False)
+    ] = None,
+    max_tokens: Annotated[
+        int | None, typer.Option(min=1, help="The longest answer; by default each model's own.", show_default=False)
+    ] = None,
+    settings: Settings = None,
+    seed: Seed = 0,
+    allow_endpoint: AllowEndpoint = None,
+    allow_key: AllowKey = None,
+    allow_functions: AllowFunctions = False,
+    allow_template: AllowTemplate = False,
+    allow_model: AllowModel = None,
+) -> None:
+    """Says whether a model is better than another, by an exact test on prompts that both answer.
+
+    Distance, length, single tasks and plain text have budgets, as in a recipe (`--set max_length_ratio=1.2`). Exit code
+    0: promoted, 1: rejected, 2: too few prompts to tell, 3: an error. DIR holds `gate.html`, `gate.json`, the answers.
+    Two files of answers to the same prompts, {prompt, completion}, are compared without models.
+
+    Example: [bold]triptych gate models/old models/new --prompts questions.jsonl --judge judge[/bold]
+    """
+    from triptych.api import gate as decide
+
+    allowed = Allowed(allow_endpoint, allow_key, allow_functions, allow_template, allow_model)
+    try:
+        before, after = (
+            Path(name) if Path(name).is_file() else find_model(name, "instruct")[0] for name in (champion, candidate)
+        )
+        decided = decide(
+            before, after, prompts or (), judge=allowed.found(judge), temperature=temperature, max_tokens=max_tokens,
+            output=out, seed=seed, **_settings(settings),
+        )
+    except TriptychError as error:  # a script must tell an error from a rejection
+        show_error(str(error))
+        raise typer.Exit(FAILED) from None
+    _show_decision(decided)
+    say(str(out / "gate.html"))
+    raise typer.Exit({"promoted": PROMOTED, "rejected": REJECTED}.get(decided.decision, UNDECIDED))
+
+
+def _show_decision(decided: Decided) -> None:
+    table = table_of("", "champion", "candidate", right=2)
+    table.add_row("decoding", decided.decoding_before, decided.decoding_after)
+    table.add_row(f"score by {decided.judge}", figure(decided.judge_before), figure(decided.judge_after))
+    table.add_row("tokens in an answer", figure(decided.length_before), figure(decided.length_after))
+    show(table)
+    if decided.length_controlled is not None:
+        say(f"win rate at equal length {decided.length_controlled:.1%}")
+    say(f"{decided.decision}: {decided.reason}")
+
+
+def _settings(given: list[str] | None) -> dict[str, Any]:
+    """`NAME=VALUE` each, the value in YAML.
+
+    Raises:
+        RecipeError: one has no `=`, or a value that is no YAML.
+    """
+    from triptych.configuration import parse_value
+
+    settings: dict[str, Any] = {}
+    for setting in given or ():
+        name, equals, value = setting.partition("=")
+        if not equals:
+            raise RecipeError(f"--set {setting}: must be NAME=VALUE")
+        settings[name] = parse_value(value, f"--set {setting}")
+    return settings
