@@ -11,7 +11,8 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from html import unescape
 from pathlib import Path
 from shutil import which
@@ -21,13 +22,14 @@ import pytest
 from typer.testing import CliRunner
 
 from triptych.cli import app
-from triptych.data.files import read_comparisons, read_verdicts, write
+from triptych.data.files import BETTER, read_comparisons, read_thumbs, read_verdicts, write
 from triptych.errors import AnsweredError, DataError
 from triptych.people import guard, page
 from triptych.people.page import Deal, PageAnswer
-from triptych.people.questions import Labels
+from triptych.people.questionnaire import SKIP, Questionnaire
+from triptych.people.questions import Labels, Thumbs
 from triptych.people.verdicts import Panel
-from triptych.records import Prompt, Question, user
+from triptych.records import Conversation, Prompt, Question, Thumb, user
 
 UNTRUSTED = "<img src=x onerror=alert(1)>"
 KEY = "a key"
@@ -54,28 +56,42 @@ def asked(deal: Deal) -> dict[str, Any]:
     return found
 
 
+def names(shown: dict[str, Any]) -> list[str]:
+    return [choice["name"] for choice in shown["choices"]]
+
+
 def test_the_gates_questions_come_first_and_nobody_sees_anothers(sources: tuple[Panel, Labels]) -> None:
     deal = Deal(sources)
     first, second, again = (asked(deal) for _ in range(3))
     assert first["question"] != second["question"]
     assert again["question"] == first["question"]  # all are looked at: the one that was shown longest ago
-    assert first["choices"] == ["first", "second", "tie"]
-    assert deal.take(PageAnswer(question=first["question"], better="tie"))
+    assert names(first) == ["first", "second", "tie", "skip"]
+    assert deal.take(PageAnswer(question=first["question"], choice="tie"))
     with pytest.raises(AnsweredError):
-        deal.take(PageAnswer(question=first["question"], better="first"))
-    assert deal.take(PageAnswer(question=second["question"], better="second"))
+        deal.take(PageAnswer(question=first["question"], choice="first"))
+    assert deal.take(PageAnswer(question=second["question"], choice="second"))
     (tie, better) = read_verdicts(sources[0].file)
     assert (tie.better, better.better, better.question) == ("tie", "second", question(1))
 
     others = [asked(deal) for _ in range(3)]
     assert [each["open"] for each in others] == [3, 3, 3]
-    assert others[0]["choices"] == ["first", "second"]
-    assert not deal.take(PageAnswer(question=others[0]["question"], better="tie"))  # a tie teaches nothing
-    assert deal.take(PageAnswer(question=others[0]["question"], better="skip"))
+    assert names(others[0]) == ["first", "second", "skip"]
+    assert not deal.take(PageAnswer(question=others[0]["question"], choice="tie"))  # a tie teaches nothing
+    assert deal.take(PageAnswer(question=others[0]["question"], choice="skip"))
     for each in others:
-        assert deal.take(PageAnswer(question=each["question"], better="first"))
+        assert deal.take(PageAnswer(question=each["question"], choice="first"))
     assert deal.next() is None
     assert [row.chosen for row in read_comparisons(sources[1].file)] == ["one"] * 3
+
+
+@pytest.mark.parametrize("kind", [Panel, Labels, Thumbs])
+def test_no_two_choices_have_the_same_key(kind: type[Questionnaire[Any, Any]]) -> None:
+    choices = (*kind.choices, SKIP)
+    assert len({choice.key for choice in choices} - {"q"}) == len({choice.name for choice in choices}) == len(choices)
+
+
+def test_the_choices_at_a_gate_are_those_of_a_verdict() -> None:
+    assert tuple(choice.name for choice in Panel.choices) == BETTER
 
 
 def test_a_question_that_was_left_is_shown_again(
@@ -91,9 +107,9 @@ def test_a_question_that_was_left_is_shown_again(
     assert asked(deal)["question"] == first
 
 
-@pytest.fixture
-def address(sources: tuple[Panel, Labels]) -> Iterator[str]:
-    """Where the page is served."""
+@contextmanager
+def served(*sources: Questionnaire[Any, Any]) -> Iterator[str]:
+    """The address of a page."""
     server = page.serve(sources, KEY)
     server.config.port = 0
     worker = threading.Thread(target=server.run, daemon=True)
@@ -103,6 +119,13 @@ def address(sources: tuple[Panel, Labels]) -> Iterator[str]:
     yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
     server.should_exit = True
     worker.join(timeout=10)
+
+
+@pytest.fixture
+def address(sources: tuple[Panel, Labels]) -> Iterator[str]:
+    """Where the page is served."""
+    with served(*sources) as place:
+        yield place
 
 
 def call(address: str, body: dict[str, str] | None = None, key: str = KEY) -> Any:
@@ -115,7 +138,7 @@ def call(address: str, body: dict[str, str] | None = None, key: str = KEY) -> An
 def test_several_people_answer_until_no_question_is_open(address: str, sources: tuple[Panel, Labels]) -> None:
     for name in ("/question", "/answer"):
         with pytest.raises(urllib.error.HTTPError) as refused:
-            call(address + name, {"question": "", "better": "first"} if name == "/answer" else None, key="another")
+            call(address + name, {"question": "", "choice": "first"} if name == "/answer" else None, key="another")
         assert refused.value.code == 403
 
     refusals: list[int] = []
@@ -123,7 +146,7 @@ def test_several_people_answer_until_no_question_is_open(address: str, sources: 
     def person() -> None:
         while shown := call(address + "/question"):
             try:
-                call(address + "/answer", {"question": shown["question"], "better": "second"})
+                call(address + "/answer", {"question": shown["question"], "choice": "second"})
             except urllib.error.HTTPError as told:
                 refusals.append(told.code)
 
@@ -137,8 +160,35 @@ def test_several_people_answer_until_no_question_is_open(address: str, sources: 
     assert len(read_comparisons(sources[1].file)) == 3
     assert call(address + "/question") is None
     with pytest.raises(urllib.error.HTTPError) as refused:
-        call(address + "/answer", {"better": "first"})
+        call(address + "/answer", {"choice": "first"})
     assert refused.value.code == 422
+
+
+def test_thumbs_are_asked_for_behind_the_gate_and_taken_once(
+    tmp_path: Path, sources: tuple[Panel, Labels]
+) -> None:
+    good, bad = (Conversation(Prompt(user("Is it?")), answer) for answer in ("Yes.", "No idea."))
+    write(tmp_path / "questions.jsonl", [good, bad])
+    thumbs = Thumbs(tmp_path / "questions.jsonl", tmp_path / "thumbs.jsonl")
+    with served(sources[0], thumbs) as place:
+        for question in sources[0].all:
+            call(place + "/answer", {"question": question, "choice": "tie"})
+        shown = call(place + "/question")
+        assert (shown["question"], shown["title"], shown["open"]) == (good.key, "Is the answer good?", 2)
+        assert shown["answers"] == ["Yes."]
+        assert [(choice["name"], choice["key"]) for choice in shown["choices"]] == [
+            ("up", "u"), ("down", "d"), ("skip", "s")
+        ]
+        statuses = []
+        for conversation, choice in ((good, "first"), (good, "skip"), (good, "up"), (good, "down"), (bad, "down")):
+            try:
+                call(place + "/answer", {"question": conversation.key, "choice": choice})
+                statuses.append(200)
+            except urllib.error.HTTPError as refused:
+                statuses.append(refused.code)
+        assert statuses == [422, 200, 200, 409, 200]
+        assert call(place + "/question") is None
+    assert read_thumbs(thumbs.file) == [Thumb(good.prompt, "Yes.", True), Thumb(bad.prompt, "No idea.", False)]
 
 
 def test_the_page_loads_nothing_and_runs_no_script_but_its_own(address: str) -> None:
@@ -246,10 +296,10 @@ def test_another_site_gets_no_leave(address: str, sources: tuple[Panel, Labels],
 @pytest.mark.parametrize(
     "body",
     [
-        b"", b"null", b"[" * 60000, b'{"question": "x", "better": ' + b'{"a":' * 9000, b"\xff\xfe",
+        b"", b"null", b"[" * 60000, b'{"question": "x", "choice": ' + b'{"a":' * 9000, b"\xff\xfe",
         b'{"question": 1e400}',
-        b'{"question": ["x"], "better": "first"}', b'{"question": "\\ud800", "better": "first"}',
-        b'{"question": "x", "better": "first", "name": "' + b"y" * 65 + b'"}', b'{"better": NaN}',
+        b'{"question": ["x"], "choice": "first"}', b'{"question": "\\ud800", "choice": "first"}',
+        b'{"question": "x", "choice": "first", "name": "' + b"y" * 65 + b'"}', b'{"choice": NaN}',
     ],
 )
 def test_a_body_that_is_no_answer_is_refused_in_words(address: str, sources: tuple[Panel, Labels], body: bytes) -> None:
@@ -355,22 +405,29 @@ CHROMIUM = next((found for name in ("chromium", "google-chrome", "chromium-brows
 
 PERSON = """<script nonce="NONCE">
 "use strict";
-const seen = [];
+const seen = [], asked = [], sayings = SAYINGS;
 const look = () => {
   const why = place("note").hidden ? "" : place("why").textContent;
   if (seen.at(-1) !== why) seen.push(why);
-  if (shown && !kept && done === 0) document.querySelector('[data-better="second"]').click();
+  if (shown && !kept && done < sayings.length) {
+    asked.push([document.title, place("title").textContent, place("prompt").textContent, place("ask").innerText]);
+    const key = { key: sayings[done] };
+    document.body.dispatchEvent(new KeyboardEvent("keydown", { ...key, ctrlKey: true, bubbles: true }));
+    document.body.dispatchEvent(new KeyboardEvent("keydown", { ...key, bubbles: true }));
+    if (!kept) document.querySelector(`[data-choice="${sayings[done]}"]`).click();
+  }
   const frame = document.getElementById("found") || document.body.appendChild(document.createElement("pre"));
   frame.id = "found";
-  frame.textContent = JSON.stringify({ seen, done, kept: kept && kept.better, stored: sessionStorage.getItem("said"),
-                                       disabled: place("first").parentNode.querySelector("button").disabled });
+  frame.textContent = JSON.stringify({ seen, asked, done, kept: kept && kept.choice,
+                                       stored: sessionStorage.getItem("said"),
+                                       disabled: document.querySelector("[data-choice]")?.disabled });
 };
 setInterval(look, 50);
 </script>"""
 
 
 def person(address: str, folder: Path, seconds: int) -> dict[str, Any]:
-    """What a page shows on which somebody answers the first question; the seconds are the browser's own."""
+    """What a watched page shows on which somebody answers; the seconds are the browser's own."""
     assert CHROMIUM
     flags = [
         *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"),
@@ -386,12 +443,18 @@ def person(address: str, folder: Path, seconds: int) -> dict[str, Any]:
     return dict(json.loads(unescape(found[1])))
 
 
+def put_before_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sayings: Sequence[str]) -> None:
+    """Has somebody say this, a choice that is clicked or a key that is pressed for each question."""
+    html = page.HTML.read_text(encoding="utf-8")
+    script = PERSON.replace("SAYINGS", json.dumps(sayings))
+    (tmp_path / "page.html").write_text(html.replace("</body>", script + "</body>"), encoding="utf-8")
+    monkeypatch.setattr(page, "HTML", tmp_path / "page.html")
+
+
 @pytest.fixture
 def watched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The page with somebody before it."""
-    html = page.HTML.read_text(encoding="utf-8")
-    (tmp_path / "page.html").write_text(html.replace("</body>", PERSON + "</body>"), encoding="utf-8")
-    monkeypatch.setattr(page, "HTML", tmp_path / "page.html")
+    """The page with somebody before it who prefers the second answer of the first question."""
+    put_before_the_page(tmp_path, monkeypatch, ["second"])
 
 
 @pytest.mark.attack("people")
@@ -401,10 +464,10 @@ def test_in_a_browser_a_failed_request_keeps_what_was_said(
 ) -> None:
     add, fails = Panel.add, iter([OSError(errno.ENOSPC, "No space left on device"), DataError([]), None])
 
-    def full(panel: Panel, question: Question, better: str) -> str | None:
+    def full(panel: Panel, question: Question, choice: str) -> str | None:
         if error := next(fails, None):
             raise error
-        return add(panel, question, better)
+        return add(panel, question, choice)
 
     monkeypatch.setattr(Panel, "add", full)
     found = person(f"{address}/#key={KEY}", tmp_path, 20)
@@ -422,3 +485,23 @@ def test_in_a_browser_a_failed_request_keeps_what_was_said(
 def test_in_a_browser_a_wrong_key_is_said_in_words(address: str, tmp_path: Path, watched: None) -> None:
     found = person(f"{address}/#key=another", tmp_path, 3)
     assert found["seen"][-1].startswith("This address has no key, or an old one")
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no chromium or google-chrome is installed")
+def test_in_a_browser_one_answer_gets_a_thumb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked_about = [Conversation(Prompt(user(f"question {number}")), UNTRUSTED) for number in range(4)]
+    write(tmp_path / "questions.jsonl", asked_about)
+    thumbs = Thumbs(tmp_path / "questions.jsonl", tmp_path / "thumbs.jsonl")
+    put_before_the_page(tmp_path, monkeypatch, ["down", "u", "d"])
+    with served(thumbs) as place:
+        found = person(f"{place}/#key={KEY}", tmp_path, 4)
+    assert [row[:3] for row in found["asked"]] == [["Is the answer good?"] * 2 + [f"user: question {number}"]
+                                                   for number in range(3)]
+    shown = found["asked"][0][3].split()
+    assert shown == f"user: question 0 {UNTRUSTED} 👍 Good u 👎 Not good d I cannot tell: skip s".split()
+    assert (found["done"], found["kept"], found["stored"], found["disabled"]) == (3, None, None, False)
+    labels = [False, True, False]
+    assert read_thumbs(thumbs.file) == [
+        Thumb(question.prompt, question.answer, label) for question, label in zip(asked_about, labels, strict=False)
+    ]
+    assert list(thumbs.open) == [asked_about[3].key]

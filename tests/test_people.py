@@ -27,6 +27,7 @@ from triptych.data.files import (
     parse_lines,
     parse_verdict,
     read_comparisons,
+    read_thumbs,
     read_verdicts,
     write,
 )
@@ -36,11 +37,11 @@ from triptych.evaluate.answers import Pair
 from triptych.evaluate.panel import preferred
 from triptych.people.inbox import Inbox
 from triptych.people.page import Deal, PageAnswer
-from triptych.people.questions import Asking, Labels, ask
+from triptych.people.questions import FORMS, Asking, Form, Labels, Thumbs, ask, distances
 from triptych.people.verdicts import Panel
 from triptych.pipeline.stage import StageContext
 from triptych.progress import Silent
-from triptych.records import Prompt, Question, Rollout, Verdict, user
+from triptych.records import Conversation, Prompt, Question, Rollout, Thumb, Verdict, user
 
 
 def question(number: int, first: str = "one", second: str = "two") -> Question:
@@ -54,6 +55,21 @@ def labels(tmp_path: Path) -> Labels:
     return Labels(tmp_path / "questions.jsonl", tmp_path / "labels.jsonl")
 
 
+def test_an_answer_of_which_no_thumb_could_be_read_is_not_asked_about(tmp_path: Path) -> None:
+    asked = Prompt(user("really?"))
+    write(tmp_path / "questions.jsonl", [Conversation(asked, answer) for answer in ("yes", " \n", "no")])
+    thumbs = Thumbs(tmp_path / "questions.jsonl", tmp_path / "thumbs.jsonl")
+    assert [question.answer for question in thumbs.open.values()] == ["yes", "no"]
+    with pytest.raises(DataError):
+        thumbs.add(Conversation(asked, " \n"), "up")
+    assert not thumbs.file.exists()
+    thumbs.add(Conversation(asked, "no"), "down")
+    with pytest.raises(AnsweredError):
+        Thumbs(thumbs.questions, thumbs.file).add(Conversation(asked, "no"), "up")
+    assert [question.answer for question in thumbs.open.values()] == ["yes"]
+    assert read_thumbs(thumbs.file) == [Thumb(asked, "no", False)]
+
+
 LOOK_ALIKE = [("yes", "yes\n"), ("yes", "\u00a0yes"), ("yes\u2028", "\tyes"), ("", "\n"), (" ", "")]
 
 
@@ -63,9 +79,9 @@ def test_what_could_not_be_read_is_neither_asked_nor_written(labels: Labels, fir
     odd = question(9, first, second)
     write(labels.questions, [question(0), odd])
     assert list(labels.open.values()) == [question(0)]
-    for better in labels.choices:
+    for choice in labels.choices:
         with pytest.raises(DataError):
-            labels.add(odd, better)
+            labels.add(odd, choice.name)
     assert not labels.file.exists()
     labels.add(question(0), "second")
     assert len(read_comparisons(labels.file)) == 1
@@ -83,7 +99,14 @@ def test_a_gate_asks_nobody_about_answers_that_look_alike(tmp_path: Path, first:
     assert preferred([Pair(Prompt(user("question 9")), first, second, 1, 1)], []) == [0.5]
 
 
-def test_of_answers_that_look_alike_one_is_asked_about(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("form", "expected"),
+    [("comparisons", [("yes", "no"), ("yes", "perhaps"), ("no", "perhaps")]),
+     ("thumbs", [("yes",), ("no",), ("perhaps",)])],
+)
+def test_of_answers_that_look_alike_one_is_asked_about(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: Form, expected: list[tuple[str, ...]]
+) -> None:
     said = ["yes", "yes\n", "no", " ", "no ", "perhaps"]
 
     class Model:
@@ -96,10 +119,15 @@ def test_of_answers_that_look_alike_one_is_asked_about(tmp_path: Path, monkeypat
     monkeypatch.setattr("triptych.people.questions.Policy.open", lambda folder: Model())
     write(tmp_path / "prompts_feedback.jsonl", [Prompt(user("really?"))])
     context = StageContext(tmp_path, tmp_path, Silent(), seed=1, checkpoint_seconds=60)
-    assert ask(context, Asking(prompts=1, answers=6), tmp_path, tmp_path).questions == 3
-    rows = map(json.loads, (tmp_path / "questions.jsonl").read_text(encoding="utf-8").splitlines())
-    asked = {frozenset((row["first"], row["second"])) for row in rows}
-    assert asked == {frozenset(pair) for pair in (("yes", "no"), ("yes", "perhaps"), ("no", "perhaps"))}
+    config = Asking(ask_for=form, prompts=1, answers=6)
+    assert ask(context, config, tmp_path, tmp_path).questions == 3
+    asked = FORMS[form](tmp_path / "questions.jsonl", tmp_path / "none.jsonl").open.values()
+    assert {frozenset(question.answers) for question in asked} == set(map(frozenset, expected))
+
+
+def test_a_question_is_the_clearer_the_further_a_reward_tells_its_answers_apart() -> None:
+    assert distances([[1.0, 4.0], [2.0, 2.5]]) == [3.0, 0.5]
+    assert distances([[1.0], [2.0], [7.0]]) == [1.0, 0.0, 5.0]  # their median is 2
 
 
 @pytest.mark.attack("people")
@@ -196,7 +224,7 @@ def test_of_many_who_answer_at_once_each_question_keeps_one(tmp_path: Path) -> N
 @pytest.mark.attack("people")
 def test_an_answer_that_is_sent_again_counts_once(labels: Labels) -> None:
     deal = Deal([labels])
-    said = PageAnswer(question=question(0).key, better="first", name="mine")
+    said = PageAnswer(question=question(0).key, choice="first", name="mine")
     assert deal.take(said)
     assert deal.take(said)  # the first reply was lost
     yours = said.model_copy(update={"name": "yours"})
@@ -295,19 +323,11 @@ def test_only_what_was_added_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyP
 SERVER = """
 import sys
 from pathlib import Path
-from triptych.data.files import parse_verdict
-from triptych.people.questionnaire import Questionnaire
 from triptych.people.page import serve
-from triptych.records import Verdict
-
-class Verdicts(Questionnaire):
-    choices = ("first", "second", "tie")
-    def record(self, question, better):
-        return Verdict(question, better)
+from triptych.people.verdicts import Panel
 
 folder = Path(sys.argv[1])
-asked = Verdicts(folder / "questions.jsonl", folder / "verdicts.jsonl", parse_verdict, lambda each: each.question.key)
-server = serve([asked], "key")
+server = serve([Panel(folder / "questions.jsonl", folder / "verdicts.jsonl")], "key")
 server.config.port = int(sys.argv[2])
 server.run()
 """
@@ -328,7 +348,7 @@ def killed_while_answered(folder: Path, kills: int) -> tuple[list[str], list[Ver
                 before = sys.maxsize
             try:
                 shown = call(port, "question")["question"]
-                call(port, "answer", {"question": shown, "better": "tie"})
+                call(port, "answer", {"question": shown, "choice": "tie"})
                 acknowledged.append(shown)
             except (OSError, ValueError):
                 if server.poll() is not None:

@@ -141,6 +141,21 @@ class Conversation:
         """All turns, the answer's the last."""
         return (*self.prompt.messages, Message("assistant", self.answer, self.tool_calls))
 
+    @property
+    def answers(self) -> tuple[str]:
+        """The one, as a question's are two."""
+        return (self.answer,)
+
+    @property
+    def key(self) -> str:
+        """The identity: a digest of prompt and answer."""
+        return digest_of(self.prompt.key, self.answer)
+
+
+def digest_of(*parts: str) -> str:
+    """The digest of some texts, in this order."""
+    return hashlib.sha256(json.dumps(parts, ensure_ascii=False).encode()).hexdigest()
+
 
 def differ(one: str, other: str) -> bool:
     """Whether two answers can be compared at all: the white space around them is seen by nobody."""
@@ -203,10 +218,14 @@ class Question:
     second: str
 
     @property
+    def answers(self) -> tuple[str, str]:
+        """Both."""
+        return self.first, self.second
+
+    @property
     def key(self) -> str:
         """What it is about, in whatever order it is shown: a digest of prompt and answers."""
-        whole = json.dumps([self.prompt.key, *sorted((self.first, self.second))], ensure_ascii=False)
-        return hashlib.sha256(whole.encode()).hexdigest()
+        return digest_of(self.prompt.key, *sorted(self.answers))
 
     def compared(self, first_is_better: bool) -> Comparison:
         """The comparison that a person's answer makes of it."""

@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import Any
 
-    from triptych.people.questionnaire import Questionnaire
+    from triptych.people.questionnaire import Choice, Questionnaire
     from triptych.recipe import Recipe
-    from triptych.records import Question
+    from triptych.records import Conversation, Question
 
 
 @app.command()
@@ -52,7 +52,7 @@ def label(
             break
 
 
-def _asked(loaded: Recipe, recipe: Path, folder: Path) -> list[Questionnaire[Any]]:
+def _asked(loaded: Recipe, recipe: Path, folder: Path) -> list[Questionnaire[Any, Any]]:
     """Where the recipe has people answer, the gate first.
 
     Raises:
@@ -70,7 +70,7 @@ def _asked(loaded: Recipe, recipe: Path, folder: Path) -> list[Questionnaire[Any
         )
     if not any((folder / name).exists() for name in (FILE, GATE_QUESTIONS)):
         raise RunError(f"{folder} has no questions yet: triptych run or watch {recipe} has the model write its answers")
-    found: list[Questionnaire[Any]] = []
+    found: list[Questionnaire[Any, Any]] = []
     if loaded.gate.people is not None:
         found.append(Panel(folder / GATE_QUESTIONS, loaded.gate.people.path))
     if loaded.people is not None:
@@ -78,38 +78,42 @@ def _asked(loaded: Recipe, recipe: Path, folder: Path) -> list[Questionnaire[Any
     return found
 
 
-def _interview(asked: Questionnaire[Any]) -> bool:
+def _interview(asked: Questionnaire[Any, Any]) -> bool:
     """Asks one question after the other; whether the last was reached."""
-    keys = {"1": "first", "2": "second", "t": "tie"}
-    keys = {key: choice for key, choice in keys.items() if choice in asked.choices}
-    done, said = 0, ""
+    from triptych.people.questionnaire import SKIP, Choice
+
+    stop = Choice("stop", "q", "Stop")
+    choices = {choice.key: choice for choice in (*asked.choices, SKIP, stop)}
+    legend = "  ".join(f"{choice.key} {choice.label}" for choice in choices.values())
+    done, said = 0, SKIP
     for note in asked.notes:
         say(note)
     for question in asked.open.values():
         say()
         for turn in question.prompt.messages:
             quote((f"{turn.role}: {turn.content}", "dim"))
-        for number, answer in enumerate((question.first, question.second), start=1):
-            quote((f"{number}  ", "bold"), answer.strip() or "(nothing)")
-        said = ""
-        while said not in {*keys, "s", "q"}:
-            tie = ", t for neither" if "t" in keys else ""
-            said = typer.prompt(f"1, 2{tie}, s to skip, q to stop").strip().lower()
-        if said == "q":
+        for number, answer in enumerate(question.answers, start=1):
+            quote((f"{number}  " if len(question.answers) > 1 else "", "bold"), answer.strip() or "(nothing)")
+        say((asked.title, "bold"))
+        key = ""
+        while key not in choices:
+            key = typer.prompt(legend).strip().lower()
+        said = choices[key]
+        if said == stop:
             break
-        if said != "s":
-            done += _added(asked, question, keys[said])
+        if said != SKIP:
+            done += _added(asked, question, said)
     else:
         say("there is no open question left")
     say(f"{done} answer{'' if done == 1 else 's'} added to {asked.file}")
-    return said != "q"
+    return said != stop
 
 
-def _added(asked: Questionnaire[Any], question: Question, better: str) -> bool:
+def _added(asked: Questionnaire[Any, Any], question: Question | Conversation, choice: Choice) -> bool:
     """Adds an answer, again until there is room for it; False where somebody was faster."""
     while True:
         try:
-            cut = asked.add(question, better)
+            cut = asked.add(question, choice.name)
         except AnsweredError as error:
             say(str(error))
             return False
@@ -122,7 +126,7 @@ def _added(asked: Questionnaire[Any], question: Question, better: str) -> bool:
             return True
 
 
-def _serve(asked: Sequence[Questionnaire[Any]], host: str, port: int) -> None:
+def _serve(asked: Sequence[Questionnaire[Any, Any]], host: str, port: int) -> None:
     """The page, until Ctrl-C."""
     import socket
 

@@ -187,7 +187,7 @@ def read_conversations(
     source: str | Path, skipped: list[Fault] | None = None, lines: list[int] | None = None
 ) -> list[Conversation]:
     """Reads `{"messages"}` or `{"prompt", "completion"}` rows; see :func:`read_comparisons`."""
-    return _read(source, _conversation, skipped, lines=lines)
+    return _read(source, parse_conversation, skipped, lines=lines)
 
 
 def read_prompts(
@@ -219,7 +219,7 @@ def read_thumbs(
     source: str | Path, skipped: list[Fault] | None = None, lines: list[int] | None = None
 ) -> list[Thumb]:
     """Reads `{"prompt", "completion", "label"}` rows, `label` true or false; see :func:`read_comparisons`."""
-    return _read(source, _thumb, skipped, lines=lines)
+    return _read(source, parse_thumb, skipped, lines=lines)
 
 
 def read_verdicts(source: str | Path, skipped: list[Fault] | None = None) -> list[Verdict]:
@@ -252,10 +252,11 @@ def write(path: str | Path, records: Iterable[Record]) -> None:
 def faults_of(record: Record) -> list[Fault]:
     """What the reader of a file would say of a record that is a line of it; only what has no fault is asked or written.
 
-    Of comparisons, questions and verdicts.
+    Of what people are asked, and of what they say.
     """
     parsers: dict[type, Callable[[Row], Any]] = {
-        Comparison: parse_comparison, Question: parse_question, Verdict: parse_verdict
+        Comparison: parse_comparison, Conversation: parse_conversation, Question: parse_question, Thumb: parse_thumb,
+        Verdict: parse_verdict,
     }
     return parse_lines("", [json_line(record).encode()], parsers[type(record)])[1]
 
@@ -463,7 +464,8 @@ def _prompt(row: Row) -> Prompt | None:
     return None if turns is None else _asked(row, "prompt", turns)
 
 
-def _conversation(row: Row) -> Conversation | None:
+def parse_conversation(row: Row) -> Conversation | None:
+    """A prompt and its answer, or None; what is wrong stands in the row."""
     if row.has("prompt") or row.has("completion"):
         prompt = _prompt(row)
         answer = _answer(row, "completion", prompt)
@@ -502,7 +504,8 @@ def _rating(row: Row) -> Rating | None:
     return None if prompt is None or response is None else Rating(prompt, response, scores)
 
 
-def _thumb(row: Row) -> Thumb | None:
+def parse_thumb(row: Row) -> Thumb | None:
+    """An answer that was liked or not, or None; what is wrong stands in the row."""
     prompt = _prompt(row)
     completion = _answer(row, "completion", prompt)
     label = row.flag("label") if row.required("label") is not None else None

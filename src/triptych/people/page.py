@@ -1,7 +1,8 @@
-"""The page on which several people compare answers at a time, each another pair."""
+"""The page on which several people answer at a time, each another question."""
 
 from __future__ import annotations
 
+import dataclasses
 import secrets
 import threading
 import time
@@ -17,8 +18,8 @@ from pydantic import BaseModel, Field
 
 from triptych.errors import AnsweredError, TriptychError
 from triptych.people.guard import BoundedProtocol, Guard
-from triptych.people.questionnaire import Questionnaire
-from triptych.records import Question
+from triptych.people.questionnaire import SKIP, Questionnaire
+from triptych.records import Conversation, Question
 
 LEASE = 600.0
 """Seconds for which a question that somebody looks at is shown to nobody else."""
@@ -27,15 +28,16 @@ HTML = Path(__file__).with_name("page.html")
 
 
 class PageAnswer(BaseModel):
-    """What somebody said to a question; `better` is "skip" where it was nothing.
+    """What somebody said to a question.
 
     Attributes:
         question: its key.
+        choice: the name of one of its choices, or "skip".
         name: of this answer alone; who does not know whether it arrived sends it again.
     """
 
     question: str
-    better: str
+    choice: str
     name: str = Field(default="", max_length=64)
 
 
@@ -47,7 +49,7 @@ class Deal:
         tell: is told what whoever serves the page should know.
     """
 
-    def __init__(self, asked: Sequence[Questionnaire[Any]], tell: Callable[[str], None] = print) -> None:
+    def __init__(self, asked: Sequence[Questionnaire[Any, Any]], tell: Callable[[str], None] = print) -> None:
         self.asked = asked
         self.tell = tell
         self._shown: dict[str, float] = {}
@@ -62,9 +64,9 @@ class Deal:
                 if waiting:
                     now = time.monotonic()
                     free = (key for key in waiting if now - self._shown.get(key, -LEASE) >= LEASE)
-                    key = next(free, None) or min(waiting, key=lambda each: self._shown[each])
+                    key = next(free, None) or min(waiting, key=self._shown.__getitem__)
                     self._shown[key] = now
-                    return _written(key, waiting[key], source.choices, len(waiting))
+                    return _written(waiting[key], source, len(waiting))
         return None
 
     def take(self, answer: PageAnswer) -> bool:
@@ -78,21 +80,21 @@ class Deal:
             if answer.name and self._taken.get(answer.question) == answer.name:
                 return True  # sent again, because the first reply was lost
             for source in self.asked:
-                found = source.all.get(answer.question)
-                if found is None:
+                question = source.all.get(answer.question)
+                if question is None:
                     continue
-                if answer.better == "skip":
+                if answer.choice == SKIP.name:
                     return True  # it stays with whoever skipped it until its lease is over
-                if answer.better not in source.choices:
+                if not source.may_be(answer.choice):
                     return False
-                if cut := source.add(found, answer.better):
+                if cut := source.add(question, answer.choice):
                     self.tell(f"{source.file} ended in a line that was not whole; set aside: {cut}")
                 self._taken[answer.question] = answer.name
                 return True
         raise AnsweredError("this question is not asked any more; what you said was not added")
 
 
-def serve(asked: Sequence[Questionnaire[Any]], key: str, tell: Callable[[str], None] = print) -> uvicorn.Server:
+def serve(asked: Sequence[Questionnaire[Any, Any]], key: str, tell: Callable[[str], None] = print) -> uvicorn.Server:
     """The page's server; whoever knows the key may answer.
 
     Args:
@@ -120,7 +122,7 @@ def serve(asked: Sequence[Questionnaire[Any]], key: str, tell: Callable[[str], N
     def answer(said: PageAnswer) -> dict[str, bool]:
         if not deal.take(said):
             raise HTTPException(422, "that cannot be said to this question")
-        return {"added": said.better != "skip"}
+        return {"added": said.choice != SKIP.name}
 
     @application.exception_handler(RequestValidationError)
     def unreadable(request: Request, error: RequestValidationError) -> JSONResponse:
@@ -146,9 +148,9 @@ def _refusal(status: int, detail: str) -> JSONResponse:
     return JSONResponse({"detail": detail}, status)
 
 
-def _written(key: str, question: Question, choices: Sequence[str], waiting: int) -> dict[str, Any]:
+def _written(question: Question | Conversation, source: Questionnaire[Any, Any], waiting: int) -> dict[str, Any]:
     return {
-        "question": key,
+        "question": question.key, "title": source.title, "answers": list(question.answers), "open": waiting,
         "prompt": [[turn.role, turn.content] for turn in question.prompt.messages],
-        "first": question.first, "second": question.second, "choices": list(choices), "open": waiting,
+        "choices": [dataclasses.asdict(choice) for choice in (*source.choices, SKIP)],
     }

@@ -1,37 +1,46 @@
-"""Questions to people: which of two answers of the champion is better? What they say becomes a comparison."""
+"""Questions to people about what the champion writes; what they say becomes the feedback of the next round."""
 
 from __future__ import annotations
 
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
 from itertools import combinations
-from pathlib import Path
+from statistics import median
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
 from triptych.configuration import Config
-from triptych.data.files import faults_of, parse_comparison, write
+from triptych.data.files import parse_comparison, parse_conversation, parse_question, parse_thumb, write
 from triptych.data.splits import fraction
 from triptych.engine.rollout import Policy
 from triptych.engine.sampling import Sampling
 from triptych.engine.scoring import Scorer
 from triptych.feedback.prompts import prompts_to_ask
-from triptych.people.questionnaire import Questionnaire
+from triptych.people.questionnaire import Choice, Q, Questionnaire, R
 from triptych.pipeline.result import Result
 from triptych.pipeline.stage import StageContext
-from triptych.records import Comparison, Conversation, Question
+from triptych.records import Comparison, Conversation, Prompt, Question, Thumb
 from triptych.storage import Folder
 
 FILE = "questions.jsonl"
+
+Form = Literal["comparisons", "thumbs"]
+"""In which form people say what they prefer."""
 
 
 class Asking(Config):
     """What people are asked in a round.
 
     Attributes:
+        ask_for: "comparisons" of two answers, or "thumbs" up or down on one; by default thumbs where the method of
+            improvement learns from them, else comparisons.
         prompts: how many, each round the next ones of those that are improved on.
-        answers: sampled for each; every two that differ are a question.
+        answers: sampled for each; every two that differ are a question, or, where thumbs are asked for, every one.
         max_tokens: an answer is cut there.
     """
 
+    ask_for: Form | None = None
     prompts: int = Field(default=200, ge=1)
     answers: int = Field(default=2, ge=2)
     max_tokens: int = Field(default=96, ge=1)
@@ -44,10 +53,81 @@ class QuestionsAsked(Result):
     prompts: int
 
 
+class FeedbackQuestionnaire(Questionnaire[Q, R]):
+    """Questions about what the champion wrote, and the file in which answers to them become feedback.
+
+    Attributes:
+        unit: what one of the file's records is called.
+    """
+
+    unit: ClassVar[str]
+
+    @staticmethod
+    @abstractmethod
+    def pose(prompt: Prompt, answers: Sequence[str], seed: int) -> list[Q]:
+        """The questions about different answers to a prompt."""
+
+
+class Labels(FeedbackQuestionnaire[Question, Comparison]):
+    """Two answers, of which one is better; a tie teaches nothing."""
+
+    title = "Which answer is better?"
+    choices = (Choice("first", "1", "The first is better"), Choice("second", "2", "The second is better"))
+    unit = "comparison"
+    parse = staticmethod(parse_comparison)
+    parse_question = staticmethod(parse_question)
+
+    @staticmethod
+    def record(question: Question, choice: str) -> Comparison:
+        """The comparison that an answer makes of a question."""
+        return question.compared(first_is_better=choice == "first")
+
+    @staticmethod
+    def question_key(record: Comparison) -> str:
+        """Which question a comparison answers, in whatever order its answers were shown."""
+        return Question(record.prompt, record.chosen, record.rejected).key
+
+    @staticmethod
+    def pose(prompt: Prompt, answers: Sequence[str], seed: int) -> list[Question]:
+        """Every two answers, in random order."""
+        return [
+            Question(prompt, *((b, a) if fraction("shown first", f"{place} {prompt.key}", seed) < 0.5 else (a, b)))
+            for place, (a, b) in enumerate(combinations(answers, 2))
+        ]
+
+
+class Thumbs(FeedbackQuestionnaire[Conversation, Thumb]):
+    """One answer, which somebody likes or does not."""
+
+    title = "Is the answer good?"
+    choices = (Choice("up", "u", "👍 Good"), Choice("down", "d", "👎 Not good"))
+    unit = "thumb"
+    parse = staticmethod(parse_thumb)
+    parse_question = staticmethod(parse_conversation)
+
+    @staticmethod
+    def record(question: Conversation, choice: str) -> Thumb:
+        """The thumb that an answer makes of a question."""
+        return Thumb(question.prompt, question.answer, label=choice == "up")
+
+    @staticmethod
+    def question_key(record: Thumb) -> str:
+        """Which question a thumb answers."""
+        return record.conversation.key
+
+    @staticmethod
+    def pose(prompt: Prompt, answers: Sequence[str], seed: int) -> list[Conversation]:
+        """Every answer."""
+        return [Conversation(prompt, answer) for answer in answers]
+
+
+FORMS: Mapping[Form, type[FeedbackQuestionnaire[Any, Any]]] = {"comparisons": Labels, "thumbs": Thumbs}
+
+
 def ask(
     context: StageContext, config: Asking, data: Folder, author: Folder, round: int = 1, reward: Scorer | None = None
 ) -> QuestionsAsked:
-    """Writes `questions.jsonl`: pairs of answers, in random order; those first of which a reward is least sure.
+    """Writes `questions.jsonl`; those first of which a reward is least sure.
 
     Args:
         author: the champion, who writes the answers.
@@ -59,39 +139,24 @@ def ask(
     drawn = [pool[i % len(pool)] for i in range(first, first + min(config.prompts, len(pool)))]
     prompts = policy.fitting(drawn, config.max_tokens, context.progress)
     sampling = Sampling(config.max_tokens, seed=context.seed * 1000 + round)
-    found: list[Question] = []
+    form = FORMS[config.ask_for or "comparisons"]
+    questions: list[Any] = []
     for group in policy.write(prompts, sampling, n=config.answers, progress=context.progress):
-        said: dict[str, str] = {}  # of answers that look alike the first
-        for each in group:
-            said.setdefault(each.answer.strip(), each.answer)
-        said.pop("", None)
-        for place, (a, b) in enumerate(combinations(said.values(), 2)):
-            turned = fraction("shown first", f"{place} {group[0].prompt.key}", context.seed) < 0.5
-            found.append(Question(group[0].prompt, *((b, a) if turned else (a, b))))
-    found = [question for question in found if not faults_of(question.compared(first_is_better=True))]
-    if reward is not None:
-        scores = reward.score([
-            Conversation(each.prompt, answer) for each in found for answer in (each.first, each.second)
-        ])
-        unsure = [abs(a - b) for a, b in zip(scores[0::2], scores[1::2], strict=True)]
-        found = [found[i] for i in sorted(range(len(found)), key=lambda i: unsure[i])]
-    write(context.output / FILE, found)
-    return QuestionsAsked(questions=len(found), prompts=len(prompts))
+        answers: dict[str, str] = {}  # of answers that look alike the first
+        for rollout in group:
+            answers.setdefault(rollout.answer.strip(), rollout.answer)
+        answers.pop("", None)
+        questions += filter(form.is_answerable, form.pose(group[0].prompt, list(answers.values()), context.seed))
+    if reward is not None and questions:
+        shown = [Conversation(question.prompt, answer) for question in questions for answer in question.answers]
+        scores = iter(reward.score(shown))
+        sureness = distances([[next(scores) for _ in question.answers] for question in questions])
+        questions = [questions[i] for i in sorted(range(len(questions)), key=lambda i: sureness[i])]
+    write(context.output / FILE, questions)
+    return QuestionsAsked(questions=len(questions), prompts=len(prompts))
 
 
-class Labels(Questionnaire[Comparison]):
-    """Questions, and the file in which people's answers to them become comparisons; a tie teaches nothing."""
-
-    choices = ("first", "second")
-
-    def __init__(self, questions: Path, file: Path) -> None:
-        super().__init__(questions, file, parse_comparison, key_of)
-
-    def record(self, question: Question, better: str) -> Comparison:
-        """The comparison that an answer makes of a question."""
-        return question.compared(first_is_better=better == "first")
-
-
-def key_of(row: Comparison) -> str:
-    """Which question a comparison answers."""
-    return Question(row.prompt, row.chosen, row.rejected).key
+def distances(scores: Sequence[Sequence[float]]) -> list[float]:
+    """How far a reward tells the answers of each question apart: one that is alone from the median of all."""
+    middle = median(score for answers in scores for score in answers)
+    return [abs(first - (rest[0] if rest else middle)) for first, *rest in scores]

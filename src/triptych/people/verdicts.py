@@ -8,23 +8,30 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from triptych.data.files import BETTER, json_line, parse_verdict
-from triptych.people.questionnaire import Questionnaire
+from triptych.data.files import json_line, parse_question, parse_verdict
+from triptych.people.questionnaire import Choice, Questionnaire
+from triptych.people.questions import Labels
 from triptych.records import Question, Verdict
 from triptych.storage import write_whole
 
 
-class Panel(Questionnaire[Verdict]):
+class Panel(Questionnaire[Question, Verdict]):
     """The questions of a gate, and the file in which people answer them, which holds verdicts of other gates too."""
 
-    choices = BETTER
+    title = Labels.title
+    choices = (*Labels.choices, Choice("tie", "t", "Neither"))
+    parse = staticmethod(parse_verdict)
+    parse_question = staticmethod(parse_question)
 
-    def __init__(self, questions: Path, file: Path) -> None:
-        super().__init__(questions, file, parse_verdict, lambda verdict: verdict.question.key)
-
-    def record(self, question: Question, better: str) -> Verdict:
+    @staticmethod
+    def record(question: Question, choice: str) -> Verdict:
         """The verdict on a question."""
-        return Verdict(question, better)
+        return Verdict(question, choice)
+
+    @staticmethod
+    def question_key(record: Verdict) -> str:
+        """The key of its question."""
+        return record.question.key
 
     def take(self, place: Path) -> Path:
         """The verdicts on these questions, kept in a file of their own: the ones kept before, or those of now.
