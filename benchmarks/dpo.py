@@ -34,7 +34,7 @@ def ours(case: Case) -> Iterator[Run]:
         context=work.CONTEXT, learning_rate=1e-5,
     )
     for update in stepped(
-        lambda context: improve(context, config, champion, case.scratch, reward, judge=None, comparisons=case.scratch),
+        lambda context: improve(context, config, champion, case.scratch, reward, judge=None, feedback=case.scratch),
         case.scratch,
     ):
         yield _run(case, rows, update.seconds, update.first_loss)

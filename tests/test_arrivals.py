@@ -1,4 +1,4 @@
-"""Comparisons that people add while a run goes on: each round takes the new ones, once."""
+"""Comparisons and thumbs that people add while a run goes on: each round takes the new ones, once."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from typer.testing import CliRunner
 from triptych.cli import app
 from triptych.cli import cycle as commands
 from triptych.cycle import plan
-from triptych.data.files import json_line, read_comparisons, read_prompts, write
-from triptych.errors import AuditError, DataError, RunError
-from triptych.people.inbox import Inbox, PeopleLabelling, add_comparisons
-from triptych.people.questions import Asking, Labels, ask
+from triptych.data.files import json_line, read_comparisons, read_conversations, read_prompts, read_thumbs, write
+from triptych.errors import AuditError, DataError, RecipeError, RunError
+from triptych.people.inbox import Inbox, PeopleLabelling, add_comparisons, add_thumbs
+from triptych.people.questions import Asking, Form, Labels, ask
 from triptych.pipeline.stage import StageContext
 from triptych.progress import Silent
 from triptych.recipe import Recipe, load
-from triptych.records import Comparison, Conversation, Prompt, to_json, user
+from triptych.records import Comparison, Conversation, Prompt, Thumb, to_json, user
 from triptych.storage import append_line
 
 TINY = Path(__file__).parent / "tiny.yaml"
@@ -140,6 +140,154 @@ def test_what_is_held_out_is_never_trained_on(tmp_path: Path) -> None:
     assert {comparison(number).prompt.key for number in range(40, 80)} <= set(measured)
     fresh = {comparison(number).prompt.key for number in range(80, 120)}
     assert 4 < len(fresh & set(measured)) < 24  # 0.3 of 40
+
+
+def thumb(number: int) -> Thumb:
+    return Thumb(comparison(number).prompt, f"No {number}.", number % 3 == 0)
+
+
+def test_thumbs_are_taken_as_comparisons_are(tmp_path: Path) -> None:
+    file = tmp_path / "thumbs.jsonl"
+    inbox = Inbox(file, tmp_path / "arrivals", "thumbs")
+    write(file, map(thumb, range(3)))
+    with open(file, "a") as open_file:
+        open_file.write(json_line(comparison(3)))
+    with pytest.raises(DataError, match=r"thumbs.jsonl:4: completion: missing"):
+        inbox.take(1)
+    assert inbox.rounds == 0
+    write(file, map(thumb, range(3)))
+    assert read_thumbs(inbox.take(1)) == [thumb(0), thumb(1), thumb(2)]
+    append_line(file, json_line(thumb(4)))
+    assert (inbox.rounds, inbox.waiting) == (1, 1)
+    assert inbox.give_back() == 3
+    assert len(read_thumbs(inbox.take(1))) == 4
+    file.write_text("")
+    with pytest.raises(RunError, match="thumbs are added at the end"):
+        inbox.take(2)
+
+
+def test_no_prompt_that_is_measured_on_has_a_thumb(tmp_path: Path) -> None:
+    data, earlier, compared = tmp_path / "data", tmp_path / "earlier", tmp_path / "compared"
+    for folder in (data, earlier, compared, tmp_path / "output"):
+        folder.mkdir()
+    for number, name in enumerate(("test", "gate", "validation")):
+        write(data / f"prompts_{name}.jsonl", [comparison(number).prompt])
+    write(data / "comparisons_heldout.jsonl", [comparison(3)])
+    write(data / "comparisons_judge_heldout.jsonl", [comparison(4)])
+    write(data / "comparisons_judge.jsonl", [comparison(5)])
+    write(compared / "comparisons_heldout.jsonl", [comparison(6)])
+    write(compared / "comparisons_train.jsonl", [comparison(7)])
+    write(earlier / "thumbs.jsonl", [thumb(20), thumb(8)])
+    write(tmp_path / "new.jsonl", [*map(thumb, range(10)), thumb(9)])
+    context = StageContext(tmp_path / "output", tmp_path, Silent(), seed=1, checkpoint_seconds=60)
+    sources = {"thumbs.jsonl": tmp_path / "new.jsonl"}
+    result = add_thumbs(context, PeopleLabelling(), data, sources, earlier, compared)
+    assert read_thumbs(context.output / "thumbs.jsonl") == [thumb(20), thumb(8), thumb(5), thumb(7), thumb(9)]
+    assert (result.thumbs, result.thumbs_up, result.duplicates, result.removed) == (4, 1, 1, 6)
+    write(tmp_path / "new.jsonl", map(thumb, range(5)))
+    with pytest.raises(RunError, match="none of 5 thumbs is left to learn from"):
+        add_thumbs(context, PeopleLabelling(), data, sources)
+
+
+def test_a_prompt_with_a_thumb_is_trained_on_when_it_is_compared(tmp_path: Path) -> None:
+    data, liked = tmp_path / "data", tmp_path / "liked"
+    for folder in (data, liked, tmp_path / "output"):
+        folder.mkdir()
+    write(data / "thumbs.jsonl", map(thumb, range(20)))
+    write(liked / "thumbs.jsonl", map(thumb, range(40)))
+    append(tmp_path / "new.jsonl", range(80))
+    context = StageContext(tmp_path / "output", tmp_path, Silent(), seed=1, checkpoint_seconds=60)
+    for thumbs, count in ((None, 20), (liked, 40)):
+        add_comparisons(
+            context, PeopleLabelling(heldout=0.5), data, {"new": tmp_path / "new.jsonl"}, thumbs=thumbs
+        )
+        trained, measured = (read_comparisons(context.output / f"comparisons_{name}.jsonl")
+                             for name in ("train", "heldout"))
+        assert set(map(comparison, range(count))) <= set(trained)
+        assert len(measured) > (80 - count) * 0.3
+
+
+@pytest.mark.parametrize(
+    ("feedback", "method", "form"),
+    [
+        ("[{people: a.jsonl}]", "kto", "thumbs"), ("[{people: a.jsonl}]", "grpo", "comparisons"),
+        ("[{people: a.jsonl, ask_for: thumbs}, {exact: {}}]", "grpo", "thumbs"),
+        ("[{exact: {}}, {people: a.jsonl}]", "kto", "thumbs"), ("[{exact: {}}]", "grpo", None),
+    ],
+)
+def test_thumbs_are_asked_for_where_the_method_learns_from_them_or_the_recipe_says_so(
+    tmp_path: Path, feedback: str, method: str, form: Form | None
+) -> None:
+    (tmp_path / "recipe.yaml").write_text(
+        f"name: x\nstorybook: {{}}\nbase: {{train: {{}}}}\ngate: {{judge: exact}}\nfeedback: {feedback}\n"
+        f"improve: {{method: {method}}}\nreward: {{kind: rules, rules: [{{rule: repetition}}]}}\n"
+    )
+    recipe = load(tmp_path / "recipe.yaml")
+    assert recipe.people_give == form
+    stages = {stage.name for stage in plan(recipe)}
+    assert ("round-1/thumbs" in stages) == (form == "thumbs")
+    assert ("round-1/feedback" in stages) == (form == "comparisons" or "exact" in feedback)
+
+
+@pytest.mark.parametrize(
+    ("feedback", "message"),
+    [
+        ("[{people: a.jsonl, ask_for: comparisons}]", "kto learns from thumbs, and feedback names none"),
+        ("[{people: a.jsonl}, {people: b.jsonl}]", "one file that people add to, once"),
+        ("[{exact: {}}, {people: a.jsonl, ask_for: comparisons}]", "beside a judge people may be asked for thumbs"),
+        ("[{people: a.jsonl, ask_for: stars}]", "ask_for"),
+    ],
+)
+def test_what_people_cannot_be_asked_for_is_said(tmp_path: Path, feedback: str, message: str) -> None:
+    (tmp_path / "recipe.yaml").write_text(
+        f"name: x\nstorybook: {{}}\nbase: {{train: {{}}}}\ngate: {{judge: exact}}\nfeedback: {feedback}\n"
+        "improve: {method: kto}\nreward: {kind: rules, rules: [{rule: repetition}]}\n"
+    )
+    with pytest.raises(RecipeError, match=message):
+        load(tmp_path / "recipe.yaml")
+
+
+def test_each_round_learns_from_the_thumbs_that_people_gave_so_far(tmp_path: Path) -> None:
+    text = TINY.read_text()
+    begin, end = text.index("feedback:"), text.index("improve:")
+    recipe, thumbs, runs = tmp_path / "recipe.yaml", tmp_path / "thumbs.jsonl", tmp_path / "runs"
+    recipe.write_text(
+        text[:begin] + "feedback: [{people: thumbs.jsonl, prompts: 8, max_tokens: 24}]\n"
+        "reward: {kind: rules, rules: [{rule: length, most: 12}]}\n"
+        + text[end:].replace("method: grpo", "method: kto").replace(" group_size: 4,", "")
+    )
+    short = ["--runs", str(runs), "--set", "improve.steps=1", "--set", "decoding.temperature=1"]
+    none = CliRunner().invoke(app, ["run", str(recipe), *short])
+    assert none.exit_code == 1
+    assert "no thumb has arrived" in none.stderr
+    questions = read_conversations(runs / "tiny" / "questions.jsonl")
+    assert 8 < len(questions) <= 16
+    label = ["label", str(recipe), "--runs", str(runs)]
+    said = CliRunner().invoke(app, label, input="u\n1\nd\ns\nu\nq\n")
+    assert "Is the answer good?" in said.stdout
+    assert "u 👍 Good  d 👎 Not good  s I cannot tell: skip  q Stop" in said.stdout
+    assert "3 answers added" in said.stdout
+    first = [Thumb(questions[place].prompt, questions[place].answer, label) for place, label in
+             ((0, True), (1, False), (3, True))]
+    assert read_thumbs(thumbs) == first
+
+    watch = ["watch", str(recipe), *short, "--at-least", "3", "--every", "0.1", "--rounds"]
+    ended = CliRunner().invoke(app, [*watch, "1"])
+    assert ended.exit_code == 0, ended.output
+    questions = read_conversations(runs / "tiny" / "questions.jsonl")
+    second = [Thumb(question.prompt, question.answer, False) for question in questions[:4]]
+    for given in second:
+        append_line(thumbs, json_line(given))
+    ended = CliRunner().invoke(app, [*watch, "2"])
+    assert ended.exit_code == 0, ended.output
+    learnt = []
+    for number in (1, 2):
+        (folder,) = runs.glob(f"tiny/artifacts/round-{number}-improve-*")
+        numbers = json.loads((folder / "manifest.json").read_text())["metrics"]["numbers"]
+        learnt.append((numbers["thumbs"], numbers["thumbs_up"]))
+    assert learnt == [(3, 2), (7, 2)]
+    (last,) = runs.glob("tiny/artifacts/round-2-thumbs-*")
+    assert read_thumbs(last / "thumbs.jsonl") == [*first, *second]
 
 
 def test_what_the_reward_is_least_sure_of_is_asked_first(policy_folder: Path, tmp_path: Path) -> None:

@@ -136,6 +136,26 @@ def test_thumbs_are_read_and_what_they_cost_is_told(tmp_path: Path) -> None:
         load(write_recipe(tmp_path, improve=improve))
 
 
+def test_thumbs_that_people_will_give_are_told_beforehand(tmp_path: Path) -> None:
+    improve = {"prompts": ["questions.jsonl"], "method": "kto", "steps": 10, "prompts_per_step": 4, "max_tokens": 30}
+    people = [{"file": "preferences.jsonl"}, {"people": "thumbs.jsonl"}]
+    path = write_recipe(tmp_path, feedback=people, improve=improve)
+    found = check.check(path)
+    assert found.problems == []
+    (tokens,) = (cost.tokens for cost in found.costs if cost.stage == "round-1/improve")
+    prompt = found.lengths["prompts_improve"].median
+    assert tokens == pytest.approx(10 * 4 * (prompt + 30) * 4, rel=0.05)  # as if every answer were as long as it may be
+    rows(tmp_path / "thumbs.jsonl", [{"prompt": "Is it?", "completion": "Sure.", "label": "yes"}])
+    with open(tmp_path / "thumbs.jsonl", "a") as file:
+        file.write('{"prompt": "half a li')  # waits for its end
+    (problem,) = check.check(path).problems
+    assert problem.endswith('thumbs.jsonl:1: label: must be true or false, got the text "yes"')
+    found = check.check(path, ["wrong_rows=skip"])
+    assert (found.problems, problem in str(found.notes)) == ([], True)
+    compared = check.check(path, ["feedback.1.ask_for=comparisons", "improve.method=grpo"])
+    assert "thumbs.jsonl:1: chosen: missing" in str(compared.problems)
+
+
 def test_problems_of_every_kind_are_found_together(tmp_path: Path) -> None:
     path = write_recipe(
         tmp_path, base={"from": "./nowhere"}, improve={"prompts": ["gone.jsonl"], "stepps": 4},

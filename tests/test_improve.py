@@ -220,7 +220,7 @@ def test_a_round_ends_at_the_first_policy_that_the_gate_would_turn_away(
         output.mkdir(parents=True)
         config = Dpo(pairs="comparisons", **SMALL | {"steps": steps, "eval_every": 1, "learning_rate": 1e-2})
         context = StageContext(output, tmp_path / name, Silent(), seed=3, checkpoint_seconds=60)
-        metrics = improve(context, config, **inputs, judge=Later(), comparisons=inputs["data"], limits=limits)
+        metrics = improve(context, config, **inputs, judge=Later(), feedback=inputs["data"], limits=limits)
         return metrics, read_curve(output / "curve.jsonl"), (output / "model" / "model.safetensors").read_bytes()
 
     free, curve, _ = ran("free", UNLIMITED)
@@ -617,7 +617,7 @@ def test_dpo_learns_what_it_is_shown(inputs: dict[str, Any], tmp_path: Path) -> 
     config = Dpo(pairs="comparisons", **SMALL | {"steps": 30, "learning_rate": 1e-2, "eval_every": 30})
     (tmp_path / "output").mkdir()
     context = StageContext(tmp_path / "output", tmp_path, Silent(), seed=3, checkpoint_seconds=60)
-    improve(context, config, **inputs, judge=None, comparisons=inputs["data"])
+    improve(context, config, **inputs, judge=None, feedback=inputs["data"])
     curve = read_curve(tmp_path / "output" / "curve.jsonl")[1:]
     assert curve[-1]["loss"] < 0.2 < 0.69 < curve[0]["loss"] + 0.01
     assert curve[-1]["accuracy"] == 1

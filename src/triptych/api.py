@@ -219,7 +219,7 @@ def improve(
     told = [scorer.identity, judge.identity if judge else None]
     with _Work(output, "improve", config, seed, progress, {"model": model}, content, told) as work:
         result = improve_policy(
-            work.context, config, work.start(model), work.data, scorer, judge, comparisons=work.data
+            work.context, config, work.start(model), work.data, scorer, judge, feedback=work.data
         )
         work.keep(learnt=parts["improve"], heldout=parts["validation"])
     return Trained(work.output, result)

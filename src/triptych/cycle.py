@@ -29,8 +29,8 @@ from triptych.improve.checkpoints import Limits
 from triptych.improve.improvement import improve
 from triptych.instruct.finetuning import finetune
 from triptych.people.attendance import Attendance
-from triptych.people.inbox import PeopleLabelling, add_comparisons
-from triptych.people.questions import ask
+from triptych.people.inbox import PeopleLabelling, add_comparisons, add_thumbs
+from triptych.people.questions import Form, ask
 from triptych.pipeline.artifact import Artifact
 from triptych.pipeline.call import StageCall
 from triptych.pipeline.plan import Planner
@@ -154,6 +154,7 @@ def reward_of_round(recipe: Recipe, runner: Runner, family: Family, start: Start
     config, champion = recipe.reward.model, family.champion or start.instruct
     earlier = family.rounds[-2] if this.number > 1 else None
     this.feedback = collect(recipe, runner, this.number, champion, start, earlier)
+    this.thumbs = collect_thumbs(recipe, runner, this, start, earlier)
     if earlier and this.feedback is earlier.feedback and not asks_policy(config):
         this.reward, this.rewards, this.scorer = earlier.reward, earlier.rewards, earlier.scorer
         this.evidence, this.audit = earlier.evidence, earlier.audit
@@ -180,15 +181,12 @@ def collect(
 ) -> Artifact[Result] | None:
     """The comparisons of a round: those from files, and new ones of what the champion writes; None without any."""
     before = earlier.feedback if earlier else start.data if recipe.comparison_files else None
-    if (people := recipe.people) is not None:
-        planned: Path | None = people.path
-        taken = runner.outside(lambda: Attendance(runner.folder, runner.progress).comparisons(
-            people.path, number, recipe.wrong_rows, required=before is None
-        ), planned)
-        arriving = PeopleLabelling(heldout=recipe.splits.heldout, wrong_rows=recipe.wrong_rows)
-        return before if taken is None else runner.run(
-            f"round-{number}/feedback", add_comparisons, arriving, data=start.data,
-            sources=UserFiles({people.name: taken}), earlier=before,
+    thumbs = earlier.thumbs if earlier else None
+    if recipe.people_give == "comparisons":
+        given = take_from_people(recipe, runner, "comparisons", number, required=before is None)
+        return before if given is None else runner.run(
+            f"round-{number}/feedback", add_comparisons, labelling_of_people(recipe), data=start.data, sources=given,
+            earlier=before, thumbs=thumbs,
         )
     if (labelling := recipe.labelling) is None:
         return before
@@ -198,8 +196,42 @@ def collect(
         judge = scorer_of(runner, by, made, champion, "a language model")
     return runner.run(
         f"round-{number}/feedback", label, labelling, data=start.data, author=champion, judge=judge, round=number,
-        earlier=before,
+        earlier=before, thumbs=thumbs,
     )
+
+
+def collect_thumbs(
+    recipe: Recipe, runner: Runner, this: Round, start: Start, earlier: Round | None
+) -> Artifact[Result] | None:
+    """The thumbs up to a round, those from files and people's own; None where people gave none."""
+    before = earlier.thumbs if earlier else None
+    if recipe.people_give != "thumbs":
+        return before
+    required = before is None and not recipe.thumb_files
+    given = take_from_people(recipe, runner, "thumbs", this.number, required)
+    return before if given is None else runner.run(
+        f"round-{this.number}/thumbs", add_thumbs, labelling_of_people(recipe), data=start.data, sources=given,
+        earlier=before or (start.data if recipe.thumb_files else None), comparisons=this.feedback,
+    )
+
+
+def take_from_people(recipe: Recipe, runner: Runner, form: Form, number: int, required: bool) -> UserFiles | None:
+    """What people added for a round; None where it is nothing.
+
+    Raises:
+        RunError: it is nothing, and there is no other feedback of that form.
+    """
+    file = recipe.people
+    assert file is not None
+    planned: Path | None = file.path
+    people = Attendance(runner.folder, runner.progress)
+    taken = runner.outside(lambda: people.feedback(form, file.path, number, recipe.wrong_rows, required), planned)
+    return None if taken is None else UserFiles({file.name: taken})
+
+
+def labelling_of_people(recipe: Recipe) -> PeopleLabelling:
+    """What becomes of what people say."""
+    return PeopleLabelling(heldout=recipe.splits.heldout, wrong_rows=recipe.wrong_rows)
 
 
 def improve_and_gate(
@@ -222,7 +254,7 @@ def improve_and_gate(
         f"{name}/improve", improve, config, champion=champion, data=data, reward=reward,
         judge=None if watching is reward else watching, round=this.number,
         limits=Limits(bounds.max_kl, bounds.min_length_ratio, bounds.max_length_ratio),
-        comparisons=this.feedback if config.needs_comparisons else None,
+        feedback=this.thumbs if config.needs_thumbs else this.feedback if config.needs_comparisons else None,
     )
     candidate_decoding = deployed(recipe, runner, family, start, candidate, f"{name}/decoding", this)
     this.answers = answers = runner.run(

@@ -38,12 +38,14 @@ class Round:
 
     Attributes:
         evidence: the comparisons that the reward is audited on: the round's own, or what ratings imply.
+        thumbs: all that people gave so far; None where they gave none.
         rewards: every artifact that the reward is made of, by its place in it; the whole one's is "".
         scorer: the reward, as a scorer.
     """
 
     number: int
     feedback: Artifact[Result] | None = None
+    thumbs: Artifact[Result] | None = None
     evidence: Artifact[Result] | None = None
     reward: Artifact[Result] | None = None
     rewards: dict[str, Artifact[Result]] = field(default_factory=dict)

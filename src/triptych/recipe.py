@@ -28,7 +28,7 @@ from triptych.improve.grpo import Grpo
 from triptych.improve.loop import Improvement
 from triptych.improve.registry import METHODS, AnyMethod, method_of
 from triptych.instruct.finetuning import Finetuning
-from triptych.people.questions import Asking
+from triptych.people.questions import Asking, Form
 from triptych.release.signature import Signing
 from triptych.reward.endpoint import Endpoint
 from triptych.reward.judge import JudgeReward
@@ -136,7 +136,7 @@ class JudgedFeedback(Config):
 
 
 class PeopleFeedback(Composed):
-    """Comparisons that people add to a file while the run goes on; each round takes those that are new.
+    """Comparisons or thumbs that people add to a file while the run goes on; each round takes those that are new.
 
     Attributes:
         people: the file.
@@ -289,9 +289,11 @@ class Recipe(Config):
             or self.base.text or self.base.train is None
         ):
             raise ValueError("the storybook brings all of the data; files of your own go into a recipe without it")
-        growing = ExactFeedback | JudgedFeedback | PeopleFeedback
-        if len([source for source in self.feedback if isinstance(source, growing)]) > 1:
-            raise ValueError("feedback may name one judge that labels, or one file that people add to, once")
+        labelled = sum(isinstance(source, ExactFeedback | JudgedFeedback) for source in self.feedback)
+        added = sum(isinstance(source, PeopleFeedback) for source in self.feedback)
+        if labelled > 1 or added > 1 or (labelled and self.people_give == "comparisons"):
+            raise ValueError("feedback may name one judge that labels, or one file that people add to, once; beside a "
+                             "judge people may be asked for thumbs (ask_for: thumbs)")
         if isinstance(judge, TrainedJudge) and not files:
             raise ValueError("gate.judge is a reward model, which needs comparisons from a file in `feedback`")
         if isinstance(judge, JudgeReward) and judge.is_policy:
@@ -350,22 +352,31 @@ class Recipe(Config):
         """What of people's feedback a method learns from and the recipe has none of."""
         if method.needs_comparisons and not self.compared:
             return "comparisons"
-        return "thumbs" if method.needs_thumbs and not self.thumb_files else None
+        return "thumbs" if method.needs_thumbs and not self.thumb_files and self.people_give != "thumbs" else None
 
     @property
     def people(self) -> UserFile | None:
-        """The file that people add comparisons to, if there is one."""
+        """The file that people add feedback to, if there is one."""
         return next((source.people for source in self.feedback if isinstance(source, PeopleFeedback)), None)
 
     @property
     def asking(self) -> Asking | None:
         """What people are asked in every round, if they are."""
-        return next((source.asking for source in self.feedback if isinstance(source, PeopleFeedback)), None)
+        default: Form = "thumbs" if self.improve.method.needs_thumbs else "comparisons"
+        return next((
+            source.asking.model_copy(update={"ask_for": source.asking.ask_for or default})
+            for source in self.feedback if isinstance(source, PeopleFeedback)
+        ), None)
+
+    @property
+    def people_give(self) -> Form | None:
+        """The form of what people add, if they are asked."""
+        return self.asking.ask_for if self.asking else None
 
     @property
     def growing(self) -> bool:
         """Whether rounds have comparisons of their own."""
-        return self.labelling is not None or self.people is not None
+        return self.labelling is not None or self.people_give == "comparisons"
 
     @property
     def compared(self) -> bool:

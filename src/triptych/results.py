@@ -272,7 +272,7 @@ def release(
         "instruct": Lineage(
             champion.fingerprint,
             (Parent("base", base.digest), *([_reward_parent(trained_by)] if trained_by else [])),
-            _data(family.data, "demonstrations", "prompts_improve") + _learnt_comparisons(trained_by),
+            _data(family.data, "demonstrations", "prompts_improve") + _learnt_feedback(recipe, family, trained_by),
         ),
         "reward": Lineage(
             reward.fingerprint, _parents(reward), _data(feedback, "comparisons_train") if feedback else ()
@@ -302,9 +302,12 @@ def _is_released(family: Family, folder: Path) -> bool:
         return False
 
 
-def _learnt_comparisons(round: Round | None) -> tuple[DataFile, ...]:
-    """The comparisons that a round's candidate itself was trained on, if it was."""
-    if round and round.candidate and round.feedback and "comparisons" in round.candidate.manifest["parents"]:
+def _learnt_feedback(recipe: Recipe, family: Family, round: Round | None) -> tuple[DataFile, ...]:
+    """The comparisons or thumbs that a round's candidate itself was trained on, if it was."""
+    method, data = recipe.improve.method, family.data
+    if round and method.needs_thumbs and (thumbs := round.thumbs or data):
+        return _data(thumbs, "thumbs")
+    if round and method.needs_comparisons and round.feedback:
         return _data(round.feedback, "comparisons_train")
     return ()
 

@@ -64,14 +64,14 @@ def _carry_out(loaded: Recipe, recipe: Path, runs: Path, until: str | None = Non
 def watch(
     recipe: RecipeFile,
     overrides: Overrides = None,
-    at_least: Annotated[int, typer.Option(min=1, help="New comparisons that start a round.")] = 200,
+    at_least: Annotated[int, typer.Option(min=1, help="New lines that start a round.")] = 200,
     rounds: Annotated[
         int | None, typer.Option(min=1, help="Ends after so many rounds; by default never.", show_default=False)
     ] = None,
     every: Annotated[float, typer.Option(min=0.1, metavar="SECONDS", help="Between two looks at the file.")] = 30.0,
     runs: RunsFolder = RUNS,
 ) -> None:
-    """Starts a round whenever people have added enough comparisons.
+    """Starts a round whenever people have added enough comparisons or thumbs.
 
     The recipe names the file that they add lines to: feedback: [{people: labels.jsonl}]. Each round takes the new ones,
     adds them to all before, refreshes the reward model and goes on from the champion. Where the reward model fails its
@@ -84,18 +84,18 @@ def watch(
     from triptych.recipe import load
 
     first = load(recipe, overrides or ())
-    if first.people is None:
-        raise RecipeError("watch needs a file that people add comparisons to: feedback: [{people: labels.jsonl}]")
+    if first.people is None or (form := first.people_give) is None:
+        raise RecipeError("watch needs a file that people add lines to: feedback: [{people: labels.jsonl}]")
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise RunError("watch waits in one process; for a round on several ranks give triptych run under torchrun")
-    waiting = Inbox.of_run(runs / first.name, first.people.path)
+    waiting = Inbox.of_run(runs / first.name, first.people.path, form)
 
     def carried_out(round: int) -> int:
-        """Every round up to this one; how many comparisons it gave back."""
+        """Every round up to this one; how many lines it gave back."""
         try:
             _carry_out(load(recipe, [*(overrides or ()), f"improve.rounds={round}"]), recipe, runs)
         except AuditError as error:
-            if waiting.rounds == 0:  # it was the gate's judge that failed
+            if waiting.rounds == 0 or form != "comparisons":  # others would not mend it
                 raise
             show_error(str(error))
             return waiting.give_back()
@@ -118,7 +118,7 @@ def watch(
         while rounds is None or waiting.rounds < rounds:
             shown = ""
             while (count := waiting.waiting) < wanted:
-                now = f"round {waiting.rounds + 1}: {count} of {wanted} new comparisons in {waiting.file}"
+                now = f"round {waiting.rounds + 1}: {count} of {wanted} new {form} in {waiting.file}"
                 if note := waiting.note:
                     now += f"\n{note}"
                 if now != shown:

@@ -31,12 +31,13 @@ def label(
     port: Annotated[int, typer.Option(min=0, max=65535, help="Its port; 0 for any that is free.")] = 8377,
     runs: RunsFolder = RUNS,
 ) -> None:
-    """Asks you which of two answers is better, and adds what you say to the recipe's file.
+    """Asks you which of two answers is better, or whether one is good, and adds what you say to the recipe's file.
 
     Where a gate waits for people (gate: {people: verdicts.jsonl}), its questions come first: the two answers are the
     champion's and the candidate's, and nobody is told which is which. Other questions are what the run's champion wrote
-    (feedback: [{people: labels.jsonl}]); those that the reward model is least sure of come first. With --page several
-    people answer in their browsers, each another question, until Ctrl-C; whoever has the printed address may answer.
+    (feedback: [{people: labels.jsonl}]); those that the reward model is least sure of come first. Where the method
+    learns from thumbs (KTO), or the recipe says ask_for: thumbs, each shows one answer. With --page several people
+    answer in their browsers, each another question, until Ctrl-C; whoever has the printed address may answer.
 
     Example: [bold]triptych label recipe.yaml --page[/bold]
     """
@@ -60,7 +61,7 @@ def _asked(loaded: Recipe, recipe: Path, folder: Path) -> list[Questionnaire[Any
         RunError: the run has no questions yet.
     """
     from triptych.people.attendance import GATE_QUESTIONS
-    from triptych.people.questions import FILE, Labels
+    from triptych.people.questions import FILE, FORMS
     from triptych.people.verdicts import Panel
 
     if loaded.people is None and loaded.gate.people is None:
@@ -70,12 +71,12 @@ def _asked(loaded: Recipe, recipe: Path, folder: Path) -> list[Questionnaire[Any
         )
     if not any((folder / name).exists() for name in (FILE, GATE_QUESTIONS)):
         raise RunError(f"{folder} has no questions yet: triptych run or watch {recipe} has the model write its answers")
-    found: list[Questionnaire[Any, Any]] = []
+    asked: list[Questionnaire[Any, Any]] = []
     if loaded.gate.people is not None:
-        found.append(Panel(folder / GATE_QUESTIONS, loaded.gate.people.path))
-    if loaded.people is not None:
-        found.append(Labels(folder / FILE, loaded.people.path))
-    return found
+        asked.append(Panel(folder / GATE_QUESTIONS, loaded.gate.people.path))
+    if loaded.people is not None and loaded.people_give is not None:
+        asked.append(FORMS[loaded.people_give](folder / FILE, loaded.people.path))
+    return asked
 
 
 def _interview(asked: Questionnaire[Any, Any]) -> bool:

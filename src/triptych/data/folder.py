@@ -22,7 +22,8 @@ file                                   what it holds
 `prompts_test.jsonl`                   where every model is measured at the end
 =====================================  =================================================================================
 
-The stage `data` writes them, and each round's `feedback` the comparisons that it adds up. No folder has all of them.
+The stage `data` writes them, and each round's `feedback` and `thumbs` the comparisons and thumbs that it adds up. No
+folder has all of them.
 """
 
 from __future__ import annotations

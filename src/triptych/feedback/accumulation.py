@@ -14,17 +14,19 @@ from triptych.storage import Folder
 
 
 def accumulate(
-    context: StageContext, new: Sequence[Comparison], share: float, data: Folder, earlier: Folder | None
+    context: StageContext, new: Sequence[Comparison], share: float, data: Folder, earlier: Folder | None,
+    thumbs: Folder | None = None,
 ) -> dict[str, list[Comparison]]:
     """Writes the comparisons to train on, those held out, and the new ones of these; a prompt's are in one part.
 
-    A prompt that was compared or rated before, in its normal form, stays where it was, so that nothing is measured on
-    what was learnt.
+    A prompt that was compared or rated before, in its normal form, stays where it was, and one that has thumbs is
+    trained on, so that nothing is measured on what was learnt.
 
     Args:
         share: of the new prompts, held out.
         data: the folder of the run's data.
         earlier: the folder of the comparisons before.
+        thumbs: the folder of all thumbs; by default those of the run's data.
 
     Returns:
         Both parts, old and new, "comparisons_train" and "comparisons_heldout".
@@ -36,14 +38,14 @@ def accumulate(
     files = DataFolder(earlier) if earlier else None
     before_train = files.comparisons("train").read() if files else []
     before_heldout = files.comparisons("heldout").read() if files else []
-    rated = stored(data, *RATED)
-    trained = {form(row) for row in (*before_train, *rated["ratings_train"])}
+    rated, liked = stored(data, *RATED), stored(thumbs or data, "thumbs")
+    trained = {form(row) for row in (*before_train, *rated["ratings_train"], *liked["thumbs"])}
     measured = {form(row) for row in (*before_heldout, *rated["ratings_heldout"])}
 
     def held(row: Comparison) -> bool:
         asked = form(row)
         if asked in trained or asked in measured:
-            return asked in measured
+            return asked in measured  # no thumb has such a prompt
         return fraction("hold out new comparisons", asked, context.seed) < share
 
     train = [*before_train, *(row for row in new if not held(row))]
@@ -51,7 +53,7 @@ def accumulate(
     heldout = [*before_heldout, *added]
     parts = {"comparisons_train": train, "comparisons_heldout": heldout}
     kept = stored(data, *PROVING, "comparisons_judge", "comparisons_judge_heldout")
-    require_apart({**kept, **rated, **parts})
+    require_apart({**kept, **rated, **liked, **parts})
     for rows, what in ((train, "trained on"), (heldout, "held out for the audit")):
         if not rows:
             raise RunError(

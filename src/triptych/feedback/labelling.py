@@ -72,12 +72,16 @@ class Labelled(Result):
 
 def label(
     context: StageContext, config: Labelling, data: Folder, author: Folder, judge: Scorer, round: int = 1,
-    earlier: Folder | None = None,
+    earlier: Folder | None = None, thumbs: Folder | None = None,
 ) -> Labelled:
     """Adds a round's comparisons to the earlier ones, those to train on and those held out.
 
     Prompts are those of `data` that are there to be asked, each round the next ones, so that no prompt is asked
     twice before all were asked once. Those on which the gate's own judge was trained or measured are not among them.
+
+    Args:
+        earlier: the folder of the comparisons before.
+        thumbs: the folder of the thumbs that the champion may have learnt, if people gave any.
     """
     pool = prompts_to_ask(data)
     first = (round - 1) * config.prompts
@@ -89,7 +93,7 @@ def label(
     new = _compared(groups, judge, config, context.seed * 1000 + round)
     if not new:
         raise RunError("the judge found no difference between any two answers, so there is nothing to learn from")
-    accumulate(context, new, config.heldout, data, earlier)
+    accumulate(context, new, config.heldout, data, earlier, thumbs)
     compared = len(groups) * config.answers * (config.answers - 1) // 2
     # What a judge that may err gets wrong is not known.
     noise = config.noise if isinstance(config, ExactLabelling) else None

@@ -90,14 +90,14 @@ class Pairs:
 class DpoMethod(Method[Dpo, Pairs]):
     """DPO over the loop; the champion is the author of sampled pairs.
 
-    Comparisons are those in `comparisons/reward.jsonl`, on which the reward model was trained.
+    Comparisons are those in `feedback`, on which the reward model was trained.
     """
 
     settings = Dpo
     unit = "pairs"
 
-    def __init__(self, loop: Loop, config: Dpo, comparisons: Folder | None = None) -> None:
-        super().__init__(loop, config, comparisons)
+    def __init__(self, loop: Loop, config: Dpo, feedback: Folder | None = None) -> None:
+        super().__init__(loop, config, feedback)
         self._groups = self._grouped() if config.needs_comparisons else []
         self._plan = passes(len(self._groups), config, loop.seed) if self._groups else []
 
@@ -136,8 +136,8 @@ class DpoMethod(Method[Dpo, Pairs]):
     def _grouped(self) -> list[PairGroup]:
         """The round's comparisons by their prompts; RPO takes their gaps from the reward model."""
         loop, config = self.loop, self.config
-        assert self.comparisons is not None, "the round's comparisons are an input of this stage"
-        rows = DataFolder(self.comparisons).comparisons("train").read()
+        assert self.feedback is not None, "the round's comparisons are an input of this stage"
+        rows = DataFolder(self.feedback).comparisons("train").read()
         if config.loss == "rpo":
             rows = _with_gaps(rows, loop.reward)
         known = getattr(loop.model.config.get_text_config(), "max_position_embeddings", None)

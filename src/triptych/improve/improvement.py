@@ -46,16 +46,16 @@ class Improved(Result):
 
 def improve(
     context: StageContext, config: Improvement, champion: Folder, data: Folder, reward: Scorer, judge: Scorer | None,
-    round: int = 1, limits: Limits = UNLIMITED, comparisons: Folder | None = None,
+    round: int = 1, limits: Limits = UNLIMITED, feedback: Folder | None = None,
 ) -> Improved:
     """Improves the champion against the reward; the champion is also the reference.
 
     Args:
         judge: watches on the validation prompts; None where it decides at the gate and may choose nothing.
-        comparisons: the folder of the round's comparisons, where `config.needs_comparisons`.
+        feedback: the folder of the comparisons or of the thumbs that the method learns from, where it needs them.
     """
     loop = Loop(context, config, champion, data, reward, judge, round, limits)
-    method = method_of(config)(loop, config, comparisons)
+    method = method_of(config)(loop, config, feedback)
     curve = loop.run(method.prepare, method.loss, method.unit, leave=method.detach)
     checkpoints = loop.checkpoints
     numbers = method.numbers(curve)

@@ -89,9 +89,10 @@ class KtoMethod(Method[Kto, LikedPack]):
     settings = Kto
     unit = "answers"
 
-    def __init__(self, loop: Loop, config: Kto, comparisons: Folder | None = None) -> None:
-        super().__init__(loop, config, comparisons)
-        thumbs = DataFolder(loop.data).thumbs.read()
+    def __init__(self, loop: Loop, config: Kto, feedback: Folder | None = None) -> None:
+        super().__init__(loop, config, feedback)
+        assert feedback is not None, "the thumbs are an input of this stage"
+        thumbs = DataFolder(feedback).thumbs.read()
         known = getattr(loop.model.config.get_text_config(), "max_position_embeddings", None)
         limit = min(config.context, known or config.context)
         fitted = fit([thumb.conversation for thumb in thumbs], loop.tokenizer, limit, "drop")

@@ -23,15 +23,15 @@ class Method(ABC, Generic[Settings, Batch]):
         best_of_n: whether what it learns is the best of n answers, whose judge's score turns over by another law.
         loop: the round.
         config: its settings there.
-        comparisons: the folder of the round's comparisons, of a method that asked for them.
+        feedback: the folder of people's comparisons or thumbs, of a method that learns from them.
     """
 
     settings: ClassVar[type[Improvement]]
     unit: ClassVar[str] = "answer tokens"
     best_of_n: ClassVar[bool] = False
 
-    def __init__(self, loop: Loop, config: Settings, comparisons: Folder | None = None) -> None:
-        self.loop, self.config, self.comparisons = loop, config, comparisons
+    def __init__(self, loop: Loop, config: Settings, feedback: Folder | None = None) -> None:
+        self.loop, self.config, self.feedback = loop, config, feedback
 
     @classmethod
     def name(cls) -> str:

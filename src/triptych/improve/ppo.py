@@ -65,8 +65,8 @@ class PpoMethod(OnPolicyMethod[Ppo, ValuedTokens]):
 
     settings = Ppo
 
-    def __init__(self, loop: Loop, config: Ppo, comparisons: Folder | None = None) -> None:
-        super().__init__(loop, config, comparisons)
+    def __init__(self, loop: Loop, config: Ppo, feedback: Folder | None = None) -> None:
+        super().__init__(loop, config, feedback)
         attach(loop.model)
 
     def step(self, scored: Answers) -> Step[ValuedTokens]:

@@ -10,7 +10,7 @@ from triptych.engine import distributed
 from triptych.errors import RunError, WaitingError
 from triptych.people.inbox import Inbox
 from triptych.people.questions import FILE as QUESTIONS
-from triptych.people.questions import QuestionsAsked
+from triptych.people.questions import Form, QuestionsAsked
 from triptych.people.verdicts import Panel
 from triptych.pipeline.artifact import Artifact
 from triptych.progress import Progress
@@ -38,19 +38,20 @@ class Attendance:
             write_whole(place, (asked / QUESTIONS).read_text(encoding="utf-8"))
             self.progress.say(f"{asked.result.questions} questions to people: {place}, or triptych label")
 
-    def comparisons(
-        self, file: Path, round: int, wrong_rows: Literal["refuse", "skip"], required: bool
+    def feedback(
+        self, form: Form, file: Path, round: int, wrong_rows: Literal["refuse", "skip"], required: bool
     ) -> Path | None:
-        """What people compared since the last round, kept in the run's folder; None where it is nothing.
+        """What people said since the last round, kept in the run's folder; None where it is nothing.
 
         Args:
+            form: of what they add.
             file: that they add to.
-            required: whether there are no others.
+            required: whether there is no other feedback of that form.
 
         Raises:
             RunError: there is nothing new, and it is required.
         """
-        inbox = Inbox.of_run(self.folder, file)
+        inbox = Inbox.of_run(self.folder, file, form)
         if distributed.rank() == 0 and inbox.note:
             self.progress.say(inbox.note)
         taken = distributed.broadcast(inbox.take(round, wrong_rows) if distributed.rank() == 0 else None)
@@ -61,8 +62,8 @@ class Attendance:
             return None
         taken.unlink()
         raise RunError(
-            f"{file}: no comparison has arrived; answer the questions in {self.folder / QUESTIONS} (triptych label), "
-            "or have triptych watch wait for others"
+            f"{file}: no {inbox.kind.unit} has arrived; answer the questions in {self.folder / QUESTIONS} "
+            "(triptych label), or have triptych watch wait for others"
         )
 
     def verdicts(self, file: Path, gate: str, questions: Path) -> Path:

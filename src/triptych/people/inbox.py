@@ -1,4 +1,4 @@
-"""Comparisons that arrive while a run goes on: people add lines to a file, and each round takes the new ones.
+"""Feedback that arrives while a run goes on: people add lines to a file, and each round takes the new ones.
 
 What a round took is kept beside the run (`arrivals/round-N.jsonl`), so that the run goes on to the same results
 whatever comes later.
@@ -7,46 +7,58 @@ whatever comes later.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, TypedDict, TypeVar
 
 from pydantic import Field
 
 from triptych.configuration import Config
-from triptych.data.files import parse_comparison, parse_lines, read_comparisons
-from triptych.data.separation import COMPARED, PROVING, RATED, stored
-from triptych.data.splits import decontaminate, deduplicate
+from triptych.data.files import parse_lines, read_comparisons, read_thumbs
+from triptych.data.folder import DataFolder
+from triptych.data.separation import COMPARED, PROVING, RATED, require_apart, stored
+from triptych.data.splits import PromptedRecord, decontaminate, deduplicate
 from triptych.errors import DataError, Fault, RunError
 from triptych.feedback.accumulation import accumulate
+from triptych.people.questions import FORMS, FeedbackQuestionnaire, Form
 from triptych.pipeline.result import Result
 from triptych.pipeline.stage import StageContext
+from triptych.records import Comparison, Thumb
 from triptych.storage import Folder, lines_of, make_folder, open_regular, write_whole
+
+R = TypeVar("R", Comparison, Thumb)
 
 
 @dataclass(frozen=True, slots=True)
 class Inbox:
-    """A file of comparisons that grows at its end, a line each, and what the rounds of a run took of it.
+    """A file of feedback that grows at its end, a line each, and what the rounds of a run took of it.
 
     Attributes:
         file: where the lines are added; one that is not there is one without lines.
         folder: where the rounds' own are kept.
+        form: what the lines are.
     """
 
     file: Path
     folder: Path
+    form: Form = "comparisons"
 
     @classmethod
-    def of_run(cls, run: Path, file: Path) -> Inbox:
+    def of_run(cls, run: Path, file: Path, form: Form) -> Inbox:
         """The one of the run in this folder."""
-        return cls(file, run / "arrivals")
+        return cls(file, run / "arrivals", form)
+
+    @property
+    def kind(self) -> type[FeedbackQuestionnaire[Any, Any]]:
+        """The questions that the lines answer."""
+        return FORMS[self.form]
 
     @property
     def rounds(self) -> int:
         """How many rounds took theirs."""
-        numbers = [int(found[1]) for path in self.folder.glob("round-*.jsonl")
-                   if (found := re.fullmatch(r"round-(\d+)", path.stem))]
+        numbers = [int(name[1]) for path in self.folder.glob("round-*.jsonl")
+                   if (name := re.fullmatch(r"round-(\d+)", path.stem))]
         return max(numbers, default=0)
 
     @property
@@ -65,7 +77,7 @@ class Inbox:
         if not path.exists():
             lines = self._waiting()
             if lines:
-                read, faults = parse_lines(str(self.file), map(str.encode, _lines(self.file)[0]), parse_comparison)
+                read, faults = parse_lines(str(self.file), map(str.encode, _lines(self.file)[0]), self.kind.parse)
                 if faults and not (read and wrong_rows == "skip"):
                     raise DataError(faults)
             make_folder(self.folder)
@@ -91,7 +103,7 @@ class Inbox:
         taken = [line for path in kept for line in _lines(path)[0]]
         if lines[: len(taken)] != taken:
             raise RunError(
-                f"{self.file}: the first {len(taken)} lines are not those that earlier rounds took; comparisons are "
+                f"{self.file}: the first {len(taken)} lines are not those that earlier rounds took; {self.form} are "
                 f"added at the end (the rounds' own are in {self.folder})"
             )
         return lines[len(taken) :]
@@ -130,51 +142,114 @@ class PeopleLabelling(Config):
     wrong_rows: Literal["refuse", "skip"] = "refuse"
 
 
-class ComparisonsAdded(Result):
-    """What became of the comparisons that a round took.
+class LeftOut(TypedDict):
+    """How much of what a round took was left out."""
 
-    Attributes:
-        comparisons: that were added.
-        removed: whose prompts are kept for measuring.
-    """
-
-    labelled_by: str = "people"
-    comparisons: int
     duplicates: int
     removed: int
     wrong_rows_left_out: int
+
+
+class FeedbackAdded(Result):
+    """What became of what a round took.
+
+    Attributes:
+        duplicates: exact repetitions, which are left out.
+        removed: rows whose prompts are kept for measuring, which are left out.
+    """
+
+    labelled_by: str = "people"
+    duplicates: int
+    removed: int
+    wrong_rows_left_out: int
+
+
+class ComparisonsAdded(FeedbackAdded):
+    """What became of the comparisons that a round took, and how many were added."""
+
+    comparisons: int
     ties: int = 0
+
+
+class ThumbsAdded(FeedbackAdded):
+    """What became of the thumbs that a round took, how many were added, and how many of these are up."""
+
+    thumbs: int
+    thumbs_up: int
 
 
 def add_comparisons(
     context: StageContext, config: PeopleLabelling, data: Folder, sources: Mapping[str, str | Path],
-    earlier: Folder | None = None,
+    earlier: Folder | None = None, thumbs: Folder | None = None,
 ) -> ComparisonsAdded:
     """Adds what a round took to the earlier comparisons, to those that train and those held out.
 
     Comparisons of prompts that test, gate, validation or the gate's own judge have for themselves are left out.
 
+    Args:
+        thumbs: the folder of the thumbs that the champion may have learnt, if people gave any.
+
     Raises:
         RunError: there are too few prompts for a part to train on and a part to measure on.
     """
+    judged = [name for name in (*COMPARED, *RATED) if "judge" in name]
+    kept = stored(data, *PROVING, *judged)
+    new, left_out = _read(context, config, sources, read_comparisons, "comparisons", kept)
+    accumulate(context, new, config.heldout, data, earlier, thumbs)
+    return ComparisonsAdded(comparisons=len(new), **left_out)
+
+
+def add_thumbs(
+    context: StageContext, config: PeopleLabelling, data: Folder, sources: Mapping[str, str | Path],
+    earlier: Folder | None = None, comparisons: Folder | None = None,
+) -> ThumbsAdded:
+    """Adds what a round took to the earlier thumbs.
+
+    Thumbs of prompts on which anything is measured are left out: a later round's reward model may start from the
+    champion that learnt them.
+
+    Args:
+        earlier: the folder of the thumbs before.
+        comparisons: the folder of the round's comparisons, where it has any of its own.
+
+    Raises:
+        RunError: none is left.
+    """
+    heldout = [name for name in (*COMPARED, *RATED) if "heldout" in name]
+    kept = stored(data, *PROVING, *heldout)
+    if comparisons:
+        (own,) = stored(comparisons, "comparisons_heldout").values()
+        kept["comparisons_heldout"] = [*kept["comparisons_heldout"], *own]
+    new, left_out = _read(context, config, sources, read_thumbs, "thumbs", kept)
+    before = DataFolder(earlier).thumbs.read() if earlier else []
+    thumbs, _ = deduplicate([*before, *new])
+    if not thumbs:
+        raise RunError(f"none of {left_out['removed']} thumbs is left to learn from: all have prompts that are kept "
+                       "for measuring; give more, with other prompts")
+    require_apart({**kept, "thumbs": thumbs})
+    DataFolder(context.output).thumbs.write(thumbs)
+    return ThumbsAdded(thumbs=len(new), thumbs_up=sum(thumb.label for thumb in new), **left_out)
+
+
+def _read(
+    context: StageContext, config: PeopleLabelling, sources: Mapping[str, str | Path],
+    read: Callable[[str | Path, list[Fault] | None, list[int] | None], list[R]], form: Form,
+    measured: Mapping[str, Sequence[PromptedRecord]],
+) -> tuple[list[R], LeftOut]:
+    """What a round took without repetitions and without prompts that are measured on, and how many were left out."""
     skipped: list[Fault] = []
     (file,) = sources.values()
     numbers: list[int] = []
-    arrived = read_comparisons(file, skipped if config.wrong_rows == "skip" else None, numbers)
-    lines = {id(row): number for row, number in zip(arrived, numbers, strict=True)}
-    rows, repeated = deduplicate(arrived)
+    rows = read(file, skipped if config.wrong_rows == "skip" else None, numbers)
+    lines = {id(row): number for row, number in zip(rows, numbers, strict=True)}
     for fault in skipped:
         context.progress.say(f"left out: {fault}")
-    judged = [name for name in (*COMPARED, *RATED) if "judge" in name]
-    kept = stored(data, *PROVING, *judged)
-    new, removed = decontaminate(rows, [record for part in kept.values() for record in part])
+    once, repeated = deduplicate(rows)
+    new, removed = decontaminate(once, [record for part in measured.values() for record in part])
     for why, left in (("repeat others exactly", repeated), ("have prompts that are kept for measuring", removed)):
         if left:
             first = ", ".join(f"{Path(file).name}:{lines[id(row)]}" for row in left[:3])
             context.progress.say(
-                f"left out: {len(left):,} comparisons that {why} ({first}{', ...' if left[3:] else ''})"
+                f"left out: {len(left):,} {form} that {why} ({first}{', ...' if left[3:] else ''})"
             )
-    accumulate(context, new, config.heldout, data, earlier)
-    return ComparisonsAdded(
-        comparisons=len(new), duplicates=len(repeated), removed=len(removed), wrong_rows_left_out=len(skipped)
-    )
+    return new, LeftOut(duplicates=len(repeated), removed=len(removed), wrong_rows_left_out=len(skipped))

@@ -10,7 +10,7 @@ from typing import ClassVar, Generic, TypeVar
 
 from triptych.data.files import Row, faults_of, json_line
 from triptych.data.growing import GrowingFile
-from triptych.errors import AnsweredError, DataError
+from triptych.errors import AnsweredError, DataError, Fault
 from triptych.records import Comparison, Conversation, Question, Thumb, Verdict
 from triptych.storage import turn_at
 
@@ -96,10 +96,15 @@ class Questionnaire(ABC, Generic[Q, R]):
         Raises:
             DataError: rows of the file are wrong.
         """
-        answers = self._answers.look()
-        if self._answers.faults:
-            raise DataError(self._answers.faults)
-        return answers
+        if faults := self.faults:
+            raise DataError(faults)
+        return self._answers.look()
+
+    @property
+    def faults(self) -> list[Fault]:
+        """Of the wrong rows of the answers' file; a last line that is not whole is none, and waits."""
+        self._answers.look()
+        return self._answers.faults
 
     @property
     def open(self) -> dict[str, Q]:
@@ -110,8 +115,7 @@ class Questionnaire(ABC, Generic[Q, R]):
     @property
     def notes(self) -> list[str]:
         """What is wrong with the answers' file, in words."""
-        self._answers.look()
-        notes = [f"left out: {fault}" for fault in self._answers.faults]
+        notes = [f"left out: {fault}" for fault in self.faults]
         if tail := self._answers.unfinished:
             notes.append(
                 f"{self.file} ends in {len(tail):,} bytes that are no whole line; with the next answer they are set "

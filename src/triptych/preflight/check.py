@@ -34,6 +34,9 @@ from triptych.engine.inspection import inspect
 from triptych.errors import DataError, Fault, ModelError, RecipeError, ReleaseError, TriptychError
 from triptych.evaluate.answers import portions_of
 from triptych.evaluate.measurement import few_shot
+from triptych.people.questionnaire import Questionnaire
+from triptych.people.questions import FORMS
+from triptych.people.verdicts import Panel
 from triptych.pipeline.stage import StageContext
 from triptych.preflight import doctor
 from triptych.preflight.costs import (
@@ -192,11 +195,18 @@ def check_files(recipe: Recipe, findings: Findings) -> bool:
                 findings.problems += map(str, skipped)
             else:
                 findings.notes += [f"left out: {fault}" for fault in skipped]
-    if recipe.gate.people is not None:
+    people: list[tuple[UserFile | None, type[Questionnaire[Any, Any]]]] = [
+        (recipe.gate.people, Panel), (recipe.people, FORMS[recipe.people_give or "comparisons"]),
+    ]
+    for file, questionnaire in people:
         try:
-            files.read_any(recipe.gate.people.path, files.read_verdicts)
+            faults = () if file is None else tuple(questionnaire(Path(), file.path).faults)
         except DataError as error:
-            findings.problems += map(str, error.faults)
+            faults = error.faults
+        if preparation.wrong_rows == "refuse" or questionnaire is Panel:
+            findings.problems += map(str, faults)
+        else:
+            findings.notes += [f"left out: {fault}" for fault in faults]
     return readable
 
 
@@ -238,7 +248,7 @@ def judge_splits(recipe: Recipe, counts: Prepared, findings: Findings) -> None:
         )
     if counts.prompts_improve == 0:
         findings.problems.append("no prompt is left to improve on once those for measuring are set apart: give more")
-    if recipe.growing and counts.feedback_prompts_removed:
+    if (recipe.growing or recipe.asking) and counts.feedback_prompts_removed:
         (findings.notes if counts.prompts_feedback else findings.problems).append(
             f"{counts.feedback_prompts_removed:,} of {counts.prompts_improve:,} prompts to improve on are not "
             "asked for feedback, for the gate's judge has comparisons of them; give improve.prompts of their own, or "

@@ -144,18 +144,30 @@ def _work(stage: StageCall[Any], recipe: Recipe, model: Architecture, texts: Map
 def improvement(config: Improvement, texts: Mapping[str, Texts]) -> tuple[int, int, int]:
     """The tokens of a round that are trained on, that a model is applied to, and that are sampled."""
     asked = config.samplings * config.prompts_per_step
-    if config.needs_thumbs:  # policy and reference read each prompt with another's answer too
-        read = asked * texts["thumbs"].tokens // max(1, texts["thumbs"].rows)
-        return read, 3 * read, 0
-    if config.needs_comparisons:  # one of each prompt, the least there is
-        compared = asked * texts["comparisons_train"].tokens // max(1, texts["comparisons_train"].rows)
-        return compared, compared, 0
+    if given := learnt(config, texts):
+        read = asked * given.tokens // max(1, given.rows)  # of comparisons one of each prompt, the least there is
+        # For KTO policy and reference read each prompt with another's answer too.
+        return read, (3 if config.needs_thumbs else 1) * read, 0
     prompt = texts["prompts_improve"].tokens // max(1, texts["prompts_improve"].rows)
     written, kept = (
         asked * answers * config.max_tokens for answers in (config.group_size, config.learnt_per_prompt)
     )
     trained = config.updates_per_rollout * (asked * prompt + kept)
     return trained, written + kept, written  # the reward model scores all, the reference what is kept
+
+
+def learnt(config: Improvement, texts: Mapping[str, Texts]) -> Texts | None:
+    """The feedback that a method learns from; None where it learns from what it samples.
+
+    What people have not given yet is taken to be answers to the prompts, as long as they may be.
+    """
+    name, answers = ("thumbs", 1) if config.needs_thumbs else ("comparisons_train", 2)
+    if not (config.needs_thumbs or config.needs_comparisons):
+        return None
+    asked = texts["prompts_improve"]
+    longest = asked.longest + config.max_tokens
+    expected = Texts(asked.rows, asked.tokens + answers * asked.rows * config.max_tokens, longest, longest)
+    return texts.get(name, expected)
 
 
 def improving(config: Improvement, model: Architecture, texts: Mapping[str, Texts]) -> int:
@@ -166,8 +178,8 @@ def improving(config: Improvement, model: Architecture, texts: Mapping[str, Text
     trained, _, written = improvement(config, texts)
     asked = texts["prompts_improve"]
     tokens = min(config.micro_batch, trained // config.steps)
-    given = "thumbs" if config.needs_thumbs else "comparisons_train"
-    keys = asked.keys + config.max_tokens if written else texts[given].keys
+    given = learnt(config, texts)
+    keys = given.keys if given else asked.keys + config.max_tokens
     answers = [memory.sampling(model, config.eval_prompts, asked.longest, config.max_tokens)]
     if written:
         together = config.prompts_per_step * config.group_size
