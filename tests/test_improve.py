@@ -389,7 +389,7 @@ def test_a_round_is_measured_and_resumed_to_the_same_bits(
     name: str, inputs: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     method, config = METHODS[name]
-    more = {"comparisons": inputs["data"]} if name == "comparisons" else {}
+    more = {"feedback": inputs["data"]} if name == "comparisons" else {}
 
     def context(place: str) -> StageContext:
         shutil.rmtree(tmp_path / place / "output", ignore_errors=True)
@@ -664,7 +664,7 @@ def test_only_dpo_on_comparisons_depends_on_them(tmp_path: Path) -> None:
     stages = [stage for text in texts for stage in plan(recipe(tmp_path, text)) if stage.work is improve]
     assert [type(stage.config) for stage in stages] == [Grpo, Dpo, Dpo]
     assert [set(stage.parents) for stage in stages] == [
-        {"champion", "data", "reward"}, {"champion", "data", "reward"}, {"champion", "data", "reward", "comparisons"},
+        {"champion", "data", "reward"}, {"champion", "data", "reward"}, {"champion", "data", "reward", "feedback"},
     ]
 
 

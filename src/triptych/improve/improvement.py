@@ -52,7 +52,8 @@ def improve(
 
     Args:
         judge: watches on the validation prompts; None where it decides at the gate and may choose nothing.
-        feedback: the folder of the comparisons or of the thumbs that the method learns from, where it needs them.
+        feedback: the folder of the comparisons or of the thumbs that the method learns from; thumbs are by default
+            those of `data`.
     """
     loop = Loop(context, config, champion, data, reward, judge, round, limits)
     method = method_of(config)(loop, config, feedback)

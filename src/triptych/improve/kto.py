@@ -91,8 +91,7 @@ class KtoMethod(Method[Kto, LikedPack]):
 
     def __init__(self, loop: Loop, config: Kto, feedback: Folder | None = None) -> None:
         super().__init__(loop, config, feedback)
-        assert feedback is not None, "the thumbs are an input of this stage"
-        thumbs = DataFolder(feedback).thumbs.read()
+        thumbs = DataFolder(feedback or loop.data).thumbs.read()
         known = getattr(loop.model.config.get_text_config(), "max_position_embeddings", None)
         limit = min(config.context, known or config.context)
         fitted = fit([thumb.conversation for thumb in thumbs], loop.tokenizer, limit, "drop")

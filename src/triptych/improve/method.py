@@ -23,7 +23,7 @@ class Method(ABC, Generic[Settings, Batch]):
         best_of_n: whether what it learns is the best of n answers, whose judge's score turns over by another law.
         loop: the round.
         config: its settings there.
-        feedback: the folder of people's comparisons or thumbs, of a method that learns from them.
+        feedback: the folder of the round's own comparisons or thumbs, of a method that learns from them.
     """
 
     settings: ClassVar[type[Improvement]]

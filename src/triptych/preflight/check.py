@@ -22,6 +22,7 @@ from triptych import configuration
 from triptych.base import source
 from triptych.base.tokenizer import train_tokenizer
 from triptych.configuration import Config, beside
+from triptych.configuration import UserFile
 from triptych.cycle import plan
 from triptych.data import files
 from triptych.data.folder import DataFolder
