@@ -21,8 +21,7 @@ from pydantic import ConfigDict
 from triptych import configuration
 from triptych.base import source
 from triptych.base.tokenizer import train_tokenizer
-from triptych.configuration import Config, beside
-from triptych.configuration import UserFile
+from triptych.configuration import Config, UserFile, beside
 from triptych.cycle import plan
 from triptych.data import files
 from triptych.data.folder import DataFolder
