@@ -78,7 +78,7 @@ def peer(case: Case) -> Iterator[Run]:
     tokenizer = load_tokenizer(case.model)
     reward = work.reward_model(case.model)
     prompts = work.prompts(tokenizer, case.count(PROMPTS))
-    asked = sum(len(prompt_tokens(tokenizer, prompt.messages)) for prompt in prompts)
+    asked = sum(len(prompt_tokens(tokenizer, prompt)) for prompt in prompts)
     for update in stepped(trainer(case, case.model, reward, prompts, tokenizer)):
         yield _run(case, update.seconds, asked, update.numbers["completions/mean_length"] * len(prompts) * GROUP)
 

@@ -31,7 +31,7 @@ def short(case: Case, count: int) -> Prompts:
     from triptych.engine.models import load_tokenizer
 
     tokenizer = load_tokenizer(case.model)
-    return [prompt_tokens(tokenizer, prompt.messages) for prompt in work.prompts(tokenizer, case.count(count))]
+    return [prompt_tokens(tokenizer, prompt) for prompt in work.prompts(tokenizer, case.count(count))]
 
 
 def long(case: Case, count: int) -> Prompts:

@@ -28,7 +28,7 @@ from triptych.preflight.costs import from_scratch
 from triptych.preflight.memory import Architecture
 from triptych.progress import Silent
 from triptych.recipe import Recipe, load
-from triptych.records import Prompt, user
+from triptych.records import Prompt
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
@@ -90,7 +90,7 @@ def test_a_good_recipe_has_no_problem_and_its_numbers_are_right(tmp_path: Path) 
     learnt = {"demonstrations", "comparisons_train", "comparisons_judge"}
     assert set(found.lengths) == {*learnt, "prompts_test, few-shot", *prompts}
     assert found.lengths["prompts_test"].count == found.lengths["prompts_gate"].count == 100
-    prompt = len(template.prompt_tokens(tokenizer(), user("What about 100?")))
+    prompt = len(template.prompt_tokens(tokenizer(), Prompt.of("What about 100?")))
     assert found.lengths["prompts_improve"].longest == prompt
     assert found.lengths["prompts_improve"].limit == 1024 - 96
     assert [cost.stage for cost in found.costs] == [
@@ -126,8 +126,8 @@ def test_thumbs_are_read_and_what_they_cost_is_told(tmp_path: Path) -> None:
     found = check.check(write_recipe(tmp_path, feedback=feedback, improve=improve))
     assert found.problems == []
     (tokens,) = (cost.tokens for cost in found.costs if cost.stage == "round-1/improve")
-    prompt = len(template.prompt_tokens(tokenizer(), user("Is it 00?")))
-    one = prompt + len(template.answer_tokens(tokenizer(), "Sure."))
+    prompt = len(template.prompt_tokens(tokenizer(), Prompt.of("Is it 00?")))
+    one = prompt + len(template.answer_tokens(tokenizer(), Prompt.of("Is it 00?"), ["Sure."])[1][0])
     assert tokens == 10 * 4 * one * 4  # each is trained on; the reference reads it, and both read what is mismatched
     rows(tmp_path / "thumbs.jsonl", [*thumbs, {"prompt": "Is it?", "completion": "Sure."}])
     (problem,) = check.check(tmp_path / "recipe.yaml").problems
@@ -327,7 +327,7 @@ def test_lengths_are_those_that_training_measures(tmp_path: Path) -> None:
         records: Any = reader(tmp_path / f"{name}.jsonl")
         counted, sizes = check.measured(records, tokenizer())
         assert counted == [
-            len(template.prompt_tokens(tokenizer(), record.messages)) if isinstance(record, Prompt)
+            len(template.prompt_tokens(tokenizer(), record)) if isinstance(record, Prompt)
             else lengths.tokenized(record, tokenizer()).length for record in records
         ]
         report = check.length_report(counted, 50)

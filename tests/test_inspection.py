@@ -21,7 +21,7 @@ from triptych.data.template import prompt_tokens
 from triptych.display import one_line
 from triptych.engine import inspection, models
 from triptych.errors import ModelError
-from triptych.records import user
+from triptych.records import Prompt
 
 attack = pytest.mark.attack("model folders")
 Spoil = Callable[[Path], object]
@@ -348,7 +348,7 @@ def fuzz(made: Path, place: Path, seeds: range) -> int:
         try:
             model, words = models.load_policy(folder), models.load_tokenizer(folder)
             models.save(model, words, place / "saved")
-            prompt_tokens(words, user("hello"))
+            prompt_tokens(words, Prompt.of("hello"))
         except ModelError as error:
             refusals.append(str(error))
         except BaseException as error:

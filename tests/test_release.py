@@ -236,7 +236,8 @@ print(json.dumps(scores))
     inside, words = models.load_reward(made / "reward", fresh=False), models.load_tokenizer(made / "reward")
     expected = []
     for answer in ANSWERS:
-        tokens = template.prompt_tokens(words, user("Who are you?")) + template.answer_tokens(words, answer)
+        asked, (learnt,) = template.answer_tokens(words, Prompt.of("Who are you?"), [answer])
+        tokens = [*asked, *learnt]
         with torch.no_grad():
             states = inside.model(torch.tensor([tokens])).last_hidden_state[0, -1]
             expected.append(inside.score(states).item())

@@ -79,11 +79,11 @@ def test_a_hostile_template_fails_soon_and_small_with_its_file(tmp_path: Path, t
     (tmp_path / "chat_template.jinja").write_text(text)
     before, started = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.monotonic()
     with pytest.raises(ModelError) as caught:
-        template.prompt_tokens(words, user("hello"))
+        template.prompt_tokens(words, Prompt.of("hello"))
     assert time.monotonic() - started < 5
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**20, "a gibibyte"
     message = str(caught.value)
-    assert message.startswith(f"{tmp_path / 'chat_template.jinja'}: the chat template refuses a prompt: ")
+    assert message.startswith(f"{tmp_path / 'chat_template.jinja'}: the chat template cannot be applied: ")
     assert HOSTILE[text] in message
     assert message == one_line(message)
 
@@ -104,8 +104,8 @@ def test_a_template_of_a_folder_is_named_by_its_folder(tmp_path: Path) -> None:
     models.save(policy(), tokenizer(), tmp_path)
     (tmp_path / "chat_template.jinja").unlink()
     edit(tmp_path / "tokenizer_config.json", chat_template=[{"name": "other", "template": "x"}])
-    with pytest.raises(ModelError, match=f"{tmp_path}: the chat template refuses a prompt: .*no default"):
-        template.prompt_tokens(models.load_tokenizer(tmp_path), user("a"))
+    with pytest.raises(ModelError, match=f"{tmp_path}: the chat template cannot be applied: .*no default"):
+        template.prompt_tokens(models.load_tokenizer(tmp_path), Prompt.of("a"))
 
 
 ORDINARY = [

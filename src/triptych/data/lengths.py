@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Generic, Literal, TypeVar, overload
 
-from triptych.data.template import answer_tokens, closing_tokens, prompt_tokens, scored_tokens
-from triptych.records import Comparison, Conversation
+from triptych.data.template import answer_tokens, closing_tokens, scored_tokens
+from triptych.records import Comparison, Conversation, Message
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -101,12 +101,10 @@ def tokenized(
     record: Conversation | Comparison, tokenizer: PreTrainedTokenizerBase, *, scored: bool = False
 ) -> TokenizedConversation | TokenizedComparison:
     """The record's tokens, whole: as a policy writes them or, with `scored`, as a reward model reads them."""
-    messages = record.prompt.messages
-    texts = [record.answer] if isinstance(record, Conversation) else [record.chosen, record.rejected]
-    if scored:
-        prompt, answers = scored_tokens(tokenizer, messages, texts)
-    else:
-        prompt, answers = prompt_tokens(tokenizer, messages), [answer_tokens(tokenizer, text) for text in texts]
+    given: list[str | Message] = [record.messages[-1]] if isinstance(record, Conversation) else []
+    if isinstance(record, Comparison):
+        given = [record.chosen, record.rejected]
+    prompt, answers = (scored_tokens if scored else answer_tokens)(tokenizer, record.prompt, given)
     if isinstance(record, Conversation):
         return TokenizedConversation(tuple(prompt), tuple(answers[0]))
     return TokenizedComparison(tuple(prompt), tuple(answers[0]), tuple(answers[1]), record.margin)

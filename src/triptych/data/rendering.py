@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 from jinja2 import TemplateError, nodes
 from jinja2.compiler import CodeGenerator, Frame
 from jinja2.exceptions import SecurityError
+from jinja2.meta import find_undeclared_variables
 from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
@@ -32,6 +33,9 @@ some 2**22 characters."""
 WIDEST = 2**20
 """The largest number that a filter takes, and the most bits of one that is computed."""
 
+GIVEN = {"messages", "tools", "documents", "add_generation_prompt", "continue_final_message"}
+"""What a conversation gives a chat template."""
+
 SMALL = 1024
 """Texts that are added are counted from this length on; what is held or written is always counted."""
 
@@ -43,7 +47,11 @@ Result = TypeVar("Result")
 
 
 class RenderingError(ValueError):
-    """A template that cannot be rendered, or not within the limits; the message is the reason on one line."""
+    """A template that cannot be rendered; the message is the reason on one line."""
+
+
+class RenderingLimitError(RenderingError):
+    """A template that cannot be rendered within the limits of time and size."""
 
 
 @functools.cache
@@ -56,6 +64,19 @@ def limit_chat_templates() -> None:
     # transformers makes its environment in a function; this is the one name by which it can be another class.
     chat_template_utils.ImmutableSandboxedEnvironment = Environment
     chat_template_utils._compile_jinja_template.cache_clear()
+
+
+def variables(template: str) -> frozenset[str]:
+    """The names that a chat template reads and is not given by every conversation: its arguments among them.
+
+    Raises:
+        RenderingError: it is no template.
+    """
+    from transformers.utils import chat_template_utils
+
+    limit_chat_templates()
+    compiled = limited(lambda: chat_template_utils._compile_jinja_template(template))
+    return frozenset(find_undeclared_variables(compiled.environment.parse(template))) - GIVEN
 
 
 class _Budget(threading.local):
@@ -77,7 +98,9 @@ def limited(render: Callable[[], Result]) -> Result:
             return within(SECONDS, render)
         except TimeoutError:
             if last:  # the first time, the machine may have slept
-                raise RenderingError(f"takes longer than {SECONDS:g} s") from None
+                raise RenderingLimitError(f"takes longer than {SECONDS:g} s") from None
+        except SecurityError as error:
+            raise RenderingLimitError(one_line(error.message or type(error).__name__)) from error
         except TemplateError as error:
             raise RenderingError(one_line(error.message or type(error).__name__)) from error
         except Exception as error:  # a template can divide by zero, compare what cannot be compared, recurse ...

@@ -1,17 +1,14 @@
 """The only module that applies a chat template.
 
-A policy, in training as in serving, sees a conversation as::
-
-    prompt_tokens(messages) + answer_tokens(answer)
-
-where the prompt ends with the template's generation prompt and the answer with the end token. The
-answer is tokenised on its own, so that a prompt has the same tokens whatever answer follows it: a
-prefix computed once serves every answer. With the ChatML template that reads ::
+A conversation's tokens are those of its whole rendering, never of pieces joined. What the prompt's rendering, with the
+generation prompt at its end, begins in the same way is the prompt; the rest, to the end token, is the answer. With the
+ChatML template that reads ::
 
     <|im_start|>user\\nHello<|im_end|>\\n<|im_start|>assistant\\n  |  Hi!<|im_end|>
 
-What a template writes after the end token (a line break, in many models' ChatML) belongs to the turn that follows,
-which a model is never asked to write.
+A token that holds the end of the one and the beginning of the other, as " Hi" where a template writes a blank before an
+answer, is the answer's. What a template writes after the end token (a line break, in many models' ChatML) belongs to
+the turn that follows, which a model is never asked to write.
 
 A reward model sees `scored_tokens`: everything that the template writes of the whole conversation. Its score is read at
 the last of these tokens, in training as by every tool that renders a conversation and scores it.
@@ -19,14 +16,21 @@ the last of these tokens, in training as by every tool that renders a conversati
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
+from weakref import WeakKeyDictionary
 
-from triptych.data.rendering import RenderingError, Result, limit_chat_templates, limited
+from triptych.data.conventions import Conventions, conventions
+from triptych.data.rendering import RenderingError, Result, limit_chat_templates, limited, variables
 from triptych.display import one_line
 from triptych.errors import ModelError
-from triptych.records import Conversation, Message, Messages, user
+from triptych.records import Conversation, Message, Messages, Prompt, split_reasoning, user
 from triptych.storage import IrregularFile, open_regular
 
 if TYPE_CHECKING:
@@ -49,25 +53,41 @@ CHATML = (
 The marks say which tokens are an assistant's (`return_assistant_tokens_mask`, TRL's `assistant_only_loss`).
 """
 
+Argument = bool | int | float | str
+"""A value of a chat template's argument."""
+
 _SET_TEMPLATE = "set `base.chat_template: chatml`, or the path of a .jinja file, in the recipe"
 
-_QUESTION = user("triptych question")
-_ANSWER = "triptych answer"
+_QUESTION = Prompt.of("triptych question")
+_ANSWERS = ("Triptych answer", "0 answers of it")
+"""Two that have no token in common, neither at the beginning nor at the end."""
+_ANSWERED = (*_QUESTION.messages, Message("assistant", _ANSWERS[0]))
 
 
-def attach(tokenizer: PreTrainedTokenizerBase, template: str | None) -> list[str]:
+def attach(
+    tokenizer: PreTrainedTokenizerBase, template: str | None, arguments: Mapping[str, Argument] | None = None, *,
+    reasoning: bool = False,
+) -> list[str]:
     """Gives the tokenizer its chat template and makes the token that ends a turn its EOS.
 
     Tools that load the released folder stop at EOS, so it has to be the token that the template puts
     after an answer. With `chatml` the two turn tokens are added where the vocabulary lacks them, and
     the model's embeddings must then grow to `len(tokenizer)`.
 
+    Other tools write the generation prompt before an answer is sampled. Where a template writes something else before
+    answers that are there already, such as an empty place for reasoning, its generation prompt is made the same.
+
     Args:
         tokenizer: changed in place.
         template: `chatml`, the path of a `.jinja` file, a template's text, or None to keep its own.
+        arguments: of the template, by name; they become its defaults.
+        reasoning: the answers begin with reasoning, so that the generation prompt is left as it is.
 
     Returns:
         A sentence for each thing changed besides the template.
+
+    Raises:
+        ModelError: the template has no such argument, or does not write a question and its answer.
     """
     changes: list[str] = []
     if template is not None:
@@ -78,34 +98,129 @@ def attach(tokenizer: PreTrainedTokenizerBase, template: str | None) -> list[str
         if new:
             tokenizer.add_special_tokens({"extra_special_tokens": new}, replace_extra_special_tokens=False)
             changes.append(f"added {' and '.join(new)} to the vocabulary, which the ChatML template needs")
+        if tokenizer.bos_token is not None and tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]:
+            tokenizer.chat_template = "{{ bos_token }}" + CHATML
+            changes.append(f"the template begins with {tokenizer.bos_token}, which the tokenizer puts before a text")
     if tokenizer.chat_template is None:
         return changes
+    for name, value in (arguments or {}).items():
+        known = _applied(tokenizer, partial(variables, tokenizer.chat_template), "cannot be applied")
+        if name not in known:
+            near = f"; it takes {', '.join(sorted(known))}" if known else ""
+            raise ModelError(f"{_place(tokenizer)}the chat template has no argument {name!r}{near}")
+        tokenizer.chat_template = _with_default(tokenizer.chat_template, name, value)
+        changes.append(f"the chat template's {name} is {value!r} by default")
     end = _end_of_turn(tokenizer)
     if end is not None and end != tokenizer.eos_token:
         changes.append(
             f"EOS is now {end}, which the chat template puts after an answer; was {tokenizer.eos_token}"
         )
         tokenizer.eos_token = end
+    if not reasoning:
+        changes += _settle(tokenizer, set(arguments or {}))
     return changes
 
 
-def prompt_tokens(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> list[int]:
+def _settle(tokenizer: PreTrainedTokenizerBase, given: set[str]) -> list[str]:
+    """Makes the generation prompt what the template writes before an answer; says how.
+
+    A switch of the template's own does it where there is one (`enable_thinking`); the text is changed for the rest.
+
+    Args:
+        given: names of arguments that have a value already.
+    """
+    whole = _rendered(tokenizer, _ANSWERED)
+    wanted = whole[: whole.rindex(_ANSWERS[0])]
+
+    def lacking() -> str | None:
+        """What the generation prompt lacks; None where it is something else."""
+        written = _rendered(tokenizer, _QUESTION.messages, generation=True)
+        if _known(tokenizer).settled or _known(tokenizer).cut_anew:
+            return ""
+        return wanted[len(written) :] if wanted.startswith(written) else None
+
+    def tried(template: str) -> str | None:
+        """The same with another template that writes answers as this one does."""
+        tokenizer.chat_template = template
+        with suppress(ModelError):
+            if _rendered(tokenizer, _ANSWERED) == whole:
+                return lacking()
+        return None
+
+    changes: list[str] = []
+    original, lack = tokenizer.chat_template, lacking()
+    if lack == "":
+        return changes
+    best = original
+    for name in sorted(variables(original) - given):
+        switched = _with_default(original, name, False)
+        still = tried(switched)
+        if still is not None and (lack is None or len(still) < len(lack)):
+            best, lack = switched, still
+            changes = [f"the chat template's {name} is False by default, for no answer begins with reasoning"]
+    tokenizer.chat_template = best
+    if lack == "":
+        return changes
+    written = _rendered(tokenizer, _QUESTION.messages, generation=True)
+    for end in (wanted, wanted.rstrip()):  # a blank may be a part of the answer's first token
+        kept = _shared([written, end])
+        if tried(_with_opening(best, len(written) - kept, end[kept:])) == "":
+            what = f"the generation prompt now ends with {end[-40:]!r} and not with {written[-40:]!r}"
+            return [*changes, f"{what}, as the chat template writes it before an answer"]
+    tokenizer.chat_template = original
+    raise ModelError(
+        f"{_place(tokenizer)}the chat template writes {wanted!r} before an answer, and the generation prompt is "
+        f"{written!r}; {_SET_TEMPLATE}"
+    )
+
+
+def _with_default(template: str, name: str, value: Argument) -> str:
+    """The template with an argument that has this value unless it is given another."""
+    return f"{{%- set {name} = {name} if {name} is defined else {_literal(value)} %}}{template}"
+
+
+def _with_opening(template: str, cut: int, addition: str) -> str:
+    """The template whose generation prompt lacks its last characters and ends with others."""
+    if cut == 0:
+        return f"{template.rstrip()}{{%- if add_generation_prompt %}}{{{{ {_literal(addition)} }}}}{{% endif %}}"
+    return (
+        f"{{%- if add_generation_prompt %}}{{% set opening %}}{template}{{% endset %}}"
+        f"{{{{ opening[:-{cut}] + {_literal(addition)} }}}}{{% else %}}{template}{{% endif %}}"
+    )
+
+
+def _literal(value: Argument) -> str:
+    """The value as Jinja writes it."""
+    return json.dumps(value)
+
+
+def prompt_tokens(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> list[int]:
     """The prompt as the model sees it, up to and including the generation prompt.
 
     Special tokens come from the template alone, so that there is no second BOS; the text of a special
     token inside a message stays text, so that a message cannot forge a turn.
     """
-    return _tokens(tokenizer, messages, generation=True)
+    return _tokens(tokenizer, prompt.messages, prompt.tools, generation=True)
 
 
-def answer_tokens(tokenizer: PreTrainedTokenizerBase, answer: str) -> list[int]:
-    """The answer's tokens and the end token."""
-    tokens: list[int] = tokenizer(answer, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-    return [*tokens, end_token(tokenizer)]
+def answer_tokens(
+    tokenizer: PreTrainedTokenizerBase, prompt: Prompt, answers: Sequence[str | Message]
+) -> tuple[list[int], list[list[int]]]:
+    """A prompt and answers to it as a policy learns them: each answer to its end token.
+
+    What the template itself writes before an answer, such as an empty place for reasoning, belongs to the prompt.
+
+    Returns:
+        The prompt's tokens, as far as they are those of every answer, and what follows of each conversation.
+    """
+    opening, whole = scored_tokens(tokenizer, prompt, answers)
+    if _known(tokenizer).cut_anew and opening == opening_tokens(tokenizer, prompt):
+        opening = prompt_tokens(tokenizer, prompt)  # a policy continues these
+    return opening, [_ended(tokenizer, tokens) for tokens in whole]
 
 
 def scored_tokens(
-    tokenizer: PreTrainedTokenizerBase, messages: Messages, answers: Sequence[str]
+    tokenizer: PreTrainedTokenizerBase, prompt: Prompt, answers: Sequence[str | Message]
 ) -> tuple[list[int], list[list[int]]]:
     """A prompt and its answers as a reward model sees them: with whatever the template writes behind an answer.
 
@@ -113,15 +228,41 @@ def scored_tokens(
         What all begin with, as far as the prompt goes, and what follows of each conversation: one token at least, the
         last of which a score is read at.
     """
-    opening = prompt_tokens(tokenizer, messages)
-    whole = [_tokens(tokenizer, (*messages, Message("assistant", answer))) for answer in answers]
+    turns = [Message("assistant", answer) if isinstance(answer, str) else answer for answer in answers]
+    whole = [_tokens(tokenizer, (*prompt.messages, turn), prompt.tools) for turn in turns]
+    reasoned = any(split_reasoning(turn.content)[0] is not None for turn in turns)
+    opening = prompt_tokens(tokenizer, prompt) if reasoned else opening_tokens(tokenizer, prompt)
     shared = _shared([opening, *(tokens[:-1] for tokens in whole)])
     return opening[:shared], [tokens[shared:] for tokens in whole]
 
 
+def opening_tokens(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> list[int]:
+    """The prompt as it stands before an answer that does not begin with reasoning."""
+    return prompt_tokens(tokenizer, prompt) if _known(tokenizer).settled else _opening(tokenizer, prompt)
+
+
+def _opening(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> list[int]:
+    """What the template writes before any answer: what two have in common that differ from the first letter on."""
+    one, other = (
+        _tokens(tokenizer, (*prompt.messages, Message("assistant", text)), prompt.tools) for text in _ANSWERS
+    )
+    return one[: _shared([one, other])]
+
+
+def _ended(tokenizer: PreTrainedTokenizerBase, answer: list[int]) -> list[int]:
+    """The tokens of an answer to the one that ends it, which is added where the next turn begins with it."""
+    end = end_token(tokenizer)
+    if end in answer:
+        return answer[: answer.index(end) + 1]
+    # A turn of another kind, such as a call of a tool, may end with another token.
+    special = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
+    last = next((place for place in reversed(range(len(answer))) if answer[place] in special), None)
+    return [*answer, end] if last is None else answer[: last + 1]
+
+
 def closing_tokens(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """What the template ends every conversation with: what whole ones have in common at their ends."""
-    one, other = (_tokens(tokenizer, (*_QUESTION, Message("assistant", text))) for text in (_ANSWER, "Goodbye"))
+    one, other = (_tokens(tokenizer, (*_QUESTION.messages, Message("assistant", text))) for text in _ANSWERS)
     return one[len(one) - _shared([one[::-1], other[::-1]]) :]
 
 
@@ -141,23 +282,16 @@ def padded(
     Raises:
         ModelError: the template cannot be applied.
     """
-    chats = [_turns((*each.prompt.messages, Message("assistant", each.answer))) for each in conversations]
-
-    def render() -> BatchEncoding:
-        batch: BatchEncoding = tokenizer.apply_chat_template(
-            chats, padding=len(chats) > 1, return_dict=True, return_tensors="pt",
-            tokenizer_kwargs={"padding_side": side},
-        )
-        return batch
-
-    return _applied(tokenizer, render, "cannot be applied")
+    texts = [_rendered(tokenizer, each.messages, each.prompt.tools) for each in conversations]
+    return tokenizer(
+        texts, add_special_tokens=False, padding=len(texts) > 1, padding_side=side, return_tensors="pt"
+    )
 
 
 def forges(tokenizer: PreTrainedTokenizerBase, conversation: Conversation) -> bool:
     """Whether a special token is written in a conversation's text, which other tools read as the token itself."""
-    turns = (*conversation.prompt.messages, Message("assistant", conversation.answer))
     trusted = padded(tokenizer, [conversation])["input_ids"][0].tolist()
-    return bool(trusted != _tokens(tokenizer, turns))
+    return bool(trusted != _tokens(tokenizer, conversation.messages, conversation.prompt.tools))
 
 
 def check(tokenizer: PreTrainedTokenizerBase) -> None:
@@ -167,17 +301,13 @@ def check(tokenizer: PreTrainedTokenizerBase) -> None:
         ModelError: with what to do.
     """
     end_token(tokenizer)
-    opening = _rendered(tokenizer, _QUESTION, generation=True)
-    whole = _rendered(tokenizer, (*_QUESTION, Message("assistant", _ANSWER)))
-    if not whole.startswith(opening):
+    conventions_of(tokenizer)
+    end = _end_of_turn(tokenizer)
+    if end != tokenizer.eos_token:
+        after = _rendered(tokenizer, _ANSWERED).rpartition(_ANSWERS[0])[2]
         raise ModelError(
-            "the chat template writes an answered prompt differently from the same prompt before its "
-            f"answer (with the generation prompt it is {opening!r}, answered {whole!r}); {_SET_TEMPLATE}"
-        )
-    if not whole[len(opening) :].startswith(_ANSWER + tokenizer.eos_token):
-        raise ModelError(
-            f"the chat template ends an answer with {whole[len(opening) + len(_ANSWER) :]!r} and not with "
-            f"EOS, {tokenizer.eos_token}, so that a model would not learn where to stop; {_SET_TEMPLATE}"
+            f"{_place(tokenizer)}the chat template ends an answer with {after!r} and not with EOS, "
+            f"{tokenizer.eos_token}, so that a model would not learn where to stop; {_SET_TEMPLATE}"
         )
     if tokenizer.pad_token_id is None:
         raise ModelError(f"the tokenizer has no padding token; {_WHY_PAD}")
@@ -238,14 +368,10 @@ def mend_padding(tokenizer: PreTrainedTokenizerBase) -> str | None:
     return f"padding is now {chosen}: it was {was}"
 
 
-def _shared(rows: Sequence[Sequence[int]]) -> int:
-    """How many tokens all rows begin with."""
+def _shared(rows: Sequence[Sequence[object]]) -> int:
+    """How many items all rows begin with."""
     columns = enumerate(zip(*rows, strict=False))
     return next((place for place, column in columns if len(set(column)) > 1), min(map(len, rows)))
-
-
-def _turns(messages: Messages) -> list[dict[str, str]]:
-    return [{"role": turn.role, "content": turn.content} for turn in messages]
 
 
 def _place(tokenizer: PreTrainedTokenizerBase) -> str:
@@ -279,21 +405,83 @@ def _template_text(template: str) -> str:
         raise ModelError(f"chat template {template}: is not UTF-8: {error}") from error
 
 
-def _rendered(tokenizer: PreTrainedTokenizerBase, messages: Messages, generation: bool = False) -> str:
-    def render() -> str:
-        return str(
-            tokenizer.apply_chat_template(_turns(messages), add_generation_prompt=generation, tokenize=False)
-        )
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """What is found once of a tokenizer's template.
 
-    return _applied(tokenizer, render, "cannot be applied")
+    Attributes:
+        settled: the generation prompt has the tokens that stand before an answer.
+        cut_anew: it has not, and the same text: line breaks at its end are one token there, and two before a word.
+    """
+
+    key: object
+    conventions: Conventions
+    settled: bool
+    cut_anew: bool = False
 
 
-def _tokens(tokenizer: PreTrainedTokenizerBase, messages: Messages, generation: bool = False) -> list[int]:
-    """The rendering's tokens; a special token is one where the template writes it, and text inside a message."""
+_KNOWN: WeakKeyDictionary[Any, _Known] = WeakKeyDictionary()
+
+
+def conventions_of(tokenizer: PreTrainedTokenizerBase) -> Conventions:
+    """How the tokenizer's chat template is given conversations.
+
+    Raises:
+        ModelError: it does not write a question and its answer.
+    """
+    return _known(tokenizer).conventions
+
+
+def _known(tokenizer: PreTrainedTokenizerBase) -> _Known:
+    key = (tokenizer.chat_template, tokenizer.bos_token, tokenizer.eos_token, len(tokenizer))
+    known = _KNOWN.get(tokenizer)
+    if known is None or known.key != key:
+        found = _applied(tokenizer, lambda: conventions(partial(_written, tokenizer)), "cannot be applied")
+        known = _Known(key, found, settled=True)
+        _KNOWN[tokenizer] = known
+        asked, before = prompt_tokens(tokenizer, _QUESTION), _opening(tokenizer, _QUESTION)
+        if asked != before:
+            same = tokenizer.decode(asked) == tokenizer.decode(before)
+            known = _KNOWN[tokenizer] = replace(known, settled=False, cut_anew=same)
+    return known
+
+
+def _written(
+    tokenizer: PreTrainedTokenizerBase, chat: list[dict[str, Any]], tools: list[dict[str, Any]] | None,
+    generation: bool = False,
+) -> str:
+    """What the template makes of turns, within limits."""
+    limit_chat_templates()
+    return limited(lambda: str(
+        tokenizer.apply_chat_template(chat, tools=tools, add_generation_prompt=generation, tokenize=False)
+    ))
+
+
+def _rendered(
+    tokenizer: PreTrainedTokenizerBase, messages: Messages, tools: Sequence[str] = (), generation: bool = False
+) -> str:
+    chat, schemas = conventions_of(tokenizer).chat(messages), [json.loads(tool) for tool in tools] or None
+    return _applied(tokenizer, lambda: _written(tokenizer, chat, schemas, generation), "cannot be applied")
+
+
+def _tokens(
+    tokenizer: PreTrainedTokenizerBase, messages: Messages, tools: Sequence[str] = (), generation: bool = False
+) -> list[int]:
+    """The rendering's tokens; a special token is one where the template writes it, and text inside a message.
+
+    Raises:
+        ModelError: the template refuses the conversation, or leaves a part of it out.
+    """
+    what = "prompt" if generation else "conversation"
+    found = conventions_of(tokenizer)
+    for part, why in found.lacks(messages, tools).items():
+        raise ModelError(f"{_place(tokenizer)}the chat template refuses {part} in a {what}: {why}; {_SET_TEMPLATE}")
+    chat = found.chat(messages)
 
     def render() -> list[int]:
         tokens: list[int] = tokenizer.apply_chat_template(
-            _turns(messages),
+            chat,
+            tools=[json.loads(tool) for tool in tools] or None,
             add_generation_prompt=generation,
             tokenize=True,
             return_dict=False,
@@ -301,23 +489,35 @@ def _tokens(tokenizer: PreTrainedTokenizerBase, messages: Messages, generation: 
         )
         return tokens
 
-    return _applied(tokenizer, render, f"refuses a {'prompt' if generation else 'conversation'}")
+    limit_chat_templates()
+    return _applied(tokenizer, lambda: limited(render), f"refuses a {what}")
 
 
 def _applied(tokenizer: PreTrainedTokenizerBase, render: Callable[[], Result], failing: str) -> Result:
-    """What the template makes, within limits."""
+    """What comes of the template, or a ModelError."""
     if tokenizer.chat_template is None:
         raise ModelError(f"{_place(tokenizer)}the tokenizer has no chat template; {_SET_TEMPLATE}")
     try:
-        limit_chat_templates()
-        return limited(render)
+        return render()
     except RenderingError as error:
         raise ModelError(f"{_place(tokenizer)}the chat template {failing}: {error}; {_SET_TEMPLATE}") from error
 
 
 def _end_of_turn(tokenizer: PreTrainedTokenizerBase) -> str | None:
-    """The special token that the template puts right after an answer, if it puts one there."""
-    _, _, after = _rendered(tokenizer, (*_QUESTION, Message("assistant", _ANSWER))).rpartition(_ANSWER)
-    special = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
+    """The token that the template puts right after an answer, or else begins the next turn with.
+
+    Of several it is EOS, or the last.
+    """
+    added = {str(token) for token in tokenizer.added_tokens_decoder.values() if not str(token).isspace()}
     # The longest first: one token's text may begin another's.
-    return next((token for token in sorted(special, key=len, reverse=True) if after.startswith(token)), None)
+    tokens = re.compile("|".join(re.escape(token) for token in sorted(added, key=len, reverse=True)) or "(?!)")
+    after = _rendered(tokenizer, _ANSWERED).rpartition(_ANSWERS[0])[2].lstrip()
+    if not after:
+        after = _rendered(tokenizer, (*_ANSWERED, *user("Yes?"))).rpartition(_ANSWERS[0])[2].lstrip()
+        found = tokens.match(after)
+        return found and found[0]
+    run: list[str] = []
+    while found := tokens.match(after):
+        run.append(found[0])
+        after = after[found.end() :]
+    return str(tokenizer.eos_token) if tokenizer.eos_token in run else run[-1] if run else None

@@ -114,7 +114,7 @@ class Policy:
 
     def render(self, prompt: Prompt) -> list[int]:
         """The prompt's tokens by the chat template."""
-        return prompt_tokens(self.tokenizer, prompt.messages)
+        return prompt_tokens(self.tokenizer, prompt)
 
     @property
     def context(self) -> int | None:

@@ -238,7 +238,7 @@ class RewardModel:
         members = list(groups.values())
         tokens = [
             scored_tokens(
-                self.tokenizer, conversations[group[0]].prompt.messages, [conversations[i].answer for i in group]
+                self.tokenizer, conversations[group[0]].prompt, [conversations[i].messages[-1] for i in group]
             )
             for group in members
         ]

@@ -388,7 +388,7 @@ def measured(
     lengths, sizes = [], []
     for record in records:
         if isinstance(record, Prompt):
-            lengths.append(len(prompt_tokens(tokenizer, record.messages)))
+            lengths.append(len(prompt_tokens(tokenizer, record)))
             sizes.append(lengths[-1])
             continue
         if isinstance(record, Comparison):

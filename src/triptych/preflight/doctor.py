@@ -342,7 +342,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 def _shown(tokenizer: Any, prompt: Prompt) -> str:
     """The conversation up to what the template closes it with."""
-    opening, (answer,) = scored_tokens(tokenizer, prompt.messages, ["Fine."])
+    opening, (answer,) = scored_tokens(tokenizer, prompt, ["Fine."])
     tokens = [*opening, *answer]
     end = len(tokens) - len(closing_tokens(tokenizer))
     text: str = tokenizer.decode(tokens[:end], clean_up_tokenization_spaces=False)

@@ -21,7 +21,7 @@ from pydantic import Field, model_validator
 
 from triptych.data.files import digest
 from triptych.data.rendering import Environment, RenderingError, limited
-from triptych.data.template import answer_tokens, prompt_tokens
+from triptych.data.template import answer_tokens, opening_tokens
 from triptych.engine import attention, distributed
 from triptych.engine.device import autocast
 from triptych.engine.forward import next_token_logits
@@ -31,7 +31,7 @@ from triptych.engine.scoring import Scores
 from triptych.errors import RewardError
 from triptych.pipeline.result import Result
 from triptych.pipeline.stage import StageContext
-from triptych.records import Conversation, Prompt, user
+from triptych.records import Conversation, Prompt
 from triptych.reward.endpoint import Endpoint, EndpointJudge, Replies
 from triptych.reward.kind import RewardConfig
 from triptych.storage import Folder, copy_regular
@@ -105,10 +105,11 @@ class LocalJudge:
         Raises:
             RewardError: two choices begin with the same token.
         """
-        firsts = [answer_tokens(self._tokenizer, choice)[0] for choice in choices]
-        if len(set(firsts)) < len(choices):
+        asked = [Prompt.of(question) for question in questions]
+        firsts = [tokens[0] for tokens in answer_tokens(self._tokenizer, asked[0], choices)[1]] if asked else []
+        if asked and len(set(firsts)) < len(choices):
             raise RewardError(f"{self.folder}: its tokenizer does not tell {', '.join(choices)} apart by one token")
-        rows = [prompt_tokens(self._tokenizer, user(question)) for question in questions]
+        rows = [opening_tokens(self._tokenizer, prompt) for prompt in asked]
         found: list[Replies | None] = []
         for members in fill(map(len, rows), 8192):
             with autocast():
