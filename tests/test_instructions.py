@@ -13,7 +13,7 @@ import pytest
 
 from triptych.data.files import json_line, read_prompts
 from triptych.errors import DataError
-from triptych.instructions.constraining import constrain
+from triptych.instructions.constraining import constrain, constrain_answers
 from triptych.instructions.registry import DRAWN, IFEVAL, INSTRUCTIONS, instruction
 from triptych.instructions.text import sentences
 from triptych.records import Check, Conversation, Prompt
@@ -156,6 +156,25 @@ def test_added_instructions_are_the_same_again_and_do_not_contradict() -> None:
         claims = [INSTRUCTIONS[check.kind].claims for check in prompt.checks]
         assert all(not one & other for one, other in itertools.combinations(claims, 2))
         assert all(instruction(check.kind, check.arguments) for check in prompt.checks)
+
+
+def test_answers_follow_the_instructions_that_are_added() -> None:
+    body = (
+        "The sea near {} is wide and cold. People sail there in summer, and they like it! Some of them swim every "
+        "morning. Others watch birds from the harbour wall. In winter nobody goes there at all."
+    )
+    asked = [Prompt.of(f"Tell me about place {place} by the sea.") for place in range(400)]
+    conversations = [Conversation(prompt, body.format(place)) for place, prompt in enumerate(asked)]
+    made = constrain_answers(conversations, most=3, seed=1)
+    assert made == constrain_answers(conversations, most=3, seed=1)
+    assert made[5:6] == constrain_answers(conversations[5:6], most=3, seed=1)
+    assert len(made) == len(conversations)
+    kinds = {check.kind for conversation in made for check in conversation.prompt.checks}
+    assert len(kinds) >= 30  # the others cannot be had from these sentences by a change of form
+    for conversation in made:
+        checks = conversation.prompt.checks
+        assert checks
+        assert all(instruction(check.kind, check.arguments).follows(conversation.answer) for check in checks)
 
 
 def test_kinds_are_held_out() -> None:

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from triptych.cli.app import Commands, app
 from triptych.cli.terminal import say
-from triptych.errors import DataError, RecipeError, RunError
+from triptych.errors import DataError, RecipeError, RunError, TriptychError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from triptych.records import Conversation, Prompt
 
 data = typer.Typer(cls=Commands, no_args_is_help=True, rich_markup_mode="rich", help="Makes data from data.")
 app.add_typer(data, name="data")
@@ -31,6 +36,10 @@ def constrain(
         typer.Option(metavar="KIND", help="All but this kind, which is held out; may be given again.",
                      show_default=False),
     ] = None,
+    answers: Annotated[
+        bool,
+        typer.Option("--answers", help="Keeps the conversations' answers: each is given instructions that it follows."),
+    ] = False,
     seed: Annotated[int, typer.Option(help="Of the draw.")] = 0,
 ) -> None:
     """Adds instructions that code can check to prompts: "use no commas", "at least 40 words".
@@ -38,27 +47,42 @@ def constrain(
     They are IFEval's and open-instruct's kinds, in words of our own; docs/data.md lists them. The rule `instructions`
     rewards an answer for the share that it follows. The same seed gives the same file.
 
+    With --answers the file is for learning: arguments are drawn that suit the answer, or its form is changed.
+
     Example: [bold]triptych data constrain alpaca.jsonl --out prompts.jsonl --without punctuation:no_comma[/bold]
     """
-    from triptych.data.files import read_conversations, read_prompts, write
+    from triptych.data.files import read_conversations, write
+    from triptych.data.splits import prompt_of
     from triptych.instructions.constraining import constrain as add_instructions
+    from triptych.instructions.constraining import constrain_answers
     from triptych.instructions.registry import DRAWN, require_kind
 
     if out.exists():
         raise RunError(f"{out} is there already; nothing was written. Name a new file")
     try:
-        prompts = read_prompts(file)
-    except DataError as error:
-        if any(fault.field != "prompt" for fault in error.faults):
-            raise
-        prompts = [conversation.prompt for conversation in read_conversations(file)]
-    try:
-        for kind in without or ():
-            require_kind(kind)
-        kinds = [kind for kind in only or DRAWN if kind not in (without or ())]
-        made = add_instructions(prompts, most=most, kinds=kinds, seed=seed)
+        kinds = [kind for kind in only or DRAWN if kind not in {require_kind(kind).kind for kind in without or ()}]
+        made: Sequence[Prompt | Conversation]
+        if answers:
+            made = constrain_answers(read_conversations(file), most=most, kinds=kinds, seed=seed)
+        else:
+            made = add_instructions(_prompts(file), most=most, kinds=kinds, seed=seed)
+    except TriptychError:
+        raise
     except ValueError as error:
         raise RecipeError(str(error)) from None
     write(out, made)
-    counts = sum(len(prompt.checks) for prompt in made)
-    say(f"wrote {out}: {len(made):,} prompts with {counts:,} instructions of {len(kinds)} kinds")
+    counts = sum(len(prompt_of(record).checks) for record in made)
+    say(f"wrote {out}: {len(made):,} {'conversations' if answers else 'prompts'} with {counts:,} instructions of "
+        f"{len(kinds)} kinds")
+
+
+def _prompts(file: Path) -> list[Prompt]:
+    """The prompts of a file, also of one with answers."""
+    from triptych.data.files import read_conversations, read_prompts
+
+    try:
+        return read_prompts(file)
+    except DataError as error:
+        if any(fault.field != "prompt" for fault in error.faults):
+            raise
+        return [conversation.prompt for conversation in read_conversations(file)]

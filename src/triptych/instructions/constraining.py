@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from triptych.instructions.instruction import Instruction
 from triptych.instructions.registry import DRAWN, INSTRUCTIONS, require_kind
-from triptych.records import Check, Prompt
+from triptych.records import Check, Conversation, Prompt
 
 NEUTRAL = (
     "people", "time", "place", "reason", "example", "simple", "important", "different", "world", "family", "morning",
@@ -17,6 +17,9 @@ NEUTRAL = (
     "friend", "school", "city", "summer", "garden", "future", "help",
 )
 """Words that an answer to nearly any prompt can hold."""
+
+TRIES = 6
+"""How often arguments are drawn for an answer before another kind is tried."""
 
 _WORD = re.compile(r"\b[a-z]{5,12}\b")
 
@@ -38,20 +41,56 @@ def constrain(
     Raises:
         ValueError: a kind is unknown, or cannot be asked of any prompt.
     """
-    chosen = list(dict.fromkeys(kinds))
-    for kind in chosen:
-        require_kind(kind)
-        if kind not in DRAWN:
-            raise ValueError(f"{kind} cannot be added to a prompt; it needs one that was written for it")
-    if not chosen:
-        raise ValueError("there must be a kind of instruction to draw from")
+    chosen = _known(kinds)
     return [_constrained(prompt, chosen, most, random.Random(f"{seed} {prompt.key}")) for prompt in prompts]
+
+
+def constrain_answers(
+    conversations: Sequence[Conversation], *, most: int = 2, kinds: Iterable[str] = DRAWN, seed: int = 0
+) -> list[Conversation]:
+    """Conversations to learn whose prompts are given instructions that their answers follow.
+
+    Arguments are drawn so that the answer follows (a bound that its length keeps, a word that it has), or its form is
+    changed until it does (capitals, a list, quotation marks). All checks are made of the answer as it is in the end. A
+    conversation for which nothing fits is left out.
+
+    Args:
+        conversations: what was asked and answered.
+        most, kinds, seed: as in :func:`constrain`.
+    """
+    chosen = _known(kinds)
+    rewritten = (_followed(each, chosen, most, random.Random(f"{seed} {each.prompt.key}")) for each in conversations)
+    return [conversation for conversation in rewritten if conversation is not None]
+
+
+def _followed(conversation: Conversation, kinds: list[str], most: int, rng: random.Random) -> Conversation | None:
+    answer, count = conversation.answer.strip(), rng.randint(1, most)
+    words = _words(conversation.prompt, rng) + sorted(set(_WORD.findall(answer)))
+    kept: list[Instruction] = []
+    for kind in rng.sample(kinds, k=len(kinds)):
+        claimed = {claim for instruction in kept for claim in instruction.claims}
+        if len(kept) == count or claimed & INSTRUCTIONS[kind].claims:
+            continue
+        for _ in range(TRIES):
+            drawn = INSTRUCTIONS[kind].draw(rng, rng.sample(words, k=len(words)))
+            changed = drawn.rewrite(answer)
+            if changed.strip() and all(instruction.follows(changed) for instruction in (*kept, drawn)):
+                kept, answer = [*kept, drawn], changed
+                break
+    if not kept:
+        return None
+    return replace(conversation, prompt=_asking(conversation.prompt, kept, rng), answer=answer)
 
 
 def _constrained(prompt: Prompt, kinds: list[str], most: int, rng: random.Random) -> Prompt:
     drawn = _compatible(kinds, rng.randint(1, most), rng)
     words = _words(prompt, rng)
     instructions = [INSTRUCTIONS[kind].draw(rng, words) for kind in drawn]
+    return _asking(prompt, instructions, rng)
+
+
+def _asking(prompt: Prompt, instructions: Sequence[Instruction], rng: random.Random) -> Prompt:
+    """The prompt with the instructions behind its last turn."""
     last = prompt.messages[-1]
     content = last.content.rstrip()
     between = rng.choice((" ", "\n", "\n\n"))
@@ -63,6 +102,17 @@ def _constrained(prompt: Prompt, kinds: list[str], most: int, rng: random.Random
         messages=(*prompt.messages[:-1], replace(last, content=asked)),
         checks=tuple(_check(instruction) for instruction in instructions),
     )
+
+
+def _known(kinds: Iterable[str]) -> list[str]:
+    chosen = list(dict.fromkeys(kinds))
+    for kind in chosen:
+        require_kind(kind)
+        if kind not in DRAWN:
+            raise ValueError(f"{kind} cannot be added to a prompt; it needs one that was written for it")
+    if not chosen:
+        raise ValueError("there must be a kind of instruction to draw from")
+    return chosen
 
 
 def _compatible(kinds: list[str], count: int, rng: random.Random) -> list[str]:

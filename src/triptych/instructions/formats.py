@@ -10,7 +10,7 @@ from typing import ClassVar, Self
 from pydantic import Field
 
 from triptych.instructions.instruction import EVERYTHING, Instruction, Relation, compare, draw_bound
-from triptych.instructions.text import is_in, tokens
+from triptych.instructions.text import is_in, parts_of, sentences, tokens
 
 OPTIONS = ("My answer is yes.", "My answer is no.", "My answer is maybe.")
 """What IFEval's constrained response chooses from."""
@@ -65,6 +65,11 @@ class Postscript(Instruction):
         marker = self.postscript_marker.strip()
         return bool(re.search(_POSTSCRIPTS.get(marker, re.escape(marker.lower())), answer.lower()))
 
+    def rewrite(self, answer: str) -> str:
+        """See `Instruction`."""
+        *body, last = sentences(answer)
+        return f"{' '.join(body)}\n\n{self.postscript_marker} {last}"
+
     @classmethod
     def draw(cls, rng: random.Random, words: list[str]) -> Self:
         """One of the two usual marks."""
@@ -85,6 +90,10 @@ class Bullets(Instruction):
     def follows(self, answer: str) -> bool:
         """See the class."""
         return len(_BULLET.findall(answer)) == self.num_bullets
+
+    def rewrite(self, answer: str) -> str:
+        """See `Instruction`."""
+        return "\n".join(f"* {part}" for part in parts_of(answer, self.num_bullets))
 
     @classmethod
     def draw(cls, rng: random.Random, words: list[str]) -> Self:
@@ -119,6 +128,13 @@ class Highlights(Instruction):
         double = sum(bool(part.strip()) for part in _DOUBLE_HIGHLIGHT.findall(answer))
         return single + double >= self.num_highlights
 
+    def rewrite(self, answer: str) -> str:
+        """See `Instruction`."""
+        long = dict.fromkeys(re.findall(r"\b[A-Za-z]{6,}\b", answer))
+        for word in list(long)[: self.num_highlights]:
+            answer = re.sub(rf"\b{word}\b", f"*{word}*", answer, count=1)
+        return answer
+
     @classmethod
     def draw(cls, rng: random.Random, words: list[str]) -> Self:
         """One to three."""
@@ -141,6 +157,11 @@ class Sections(Instruction):
         """See the class."""
         marks = re.findall(rf"{re.escape(self.section_spliter.strip())}\s?\d+", answer)
         return len(marks) >= self.num_sections
+
+    def rewrite(self, answer: str) -> str:
+        """See `Instruction`."""
+        parts = parts_of(answer, self.num_sections)
+        return "\n\n".join(f"{self.section_spliter} {place}\n{part}" for place, part in enumerate(parts, start=1))
 
     @classmethod
     def draw(cls, rng: random.Random, words: list[str]) -> Self:
@@ -166,6 +187,10 @@ class JsonFormat(Instruction):
             return False
         return True
 
+    def rewrite(self, answer: str) -> str:
+        """See `Instruction`."""
+        return json.dumps({"answer": answer}, ensure_ascii=False)
+
 
 class Title(Instruction):
     """The answer has a title in double angular brackets."""
@@ -180,6 +205,11 @@ class Title(Instruction):
     def follows(self, answer: str) -> bool:
         """See the class."""
         return any(title.lstrip("<").rstrip(">").strip() for title in _TITLE.findall(answer))
+
+    def rewrite(self, answer: str) -> str:
+        """See `Instruction`."""
+        words = re.findall(r"[A-Za-z]+", answer)[:5]
+        return f"<<{' '.join(words).title()}>>\n\n{answer}"
 
 
 class TwoResponses(Instruction):
@@ -225,6 +255,10 @@ class Ending(Instruction):
         """See the class."""
         return answer.strip().strip('"').lower().endswith(self.end_phrase.strip().lower())
 
+    def rewrite(self, answer: str) -> str:
+        """See `Instruction`."""
+        return f"{answer} {self.end_phrase}"
+
     @classmethod
     def draw(cls, rng: random.Random, words: list[str]) -> Self:
         """One of the closings."""
@@ -246,6 +280,10 @@ class Quotation(Instruction):
         text = answer.strip()
         return len(text) > 1 and text[0] == text[-1] == '"'
 
+    def rewrite(self, answer: str) -> str:
+        """See `Instruction`."""
+        return '"' + answer.replace('"', "'") + '"'
+
 
 class CapitalWords(Instruction):
     """The answer has at least, or less than, so many words in capitals."""
@@ -263,6 +301,14 @@ class CapitalWords(Instruction):
         """See the class."""
         capitals = sum(word.isupper() for word in tokens(answer))
         return compare(capitals, self.capital_relation, self.capital_frequency)
+
+    def rewrite(self, answer: str) -> str:
+        """See `Instruction`."""
+        if self.capital_relation == "less than":
+            return answer
+        for word in re.findall(r"\b[a-z]{5,}\b", answer)[: self.capital_frequency]:
+            answer = re.sub(rf"\b{word}\b", word.upper(), answer, count=1)
+        return answer
 
     @classmethod
     def draw(cls, rng: random.Random, words: list[str]) -> Self:
@@ -285,6 +331,10 @@ class InCapitals(Instruction):
         """See the class."""
         return answer.isupper() and is_in("en", answer)
 
+    def rewrite(self, answer: str) -> str:
+        """See `Instruction`."""
+        return answer.upper()
+
 
 class InLowercase(Instruction):
     """The answer is English and has no capitals."""
@@ -299,6 +349,10 @@ class InLowercase(Instruction):
     def follows(self, answer: str) -> bool:
         """See the class."""
         return answer.islower() and is_in("en", answer)
+
+    def rewrite(self, answer: str) -> str:
+        """See `Instruction`."""
+        return answer.lower()
 
 
 class LowercaseWords(Instruction):
@@ -335,10 +389,15 @@ class _Without(Instruction):
     """A mark does not stand in the answer."""
 
     mark: ClassVar[str]
+    instead: ClassVar[str] = ""
 
     def follows(self, answer: str) -> bool:
         """See the class."""
         return self.mark not in answer
+
+    def rewrite(self, answer: str) -> str:
+        """See `Instruction`."""
+        return answer.replace(self.mark, self.instead)
 
 
 class NoComma(_Without):
@@ -362,7 +421,7 @@ class NoExclamation(_Without):
     """No exclamation mark stands in the answer."""
 
     kind = "punctuation:punctuation_exclamation"
-    mark = "!"
+    mark, instead = "!", "."
     claims = frozenset({"dots"})
     wordings = ("Use no exclamation marks.", "There must be no exclamation mark in your answer.")
 
@@ -378,6 +437,10 @@ class SquareBrackets(Instruction):
         """See the class."""
         return all(word.startswith("[") and word.endswith("]") for word in answer.split())
 
+    def rewrite(self, answer: str) -> str:
+        """See `Instruction`."""
+        return " ".join(f"[{word}]" for word in answer.split())
+
 
 class WrappedPairs(Instruction):
     """Words stand two by two in double angular brackets."""
@@ -391,3 +454,8 @@ class WrappedPairs(Instruction):
         words = answer.split()
         pairs = zip(words[::2], words[1::2], strict=False)  # a last word alone is left out
         return all(first.startswith("<<") and second.endswith(">>") for first, second in pairs)
+
+    def rewrite(self, answer: str) -> str:
+        """See `Instruction`."""
+        words = answer.split()
+        return " ".join(f"<<{' '.join(words[place : place + 2])}>>" for place in range(0, len(words), 2))

@@ -30,6 +30,10 @@ class Instruction(Config):
         """Whether the answer, which is not empty, follows it."""
         raise NotImplementedError
 
+    def rewrite(self, answer: str) -> str:
+        """The answer in the form that follows it, where the form is all that is asked; else as it is."""
+        return answer
+
     @classmethod
     def draw(cls, rng: random.Random, words: list[str]) -> Self:
         """The instruction with arguments drawn by chance.

@@ -266,6 +266,11 @@ class SameWordAtBothEnds(Instruction):
         words = tokens(answer)
         return len(words) > 1 and words[0].lower() == words[-1].lower()
 
+    def rewrite(self, answer: str) -> str:
+        """See `Instruction`."""
+        words = tokens(answer)
+        return f"{answer.rstrip('.!?')}. {words[0]}" if words else answer
+
 
 class Copied(Instruction):
     """The answer is a given text, and nothing else; capitals aside."""

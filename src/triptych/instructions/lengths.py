@@ -9,7 +9,7 @@ from typing import Self
 from pydantic import Field
 
 from triptych.instructions.instruction import Instruction, Relation, compare, draw_bound
-from triptych.instructions.text import count_words, sentences
+from triptych.instructions.text import count_words, parts_of, sentences
 
 _DIVIDER = re.compile(r"\s?\*\*\*\s?")
 
@@ -83,6 +83,10 @@ class NumberOfParagraphs(Instruction):
         """See the class."""
         return divided(_DIVIDER.split(answer)) == self.num_paragraphs
 
+    def rewrite(self, answer: str) -> str:
+        """See `Instruction`."""
+        return "\n***\n".join(parts_of(answer, self.num_paragraphs))
+
     @classmethod
     def draw(cls, rng: random.Random, words: list[str]) -> Self:
         """Two to four."""
@@ -100,6 +104,10 @@ class TwoParagraphs(Instruction):
         """See the class."""
         return divided(_DIVIDER.split(answer)) == 2
 
+    def rewrite(self, answer: str) -> str:
+        """See `Instruction`."""
+        return "\n***\n".join(parts_of(answer, 2))
+
 
 class TwoParagraphsByBlankLine(Instruction):
     """The answer has two paragraphs, divided by a blank line."""
@@ -111,6 +119,10 @@ class TwoParagraphsByBlankLine(Instruction):
     def follows(self, answer: str) -> bool:
         """See the class."""
         return divided(answer.split("\n\n")) == 2
+
+    def rewrite(self, answer: str) -> str:
+        """See `Instruction`."""
+        return "\n\n".join(parts_of(answer, 2))
 
 
 class FirstWordOfParagraph(Instruction):

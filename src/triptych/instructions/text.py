@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from itertools import pairwise
 
 import langdetect
 
@@ -32,6 +33,14 @@ def sentences(text: str) -> list[str]:
         else:
             parts.append(piece.strip())
     return [part for part in parts if part]
+
+
+def parts_of(text: str, count: int) -> list[str]:
+    """The text's sentences as so many parts that are about equally long; fewer, where it has fewer sentences."""
+    parts = sentences(text)
+    bounds = [round(place * len(parts) / count) for place in range(count + 1)]
+    pieces = (" ".join(parts[start:end]) for start, end in pairwise(bounds))
+    return [piece for piece in pieces if piece]
 
 
 def tokens(text: str) -> list[str]:
