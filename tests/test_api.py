@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import pytest
 import yaml
 
 import triptych
+from test_check import tiny_model
 from triptych.data import files
 from triptych.instruct.finetuning import Finetuning, finetune
 from triptych.pipeline.stage import StageContext
@@ -61,12 +63,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_an_import_loads_nothing_and_a_folder_never_hides_a_function() -> None:
     program = (
-        "import sys, triptych.audit, triptych.improve, triptych.errors\n"
+        "import sys, triptych.audit, triptych.evaluate, triptych.improve, triptych.errors\n"
         "assert not {'torch', 'transformers', 'pydantic', 'triptych.api'} & set(sys.modules)\n"
-        "assert not {'audit', 'improve'} & set(vars(triptych)), vars(triptych)\n"
+        "assert not {'audit', 'evaluate', 'improve'} & set(vars(triptych)), vars(triptych)\n"
     )
     subprocess.run([sys.executable, "-c", program], check=True)
     assert callable(triptych.audit)
+    assert callable(triptych.evaluate)
     assert callable(triptych.improve)
     assert all(getattr(triptych, name).__doc__ for name in triptych.__all__)
     with pytest.raises(AttributeError, match="no attribute 'train'"):
@@ -89,6 +92,56 @@ def test_a_cycle_runs_and_goes_on(tmp_path: Path) -> None:
     assert events == ["planned", *["started", "finished"] * 3, "planned", *["reused"] * 3]
     with pytest.raises(triptych.TriptychError, match="has no such stage"):
         triptych.run(recipe, runs=tmp_path, until="instrct", progress=Silent())
+
+
+def test_a_chat_forgets_the_first_turns_and_goes_on(tmp_path: Path) -> None:
+    policy = triptych.Policy.open(tiny_model(tmp_path / "model", positions=100))
+    sampling = triptych.Sampling(max_tokens=30, temperature=1.0, seed=5)
+    chat = triptych.Chat(policy, sampling)
+    replies = [chat.reply(text) for text in ("One", "Two", "Three")]
+    assert replies[0].forgotten == replies[1].forgotten - 2 * bool(replies[1].forgotten) == 0
+    assert sum(reply.forgotten for reply in replies) == 6 - len(chat.turns) > 0
+    turns = chat.turns[:-1]
+    assert [turn.role for turn in turns] == ["user", "assistant"] * (len(turns) // 2) + ["user"]
+    assert len(policy.render(Prompt(tuple(turns)))) + 30 <= 100
+    ((again,),) = policy.write([Prompt(tuple(turns))], dataclasses.replace(sampling, seed=7))
+    assert replies[2].rollout == again
+    with pytest.raises(triptych.TriptychError, match="no room for an answer of 30 tokens in the model's context"):
+        chat.reply("a" * 80)
+    assert chat.turns[:-1] == turns
+
+
+def test_a_model_and_a_reward_are_evaluated_on_files(policy_folder: Path, folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "book.txt").write_text("The cat sat.", encoding="utf-8")
+    sampling = triptych.Sampling(max_tokens=4, seed=1)
+    found = triptych.evaluate(
+        policy_folder, Length(), prompts=folder / "questions.jsonl", comparisons=folder / "preferences.jsonl",
+        text=tmp_path / "book.txt", sampling=sampling, progress=Silent(),
+    )
+    answers = [group[0] for group in triptych.Policy.open(policy_folder / "model").write(PROMPTS, sampling)]
+    assert found.answers is not None
+    assert found.answers.prompts == len(PROMPTS)
+    assert found.answers.mean_length == pytest.approx(sum(len(each.tokens) for each in answers) / len(answers))
+    assert found.answers.reward == pytest.approx(sum(len(each.answer) for each in answers) / len(answers))
+    assert found.agreement is not None
+    assert (found.agreement.comparisons, found.agreement.accuracy) == (len(PROMPTS), 1.0)
+    assert found.agreement.baselines["longer wins"] == 1.0
+    assert found.bits_per_byte is not None
+    assert found.bits_per_byte > 0
+    with pytest.raises(triptych.TriptychError, match="nothing to measure"):
+        triptych.evaluate(policy_folder, Length())
+    with pytest.raises(triptych.TriptychError, match="by a reward: give one"):
+        triptych.evaluate(policy_folder, comparisons=folder / "preferences.jsonl")
+    with pytest.raises(triptych.TriptychError, match="by a model: give one"):
+        triptych.evaluate(None, Length(), prompts=folder / "questions.jsonl")
+
+
+def test_an_audit_leaves_its_record_and_page(folder: Path, tmp_path: Path) -> None:
+    record = triptych.audit(
+        Length(), folder / "preferences.jsonl", output=tmp_path / "audit", name="how long it is", progress=Silent()
+    )
+    assert json.loads((tmp_path / "audit" / "audit.json").read_text())["accuracy"] == record.accuracy == 1.0
+    assert "how long it is" in (tmp_path / "audit" / "audit.html").read_text()
 
 
 def test_fine_tuning_alone_is_the_stage_and_resumes_to_the_same_bits(

@@ -16,7 +16,7 @@ from triptych.display import one_line
 from triptych.release.card import ReleasedFamily, family_card, markdown, model_card
 from triptych.release.lineage import ROLES, DataFile, Lineage, Parent, Role
 from triptych.report.page import render, render_audit, render_comparison
-from triptych.report.summary import Sample, SampleAnswer, Summary
+from triptych.report.summary import MethodComparison, Sample, SampleAnswer, Summary
 
 HOSTILE = [
     "<img src=x onerror=alert(1)>", "<script>alert(1)</script>", "</title></style></script>", "a | b", "|", "`|`",
@@ -137,10 +137,10 @@ def test_a_page_is_made_of_the_same_parts_whatever_its_names_are(text: str) -> N
             "gain": 0.1, "gain_interval": (0.0, 0.2), "win_rate": 0.5, "win_rate_interval": (0.4, 0.6),
             "at_equal_length": [None], "kl": 0.1, "length": 3.0, "seconds": 1.0, "promoted": 1,
         }
-        compared = {
+        compared = MethodComparison.model_validate({
             "recipe": text, "judge": text, "rival": text, "before": 0.5, "budget": {"updates": 1, "answers": 1},
             "methods": [method],
-        }
+        })
         return [render(numbers, samples), render_audit(numbers.audits[0], text, text), render_comparison(compared)]
 
     short = len(text) < 100  # a long answer is folded

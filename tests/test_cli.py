@@ -407,7 +407,7 @@ def test_audit_writes_a_record_and_a_page_and_fails_a_model_that_guesses(release
     assert "failed its audit" in page
     assert "padded on the left" in page
     again = refused("audit", release, "--data", data, "--training", data)
-    assert "every prompt of --data is one of --training" in again
+    assert "every prompt is one of the training comparisons" in again
 
 
 def test_a_failed_audit_stops_unless_the_recipe_allows_it() -> None:

@@ -15,7 +15,7 @@ from triptych.improve.rloo import Rloo
 from triptych.pipeline.runner import Runner
 from triptych.progress import Silent
 from triptych.recipe import load
-from triptych.report.summary import instruct_as
+from triptych.report.summary import Budget, instruct_as
 from triptych.storage import read_rows
 
 TINY = Path(__file__).parent / "tiny.yaml"
@@ -33,24 +33,24 @@ def test_a_method_has_its_own_settings_and_the_budget_of_improve() -> None:
     assert recipe.with_method("grpo").improve == recipe.improve
     assert comparison.chosen(recipe, None) == ["grpo", "gspo", "rloo", "ppo", "dpo", "best_of_n"]
     with pytest.raises(RecipeError, match="compare: kto learns from thumbs, and feedback names none"):
-        comparison.chosen(recipe, "kto")
-    assert comparison.chosen(recipe, "dpo, grpo,dpo") == ["dpo", "grpo"]
-    with pytest.raises(RecipeError, match="--methods: there is no 'sft'; there are grpo, gspo, rloo"):
-        comparison.chosen(recipe, "grpo,sft")
+        comparison.chosen(recipe, ["kto"])
+    assert comparison.chosen(recipe, ["dpo", "grpo", "dpo"]) == ["dpo", "grpo"]
+    with pytest.raises(RecipeError, match="methods: there is no 'sft'; there are grpo, gspo, rloo"):
+        comparison.chosen(recipe, ["grpo", "sft"])
     adapted = load(TINY, ["improve.lora={}"])
     with pytest.raises(RecipeError, match="ppo cannot be compared on this recipe's budget: ppo trains a value head"):
         comparison.chosen(adapted, None)
-    assert comparison.chosen(adapted, "grpo,rloo") == ["grpo", "rloo"]
+    assert comparison.chosen(adapted, ["grpo", "rloo"]) == ["grpo", "rloo"]
 
 
 def test_methods_stand_side_by_side(tmp_path: Path) -> None:
     settle()
     recipe = load(TINY, [OWN, "improve.steps=2"])
     runner = Runner(tmp_path / "run", Silent(), recipe.seed)
-    found = comparison.compare(recipe, runner, ["rloo", "best_of_n"], seeds=2)
+    found = comparison.improve_by_each(recipe, runner, ["rloo", "best_of_n"], seeds=2)
     assert {row.method for row in found.methods} == {"rloo", "best_of_n"}
     assert all(row.seeds == 2 and row.seconds > 0 for row in found.methods)
-    assert found.budget == {"updates": 2, "answers": 2 * 4 * 4}
+    assert found.budget == Budget(updates=2, answers=2 * 4 * 4)
     artifacts = tmp_path / "run" / "artifacts"
     (measured,) = artifacts.glob("compare-instruct-*")
     before = {row["key"]: row["decodings"] for row in read_rows(measured / "answers.jsonl")}
@@ -79,5 +79,6 @@ def test_methods_stand_side_by_side(tmp_path: Path) -> None:
     assert page.count("<svg") == 2
     assert "best_of_n" in page
 
-    again = comparison.compare(recipe, Runner(tmp_path / "run", Silent(), recipe.seed), ["rloo", "best_of_n"], seeds=2)
+    again = comparison.compare(recipe, tmp_path / "run", Silent(), ["rloo", "best_of_n"], seeds=2)
     assert again == found
+    assert (tmp_path / "run" / "compare.json").read_bytes() == (tmp_path / "compare.json").read_bytes()

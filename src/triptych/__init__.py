@@ -11,7 +11,8 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from triptych.api import audit, gate, improve, open_reward, run, train_reward, train_sft
+    from triptych.api import audit, compare, evaluate, gate, improve, open_reward, run, train_reward, train_sft
+    from triptych.engine.chat import Chat
     from triptych.engine.rollout import Policy
     from triptych.engine.sampling import Sampling
     from triptych.errors import TriptychError
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "Chat",
     "Conversation",
     "Policy",
     "Prompt",
@@ -28,6 +30,8 @@ __all__ = [
     "Sampling",
     "TriptychError",
     "audit",
+    "compare",
+    "evaluate",
     "gate",
     "improve",
     "open_reward",
@@ -37,7 +41,7 @@ __all__ = [
 ]
 
 _MODULES = {
-    "Policy": "engine.rollout", "Sampling": "engine.sampling", "TriptychError": "errors",
+    "Chat": "engine.chat", "Policy": "engine.rollout", "Sampling": "engine.sampling", "TriptychError": "errors",
     "Conversation": "records", "Prompt": "records", "Recipe": "recipe",
 }
 """Where a name comes from that is not of `api`."""
@@ -50,7 +54,7 @@ def __getattr__(name: str) -> object:
 
 
 class _Interface(ModuleType):
-    """This module, where `audit` and `improve` are the functions, not the folders that hold their parts."""
+    """This module, where `audit`, `evaluate` and `improve` are the functions, not the folders that hold their parts."""
 
     def __setattr__(self, name: str, value: object) -> None:
         if name not in __all__ or not isinstance(value, ModuleType):  # an import binds a folder to its name

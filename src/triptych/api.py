@@ -18,7 +18,7 @@ from __future__ import annotations
 import difflib
 import os
 import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -27,9 +27,9 @@ from typing import Any, Generic, TypeVar
 
 from pydantic import ValidationError
 
-from triptych import __version__
-from triptych.audit.record import AuditRecord
-from triptych.audit.stage import Audit, Evidence, examine
+from triptych import __version__, comparison
+from triptych.audit.record import Agreement, AuditRecord
+from triptych.audit.stage import Audit, Evidence, agree, examine
 from triptych.configuration import Config
 from triptych.data import files
 from triptych.data.folder import DataFolder
@@ -37,11 +37,14 @@ from triptych.data.splits import PromptedRecord, decontaminate
 from triptych.dataset.preparation import divided
 from triptych.engine.checkpoint import checkpoint_seconds
 from triptych.engine.device import settle
-from triptych.engine.sampling import own_sampling
+from triptych.engine.perplexity import bits_per_byte
+from triptych.engine.rollout import Policy
+from triptych.engine.sampling import Sampling, own_sampling
 from triptych.engine.scoring import Scorer
 from triptych.errors import AuditError, ModelError, RecipeError, RunError
 from triptych.evaluate.answers import Answering, answer, answered, take
 from triptych.evaluate.gate import Decided, Gate, decide
+from triptych.evaluate.survey import AnswerSurvey, survey
 from triptych.execution import execute
 from triptych.improve.improvement import Improved
 from triptych.improve.improvement import improve as improve_policy
@@ -53,8 +56,8 @@ from triptych.pipeline.stage import StageContext
 from triptych.progress import Progress, Terminal
 from triptych.recipe import Recipe, load
 from triptych.records import Comparison
-from triptych.report.page import render_gate
-from triptych.report.summary import Sample, SampleAnswer, Summary
+from triptych.report.page import render_audit, render_gate
+from triptych.report.summary import AuditSummary, MethodComparison, Sample, SampleAnswer, Summary
 from triptych.reward import registry
 from triptych.reward.training import PairwiseReward, RewardTrained
 from triptych.reward.training import train_reward as train_pairwise
@@ -63,6 +66,9 @@ from triptych.storage import entries, make_folder, read_rows, replace_folder, sh
 
 Place = str | Path
 """A file or a folder."""
+
+WINDOW = 1024
+"""The most tokens that a model sees at once of plain text."""
 
 A = TypeVar("A", bound=PromptedRecord)
 C = TypeVar("C", bound=Config)
@@ -97,6 +103,19 @@ class Trained(Generic[R_co]):
         return self.folder / "heldout.jsonl"
 
 
+@dataclass(frozen=True)
+class Evaluation:
+    """What `evaluate` measured; None of what it was not asked.
+
+    Attributes:
+        bits_per_byte: of plain text, by the model.
+    """
+
+    answers: AnswerSurvey | None = None
+    agreement: Agreement | None = None
+    bits_per_byte: float | None = None
+
+
 def run(
     recipe: Place | Recipe, overrides: Sequence[str] = (), *, runs: Place = "runs", until: str | None = None,
     progress: Progress | None = None,
@@ -116,9 +135,37 @@ def run(
         RecipeError: every problem of the recipe.
         TriptychError: any that a stage raises; what was done is kept, and the report says how the run ended.
     """
-    file = None if isinstance(recipe, Recipe) else Path(recipe)
-    loaded = recipe if isinstance(recipe, Recipe) else load(Path(recipe), overrides)
+    loaded, file = _loaded(recipe, overrides)
     return execute(loaded, Path(runs) / loaded.name, progress or Terminal(), until, file)
+
+
+def compare(
+    recipe: Place | Recipe, overrides: Sequence[str] = (), *, methods: Sequence[str] | None = None, seeds: int = 3,
+    runs: Place = "runs", progress: Progress | None = None,
+) -> MethodComparison:
+    """Compares methods of improvement on the same budget, from the same champion and reward model.
+
+    Args:
+        recipe, overrides, runs: as of `run`, with which all up to the first round's audit is shared.
+        methods: names; by default all that this recipe has what they learn from.
+        seeds: how often each improves the champion.
+
+    Returns:
+        What `compare.json` holds, which is in the run's folder with `compare.html`.
+
+    Raises:
+        RecipeError: a problem of the recipe, or a method that cannot be compared on it.
+        TriptychError: any that a stage raises.
+    """
+    loaded, file = _loaded(recipe, overrides)
+    return comparison.compare(
+        loaded, Path(runs) / loaded.name, progress or Terminal(), comparison.chosen(loaded, methods), seeds, file
+    )
+
+
+def _loaded(recipe: Place | Recipe, overrides: Sequence[str]) -> tuple[Recipe, Path | None]:
+    """The recipe, and where it stands."""
+    return (recipe, None) if isinstance(recipe, Recipe) else (load(Path(recipe), overrides), Path(recipe))
 
 
 def train_sft(
@@ -227,7 +274,8 @@ def improve(
 
 def audit(
     reward: Place | Scorer, comparisons: Place | Sequence[Place], *, training: Place | Sequence[Place] = (),
-    predecessor: Place | Scorer | None = None, progress: Progress | None = None, **settings: Any,
+    predecessor: Place | Scorer | None = None, output: Place | None = None, name: str | None = None,
+    progress: Progress | None = None, **settings: Any,
 ) -> AuditRecord:
     """Measures what a reward is worth on comparisons that it has not seen, and says whether it may train a policy.
 
@@ -237,6 +285,8 @@ def audit(
         training: those that it was trained on: a bag of words learns from them, and comparisons with a prompt of
             theirs are left out.
         predecessor: the reward that it was refreshed from.
+        output: a folder for `audit.json` and `audit.html`; by default nothing is written.
+        name: of the reward on that page; by default its folder's, or the scorer's.
         settings: fields of :class:`triptych.audit.stage.Audit`.
 
     Returns:
@@ -257,7 +307,55 @@ def audit(
     if not rows:
         raise AuditError("no comparison is left: every prompt is one of the training comparisons")
     settle()
-    return examine(scorer, Evidence(rows, learnt), config, before)
+    record = examine(scorer, Evidence(rows, learnt), config, before)
+    if output is not None:
+        make_folder(Path(output))
+        write_whole(Path(output) / "audit.json", record.model_dump_json(indent=1) + "\n")
+        shown = AuditSummary(round=0, trained_on=len(learnt) or None, ceiling=None, **record.model_dump())
+        title = name or (str(reward) if isinstance(reward, str | Path) else reward.name)
+        write_whole(Path(output) / "audit.html", render_audit(shown, title, __version__))
+    return record
+
+
+def evaluate(
+    model: Place | None = None, reward: Place | Scorer | None = None, *, prompts: Place | Sequence[Place] = (),
+    comparisons: Place | Sequence[Place] = (), text: Place | Sequence[Place] = (), sampling: Sampling | None = None,
+    progress: Progress | None = None,
+) -> Evaluation:
+    """Measures a model on prompts or plain text, or a reward on comparisons, on files of one's own.
+
+    Args:
+        model: a Hugging Face folder, or what `train_sft` or `improve` left.
+        reward: a scorer, or the folder of one; it scores the answers.
+        prompts: files of {"prompt"}: the model answers each.
+        comparisons: files of {"prompt", "chosen", "rejected"}: how often the reward orders them as labelled.
+        text: files of plain text: how well the model predicts it.
+        sampling: how the model answers; by default as its `generation_config.json` says.
+
+    Raises:
+        DataError, ModelError, RewardError: as `improve`.
+        RecipeError: there is nothing to measure, or nobody to be measured on it.
+    """
+    if not (prompts or comparisons or text):
+        raise RecipeError("nothing to measure: give prompts, comparisons or text")
+    if comparisons and reward is None:
+        raise RecipeError("comparisons are ordered by a reward: give one")
+    if (prompts or text) and model is None:
+        raise RecipeError("prompts are answered, and text is read, by a model: give one")
+    asked = _rows(prompts, files.read_prompts) if prompts else []
+    compared = _rows(comparisons, files.read_comparisons) if comparisons else []
+    documents = [row for place in _places(text) for row in files.read_documents(place)]
+    scorer = None if reward is None else _scorer(reward)
+    settle()
+    agreement = agree(scorer, compared) if scorer and compared else None
+    if model is None:
+        return Evaluation(agreement=agreement)
+    folder = _model(model)
+    policy = Policy.open(folder)
+    answers = survey(policy, asked, sampling or Sampling.of(folder), scorer, progress or Terminal()) if asked else None
+    context = min(policy.context or WINDOW, WINDOW)
+    bits = bits_per_byte(policy.model, policy.tokenizer, documents, context) if documents else None
+    return Evaluation(answers, agreement, bits)
 
 
 def gate(
@@ -441,8 +539,11 @@ def _scorer(reward: Place | Scorer) -> Scorer:
 
 
 def _rows(places: Place | Sequence[Place], read: Callable[[Place], list[A]]) -> list[A]:
-    each: Iterable[Place] = [places] if isinstance(places, str | Path) else places
-    return [row for place in each for row in read(place)]
+    return [row for place in _places(places) for row in read(place)]
+
+
+def _places(places: Place | Sequence[Place]) -> Sequence[Place]:
+    return [places] if isinstance(places, str | Path) else places
 
 
 def _config(kind: type[C], settings: Mapping[str, Any]) -> C:

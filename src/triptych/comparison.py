@@ -13,74 +13,26 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
 
-from pydantic import Field, ValidationError
+from pydantic import ValidationError
 
-from triptych.configuration import Config
 from triptych.cycle import begin, deployed, improve_and_gate, reward_of_round
+from triptych.engine.checkpoint import checkpoint_seconds
+from triptych.engine.device import settle
 from triptych.errors import RecipeError
 from triptych.evaluate.gate import Decided
 from triptych.evaluate.measurement import measure
 from triptych.family import Family, Round, Start
 from triptych.pipeline.artifact import Artifact
 from triptych.pipeline.ledger import Ledger
+from triptych.pipeline.lock import claimed
 from triptych.pipeline.result import Result
 from triptych.pipeline.runner import Runner
-from triptych.recipe import Recipe
-from triptych.report.summary import instruct_as
-from triptych.statistics.intervals import Interval, seeds_interval, wins
+from triptych.progress import Progress
+from triptych.recipe import Recipe, store
+from triptych.report.page import render_comparison
+from triptych.report.summary import Budget, MethodComparison, MethodResult, instruct_as
+from triptych.statistics.intervals import seeds_interval, wins
 from triptych.storage import read_rows, write_whole
-
-
-class MethodResult(Config):
-    """A method's candidates, each as it is decoded best, all seeds together.
-
-    Every interval is over the gate's prompts and, where there are several, over seeds.
-
-    Attributes:
-        decodings: of the seeds' candidates, in order.
-        score: the judge's mean score, with its interval.
-        better: whether it beats the champion in every way that costs nothing, each interval excluding zero.
-        gain: over the strongest of them on the same prompts, with its interval.
-        win_rate: against that one, with its interval.
-        at_equal_length: each seed's win rate against the champion at equal length; None where lengths hardly overlap.
-        kl: nats per answer from the champion.
-        length: tokens per answer.
-        seconds: of improvement, in the mean over seeds.
-        promoted: how many of the seeds' candidates the gate promoted.
-    """
-
-    method: str
-    seeds: int
-    decodings: tuple[str, ...]
-    better: bool
-    score: float
-    score_interval: Interval
-    gain: float
-    gain_interval: Interval
-    win_rate: float
-    win_rate_interval: Interval
-    at_equal_length: tuple[float | None, ...]
-    kl: float
-    length: float
-    seconds: float
-    promoted: int
-
-
-class MethodComparison(Config):
-    """What `compare.json` holds.
-
-    Attributes:
-        rival: the strongest way of decoding the champion, on the gate's prompts.
-        before: the judge's mean score of it.
-        budget: the updates and the answers of each candidate.
-    """
-
-    recipe: str
-    judge: str
-    rival: str
-    before: float
-    budget: dict[str, int]
-    methods: tuple[MethodResult, ...] = Field(min_length=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +43,26 @@ class Trial:
     gate: Artifact[Decided]
 
 
-def compare(recipe: Recipe, runner: Runner, methods: Sequence[str], seeds: int) -> MethodComparison:
+def compare(
+    recipe: Recipe, folder: Path, progress: Progress, methods: Sequence[str], seeds: int, file: Path | None = None
+) -> MethodComparison:
+    """Compares methods in a run's folder, or goes on with it, and writes `compare.json` and `compare.html`.
+
+    Args:
+        methods: names, as of :func:`chosen`.
+        file: where the recipe stands.
+    """
+    settle()
+    with claimed(folder):
+        store(recipe, folder / "recipe.yaml", file)
+        comparison = improve_by_each(
+            recipe, Runner(folder, progress, recipe.seed, checkpoint_seconds()), methods, seeds
+        )
+        write(comparison, folder)
+    return comparison
+
+
+def improve_by_each(recipe: Recipe, runner: Runner, methods: Sequence[str], seeds: int) -> MethodComparison:
     """Improves the champion by each method with each seed, and puts the results side by side.
 
     The recipe's judge compares, also where people decide at the gate: there are too many candidates to ask them of.
@@ -123,7 +94,7 @@ def compare(recipe: Recipe, runner: Runner, methods: Sequence[str], seeds: int) 
     rival = strongest(free)
     return MethodComparison(
         recipe=recipe.name, judge=start.judge.name, rival=rival, before=fmean(free[rival].values()),
-        budget={"updates": config.steps, "answers": config.answers},
+        budget=Budget(updates=config.steps, answers=config.answers),
         methods=tuple(sorted(found, key=lambda one: -one.score)),
     )
 
@@ -148,23 +119,23 @@ def strongest(free: Mapping[str, Mapping[str, float]]) -> str:
     return max(free, key=lambda name: fmean(free[name].values()))
 
 
-def chosen(recipe: Recipe, names: str | None) -> list[str]:
-    """The methods to compare, from a list with commas; by default all that need nothing special.
+def chosen(recipe: Recipe, names: Sequence[str] | None) -> list[str]:
+    """The methods to compare, each once; by default all that the recipe has what they learn from.
 
     Raises:
-        RecipeError: one is not known.
+        RecipeError: one is not known, or cannot be compared on this recipe.
     """
-    wanted = [name.strip() for name in names.split(",")] if names else list(recipe.methods)
+    wanted = names or list(recipe.methods)
     if unknown := [name for name in wanted if name not in recipe.methods]:
-        raise RecipeError(f"--methods: there is no {unknown[0]!r}; there are {', '.join(recipe.methods)}")
+        raise RecipeError(f"methods: there is no {unknown[0]!r}; there are {', '.join(recipe.methods)}")
     able = {}
     for name in wanted:
         try:
             lacking = recipe.lacks(recipe.with_method(name).improve.method)
         except ValidationError as error:
             reason = error.errors()[0]["msg"].removeprefix("Value error, ")
-            raise RecipeError(f"{name} cannot be compared on this recipe's budget: {reason}; name the others with "
-                              "--methods") from None
+            raise RecipeError(f"{name} cannot be compared on this recipe's budget: {reason}; name the others in "
+                              "`methods`") from None
         if lacking and names:
             raise RecipeError(f"compare: {name} learns from {lacking}, and feedback names none")
         able[name] = not lacking
@@ -201,8 +172,6 @@ def _result(
 
 def write(comparison: MethodComparison, folder: Path) -> None:
     """Writes `compare.json` and `compare.html`, the same as a table and a plot."""
-    from triptych.report.page import render_comparison
-
     write_whole(folder / "compare.json", comparison.model_dump_json(indent=1) + "\n")
-    write_whole(folder / "compare.html", render_comparison(comparison.model_dump()))
+    write_whole(folder / "compare.html", render_comparison(comparison))
 

@@ -8,8 +8,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
-import yaml
-
 from triptych import results
 from triptych.cycle import cycle, plan
 from triptych.display import printable
@@ -21,9 +19,8 @@ from triptych.family import Family
 from triptych.pipeline.lock import claimed
 from triptych.pipeline.runner import Runner, Until
 from triptych.progress import Progress, Silent
-from triptych.recipe import Recipe
+from triptych.recipe import Recipe, store
 from triptych.report.summary import Summary
-from triptych.storage import write_whole
 
 
 def execute(
@@ -91,13 +88,6 @@ def execute(
     if failure is not None:
         raise failure
     return summary
-
-
-def store(recipe: Recipe, destination: Path, file: Path | None = None) -> None:
-    """Keeps the resolved recipe beside its results."""
-    content = yaml.safe_dump(recipe.model_dump(mode="json", by_alias=True), sort_keys=False, allow_unicode=True)
-    whence = f"{file} with every default; file names are relative to {file.parent}" if file else "with every default"
-    write_whole(destination, f"# {whence}\n{content}")
 
 
 @contextmanager

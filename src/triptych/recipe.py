@@ -10,6 +10,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
+import yaml
 from pydantic import AfterValidator, Discriminator, Field, Tag, ValidationInfo, model_validator
 
 from triptych import configuration
@@ -36,6 +37,7 @@ from triptych.reward.kind import RewardConfig
 from triptych.reward.registry import Reward
 from triptych.reward.rules import RulesReward
 from triptych.reward.training import PairwiseReward, RewardTraining
+from triptych.storage import write_whole
 from triptych.storybook.world import Storybook
 
 
@@ -449,3 +451,10 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Recipe:
         if not file.exists():
             raise RecipeError(f"{file}: there is no such file, and the reward names it")
     return recipe
+
+
+def store(recipe: Recipe, destination: Path, file: Path | None = None) -> None:
+    """Keeps the resolved recipe beside its results."""
+    content = yaml.safe_dump(recipe.model_dump(mode="json", by_alias=True), sort_keys=False, allow_unicode=True)
+    whence = f"{file} with every default; file names are relative to {file.parent}" if file else "with every default"
+    write_whole(destination, f"# {whence}\n{content}")

@@ -164,6 +164,23 @@ class Drift(StrictModel):
     correlation: float
 
 
+class Agreement(Result):
+    """How often a reward orders comparisons as they were labelled.
+
+    Attributes:
+        calibration_error: None where its scores say nothing of probabilities.
+        length_correlation: of score and length.
+        baselines: the accuracy of each trivial rule.
+    """
+
+    comparisons: int
+    accuracy: float
+    interval: Interval
+    calibration_error: float | None
+    length_correlation: float
+    baselines: dict[str, float]
+
+
 class AuditRecord(StrictModel, Result):
     """One reward model on held-out comparisons.
 

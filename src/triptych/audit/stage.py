@@ -14,7 +14,7 @@ from triptych.audit.consistency import consistency
 from triptych.audit.drift import drift
 from triptych.audit.length import blind_side, leaning, length_bias, spearman
 from triptych.audit.perturbations import perturbations
-from triptych.audit.record import AuditRecord, Calibration, TrivialRule
+from triptych.audit.record import Agreement, AuditRecord, Calibration, TrivialRule
 from triptych.audit.words import bag_of_words
 from triptych.configuration import Config
 from triptych.data.folder import TRAINED, AuditedOn, DataFolder
@@ -101,6 +101,16 @@ def scored(scorer: Scorer, rows: Sequence[Comparison]) -> tuple[list[float], lis
     """The scores of the chosen and of the rejected answers: those that train."""
     scores = scorer.score(_answers(rows))
     return scores[0::2], scores[1::2]
+
+
+def agree(scorer: Scorer, rows: Sequence[Comparison]) -> Agreement:
+    """How often a reward orders comparisons as labelled, beside rules that know nothing of what is said."""
+    record = measured(Evidence(rows), *scored(scorer, rows), log_odds(scorer))
+    return Agreement(
+        comparisons=record.comparisons, accuracy=record.accuracy, interval=record.interval,
+        calibration_error=record.calibration_error, length_correlation=record.length_correlation,
+        baselines=record.baselines,
+    )
 
 
 def measured(

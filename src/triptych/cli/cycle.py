@@ -150,35 +150,20 @@ def compare(
 
     Example: [bold]triptych compare recipes/quickstart.yaml --methods grpo,dpo,best_of_n[/bold]
     """
-    from triptych import comparison
-    from triptych.engine.checkpoint import checkpoint_seconds
-    from triptych.engine.device import settle
-    from triptych.execution import store
-    from triptych.pipeline.lock import claimed
-    from triptych.pipeline.runner import Runner
-    from triptych.progress import Terminal
-    from triptych.recipe import load
+    from triptych import api
 
-    loaded = load(recipe, overrides or ())
-    wanted = comparison.chosen(loaded, methods)
-    settle()
-    folder = runs / loaded.name
-    with claimed(folder):
-        store(loaded, folder / "recipe.yaml", recipe)
-        found = comparison.compare(
-            loaded, Runner(folder, Terminal(), loaded.seed, checkpoint_seconds()), wanted, seeds
-        )
-        comparison.write(found, folder)
+    wanted = [name.strip() for name in methods.split(",")] if methods else None
+    comparison = api.compare(recipe, overrides or (), methods=wanted, seeds=seeds, runs=runs)
     table = table_of("method", "judge", "gain", "win rate", "KL", "tokens", "time", right=6)
-    for row in found.methods:
+    for row in comparison.methods:
         gain = f"{row.gain:+.3f} ({figure(row.gain_interval)})" + ("" if row.better else ", no better")
         table.add_row(
             row.method, f"{row.score:.3f}", gain, f"{row.win_rate:.1%}", f"{row.kl:.2f}", f"{row.length:.1f}",
             duration(row.seconds),
         )
     show(table)
-    say(f"gain and win rate are over {found.rival}, the strongest that costs nothing: {found.before:.3f}")
-    say(f"report   {folder / 'compare.html'}")
+    say(f"gain and win rate are over {comparison.rival}, the strongest that costs nothing: {comparison.before:.3f}")
+    say(f"report   {runs / comparison.recipe / 'compare.html'}")
 
 
 def _changed(recipe: Recipe) -> int | None:

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from triptych import __version__
 from triptych.cli.app import app
 from triptych.cli.arguments import (
     RUNS,
@@ -23,12 +22,12 @@ from triptych.cli.arguments import (
     AllowTemplate,
     find_model,
 )
-from triptych.cli.terminal import figure, quote, say, show, table_of
-from triptych.errors import AuditError, RecipeError, ReleaseError, RewardError, TriptychError
+from triptych.cli.terminal import Notes, figure, quote, say, show, table_of
+from triptych.errors import AuditError, ModelError, RecipeError, ReleaseError, RewardError, TriptychError
 from triptych.storage import write_whole
 
 if TYPE_CHECKING:
-    from triptych.engine.sampling import Sampling
+    from triptych.api import Evaluation
     from triptych.engine.scoring import Scorer
 
 Temperature = Annotated[
@@ -96,11 +95,12 @@ def chat(
     allowed = Allowed(allow_endpoint, allow_key, allow_functions, allow_template, allow_model)
     folder, release = find_model(model, "instruct")
 
+    from triptych.engine.chat import Chat
     from triptych.engine.device import settle
     from triptych.engine.rollout import Policy
     from triptych.engine.sampling import own_sampling
     from triptych.engine.scoring import scored
-    from triptych.records import Conversation, Message, Prompt
+    from triptych.records import Conversation
 
     settle()
     policy = Policy.open(folder)
@@ -110,30 +110,28 @@ def chat(
             scorer = allowed.open(release / "reward", folder)
         except RewardError as error:
             say(f"(answers are not scored: {error})")
-    context = getattr(policy.model.config.get_text_config(), "max_position_embeddings", None)
     seed = random.randrange(2**31) if seed is None else seed
-    sampling = own_sampling(folder, temperature, max_tokens)
-    turns: list[Message] = []
-    for number, line in enumerate(_lines()):
+    conversation = Chat(policy, replace(own_sampling(folder, temperature, max_tokens), seed=seed))
+    for line in _lines():
         if line == "/quit":
             break
         if line == "/reset":
-            turns = []
+            conversation.turns = []
             say("(a new conversation)")
             continue
-        turns.append(Message("user", line))
-        forgotten = 0
-        while context and len(turns) > 1 and len(policy.render(Prompt(tuple(turns)))) + sampling.max_tokens > context:
-            turns, forgotten = turns[2:], forgotten + 2
-        if forgotten:
-            say(f"(the first {forgotten} turns no longer fit the model's {context} tokens and are forgotten)")
-        prompt = Prompt(tuple(turns))
-        ((rollout,),) = policy.write([prompt], replace(sampling, seed=seed + number))
-        turns.append(Message("assistant", rollout.answer))
-        quote(rollout.answer + ("" if rollout.finished else " …"))
+        try:
+            reply = conversation.reply(line)
+        except ModelError as error:  # it is too long
+            say(f"({error})")
+            continue
+        if reply.forgotten:
+            say(f"(the first {reply.forgotten} turns no longer fit the model's {policy.context} tokens and are "
+                "forgotten)")
+        answer = reply.rollout
+        quote(answer.answer + ("" if answer.finished else " …"))
         if scorer:
             try:
-                scores = scored(scorer, [Conversation(prompt, rollout.answer)])
+                scores = scored(scorer, [Conversation(answer.prompt, answer.answer)])
             except TriptychError as error:  # a rule that needs a reference, an endpoint that is not there
                 say(f"(not scored: {error})")
             else:
@@ -195,22 +193,18 @@ def evaluate(
         raise RecipeError("nothing to measure: give --prompts, --comparisons or --text")
     if reward is not None and prompts is None:
         raise RecipeError("--reward scores answers to prompts: give --prompts as well")
-    from triptych.engine.device import settle
+    from triptych import api
     from triptych.engine.sampling import own_sampling
 
     allowed = Allowed(allow_endpoint, allow_key, allow_functions, allow_template, allow_model)
-    settle()
     numbers: dict[str, Any] = {}
     if comparisons is not None:
-        numbers |= _agreement(allowed.found(model), comparisons)
+        numbers |= _numbers(api.evaluate(reward=allowed.found(model), comparisons=comparisons))
     if prompts is not None or text is not None:
         folder = find_model(model, "instruct")[0]
-        if prompts is not None:
-            sampling = replace(own_sampling(folder, temperature, max_tokens), seed=seed)
-            scorer = allowed.found(str(reward)) if reward is not None else None
-            numbers |= _answers(folder, prompts, scorer, sampling)
-        if text is not None:
-            numbers |= _prediction(folder, text)
+        scorer = allowed.found(str(reward)) if reward is not None else None
+        sampling = replace(own_sampling(folder, temperature, max_tokens), seed=seed)
+        numbers |= _numbers(api.evaluate(folder, scorer, prompts=prompts or (), text=text or (), sampling=sampling))
     table = table_of("measured", "value", right=1)
     for name, value in numbers.items():
         table.add_row(name.replace("_", " "), figure(value))
@@ -220,26 +214,18 @@ def evaluate(
         say(str(output))
 
 
-def _answers(folder: Path, prompts: Path, scorer: Scorer | None, sampling: Sampling) -> dict[str, Any]:
-    from triptych.data.files import read_prompts
-    from triptych.engine.rollout import Policy
-    from triptych.progress import Terminal
-    from triptych.records import Conversation
-    from triptych.statistics.intervals import mean_interval
-
-    asked = read_prompts(prompts)
-    written = Policy.open(folder).write(asked, sampling, progress=Terminal())
-    answers = [group[0] for group in written]
-    numbers: dict[str, Any] = {
-        "decoding": sampling.name,
-        "prompts": len(asked),
-        "mean_length": sum(len(answer.tokens) for answer in answers) / len(answers),
-        "cut": sum(not answer.finished for answer in answers) / len(answers),
-        "distinct": len({answer.answer for answer in answers}) / len(answers),
-    }
-    if scorer:
-        scores = scorer.score([Conversation(answer.prompt, answer.answer) for answer in answers])
-        numbers["reward"], numbers["reward_interval"] = mean_interval(scores)
+def _numbers(evaluation: Evaluation) -> dict[str, Any]:
+    """What was measured, by its name."""
+    numbers: dict[str, Any] = {}
+    if evaluation.agreement is not None:
+        numbers |= evaluation.agreement.model_dump(exclude={"baselines"}, exclude_none=True)
+        numbers |= {
+            f"accuracy_of_{name.replace(' ', '_')}": share for name, share in evaluation.agreement.baselines.items()
+        }
+    if evaluation.answers is not None:
+        numbers |= evaluation.answers.model_dump(exclude_none=True)
+    if evaluation.bits_per_byte is not None:
+        numbers["bits_per_byte"] = evaluation.bits_per_byte
     return numbers
 
 
@@ -282,29 +268,13 @@ def audit(
 
     Example: [bold]triptych audit runs/quickstart/release --data preferences.jsonl --data rewardbench.jsonl[/bold]
     """
-    from triptych.audit.stage import Audit, Evidence, examine
-    from triptych.data.files import read_comparisons
-    from triptych.data.splits import decontaminate
-    from triptych.engine.device import settle
-    from triptych.report.page import render_audit
-    from triptych.report.summary import AuditSummary
+    from triptych import api
 
     allowed = Allowed(allow_endpoint, allow_key, allow_functions, allow_template, allow_model)
-    scorer = allowed.found(reward)
-    before = allowed.found(predecessor) if predecessor else None
-    rows = [row for path in data for row in read_comparisons(path)]
-    trained = [row for path in training or () for row in read_comparisons(path)]
-    rows, shared = decontaminate(rows, trained)
-    if shared:
-        say(f"note: {len(shared):,} comparisons have a prompt of the training comparisons and are left out")
-    if not rows:
-        raise AuditError("no comparison is left: every prompt of --data is one of --training")
-    settle()
-    record = examine(scorer, Evidence(rows, trained), Audit(), before)
-    output.mkdir(parents=True, exist_ok=True)
-    write_whole(output / "audit.json", record.model_dump_json(indent=1) + "\n")
-    shown = AuditSummary(round=0, trained_on=len(trained) or None, ceiling=None, **record.model_dump())
-    write_whole(output / "audit.html", render_audit(shown, reward, __version__))
+    record = api.audit(
+        allowed.found(reward), data, training=training or (),
+        predecessor=allowed.found(predecessor) if predecessor else None, output=output, name=reward, progress=Notes(),
+    )
     table = table_of("ordered as labelled", "accuracy", "95% interval", right=2)
     parts = {"all": (record.accuracy, record.interval)}
     parts |= {name: (group.score, group.interval) for name, group in record.by_group.items()}
@@ -321,28 +291,6 @@ def audit(
     say(str(output / "audit.html"))
     if not record.passed:
         raise AuditError(f"{reward} failed its audit: " + "; ".join(record.reasons))
-
-
-def _agreement(scorer: Scorer, comparisons: Path) -> dict[str, Any]:
-    from triptych.audit.stage import Evidence, measured, scored
-    from triptych.data.files import read_comparisons
-    from triptych.engine.scoring import log_odds
-
-    rows = read_comparisons(comparisons)
-    found = measured(Evidence(rows), *scored(scorer, rows), log_odds(scorer))
-    names = ("comparisons", "accuracy", "interval", "calibration_error", "length_correlation")
-    numbers = {name: value for name in names if (value := getattr(found, name)) is not None}
-    return numbers | {f"accuracy_of_{name.replace(' ', '_')}": share for name, share in found.baselines.items()}
-
-
-def _prediction(folder: Path, text: Path) -> dict[str, Any]:
-    from triptych.data.files import read_documents
-    from triptych.engine.perplexity import bits_per_byte
-    from triptych.engine.rollout import Policy
-
-    policy = Policy.open(folder)
-    context = min(getattr(policy.model.config.get_text_config(), "max_position_embeddings", None) or 1024, 1024)
-    return {"bits_per_byte": bits_per_byte(policy.model, policy.tokenizer, read_documents(text), context)}
 
 
 @app.command()

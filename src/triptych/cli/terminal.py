@@ -12,12 +12,21 @@ from rich.table import Table
 from rich.text import Text
 
 from triptych.display import Display
+from triptych.progress import Silent
 
 Part = str | tuple[str, str]
 """Text, or (text, style)."""
 
 out = Display()
 err = Display(stderr=True)
+
+
+class Notes(Silent):
+    """Prints what work says, and not how far it is."""
+
+    def say(self, text: str) -> None:
+        """A line."""
+        say(text)
 
 
 def fail(message: str) -> NoReturn:

@@ -10,10 +10,10 @@ from __future__ import annotations
 import base64
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
@@ -36,6 +36,7 @@ from triptych.report.summary import (
     AuditSummary,
     Interval,
     LossPoint,
+    MethodComparison,
     ModelScore,
     RoundSummary,
     Sample,
@@ -92,17 +93,17 @@ def render_gate(
     )
 
 
-def render_comparison(comparison: Mapping[str, Any]) -> str:
+def render_comparison(comparison: MethodComparison) -> str:
     """Methods side by side, from `compare.json`: a table and its charts."""
-    methods = comparison["methods"]
-    before = ReferenceLine(comparison["before"], comparison["rival"])
+    methods = comparison.methods
+    before = ReferenceLine(comparison.before, comparison.rival)
     charts = [
         ("Judge's score", interval_chart(
-            [Estimate(row["method"], row["score"], row["score_interval"], "green") for row in methods],
+            [Estimate(row.method, row.score, row.score_interval, "green") for row in methods],
             title="Mean judge score by method", x_label="judge's score", rules=[before],
         )),
-        (f"Win rate against {comparison['rival']}", interval_chart(
-            [Estimate(row["method"], row["win_rate"], row["win_rate_interval"], "green") for row in methods],
+        (f"Win rate against {comparison.rival}", interval_chart(
+            [Estimate(row.method, row.win_rate, row.win_rate_interval, "green") for row in methods],
             title="Win rate by method", x_label="prompts where the judge prefers the candidate",
             text=lambda value: percent(value, 0), rules=[ReferenceLine(0.5, "no difference")], bounds=(0.0, 1.0),
         )),

@@ -1,4 +1,4 @@
-"""`summary.json`: what a run came to, typed; `docs/summary.md` explains each field to a user.
+"""`summary.json`: what a run came to, typed; `docs/summary.md` explains each field to a user. And `compare.json`.
 
 Scores of the exact judge lie in [0, 1]; a reward model's scores are in its own units. Every interval is a
 95% interval `[low, high]`.
@@ -298,3 +298,61 @@ class Sample(StrictModel):
     prompt: str
     task: str | None
     answers: list[SampleAnswer]
+
+
+class MethodResult(StrictModel):
+    """A method's candidates, each as it is decoded best, all seeds together.
+
+    Every interval is over the gate's prompts and, where there are several, over seeds.
+
+    Attributes:
+        decodings: of the seeds' candidates, in order.
+        score: the judge's mean score, with its interval.
+        better: whether it beats the champion in every way that costs nothing, each interval excluding zero.
+        gain: over the strongest of them on the same prompts, with its interval.
+        win_rate: against that one, with its interval.
+        at_equal_length: each seed's win rate against the champion at equal length; None where lengths hardly overlap.
+        kl: nats per answer from the champion.
+        length: tokens per answer.
+        seconds: of improvement, in the mean over seeds.
+        promoted: how many of the seeds' candidates the gate promoted.
+    """
+
+    method: str
+    seeds: int
+    decodings: tuple[str, ...]
+    better: bool
+    score: float
+    score_interval: Interval
+    gain: float
+    gain_interval: Interval
+    win_rate: float
+    win_rate_interval: Interval
+    at_equal_length: tuple[float | None, ...]
+    kl: float
+    length: float
+    seconds: float
+    promoted: int
+
+
+class Budget(StrictModel):
+    """What each candidate was improved with."""
+
+    updates: int
+    answers: int
+
+
+class MethodComparison(StrictModel):
+    """What `compare.json` holds.
+
+    Attributes:
+        rival: the strongest way of decoding the champion, on the gate's prompts.
+        before: the judge's mean score of it.
+    """
+
+    recipe: str
+    judge: str
+    rival: str
+    before: float
+    budget: Budget
+    methods: tuple[MethodResult, ...] = Field(min_length=1)

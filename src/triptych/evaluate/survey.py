@@ -1,0 +1,52 @@
+"""What a model answers to prompts of a user's own: how long, how often cut, how different, and how it is rewarded."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from triptych.engine.rollout import Policy
+from triptych.engine.sampling import Sampling
+from triptych.engine.scoring import Scorer
+from triptych.pipeline.result import Result
+from triptych.progress import Progress
+from triptych.records import Conversation, Prompt
+from triptych.statistics.intervals import Interval, mean_interval
+
+
+class AnswerSurvey(Result):
+    """A model's answers, one to each prompt.
+
+    Attributes:
+        decoding: how they were drawn, as "temperature 0.5".
+        mean_length: tokens per answer.
+        cut: share of the answers that did not end.
+        distinct: different answers in proportion to all.
+        reward: their mean score, with its interval; None without a reward.
+    """
+
+    decoding: str
+    prompts: int
+    mean_length: float
+    cut: float
+    distinct: float
+    reward: float | None = None
+    reward_interval: Interval | None = None
+
+
+def survey(
+    policy: Policy, prompts: Sequence[Prompt], sampling: Sampling, reward: Scorer | None, progress: Progress
+) -> AnswerSurvey:
+    """Has a policy answer each prompt once."""
+    answers = [group[0] for group in policy.write(prompts, sampling, progress=progress)]
+    score, interval = None, None
+    if reward is not None:
+        score, interval = mean_interval(reward.score([Conversation(each.prompt, each.answer) for each in answers]))
+    return AnswerSurvey(
+        decoding=sampling.name,
+        prompts=len(prompts),
+        mean_length=sum(len(answer.tokens) for answer in answers) / len(answers),
+        cut=sum(not answer.finished for answer in answers) / len(answers),
+        distinct=len({answer.answer for answer in answers}) / len(answers),
+        reward=score,
+        reward_interval=interval,
+    )
