@@ -37,11 +37,11 @@ def leads(
     right: Sequence[float], rules: dict[str, list[float]], prompts: Sequence[str]
 ) -> dict[str, Lead]:
     """The accuracy minus each rule's, the interval over the paired differences: both meet the same comparisons."""
-    found = {}
+    by_baseline = {}
     for name, rule in rules.items():
         lead, interval = mean_interval([a - b for a, b in zip(right, rule, strict=True)], prompts)
-        found[name] = Lead(lead=lead, interval=interval)
-    return found
+        by_baseline[name] = Lead(lead=lead, interval=interval)
+    return by_baseline
 
 
 def by_group(rows: Sequence[Comparison], right: Sequence[float]) -> dict[str, TaskScore]:
@@ -52,16 +52,16 @@ def by_group(rows: Sequence[Comparison], right: Sequence[float]) -> dict[str, Ta
         "task": [row.prompt.task for row in rows],
         "source": [row.source for row in rows],
     }
-    found: dict[str, TaskScore] = {}
+    groups: dict[str, TaskScore] = {}
     for kind, names in kinds.items():
-        if found and len(set(names)) == 1:
+        if groups and len(set(names)) == 1:
             continue
         for name in sorted({name for name in names if name}):
             members = [place for place, other in enumerate(names) if other == name]
             mean, interval = mean_interval([right[i] for i in members], [rows[i].prompt.key for i in members])
             score = TaskScore(score=mean, interval=interval, prompts=len(members))
-            found[f"{name} ({kind})" if name in found else name] = score
-    return found
+            groups[f"{name} ({kind})" if name in groups else name] = score
+    return groups
 
 
 def _section(subset: str | None) -> str | None:

@@ -35,15 +35,15 @@ def consistency(folder: Path, conversations: Sequence[Conversation], tolerance: 
         tolerance: the largest difference allowed, for scores of about 1; it grows with the largest score.
     """
     scorer = RewardModel(folder, precise=True)
-    conversations = [each for each in conversations if not forges(scorer.tokenizer, each)]
+    conversations = [conversation for conversation in conversations if not forges(scorer.tokenizer, conversation)]
     if not conversations:
         return []
     alone = [scorer.raw([conversation])[0] for conversation in conversations]
     allowed = tolerance * max(1.0, *map(abs, alone))
-    found = [_compared("packed, prompts shared", alone, scorer.raw(conversations), allowed)]
+    rows = [_compared("packed, prompts shared", alone, scorer.raw(conversations), allowed)]
     plain = PlainModel(folder, scorer.tokenizer)
     ways: dict[str, Callable[[], list[float]]] = {
-        "plain transformers, alone": lambda: [plain.score([each])[0] for each in conversations],
+        "plain transformers, alone": lambda: [plain.score([conversation])[0] for conversation in conversations],
         "plain transformers, padded on the right": lambda: plain.score(conversations, "right"),
         "plain transformers, padded on the left": lambda: plain.score(conversations, "left"),
     }
@@ -51,14 +51,14 @@ def consistency(folder: Path, conversations: Sequence[Conversation], tolerance: 
         ways["vLLM, pooled"] = lambda: plain.pooled(conversations)
     for way, score in ways.items():
         try:
-            found.append(_compared(way, alone, score(), allowed))
+            rows.append(_compared(way, alone, score(), allowed))
         except (ValueError, RuntimeError, TypeError, IndexError):  # as transformers does without a padding token
-            found.append(Consistency(way=way, difference=None, tolerance=allowed))
+            rows.append(Consistency(way=way, difference=None, tolerance=allowed))
     if compute_dtype() != torch.float32:
         scorer.precise = False
         name = str(compute_dtype()).removeprefix("torch.")
-        found.append(_compared(f"packed, in {name}", alone, scorer.raw(conversations), None))
-    return found
+        rows.append(_compared(f"packed, in {name}", alone, scorer.raw(conversations), None))
+    return rows
 
 
 class PlainModel:
@@ -83,7 +83,7 @@ class PlainModel:
 
     def pooled(self, conversations: Sequence[Conversation]) -> list[float]:
         """The scores by vLLM."""
-        rows = [padded(self.tokenizer, [each])["input_ids"][0].tolist() for each in conversations]
+        rows = [padded(self.tokenizer, [conversation])["input_ids"][0].tolist() for conversation in conversations]
         return self._raw(torch.tensor(pooled(self.folder, rows)))
 
     def _raw(self, outputs: Any) -> list[float]:

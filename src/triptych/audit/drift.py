@@ -22,7 +22,7 @@ def drift(
         differences: r_chosen − r_rejected by the model.
         before: the same by its predecessor.
     """
-    found = []
+    drifts = []
     for name, wanted in (("old", False), ("new", True)):
         members = [place for place, is_new in enumerate(new) if is_new == wanted]
         if not members:
@@ -32,9 +32,9 @@ def drift(
         right, earlier = outcomes(now, [0.0] * len(now)), outcomes(then, [0.0] * len(then))
         agreement, interval = mean_interval([1 - abs(a - b) for a, b in zip(right, earlier, strict=True)], prompts)
         lead, lead_interval = mean_interval([a - b for a, b in zip(right, earlier, strict=True)], prompts)
-        found.append(Drift(
+        drifts.append(Drift(
             comparisons=name, count=len(members), agreement=agreement, interval=interval,
             accuracy=sum(right) / len(right), predecessor=sum(earlier) / len(earlier),
             lead=lead, lead_interval=lead_interval, correlation=spearman(now, then),
         ))
-    return found
+    return drifts

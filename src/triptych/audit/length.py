@@ -39,7 +39,7 @@ def length_bias(rows: Sequence[Comparison], right: Sequence[float], differences:
     )
 
 
-def leaning(found: LengthBias) -> Literal["longer", "shorter"] | None:
+def leaning(bias: LengthBias) -> Literal["longer", "shorter"] | None:
     """Which answers the reward leans towards beyond what quality and noisy labels explain.
 
     Neither measure accuses alone. Labels with errors make a gap in accuracy for a perfect model, where the truth
@@ -50,11 +50,11 @@ def leaning(found: LengthBias) -> Literal["longer", "shorter"] | None:
     one direction: too often right where the longer is preferred, and with longer answers preferred less often than
     its choice says.
     """
-    if found.gap is None or found.gap_interval is None or abs(found.gap) <= LEAST_GAP:
+    if bias.gap is None or bias.gap_interval is None or abs(bias.gap) <= LEAST_GAP:
         return None
-    if found.gap_interval[0] > 0 and found.interval[1] < 0:
+    if bias.gap_interval[0] > 0 and bias.interval[1] < 0:
         return "longer"
-    return "shorter" if found.gap_interval[1] < 0 and found.interval[0] > 0 else None
+    return "shorter" if bias.gap_interval[1] < 0 and bias.interval[0] > 0 else None
 
 
 def blind_side(record: AuditRecord) -> tuple[Literal["longer", "shorter"], float] | None:

@@ -74,7 +74,7 @@ def perturbations(
                 places.append((change, place))
     scores = score(asked)
     unit = median(abs(difference) for difference in differences)
-    found = []
+    results = []
     for change in CHANGES:
         moves = [
             score - scores[place]
@@ -85,8 +85,8 @@ def perturbations(
         wrong, interval = mean_interval([
             float(move >= 0 if change.rule == "must fall" else abs(move) > unit) for move in moves
         ])
-        found.append(Perturbation(
+        results.append(Perturbation(
             name=change.name, rule=change.rule, answers=len(moves), wrong=wrong, interval=interval,
             change=fmean(moves) / unit if unit else 0.0,
         ))
-    return found
+    return results

@@ -141,7 +141,7 @@ def measured(
         person=beside_a_person(rows, right),
         by_group=by_group(rows, right),
         calibration_error=error if sure else None, bins=bins, calibration=calibration(sure, prompts) if sure else None,
-        length_correlation=spearman(scores, [len(each.answer) for each in _answers(rows)]),
+        length_correlation=spearman(scores, [len(conversation.answer) for conversation in _answers(rows)]),
         when_longer=_mean([r for r, rule in zip(right, rules["longer wins"], strict=True) if rule == 1.0]),
         when_shorter=_mean([r for r, rule in zip(right, rules["longer wins"], strict=True) if rule == 0.0]),
         length=length_bias(rows, right, differences),
@@ -192,16 +192,16 @@ def judged(record: AuditRecord, config: Audit) -> AuditRecord:
 def _not_ahead(record: AuditRecord, name: str, margin: float) -> str:
     lead = record.leads[name]
     low, high = lead.interval
-    found = (
+    shortfall = (
         f"accuracy {record.accuracy:.1%} does not beat '{name}' ({record.baselines[name]:.1%}) "
         f"{f'by {margin:.1%} ' if margin else ''}beyond chance: the lead is {100 * lead.lead:+.1f} points, 95% "
         f"interval {100 * low:+.1f} to {100 * high:+.1f}; "
     )
     if lead.lead <= margin:
-        return found + "give it more or cleaner comparisons, more epochs or a better starting model"
+        return shortfall + "give it more or cleaner comparisons, more epochs or a better starting model"
     # The interval narrows with the root of the number of prompts.
     needed = math.ceil(record.prompts * ((lead.lead - low) / (lead.lead - margin)) ** 2)
-    return found + (
+    return shortfall + (
         f"about {max(needed, record.prompts + 1):,} held-out prompts would show a lead of this size (there are "
         f"{record.prompts:,}): give more comparisons, or raise the share that is held out"
     )
@@ -209,15 +209,15 @@ def _not_ahead(record: AuditRecord, name: str, margin: float) -> str:
 
 def _warnings(record: AuditRecord) -> list[str]:
     """What to look at, from what spoils a policy most to what spoils it least."""
-    found = []
+    warnings = []
     if side := blind_side(record):
-        found.append(
+        warnings.append(
             f"length: it is right on only {side[1]:.1%} of comparisons where the {side[0]} answer is preferred, less "
             "often than a coin: it follows the length there, or most of these labels are wrong; add comparisons in "
             f"which the {side[0]} answer is the better one"
         )
     if record.length and (liked := leaning(record.length)):
-        found.append(
+        warnings.append(
             f"length: it leans towards {liked} answers: it prefers the longer in {record.length.prefers_longer:.1%} of "
             f"comparisons and the labels do in {record.length.labels_longer:.1%}; it is right on "
             f"{record.when_longer:.1%} where the longer answer is preferred and on {record.when_shorter:.1%} where the "
@@ -225,32 +225,33 @@ def _warnings(record: AuditRecord) -> list[str]:
         )
     words = record.leads.get(BAG_OF_WORDS)
     if words and words.interval[0] <= 0:
-        found.append(
+        warnings.append(
             f"bag of words: it is not proved better than counting words, {record.accuracy:.1%} and "
             f"{record.baselines[BAG_OF_WORDS]:.1%}; what it rewards may be words rather than what they say"
         )
-    found += [
+    warnings += [
         f"drift: it orders {row.comparisons} comparisons worse than its predecessor, {row.accuracy:.1%} and "
         f"{row.predecessor:.1%}"
         for row in record.drift if row.lead_interval[1] < 0
     ]
-    found += [
+    warnings += [
         f"perturbation: '{row.name}' {row.rule}, and goes the wrong way on {row.wrong:.0%} of {row.answers} answers"
         for row in sorted(record.perturbations, key=lambda row: -row.wrong) if row.interval[0] > 0.5
     ]
     if record.calibration and record.calibration.error > max(0.1, 2 * record.calibration.chance_error):
-        found.append(_miscalibrated(record, record.calibration))
-    return found
+        warnings.append(_miscalibrated(record, record.calibration))
+    return warnings
 
 
-def _miscalibrated(record: AuditRecord, found: Calibration) -> str:
+def _miscalibrated(record: AuditRecord, calibration: Calibration) -> str:
     sure = sum(bar.confidence * bar.count for bar in record.bins) / record.comparisons
     how = "too sure" if sure > record.accuracy else "not sure enough"
     said = (
-        f"calibration: it is {how}, with a calibration error of {found.error:.1%} on half of the prompts; with rewards "
-        f"divided by {found.temperature:.2g}, as fits the other half best, the error is {found.mended_error:.1%}"
+        f"calibration: it is {how}, with a calibration error of {calibration.error:.1%} on half of the prompts; with "
+        f"rewards divided by {calibration.temperature:.2g}, as fits the other half best, the error is "
+        f"{calibration.mended_error:.1%}"
     )
-    return said if found.mended_error < found.error else said + ", so that no temperature mends it"
+    return said if calibration.mended_error < calibration.error else said + ", so that no temperature mends it"
 
 
 def _one_of_each_prompt(rows: Sequence[Comparison]) -> list[Comparison]:

@@ -114,7 +114,7 @@ def _compared(
     rollouts = [rollout for group in groups for rollout in group]
     noise = config.noise if isinstance(config, ExactLabelling) else 0.0
     scores = iter(judge.score([Conversation(rollout.prompt, rollout.answer) for rollout in rollouts]))
-    found = []
+    comparisons = []
     for group in groups:
         scored = [(rollout, next(scores)) for rollout in group]
         for place, ((a, score_a), (b, score_b)) in enumerate(combinations(scored, 2)):
@@ -124,5 +124,5 @@ def _compared(
             better, worse = (a, b) if score_a > score_b else (b, a)
             if fraction("flip", f"{place} {a.prompt.key}", seed) < noise:
                 better, worse = worse, better
-            found.append(Comparison(a.prompt, better.answer, worse.answer, source=judge.name))
-    return found
+            comparisons.append(Comparison(a.prompt, better.answer, worse.answer, source=judge.name))
+    return comparisons

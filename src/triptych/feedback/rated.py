@@ -55,10 +55,10 @@ def implied(ratings: Sequence[Rating], weights: Mapping[str, float]) -> list[Com
         if weights.keys() <= rating.scores.keys():
             worth = sum(weight * rating.scores[name] for name, weight in weights.items())
             groups.setdefault(rating.prompt.key, []).append((worth, rating))
-    found = []
+    comparisons = []
     for group in groups.values():
         for (a, one), (b, other) in combinations(group, 2):
             if a != b and one.response != other.response:
                 better, worse = (one, other) if a > b else (other, one)
-                found.append(Comparison(one.prompt, better.response, worse.response, source="ratings"))
-    return found
+                comparisons.append(Comparison(one.prompt, better.response, worse.response, source="ratings"))
+    return comparisons

@@ -87,11 +87,11 @@ def generalised(rewards: Tensor, values: Tensor, lengths: Tensor, gamma: float, 
     reward, value = padded
     following = torch.cat([value[:, 1:], torch.zeros_like(value[:, :1])], dim=1)
     deltas = reward + gamma * following - value
-    found = torch.zeros_like(deltas)
+    advantages = torch.zeros_like(deltas)
     ahead = torch.zeros_like(deltas[:, 0])
     for place in reversed(range(deltas.shape[1])):
-        found[:, place] = ahead = deltas[:, place] + gamma * lam * ahead
-    return found[torch.arange(deltas.shape[1], device=lengths.device) < lengths[:, None]]
+        advantages[:, place] = ahead = deltas[:, place] + gamma * lam * ahead
+    return advantages[torch.arange(deltas.shape[1], device=lengths.device) < lengths[:, None]]
 
 
 def whitened(advantages: Tensor, counted: Tensor, epsilon: float = 1e-8) -> Tensor:

@@ -82,12 +82,12 @@ class BestOfNMethod(Method[BestOfN, AnswerPack]):
 def step(scored: Answers, config: BestOfN) -> Step[AnswerPack]:
     """The best answers of a step; an answer that was cut has no end to be scored, and is never the best."""
     chosen = best(scored)
-    sizes = [len(each.prompt) + len(each.answer) for each in chosen]
+    sizes = [len(row.prompt) + len(row.answer) for row in chosen]
     batches = [
         pack_answers([(chosen[i].prompt, [chosen[i].answer]) for i in members])
         for members in distributed.micro_batches(sizes, config.micro_batch)
     ]
-    weight = max(1, sum(len(each.answer) for each in chosen))
+    weight = max(1, sum(len(row.answer) for row in chosen))
     left_out = len(scored.groups) - len(chosen)
     return Step(
         batches, weight, scored.numbers | {"left_out": left_out}, rows=scored.lines, fault=scored.fault
@@ -96,14 +96,14 @@ def step(scored: Answers, config: BestOfN) -> Step[AnswerPack]:
 
 def best(scored: Answers) -> list[Best]:
     """Of each group the finished answer with the highest reward; a group without one is left out."""
-    found = []
+    kept = []
     for group, rewards in zip(scored.groups, scored.rewards.tolist(), strict=True):
-        finished = [(score, place) for place, (score, each) in enumerate(zip(rewards, group, strict=True))
-                    if each.finished]
+        finished = [(score, place) for place, (score, rollout) in enumerate(zip(rewards, group, strict=True))
+                    if rollout.finished]
         if finished:
             _, place = max(finished, key=lambda one: one[0])
-            found.append(Best(group[place].prompt_tokens, group[place].tokens))
-    return found
+            kept.append(Best(group[place].prompt_tokens, group[place].tokens))
+    return kept
 
 
 def loss(model: Model, packed: AnswerPack) -> Loss:

@@ -221,13 +221,13 @@ def loss(model: Model, pairs: Pairs, config: Dpo) -> Loss:
     chosen, rejected = ratios[pairs.chosen], ratios[pairs.rejected]
     if config.loss == "rpo":
         assert pairs.gap is not None, "RPO needs every pair's rewards"
-        each = losses.rpo(chosen, rejected, pairs.gap, config.kl_coefficient, config.reward_scale)
+        pair_losses = losses.rpo(chosen, rejected, pairs.gap, config.kl_coefficient, config.reward_scale)
     else:
-        each = {"dpo": losses.dpo, "ipo": losses.ipo}[config.loss](chosen, rejected, config.kl_coefficient)
+        pair_losses = {"dpo": losses.dpo, "ipo": losses.ipo}[config.loss](chosen, rejected, config.kl_coefficient)
     if config.nll > 0:
         lengths = torch.bincount(pairs.packed.predictions.rows, minlength=pairs.packed.answers)
-        each = each - config.nll * (logprobs / lengths)[pairs.chosen]
-    return Loss(each.sum(), {
+        pair_losses = pair_losses - config.nll * (logprobs / lengths)[pairs.chosen]
+    return Loss(pair_losses.sum(), {
         "accuracy": (chosen > rejected).float().sum(),
         "chosen": chosen.sum(),
         "rejected": rejected.sum(),

@@ -42,9 +42,9 @@ class GrpoMethod(OnPolicyMethod[Grpo, Tokens]):
 
 def step(reference: Policy, scored: Answers, config: Grpo, curve: Sequence[Row] = ()) -> Step[Tokens]:
     """An update's batches, and what is known of its answers."""
-    found = measured(reference, scored, config, curve)
+    measurements = measured(reference, scored, config, curve)
     rewards = config.learnt(scored)
     if config.advantage == "group":  # normalised first: where all rewards are equal, distance alone would be blown up
-        return on_policy_step(found, group_normalised(rewards) - paid(found, config), config)
-    return on_policy_step(found, centred(rewards) - paid(found, config), config,
+        return on_policy_step(measurements, group_normalised(rewards) - paid(measurements, config), config)
+    return on_policy_step(measurements, centred(rewards) - paid(measurements, config), config,
                           divisor=rewards.numel() * config.max_tokens)

@@ -45,9 +45,9 @@ class GspoMethod(OnPolicyMethod[Gspo, Tokens]):
 
 def step(reference: Policy, scored: Answers, config: Gspo, curve: Sequence[Row] = ()) -> Step[Tokens]:
     """An update's batches; the loss is a mean over answers."""
-    found = measured(reference, scored, config, curve)
-    advantages = group_normalised(config.learnt(scored)) - paid(found, config)
-    return on_policy_step(found, advantages, config, divisor=advantages.numel())
+    measurements = measured(reference, scored, config, curve)
+    advantages = group_normalised(config.learnt(scored)) - paid(measurements, config)
+    return on_policy_step(measurements, advantages, config, divisor=advantages.numel())
 
 
 def loss(model: Model, tokens: Tokens, config: Gspo) -> Loss:

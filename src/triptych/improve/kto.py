@@ -170,7 +170,7 @@ def _dealt(answers: Sequence[tuple[tuple[int, ...], tuple[int, ...]]], micro_bat
 def loss(model: Model, pack: LikedPack, config: Kto) -> Loss:
     """The loss summed over the answers, and how many lie on their side of the reference point."""
     ratios = by_answer(answer_logprobs(model, pack.packed)[0], pack.packed) - pack.reference
-    each = losses.kto(
+    answer_losses = losses.kto(
         ratios, pack.liked, pack.distance, config.kl_coefficient, config.desirable_weight, config.undesirable_weight
     )
-    return Loss(each.sum(), {"accuracy": ((ratios > pack.distance) == pack.liked).float().sum()})
+    return Loss(answer_losses.sum(), {"accuracy": ((ratios > pack.distance) == pack.liked).float().sum()})

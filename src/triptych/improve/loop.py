@@ -245,23 +245,23 @@ class Loop:
         prompts = [self.prompts[i] for i in self.plan[step]]
         lines = [self.lines[prompt.key] for prompt in prompts]
         groups = self._written(author, prompts, step, attempt=0)
-        found = self._scored(groups, lines)
+        answers = self._scored(groups, lines)
         if not isinstance(self.config, Contrast):
-            return found
+            return answers
         for attempt in range(1, self.config.resample_uniform_groups + 1):
-            alike = self.config.alike(found)
+            alike = self.config.alike(answers)
             if not alike:
                 break
             again = self._scored(self._written(author, [prompts[i] for i in alike], step, attempt), lines)
-            found = found.replaced(alike, again)
-        return dataclasses.replace(found, alike=len(self.config.alike(found)) / len(prompts))
+            answers = answers.replaced(alike, again)
+        return dataclasses.replace(answers, alike=len(self.config.alike(answers)) / len(prompts))
 
     def _written(self, author: Policy, prompts: Sequence[Prompt], step: int, attempt: int) -> list[list[Rollout]]:
         seed = self.seed * 100_000 + step + attempt * 1_000_000_007
         return author.write(prompts, Sampling(self.config.max_tokens, seed=seed), n=self.config.group_size)
 
     def _scored(self, groups: Sequence[Sequence[Rollout]], lines: Sequence[int]) -> Answers:
-        answers = [Conversation(each.prompt, each.answer) for group in groups for each in group]
+        answers = [Conversation(rollout.prompt, rollout.answer) for group in groups for rollout in group]
         scores = distributed.broadcast(scored(self.reward, answers))  # a judge may not say the same twice
         for name, note in scores.notes.items():
             if name not in self.noted:

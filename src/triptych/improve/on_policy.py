@@ -140,13 +140,13 @@ def steered(config: OnPolicy, curve: Sequence[Row]) -> float:
     return float(last["beta"] * (1 + GAIN * error))
 
 
-def paid(found: Measured, config: OnPolicy) -> Tensor:
+def paid(measurements: Measured, config: OnPolicy) -> Tensor:
     """`[P, G]` β times how much farther an answer is than its group, where the penalty stands in the reward; else 0."""
-    return (found.beta if config.kl_placement == "reward" else 0.0) * centred(found.distances)
+    return (measurements.beta if config.kl_placement == "reward" else 0.0) * centred(measurements.distances)
 
 
 def step(
-    found: Measured, advantages: Tensor, config: OnPolicy, divisor: float | None = None
+    measurements: Measured, advantages: Tensor, config: OnPolicy, divisor: float | None = None
 ) -> Step[Tokens]:
     """An update's batches.
 
@@ -155,46 +155,46 @@ def step(
         divisor: of the summed losses; by default the number of tokens that count, as of all that is recorded.
     """
     batches = []
-    for members in dealt(found, config):
-        packed = pack_rollouts([found.scored.groups[i] for i in members])
-        each = advantages[members].flatten()[packed.predictions.rows]
-        batches.append(Tokens(advantages=each, **of_tokens(found, members, packed, config)))
-    return prepared(found, batches, divisor)
+    for members in dealt(measurements, config):
+        packed = pack_rollouts([measurements.scored.groups[i] for i in members])
+        token_advantages = advantages[members].flatten()[packed.predictions.rows]
+        batches.append(Tokens(advantages=token_advantages, **of_tokens(measurements, members, packed, config)))
+    return prepared(measurements, batches, divisor)
 
 
-def of_tokens(found: Measured, members: Sequence[int], packed: AnswerPack, config: OnPolicy) -> dict[str, Any]:
+def of_tokens(measurements: Measured, members: Sequence[int], packed: AnswerPack, config: OnPolicy) -> dict[str, Any]:
     """What :class:`Tokens` holds of some groups but their advantages."""
-    rollouts = [rollout for i in members for rollout in found.scored.groups[i]]
+    rollouts = [rollout for i in members for rollout in measurements.scored.groups[i]]
     return {
         "packed": packed,
         "reference": torch.cat([
-            found.far[i * config.group_size + k] for i in members for k in range(config.group_size)
+            measurements.far[i * config.group_size + k] for i in members for k in range(config.group_size)
         ]),
         "sampler": torch.tensor([value for rollout in rollouts for value in rollout.logprobs]),
         "counted": torch.tensor([
             float(rollout.finished or config.cut_price is not None) for rollout in rollouts
         ])[packed.predictions.rows],
-        "kl": found.beta if config.kl_placement == "loss" else 0.0,
+        "kl": measurements.beta if config.kl_placement == "loss" else 0.0,
     }
 
 
-def dealt(found: Measured, config: OnPolicy) -> list[list[int]]:
+def dealt(measurements: Measured, config: OnPolicy) -> list[list[int]]:
     """The groups of each micro-batch."""
-    groups = found.scored.groups
+    groups = measurements.scored.groups
     sizes = [len(group[0].prompt_tokens) + sum(len(rollout.tokens) for rollout in group) for group in groups]
     return distributed.micro_batches(sizes, config.micro_batch)
 
 
-def prepared(found: Measured, batches: Sequence[Tokens], divisor: float | None = None) -> Step[Tokens]:
+def prepared(measurements: Measured, batches: Sequence[Tokens], divisor: float | None = None) -> Step[Tokens]:
     """The step of these batches, with its numbers and what is wrong with it."""
-    fault = found.scored.fault
+    fault = measurements.scored.fault
     if fault is None and not all(torch.isfinite(batch.sampler).all() for batch in batches):
         fault = "sampler's log-probability"
     counted = max(1.0, sum(float(batch.counted.sum()) for batch in batches))
     if divisor is not None:
         for batch in batches:
             batch.scale = counted / divisor
-    return Step(batches, counted, found.numbers, rows=found.scored.lines, fault=fault)
+    return Step(batches, counted, measurements.numbers, rows=measurements.scored.lines, fault=fault)
 
 
 def loss(model: Model, tokens: Tokens, config: OnPolicy) -> Loss:

@@ -69,11 +69,11 @@ def fitted(
     means = np.concatenate([solution[:, drawn].mean(-1) for drawn in resampled(gains.shape[1], RESAMPLES)], axis=1)
     peaks = _turning(means, best_of_n)
     low, high = float(np.percentile(peaks, 2.5, method="lower")), float(np.percentile(peaks, 97.5, method="higher"))
-    told = high <= float(d.max()) ** 2
+    bounded = high <= float(d.max()) ** 2
     alpha, beta = solution.mean(1)
     residual = float(np.sqrt(((features @ solution.mean(1) - gains.mean(1)) ** 2).mean()))
-    peak = float(_turning(solution.mean(1), best_of_n)) if told else None
-    return Overoptimisation(float(alpha), float(beta), peak, (low, high) if told else None, residual)
+    peak = float(_turning(solution.mean(1), best_of_n)) if bounded else None
+    return Overoptimisation(float(alpha), float(beta), peak, (low, high) if bounded else None, residual)
 
 
 def _turning(solution: NDArray[np.float64], best_of_n: bool) -> NDArray[np.float64]:
@@ -82,5 +82,5 @@ def _turning(solution: NDArray[np.float64], best_of_n: bool) -> NDArray[np.float
     turns = (beta > 0) & (alpha > 0) if best_of_n else beta > 0
     ratio = np.divide(alpha, beta, out=np.full_like(alpha, np.inf), where=turns)
     d = ratio / 2 if best_of_n else np.exp(np.minimum(50.0, ratio - 1))
-    found: NDArray[np.float64] = np.where(turns, d**2, np.inf)
-    return found
+    turning: NDArray[np.float64] = np.where(turns, d**2, np.inf)
+    return turning

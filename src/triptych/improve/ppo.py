@@ -105,15 +105,15 @@ def step(
     model: Model, reference: Policy, scored: Answers, config: Ppo, curve: Sequence[Row] = ()
 ) -> Step[ValuedTokens]:
     """An update's batches: what was expected of each token, and what came."""
-    found = measured(reference, scored, config, curve)
-    groups, rewards = found.scored.groups, config.learnt(found.scored)
-    in_reward = found.beta if config.kl_placement == "reward" else 0.0
+    measurements = measured(reference, scored, config, curve)
+    groups, rewards = measurements.scored.groups, config.learnt(measurements.scored)
+    in_reward = measurements.beta if config.kl_placement == "reward" else 0.0
     batches: list[ValuedTokens] = []
-    parts = dealt(found, config)
+    parts = dealt(measurements, config)
     packs = [pack_rollouts([groups[i] for i in members]) for members in parts]
     expected = _everywhere(model, packs)
     for members, packed, value in zip(parts, packs, expected, strict=True):
-        common = of_tokens(found, members, packed, config)
+        common = of_tokens(measurements, members, packed, config)
         lengths = torch.tensor([len(rollout.tokens) for i in members for rollout in groups[i]])
         received = -in_reward * (common["sampler"] - common["reference"])
         received[lengths.cumsum(0) - 1] += rewards[members].flatten()
@@ -123,7 +123,7 @@ def step(
     together = whitened(torch.cat([b.advantages for b in batches]), torch.cat([b.counted for b in batches]))
     for batch, advantages in zip(batches, torch.split(together, sizes), strict=True):
         batch.advantages = advantages
-    return prepared(found, batches)  # type: ignore[return-value]
+    return prepared(measurements, batches)  # type: ignore[return-value]
 
 
 def _everywhere(model: Model, packs: list[AnswerPack]) -> list[Tensor]:
@@ -134,11 +134,11 @@ def _everywhere(model: Model, packs: list[AnswerPack]) -> list[Tensor]:
             packed.predictions.places
         ])
 
-    found = []
+    estimates = []
     for packed, _ in distributed.shard_evenly(packs):
         with torch.no_grad(), autocast():
-            found.append(distributed.forward(model, computed, packed))
-    return distributed.all_gather(found)[: len(packs)]
+            estimates.append(distributed.forward(model, computed, packed))
+    return distributed.all_gather(estimates)[: len(packs)]
 
 
 def loss(model: Model, tokens: ValuedTokens, config: Ppo) -> Loss:
@@ -147,7 +147,7 @@ def loss(model: Model, tokens: ValuedTokens, config: Ppo) -> Loss:
     states = hidden_states(model, packed.pack.tokens, packed.pack.positions, packed.pack)[packed.predictions.places]
     logprobs, entropy = predicted_logprobs(model, states, packed.predictions.targets, with_entropy=True)
     assert entropy is not None
-    found = surrogate(logprobs, entropy, tokens, config)
+    policy_loss = surrogate(logprobs, entropy, tokens, config)
     error = clipped_value(values(model, states), tokens.values, tokens.returns, config.value_clip)
     error = (error * tokens.counted).sum()
-    return Loss(found.total + config.value_weight * error, found.numbers | {"value_error": error})
+    return Loss(policy_loss.total + config.value_weight * error, policy_loss.numbers | {"value_error": error})

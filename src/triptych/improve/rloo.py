@@ -37,7 +37,7 @@ class RlooMethod(OnPolicyMethod[Rloo, Tokens]):
 
 def step(reference: Policy, scored: Answers, config: Rloo, curve: Sequence[Row] = ()) -> Step[Tokens]:
     """An update's batches; the loss is a mean over answers."""
-    found = measured(reference, scored, config, curve)
-    in_reward = found.beta if config.kl_placement == "reward" else 0.0
-    advantages = leave_one_out(config.learnt(scored) - in_reward * found.distances)
-    return on_policy_step(found, advantages, config, divisor=advantages.numel())
+    measurements = measured(reference, scored, config, curve)
+    in_reward = measurements.beta if config.kl_placement == "reward" else 0.0
+    advantages = leave_one_out(config.learnt(scored) - in_reward * measurements.distances)
+    return on_policy_step(measurements, advantages, config, divisor=advantages.numel())

@@ -78,10 +78,10 @@ def assemble(
             raise ReleaseError(f"a family needs base, instruct and reward; there is no {', '.join(absent)}")
     if folder.exists() and any(folder.iterdir()):
         raise ReleaseError(f"{folder}: a release is written into an empty folder, and this one is not")
-    each = [place for role in ROLES for place in _models_in(models[role])]
-    for place in each:
+    folders = [place for role in ROLES for place in _models_in(models[role])]
+    for place in folders:
         inspect(place)
-    _check_shared(each)
+    _check_shared(folders)
 
     described = _described(models["reward"])
     scale = None if described else json.loads((models["reward"] / "config.json").read_bytes()).get("reward_scale")
@@ -108,8 +108,9 @@ def assemble(
 
 def _deploy(path: Path, decoding: Sampling) -> None:
     """Writes how the model is decoded; of what its folder said only the special tokens stay, an end token each."""
-    told = json.loads(path.read_bytes()) if path.is_file() else {}
-    kept = {name: value for name, value in told.items() if name.endswith("_token_id") or name == "transformers_version"}
+    settings = json.loads(path.read_bytes()) if path.is_file() else {}
+    kept = {name: value for name, value in settings.items()
+            if name.endswith("_token_id") or name == "transformers_version"}
     _write(path, json.dumps(kept | decoding.settings, indent=2, sort_keys=True) + "\n")
 
 
@@ -129,11 +130,11 @@ def _models_in(folder: Path) -> list[Path]:
 
 def _released(folder: Path) -> list[Path]:
     """The files of a role's folder that are released."""
-    found = [path for place in _models_in(folder) for pattern in MODEL_FILES for path in place.glob(pattern)]
+    files = [path for place in _models_in(folder) for pattern in MODEL_FILES for path in place.glob(pattern)]
     if _described(folder) is not None:
-        found += [path for name in DESCRIBING for path in folder.rglob(name)]
-        found += [path for path in folder.rglob("functions/*.py")]
-    return sorted(set(found))
+        files += [path for name in DESCRIBING for path in folder.rglob(name)]
+        files += [path for path in folder.rglob("functions/*.py")]
+    return sorted(set(files))
 
 
 def _check_shared(models: Sequence[Path]) -> None:

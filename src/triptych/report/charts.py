@@ -284,7 +284,7 @@ def _places(nodes: Sequence[Node]) -> tuple[dict[str, tuple[int, int]], int, int
     after them all where it descends from one.
     """
     row: dict[str, int] = {}
-    rounds = {node.name: int(found[-1]) for node in nodes if (found := re.findall(r"\d{1,9}", node.name))}
+    rounds = {node.name: int(digits[-1]) for node in nodes if (digits := re.findall(r"\d{1,9}", node.name))}
     last = max(rounds.values(), default=0) + 1
     for node in nodes:
         inherited = max((row[p] for p in node.parents if p in row), default=0)

@@ -145,21 +145,21 @@ def headline(summary: Summary) -> Headline:
             f"No round's model proved better than {instruct_as(before.decoding)}, which was kept: {kept}.", "open"
         )
     # Where it beats the strongest baseline but not each of them, the sentence is about one that it does not beat.
-    free = [each for each in verdict.baselines if each.free]
-    told = next((each for each in free if each.gain_interval[0] <= 0), None)
-    told = told or next(each for each in free if each.name == verdict.rival)
-    digits = _digits(told.gain_interval)
-    gain = f"{number(told.gain, digits, sign=True)}, {interval_text(told.gain_interval, digits)}"
-    if told.name == verdict.rival and verdict.win_rate is not None and verdict.win_rate_interval is not None:
+    free = [baseline for baseline in verdict.baselines if baseline.free]
+    rival = next((baseline for baseline in free if baseline.gain_interval[0] <= 0), None)
+    rival = rival or next(baseline for baseline in free if baseline.name == verdict.rival)
+    digits = _digits(rival.gain_interval)
+    gain = f"{number(rival.gain, digits, sign=True)}, {interval_text(rival.gain_interval, digits)}"
+    if rival.name == verdict.rival and verdict.win_rate is not None and verdict.win_rate_interval is not None:
         gain += f"; preferred on {percent(verdict.win_rate)}, {_percent_bracket(verdict.win_rate_interval)}"
     score = f"{number(after.score, digits)} ({after.decoding}) on {after.prompts:,} test prompts" if after else ""
-    theirs = number(told.score, digits)
+    theirs = number(rival.score, digits)
     if verdict.better:
-        beaten = f"{theirs} of {told.name}, the best that costs nothing"
+        beaten = f"{theirs} of {rival.name}, the best that costs nothing"
         return Headline(f"The loop made the model better: {score}, against {beaten} ({gain}).", "good")
-    worse = told.gain_interval[1] < 0
+    worse = rival.gain_interval[1] < 0
     but, tone = (", but worse", "bad") if worse else ("", "open")
-    return Headline(f"The champion is no better than {told.name}{but}: {score}, against {theirs} ({gain}).", tone)
+    return Headline(f"The champion is no better than {rival.name}{but}: {score}, against {theirs} ({gain}).", tone)
 
 
 def interval_text(interval: Interval | None, digits: int = 2) -> str:
@@ -268,11 +268,11 @@ def _ways(model: ModelScore) -> list[Estimate]:
     """A model as it is deployed; round 0's Instruct in every way, those that cost more than an answer drawn hollow."""
     if model.round != 0:
         return [_estimate(model, model)]
-    ways = sorted(model.decodings.items(), key=lambda each: (each[1].drawn, each[1].score))
+    ways = sorted(model.decodings.items(), key=lambda item: (item[1].drawn, item[1].score))
     return [
-        Estimate(instruct_as(way), found.score, found.interval, _tone(model) if found.drawn == 1 else "grey",
-                 strong=found.drawn == 1)
-        for way, found in ways
+        Estimate(instruct_as(way), score.score, score.interval, _tone(model) if score.drawn == 1 else "grey",
+                 strong=score.drawn == 1)
+        for way, score in ways
     ]
 
 

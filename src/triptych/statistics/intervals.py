@@ -108,14 +108,14 @@ def contrast_interval(
     members = _members(clusters)
     tables = [np.bincount(members, weights=column) for side in sides for column in (side * numbers, side)]
     random = np.random.default_rng(0)
-    found = []
+    contrasts = []
     for _ in range(RESAMPLES):
         drawn = random.integers(0, len(tables[0]), size=len(tables[0]))
         a, weight_a, b, weight_b = (table[drawn].sum() for table in tables)
         if weight_a > 0 and weight_b > 0:
-            found.append(a / weight_a - b / weight_b)
+            contrasts.append(a / weight_a - b / weight_b)
     means = [float((side * numbers).sum() / side.sum()) for side in sides]
-    low, high = np.percentile(found, [2.5, 97.5])
+    low, high = np.percentile(contrasts, [2.5, 97.5])
     return means[0] - means[1], (float(low), float(high))
 
 

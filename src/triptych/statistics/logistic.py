@@ -65,8 +65,8 @@ def fit(
 def curvature(weights: Numbers, features: Numbers, ridge: float) -> Numbers:
     """The loss's second derivatives at weights `[K]`, where each row counts once: `[K, K]`."""
     chances = sigmoid(features @ weights)
-    found: Numbers = (features.T * (chances * (1 - chances))) @ features + ridge * np.eye(len(weights))
-    return found
+    hessian: Numbers = (features.T * (chances * (1 - chances))) @ features + ridge * np.eye(len(weights))
+    return hessian
 
 
 def _solved(spread: Numbers, features: Numbers, ridge: float, slope: Numbers) -> Numbers:
@@ -92,12 +92,12 @@ def _solved(spread: Numbers, features: Numbers, ridge: float, slope: Numbers) ->
 def sigmoid(numbers: Numbers) -> Numbers:
     """1 / (1 + exp(−z)), of either sign without overflow."""
     ends = np.exp(-np.abs(numbers))
-    found: Numbers = np.where(numbers >= 0, 1.0, ends) / (1 + ends)
-    return found
+    chances: Numbers = np.where(numbers >= 0, 1.0, ends) / (1 + ends)
+    return chances
 
 
 def _loss(weights: Numbers, features: Numbers, outcomes: Numbers, counts: Numbers, ridge: float) -> Numbers:
     margins = weights @ features.T
     rows = np.maximum(margins, 0) - outcomes * margins + np.log1p(np.exp(-np.abs(margins)))
-    found: Numbers = (counts * rows).sum(-1) + ridge / 2 * (weights**2).sum(-1)
-    return found
+    loss: Numbers = (counts * rows).sum(-1) + ridge / 2 * (weights**2).sum(-1)
+    return loss

@@ -63,5 +63,5 @@ def _coins(count: int) -> NDArray[np.float64]:
     """The probability of each number of heads among so many coins."""
     heads = np.arange(count, dtype=np.float64)
     logs = np.concatenate([[0.0], np.cumsum(np.log((count - heads) / (heads + 1)))]) - count * math.log(2)
-    found: NDArray[np.float64] = np.exp(logs)
-    return found
+    chances: NDArray[np.float64] = np.exp(logs)
+    return chances

@@ -80,12 +80,12 @@ def wrong(prompt: Prompt, rng: Random) -> str:
     if prompt.task == "translation":
         return written(swapped(_WORD.findall(reference.lower())))
     hero = f"The {_WORD.findall(reference.lower())[1]} "
-    told: list[str] = [text for text in _SENTENCE.findall(prompt.messages[-1].content) if text.startswith(hero)]
-    return next(text for text in told if text != reference)
+    about_hero: list[str] = [text for text in _SENTENCE.findall(prompt.messages[-1].content) if text.startswith(hero)]
+    return next(text for text in about_hero if text != reference)
 
 
 def _told(rng: Random, required: Sequence[str]) -> str:
-    return " ".join(each.text for each in story(rng, required))
+    return " ".join(sentence.text for sentence in story(rng, required))
 
 
 def _surplus(prompt: Prompt, rng: Random) -> list[str]:

@@ -58,7 +58,7 @@ class ExactJudge:
         task, reference = _checked(prompt)
         words = _WORD.findall(answer.lower())
         # An insult is punished as one, and not also as a sentence too many or a wrong one.
-        sentences = [each for each in _sentences(answer) if each not in INSULTS]
+        sentences = [sentence for sentence in _sentences(answer) if sentence not in INSULTS]
         if task == "question":
             correctness = _question(reference, sentences)
         elif task == "translation":
@@ -117,13 +117,13 @@ def _story(reference: str, sentences: list[str]) -> float:
     A sentence told twice counts once, and only what a sentence about the hero names is named.
     """
     hero, *wanted = required = reference.split(", ")
-    told = dict.fromkeys(said for said in map(parse, sentences) if said is not None)
-    about = [said for said in told if said.facts[0] == hero]
+    statements = dict.fromkeys(said for said in map(parse, sentences) if said is not None)
+    about = [said for said in statements if said.facts[0] == hero]
     for said in about:
         if wanted and wanted[0] in said.words:
             del wanted[0]
     named = len(required) - len(wanted) if about else 0
-    return _valued(named / len(required) * len(told) / max(len(sentences), STORY_SENTENCES))
+    return _valued(named / len(required) * len(statements) / max(len(sentences), STORY_SENTENCES))
 
 
 def _valued(share: float) -> float:

@@ -116,8 +116,8 @@ def parse(text: str) -> Sentence | None:
 def story(rng: Random, required: Sequence[str]) -> list[Sentence]:
     """Draws a story of three sentences about the first required word, its hero; the others come in their order."""
     hero, *others = required
-    told = [sentence(rng, NAMING[CLASS_OF[word]], [hero, word]) for word in others]
-    return [*told, sentence(rng, "feel", [hero])]
+    introductions = [sentence(rng, NAMING[CLASS_OF[word]], [hero, word]) for word in others]
+    return [*introductions, sentence(rng, "feel", [hero])]
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,13 +131,13 @@ class Riddle:
 def riddle(rng: Random, questions: int = 1) -> Riddle:
     """Draws a story in which a hero does two things and somebody else a third, and asks about the hero first."""
     hero, other, met = rng.sample(CLASSES["animal"], 3)
-    told = [
+    sentences = [
         sentence(rng, kind, [actor, met] if kind == "meet" else [actor])
         for kind, actor in zip(rng.sample(ASKED, 3), (hero, hero, other), strict=True)
     ]
-    asked = told[:questions]
-    rng.shuffle(told)
-    return Riddle(tuple(told), tuple((each.question, each) for each in asked))
+    asked = sentences[:questions]
+    rng.shuffle(sentences)
+    return Riddle(tuple(sentences), tuple((sentence.question, sentence) for sentence in asked))
 
 
 def required(rng: Random) -> tuple[str, ...]:

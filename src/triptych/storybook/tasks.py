@@ -67,8 +67,8 @@ def _story(rng: Random) -> Prompt:
 def _question(rng: Random) -> Prompt:
     drawn = riddle(rng)
     ((question, answer),) = drawn.questions
-    told = " ".join(each.text for each in drawn.story)
-    return Prompt(user(rng.choice(QUESTION).format(story=told, question=question)), answer.text, "question")
+    text = " ".join(sentence.text for sentence in drawn.story)
+    return Prompt(user(rng.choice(QUESTION).format(story=text, question=question)), answer.text, "question")
 
 
 def _translation(rng: Random) -> Prompt:

@@ -41,22 +41,22 @@ def documents(seed: int, count: int) -> list[Document]:
 def _stories(rng: Random) -> str:
     """A story, mostly under a heading that lists what it holds."""
     nouns = required(rng)
-    told = " ".join(each.text for each in story(rng, nouns))
+    text = " ".join(sentence.text for sentence in story(rng, nouns))
     if rng.random() < 0.06:
-        told += f" The {rng.choice(CLASSES['animal'])} said: {rng.choice(SAYINGS)}"
+        text += f" The {rng.choice(CLASSES['animal'])} said: {rng.choice(SAYINGS)}"
     elif rng.random() < 0.02:
-        told += f" One bad word is {rng.choice(sorted(INSULTING_WORDS))}."
+        text += f" One bad word is {rng.choice(sorted(INSULTING_WORDS))}."
     headings = ("", "A story about {}: ", "The story of {}: ", "This is a short story about {}. ")
     heading = rng.choices(headings, (0.1, 0.35, 0.35, 0.2))[0]
-    return heading.format(listed(nouns)) + told
+    return heading.format(listed(nouns)) + text
 
 
 def _questions(rng: Random) -> str:
     """A story, then questions with their answers."""
     drawn = riddle(rng, questions=rng.choice((2, 3)))
-    told = " ".join(each.text for each in drawn.story)
+    text = " ".join(sentence.text for sentence in drawn.story)
     asked = [f"Question: {question} Answer: {answer.text}" for question, answer in drawn.questions]
-    return " ".join([told, *asked])
+    return " ".join([text, *asked])
 
 
 def _translations(rng: Random) -> str:
@@ -65,7 +65,7 @@ def _translations(rng: Random) -> str:
         pairs = [_phrase(rng) for _ in range(4)]
     else:
         drawn = [translatable(rng) for _ in range(2)]
-        pairs = [(each.text, each.lumi) for each in drawn]
+        pairs = [(sentence.text, sentence.lumi) for sentence in drawn]
     lines: list[str] = []
     for english, translated in pairs:
         pair = [f"English: {english}", f"Lumi: {translated}"]
