@@ -86,7 +86,9 @@ def test_several_ends_of_a_parent_are_kept_and_end_its_childrens_answers(tmp_pat
     generation = json.loads((tmp_path / "child" / "generation_config.json").read_text())
     assert (generation["eos_token_id"], generation["temperature"]) == ([1, 9, 8], 1.0)
     assert Policy(models.load_policy(tmp_path / "child"), tokenizer()).ends == (1, 9, 8)
-    parent.generation_config.eos_token_id = 9  # what the chat template's end has taken the place of
+    parent.generation_config.eos_token_id = 0  # before the chat template's end took its place
+    assert Policy(parent, tokenizer()).ends == (1, 0)
+    parent.generation_config.eos_token_id = 9  # no special token: the architecture's default
     assert Policy(parent, tokenizer()).ends == (1,)
 
 
@@ -126,7 +128,7 @@ def test_a_fresh_head_depends_on_its_seed_alone(folder: Path) -> None:
     assert not torch.equal(first.score.weight, other.score.weight)
     assert 0 < first.score.weight.abs().max() < 0.2
     assert first.config.id2label == {0: "reward"}
-    assert first.config.problem_type is None
+    assert first.config.problem_type == "regression"  # which no tool puts through a sigmoid
     assert first.config.pad_token_id == 0
     trunk = models.load_policy(folder).model.state_dict()
     assert all(torch.equal(first.model.state_dict()[name], weights) for name, weights in trunk.items())

@@ -14,18 +14,27 @@ from typing import Any
 import pytest
 import torch
 from huggingface_hub import ModelCard
+from safetensors.torch import load_file
 from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
 
 from triptych.data import template
 from triptych.engine import models
+from triptych.engine.inspection import WEIGHTS
 from triptych.engine.rollout import Policy
 from triptych.engine.sampling import Sampling
 from triptych.errors import ModelError, ReleaseError
-from triptych.records import Prompt, user
+from triptych.records import Comparison, Prompt, user
 from triptych.release.family import assemble
-from triptych.release.lineage import ROLES, DataFile, Lineage, Parent, RewardExample, Role
+from triptych.release.lineage import ROLES, DataFile, Lineage, Parent, Role
 from triptych.release.signature import Signing
 from triptych.release.verification import verify
 from triptych.report.summary import (
@@ -172,12 +181,12 @@ LINEAGE: dict[Role, Lineage] = {
     "reward": Lineage("fp-reward", parents=(Parent("someone/model", "dd" * 20, hub=True),)),
 }
 GREEDY = Sampling(24, 0.0)
-EXAMPLES = (RewardExample(user("Who are you?"), "A language model.", 0.1234567),)
+COMPARISONS = (Comparison(Prompt(user("Who are you?")), "A language model.", "Go away!"),)
 
 
 def release(
     folder: Path, paths: dict[Role, Path], numbers: Summary | None = None, decoding: Sampling = GREEDY,
-    signing: Signing | None = None,
+    signing: Signing | None = None, dtype: torch.dtype = torch.float32,
 ) -> Path:
     assemble(
         folder,
@@ -188,8 +197,9 @@ def release(
         lineage=LINEAGE,
         summary=numbers or summary(),
         recipe="ee" * 32,
-        reward_examples=EXAMPLES,
+        comparisons=COMPARISONS,
         decoding=decoding,
+        dtype=dtype,
         signing=signing,
     )
     return folder
@@ -286,6 +296,52 @@ def test_a_release_that_samples_draws_from_the_distribution_that_was_measured(
     assert int(((counts[0] > 0) | (counts[1] > 0)).sum()) > 3
 
 
+def test_a_base_is_deployed_with_a_limit_of_its_own(made: Path) -> None:
+    """transformers would stop it after 20 tokens, prompt included."""
+    told = json.loads((made / "base" / "generation_config.json").read_text())
+    assert (told["do_sample"], told["max_new_tokens"]) == (False, 24)
+
+
+def test_prompts_are_padded_where_no_answer_stands(made: Path) -> None:
+    words = AutoTokenizer.from_pretrained(made / "instruct")
+    model = AutoModelForCausalLM.from_pretrained(made / "instruct")
+    chats = [[{"role": "user", "content": text}] for text in ("Who are you?", "Write a long story of a fox.")]
+
+    def written(chats: Any) -> list[str]:
+        batch = words.apply_chat_template(
+            chats, add_generation_prompt=True, padding=True, return_dict=True, return_tensors="pt"
+        )
+        output = model.generate(**batch)[:, batch["input_ids"].shape[1] :]
+        texts: list[str] = words.batch_decode(output, skip_special_tokens=True)
+        return texts
+
+    assert written(chats) == [*written(chats[:1]), *written(chats[1:])]
+
+
+def test_a_bfloat16_parents_family_is_released_in_bfloat16(tmp_path: Path, trained: dict[Role, Path]) -> None:
+    folder = release(tmp_path / "release", trained, dtype=torch.bfloat16)
+    assert verify(folder) == []
+    for role in ROLES:
+        kept, full = load_file(folder / role / WEIGHTS), load_file(trained[role] / WEIGHTS)
+        assert kept.keys() == full.keys()
+        assert all(torch.equal(kept[name], full[name].bfloat16()) for name in full)
+        assert json.loads((folder / role / "config.json").read_text())["dtype"] == "bfloat16"
+    assert AutoModelForCausalLM.from_pretrained(folder / "instruct").dtype == torch.bfloat16
+    # The examples are scored by what is released, and not by what was trained.
+    examples = [json.loads(line) for line in (folder / "reward" / "examples.jsonl").read_text().splitlines()]
+    words = AutoTokenizer.from_pretrained(folder / "reward")
+    batch = words.apply_chat_template(
+        [each["messages"] for each in examples], padding=True, return_dict=True, return_tensors="pt"
+    )
+    scores = {
+        place: AutoModelForSequenceClassification.from_pretrained(place, dtype=torch.float32)(**batch).logits[:, 0]
+        for place in (folder / "reward", trained["reward"])
+    }
+    expected = torch.tensor([each["score"] for each in examples])
+    assert (scores[folder / "reward"] - expected).abs().max() < 1e-5
+    assert (scores[trained["reward"]] - expected).abs().max() > 1e-4
+
+
 def test_of_a_folders_own_settings_only_the_tokens_stay(tmp_path: Path, trained: dict[Role, Path]) -> None:
     """Several end tokens are an answer's ends wherever it is written; a penalty was in force nowhere."""
     parents = {role: tmp_path / role for role in trained}
@@ -328,7 +384,7 @@ def test_cards_quote_the_summary(made: Path) -> None:
     assert "| story \\| long | 0.700 |" in card["instruct"]
     assert "**0.877** [0.843, 0.901]" in card["reward"]
     assert "| longer wins | 0.550 |" in card["reward"]
-    assert json.loads((made / "reward" / "examples.jsonl").read_text())["score"] == 0.123457
+    assert len((made / "reward" / "examples.jsonl").read_text().splitlines()) == 2
     assert "0.644 [0.594, 0.694]" in (made / "README.md").read_text()
 
 

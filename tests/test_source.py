@@ -58,7 +58,9 @@ def test_a_folder_gets_a_template_and_padding(tmp_path: Path, tied: bool) -> Non
     assert tokenizer.eos_token == template.TURN_END
     assert tokenizer.pad_token == "<|endoftext|>"
     assert tokenizer.model_max_length == 64
-    assert model.generation_config.eos_token_id == tokenizer.eos_token_id
+    # Its own end of a text ends an answer too, as it does in the models that others fine-tuned.
+    assert model.generation_config.eos_token_id == [tokenizer.eos_token_id, tokenizer.pad_token_id]
+    assert taken.dtype == "float32"
     assert taken.parameters == models.parameters(model)
 
     old = models.load_policy(tmp_path / "theirs")
@@ -156,6 +158,16 @@ def test_a_hub_name_is_read_from_the_cache(tmp_path: Path, monkeypatch: pytest.M
 
     with pytest.raises(ModelError, match="hf download someone/other --local-dir"):
         source.take("someone/other", tmp_path / "other")
+
+
+def test_it_is_told_what_a_model_was_stored_in(tmp_path: Path) -> None:
+    write_model(tmp_path / "float32")
+    model, words = models.load_policy(tmp_path / "float32"), models.load_tokenizer(tmp_path / "float32")
+    models.save(model, words, tmp_path / "theirs", dtype=torch.bfloat16)
+    assert source.take(str(tmp_path / "theirs"), tmp_path / "ours").dtype == "bfloat16"
+    weights = models.load_policy(tmp_path / "theirs").state_dict()  # they are trained in float32
+    assert all(torch.equal(value[:257], weights[name])
+               for name, value in models.load_policy(tmp_path / "ours").state_dict().items())
 
 
 GGUF = Path(__file__).parents[1] / "models" / "SmolLM2-135M-Instruct.Q4_1.gguf"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -187,6 +188,23 @@ def test_attach_makes_the_end_of_turn_eos() -> None:
     (change,) = template.attach(made, template.CHATML.replace("user", "you"))
     assert change == "EOS is now <|im_end|>, which the chat template puts after an answer; was <|endoftext|>"
     template.check(made)
+
+
+def test_a_template_with_a_date_keeps_that_of_the_run(chatml: PreTrainedTokenizerFast) -> None:
+    dated = (
+        "{% if strftime_now is defined %}{% set today = strftime_now(\"%d %b %Y\") %}{% endif %}"
+        "{{ '<|im_start|>system\\nIt is ' + today + ', ' + strftime_now('%Y-%m-%d') + '.<|im_end|>\\n' }}"
+    )
+    (change,) = template.attach(chatml, dated + template.CHATML, clock=lambda: datetime(2026, 3, 4, 23, 59))
+    assert change == "the chat template writes the date, which from now on is that of this run, 2026-03-04"
+    rendered = chatml.decode(template.prompt_tokens(chatml, Prompt.of("who")))
+    assert rendered.startswith("<|im_start|>system\nIt is 04 Mar 2026, 2026-03-04.<|im_end|>\n<|im_start|>user\nwho")
+    assert "strftime_now" not in chatml.chat_template
+    assert template.attach(chatml, None) == []
+
+    moving = "{% set ask = '%c' %}{{ '<|im_start|>system\\n' + strftime_now(ask) + '<|im_end|>\\n' }}"
+    with pytest.raises(ModelError, match="asks for the time in a way that cannot be frozen"):
+        template.attach(chatml, moving + template.CHATML)
 
 
 SET = "; set `base.chat_template: chatml`, or the path of a .jinja file, in the recipe"

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from triptych import __version__
 from triptych.audit.record import AuditRecord
 from triptych.base.record import BaseRecord
@@ -20,7 +22,6 @@ from triptych.cycle import decoding_of
 from triptych.data.folder import DataFolder
 from triptych.engine.curve import read_curve, thinned
 from triptych.engine.sampling import Sampling
-from triptych.engine.scoring import RewardModel
 from triptych.errors import RunError
 from triptych.evaluate.gate import Decided
 from triptych.evaluate.lengths import controlled
@@ -33,9 +34,9 @@ from triptych.pipeline.ledger import Ledger
 from triptych.pipeline.result import Result
 from triptych.pipeline.runner import Runner
 from triptych.recipe import Goals, Recipe
-from triptych.records import Conversation
+from triptych.records import Comparison
 from triptych.release.family import assemble
-from triptych.release.lineage import DataFile, Lineage, Parent, RewardExample, Role
+from triptych.release.lineage import DataFile, Lineage, Parent, Role
 from triptych.report import summary as report
 from triptych.report.page import render
 from triptych.reward.training import RewardTrained
@@ -261,6 +262,7 @@ def release(
     assert champion
     assert reward
     assert family.data
+    dtype = getattr(torch, base.result.source_dtype)
     partial = folder.with_name("release.partial")
     shutil.rmtree(partial, ignore_errors=True)
     feedback = next((round.feedback for round in reversed(family.rounds) if round.feedback), None)
@@ -285,8 +287,8 @@ def release(
     assemble(
         partial, name=recipe.name, version=recipe.release.version, license=recipe.release.license,
         models=models, lineage=lineage, summary=summary, recipe=_recipe_digest(recipe),
-        reward_examples=_examples(feedback, reward), language=recipe.release.language,
-        decoding=decoding_of(recipe, family, champion), signing=recipe.release.sign,
+        comparisons=_examples(feedback), language=recipe.release.language,
+        decoding=decoding_of(recipe, family, champion), dtype=dtype, signing=recipe.release.sign,
     )
     prove(artifacts)  # what was copied is what was written
     replace_folder(partial, folder)
@@ -400,17 +402,9 @@ def _data(artifact: Artifact[Result], *names: str) -> tuple[DataFile, ...]:
     )
 
 
-def _examples(feedback: Artifact[Result] | None, reward: Artifact[Result]) -> list[RewardExample]:
-    """A few scored answers in float32, by which a user of a released model sees that it was loaded rightly."""
-    if feedback is None or not (reward.folder / "model").is_dir():
-        return []
-    rows = DataFolder(feedback.folder).comparisons("heldout").read()[:4]
-    conversations = [Conversation(row.prompt, answer) for row in rows for answer in (row.chosen, row.rejected)]
-    scores = RewardModel(reward.folder / "model", precise=True).raw(conversations)
-    return [
-        RewardExample(each.prompt.messages, each.answer, score)
-        for each, score in zip(conversations, scores, strict=True)
-    ]
+def _examples(feedback: Artifact[Result] | None) -> list[Comparison]:
+    """A few held-out comparisons, by whose scores a user of a released model sees that it was loaded rightly."""
+    return DataFolder(feedback.folder).comparisons("heldout").read()[:4] if feedback else []
 
 
 def _recipe_digest(recipe: Recipe) -> str:

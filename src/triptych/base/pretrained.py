@@ -51,6 +51,7 @@ def import_base(
         source=source.origin,
         source_kind=source.kind,
         source_digest=source.digest,
+        source_dtype=source.dtype,
         changes=tuple(source.changes),
         parameters=source.parameters,
         vocabulary=len(tokenizer),

@@ -6,6 +6,8 @@ from typing import Literal
 
 from triptych.pipeline.result import Result
 
+Dtype = Literal["float32", "bfloat16"]
+
 
 class BaseRecord(Result):
     """A Base: where it came from and how well it predicts held-out text.
@@ -13,6 +15,7 @@ class BaseRecord(Result):
     Attributes:
         source: "trained from scratch" or where it was taken from.
         source_kind, source_digest: of one that was taken; None of one that was trained here.
+        source_dtype: what its weights were stored in, which a release keeps.
         changes: what was done to it to make it a plain folder.
         tokens_seen: in its training, where that was here.
         bits_per_byte: on held-out text; None where the recipe names no text.
@@ -21,6 +24,7 @@ class BaseRecord(Result):
     source: str
     source_kind: Literal["folder", "gguf", "hub"] | None = None
     source_digest: str | None = None
+    source_dtype: Dtype = "float32"
     changes: tuple[str, ...] = ()
     parameters: int
     vocabulary: int

@@ -6,7 +6,10 @@ token of its own, so that no later stage meets a special case.
 
 from __future__ import annotations
 
+import math
 import re
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -16,9 +19,10 @@ from huggingface_hub import snapshot_download
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+from triptych.base.record import Dtype
 from triptych.data import template
 from triptych.engine import models
-from triptych.engine.inspection import inspect
+from triptych.engine.inspection import Stored, inspect
 from triptych.errors import ModelError
 from triptych.storage import sha256, sha256_all
 
@@ -52,6 +56,7 @@ class Source:
         origin: the Hub's name, or the last part of the path (never the whole, which is this machine's own).
         digest: the Hub's revision, or the sha256 of the file or of the folder's model files.
         parameters: how many.
+        dtype: what most of its weights were stored in; a release has them so again where that is bfloat16.
         changes: what is not as it was, one sentence each.
     """
 
@@ -59,6 +64,7 @@ class Source:
     origin: str
     digest: str
     parameters: int
+    dtype: Dtype
     changes: tuple[str, ...]
 
 
@@ -83,6 +89,7 @@ def take(
     """
     kind, path = find(name)
     changes: list[str] = []
+    stored: Dtype = "float32"
     if kind == "gguf":
         model, tokenizer = models.load_gguf(path)
         origin, digest = path.name, sha256(path)
@@ -91,6 +98,7 @@ def take(
         # The Hub's cache keeps each file once, in `blobs`, and a revision as links to them.
         within = path.parents[1] if kind == "hub" else None
         model = models.load_policy(path, within=within)
+        stored = _dtype(inspect(path, within))
         tokenizer = models.load_tokenizer(path, within)
         origin = name if kind == "hub" else path.resolve().name
         digest = path.name if kind == "hub" else _digest(path)
@@ -101,7 +109,7 @@ def take(
         tokenizer.model_max_length = context
     models.save(model, tokenizer, folder, dtype=dtype)
     inspect(folder)
-    return Source(kind, origin, digest, models.parameters(model), tuple(changes))
+    return Source(kind, origin, digest, models.parameters(model), stored, tuple(changes))
 
 
 def find(name: str) -> tuple[Kind, Path]:
@@ -177,6 +185,14 @@ def _fit_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) 
     for table in tables.values():
         table[rows:] = table[:rows].mean(0)
     return [f"{needed - rows} tokens added to the vocabulary, with the mean embedding"]
+
+
+def _dtype(tensors: Mapping[str, Stored]) -> Dtype:
+    """What most of the numbers are stored in, as far as a release keeps it."""
+    numbers = Counter[str]()
+    for tensor in tensors.values():
+        numbers[tensor.dtype] += math.prod(tensor.shape)
+    return "bfloat16" if numbers.most_common(1)[0][0] == "BF16" else "float32"
 
 
 def _digest(folder: Path) -> str:

@@ -21,6 +21,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -53,6 +54,9 @@ CHATML = (
 The marks say which tokens are an assistant's (`return_assistant_tokens_mask`, TRL's `assistant_only_loss`).
 """
 
+CLOCK = "strftime_now"
+"""The function by which a template asks for the date."""
+
 Argument = bool | int | float | str
 """A value of a chat template's argument."""
 
@@ -66,7 +70,7 @@ _ANSWERED = (*_QUESTION.messages, Message("assistant", _ANSWERS[0]))
 
 def attach(
     tokenizer: PreTrainedTokenizerBase, template: str | None, arguments: Mapping[str, Argument] | None = None, *,
-    reasoning: bool = False,
+    reasoning: bool = False, clock: Callable[[], datetime] = datetime.now,
 ) -> list[str]:
     """Gives the tokenizer its chat template and makes the token that ends a turn its EOS.
 
@@ -82,6 +86,7 @@ def attach(
         template: `chatml`, the path of a `.jinja` file, a template's text, or None to keep its own.
         arguments: of the template, by name; they become its defaults.
         reasoning: the answers begin with reasoning, so that the generation prompt is left as it is.
+        clock: gives the date that a template with a date keeps from now on.
 
     Returns:
         A sentence for each thing changed besides the template.
@@ -103,6 +108,11 @@ def attach(
             changes.append(f"the template begins with {tokenizer.bos_token}, which the tokenizer puts before a text")
     if tokenizer.chat_template is None:
         return changes
+    if CLOCK in str(tokenizer.chat_template):
+        now = clock()
+        tokenizer.chat_template = _frozen(tokenizer.chat_template, now)
+        _check_clock(tokenizer)
+        changes.append(f"the chat template writes the date, which from now on is that of this run, {now:%Y-%m-%d}")
     for name, value in (arguments or {}).items():
         known = _applied(tokenizer, partial(variables, tokenizer.chat_template), "cannot be applied")
         if name not in known:
@@ -385,6 +395,41 @@ def _place(tokenizer: PreTrainedTokenizerBase) -> str:
     except (OSError, UnicodeDecodeError):
         own = False
     return f"{one_line(file if own else name)}: "
+
+
+def _frozen(template: str, now: datetime) -> str:
+    """The template with what the clock says now in the place of its questions to the clock."""
+    template = re.sub(rf"\b{CLOCK}\s+is\s+defined\b", "true", template)
+    return re.sub(
+        rf"\b{CLOCK}\s*\(\s*(?:format\s*=\s*)?(['\"])(.*?)\1\s*\)",
+        lambda call: json.dumps(now.strftime(call[2]), ensure_ascii=False), template,
+    )
+
+
+def _check_clock(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Compares renderings by clocks that say different things, with and without a system turn.
+
+    Raises:
+        ModelError: they differ, or the template cannot be applied.
+    """
+    own, questions = tokenizer.chat_template, _QUESTION.messages
+    for messages in (questions, (Message("system", "triptych system"), *questions)):
+        texts = set()
+        try:
+            for now in ("03 Feb 2001", "25 Nov 2034"):
+                tokenizer.chat_template = f"{{% macro {CLOCK}(format) %}}{now}{{% endmacro %}}{own}"
+                texts.add(_rendered(tokenizer, messages))
+        except ModelError:
+            if messages == questions:
+                raise
+            continue  # it refuses a system turn
+        finally:
+            tokenizer.chat_template = own
+        if len(texts) > 1:
+            raise ModelError(
+                f"{_place(tokenizer)}the chat template asks for the time in a way that cannot be frozen, so that a "
+                f"model would see other prompts tomorrow; {_SET_TEMPLATE}"
+            )
 
 
 def _template_text(template: str) -> str:

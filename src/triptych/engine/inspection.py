@@ -64,10 +64,12 @@ class Stored(NamedTuple):
     Attributes:
         file: where it lies.
         shape: its lengths.
+        dtype: what its numbers are, in safetensors' letters.
     """
 
     file: str
     shape: tuple[int, ...]
+    dtype: str
 
 
 def inspect(folder: Path, within: Path | None = None) -> dict[str, Stored]:
@@ -302,11 +304,11 @@ def _tensors(folder: Path, pointer: str | None) -> dict[str, Stored]:
         )
     tensors: dict[str, Stored] = {}
     for file in names:
-        for name, shape in _header(folder / file):
+        for name, shape, dtype in _header(folder / file):
             if name in tensors:
                 earlier = one_line(tensors[name].file)
                 raise ModelError(f"{one_line(folder / file)}: {one_line(name)} stands in {earlier} too")
-            tensors[name] = Stored(file, shape)
+            tensors[name] = Stored(file, shape, dtype)
     if names == sorted(set(place.values())):
         for name, file in place.items():
             if name not in tensors or tensors[name].file != file:
@@ -335,12 +337,12 @@ def _index(folder: Path) -> dict[str, str]:
     return files
 
 
-def _header(path: Path) -> list[tuple[str, tuple[int, ...]]]:
+def _header(path: Path) -> list[tuple[str, tuple[int, ...], str]]:
     try:
         open_regular(path).close()
         with safe_open(path, "pt") as weights:
-            names = list(weights.keys())
-            return [(name, tuple(weights.get_slice(name).get_shape())) for name in names]
+            slices = {name: weights.get_slice(name) for name in weights.keys()}  # noqa: SIM118 (no mapping)
+            return [(name, tuple(part.get_shape()), part.get_dtype()) for name, part in slices.items()]
     except (SafetensorError, OSError, ValueError, OverflowError) as error:
         raise ModelError(f"{one_line(path)}: is damaged or not safetensors: {one_line(error)}") from error
 

@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn.modules.dropout import _DropoutNd
 from transformers import (
@@ -42,7 +43,7 @@ from triptych.deadline import within
 from triptych.display import one_line
 from triptych.engine import distributed
 from triptych.engine.device import device
-from triptych.engine.inspection import Stored, inspect, inspect_tokenizer
+from triptych.engine.inspection import INDEX, Stored, inspect, inspect_tokenizer
 from triptych.errors import ModelError
 from triptych.storage import open_regular
 
@@ -258,20 +259,42 @@ def save(
     _mend(folder / "config.json", {"dtype": str(dtype).removeprefix("torch.")})
     _mend(
         folder / "tokenizer_config.json",
-        # The first two say how it was loaded here. The class name is the one that transformers 4 knows too.
-        {"is_local": None, "local_files_only": None, "tokenizer_class": "PreTrainedTokenizerFast"},
+        # The first two say how it was loaded here. The class name is the one that transformers 4 knows too. A batch of
+        # prompts is padded on the left, where the answers' tokens follow; a reward is read the same on either side.
+        {"is_local": None, "local_files_only": None, "tokenizer_class": "PreTrainedTokenizerFast",
+         "padding_side": "left"},
     )
+
+
+def cast(folder: Path, dtype: torch.dtype) -> None:
+    """Rounds the weights of a plain folder to `dtype`, as a parent of that type had them; nothing else changes."""
+    size = 0
+    for file in sorted(folder.glob("*.safetensors")):
+        tensors = {
+            name: tensor.to(dtype) if tensor.is_floating_point() else tensor
+            for name, tensor in load_file(file).items()
+        }
+        size += sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+        mode = file.stat().st_mode
+        save_file(tensors, file, metadata={"format": "pt"})
+        file.chmod(mode)
+    if (folder / INDEX).exists():
+        index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+        _mend(folder / INDEX, {"metadata": index["metadata"] | {"total_size": size}})
+    _mend(folder / "config.json", {"dtype": str(dtype).removeprefix("torch.")})
 
 
 def end_tokens(tokenizer: PreTrainedTokenizerFast, known: int | Sequence[int] | None) -> tuple[int, ...]:
     """Every token that ends an answer: the tokenizer's first.
 
     Args:
-        known: `eos_token_id` of a configuration. A list holds the ends of turns and texts of a model that has several;
-            one alone is what the chat template's end of turn has taken the place of.
+        known: `eos_token_id` of a configuration: the ends of turns and texts that the model has learnt. A single one
+            that is no special token is transformers' default for the architecture, and none of the model's.
     """
-    others = [] if known is None or isinstance(known, int) else known
-    return tuple(dict.fromkeys((end_token(tokenizer), *others)))
+    if known is None or isinstance(known, int):
+        token = tokenizer.added_tokens_decoder.get(known)
+        known = [known] if known is not None and token is not None and token.special else []
+    return tuple(dict.fromkeys((end_token(tokenizer), *known)))
 
 
 def parameters(model: PreTrainedModel) -> int:

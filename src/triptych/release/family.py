@@ -5,15 +5,19 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from pydantic import ValidationError
 
 from triptych.engine.inspection import inspect
+from triptych.engine.models import cast
 from triptych.engine.sampling import Sampling
+from triptych.engine.scoring import RewardModel
 from triptych.errors import ReleaseError
-from triptych.records import Message, turns
+from triptych.records import Comparison, Conversation, Message, turns
 from triptych.release import card
 from triptych.release.lineage import ROLES, Lineage, RewardExample, Role
 from triptych.release.signature import Signing, sign
@@ -47,9 +51,10 @@ def assemble(
     lineage: Mapping[Role, Lineage],
     summary: Summary,
     recipe: str,
-    reward_examples: Sequence[RewardExample] = (),
+    comparisons: Sequence[Comparison] = (),
     language: str = "en",
     decoding: Sampling | None = None,
+    dtype: torch.dtype = torch.float32,
     signing: Signing | None = None,
 ) -> None:
     """Write the release into `folder`; the same models and numbers give the same bytes.
@@ -63,9 +68,10 @@ def assemble(
         lineage: what each was made from.
         summary: the run's; the cards quote its scores, never its durations.
         recipe: digest of the resolved recipe.
-        reward_examples: scored answers, released beside the Reward model.
+        comparisons: held out; the released Reward model's scores of their answers lie beside it, to compare with.
         language: of the text, as the Hub names it.
-        decoding: of Instruct, at which it was measured.
+        decoding: of Instruct, at which it was measured; of the Base the same number of tokens, without sampling.
+        dtype: what the weights are released in; they were trained in float32.
         signing: how the whole is signed, last; two signatures of equal bytes differ.
 
     Raises:
@@ -83,11 +89,6 @@ def assemble(
         inspect(place)
     _check_shared(folders)
 
-    described = _described(models["reward"])
-    scale = None if described else json.loads((models["reward"] / "config.json").read_bytes()).get("reward_scale")
-    family = card.ReleasedFamily(
-        name, version, license, language, recipe, lineage, summary, tuple(reward_examples), described, scale
-    )
     for role in ROLES:
         target = folder / role
         target.mkdir(parents=True)
@@ -95,11 +96,22 @@ def assemble(
             place = target / source.relative_to(models[role])
             place.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source, place)
-        if role == "instruct" and decoding:
-            _deploy(target / "generation_config.json", decoding)
-        _write(target / "README.md", card.model_card(role, family))
-    if reward_examples:
-        _write(folder / "reward" / EXAMPLES, "".join(_example(example) for example in reward_examples))
+        if dtype != torch.float32:
+            for place in _models_in(target):
+                cast(place, dtype)
+        if role != "reward" and decoding:
+            deployed = decoding if role == "instruct" else replace(decoding, temperature=0.0)
+            _deploy(target / "generation_config.json", deployed)
+    described = _described(models["reward"])
+    scale = None if described else json.loads((models["reward"] / "config.json").read_bytes()).get("reward_scale")
+    examples = () if described else _scored(folder / "reward", comparisons)
+    family = card.ReleasedFamily(
+        name, version, license, language, recipe, lineage, summary, examples, described, scale
+    )
+    for role in ROLES:
+        _write(folder / role / "README.md", card.model_card(role, family))
+    if examples:
+        _write(folder / "reward" / EXAMPLES, "".join(_example(example) for example in examples))
     _write(folder / "README.md", card.family_card(family))
     seal(folder, _manifest(folder, family))
     if signing is not None:
@@ -142,6 +154,15 @@ def _check_shared(models: Sequence[Path]) -> None:
         contents = {(model / name).read_bytes() if (model / name).is_file() else None for model in models}
         if len(contents) > 1:
             raise ReleaseError(f"{name}: differs between the models, and a family shares one tokenizer")
+
+
+def _scored(folder: Path, comparisons: Sequence[Comparison]) -> tuple[RewardExample, ...]:
+    """The answers of both sides with their raw scores in float32."""
+    answers = [Conversation(row.prompt, text) for row in comparisons for text in (row.chosen, row.rejected)]
+    scores = RewardModel(folder, precise=True).raw(answers) if answers else []
+    return tuple(
+        RewardExample(each.prompt.messages, each.answer, score) for each, score in zip(answers, scores, strict=True)
+    )
 
 
 def _example(example: RewardExample) -> str:
