@@ -15,7 +15,9 @@ from typing import Any
 import pytest
 
 from triptych.data import files
+from triptych.data import rows as data_rows
 from triptych.data.normal_form import normalised
+from triptych.data.source import Source, dataset_name
 from triptych.errors import DataError, Fault
 from triptych.records import (
     Comparison,
@@ -127,6 +129,7 @@ def test_each_format_becomes_its_record(tmp_path: Path, read: Callable[..., Any]
     assert read(lines(tmp_path, row)) == [record]
 
 
+MERGE = "merge turns of one speaker that follow each other, or leave the row out (`wrong_rows: skip`)"
 CONVERSATION_FAULTS = [
     ([HI, HELLO], ":1: must be an object, got a list"),
     ({"turns": []}, ':1: messages: missing: expected {"messages"} or {"prompt", "completion"}'),
@@ -135,24 +138,28 @@ CONVERSATION_FAULTS = [
     ({"messages": ["Hi"]}, ':1: messages[0]: must be an object {"role", "content"}, got the text "Hi"'),
     (
         {"messages": [HI, {"role": "bot", "content": "x"}]},
-        ':1: messages[1].role: must be one of system, user, assistant, got "bot"',
+        ':1: messages[1].role: must be one of system, user, assistant, tool, got "bot"',
     ),
     (
         {"messages": [HI, {"role": "assistant", "content": 3}]},
         ":1: messages[1].content: must be text, got 3",
     ),
-    ({"messages": [HI]}, ":1: messages: must end with the assistant, got user"),
+    (
+        {"messages": [HI]},
+        ":1: messages: must end with the assistant, got user; take the last turn away, or name the file where prompts "
+        "are read, `improve: {prompts: [FILE]}`",
+    ),
     (
         {"messages": [HI, {"role": "assistant", "content": " \n"}]},
         ":1: messages: empty answer: expected some text from the assistant",
     ),
     (
         {"messages": [HI, HELLO, BYE]},
-        ":1: messages[2].role: must be user, got assistant: user and assistant take turns",
+        f":1: messages[2].role: must be user, got assistant: user and assistant take turns; {MERGE}",
     ),
     (
         {"messages": [HI, HI, HELLO]},
-        ":1: messages[1].role: must be assistant, got user: user and assistant take turns",
+        f":1: messages[1].role: must be assistant, got user: user and assistant take turns; {MERGE}",
     ),
     (
         {"messages": [HI, {"role": "system", "content": "s"}, HELLO]},
@@ -203,7 +210,8 @@ COMPARISON_FAULTS = [
     ({"prompt": "Hi", "chosen": "a"}, [":1: rejected: missing"]),
     (
         {"chosen": "a", "rejected": "b"},
-        [":1: prompt: missing: expected a prompt, or a whole conversation in chosen"],
+        [":1: prompt: missing: chosen and rejected are texts that do not begin alike; expected a prompt, or a whole "
+         "conversation in each"],
     ),
     (
         {"chosen": [HI, HELLO], "rejected": [{"role": "user", "content": "Ho"}, BYE]},
@@ -288,7 +296,8 @@ def test_faults_beyond_the_twentieth_are_counted(tmp_path: Path) -> None:
 def test_files_that_are_none_are_named(tmp_path: Path) -> None:
     lines(tmp_path, {"prompt": "a"}, name="questions.jsonl")
     (tmp_path / "empty.jsonl").write_text("\n\n")
-    (tmp_path / "rows.csv").write_text("a,b")
+    (tmp_path / "rows.xls").write_text("a,b")
+    (tmp_path / "inner").mkdir()
     (tmp_path / "rows").write_text("{}")
     (tmp_path / "bad.parquet").write_text("{}")
     (tmp_path / "wide.jsonl").write_bytes('{"prompt": "a"}'.encode("utf-16"))
@@ -298,10 +307,13 @@ def test_files_that_are_none_are_named(tmp_path: Path) -> None:
     assert faults(read, tmp_path / "zzz.jsonl") == [f": no such file in {tmp_path}"]
     folder = tmp_path / "no" / "a.jsonl"
     assert faults(read, folder) == [f": no such file: there is no folder {tmp_path / 'no'}"]
-    assert faults(read, tmp_path) == [": is a folder: expected a file"]
+    known = ".jsonl, .ndjson, .json, .csv, .tsv, .parquet"
+    assert faults(read, tmp_path / "inner") == [
+        f": is a folder without a data file: expected files that end in one of {known}"
+    ]
     assert faults(read, tmp_path / "empty.jsonl") == [": empty: expected at least one row"]
-    known = "expected one of .jsonl, .ndjson, .json, .parquet"
-    assert faults(read, tmp_path / "rows.csv") == [f": unknown extension .csv: {known}"]
+    known = f"expected one of {known}, or with .gz or .zst behind"
+    assert faults(read, tmp_path / "rows.xls") == [f": unknown extension .xls: {known}"]
     assert faults(read, tmp_path / "rows") == [f": no extension: {known}"]
     assert faults(read, tmp_path / "wide.jsonl") == [":1: not UTF-8 but UTF-16: save the file as UTF-8"]
     (fault,) = faults(read, tmp_path / "bad.parquet")
@@ -322,26 +334,28 @@ def test_parquet_rows_are_read_and_their_faults_numbered(tmp_path: Path) -> None
 def test_a_dataset_name_is_told_from_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "here").mkdir()
-    assert files.dataset_name("trl-lib/tldr") == ("trl-lib/tldr", "train")
-    assert files.dataset_name("trl-lib/tldr:validation") == ("trl-lib/tldr", "validation")
-    assert files.dataset_name("trl-lib/tldr:train[:10%]") == ("trl-lib/tldr", "train[:10%]")
+    assert dataset_name("trl-lib/tldr") == ("trl-lib/tldr", "train")
+    assert dataset_name("trl-lib/tldr:validation") == ("trl-lib/tldr", "validation")
+    assert dataset_name("trl-lib/tldr:train[:10%]") == ("trl-lib/tldr", "train[:10%]")
     for file in ("here/rows", "support/rows.jsonl", "rows", "a/b/c", str(tmp_path), "../a"):
-        assert files.dataset_name(file) is None
+        assert dataset_name(file) is None
 
 
 def test_a_dataset_is_read_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
     datasets = pytest.importorskip("datasets")
     asked = []
 
-    def load_dataset(name: str, split: str) -> object:
-        asked.append((name, split))
+    def load_dataset(name: str, configuration: str | None, split: str, revision: str | None) -> object:
+        asked.append((name, configuration, split, revision))
         if split == "none":
             raise ValueError("Unknown split")
         return datasets.Dataset.from_list([{"text": "a"}])
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     assert files.read_documents("someone/thing:test") == [Document("a")]
-    assert asked == [("someone/thing", "test")]
+    named = Source(file="someone/thing", configuration="main", split="train[:5]", revision="v1")
+    assert files.read_documents(named) == [Document("a")]
+    assert asked == [("someone/thing", None, "test", None), ("someone/thing", "main", "train[:5]", "v1")]
     message = "no such file, and datasets cannot load it as someone/thing, split none: Unknown split"
     assert faults(files.read_documents, "someone/thing:none") == [f": {message}"]
 
@@ -435,7 +449,7 @@ def test_real_comparisons_with_roles_out_of_order_are_named_and_can_be_skipped()
     path = SHARED / "preferences/hh_harmless.jsonl"
     skipped: list[Fault] = []
     assert len(files.read_comparisons(path, skipped)) == 1496
-    rule = "must be user, got assistant: user and assistant take turns"
+    rule = f"must be user, got assistant: user and assistant take turns; {MERGE}"
     assert [fault.message for fault in skipped] == [rule] * 3
     with pytest.raises(DataError) as caught:
         files.read_comparisons(path)
@@ -517,7 +531,7 @@ def test_json_that_could_be_misread_is_named_with_its_line_and_field(tmp_path: P
 
 @pytest.mark.attack("data files")
 def test_a_line_without_an_end_is_not_read_to_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(files, "LINE", 1 << 20)
+    monkeypatch.setattr(data_rows, "LINE", 1 << 20)
     path = tmp_path / "rows.jsonl"
     path.write_bytes(b'{"prompt": "a"}\n{"prompt": "')
     os.truncate(path, 1 << 40)

@@ -153,6 +153,7 @@ def of_method(kind: type[BaseModel]) -> str:
 def shared(place: str) -> str:
     """The section that documents a place: a judge's and a mixture's rewards are those of `reward`."""
     place = re.sub(r"^gate\.judge\.", "reward.", place)
+    place = "A file of data" if place in ("base.text", "instruct.data", "improve.prompts") else place
     return re.sub(r"^(reward\.parts\.reward|feedback\.N\.judged\.by)", "reward", place)
 
 

@@ -16,6 +16,7 @@ from triptych.data import splits
 from triptych.data.files import read_comparisons, write
 from triptych.data.normal_form import normalised
 from triptych.data.separation import COMPARED, PROVING, RATED, require_apart, shared, stored
+from triptych.data.source import Source
 from triptych.data.splits import PromptedRecord, form, fraction
 from triptych.dataset import preparation
 from triptych.dataset.preparation import DataPreparation, Prepared, prepare_data
@@ -340,8 +341,8 @@ def test_real_comparisons_whose_chosen_answers_are_demonstrated(tmp_path: Path) 
     rows = read_comparisons(source, [])
     write(tmp_path / "sft.jsonl", [Conversation(row.prompt, row.chosen) for row in rows])
     config = DataPreparation(
-        conversations=("sft.jsonl",), comparisons=("hh.jsonl",), wrong_rows="skip", judge=0.5, heldout=0.3,
-        test=100, gate=100,
+        conversations=(Source(file="sft.jsonl"),), comparisons=(Source(file="hh.jsonl"),), wrong_rows="skip",
+        judge=0.5, heldout=0.3, test=100, gate=100,
     )
     context = desk_at(tmp_path / "out")
     metrics = prepare_data(context, config, {"sft.jsonl": tmp_path / "sft.jsonl", "hh.jsonl": source})

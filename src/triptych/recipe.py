@@ -8,16 +8,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import AfterValidator, Discriminator, Field, Tag, ValidationInfo, model_validator
+from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag, ValidationInfo, model_validator
 
 from triptych import configuration
 from triptych.audit.stage import Audit
 from triptych.base.pretraining import Pretraining
 from triptych.configuration import Composed, Config, Flat, UserFile, by_field, located
-from triptych.data.files import dataset_name
+from triptych.data.source import Reading, Source, dataset_name
 from triptych.dataset.preparation import DataPreparation, Splits
 from triptych.errors import RecipeError
 from triptych.evaluate.answers import Answering
@@ -69,6 +69,34 @@ TemplateFile = Annotated[UserFile, AfterValidator(_or_shipped)]
 GrowingFile = Annotated[UserFile, AfterValidator(_growing)]
 
 
+class DataSource(Reading):
+    """A file of data, and how it is read.
+
+    Attributes:
+        file: a file, a folder of files, or a dataset's name.
+    """
+
+    file: DataFile
+
+    @property
+    def named(self) -> Source:
+        """By the name that the recipe gives it: where it lies changes no result."""
+        return Source(file=self.file.name, **self._reading)
+
+    @property
+    def located(self) -> Source:
+        """Where it lies."""
+        return Source(file=str(self.file.path), **self._reading)
+
+    @property
+    def _reading(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in Reading.model_fields}
+
+
+Data = Annotated[DataSource, BeforeValidator(lambda value: {"file": value} if isinstance(value, str) else value)]
+"""A file of data; its name alone may stand for it."""
+
+
 class BaseOrigin(Config):
     """Where the Base comes from: taken (`from`), or trained from scratch (`train`) on `text`.
 
@@ -80,7 +108,7 @@ class BaseOrigin(Config):
     from_: ModelPlace | None = Field(default=None, alias="from")
     train: Pretraining | None = None
     chat_template: TemplateFile | None = None
-    text: tuple[DataFile, ...] = ()
+    text: tuple[Data, ...] = ()
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
@@ -93,25 +121,33 @@ class InstructTraining(Composed):
     """Fine-tuning and its conversations."""
 
     finetuning: Flat[Finetuning] = Finetuning()
-    data: tuple[DataFile, ...] = ()
+    data: tuple[Data, ...] = ()
 
 
-class FileFeedback(Config):
+class FileFeedback(DataSource):
     """Comparisons from a file."""
 
-    file: DataFile
 
-
-class RatingFeedback(Config):
+class RatingFeedback(Reading):
     """Answers rated by attributes, from a file."""
 
     ratings: DataFile
 
+    @property
+    def source(self) -> DataSource:
+        """The file, and how it is read."""
+        return DataSource(file=self.ratings, **{name: getattr(self, name) for name in Reading.model_fields})
 
-class ThumbFeedback(Config):
+
+class ThumbFeedback(Reading):
     """Answers that were liked or not, from a file."""
 
     thumbs: DataFile
+
+    @property
+    def source(self) -> DataSource:
+        """The file, and how it is read."""
+        return DataSource(file=self.thumbs, **{name: getattr(self, name) for name in Reading.model_fields})
 
 
 class ExactFeedback(Config):
@@ -179,7 +215,7 @@ class Rounds(Composed):
     """Improvement by some method: its prompts, and how many rounds."""
 
     method: Flat[AnyMethod] = Grpo()
-    prompts: tuple[DataFile, ...] = ()
+    prompts: tuple[Data, ...] = ()
     rounds: int = Field(default=1, ge=0)
 
 
@@ -336,19 +372,19 @@ class Recipe(Config):
         return self.model_copy(update={"improve": self.improve.model_copy(update={"method": method})})
 
     @property
-    def comparison_files(self) -> tuple[UserFile, ...]:
+    def comparison_files(self) -> tuple[DataSource, ...]:
         """The files of comparisons."""
-        return tuple(source.file for source in self.feedback if isinstance(source, FileFeedback))
+        return tuple(source for source in self.feedback if isinstance(source, FileFeedback))
 
     @property
-    def rating_files(self) -> tuple[UserFile, ...]:
+    def rating_files(self) -> tuple[DataSource, ...]:
         """The files of ratings."""
-        return tuple(source.ratings for source in self.feedback if isinstance(source, RatingFeedback))
+        return tuple(source.source for source in self.feedback if isinstance(source, RatingFeedback))
 
     @property
-    def thumb_files(self) -> tuple[UserFile, ...]:
+    def thumb_files(self) -> tuple[DataSource, ...]:
         """The files of answers that were liked or not."""
-        return tuple(source.thumbs for source in self.feedback if isinstance(source, ThumbFeedback))
+        return tuple(source.source for source in self.feedback if isinstance(source, ThumbFeedback))
 
     def lacks(self, method: Improvement) -> str | None:
         """What of people's feedback a method learns from and the recipe has none of."""
@@ -418,7 +454,11 @@ class Recipe(Config):
             self.base.text, self.instruct.data, self.comparison_files, self.rating_files, self.thumb_files,
             self.improve.prompts,
         )
-        return {file.name: file.path for file in chain(*files)}
+        return {source.file.name: source.file.path for source in chain(*files)}
+
+    def located(self, source: Source) -> Source:
+        """A file that `preparation` names, where it lies."""
+        return source.at(self.sources[source.file])
 
     @property
     def reward_files(self) -> dict[str, Path]:
@@ -432,8 +472,8 @@ class Recipe(Config):
         return next((part for part in self.reward.model.within if isinstance(part, RewardTraining)), None)
 
 
-def _names(files: Iterable[UserFile]) -> tuple[str, ...]:
-    return tuple(file.name for file in files)
+def _names(sources: Iterable[DataSource]) -> tuple[Source, ...]:
+    return tuple(source.named for source in sources)
 
 
 def _asked(judge: JudgeReward) -> tuple[Path | None, Endpoint | None]:

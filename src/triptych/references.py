@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from triptych.data import files
+from triptych.data.rows import Place
+from triptych.data.source import Source
 from triptych.data.splits import prompt_of
 from triptych.errors import DataError, Fault
 from triptych.recipe import Recipe
@@ -39,29 +41,29 @@ def wrong_references(recipe: Recipe) -> list[Fault]:
     compared = rules if recipe.compared else []  # an audit scores the answers that were compared
     if isinstance(recipe.gate.judge, RulesReward):
         rules += _rules(recipe.gate.judge)
-    names: Sequence[str] = preparation.prompts or preparation.conversations
+    named: Sequence[Source] = preparation.prompts or preparation.conversations
     reader: Callable[..., Sequence[Any]] = files.read_prompts if preparation.prompts else files.read_conversations
     return [
-        *_faults(recipe, names, reader, rules),
+        *_faults(recipe, named, reader, rules),
         *_faults(recipe, preparation.comparisons, files.read_comparisons, compared),
     ]
 
 
 def _faults(
-    recipe: Recipe, names: Sequence[str], reader: Callable[..., Sequence[Any]], rules: Sequence[Applied]
+    recipe: Recipe, named: Sequence[Source], reader: Callable[..., Sequence[Any]], rules: Sequence[Applied]
 ) -> Iterator[Fault]:
     if not rules:
         return
-    for name in names:
-        lines: list[int] = []
+    for source in named:
+        places: list[Place] = []
         try:
-            records = reader(recipe.sources[name], [], lines)
+            records = reader(recipe.located(source), [], places)
         except DataError:  # whoever reads it for its rows says so
             continue
-        for record, line in zip(records, lines, strict=True):
+        for record, place in zip(records, places, strict=True):
             prompt = prompt_of(record)
             for message in dict.fromkeys(_said(prompt, rules)):
-                yield Fault(str(recipe.sources[name]), line, "reference", message)
+                yield Fault(*place, "reference", message)
 
 
 def _said(prompt: Prompt, rules: Sequence[Applied]) -> Iterator[str]:

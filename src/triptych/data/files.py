@@ -1,26 +1,24 @@
 """Reads rows into typed records, and says of every wrong row what would be right.
 
-A source is a JSON Lines or Parquet file, a `.txt` file (documents only), or the name of a dataset that
-the `datasets` library loads, `owner/name` or `owner/name:split`. The formats are those of TRL's
-documentation; a text may stand wherever a list of messages may.
+A source is a file of rows (:mod:`triptych.data.rows`), a folder of such files, or the name of a dataset on the Hub.
+The formats are those of TRL's documentation, and every other form that :mod:`triptych.data.forms` knows.
 """
 
 from __future__ import annotations
 
-import difflib
 import json
-import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from io import BufferedReader
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
-from triptych import json_text
+from triptych.data import forms
+from triptych.data.row import Row
+from triptych.data.rows import Place, Values, numbered, opened, rows_of, shown, text_of
+from triptych.data.source import Source, kind_of
 from triptych.errors import DataError, Fault
-from triptych.instructions.rows import checks_in
 from triptych.records import (
-    Check,
     Comparison,
     Conversation,
     Document,
@@ -36,195 +34,93 @@ from triptych.records import (
     to_json,
     user,
 )
-from triptych.storage import IrregularFile, entries, open_regular, sha256_all, sha256_once
-
-LINES = (".jsonl", ".ndjson", ".json")
-PARQUET = (".parquet",)
-TEXT = (".txt",)
-
-LINE = 64 << 20
-"""How many bytes a line of JSON Lines may have."""
-BATCH = 1024
-"""How many rows of Parquet are unpacked at once."""
+from triptych.storage import entries, sha256_all, sha256_once
 
 DOCUMENT_CHARACTERS = 2000
 """How many characters of paragraphs make one document of a `.txt` file."""
 
-ROLES = ("system", "user", "assistant")
 BETTER = ("first", "second", "tie")
 
 R = TypeVar("R", bound=Record)
+AnyPlace = str | Path | Source
 
 
-class Row:
-    """One row under reading; what is wrong with it gathers in `faults`."""
-
-    def __init__(self, file: str, line: int, values: Mapping[str, Any]) -> None:
-        self.file = file
-        self.line = line
-        self.values = values
-        self.faults: list[Fault] = []
-
-    def fault(self, field: str | None, message: str) -> None:
-        """Notes that `field` is wrong; `message` says what was expected."""
-        self.faults.append(Fault(self.file, self.line, field, message))
-
-    def has(self, field: str) -> bool:
-        """Whether the row gives the field; null, which Parquet has for every absent value, is absent."""
-        return self.values.get(field) is not None
-
-    def required(self, field: str) -> Any:
-        """The field's value, or None and a fault."""
-        if not self.has(field):
-            self.fault(field, "missing")
-        return self.values.get(field)
-
-    def text(self, field: str) -> str | None:
-        """An optional text."""
-        value = self.values.get(field)
-        if value is None or isinstance(value, str):
-            return value
-        self.fault(field, f"must be text, got {_kind(value)}")
-        return None
-
-    def number(self, field: str) -> float | None:
-        """An optional finite number."""
-        return self._number(field, self.values.get(field)) if self.has(field) else None
-
-    def count(self, field: str) -> int | None:
-        """An optional whole number from 0."""
-        value = self.values.get(field)
-        if value is None:
-            return None
-        if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-            self.fault(field, f"must be a whole number from 0, got {_kind(value)}")
-            return None
-        return value
-
-    def flag(self, field: str) -> bool | None:
-        """An optional true or false."""
-        value = self.values.get(field)
-        if value is None or isinstance(value, bool):
-            return value
-        self.fault(field, f"must be true or false, got {_kind(value)}")
-        return None
-
-    def checks(self) -> tuple[Check, ...]:
-        """The instructions that code can check, in any of their forms."""
-        try:
-            found = checks_in(self.values)
-        except ValueError as error:
-            field, _, what = str(error).partition(": ")
-            self.fault(field, what)
-            return ()
-        return () if found is None else found[1]
-
-    def scores(self, field: str) -> dict[str, float]:
-        """Numbers by attribute."""
-        value = self.required(field)
-        if value is None:
-            return {}
-        if not isinstance(value, dict) or not value:
-            self.fault(
-                field, f"must be an object of at least one attribute and its number, got {_kind(value)}"
-            )
-            return {}
-        numbers = {name: self._number(f"{field}.{name}", score) for name, score in value.items()}
-        return {name: number for name, number in numbers.items() if number is not None}
-
-    def turns(self, field: str) -> Messages | None:
-        """A list of messages, each with a known role and a text."""
-        value = self.values[field]
-        if not isinstance(value, list) or not value:
-            self.fault(field, f"must be text or a list of messages, got {_kind(value)}")
-            return None
-        before = len(self.faults)
-        turns = [self._turn(f"{field}[{index}]", turn) for index, turn in enumerate(value)]
-        return None if len(self.faults) > before else tuple(turn for turn in turns if turn is not None)
-
-    def _turn(self, field: str, value: Any) -> Message | None:
-        if not isinstance(value, dict):
-            self.fault(field, f'must be an object {{"role", "content"}}, got {_kind(value)}')
-            return None
-        role, content = value.get("role"), value.get("content")
-        if role not in ROLES:
-            self.fault(f"{field}.role", f"must be one of {', '.join(ROLES)}, got {_shown(role)}")
-        if not isinstance(content, str):
-            self.fault(f"{field}.content", f"must be text, got {_kind(content)}")
-        return Message(role, content) if role in ROLES and isinstance(content, str) else None
-
-    def _number(self, field: str, value: Any) -> float | None:
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            self.fault(field, f"must be a number, got {_kind(value)}")
-            return None
-        if not math.isfinite(value):
-            self.fault(field, f"must be a finite number, got {value}")
-            return None
-        return float(value)
-
-
-def read_documents(source: str | Path, skipped: list[Fault] | None = None) -> list[Document]:
+def read_documents(
+    source: AnyPlace, skipped: list[Fault] | None = None, places: list[Place] | None = None,
+    notes: list[Fault] | None = None,
+) -> list[Document]:
     """Reads `{"text"}` rows, or the paragraphs of a `.txt` file.
 
     The paragraphs of a `.txt` file are joined into documents of about 2,000 characters, whose texts
     together are exactly the file's.
 
     Args:
-        source: a file or a dataset's name.
+        source: a file, a folder or a dataset's name.
         skipped: where given, wrong rows are left out and their faults appended here; otherwise they
             are raised together. The same for all readers.
+        places: gets the place of each row that is returned.
+        notes: gets what was not read of the rows, and what was done to them, once for each file.
 
     Raises:
         DataError: the file cannot be used, or rows are wrong and `skipped` is None.
     """
-    path = Path(source)
-    if path.suffix.lower() in TEXT:
-        return [Document(text) for text in _paragraphs(_decoded(path))]
-    return _read(source, _document, skipped, TEXT)
+    source = Source.of(source)
+    path = Path(source.file)
+    if kind_of(path)[0] == ".txt":
+        texts = list(_paragraphs(text_of(path)))
+        if places is not None:
+            places += [Place(str(path), number) for number, _ in enumerate(texts, start=1)]
+        return [Document(text) for text in texts]
+    return _read(source, "documents", _document, skipped, places, notes, (".txt",))
 
 
 def read_conversations(
-    source: str | Path, skipped: list[Fault] | None = None, lines: list[int] | None = None
+    source: AnyPlace, skipped: list[Fault] | None = None, places: list[Place] | None = None,
+    notes: list[Fault] | None = None,
 ) -> list[Conversation]:
-    """Reads `{"messages"}` or `{"prompt", "completion"}` rows; see :func:`read_comparisons`."""
-    return _read(source, parse_conversation, skipped, lines=lines)
+    """Reads `{"messages"}` or `{"prompt", "completion"}` rows; see :func:`read_documents`."""
+    return _read(source, "conversations", parse_conversation, skipped, places, notes)
 
 
 def read_prompts(
-    source: str | Path, skipped: list[Fault] | None = None, lines: list[int] | None = None
+    source: AnyPlace, skipped: list[Fault] | None = None, places: list[Place] | None = None,
+    notes: list[Fault] | None = None,
 ) -> list[Prompt]:
-    """Reads `{"prompt"}` rows with optional `reference` and `task`; see :func:`read_comparisons`."""
-    return _read(source, _prompt, skipped, lines=lines)
+    """Reads `{"prompt"}` rows with optional `reference` and `task`; see :func:`read_documents`."""
+    return _read(source, "prompts", _prompt, skipped, places, notes)
 
 
 def read_comparisons(
-    source: str | Path, skipped: list[Fault] | None = None, lines: list[int] | None = None
+    source: AnyPlace, skipped: list[Fault] | None = None, places: list[Place] | None = None,
+    notes: list[Fault] | None = None,
 ) -> list[Comparison]:
     """Reads `{"prompt", "chosen", "rejected"}` rows; see :func:`read_documents`.
 
     Where `prompt` is absent, `chosen` and `rejected` are whole conversations and the turns that they
-    share are the prompt. The line of each row that is returned is appended to `lines`, where that is given.
+    share are the prompt.
     """
-    return _read(source, parse_comparison, skipped, lines=lines)
+    return _read(source, "comparisons", parse_comparison, skipped, places, notes)
 
 
 def read_ratings(
-    source: str | Path, skipped: list[Fault] | None = None, lines: list[int] | None = None
+    source: AnyPlace, skipped: list[Fault] | None = None, places: list[Place] | None = None,
+    notes: list[Fault] | None = None,
 ) -> list[Rating]:
-    """Reads `{"prompt", "response", "scores"}` rows; see :func:`read_comparisons`."""
-    return _read(source, _rating, skipped, lines=lines)
+    """Reads `{"prompt", "response", "scores"}` rows; see :func:`read_documents`."""
+    return _read(source, "ratings", _rating, skipped, places, notes)
 
 
 def read_thumbs(
-    source: str | Path, skipped: list[Fault] | None = None, lines: list[int] | None = None
+    source: AnyPlace, skipped: list[Fault] | None = None, places: list[Place] | None = None,
+    notes: list[Fault] | None = None,
 ) -> list[Thumb]:
-    """Reads `{"prompt", "completion", "label"}` rows, `label` true or false; see :func:`read_comparisons`."""
-    return _read(source, parse_thumb, skipped, lines=lines)
+    """Reads `{"prompt", "completion", "label"}` rows, `label` true or false; see :func:`read_documents`."""
+    return _read(source, "thumbs", parse_thumb, skipped, places, notes)
 
 
 def read_verdicts(source: str | Path, skipped: list[Fault] | None = None) -> list[Verdict]:
     """Reads `{"prompt", "first", "second", "better"}` rows; see :func:`read_documents`."""
-    return _read(source, parse_verdict, skipped)
+    return _read(source, None, parse_verdict, skipped)
 
 
 def has_lines(path: Path) -> bool:
@@ -266,20 +162,8 @@ def digest(path: str | Path) -> str:
     path = Path(path)
     if path.is_dir():
         return sha256_all(path, (file for file in entries(path) if file.is_file()))
-    _opened(path).close()  # says what is wrong with it
+    opened(path).close()  # says what is wrong with it
     return sha256_once(path)
-
-
-def dataset_name(source: str | Path) -> tuple[str, str] | None:
-    """The dataset and the split that a source names, or None where it means a file."""
-    found = re.fullmatch(r"(\w[\w.-]*/\w[\w.-]*)(?::(\w[\w.\[\]:%-]*))?", str(source))
-    if found is None or Path(source).exists():
-        return None
-    path = Path(found[1])
-    # A name with a data file's extension, or in a folder that is there, is a file misspelt.
-    if path.suffix.lower() in LINES + PARQUET + TEXT or path.parent.is_dir():
-        return None
-    return found[1], found[2] or "train"
 
 
 def parse_lines(
@@ -293,158 +177,169 @@ def parse_lines(
     """
     records: list[R] = []
     faults: list[Fault] = []
-    for row in _numbered_rows(file, lines, first):
-        record = None if isinstance(row, Fault) else parse(row)
-        found = [row] if isinstance(row, Fault) else row.faults
-        if record is not None and not found:
+    for values in numbered(file, lines, first):
+        if isinstance(values, Fault):
+            faults.append(values)
+            continue
+        row = Row(values.place, values.fields)
+        record = parse(row)
+        if record is not None and not row.faults:
             records.append(record)
-        faults += found
+        faults += row.faults
     return records, faults
 
 
 def _read(
-    source: str | Path,
+    source: AnyPlace,
+    kind: forms.Kind | None,
     parse: Callable[[Row], R | None],
     skipped: list[Fault] | None,
+    places: list[Place] | None = None,
+    notes: list[Fault] | None = None,
     also: tuple[str, ...] = (),
-    lines: list[int] | None = None,
 ) -> list[R]:
+    source = Source.of(source)
+    reading = _Reading(source, kind)
     records: list[R] = []
     faults: list[Fault] = []
-    rows = 0
-    for row in _rows(source, also):
-        rows += 1
-        if isinstance(row, Fault):
-            faults.append(row)
+    for values in rows_of(source, also):
+        if isinstance(values, Fault):
+            reading.rows += 1
+            faults.append(values)
             continue
-        record = parse(row)
-        if record is not None and not row.faults:
-            records.append(record)
-            if lines is not None:
-                lines.append(row.line)
-        faults += row.faults
-    if rows == 0:
-        raise DataError([Fault(str(source), None, None, "empty: expected at least one row")])
+        for row in reading.rows_in(values):
+            record = None if row.faults else parse(row)
+            if record is not None and not row.faults:
+                records.append(record)
+                if places is not None:
+                    places.append(row.place)
+            faults += row.faults
+            reading.note_unread(row.place, row.unread)
+    faults += reading.faults()
+    if not records and not faults:
+        raise DataError(reading.emptiness())
     if skipped is None or not records:
         if faults:
             raise DataError(faults)
     else:
         skipped += faults
+    if notes is not None:
+        notes += reading.notes()
     return records
 
 
-def _rows(source: str | Path, also: tuple[str, ...]) -> Iterator[Row | Fault]:
-    name = dataset_name(source)
-    if name is not None:
-        return _dataset_rows(str(source), *name)
-    path = Path(source)
-    _opened(path).close()
-    suffix = path.suffix.lower()
-    if suffix in LINES:
-        return _line_rows(path)
-    if suffix in PARQUET:
-        return _parquet_rows(path)
-    known = ", ".join(LINES + PARQUET + also)
-    named = f"unknown extension {suffix}" if suffix else "no extension"
-    raise DataError([Fault(str(path), None, None, f"{named}: expected one of {known}")])
+class _Reading:
+    """The rows of one source in our fields, and what is to be said of all of them together."""
 
+    def __init__(self, source: Source, kind: forms.Kind | None) -> None:
+        self.source, self.kind = source, kind
+        self.rows = 0
+        self._seen: set[str] = set()
+        self._given: set[str] = set()
+        self._unread: Counter[str] = Counter()
+        self._noted: Counter[str] = Counter()
+        self._first: dict[str, Place] = {}
+        if kind is not None:
+            _require_fields(source, kind)
 
-def _line_rows(path: Path) -> Iterator[Row | Fault]:
-    with _opened(path) as file:
-        yield from _numbered_rows(str(path), _lines(path, file))
+    def rows_in(self, values: Values) -> Iterator[Row]:
+        self.rows += 1
+        if self.kind is None:
+            yield Row(values.place, values.fields)
+            return
+        mapped = self._mapped(values.fields) if self.source.fields else values.fields
+        turned = forms.turned(self.kind, mapped, bool(self.source.fields))
+        names = {our: self.source.fields.get(name, name) for our, name in turned.names.items()}
+        names = {**self.source.fields, **names}
+        self._given |= {name for ours in turned.rows for name in ours}
+        self.note_unread(values.place, turned.unread)
+        for note in turned.notes:
+            self._noted[note] += 1
+            self._first.setdefault(note, values.place)
+        if turned.faults:
+            row = Row(values.place, values.fields, self.source.fields)
+            for field, message in turned.faults:
+                row.fault(field, message)
+            yield row
+        for ours in turned.rows:
+            yield Row(values.place, ours, names)
 
+    def note_unread(self, place: Place, fields: Iterable[str]) -> None:
+        for field in dict.fromkeys(fields):
+            self._unread[field] += 1
+            self._first.setdefault(field, place)
 
-def _lines(path: Path, file: BufferedReader) -> Iterator[bytes]:
-    """Bytes up to each "\n"; text would also be split at U+2028, which JSON strings may hold."""
-    number = 0
-    while line := file.readline(LINE + 1):
-        number += 1
-        if len(line) > LINE:
-            what = f"has more than {LINE >> 20} MiB without an end: expected one object on each line"
-            raise DataError([Fault(str(path), number, None, what)])
-        yield line
+    def _mapped(self, fields: Any) -> dict[str, Any]:
+        """The row with the fields that the recipe says are ours."""
+        mapped = {name: value for name, value in fields.items() if name not in self.source.fields.values()}
+        for our, name in self.source.fields.items():
+            value = fields.get(name)
+            if value is None:
+                value = fields
+                for part in name.split("."):
+                    value = value.get(part) if isinstance(value, dict) else None
+                if value is not None:
+                    mapped.pop(name.partition(".")[0], None)
+            mapped[our] = value
+            if value is not None:
+                self._seen.add(our)
+        return mapped
 
-
-def _numbered_rows(file: str, lines: Iterable[bytes], first: int = 1) -> Iterator[Row | Fault]:
-    for number, raw in enumerate(lines, start=first):
-        if number == 1:
-            _refuse_utf16(file, raw)
-            raw = raw.removeprefix(b"\xef\xbb\xbf")
-        if not raw.strip():
-            continue
-        line = _line(file, number, raw.rstrip(b"\r\n"))
-        yield from [line] if isinstance(line, Fault) else _parsed(file, number, line)
-
-
-def _parsed(file: str, number: int, line: str) -> list[Row | Fault]:
-    """The row, or what is wrong with it."""
-    try:
-        values = json_text.parse(line)
-    except json_text.JsonError as error:
-        wanted = "; expected one whole object on each line"
-        return [
-            Fault(file, number, place, what + wanted if what.startswith("invalid JSON") else what)
-            for place, what in error.faults
+    def faults(self) -> list[Fault]:
+        """Fields that the recipe names and no row has."""
+        return [] if not self.rows else [
+            Fault(self.source.file, None, f"fields.{our}", f"no row has a field {name}")
+            for our, name in self.source.fields.items() if our not in self._seen
         ]
-    if not isinstance(values, dict):
-        return [Fault(file, number, None, f"must be an object, got {_kind(values)}")]
-    return [Row(file, number, values)]
+
+    def emptiness(self) -> list[Fault]:
+        """Why there is no record and no fault."""
+        if self._noted:
+            note, rows = self._noted.most_common(1)[0]
+            return [Fault(self.source.file, None, None, f"no row is left: {_rows(rows, self.rows)} {note}")]
+        return [Fault(self.source.file, None, None, "empty: expected at least one row")]
+
+    @property
+    def _absent(self) -> list[str]:
+        """Our fields that no row has: what a misspelt one may have meant."""
+        return [name for name in forms.OWN[self.kind] if name not in self._given] if self.kind else []
+
+    def notes(self) -> list[Fault]:
+        """What nobody read, and what was done to rows, each with the number of rows."""
+        notes = [self._fault(note, None, f"{_rows(rows, self.rows)}: {note}") for note, rows in self._noted.items()]
+        other = []
+        for field, rows in self._unread.items():
+            bare = field.rpartition(".")[2]
+            nearest = forms.near(bare, self._absent) if bare == field else None
+            if bare not in forms.MEANING and nearest is None:
+                other.append(f"{field} ({rows:,})")
+                continue
+            what = f", {forms.MEANING[bare]}" if bare in forms.MEANING else f"; did you mean {nearest}?"
+            notes.append(self._fault(field, field, f"is not read, in {_rows(rows, self.rows)}{what}"))
+        if other:
+            what = f"not read, with the rows that have it: {', '.join(other)}"
+            notes.append(Fault(self.source.file, None, None, what))
+        return notes
+
+    def _fault(self, key: str, field: str | None, message: str) -> Fault:
+        return Fault(*self._first[key], field, message)
 
 
-def _parquet_rows(path: Path) -> Iterator[Row | Fault]:
-    import pyarrow
-    import pyarrow.parquet
-
-    file = str(path)
-    try:
-        with pyarrow.parquet.ParquetFile(path) as table:
-            names = table.schema_arrow.names
-            twice = next((name for name in names if names.count(name) > 1), None)
-            if twice is not None:
-                raise DataError([Fault(file, None, twice, "stands twice: each column needs a name of its own")])
-            number = 0
-            for batch in table.iter_batches(BATCH):
-                for row in _batch_rows(batch):
-                    number += 1
-                    yield Row(file, number, row) if isinstance(row, dict) else Fault(file, number, *row)
-    except DataError:
-        raise
-    except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as error:  # whatever a damaged one brings about
-        raise DataError([Fault(file, None, None, f"cannot be read as Parquet: {error}")]) from error
+def _rows(count: int, of: int) -> str:
+    return f"{'all' if count == of > 1 else f'{count:,} of'} {of:,} row{'' if of == 1 else 's'}"
 
 
-def _batch_rows(batch: Any) -> Iterator[dict[str, Any] | tuple[str, str]]:
-    """Each row of a batch, or the field that cannot be read and why."""
-    try:
-        yield from batch.to_pylist()
-        return
-    except (ValueError, OverflowError):  # a text that is not UTF-8, a time beyond Python's
-        columns = list(zip(batch.schema.names, batch.columns, strict=True))
-    for index in range(batch.num_rows):
-        values: dict[str, Any] = {}
-        fault = None
-        for name, column in columns:
-            try:
-                values[name] = column[index].as_py()
-            except UnicodeDecodeError:
-                fault = fault or (name, "not UTF-8: expected text in UTF-8")
-            except (ValueError, OverflowError) as error:
-                fault = fault or (name, f"cannot be read: {error}")
-        yield fault or values
-
-
-def _dataset_rows(source: str, name: str, split: str) -> Iterator[Row | Fault]:
-    import datasets
-
-    try:
-        rows = datasets.load_dataset(name, split=split)
-    except (
-        Exception
-    ) as error:  # the library raises many kinds, and each is the name, the split or the network
-        what = f"no such file, and datasets cannot load it as {name}, split {split}: {error}"
-        raise DataError([Fault(source, None, None, what)]) from error
-    for number, values in enumerate(rows, start=1):
-        yield Row(source, number, values)
+def _require_fields(source: Source, kind: forms.Kind) -> None:
+    """Refuses a mapping to a field that is none of ours."""
+    known = sorted({*forms.OWN[kind], *forms.fields_of(kind)})
+    faults = []
+    for our in source.fields:
+        if our not in known:
+            nearest = forms.near(our, known)
+            hint = f"did you mean {nearest}?" if nearest else f"there are {', '.join(forms.OWN[kind])}"
+            faults.append(Fault(source.file, None, f"fields.{our}", f"no field of {kind}; {hint}"))
+    if faults:
+        raise DataError(faults)
 
 
 def _document(row: Row) -> Document | None:
@@ -466,18 +361,28 @@ def _prompt(row: Row) -> Prompt | None:
 
 def parse_conversation(row: Row) -> Conversation | None:
     """A prompt and its answer, or None; what is wrong stands in the row."""
-    if row.has("prompt") or row.has("completion"):
+    if row.has("completion") or (row.has("prompt") and not row.has("messages")):
         prompt = _prompt(row)
-        answer = _answer(row, "completion", prompt)
-        return None if prompt is None or answer is None else Conversation(prompt, answer)
+        answer = _last_turn(row, "completion", prompt)
+        return None if prompt is None or answer is None else Conversation(prompt, answer.content, answer.tool_calls)
     if not row.has("messages"):
         row.fault("messages", 'missing: expected {"messages"} or {"prompt", "completion"}')
         return None
     turns = row.turns("messages")
-    if turns is None or not _ends_with_assistant(row, "messages", turns):
+    if turns is None or not _ends_with_assistant(row, "messages", turns, ASKED_LAST):
+        return None
+    turns = _up_to_learnt(turns)
+    if not turns:
+        row.fault("messages", "nothing to learn: every turn of the assistant has weight 0; leave the row out")
         return None
     prompt = _asked(row, "messages", turns, answered=True)
-    return None if prompt is None else Conversation(prompt, turns[-1].content)
+    return None if prompt is None else Conversation(prompt, turns[-1].content, turns[-1].tool_calls)
+
+
+def _up_to_learnt(turns: Messages) -> Messages:
+    """The turns up to the last that is learnt: what comes behind it is neither learnt nor seen by what is."""
+    last = max((place for place, turn in enumerate(turns) if turn.role == "assistant" and turn.learnt), default=-1)
+    return turns[: last + 1]
 
 
 def parse_comparison(row: Row) -> Comparison | None:
@@ -526,7 +431,7 @@ def parse_verdict(row: Row) -> Verdict | None:
     """What somebody said to a question, or None; what is wrong stands in the row."""
     question, better = parse_question(row), row.required("better")
     if better is not None and better not in BETTER:
-        row.fault("better", f"must be one of {', '.join(BETTER)}, got {_shown(better)}")
+        row.fault("better", f"must be one of {', '.join(BETTER)}, got {shown(better)}")
     return None if question is None or better not in BETTER else Verdict(question, better)
 
 
@@ -551,29 +456,52 @@ def _shared_prompt(row: Row) -> Prompt | None:
     return _asked(row, "chosen", chosen, answered=True)
 
 
+FOLLOWING = {"system": ("user",), "user": ("assistant",), "assistant": ("user",), "tool": ("assistant", "tool")}
+"""Who may speak after whom; after an assistant that calls tools, these."""
+MERGE = "merge turns of one speaker that follow each other, or leave the row out (`wrong_rows: skip`)"
+ASKED_LAST = "; take the last turn away, or name the file where prompts are read, `improve: {prompts: [FILE]}`"
+
+
 def _asked(row: Row, field: str, turns: Messages, answered: bool = False) -> Prompt | None:
     """The turns as a prompt, without the answer at their end where there is one.
 
-    After an optional system turn, user and assistant must take turns, and the user asks last.
+    After an optional system turn, user and assistant must take turns, with an assistant's tools between, and the user
+    or a tool speaks last.
     """
-    first = 1 if turns[0].role == "system" else 0
-    for index, turn in enumerate(turns[first:]):
-        expected = ("user", "assistant")[index % 2]
-        if turn.role != expected:
-            place = f"{field}[{first + index}].role"
-            row.fault(place, f"must be {expected}, got {turn.role}: user and assistant take turns")
+    for index, turn in enumerate(turns):
+        before = turns[index - 1] if index else None
+        following = ("system", "user") if before is None else ("tool",) if before.tool_calls else FOLLOWING[before.role]
+        if turn.role not in following:
+            expected = "user" if before is None else " or ".join(following)
+            place = f"{field}[{index}].role"
+            hint = f"; {MERGE}" if before is not None and before.role == turn.role else ""
+            row.fault(place, f"must be {expected}, got {turn.role}: user and assistant take turns{hint}")
             return None
     asked = turns[:-1] if answered else turns
-    if asked[-1].role != "user":
+    if asked[-1].role not in ("user", "tool"):
         row.fault(field, f"must end with the user, got {asked[-1].role}")
-    elif not asked[-1].content.strip():
+    elif asked[-1].role == "user" and not asked[-1].content.strip():
         row.fault(field, "empty: expected a user turn with some text")
     else:
-        return Prompt(asked, row.text("reference"), row.text("task"), checks=row.checks())
+        return Prompt(asked, row.reference(), row.text("task"), row.tools(), row.checks())
     return None
 
 
 def _answer(row: Row, field: str, prompt: Prompt | None) -> str | None:
+    """An answer of text alone, as what is compared or rated; see :func:`_last_turn`."""
+    value = row.values.get(field)
+    calls = [turn for turn in value if isinstance(turn, dict) and turn.get("tool_calls")] \
+        if isinstance(value, list) else []
+    if calls and isinstance(value, list) and not (prompt is not None and len(value) == len(prompt.messages) + 1
+                                                  and value[-1] is not calls[-1]):
+        row.fault(field, "calls tools, and what is compared or rated here is one text: leave the row out "
+                         "(`wrong_rows: skip`), or put the calls and the tools' turns into the prompt")
+        return None
+    turn = _last_turn(row, field, prompt)
+    return None if turn is None else turn.content
+
+
+def _last_turn(row: Row, field: str, prompt: Prompt | None) -> Message | None:
     """An answer: a text, one assistant turn, or the whole conversation that ends with it."""
     value = row.required(field)
     if value is None:
@@ -586,13 +514,13 @@ def _answer(row: Row, field: str, prompt: Prompt | None) -> str | None:
             field, f"must be one assistant turn, or the prompt's turns and one more; got {len(turns)} turns"
         )
         return None
-    return turns[-1].content
+    return turns[-1]
 
 
-def _ends_with_assistant(row: Row, field: str, turns: Messages) -> bool:
+def _ends_with_assistant(row: Row, field: str, turns: Messages, remedy: str = "") -> bool:
     if turns[-1].role != "assistant":
-        row.fault(field, f"must end with the assistant, got {turns[-1].role}")
-    elif not turns[-1].content.strip():
+        row.fault(field, f"must end with the assistant, got {turns[-1].role}{remedy}")
+    elif not turns[-1].content.strip() and not turns[-1].tool_calls:
         row.fault(field, "empty answer: expected some text from the assistant")
     else:
         return True
@@ -611,83 +539,3 @@ def _paragraphs(text: str) -> Iterator[str]:
         yield text[start:end]
         start = end
     yield text[start:]
-
-
-def _decoded(path: Path) -> str:
-    file = str(path)
-    with _opened(path) as opened:
-        raw = opened.read()
-    _refuse_utf16(file, raw)
-    lines = raw.removeprefix(b"\xef\xbb\xbf").split(b"\n")
-    read = [_line(file, number, line) for number, line in enumerate(lines, start=1)]
-    faults = [line for line in read if isinstance(line, Fault)]
-    if faults:
-        raise DataError(faults)
-    text = "\n".join(line for line in read if isinstance(line, str))
-    if not text.strip():
-        raise DataError([Fault(file, None, None, "empty: expected some text")])
-    return text
-
-
-def _line(file: str, number: int, raw: bytes) -> str | Fault:
-    if b"\0" in raw:
-        column = raw.index(b"\0") + 1
-        return Fault(file, number, None, f"holds a NUL at byte {column} of the line: expected text in UTF-8")
-    try:
-        return raw.decode()
-    except UnicodeDecodeError as error:
-        what = f"not UTF-8: byte 0x{raw[error.start]:02x} at byte {error.start + 1} of the line"
-        return Fault(file, number, None, f"{what}; save the file as UTF-8")
-
-
-def _refuse_utf16(file: str, raw: bytes) -> None:
-    if raw.startswith((b"\xff\xfe", b"\xfe\xff")):
-        raise DataError([Fault(file, 1, None, "not UTF-8 but UTF-16: save the file as UTF-8")])
-
-
-def _opened(path: Path) -> BufferedReader:
-    """The file, opened for reading.
-
-    Raises:
-        DataError: there is none, it is something else than a file, or may not be read.
-    """
-    try:
-        return open_regular(path)
-    except (FileNotFoundError, NotADirectoryError):
-        raise _missing(path) from None
-    except IrregularFile as error:
-        raise DataError([Fault(str(path), None, None, f"{error.found}: expected a file")]) from None
-    except (OSError, ValueError) as error:  # a path may hold what no path can
-        what = error.strerror if isinstance(error, OSError) else error
-        raise DataError([Fault(str(path), None, None, f"cannot be read: {what}")]) from None
-
-
-def _missing(path: Path) -> DataError:
-    folder = path.parent
-    if not folder.is_dir():
-        return DataError([Fault(str(path), None, None, f"no such file: there is no folder {folder}")])
-    near = difflib.get_close_matches(
-        path.name, sorted(file.name for file in folder.iterdir()), n=1, cutoff=0.7
-    )
-    hint = f"; did you mean {folder / near[0]}?" if near else f" in {folder.resolve()}"
-    return DataError([Fault(str(path), None, None, f"no such file{hint}")])
-
-
-def _kind(value: Any) -> str:
-    """What JSON calls the value, with the value itself where it is short."""
-    if value is None:
-        return "null"
-    if isinstance(value, bool | int | float):
-        return json.dumps(value)
-    if isinstance(value, str):
-        return f"the text {_shown(value)}"
-    return f"{'an empty' if not value else 'a' if isinstance(value, list) else 'an'} " + (
-        "list" if isinstance(value, list) else "object"
-    )
-
-
-def _shown(value: Any) -> str:
-    if value is None:
-        return "nothing"
-    text = json.dumps(value, ensure_ascii=False, default=str)
-    return text if len(text) <= 40 else text[:37] + "..."

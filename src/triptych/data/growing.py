@@ -7,7 +7,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import BinaryIO, Generic, TypeVar
 
-from triptych.data.files import Row, parse_lines
+from triptych.data.files import parse_lines
+from triptych.data.row import Row
 from triptych.errors import Fault
 from triptych.records import Record
 from triptych.storage import is_json, open_regular

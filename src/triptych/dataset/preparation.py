@@ -15,7 +15,9 @@ from pydantic import Field
 from triptych.configuration import Config
 from triptych.data import files
 from triptych.data.folder import DataFolder
+from triptych.data.rows import Place
 from triptych.data.separation import require_apart
+from triptych.data.source import AnySource, Source
 from triptych.data.splits import (
     PromptedRecord,
     contradictions,
@@ -70,18 +72,18 @@ class DataPreparation(Splits):
     """Which files, and how much of them is held out.
 
     Attributes:
-        text, conversations, comparisons, ratings, thumbs, prompts: names of files, as the recipe gives them. Without
-            prompts those of the conversations are used.
+        text, conversations, comparisons, ratings, thumbs, prompts: files, as the recipe names them. Without prompts
+            those of the conversations are used.
         wrong_rows: whether a wrong row stops the run, or is left out and reported.
         judge: share of the comparisons' prompts that train the gate's own judge and nothing else.
     """
 
-    text: tuple[str, ...] = ()
-    conversations: tuple[str, ...] = ()
-    comparisons: tuple[str, ...] = ()
-    ratings: tuple[str, ...] = ()
-    thumbs: tuple[str, ...] = ()
-    prompts: tuple[str, ...] = ()
+    text: tuple[AnySource, ...] = ()
+    conversations: tuple[AnySource, ...] = ()
+    comparisons: tuple[AnySource, ...] = ()
+    ratings: tuple[AnySource, ...] = ()
+    thumbs: tuple[AnySource, ...] = ()
+    prompts: tuple[AnySource, ...] = ()
     wrong_rows: Literal["refuse", "skip"] = "refuse"
     judge: float = Field(default=0.0, ge=0, lt=1)
 
@@ -139,6 +141,8 @@ def prepare_data(context: StageContext, config: DataPreparation, sources: Mappin
     found = read_all(config, sources)
     for fault in found.skipped:
         context.progress.say(f"left out: {fault}")
+    for note in found.notes:
+        context.progress.say(f"data: {note}")
     counts = {"wrong_rows_left_out": len(found.skipped)}
     left: dict[str, Sequence[PromptedRecord]] = {}
     conversations, left["duplicate_conversations"] = deduplicate(found.conversations)
@@ -280,6 +284,7 @@ class UserRecords:
     """Every record of every file, and the rows that were left out.
 
     Attributes:
+        notes: what of the files nobody read, and what was done to their rows.
         places: the file and line of each record's prompt, by the prompt's identity: equal ones stand in several.
     """
 
@@ -291,6 +296,7 @@ class UserRecords:
         self.thumbs: list[Thumb] = []
         self.prompts: list[Prompt] = []
         self.skipped: list[Fault] = []
+        self.notes: list[Fault] = []
         self.places: dict[int, str] = {}
 
 
@@ -300,20 +306,22 @@ def read_all(config: DataPreparation, sources: Mapping[str, str | Path]) -> User
     faults: list[Fault] = []
     skipped = found.skipped if config.wrong_rows == "skip" else None
 
-    def read(names: Sequence[str], reader: Callable[..., list[A]], into: list[A]) -> None:
-        for name in names:
-            lines: list[int] = []
+    def read(named: Sequence[Source], reader: Callable[..., list[A]], into: list[A]) -> None:
+        for source in named:
+            places: list[Place] = []
             try:
-                rows = reader(sources[name], skipped, lines)
+                rows = reader(source.at(sources[source.file]), skipped, places, found.notes)
             except DataError as error:
                 faults.extend(error.faults)
                 continue
             into += rows
-            found.places |= {id(prompt_of(row)): f"{name}:{line}" for row, line in zip(rows, lines, strict=True)}
+            found.places |= {
+                id(prompt_of(row)): _place(source, sources, place) for row, place in zip(rows, places, strict=True)
+            }
 
-    for name in config.text:
+    for source in config.text:
         try:
-            found.documents += files.read_documents(sources[name], skipped)
+            found.documents += files.read_documents(source.at(sources[source.file]), skipped, notes=found.notes)
         except DataError as error:
             faults.extend(error.faults)
     read(config.conversations, files.read_conversations, found.conversations)
@@ -324,6 +332,11 @@ def read_all(config: DataPreparation, sources: Mapping[str, str | Path]) -> User
     if faults:
         raise DataError(faults)
     return found
+
+
+def _place(source: Source, sources: Mapping[str, str | Path], place: Place) -> str:
+    """Where a row stands, by the name that the recipe gives its file; in a folder by the file in it."""
+    return f"{place.file.replace(str(sources[source.file]), source.file, 1)}:{place.line}"
 
 
 def split_text(documents: Sequence[Document], share: float, seed: int) -> dict[str, list[Document]]:

@@ -17,6 +17,7 @@ from pydantic import Field
 from triptych.configuration import Config
 from triptych.data.files import parse_lines, read_comparisons, read_thumbs
 from triptych.data.folder import DataFolder
+from triptych.data.rows import Place
 from triptych.data.separation import COMPARED, PROVING, RATED, require_apart, stored
 from triptych.data.splits import PromptedRecord, decontaminate, deduplicate
 from triptych.errors import DataError, Fault, RunError
@@ -233,15 +234,15 @@ def add_thumbs(
 
 def _read(
     context: StageContext, config: PeopleLabelling, sources: Mapping[str, str | Path],
-    read: Callable[[str | Path, list[Fault] | None, list[int] | None], list[R]], form: Form,
+    read: Callable[[str | Path, list[Fault] | None, list[Place] | None], list[R]], form: Form,
     measured: Mapping[str, Sequence[PromptedRecord]],
 ) -> tuple[list[R], LeftOut]:
     """What a round took without repetitions and without prompts that are measured on, and how many were left out."""
     skipped: list[Fault] = []
     (file,) = sources.values()
-    numbers: list[int] = []
-    rows = read(file, skipped if config.wrong_rows == "skip" else None, numbers)
-    lines = {id(row): number for row, number in zip(rows, numbers, strict=True)}
+    places: list[Place] = []
+    rows = read(file, skipped if config.wrong_rows == "skip" else None, places)
+    lines = {id(row): place.line for row, place in zip(rows, places, strict=True)}
     for fault in skipped:
         context.progress.say(f"left out: {fault}")
     once, repeated = deduplicate(rows)

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Generic, TypeVar
 
-from triptych.data.files import Row, faults_of, json_line
+from triptych.data.files import faults_of, json_line
 from triptych.data.growing import GrowingFile
+from triptych.data.row import Row
 from triptych.errors import AnsweredError, DataError, Fault
 from triptych.records import Comparison, Conversation, Question, Thumb, Verdict
 from triptych.storage import turn_at

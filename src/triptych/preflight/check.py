@@ -52,7 +52,7 @@ from triptych.preflight.costs import (
 )
 from triptych.preflight.memory import Architecture
 from triptych.progress import Silent
-from triptych.recipe import Recipe, TrainedJudge, load
+from triptych.recipe import FileFeedback, Recipe, TrainedJudge, load
 from triptych.records import Comparison, Conversation, Prompt, Record
 from triptych.references import wrong_references
 from triptych.release.signature import check_signing
@@ -131,7 +131,7 @@ def check(path: Path, overrides: Sequence[str] = (), reward: Path | None = None)
 def consult(recipe: Recipe, folder: Path, tokenizer: Any | None, reward: Path | None, findings: Findings) -> None:
     """Has the doctor look at the comparisons and ratings, and at the reward model that was named."""
     found = list(doctor.diagnose(recipe, folder, tokenizer)) if recipe.comparison_files else []
-    found += doctor.look_at_ratings([file.path for file in recipe.rating_files])
+    found += doctor.look_at_ratings([source.located for source in recipe.rating_files])
     if reward is not None and tokenizer is not None:
         rows = DataFolder(folder).comparisons("heldout").read_any()
         try:
@@ -153,20 +153,21 @@ def inputs_alone(path: Path, overrides: Sequence[str]) -> Recipe | None:
     try:
         values = configuration.load(path, _Loose, overrides).model_extra or {}
 
-        def texts(section: str, name: str) -> list[str]:
+        def texts(section: str, name: str) -> list[Any]:
             found = values[section].get(name) if isinstance(values.get(section), dict) else None
-            return [text for text in found if isinstance(text, str)] if isinstance(found, list) else []
+            return [entry for entry in found if isinstance(entry, str | dict)] if isinstance(found, list) else []
 
         feedback = values.get("feedback")
         entries = feedback if isinstance(feedback, list) else []
-        named = [entry["file"] for entry in entries if isinstance(entry, dict) and isinstance(entry.get("file"), str)]
+        named = [{name: entry[name] for name in FileFeedback.model_fields if name in entry} for entry in entries
+                 if isinstance(entry, dict) and isinstance(entry.get("file"), str)]
         base = values["base"] if isinstance(values.get("base"), dict) else {}
         kept = {name: base[name] for name in ("from", "train", "chat_template") if name in base}
         return Recipe.model_validate({
             "name": "check",
             "base": kept | {"text": texts("base", "text")},
             "instruct": {"data": texts("instruct", "data")},
-            "feedback": [{"file": name} for name in named],
+            "feedback": named,
             "improve": {"prompts": texts("improve", "prompts")},
         }, context=beside(path.parent))
     except ValueError:
@@ -175,7 +176,7 @@ def inputs_alone(path: Path, overrides: Sequence[str]) -> Recipe | None:
 
 def check_files(recipe: Recipe, findings: Findings) -> bool:
     """Reads every file; False where one is missing or has no good row."""
-    preparation, sources = recipe.preparation, recipe.sources
+    preparation = recipe.preparation
     readable = True
     findings.problems += map(str, wrong_references(recipe))
     readers: dict[str, Callable[..., Sequence[Record]]] = {
@@ -184,13 +185,15 @@ def check_files(recipe: Recipe, findings: Findings) -> bool:
         "prompts": files.read_prompts,
     }
     for kind, reader in readers.items():
-        for name in getattr(preparation, kind):
+        for named in getattr(preparation, kind):
             skipped: list[Fault] = []
+            notes: list[Fault] = []
             try:
-                reader(sources[name], skipped)
+                reader(recipe.located(named), skipped, notes=notes)
             except DataError as error:
                 readable = False
                 findings.problems += map(str, error.faults)
+            findings.notes += map(str, notes)
             if preparation.wrong_rows == "refuse":
                 findings.problems += map(str, skipped)
             else:

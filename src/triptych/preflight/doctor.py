@@ -19,6 +19,8 @@ from triptych.audit.agreement import trivial
 from triptych.data import files
 from triptych.data.folder import HELD_OUT, DataFolder, TrainedOn
 from triptych.data.lengths import tokenized
+from triptych.data.rows import Place
+from triptych.data.source import Source
 from triptych.data.splits import contradictions
 from triptych.data.template import closing_tokens, scored_tokens
 from triptych.engine.models import load_tokenizer
@@ -61,7 +63,7 @@ def diagnose(recipe: Recipe, folder: Path, tokenizer: Any | None) -> Iterator[Fi
         folder: where they were split as the run will have them.
         tokenizer: the policy's; without it lengths are not looked at.
     """
-    rows = locate([file.path for file in recipe.comparison_files])
+    rows = locate([source.located for source in recipe.comparison_files])
     yield from look_at_comparisons(rows)
     places = {located.row: located for located in reversed(rows)}
     audit = recipe.reward.audit
@@ -127,14 +129,14 @@ class Located:
         return f"{self.file}:{self.line}"
 
 
-def locate(sources: Sequence[str | Path]) -> list[Located]:
+def locate(sources: Sequence[str | Path | Source]) -> list[Located]:
     """The good comparisons of all files with their lines."""
     found = []
     for source in sources:
-        lines: list[int] = []
+        places: list[Place] = []
         skipped: list[Fault] = []
-        rows = files.read_comparisons(source, skipped, lines)
-        found += [Located(str(source), line, row) for line, row in zip(lines, rows, strict=True)]
+        rows = files.read_comparisons(source, skipped, places)
+        found += [Located(*place, row) for place, row in zip(places, rows, strict=True)]
     return found
 
 
@@ -318,9 +320,10 @@ def look_at_scores(scorer: Scorer, rows: Sequence[Comparison], where: str) -> It
         )
 
 
-def look_at_ratings(places: Sequence[Path]) -> Iterator[Finding]:
+def look_at_ratings(sources: Sequence[str | Path | Source]) -> Iterator[Finding]:
     """Attributes whose rating is the same in every good row of all files."""
-    ratings = [rating for place in places for rating in files.read_ratings(place, [])]
+    ratings = [rating for source in sources for rating in files.read_ratings(source, [])]
+    where = ", ".join(Source.of(source).file for source in sources)
     values: dict[str, set[float]] = {}
     for rating in ratings:
         for attribute, value in rating.scores.items():
@@ -328,7 +331,7 @@ def look_at_ratings(places: Sequence[Path]) -> Iterator[Finding]:
     for attribute, given in values.items():
         if len(ratings) > 1 and len(given) == 1:
             yield Finding(
-                f"{attribute} is {next(iter(given)):g} in every row", ", ".join(map(str, places)),
+                f"{attribute} is {next(iter(given)):g} in every row", where,
                 "there is nothing to learn from it",
                 "take the attribute out, or rate answers that differ in it", stops=len(values) == 1,
             )

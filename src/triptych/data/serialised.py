@@ -1,0 +1,42 @@
+"""Texts that hold a whole conversation, which nobody renders with the model's own template."""
+
+from __future__ import annotations
+
+import json
+import re
+
+from triptych.data.turning import is_turns
+
+TRANSCRIPT = re.compile(
+    r"(?:^|\n|(?<=\S)(?=###))[ \t]*(?:#{2,3} ?|\[\|)?(Human|Assistant|User|AI|Bot|System|Instruction|Response)"
+    r"(?:\|\])?[ \t]*:[ \t]*\n?", re.IGNORECASE
+)
+"""A mark in a text that says who speaks."""
+TEMPLATED = re.compile(
+    r"<\|im_start\|>|<\|start_header_id\|>|<\|(?:user|assistant|system|human|prompter)\|>|\[/?INST\]|<start_of_turn>"
+    r"|<\|(?:start|turn)(?:_of_turn)?\|>|<<SYS>>|<\|im_end\|>|<\|eot_id\|>|<end_of_turn>|<\|endoftext\|>|</s>"
+)
+"""What chat templates write, and no conversation holds."""
+
+
+def serialised(text: str) -> str | None:
+    """What kind of serialised conversation a text is, or None where it is none."""
+    stripped = text.strip()
+    if stripped[:1] in "[{" and stripped and _holds_turns(stripped):
+        return "a conversation as JSON in a string"
+    marks = [mark[1].lower() for mark in TRANSCRIPT.finditer(text)]
+    if {"human", "assistant"} <= set(marks) or {"user", "assistant"} <= set(marks):
+        return "a transcript with marks for who speaks"
+    found = TEMPLATED.search(text)
+    return f"a text that is templated already, with {found[0]}" if found else None
+
+
+def _holds_turns(text: str) -> bool:
+    if not re.search(r"""["'](?:role|from)["']\s*:""", text):
+        return False
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return bool(re.match(r"[\[{]\s*\{?\s*'(?:role|from|content|value)'\s*:", text))  # as Python writes it
+    turns = value.get("messages", value.get("conversations")) if isinstance(value, dict) else value
+    return isinstance(turns, list) and is_turns(turns) and bool({"role", "from"} & set(turns[0]))

@@ -1,0 +1,80 @@
+"""What a recipe says of one of the user's files: where it is, and which of its fields are meant."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, Field
+
+from triptych.configuration import Config
+
+SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".arrow", ".txt")
+"""How the name of a data file ends, before `.gz` and the like."""
+COMPRESSED: Mapping[str, str] = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2", ".lz4": "lz4"}
+"""How a compressed file's name ends, and what pyarrow calls its compression."""
+
+
+class Reading(Config):
+    """How a source is read.
+
+    Attributes:
+        fields: for fields of ours those of the file, `{prompt: question}`; a dot leads into an object.
+        configuration: of a dataset on the Hub, where it has several.
+        split: of a dataset, or of a folder with several; `train` by default.
+        revision: of a dataset on the Hub: a branch, a tag or a commit.
+    """
+
+    fields: Mapping[str, str] = Field(default_factory=dict)
+    configuration: str | None = None
+    split: str | None = None
+    revision: str | None = None
+
+
+class Source(Reading):
+    """A file of rows, a folder of such files, or a dataset's name on the Hub.
+
+    Attributes:
+        file: its path, or `owner/name` with `:split`.
+    """
+
+    file: str
+
+    @classmethod
+    def of(cls, place: str | Path | Source) -> Source:
+        """The source that a path or a name alone means."""
+        return place if isinstance(place, Source) else cls(file=str(place))
+
+    def at(self, place: str | Path) -> Source:
+        """The same, at another place."""
+        return self.model_copy(update={"file": str(place)})
+
+
+def _named(value: Any) -> Any:
+    return {"file": value} if isinstance(value, str) else value
+
+
+AnySource = Annotated[Source, BeforeValidator(_named)]
+"""A source, or the name of its file alone."""
+
+
+def kind_of(path: Path) -> tuple[str, str | None]:
+    """How a file's rows are written, by its name's end, and how it is compressed: `(".jsonl", "gzip")`."""
+    suffix = path.suffix.lower()
+    if suffix in COMPRESSED:
+        return Path(path.stem).suffix.lower(), COMPRESSED[suffix]
+    return suffix, None
+
+
+def dataset_name(source: str | Path) -> tuple[str, str] | None:
+    """The dataset and the split that a source names, or None where it means a file."""
+    match = re.fullmatch(r"(\w[\w.-]*/\w[\w.-]*)(?::(\w[\w.\[\]:%+-]*))?", str(source))
+    if match is None or Path(source).exists():
+        return None
+    path = Path(match[1])
+    # A name with a data file's extension, or in a folder that is there, is a file misspelt.
+    if kind_of(path)[0] in SUFFIXES or path.parent.is_dir():
+        return None
+    return match[1], match[2] or "train"
