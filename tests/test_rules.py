@@ -188,8 +188,8 @@ def test_expressions_mean_what_they_mean_in_re() -> None:
                 expression.expression(pattern)
             continue
         tried += 1
-        assert expression.found(pattern, text) == bool(known.search(text)), (pattern, text)
-        assert expression.found(pattern, text, whole=True) == bool(known.fullmatch(text)), (pattern, text)
+        assert expression.matches(pattern, text) == bool(known.search(text)), (pattern, text)
+        assert expression.matches(pattern, text, whole=True) == bool(known.fullmatch(text)), (pattern, text)
         if known.groups:
             last = [match[1] for match in known.finditer(text)][-1:]
             assert [expression.last_group(pattern, text)] == (last or [None]), (pattern, text)

@@ -108,8 +108,8 @@ def all_reduce(numbers: Sequence[float]) -> list[float]:
         return list(numbers)
     total = torch.tensor(list(numbers), dtype=torch.float64)
     dist.all_reduce(total)
-    found: list[float] = total.tolist()
-    return found
+    sums: list[float] = total.tolist()
+    return sums
 
 
 def shard(items: Sequence[Item]) -> list[Item]:
@@ -195,10 +195,10 @@ def forward(model: nn.Module, function: Callable[[Batch], Result], batch: Batch)
 
     What carries a gradient is returned as a tensor, or in tuples, lists and dicts.
     """
-    found = _shards.get(model)
-    if found is None:
+    sharding = _shards.get(model)
+    if sharding is None:
         return function(batch)
-    root, _ = found
+    root, _ = sharding
     result: Result = root(function, batch)
     if not torch.is_grad_enabled():
         assert isinstance(root, FSDPModule)

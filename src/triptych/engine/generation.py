@@ -127,7 +127,7 @@ def _logits(model: Model, states: Tensor) -> Tensor:
 
 def _sample(logits: Tensor, requests: Sequence[Request], ends: Collection[int], sampling: Sampling) -> None:
     """Draws each request's next token and appends it with its log-probability."""
-    noise = uniforms(sampling.seed, [each.number for each in requests], [each.length for each in requests])
+    noise = uniforms(sampling.seed, [request.number for request in requests], [request.length for request in requests])
     tokens, logprobs = draw(logits, torch.from_numpy(noise).to(logits.device), sampling)
     for request, token, logprob in zip(requests, tokens.tolist(), logprobs.tolist(), strict=True):
         request.next_token = token

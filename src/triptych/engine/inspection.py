@@ -118,15 +118,15 @@ def _look_over(folder: Path, within: Path | None) -> dict[str, dict[str, Any]]:
         _check_entries(folder, within)
     except (OSError, RecursionError) as error:
         raise ModelError(f"{one_line(folder)}: cannot be looked through: {one_line(error)}") from error
-    found = {}
+    contents = {}
     for name in SETTINGS:
         if (folder / name).exists():
-            found[name] = read_object(folder / name, LARGEST_SETTINGS)
-            _check_settings(folder / name, found[name])
+            contents[name] = read_object(folder / name, LARGEST_SETTINGS)
+            _check_settings(folder / name, contents[name])
     for pattern in TEMPLATES:
         for path in sorted(folder.glob(pattern)):
             _read(path, LARGEST_TEMPLATE)
-    return found
+    return contents
 
 
 def _check_entries(folder: Path, within: Path | None) -> None:
@@ -242,8 +242,8 @@ def _check_settings(path: Path, content: dict[str, Any]) -> None:
         _check_tokenizer(path, content)
     for name in ("eos_token_id", "bos_token_id", "pad_token_id"):
         numbers = content.get(name)
-        each = numbers if isinstance(numbers, list) else [numbers]
-        if numbers is not None and not all(type(number) is int and -1 <= number < 2**31 for number in each):
+        several = numbers if isinstance(numbers, list) else [numbers]
+        if numbers is not None and not all(type(number) is int and -1 <= number < 2**31 for number in several):
             raise ModelError(f"{shown}: {name} must be the number of a token")
 
 
@@ -298,9 +298,9 @@ def _tensors(folder: Path, pointer: str | None) -> dict[str, Stored]:
         raise ModelError(f"{one_line(folder / others[0])}: must be named {WEIGHTS}, or be listed in {INDEX}")
     if not names:
         others = sorted(path.name for suffix in ("bin", "pt", "pth") for path in folder.glob(f"*.{suffix}"))
-        found = f" (found {one_line(', '.join(others))}, which can run code when it is read)" if others else ""
+        pickles = f" (found {one_line(', '.join(others))}, which can run code when it is read)" if others else ""
         raise ModelError(
-            f"{one_line(folder)}: has no *.safetensors; weights are read from safetensors only{found}"
+            f"{one_line(folder)}: has no *.safetensors; weights are read from safetensors only{pickles}"
         )
     tensors: dict[str, Stored] = {}
     for file in names:
@@ -369,7 +369,7 @@ def _check_vocabulary(folder: Path, rows: int) -> None:
 
 def _token_numbers(folder: Path) -> Iterator[tuple[str, Sequence[int]]]:
     """The numbers of tokens, by the file that gives them."""
-    found: list[tuple[str, object]] = []
+    numbered: list[tuple[str, object]] = []
     if (folder / "tokenizer.json").exists():
         content = read_object(folder / "tokenizer.json")
         model, added = content.get("model"), content.get("added_tokens")
@@ -379,14 +379,15 @@ def _token_numbers(folder: Path) -> Iterator[tuple[str, Sequence[int]]]:
             numbers = list(range(len(words)))
         if isinstance(added, list):
             numbers += [token.get("id") for token in added if isinstance(token, dict)]
-        found.append(("tokenizer.json", numbers))
+        numbered.append(("tokenizer.json", numbers))
     for name in ("vocab.json", "added_tokens.json"):
         if (folder / name).exists():
-            found.append((name, list(read_object(folder / name).values())))
+            numbered.append((name, list(read_object(folder / name).values())))
     if (folder / "tokenizer_config.json").exists():
         decoder = read_object(folder / "tokenizer_config.json", LARGEST_SETTINGS).get("added_tokens_decoder")
-        found.append(("tokenizer_config.json", [_number(key) for key in decoder] if isinstance(decoder, dict) else []))
-    for name, values in found:
+        keys = decoder if isinstance(decoder, dict) else ()
+        numbered.append(("tokenizer_config.json", [_number(key) for key in keys]))
+    for name, values in numbered:
         if isinstance(values, list):
             yield name, [value for value in values if type(value) is int]
 

@@ -98,12 +98,12 @@ def grown(groups: Sequence[Group]) -> tuple[list[Segment], list[tuple[int, int]]
 
 def _common(prompts: Sequence[Sequence[int]]) -> list[int]:
     """What all prompts begin with, where it is at least `COMMON` tokens."""
-    found: list[int] = []
+    beginning: list[int] = []
     for token, *others in zip(*prompts, strict=False):
         if any(other != token for other in others):
             break
-        found.append(token)
-    return found if len(found) >= COMMON else []
+        beginning.append(token)
+    return beginning if len(beginning) >= COMMON else []
 
 
 def rounded(count: int) -> int:
@@ -245,8 +245,8 @@ class Pack:
             positions = self.positions
 
             def seen(_batch: Tensor, _head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-                found = chains[segment[query], segment[key]] & (key <= query)
-                return found if window is None else found & (positions[query] - positions[key] < window)
+                visible = chains[segment[query], segment[key]] & (key <= query)
+                return visible if window is None else visible & (positions[query] - positions[key] < window)
 
             total = len(self.tokens)
             self._block_masks[window] = create_block_mask(seen, None, None, total, total, self.tokens.device)

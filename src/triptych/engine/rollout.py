@@ -141,14 +141,14 @@ class Policy:
         def values(packed: AnswerPack) -> Tensor:
             return answer_logprobs(self.model, packed)[0]
 
-        found: list[list[Tensor]] = []
+        computed: list[list[Tensor]] = []
         for batch, _ in distributed.shard_evenly(batches):
             packed = pack_rollouts([groups[i] for i in batch])
             with torch.no_grad(), autocast():
                 logprobs = distributed.forward(self.model, values, packed)
             counts = torch.bincount(packed.predictions.rows, minlength=packed.answers).tolist()
-            found.append(list(torch.split(logprobs, counts)))
-        return [answer for batch in distributed.all_gather(found)[: len(batches)] for answer in batch]
+            computed.append(list(torch.split(logprobs, counts)))
+        return [answer for batch in distributed.all_gather(computed)[: len(batches)] for answer in batch]
 
 
 def pack_rollouts(groups: Sequence[Sequence[Rollout]]) -> AnswerPack:

@@ -60,9 +60,9 @@ class Sampling:
     def of(cls, folder: Path) -> Sampling:
         """As the `generation_config.json` of a model's folder says; what it leaves out is as transformers has it."""
         path = folder / "generation_config.json"
-        told = json.loads(path.read_bytes()) if path.is_file() else {}
-        temperature = told.get("temperature") or 1.0 if told.get("do_sample") else 0.0
-        return cls(told.get("max_new_tokens") or MAX_TOKENS, temperature, told.get("top_p") or 1.0)
+        settings = json.loads(path.read_bytes()) if path.is_file() else {}
+        temperature = settings.get("temperature") or 1.0 if settings.get("do_sample") else 0.0
+        return cls(settings.get("max_new_tokens") or MAX_TOKENS, temperature, settings.get("top_p") or 1.0)
 
     @property
     def settings(self) -> dict[str, Any]:

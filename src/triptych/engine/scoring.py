@@ -55,15 +55,15 @@ class Scores:
 
     def by_task(self, tasks: Sequence[str | None]) -> dict[str, dict[str, float]]:
         """Each part's mean over all answers (under "all") and over those to each named task."""
-        found: dict[str, dict[str, float]] = {}
+        means: dict[str, dict[str, float]] = {}
         for name, values in self.parts.items():
             members: dict[str, list[float]] = {}
             for task, value in zip(tasks, values, strict=True):
                 if value is not None:
                     for key in ("all", task) if task else ("all",):
                         members.setdefault(key, []).append(value)
-            found[name] = {key: sum(these) / len(these) for key, these in members.items()}
-        return found
+            means[name] = {key: sum(these) / len(these) for key, these in members.items()}
+        return means
 
     def numbers(self, tasks: Sequence[str | None]) -> dict[str, float]:
         """The same as flat numbers of a curve: "reward/length", "reward/length/story", and the counts."""
@@ -218,8 +218,8 @@ class RewardModel:
 
     def raw(self, conversations: Sequence[Conversation]) -> list[float]:
         """Scores as the head gives them, before they are normalised."""
-        found: list[float] = self.scale.raw(self.outputs(conversations)).tolist()
-        return found
+        rewards: list[float] = self.scale.raw(self.outputs(conversations)).tolist()
+        return rewards
 
     def details(self, conversations: Sequence[Conversation]) -> Scores:
         """The normalised scores and, of a model with several outputs, each attribute in its ratings' units."""
@@ -243,7 +243,7 @@ class RewardModel:
             for group in members
         ]
         sizes = [len(prompt) + sum(map(len, answers)) for prompt, answers in tokens]
-        found = torch.zeros(len(conversations), self.model.config.num_labels)
+        outputs = torch.zeros(len(conversations), self.model.config.num_labels)
         made: list[tuple[list[int], Tensor]] = []
         for batch in distributed.shard(distributed.micro_batches(sizes, 8192)):
             pack, ends = pack_scored([tokens[g] for g in batch])
@@ -251,8 +251,8 @@ class RewardModel:
                 values = head_outputs(self.model, pack)[ends]
             made.append(([i for g in batch for i in members[g]], values))
         for places, values in distributed.all_gather(made):
-            found[places] = values
-        return found
+            outputs[places] = values
+        return outputs
 
 
 def pack_scored(groups: Sequence[Group]) -> tuple[Pack, Tensor]:

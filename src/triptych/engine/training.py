@@ -201,8 +201,8 @@ def _accumulate(
         return {"loss": math.nan, "gradient_norm": math.nan}, step.fault
 
     def parts(batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        found = loss(batch)
-        return found.total, found.numbers
+        computed = loss(batch)
+        return computed.total, computed.numbers
 
     for batch, counted in distributed.shard_evenly(step.batches):
         with autocast():

@@ -65,7 +65,7 @@ class VllmSampler(Sampler):
         ]
         outputs = self._engine.generate(asked, settings, use_tqdm=False)
         groups = [[_completion(answer, ending(end)) for answer in output.outputs] for output in outputs]
-        watch(len(prompts) * n, sum(len(each.tokens) for group in groups for each in group))
+        watch(len(prompts) * n, sum(len(completion.tokens) for group in groups for completion in group))
         return groups
 
 
@@ -87,5 +87,5 @@ def pooled(folder: Path, rows: Sequence[Sequence[int]]) -> list[list[float]]:
 def _completion(answer: Any, ends: Collection[int]) -> Completion:
     """vLLM's answer with the log-probability of each of its tokens."""
     tokens = list(answer.token_ids)
-    logprobs = [float(each[token].logprob) for token, each in zip(tokens, answer.logprobs, strict=True)]
+    logprobs = [float(candidates[token].logprob) for token, candidates in zip(tokens, answer.logprobs, strict=True)]
     return Completion(tokens, logprobs, finished=bool(tokens) and tokens[-1] in ends)

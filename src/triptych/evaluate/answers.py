@@ -227,7 +227,7 @@ def _documents(data: DataFolder, count: int) -> list[Document]:
     """The beginnings of so many documents; none where there is no plain text."""
     file = data.text("heldout")
     rows = file.read()[:count] if file.exists else []
-    return [Document(each.text[:PIECE]) for each in rows if each.text[:PIECE].strip()]
+    return [Document(row.text[:PIECE]) for row in rows if row.text[:PIECE].strip()]
 
 
 def _context(policy: Policy) -> int:

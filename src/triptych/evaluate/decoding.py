@@ -42,11 +42,11 @@ class Decoding(Config):
 
     @model_validator(mode="before")
     @classmethod
-    def _greedy(cls, told: Any) -> Any:
-        if not isinstance(told, dict) or "greedy" not in told:
-            return told
-        rest = {name: value for name, value in told.items() if name != "greedy"}
-        if told["greedy"] is not True:
+    def _greedy(cls, settings: Any) -> Any:
+        if not isinstance(settings, dict) or "greedy" not in settings:
+            return settings
+        rest = {name: value for name, value in settings.items() if name != "greedy"}
+        if settings["greedy"] is not True:
             raise ValueError("greedy can only be true; for anything else give a temperature")
         if "temperature" in rest:
             raise ValueError("greedy and a temperature contradict each other: give one of the two")
@@ -96,7 +96,7 @@ def choose(
     for temperature in sorted(set(config.temperatures)):
         sampling = replace(config.at(temperature), seed=context.seed)
         groups = policy.write(prompts, sampling, progress=context.progress)
-        scores[temperature] = chooser.score([Conversation(each.prompt, each.answer) for (each,) in groups])
+        scores[temperature] = chooser.score([Conversation(rollout.prompt, rollout.answer) for (rollout,) in groups])
     means = {temperature: mean_interval(these) for temperature, these in scores.items()}
     best = max(means, key=lambda temperature: means[temperature][0])  # of equals the first, which is the lowest
     context.progress.say(f"decoded at {config.at(best).name}, the best of {len(means)} by {chooser.name}")

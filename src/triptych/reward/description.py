@@ -125,9 +125,11 @@ def _content(path: Path) -> Content:
         return KINDS[kind].model_validate(content)
     except ValidationError as error:
         wrong = error.errors(include_url=False, include_input=False)
-        told = [f"{one_line('.'.join(map(str, each['loc'])))[:80]}: {one_line(each['msg'])[:200]}" for each in wrong]
-        more = f"; and {len(told) - 3} more" if len(told) > 3 else ""
-        _refuse(path, "cannot be used: " + "; ".join(told[:3]) + more)
+        problems = [
+            f"{one_line('.'.join(map(str, fault['loc'])))[:80]}: {one_line(fault['msg'])[:200]}" for fault in wrong
+        ]
+        more = f"; and {len(problems) - 3} more" if len(problems) > 3 else ""
+        _refuse(path, "cannot be used: " + "; ".join(problems[:3]) + more)
     except RecursionError:
         _refuse(path, "cannot be used: it is nested too deep")
 

@@ -246,10 +246,10 @@ class EndpointJudge:
     def _complaint(self, content: bytes, body: Mapping[str, Any]) -> str:
         """What the server says is wrong; with a key sent, which it may say again in any form, only known words."""
         try:
-            told = json.loads(content)
+            message = json.loads(content)
         except (ValueError, RecursionError):
-            told = content.decode("utf-8", "replace")
-        error = told.get("error", told) if isinstance(told, dict) else told
+            message = content.decode("utf-8", "replace")
+        error = message.get("error", message) if isinstance(message, dict) else message
         if self.config.key_env:
             fields = [error.get(name) for name in ("type", "code", "param")] if isinstance(error, dict) else []
             words = [word for word in fields if isinstance(word, str) and word in _KNOWN | body.keys()]
@@ -277,12 +277,12 @@ def replies_in(reply: Mapping[str, Any], choices: Sequence[str]) -> Replies | No
         return None
     for token, others in tokens:
         if token in choices:
-            found = dict.fromkeys(choices, 0.0)
+            probabilities = dict.fromkeys(choices, 0.0)
             for name, value in others:
-                if name in found:
-                    found[name] += math.exp(_log_probability(value))
-            total = sum(found.values())
-            return {name: value / total for name, value in found.items()} if total > 0 else None
+                if name in probabilities:
+                    probabilities[name] += math.exp(_log_probability(value))
+            total = sum(probabilities.values())
+            return {name: value / total for name, value in probabilities.items()} if total > 0 else None
     named = re.search(rf"(?<!\w)({'|'.join(map(re.escape, choices))})(?!\w)", text) if isinstance(text, str) else None
     return {name: float(name == named[1]) for name in choices} if named else None
 
@@ -391,8 +391,8 @@ class _Cache:
 
     def knows(self, name: str, choices: Sequence[str]) -> bool:
         """Whether it is known how probable each of these choices is, or that there was no reply of these."""
-        found = self._known.get(name, {})
-        return found is None or found.keys() == set(choices)
+        known = self._known.get(name, {})
+        return known is None or known.keys() == set(choices)
 
     def __getitem__(self, name: str) -> Replies | None:
         return self._known[name]

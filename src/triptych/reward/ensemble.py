@@ -65,8 +65,8 @@ class Ensemble:
 
     def spread(self, conversations: Sequence[Conversation]) -> list[float]:
         """The deviation of the members' normalised scores: how much they disagree about each answer."""
-        found: list[float] = self._scores(conversations).std(0, correction=0).tolist()
-        return found
+        deviations: list[float] = self._scores(conversations).std(0, correction=0).tolist()
+        return deviations
 
     @property
     def log_odds(self) -> float | None:

@@ -47,7 +47,7 @@ def expression(pattern: str) -> Any:
         raise ValueError(f"is no regular expression: {error}") from None
 
 
-def found(pattern: str, text: str, *, whole: bool = False) -> bool:
+def matches(pattern: str, text: str, *, whole: bool = False) -> bool:
     """Whether the pattern is found in the text (`whole`: is all of it).
 
     Raises:
@@ -74,8 +74,8 @@ def _plain(pattern: str) -> str:
     """The pattern for `regex`, to which `{e}` means "with an error", where for `re` such a brace is itself."""
     words = not _ASCII.search(pattern)
     meant = []
-    for found in _TOKEN.finditer(pattern):
-        token = found[0]
+    for match in _TOKEN.finditer(pattern):
+        token = match[0]
         if token == "{":
             token = r"\{"
         elif words:

@@ -110,13 +110,13 @@ class LocalJudge:
         if asked and len(set(firsts)) < len(choices):
             raise RewardError(f"{self.folder}: its tokenizer does not tell {', '.join(choices)} apart by one token")
         rows = [opening_tokens(self._tokenizer, prompt) for prompt in asked]
-        found: list[Replies | None] = []
+        replies: list[Replies | None] = []
         for members in fill(map(len, rows), 8192):
             with autocast():
                 logits = next_token_logits(self._model, Pack([Segment(rows[i]) for i in members]), firsts)
             for values in torch.softmax(logits, dim=-1).tolist():
-                found.append(dict(zip(choices, values, strict=True)))
-        return found
+                replies.append(dict(zip(choices, values, strict=True)))
+        return replies
 
 
 class LanguageJudge:
@@ -176,14 +176,14 @@ class LanguageJudge:
             questions.append(self._question(prompt, first=first, second=second))
             questions.append(self._question(prompt, first=second, second=first))
         replies = self._asked(questions, ["A", "B"])
-        found = [0.5] * len(firsts)
+        preferences = [0.5] * len(firsts)
         for place, here, there in zip(places, replies[0::2], replies[1::2], strict=True):
             self.asked += 1
             self.unreadable += here is None or there is None
             p, q = (here or {"A": 0.5})["A"], 1 - (there or {"A": 0.5})["A"]
             self.inconsistent += (p - 0.5) * (q - 0.5) < 0
-            found[place] = (p + q) / 2
-        return found
+            preferences[place] = (p + q) / 2
+        return preferences
 
     def _asked(self, questions: Sequence[str], choices: Sequence[str]) -> list[Replies | None]:
         """The replies, each asked for on one rank alone."""
@@ -212,7 +212,7 @@ class LanguageJudge:
             won[i].append(probability)
             if j is not None:
                 won[j].append(1 - probability)
-        return [sum(each) / len(each) if each else 0.5 for each in won]
+        return [sum(wins) / len(wins) if wins else 0.5 for wins in won]
 
     def _question(self, prompt: Prompt, **answers: str) -> str:
         # Where answers are compared with the reference, it must not be shown as the right one.

@@ -87,9 +87,9 @@ class Mixture:
 
     def __init__(self, parts: Sequence[Weighted], *, identity: str = "") -> None:
         self.parts = parts
-        for each in parts:
-            if isinstance(each.scorer, Rules):
-                each.scorer.subtracted = each.part.weight < 0
+        for weighted in parts:
+            if isinstance(weighted.scorer, Rules):
+                weighted.scorer.subtracted = weighted.part.weight < 0
         self.identity = identity
 
     def score(self, conversations: Sequence[Conversation]) -> list[float]:
@@ -99,25 +99,25 @@ class Mixture:
     def details(self, conversations: Sequence[Conversation]) -> Scores:
         """The scores; the parts are each part's score under its name, and what that is made of below it."""
         totals = [0.0] * len(conversations)
-        found: dict[str, list[float | None]] = {}
+        columns: dict[str, list[float | None]] = {}
         counts: dict[str, int] = {}
         notes: dict[str, str] = {}
-        for each in self.parts:
-            part = each.part
+        for weighted in self.parts:
+            part = weighted.part
             these = [i for i, row in enumerate(conversations) if not part.tasks or row.prompt.task in part.tasks]
             if not these:
                 continue
-            scores = scored(each.scorer, [conversations[i] for i in these])
+            scores = scored(weighted.scorer, [conversations[i] for i in these])
             values = {part.name: scores.totals} | {f"{part.name}.{name}": v for name, v in scores.parts.items()}
             counts |= {f"{part.name}.{name}": count for name, count in scores.counts.items()}
             notes |= {f"{part.name}.{name}": note for name, note in scores.notes.items()}
             for name, column in values.items():
-                found[name] = [None] * len(conversations)
+                columns[name] = [None] * len(conversations)
                 for i, value in zip(these, column, strict=True):
-                    found[name][i] = value
+                    columns[name][i] = value
             for i, score in zip(these, scores.totals, strict=True):
                 totals[i] += part.weight * score
-        return Scores(totals, found, counts, notes)
+        return Scores(totals, columns, counts, notes)
 
 
 class PartsMixed(Result):

@@ -168,9 +168,9 @@ class NumericMatch(Extracting):
         wanted = number_in(self.require_reference(conversation))
         assert wanted is not None
         text = self._extracted(conversation.answer)
-        found = None if text is None else number_in(text)
+        given = None if text is None else number_in(text)
         near = Fraction(repr(self.tolerance)) * max(abs(wanted), Fraction(1, 10**12))
-        return float(found is not None and abs(found - wanted) <= near)
+        return float(given is not None and abs(given - wanted) <= near)
 
     def fault(self, prompt: Prompt) -> str | None:
         """See `Rule`."""
@@ -193,7 +193,7 @@ class Pattern(Rule):
 
     def value(self, conversation: Conversation) -> float:
         """See the class."""
-        return float(expression.found(self.pattern, conversation.answer, whole=self.whole))
+        return float(expression.matches(self.pattern, conversation.answer, whole=self.whole))
 
     @field_validator("pattern")
     @classmethod
@@ -502,7 +502,8 @@ class Rules:
         parts: dict[str, list[float | None]] = {}
         counts, notes = {}, {}
         applied = [
-            [i for i, each in enumerate(conversations) if not rule.tasks or each.prompt.task in rule.tasks]
+            [place for place, conversation in enumerate(conversations)
+             if not rule.tasks or conversation.prompt.task in rule.tasks]
             for rule in self.config.rules
         ]
         for (_, rule, _), these in zip(self._rules, applied, strict=True):
@@ -512,9 +513,9 @@ class Rules:
             part: list[float | None] = [None] * len(conversations)
             # Each on one rank alone: code that is stopped at a limit need not come out the same on another.
             mine = distributed.shard([conversations[i] for i in these])
-            found = distributed.all_gather(_each(rule, value, mine))
-            failed = {i: why for i, why in zip(these, found, strict=True) if isinstance(why, str)}
-            values = [given for given in found if not isinstance(given, str)]
+            outcomes = distributed.all_gather(_each(rule, value, mine))
+            failed = {i: why for i, why in zip(these, outcomes, strict=True) if isinstance(why, str)}
+            values = [given for given in outcomes if not isinstance(given, str)]
             least = self._least(rule, values)
             if failed:
                 place, why = next(iter(failed.items()))
@@ -523,7 +524,7 @@ class Rules:
                 counts[f"{name}.failed"] = len(failed)
             if isinstance(rule, OwnFunction):
                 self._require_working(name, len(failed), bool(values), f"{rule.function} {notes.get(name)}")
-            for i, given in zip(these, found, strict=True):
+            for i, given in zip(these, outcomes, strict=True):
                 part[i] = worth = least if isinstance(given, str) else given
                 totals[i] += rule.weight * worth
             parts[name] = part
@@ -549,13 +550,13 @@ class Rules:
     @cached_property
     def _rules(self) -> list[tuple[str, Rule, Callable[[Conversation], float]]]:
         """Every rule with a name that no other has, and what computes it."""
-        found: list[tuple[str, Rule, Callable[[Conversation], float]]] = []
+        rules: list[tuple[str, Rule, Callable[[Conversation], float]]] = []
         for place, rule in enumerate(self.config.rules):
             name = rule.name or rule.rule
-            if name in (other for other, _, _ in found):
+            if name in (other for other, _, _ in rules):
                 name = f"{name} {place + 1}"
-            found.append((name, rule, self._own(place, rule) if isinstance(rule, OwnFunction) else rule.value))
-        return found
+            rules.append((name, rule, self._own(place, rule) if isinstance(rule, OwnFunction) else rule.value))
+        return rules
 
     def _own(self, place: int, rule: OwnFunction) -> Callable[[Conversation], float]:
         assert self.folder is not None, "own functions need the folder that keeps them"
@@ -591,9 +592,9 @@ def keep_rules(
                 raise RewardError(f"{rule.function}: the file cannot be read: {error.strerror}") from error
             loaded(kept, rule.function)
     content = config.model_dump(mode="json")
-    for told in content["rules"]:
-        if "function" in told:  # no path of this machine
-            told["function"] = told["function"].replace("\\", "/").rpartition("/")[2]
+    for described in content["rules"]:
+        if "function" in described:  # no path of this machine
+            described["function"] = described["function"].replace("\\", "/").rpartition("/")[2]
     path = context.output / "reward.json"
     path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     if any(isinstance(rule, UnitTests) for rule in config.rules):
@@ -619,10 +620,10 @@ def loaded(path: Path, function: str) -> Callable[[Conversation], Any]:
         raise RewardError(f"{function}: cannot be loaded: {type(error).__name__}: {error}") from error
     finally:
         sys.dont_write_bytecode = before
-    found = getattr(module, name, None)
-    if not callable(found):
+    own = getattr(module, name, None)
+    if not callable(own):
         raise RewardError(f"{function}: the file has no function called {name}")
-    checked: Callable[[Conversation], Any] = found
+    checked: Callable[[Conversation], Any] = own
     return checked
 
 

@@ -124,12 +124,12 @@ def _run(code: str, tests: str, seconds: float, mebibytes: int, *, boxed: bool) 
         job.write(json.dumps({"code": code, "tests": tests}).encode())
         job.seek(0)
         asked, asks = _pipe(ends)
-        told, tells = _pipe(ends)
+        replies, tells = _pipe(ends)
         command = [*(_box() if boxed else ()), os.path.realpath(sys.executable), "-P", "-s", "-S", "-c"]
         with _started([*command, _main(answer), *limits], asked, tells, faults, folder):
-            ends_of_judge = [str(told), str(asks)]
+            ends_of_judge = [str(replies), str(asks)]
             with _started(
-                [*command, _main(judge), *limits, *ends_of_judge], job, report, faults, folder, (told, asks)
+                [*command, _main(judge), *limits, *ends_of_judge], job, report, faults, folder, (replies, asks)
             ) as judging:
                 ends.close()  # so that each side sees when the other ends
                 try:

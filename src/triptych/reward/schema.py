@@ -103,7 +103,7 @@ def _inspect(content: Any) -> None:
 
 
 def _pattern(validator: Any, pattern: str, instance: Any, schema: Any) -> Iterator[ValidationError]:
-    if validator.is_type(instance, "string") and not expression.found(pattern, instance):
+    if validator.is_type(instance, "string") and not expression.matches(pattern, instance):
         yield ValidationError(f"does not match {pattern!r}")
 
 
@@ -111,7 +111,7 @@ def _pattern_properties(validator: Any, patterns: Any, instance: Any, schema: An
     if validator.is_type(instance, "object"):
         for pattern, inner in patterns.items():
             for name, value in instance.items():
-                if expression.found(pattern, name):
+                if expression.matches(pattern, name):
                     yield from validator.descend(value, inner, path=name, schema_path=pattern)
 
 
@@ -119,7 +119,7 @@ def _additional_properties(validator: Any, allowed: Any, instance: Any, schema: 
     if validator.is_type(instance, "object"):
         named, patterns = schema.get("properties", {}), schema.get("patternProperties", {})
         for name, value in instance.items():
-            if name not in named and not any(expression.found(pattern, name) for pattern in patterns):
+            if name not in named and not any(expression.matches(pattern, name) for pattern in patterns):
                 yield from validator.descend(value, allowed, path=name)
 
 

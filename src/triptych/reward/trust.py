@@ -35,10 +35,10 @@ class Trust:
     @classmethod
     def in_recipe(cls, rewards: Iterable[RewardConfig]) -> Trust:
         """What a reward of the user's recipe names, given with its parts."""
-        judges = [each for each in rewards if isinstance(each, JudgeReward)]
-        rules = [rule for each in rewards if isinstance(each, RulesReward) for rule in each.rules]
+        judges = [reward for reward in rewards if isinstance(reward, JudgeReward)]
+        rules = [rule for reward in rewards if isinstance(reward, RulesReward) for rule in reward.rules]
         return cls(
-            frozenset((each.endpoint.url, each.endpoint.key_env) for each in judges if each.endpoint is not None),
+            frozenset((judge.endpoint.url, judge.endpoint.key_env) for judge in judges if judge.endpoint is not None),
             any(isinstance(rule, OwnFunction | UnitTests) for rule in rules),
             bool(judges),
         )
@@ -68,7 +68,7 @@ class Trust:
         Raises:
             RewardError: with everything that would have happened, and the flag that allows each.
         """
-        refused = [line for each in described.all() for line in self._refused(each, models)]
+        refused = [line for part in described.all() for line in self._refused(part, models)]
         if refused:
             raise RewardError("\n".join(["a folder is data; what it names is done only where you say so:", *refused]))
 

@@ -90,8 +90,8 @@ class AnswersEnd(Channel):
         if operation == "name":
             return self.module.__dict__[operands[0]]
         if operation == "origin":
-            found = self.module.__dict__[operands[0]]
-            return found.__name__ if isinstance(found, types.ModuleType) else getattr(found, "__module__", None)
+            value = self.module.__dict__[operands[0]]
+            return value.__name__ if isinstance(value, types.ModuleType) else getattr(value, "__module__", None)
         return OPERATIONS[operation](*operands)
 
     def encode_other(self, value: Any) -> list[Any]:
@@ -116,7 +116,7 @@ class AnswersEnd(Channel):
         if isinstance(value, types.CoroutineType):
             return ["coroutine", number]
         if isinstance(value, tuple) and hasattr(value, "_fields"):
-            return ["named", number, [self.encode(each) for each in tuple(value)]]
+            return ["named", number, [self.encode(item) for item in tuple(value)]]
         return ["mine", number, isinstance(value, type)]
 
     def decode_other(self, tag: str, *content: Any) -> Any:
@@ -129,10 +129,10 @@ class AnswersEnd(Channel):
             return self.decode(content[0])
         if tag == "iterator":
             return _drawn(Guest(self, content[0]))
-        found: Any = __import__(content[0], fromlist=["_"])
+        value: Any = __import__(content[0], fromlist=["_"])
         for part in content[1].split("."):
-            found = getattr(found, part)
-        return found
+            value = getattr(value, part)
+        return value
 
     def encode_error(self, error: BaseException) -> Any:
         """Its class, its arguments where they are plain, its text, and itself by number."""
@@ -142,10 +142,10 @@ class AnswersEnd(Channel):
             text = ""
         return [self.encode(type(error)), self._encode_arguments(error), text, self._number(error)]
 
-    def decode_error(self, told: Any) -> BaseException:
+    def decode_error(self, encoded: Any) -> BaseException:
         """A built-in exception, or one that says the name of the tests' own."""
-        kind = getattr(builtins, told[0], None)
-        return kind(told[1]) if isinstance(kind, type) and issubclass(kind, Exception) else RuntimeError(*told)
+        kind = getattr(builtins, encoded[0], None)
+        return kind(encoded[1]) if isinstance(kind, type) and issubclass(kind, Exception) else RuntimeError(*encoded)
 
     def _encode_arguments(self, error: BaseException) -> Any:
         try:
@@ -163,10 +163,10 @@ class AnswersEnd(Channel):
 def _drawn(following: Guest) -> Iterator[Any]:
     while True:
         try:
-            each = following()
+            item = following()
         except StopIteration:
             return
-        yield each
+        yield item
 
 
 def main() -> None:

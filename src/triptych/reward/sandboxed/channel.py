@@ -76,13 +76,13 @@ class Channel:
                 if printed:
                     sys.stdout.write(str(printed))
                 if kind == "ask":
-                    operation, told = rest
-                    arguments = self.decode(told)
+                    operation, encoded = rest
+                    arguments = self.decode(encoded)
                 elif kind == "reply":
-                    told, changed = rest
+                    encoded, changed = rest
                     if changed is not None:
                         become(operands, self.decode(changed))
-                    return self.decode(told)
+                    return self.decode(encoded)
                 else:
                     error = self.decode_error(rest[0])
             except (Gone, MemoryError):
@@ -96,9 +96,9 @@ class Channel:
     def _serve(self, operation: str, operands: tuple[Any, ...]) -> None:
         try:
             before = self.encode(operands)
-            found = self.encode(self.perform(operation, operands))
+            reply = self.encode(self.perform(operation, operands))
             after = self.encode(operands)
-            self._say("reply", found, None if after == before else after)
+            self._say("reply", reply, None if after == before else after)
         except Gone:
             raise
         except BaseException as error:
@@ -142,9 +142,9 @@ class Channel:
         if kind is int:
             return value if -SAFE < value < SAFE else ["int", hex(value)]
         if kind.__name__ in _CONTAINERS and kind in _CONTAINERS.values():
-            return [kind.__name__, [self.encode(each) for each in value]]
+            return [kind.__name__, [self.encode(item) for item in value]]
         if kind is dict:
-            return ["dict", [[self.encode(key), self.encode(each)] for key, each in value.items()]]
+            return ["dict", [[self.encode(key), self.encode(item)] for key, item in value.items()]]
         if kind in (bytes, bytearray):
             return [kind.__name__, value.hex()]
         name = f"{kind.__module__}.{kind.__qualname__}"
@@ -154,27 +154,27 @@ class Channel:
             return ["constant", str(value)]
         return self.encode_other(value)
 
-    def decode(self, told: Any) -> Any:
+    def decode(self, encoded: Any) -> Any:
         """The value of what :meth:`encode` made."""
-        if not isinstance(told, list):
-            return told
-        tag, content = told[0], told[1]
+        if not isinstance(encoded, list):
+            return encoded
+        tag, content = encoded[0], encoded[1]
         if tag == "int":
             return int(content, 16)
         if tag in _CONTAINERS:
-            return _CONTAINERS[tag](self.decode(each) for each in content)
+            return _CONTAINERS[tag](self.decode(item) for item in content)
         if tag == "dict":
-            return {self.decode(key): self.decode(each) for key, each in content}
+            return {self.decode(key): self.decode(item) for key, item in content}
         if tag in ("bytes", "bytearray"):
             return (bytes if tag == "bytes" else bytearray).fromhex(content)
         if tag == "copied":
             if content not in COPIED:
                 raise ValueError(content)
             module, _, name = content.rpartition(".")
-            return getattr(importlib.import_module(module), name)(*map(self.decode, told[2]))
+            return getattr(importlib.import_module(module), name)(*map(self.decode, encoded[2]))
         if tag == "constant":
             return {"Ellipsis": Ellipsis, "NotImplemented": NotImplemented}[content]
-        return self.decode_other(*told)
+        return self.decode_other(*encoded)
 
     def perform(self, operation: str, operands: tuple[Any, ...]) -> Any:
         """What this side does when it is asked."""
@@ -192,7 +192,7 @@ class Channel:
         """An exception for JSON."""
         raise NotImplementedError
 
-    def decode_error(self, told: Any) -> BaseException:
+    def decode_error(self, encoded: Any) -> BaseException:
         """An exception to be raised here."""
         raise NotImplementedError
 
@@ -204,7 +204,7 @@ def become(old: Any, new: Any) -> Any:
     if isinstance(old, list):
         old[:] = [*map(become, old, new), *new[len(old):]]
     elif isinstance(old, dict):
-        merged = {key: become(old[key], each) if key in old else each for key, each in new.items()}
+        merged = {key: become(old[key], value) if key in old else value for key, value in new.items()}
         old.clear()
         old.update(merged)
     elif isinstance(old, set):

@@ -72,10 +72,10 @@ class Handle:
 
     def __call__(self, *arguments: Any, **named: Any) -> Any:
         """Calls it where it lives."""
-        found = self.__channel.ask("call", self, arguments, named)
-        if self.__maker and isinstance(found, Handle):
-            return Handle(self.__channel, found.__number, made=True)
-        return found
+        result = self.__channel.ask("call", self, arguments, named)
+        if self.__maker and isinstance(result, Handle):
+            return Handle(self.__channel, result.__number, made=True)
+        return result
 
     def __getitem__(self, place: Any) -> Any:
         return self.__channel.ask("getitem", self, place)
@@ -89,7 +89,7 @@ class Handle:
     def __contains__(self, value: Any) -> bool:
         if self.__made or isinstance(value, Handle):
             return bool(self.__channel.ask("contains", self, value))
-        return any(each == value for each in self)
+        return any(item == value for item in self)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Handle):
@@ -185,7 +185,7 @@ class JudgesEnd(Channel):
     def perform(self, operation: str, operands: tuple[Any, ...]) -> Any:
         """Calls a function that the tests passed, or has an attribute of an object of their classes; nothing else."""
         thing, *more = operands
-        if not any(thing is each for each in self._given):
+        if not any(thing is given for given in self._given):
             raise PermissionError("the tests did not pass it")
         if operation == "call":
             arguments, named = more
@@ -238,9 +238,9 @@ class JudgesEnd(Channel):
             raise ValueError(tag)
         handle = self._handles.setdefault(number, Handle(self, number))
         if tag == "named":
-            found = Named(map(self.decode, content[1]))
-            found._handle = handle
-            return found
+            named = Named(map(self.decode, content[1]))
+            named._handle = handle
+            return named
         if tag == "coroutine":
             return self._awaiting(handle)
         return handle
@@ -250,9 +250,9 @@ class JudgesEnd(Channel):
         name = type(error).__name__
         return [name, "" if isinstance(error, AssertionError) else str(error)[:200]]
 
-    def decode_error(self, told: Any) -> BaseException:
+    def decode_error(self, encoded: Any) -> BaseException:
         """A built-in exception, or one of a class made here after the answer's."""
-        kind, arguments, text, number = told
+        kind, arguments, text, number = encoded
         made = self.decode(kind)
         if not issubclass(made, Exception | SystemExit | KeyboardInterrupt):
             return RuntimeError(text)
@@ -269,7 +269,7 @@ class JudgesEnd(Channel):
     def _error(self, number: int, name: str, bases: list[Any]) -> type[BaseException]:
         if number not in self._errors:
             own = tuple(kind for kind in map(self.decode, bases) if issubclass(kind, BaseException))
-            known = [each for kind in own for each in kind.__mro__ if each.__module__ == "builtins"]
+            known = [base for kind in own for base in kind.__mro__ if base.__module__ == "builtins"]
             if not all(issubclass(one, other) or issubclass(other, one) for one in known for other in known):
                 own = (Exception,)  # what is of several kinds would be whatever is expected
             self._errors[number] = type(str(name), own, {
@@ -320,8 +320,8 @@ class World(dict[str, Any]):
             return importlib.import_module(name)
         if origin in LIBRARY and hasattr(module := importlib.import_module(origin), name):
             return getattr(module, name)
-        found = self._channel.ask("name", name)
-        return found._as_maker() if isinstance(found, Handle) and name[:1].isupper() else found
+        value = self._channel.ask("name", name)
+        return value._as_maker() if isinstance(value, Handle) and name[:1].isupper() else value
 
 
 class AnswerModule(types.ModuleType):
@@ -336,7 +336,7 @@ class AnswerModule(types.ModuleType):
         if name == "__all__":
             names = self._channel.ask("names")
             taken = (*dir(builtins), *self._world)
-            return [each for each in names if not each.startswith("_") and each not in taken]
+            return [name for name in names if not name.startswith("_") and name not in taken]
         try:
             return self._world.of_the_answer(name)
         except KeyError:
@@ -357,9 +357,9 @@ def run(code: str, tests: str, channel: JudgesEnd) -> None:
 
         unittest.main = lambda *_, **__: None  # type: ignore[assignment]
     exec(compile(tests, "tests.py", "exec"), world)
-    for name, found in list(world.items()):
-        if isinstance(found, types.FunctionType) and name.startswith("test_") and not found.__code__.co_argcount:
-            found()
+    for name, value in list(world.items()):
+        if isinstance(value, types.FunctionType) and name.startswith("test_") and not value.__code__.co_argcount:
+            value()
     if "unittest" in sys.modules:
         _run_cases(world)
     if channel.failed or channel.gone:
@@ -370,8 +370,8 @@ def _run_cases(world: World) -> None:
     import unittest
 
     load = unittest.defaultTestLoader.loadTestsFromTestCase
-    kinds = [each for each in world.values() if isinstance(each, type) and issubclass(each, unittest.TestCase)]
-    suite = unittest.TestSuite(load(each) for each in kinds if each.__module__ == TESTS)
+    kinds = [value for value in world.values() if isinstance(value, type) and issubclass(value, unittest.TestCase)]
+    suite = unittest.TestSuite(load(kind) for kind in kinds if kind.__module__ == TESTS)
     result = unittest.TestResult()
     suite.run(result)
     for _, trace in (*result.failures, *result.errors):
