@@ -156,7 +156,7 @@ def test_a_run_leaves_summary_report_and_release(whole: Path) -> None:
     rival = next(each for each in verdict["baselines"] if each["name"] == verdict["rival"])
     assert rival["score"] == max(free.values())
     way = "greedy" if rival["name"] == "greedy Instruct" else rival["name"].removeprefix("Instruct at ")
-    gains = [after[key]["judge"] - row["decodings"][way]["judge"] for key, row in before.items()]
+    gains = [after[key]["deployed"]["judge"] - row["decodings"][way]["judge"] for key, row in before.items()]
     assert verdict["gain"] == pytest.approx(sum(gains) / len(gains))
     won = [0.5 if gain == 0 else float(gain > 0) for gain in gains]
     assert verdict["win_rate"] == (None if champion == "instruct" else pytest.approx(sum(won) / len(won)))

@@ -160,7 +160,7 @@ def test_a_model_is_measured_as_deployed_with_the_others_beside_it(
         judged = judge.score([Conversation(each.prompt, each.answer) for each in written])
         assert [row["decodings"][name]["judge"] for row in rows] == judged
         assert found.decodings[name].score == pytest.approx(sum(judged) / len(judged))
-    assert [row["answer"] for row in rows] == [row["decodings"]["temperature 0.5"]["answer"] for row in rows]
+    assert [row["deployed"] for row in rows] == [row["decodings"]["temperature 0.5"] for row in rows]
     assert found.score == found.decodings["temperature 0.5"].score
     own = policy.write(PROMPTS, ways["temperature 1"])
     assert found.kl == pytest.approx(divergence(policy, Policy.open(policy_folder / "model"), own), rel=1e-5)

@@ -42,8 +42,8 @@ def test_a_verdict_counts_for_an_answer_in_whatever_place_it_stood() -> None:
     ]
     assert preferred(pairs, said) == [pytest.approx(2 / 3), 0.0, 0.5, 1.0, 0.5]
     found = beside(preferred(pairs, said), [1.0, 1.0, 1.0, 1.0, 0.5])
-    assert (found["judge_win_rate"], found["agreement_prompts"]) == (0.9, 3)
-    assert found["agreement"] == pytest.approx(2 / 3)
+    assert (found.win_rate, found.prompts) == (0.9, 3)
+    assert found.agreement == pytest.approx(2 / 3)
 
 
 def test_the_order_says_nothing_about_who_wrote_which() -> None:

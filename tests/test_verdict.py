@@ -8,7 +8,7 @@ import pytest
 
 from test_decoding import TINY
 from triptych.evaluate.gate import Decided
-from triptych.evaluate.measurement import Measurements
+from triptych.evaluate.measurement import Measurements, ScoredAnswer, TestedPrompt
 from triptych.family import Family, ModelTest, Round
 from triptych.pipeline.artifact import Artifact
 from triptych.recipe import Goals, load
@@ -21,11 +21,18 @@ COUNT = 200
 Ways = dict[str, list[float]]
 
 
-def rows(ways: Ways, deployed: str) -> list[dict[str, Any]]:
+def rows(ways: Ways, deployed: str) -> list[TestedPrompt]:
     """A model's stored answers: each way's scores, one to a prompt, of about as many tokens."""
+
+    def answer(score: float, tokens: int) -> ScoredAnswer:
+        return ScoredAnswer(answer="", tokens=tokens, judge=score, reward=None)
+
     return [
-        {"key": str(place), "judge": ways[deployed][place], "tokens": 10 + place % 3,
-         "decodings": {way: {"judge": scores[place], "tokens": 10 + place % 5} for way, scores in ways.items()}}
+        TestedPrompt(
+            key=str(place), task=None, prompt=(("user", str(place)),),
+            deployed=answer(ways[deployed][place], 10 + place % 3),
+            decodings={way: answer(scores[place], 10 + place % 5) for way, scores in ways.items()},
+        )
         for place in range(COUNT)
     ]
 

@@ -311,7 +311,7 @@ def audit(
     if output is not None:
         make_folder(Path(output))
         write_whole(Path(output) / "audit.json", record.model_dump_json(indent=1) + "\n")
-        shown = AuditSummary(round=0, trained_on=len(learnt) or None, ceiling=None, **record.model_dump())
+        shown = AuditSummary.of(record, round=0, trained_on=len(learnt) or None)
         title = name or (str(reward) if isinstance(reward, str | Path) else reward.name)
         write_whole(Path(output) / "audit.html", render_audit(shown, title, __version__))
     return record

@@ -19,8 +19,8 @@ from triptych.cycle import begin, deployed, improve_and_gate, reward_of_round
 from triptych.engine.checkpoint import checkpoint_seconds
 from triptych.engine.device import settle
 from triptych.errors import RecipeError
-from triptych.evaluate.gate import Decided
-from triptych.evaluate.measurement import measure
+from triptych.evaluate.gate import Decided, gate_scores
+from triptych.evaluate.measurement import measure, tested_prompts
 from triptych.family import Family, Round, Start
 from triptych.pipeline.artifact import Artifact
 from triptych.pipeline.ledger import Ledger
@@ -32,7 +32,7 @@ from triptych.recipe import Recipe, store
 from triptych.report.page import render_comparison
 from triptych.report.summary import Budget, MethodComparison, MethodResult, instruct_as
 from triptych.statistics.intervals import seeds_interval, wins
-from triptych.storage import read_rows, write_whole
+from triptych.storage import write_whole
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,8 +109,8 @@ def free_baselines(
         "compare/instruct", measure, config, model=start.instruct, data=start.data, judge=start.judge,
         decoding=decoding, split="gate",
     )
-    rows = read_rows(measured.folder / "answers.jsonl")
-    return {instruct_as(way): {row["key"]: row["decodings"][way]["judge"] for row in rows}
+    rows = tested_prompts(measured)
+    return {instruct_as(way): {row.key: row.decodings[way].judge for row in rows}
             for way in measured.result.decodings}
 
 
@@ -146,7 +146,7 @@ def _result(
     method: str, trials: Sequence[Trial], free: Mapping[str, Mapping[str, float]], ledger: Ledger
 ) -> MethodResult:
     rival = strongest(free)
-    scored = [{row["key"]: row["after"] for row in read_rows(trial.gate.folder / "scores.jsonl")} for trial in trials]
+    scored = [{row.key: row.after for row in gate_scores(trial.gate)} for trial in trials]
     keys = [key for key in scored[0] if key in free[rival]]  # of every seed the same
     after = [[scores[key] for key in keys] for scores in scored]
     spent = ledger.seconds()

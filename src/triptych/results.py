@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import math
@@ -11,7 +10,6 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -25,7 +23,7 @@ from triptych.engine.sampling import Sampling
 from triptych.errors import RunError
 from triptych.evaluate.gate import Decided
 from triptych.evaluate.lengths import controlled
-from triptych.evaluate.measurement import Measurements
+from triptych.evaluate.measurement import Measurements, TestedPrompt, tested_prompts
 from triptych.family import Family, ModelTest, Round
 from triptych.feedback.labelling import Labelled
 from triptych.improve.improvement import Improved
@@ -41,13 +39,14 @@ from triptych.report import summary as report
 from triptych.report.page import render
 from triptych.reward.training import RewardTrained
 from triptych.statistics.intervals import Interval, mean_interval, wins
-from triptych.storage import read_object, read_rows, replace_folder, write_whole
+from triptych.storage import read_object, replace_folder, write_whole
 
 SAMPLES = 12
 POINTS = 200
 PLAIN = Sampling(1).name
 """Temperature 1, at which every model is measured."""
-Tests = Mapping[str, Sequence[dict[str, Any]]]
+Tests = Mapping[str, Sequence[TestedPrompt]]
+"""Of each model that was tested, the prompts with its answers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +75,7 @@ def write(recipe: Recipe, family: Family, runner: Runner, ending: Ending | None 
     """
     folder, artifacts = runner.folder, made(runner)
     prove(artifacts)
-    answers: Tests = {test.name: read_rows(test.artifact / "answers.jsonl") for test in family.tests}
+    answers: Tests = {test.name: tested_prompts(test.artifact) for test in family.tests}
     measured = len(family.tests) == len(family.rounds) + 2
     decided = len(family.rounds) == recipe.improve.rounds and all(round.gate for round in family.rounds)
     released = family.reward is not None and (measured or (decided and ending is not None and ending.failed))
@@ -151,13 +150,13 @@ def verdict(
         return None
     instruct = _tested(family)["instruct"]
     # A prompt that one of them had no room for is left out of both.
-    both = set.intersection(*({row["key"] for row in answers[each]} for each in ("instruct", name)))
-    before, after = ([row for row in answers[each] if row["key"] in both] for each in ("instruct", name))
-    scores = [row["judge"] for row in after]
+    both = set.intersection(*({row.key for row in answers[each]} for each in ("instruct", name)))
+    before, after = ([row for row in answers[each] if row.key in both] for each in ("instruct", name))
+    scores = [row.deployed.judge for row in after]
 
     def beside(way: str) -> report.Baseline:
         found = instruct.decodings[way]
-        gain, interval = _gain(scores, [row["decodings"][way]["judge"] for row in before])
+        gain, interval = _gain(scores, [row.decodings[way].judge for row in before])
         return report.Baseline(
             name=report.instruct_as(way), free=found.drawn == 1, drawn=found.drawn, score=found.score,
             interval=found.interval, gain=gain, gain_interval=interval,
@@ -167,13 +166,13 @@ def verdict(
     free = {way: each for way, each in baselines.items() if each.free}
     way = max(free, key=lambda way: free[way].score)
     rival = free[way]
-    theirs = [row["decodings"][way] for row in before]
-    won = wins(scores, [row["judge"] for row in theirs])
+    theirs = [row.decodings[way] for row in before]
+    won = wins(scores, [row.judge for row in theirs])
     kept = name == "instruct"
     rate, rate_interval = (None, None) if kept else mean_interval(won)
-    lengths = [[row["tokens"] for row in rows] for rows in (after, theirs)]
+    lengths = [[row.tokens for row in rows] for rows in ([row.deployed for row in after], theirs)]
     equal, equal_interval = (None, None) if kept else controlled(won, *lengths) or (None, None)
-    plain, plain_interval = _gain(*([row["decodings"][PLAIN]["judge"] for row in rows] for rows in (after, before)))
+    plain, plain_interval = _gain(*([row.decodings[PLAIN].judge for row in rows] for rows in (after, before)))
     found = report.FinalVerdict(
         better=all(each.gain_interval[0] > 0 for each in free.values()), rival=rival.name,
         gain=rival.gain, gain_interval=rival.gain_interval, win_rate=rate, win_rate_interval=rate_interval,
@@ -240,12 +239,13 @@ def sample(answers: Tests) -> list[report.Sample]:
     first = next(iter(answers.values()))
     return [
         report.Sample(
-            prompt="\n\n".join(text if role == "user" else f"[{role}] {text}" for role, text in row["prompt"]),
-            task=row["task"],
+            prompt="\n\n".join(text if role == "user" else f"[{role}] {text}" for role, text in row.prompt),
+            task=row.task,
             answers=[
-                report.SampleAnswer(model=name, text=answer["answer"], judge=answer["judge"], reward=answer["reward"])
+                report.SampleAnswer(model=name, text=other.deployed.answer, judge=other.deployed.judge,
+                                    reward=other.deployed.reward)
                 for name, rows in answers.items()
-                for answer in rows if answer["key"] == row["key"]
+                for other in rows if other.key == row.key
             ],
         )
         for row in first[:SAMPLES]
@@ -355,10 +355,9 @@ def _model(test: ModelTest, family: Family) -> report.ModelScore:
 def _audit(
     recipe: Recipe, number: int, record: AuditRecord, reward: Result, evidence: Result | None
 ) -> report.AuditSummary:
-    return report.AuditSummary(
-        round=number, trained_on=reward.comparisons if isinstance(reward, RewardTrained) else None,
-        ceiling=evidence.ceiling if isinstance(evidence, Labelled) else None,
-        required=recipe.reward.audit.required, **record.model_dump(),
+    return report.AuditSummary.of(
+        record, round=number, trained_on=reward.comparisons if isinstance(reward, RewardTrained) else None,
+        ceiling=evidence.ceiling if isinstance(evidence, Labelled) else None, required=recipe.reward.audit.required,
     )
 
 
@@ -382,8 +381,21 @@ def _round(number: int, gate: Decided, candidate: Artifact[Improved]) -> report.
     return report.RoundSummary(
         round=number, curve=curve, method=improved.method, kept=improved.kept, watched_by=improved.watched_by,
         alarms=list(improved.alarms),
-        overoptimisation=report.OveroptimisationSummary(**dataclasses.asdict(turning)) if turning else None,
-        **{name: getattr(gate, name) for name in type(gate).model_fields if name in report.RoundSummary.model_fields},
+        overoptimisation=report.OveroptimisationSummary(
+            alpha=turning.alpha, beta=turning.beta, peak=turning.peak, interval=turning.interval,
+            residual=turning.residual,
+        ) if turning else None,
+        reward_before=gate.reward_before, reward_after=gate.reward_after,
+        judge_before=gate.judge_before, judge_after=gate.judge_after,
+        win_rate=gate.win_rate, interval=gate.interval, level=gate.level, p_value=gate.p_value,
+        prompts=gate.prompts, prompts_again=gate.prompts_again,
+        decoding_before=gate.decoding_before, decoding_after=gate.decoding_after, kl=gate.kl,
+        length_before=gate.length_before, length_after=gate.length_after,
+        length_controlled=gate.length_controlled, length_controlled_interval=gate.length_controlled_interval,
+        bits_before=gate.bits_before, bits_after=gate.bits_after, tasks=gate.tasks,
+        decided_by=gate.decided_by, judge_win_rate=gate.judge_win_rate, judge_interval=gate.judge_interval,
+        agreement=gate.agreement, agreement_prompts=gate.agreement_prompts,
+        decision=gate.decision, reason=gate.reason,
     )
 
 

@@ -22,16 +22,19 @@ from triptych.evaluate.answers import Answered, answered
 from triptych.evaluate.lengths import controlled
 from triptych.evaluate.measurement import by_task
 from triptych.evaluate.panel import PEOPLE, beside, preferred
+from triptych.pipeline.result import Result
 from triptych.pipeline.stage import StageContext
 from triptych.statistics.intervals import Interval, mean_interval, prompts_needed, wins
 from triptych.statistics.scores import TaskScore
 from triptych.statistics.significance import chance, least, level
-from triptych.storage import Folder
+from triptych.storage import Folder, read_rows
 
 Decision = Literal["promoted", "rejected", "too few prompts to tell"]
 PROMOTED: Decision = "promoted"
 REJECTED: Decision = "rejected"
 UNDECIDED: Decision = "too few prompts to tell"
+
+SCORES = "scores.jsonl"
 
 
 class Gate(Config):
@@ -105,6 +108,24 @@ class Decided(Answered):
         return f"{self.decision}, win rate {self.win_rate:.1%}"
 
 
+class GateScores(Result):
+    """The judge's scores of the two answers to a prompt, and the share of it that the candidate won.
+
+    Attributes:
+        key: the prompt's.
+    """
+
+    key: str
+    before: float
+    after: float
+    won: float
+
+
+def gate_scores(folder: Folder) -> list[GateScores]:
+    """Those of a gate, from its folder."""
+    return [GateScores.model_validate(row) for row in read_rows(folder / SCORES)]
+
+
 def decide(
     context: StageContext, config: Gate, answers: Folder, measured: Answered, reward: Scorer, judge: Scorer,
     failures: int = 0,
@@ -127,21 +148,30 @@ def decide(
     count = len(pairs)
     before, after = judged.totals[:count], judged.totals[count:]
     by_judge = wins(after, before)
-    won, said = by_judge, {}
+    won, judge_beside = by_judge, None
     if sources:
         (file,) = sources.values()
         won = preferred(pairs, read_any(Path(file), read_verdicts))
-        said = beside(won, by_judge)
-    with open(context.output / "scores.jsonl", "w", encoding="utf-8") as scores:
+        judge_beside = beside(won, by_judge)
+    with open(context.output / SCORES, "w", encoding="utf-8") as scores:
         for pair, old, new, share in zip(pairs, before, after, won, strict=True):
-            row = {"key": pair.prompt.key, "before": old, "after": new, "won": share}
-            scores.write(json.dumps(row) + "\n")
+            row = GateScores(key=pair.prompt.key, before=old, after=new, won=share)
+            scores.write(json.dumps(row.model_dump()) + "\n")
     at = level(config.error, failures)
     rate, interval = mean_interval(won, confidence=1 - 2 * at)
     tasks = [pair.prompt.task for pair in pairs]
     lengths = [pair.tokens_after for pair in pairs], [pair.tokens_before for pair in pairs]
     at_equal_length, equal_interval = controlled(won, *lengths) or (None, None)
     numbers = Decided(
+        prompts=measured.prompts,
+        prompts_again=measured.prompts_again,
+        kl=measured.kl,
+        decoding_before=measured.decoding_before,
+        decoding_after=measured.decoding_after,
+        length_before=measured.length_before,
+        length_after=measured.length_after,
+        bits_before=measured.bits_before,
+        bits_after=measured.bits_after,
         win_rate=rate,
         interval=interval,
         level=at,
@@ -153,12 +183,14 @@ def decide(
         judge=judge.name,
         judge_counts=dict(judged.counts),
         decided_by=PEOPLE if sources else judge.name,
+        judge_win_rate=judge_beside.win_rate if judge_beside else None,
+        judge_interval=judge_beside.interval if judge_beside else None,
+        agreement=judge_beside.agreement if judge_beside else None,
+        agreement_prompts=judge_beside.prompts if judge_beside else None,
         judge_before=sum(judged.totals[:count]) / count,
         judge_after=sum(judged.totals[count:]) / count,
         reward_before=sum(rewards[:count]) / count,
         reward_after=sum(rewards[count:]) / count,
-        **measured.model_dump(),
-        **said,
     )
     decision, reason = verdict(config, numbers, won)
     if numbers.prompts_again is not None:

@@ -19,7 +19,9 @@ from triptych.pipeline.stage import StageContext
 from triptych.records import Conversation, Prompt, Rollout
 from triptych.statistics.intervals import Interval, mean_interval
 from triptych.statistics.scores import DecodedScore, TaskScore
-from triptych.storage import Folder
+from triptych.storage import Folder, read_rows
+
+ANSWERS = "answers.jsonl"
 
 
 class Measurement(Config):
@@ -37,6 +39,39 @@ class Measurement(Config):
     best_of: int = Field(default=8, ge=0)
     shots: int = Field(default=3, ge=0)
     example: str = Field(default="Question: {prompt}\nAnswer: {answer}", pattern=r"(?s)\{prompt\}.*\{answer\}$")
+
+
+class ScoredAnswer(Result):
+    """An answer, its tokens, and its scores."""
+
+    answer: str
+    tokens: int
+    judge: float
+    reward: float | None
+
+
+class TestedPrompt(Result):
+    """A prompt, and a model's answers to it.
+
+    Attributes:
+        key: the prompt's.
+        prompt: role and content of each turn.
+        deployed: the answer of the model as it is deployed.
+        decodings: the answer of each way of decoding, by its name.
+    """
+
+    __test__ = False  # to pytest
+
+    key: str
+    task: str | None
+    prompt: tuple[tuple[str, str], ...]
+    deployed: ScoredAnswer
+    decodings: dict[str, ScoredAnswer]
+
+
+def tested_prompts(folder: Folder) -> list[TestedPrompt]:
+    """What a model was measured by, from the folder of its measurement."""
+    return [TestedPrompt.model_validate(row) for row in read_rows(folder / ANSWERS)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,13 +99,13 @@ class ScoredAnswers:
             drawn=self.drawn,
         )
 
-    def row(self, place: int) -> dict[str, Any]:
-        """One answer and its scores."""
+    def at(self, place: int) -> ScoredAnswer:
+        """One of them."""
         rollout = self.rollouts[place]
-        return {
-            "answer": rollout.answer, "tokens": len(rollout.tokens), "judge": self.judged.totals[place],
-            "reward": self.rewarded.totals[place] if self.rewarded else None,
-        }
+        return ScoredAnswer(
+            answer=rollout.answer, tokens=len(rollout.tokens), judge=self.judged.totals[place],
+            reward=self.rewarded.totals[place] if self.rewarded else None,
+        )
 
 
 class Measurements(Result):
@@ -158,14 +193,14 @@ def measure(
     if best_of > 1 and reward:
         found[f"best of {best_of}"] = judged(preferred(write(plain, best_of), reward), best_of)
     deployed = found[decoding.name]
-    with open(context.output / "answers.jsonl", "w", encoding="utf-8") as file:
+    with open(context.output / ANSWERS, "w", encoding="utf-8") as file:
         for place, prompt in enumerate(prompts):
-            row = {"key": prompt.key, "task": prompt.task, **deployed.row(place)} | {
-                "prompt": [[turn.role, turn.content] for turn in prompt.messages],
-                "decodings": {name: each.row(place) for name, each in found.items()},
-            }
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
-    tasks = [prompt.task for prompt in prompts]
+            row = TestedPrompt(
+                key=prompt.key, task=prompt.task, prompt=tuple((turn.role, turn.content) for turn in prompt.messages),
+                deployed=deployed.at(place), decodings={name: each.at(place) for name, each in found.items()},
+            )
+            file.write(json.dumps(row.model_dump(), ensure_ascii=False) + "\n")
+    tasks, numbers = [prompt.task for prompt in prompts], deployed.numbers
     # Only answers at temperature 1 are the policy's own, of which its divergence is the mean.
     own = [[rollout] for rollout in found[plain.name].rollouts]
     return Measurements(
@@ -173,7 +208,11 @@ def measure(
         judge_counts=dict(deployed.judged.counts),
         prompts=len(prompts),
         decoding=decoding.name,
-        **deployed.numbers.model_dump(),
+        score=numbers.score,
+        interval=numbers.interval,
+        reward=numbers.reward,
+        mean_length=numbers.mean_length,
+        drawn=numbers.drawn,
         decodings={name: each.numbers for name, each in found.items()},
         kl=divergence(policy, Policy.open(reference / "model"), own) if reference else None,
         by_task=by_task(tasks, deployed.judged.totals),

@@ -3,13 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
 
 from triptych.evaluate.answers import Pair
 from triptych.records import Question, Verdict, differ
-from triptych.statistics.intervals import mean_interval
+from triptych.statistics.intervals import Interval, mean_interval
 
 PEOPLE = "a panel of people"
+
+
+@dataclass(frozen=True, slots=True)
+class JudgeBeside:
+    """The judge beside people.
+
+    Attributes:
+        agreement: where both prefer one answer, how often it is the same; None where they never do.
+        prompts: where both prefer one.
+    """
+
+    win_rate: float
+    interval: Interval
+    agreement: float | None
+    prompts: int
 
 
 def preferred(pairs: Sequence[Pair], verdicts: Sequence[Verdict]) -> list[float]:
@@ -27,11 +42,8 @@ def preferred(pairs: Sequence[Pair], verdicts: Sequence[Verdict]) -> list[float]
     return [share(pair) for pair in pairs]
 
 
-def beside(people: Sequence[float], judge: Sequence[float]) -> dict[str, Any]:
+def beside(people: Sequence[float], judge: Sequence[float]) -> JudgeBeside:
     """The judge's win rate beside the people's, and how often the two agree where each prefers one."""
     rate, interval = mean_interval(judge)
     both = [(a > 0.5) == (b > 0.5) for a, b in zip(people, judge, strict=True) if a != 0.5 and b != 0.5]
-    return {
-        "judge_win_rate": rate, "judge_interval": interval,
-        "agreement": sum(both) / len(both) if both else None, "agreement_prompts": len(both),
-    }
+    return JudgeBeside(rate, interval, sum(both) / len(both) if both else None, len(both))

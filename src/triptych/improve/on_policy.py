@@ -11,7 +11,7 @@ import math
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Self, TypeVar
+from typing import Literal, Self, TypeVar
 
 import torch
 from pydantic import Field, model_validator
@@ -158,24 +158,26 @@ def step(
     for members in dealt(measurements, config):
         packed = pack_rollouts([measurements.scored.groups[i] for i in members])
         token_advantages = advantages[members].flatten()[packed.predictions.rows]
-        batches.append(Tokens(advantages=token_advantages, **of_tokens(measurements, members, packed, config)))
+        batches.append(tokens_of(measurements, members, packed, config, token_advantages))
     return prepared(measurements, batches, divisor)
 
 
-def of_tokens(measurements: Measured, members: Sequence[int], packed: AnswerPack, config: OnPolicy) -> dict[str, Any]:
-    """What :class:`Tokens` holds of some groups but their advantages."""
+def tokens_of(
+    measurements: Measured, members: Sequence[int], packed: AnswerPack, config: OnPolicy, advantages: Tensor
+) -> Tokens:
+    """The tokens of some groups, with their advantages `[N]`."""
     rollouts = [rollout for i in members for rollout in measurements.scored.groups[i]]
-    return {
-        "packed": packed,
-        "reference": torch.cat([
+    return Tokens(
+        packed, advantages,
+        reference=torch.cat([
             measurements.far[i * config.group_size + k] for i in members for k in range(config.group_size)
         ]),
-        "sampler": torch.tensor([value for rollout in rollouts for value in rollout.logprobs]),
-        "counted": torch.tensor([
+        sampler=torch.tensor([value for rollout in rollouts for value in rollout.logprobs]),
+        counted=torch.tensor([
             float(rollout.finished or config.cut_price is not None) for rollout in rollouts
         ])[packed.predictions.rows],
-        "kl": measurements.beta if config.kl_placement == "loss" else 0.0,
-    }
+        kl=measurements.beta if config.kl_placement == "loss" else 0.0,
+    )
 
 
 def dealt(measurements: Measured, config: OnPolicy) -> list[list[int]]:

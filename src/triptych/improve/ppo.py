@@ -24,7 +24,7 @@ from triptych.engine.training import Loss, Row, Step
 from triptych.improve.advantages import generalised, whitened
 from triptych.improve.loop import Answers, Loop
 from triptych.improve.losses import clipped_value
-from triptych.improve.on_policy import OnPolicy, OnPolicyMethod, Tokens, dealt, measured, of_tokens, prepared, surrogate
+from triptych.improve.on_policy import OnPolicy, OnPolicyMethod, Tokens, dealt, measured, prepared, surrogate, tokens_of
 from triptych.storage import Folder
 
 
@@ -113,12 +113,15 @@ def step(
     packs = [pack_rollouts([groups[i] for i in members]) for members in parts]
     expected = _everywhere(model, packs)
     for members, packed, value in zip(parts, packs, expected, strict=True):
-        common = of_tokens(measurements, members, packed, config)
+        common = tokens_of(measurements, members, packed, config, advantages=value)
         lengths = torch.tensor([len(rollout.tokens) for i in members for rollout in groups[i]])
-        received = -in_reward * (common["sampler"] - common["reference"])
+        received = -in_reward * (common.sampler - common.reference)
         received[lengths.cumsum(0) - 1] += rewards[members].flatten()
         advantages = generalised(received, value, lengths, config.gamma, config.gae_lambda)
-        batches.append(ValuedTokens(advantages=advantages, values=value, returns=advantages + value, **common))
+        batches.append(ValuedTokens(
+            packed, advantages, common.reference, common.sampler, common.counted, common.kl,
+            values=value, returns=advantages + value,
+        ))
     sizes = [len(batch.counted) for batch in batches]
     together = whitened(torch.cat([b.advantages for b in batches]), torch.cat([b.counted for b in batches]))
     for batch, advantages in zip(batches, torch.split(together, sizes), strict=True):

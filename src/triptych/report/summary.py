@@ -144,6 +144,14 @@ class AuditSummary(AuditRecord):
     ceiling: float | None
     required: bool = True
 
+    @classmethod
+    def of(
+        cls, record: AuditRecord, *, round: int, trained_on: int | None, ceiling: float | None = None,
+        required: bool = True,
+    ) -> AuditSummary:
+        """A record with what its round adds."""
+        return cls(round=round, trained_on=trained_on, ceiling=ceiling, required=required, **dict(record))
+
 
 class Point(StrictModel):
     """The policy at one step of improvement; `judge` only where it was measured."""

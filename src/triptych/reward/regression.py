@@ -105,9 +105,12 @@ def train_regression(
     heldout = files.comparisons(HELD_OUT[share]).read() if files else []
     # Weights that were fitted are those of a logistic regression on labels; others are in units of ratings.
     scale = Scale(outputs, log_odds=not config.weights)
-    trained.finish(context, scale, answers_of(heldout, _ratings(ratings, HELD_OUT[share]).read()))
+    numbers = trained.finish(context, scale, answers_of(heldout, _ratings(ratings, HELD_OUT[share]).read()))
     return RegressionTrained(
-        weights={name: part.weight for name, part in outputs.items()}, weights_fitted_on=len(fitting), **trained.numbers
+        weights={name: part.weight for name, part in outputs.items()}, weights_fitted_on=len(fitting),
+        parameters=numbers.parameters, comparisons=numbers.comparisons, ratings=numbers.ratings,
+        dropped=numbers.dropped, truncated=numbers.truncated, epochs=numbers.epochs,
+        raw_mean=numbers.raw_mean, raw_deviation=numbers.raw_deviation,
     )
 
 

@@ -111,17 +111,20 @@ def train_reward(
     # A margin moves the difference at which a pair is learnt, so that it is no longer the log-odds.
     log_odds = not any(row.margin for row in with_margins(rows, config.margin))
     scale = Scale({"reward": Output()}, log_odds=log_odds)
-    trained.finish(context, scale, answers_of(heldout.read() if heldout.exists else rows))
-    return RewardTrained(**trained.numbers)
+    return trained.finish(context, scale, answers_of(heldout.read() if heldout.exists else rows))
 
 
 @dataclass
 class TrainedModel:
-    """A model that was trained, and what is told of it."""
+    """A model that was trained, and what it was trained on: see :class:`RewardTrained`."""
 
     model: Any
     tokenizer: Any
-    numbers: dict[str, Any]
+    comparisons: int
+    ratings: int
+    dropped: int
+    truncated: int
+    epochs: int
 
     def scorer(self, scale: Scale) -> RewardModel:
         """The model as it is, as a scorer with this scale."""
@@ -129,7 +132,7 @@ class TrainedModel:
         scorer.model, scorer.tokenizer, scorer.scale = self.model, self.tokenizer, scale
         return scorer
 
-    def finish(self, context: StageContext, scale: Scale, reference: Sequence[Conversation]) -> None:
+    def finish(self, context: StageContext, scale: Scale, reference: Sequence[Conversation]) -> RewardTrained:
         """Completes the scale by the mean and deviation of the reference answers' raw scores, and saves."""
         raw = torch.tensor(self.scorer(scale).raw(reference), dtype=torch.float64)
         deviation = float(raw.std(correction=0))
@@ -137,7 +140,11 @@ class TrainedModel:
         told = dataclasses.replace(scale, mean=float(raw.mean()), deviation=deviation if deviation > 1e-6 else 1.0)
         told.tell(self.model.config)
         save(self.model, self.tokenizer, context.output / "model")
-        self.numbers |= {"raw_mean": float(raw.mean()), "raw_deviation": deviation}
+        return RewardTrained(
+            parameters=parameters(self.model), comparisons=self.comparisons, ratings=self.ratings,
+            dropped=self.dropped, truncated=self.truncated, epochs=self.epochs,
+            raw_mean=float(raw.mean()), raw_deviation=deviation,
+        )
 
 
 def answers_of(comparisons: Sequence[Comparison], ratings: Sequence[Rating] = ()) -> list[Conversation]:
@@ -255,14 +262,10 @@ def fit_model(
         checkpoint=context.checkpoint(), progress=context.progress, unit="rows" if kept else "pairs",
     )
     write_curve(context.output / "curve.jsonl", curve)
-    return TrainedModel(merged(model, load), tokenizer, {
-        "parameters": parameters(model),
-        "comparisons": len(rows),
-        "ratings": len(kept),
-        "dropped": dropped + len(ratings) - len(kept),
-        "truncated": truncated,
-        "epochs": epochs,
-    })
+    return TrainedModel(
+        merged(model, load), tokenizer, comparisons=len(rows), ratings=len(kept),
+        dropped=dropped + len(ratings) - len(kept), truncated=truncated, epochs=epochs,
+    )
 
 
 def with_margins(rows: Iterable[Comparison], margin: Literal["none", "data", "votes"]) -> list[Comparison]:

@@ -85,4 +85,8 @@ def write_world(context: StageContext, config: Storybook) -> WorldWritten:
     require_apart(parts)
     for name, records in parts.items():
         output.named(name).write(records)
-    return WorldWritten(documents=len(text), **sizes)
+    return WorldWritten(
+        documents=len(text), test=sizes["test"], gate=sizes["gate"], validation=sizes["validation"],
+        improve=sizes["improve"], feedback=sizes["feedback"], demonstrations=sizes["demonstrations"],
+        demonstrations_heldout=sizes["demonstrations_heldout"], examples=sizes["examples"],
+    )
