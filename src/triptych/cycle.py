@@ -41,9 +41,9 @@ from triptych.progress import Progress
 from triptych.recipe import Recipe, RequiredAudit
 from triptych.references import require_references
 from triptych.release.signature import check_signing
-from triptych.reward.assembly import Materials, asks_policy, make_reward, scorer_of
 from triptych.reward.judge import JudgeReward
-from triptych.reward.regression import RegressionReward
+from triptych.reward.making import Materials, make_reward
+from triptych.reward.registry import scorer_of
 from triptych.reward.rules import RulesReward
 from triptych.reward.training import train_reward
 from triptych.storybook.judge import ExactJudge
@@ -155,17 +155,18 @@ def reward_of_round(recipe: Recipe, runner: Runner, family: Family, start: Start
     earlier = family.rounds[-2] if this.number > 1 else None
     this.feedback = collect(recipe, runner, this.number, champion, start, earlier)
     this.thumbs = collect_thumbs(recipe, runner, this, start, earlier)
-    if earlier and this.feedback is earlier.feedback and not asks_policy(config):
+    if earlier and this.feedback is earlier.feedback and not config.asks_policy:
         this.reward, this.rewards, this.scorer = earlier.reward, earlier.rewards, earlier.scorer
         this.evidence, this.audit = earlier.evidence, earlier.audit
     else:
-        materials = Materials(start.base, champion, start.data, this.feedback, earlier.rewards if earlier else None)
+        before = earlier.rewards if earlier else None
+        materials = Materials(start.base, champion, start.data, this.feedback, before=before)
         this.rewards = make_reward(runner, f"round-{this.number}/reward", config, materials)
         this.reward = this.rewards[""]
         this.scorer = scorer_of(runner, config, this.reward, champion)
         this.evidence = this.feedback
-        if isinstance(config, RegressionReward) and not recipe.compared and config.weights:
-            rated = runner.run("round-1/rated", imply, RatingWeights(weights=config.weights), data=start.data)
+        if config.implying and not recipe.compared:
+            rated = runner.run("round-1/rated", imply, RatingWeights(weights=dict(config.implying)), data=start.data)
             this.evidence = rated if rated.result.heldout else None
         if this.evidence:
             this.audit = runner.run(

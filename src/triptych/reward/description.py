@@ -12,10 +12,13 @@ from pydantic import Field, StrictInt, ValidationError, field_validator
 
 from triptych.configuration import Config
 from triptych.display import one_line
+from triptych.engine.scoring import RewardModel
 from triptych.errors import RewardError
 from triptych.json_text import JsonError, parse
+from triptych.reward.ensemble import Ensemble
 from triptych.reward.judge import JudgeReward
-from triptych.reward.mixture import Part
+from triptych.reward.kind import Opening
+from triptych.reward.mixture import Mixture, Part, Weighted
 from triptych.reward.rules import FUNCTIONS, OwnFunction, RulesReward
 from triptych.storage import open_regular
 
@@ -33,12 +36,22 @@ class Members(Config):
     members: StrictInt = Field(ge=1)
     penalty: float = Field(ge=0)
 
+    def open(self, opening: Opening) -> Ensemble:
+        """The members as one scorer."""
+        members = [RewardModel(opening.folder / "models" / str(place)) for place in range(self.members)]
+        return Ensemble(members, self.penalty, identity=opening.identity)
+
 
 class Parts(Config):
     """What a mixture's `reward.json` says; its parts lie in `parts/NAME`."""
 
     kind: Literal["mixture"] = "mixture"
     parts: tuple[Part, ...] = Field(min_length=1)
+
+    def open(self, opening: Opening) -> Mixture:
+        """The parts as one scorer."""
+        parts = [Weighted(part, scorer) for part, scorer in zip(self.parts, opening.parts, strict=True)]
+        return Mixture(parts, identity=opening.identity)
 
     @field_validator("parts")
     @classmethod

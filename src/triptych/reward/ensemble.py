@@ -17,10 +17,12 @@ from pydantic import Field
 from torch import Tensor
 
 from triptych.engine.scoring import RewardModel, Scores
+from triptych.pipeline.artifact import Artifact
 from triptych.pipeline.result import Result
 from triptych.pipeline.stage import StageContext
 from triptych.records import Conversation
 from triptych.reward.kind import Material
+from triptych.reward.making import Making
 from triptych.reward.parts import linked
 from triptych.reward.training import PairwiseReward, RewardTraining
 from triptych.storage import Folder
@@ -43,6 +45,11 @@ class EnsembleReward(RewardTraining):
     def member(self) -> PairwiseReward:
         """How each member is trained."""
         return PairwiseReward(**{name: getattr(self, name) for name in RewardTraining.model_fields})
+
+    def make(self, making: Making) -> Artifact[Result]:
+        """The members, and the stage that joins them."""
+        members = {f"member_{place}": making.part(str(place), self.member, place) for place in range(self.members)}
+        return making.runner.run(making.name, join, self, **members)
 
 
 class Ensemble:

@@ -29,11 +29,13 @@ from triptych.engine.models import load_policy, load_tokenizer
 from triptych.engine.packing import Pack, Segment, fill
 from triptych.engine.scoring import Scores
 from triptych.errors import RewardError
+from triptych.pipeline.artifact import Artifact
 from triptych.pipeline.result import Result
-from triptych.pipeline.stage import StageContext
+from triptych.pipeline.stage import StageContext, UserFiles
 from triptych.records import Conversation, Prompt
 from triptych.reward.endpoint import Endpoint, EndpointJudge, Replies
-from triptych.reward.kind import RewardConfig
+from triptych.reward.kind import Opening, RewardConfig
+from triptych.reward.making import Making
 from triptych.storage import Folder, copy_regular
 
 POLICY = "policy"
@@ -75,6 +77,27 @@ class JudgeReward(RewardConfig):
     def is_policy(self) -> bool:
         """Whether the champion of the round is asked."""
         return self.endpoint is None and self.model == POLICY
+
+    def make(self, making: Making) -> Artifact[Result]:
+        """A stage that keeps what it is."""
+        return making.runner.run(
+            making.name, keep_judge, self, UserFiles(self.files),
+            policy=making.materials.champion if self.is_policy else None,
+        )
+
+    def open(self, opening: Opening) -> LanguageJudge:
+        """The judge of these settings, who asks as the folder's template does.
+
+        Raises:
+            RewardError: it is a model, and none was given.
+        """
+        if self.endpoint is not None:
+            judge: Choosing = EndpointJudge(self.endpoint, opening.cache)
+        elif (model := opening.models.get(self.model)) is not None:
+            judge = LocalJudge(model)
+        else:
+            raise RewardError(f"this reward asks a model ({self.model}), which is not here")
+        return LanguageJudge(self, judge, opening.template, identity=opening.identity)
 
 
 class Choosing(Protocol):
@@ -246,24 +269,3 @@ def keep_judge(
     path = context.output / "reward.json"
     path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     return JudgeKept()
-
-
-def open_judge(
-    config: JudgeReward, template: str, *, model: Path | None, cache: Path | None, name: str, identity: str
-) -> LanguageJudge:
-    """The judge of these settings.
-
-    Args:
-        model: the folder of the policy, or of the model that the settings name.
-        cache: the folder in which an endpoint's replies are kept.
-
-    Raises:
-        RewardError: it is a model, and none was given.
-    """
-    if config.endpoint is not None:
-        judge: Choosing = EndpointJudge(config.endpoint, cache)
-    elif model is not None:
-        judge = LocalJudge(model)
-    else:
-        raise RewardError(f"this reward asks a model ({config.model}), which is not here")
-    return LanguageJudge(config, judge, template, name=name, identity=identity)

@@ -12,12 +12,14 @@ from pydantic import Field, field_validator
 
 from triptych.configuration import Config, tagged
 from triptych.engine.scoring import Scorer, Scores, scored
+from triptych.pipeline.artifact import Artifact
 from triptych.pipeline.result import Result
 from triptych.pipeline.stage import StageContext
 from triptych.records import Conversation
 from triptych.reward.ensemble import EnsembleReward
 from triptych.reward.judge import JudgeReward
 from triptych.reward.kind import RewardConfig
+from triptych.reward.making import Making
 from triptych.reward.parts import linked
 from triptych.reward.regression import RegressionReward
 from triptych.reward.rules import Rules, RulesReward
@@ -63,6 +65,11 @@ class MixtureReward(RewardConfig):
     def within(self) -> tuple[RewardConfig, ...]:
         """The mixture and its parts."""
         return (self, *(part.reward for part in self.parts))
+
+    def make(self, making: Making) -> Artifact[Result]:
+        """The parts, and the stage that mixes them."""
+        parts = {part.name: making.part(part.name, part.reward) for part in self.parts}
+        return making.runner.run(making.name, mix, self, **parts)
 
     @field_validator("parts")
     @classmethod

@@ -1,4 +1,4 @@
-"""Every kind of reward behind one interface: how it is made, and how what it leaves on disk is opened as a scorer.
+"""Every kind of reward behind one interface, and how what it leaves on disk is opened as a scorer.
 
 ======================  =======================================================================
 kind                    what its artifact holds
@@ -21,12 +21,17 @@ from pydantic import Field
 
 from triptych.configuration import tagged
 from triptych.engine.scoring import RewardModel, Scorer
-from triptych.reward.description import Description, Members, Parts
-from triptych.reward.ensemble import Ensemble, EnsembleReward
-from triptych.reward.judge import JudgeReward, open_judge
-from triptych.reward.mixture import Mixture, MixtureReward, Weighted
+from triptych.pipeline.artifact import Artifact
+from triptych.pipeline.result import Result
+from triptych.pipeline.runner import Runner
+from triptych.pipeline.scorer import ArtifactScorer
+from triptych.reward.description import Description
+from triptych.reward.ensemble import EnsembleReward
+from triptych.reward.judge import POLICY, JudgeReward
+from triptych.reward.kind import Opening, RewardConfig
+from triptych.reward.mixture import MixtureReward
 from triptych.reward.regression import RegressionReward
-from triptych.reward.rules import Rules, RulesReward
+from triptych.reward.rules import RulesReward
 from triptych.reward.training import PairwiseReward
 from triptych.reward.trust import Trust
 
@@ -66,23 +71,27 @@ def open_reward(
 
 def _opened(described: Description, identity: str, models: Mapping[str, Path], cache: Path | None) -> Scorer:
     """The scorer of a description that is trusted."""
-    folder, content = described.folder, described.content
-    match content:
-        case None:
-            model = folder / "model" if (folder / "model").is_dir() else folder
-            return RewardModel(model, identity=identity)
-        case Members():
-            members = [RewardModel(folder / "models" / str(place)) for place in range(content.members)]
-            return Ensemble(members, content.penalty, identity=identity)
-        case Parts():
-            parts = zip(content.parts, described.parts, strict=True)
-            return Mixture(
-                [Weighted(part, _opened(inner, "", models, cache)) for part, inner in parts], identity=identity
-            )
-        case RulesReward():
-            return Rules(content, folder, identity=identity)
-        case JudgeReward():
-            return open_judge(
-                content, described.template, model=models.get(content.model), cache=cache, name="language judge",
-                identity=identity,
-            )
+    folder = described.folder
+    if described.content is None:
+        return RewardModel(folder / "model" if (folder / "model").is_dir() else folder, identity=identity)
+    parts = [_opened(part, "", models, cache) for part in described.parts]
+    return described.content.open(Opening(folder, identity, described.template, models, cache, parts))
+
+
+def scorer_of(
+    runner: Runner, config: RewardConfig, reward: Artifact[Result], champion: Artifact[Result] | None,
+    name: str | None = None,
+) -> ArtifactScorer:
+    """The reward in an artifact as a scorer; what the user's own recipe names may be asked and run, nothing else.
+
+    Args:
+        champion: whom a judge asks that is the policy itself.
+        name: for the reader of a report; by default the kind's.
+    """
+    models = {Path(name).name: path for name, path in config.files.items()}
+    if champion:
+        models[POLICY] = champion.folder / "model"
+    return ArtifactScorer(reward, lambda: open_reward(
+        reward.folder, identity=reward.digest, name=name, models=models, cache=runner.folder / "cache",
+        trust=Trust.in_recipe(config.within),
+    ))

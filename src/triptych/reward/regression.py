@@ -14,9 +14,12 @@ from triptych.data.folder import HELD_OUT, AuditedOn, DataFolder, RecordFile, Tr
 from triptych.data.splits import decontaminate, form, fraction
 from triptych.engine.scoring import Output, Scale
 from triptych.errors import RewardError
+from triptych.pipeline.artifact import Artifact
+from triptych.pipeline.result import Result
 from triptych.pipeline.stage import StageContext
 from triptych.records import Comparison, Conversation, Rating
 from triptych.reward.kind import Material
+from triptych.reward.making import Making, given
 from triptych.reward.training import RewardTrained, RewardTraining, answers_of, fit_model
 from triptych.statistics.logistic import fit
 from triptych.storage import Folder
@@ -47,6 +50,18 @@ class RegressionReward(RewardTraining):
     kind: Literal["regression"] = "regression"
     weights: dict[str, float] | None = None
     comparison_weight: float = Field(default=1.0, ge=0)
+
+    def make(self, making: Making) -> Artifact[Result]:
+        """A training on the ratings, and on the round's comparisons where there are any."""
+        return making.runner.run(
+            making.name, train_regression, self, start=making.start(self.start),
+            ratings=given(making.materials.data), comparisons=making.materials.comparisons,
+        )
+
+    @property
+    def implying(self) -> dict[str, float]:
+        """The weights that its settings give the attributes."""
+        return self.weights or {}
 
 
 class RegressionTrained(RewardTrained):

@@ -33,12 +33,14 @@ from triptych.engine import distributed
 from triptych.engine.scoring import Scores
 from triptych.errors import DataError, Fault, RewardError, TriptychError
 from triptych.instructions.registry import instruction
+from triptych.pipeline.artifact import Artifact
 from triptych.pipeline.result import Result
-from triptych.pipeline.stage import StageContext
+from triptych.pipeline.stage import StageContext, UserFiles
 from triptych.records import Conversation, Prompt
 from triptych.reward import expression, schema
-from triptych.reward.kind import RewardConfig
+from triptych.reward.kind import Opening, RewardConfig
 from triptych.reward.language import LANGUAGES, share_in
+from triptych.reward.making import Making
 from triptych.reward.sandbox import confinement, run_tests
 from triptych.storage import copy_regular
 
@@ -464,6 +466,19 @@ class RulesReward(RewardConfig):
     def named(self) -> tuple[str, ...]:
         """The files of the users' own functions."""
         return tuple(rule.file for rule in self.rules if isinstance(rule, OwnFunction))
+
+    @property
+    def holds_anywhere(self) -> bool:
+        """What rules look at is there or is not."""
+        return True
+
+    def make(self, making: Making) -> Artifact[Result]:
+        """A stage that keeps them."""
+        return making.runner.run(making.name, keep_rules, self, UserFiles(self.files))
+
+    def open(self, opening: Opening) -> Rules:
+        """The rules, with the users' own functions in the folder."""
+        return Rules(self, opening.folder, identity=opening.identity)
 
 
 class Rules:

@@ -29,11 +29,13 @@ from triptych.engine.packing import Pack, fill
 from triptych.engine.scoring import Output, RewardModel, Scale, pack_scored
 from triptych.engine.training import Loss, Optimization, Step, shuffled, train
 from triptych.errors import AuditError
+from triptych.pipeline.artifact import Artifact
 from triptych.pipeline.result import Result
 from triptych.pipeline.stage import StageContext
 from triptych.records import Comparison, Conversation, Rating
 from triptych.reward.kind import Material, RewardConfig
 from triptych.reward.losses import bradley_terry, squared_error
+from triptych.reward.making import Making, given
 from triptych.storage import Folder
 
 REFERENCES = 512
@@ -75,6 +77,13 @@ class PairwiseReward(RewardTraining):
 
     needs: ClassVar[frozenset[Material]] = frozenset({"comparisons"})
     kind: Literal["pairwise"] = "pairwise"
+
+    def make(self, making: Making) -> Artifact[Result]:
+        """A training on the round's comparisons."""
+        return making.runner.run(
+            making.name, train_reward, self, start=making.start(self.start),
+            comparisons=given(making.materials.comparisons), share=making.materials.share, member=making.member,
+        )
 
 
 class RewardTrained(Result):
