@@ -378,6 +378,7 @@ def _round(number: int, gate: Decided, candidate: Artifact[Improved]) -> report.
     ]
     improved = candidate.result
     turning = improved.overoptimisation
+    assert gate.kl is not None, "only of files that others wrote there is no model to measure it by"
     return report.RoundSummary(
         round=number, curve=curve, method=improved.method, kept=improved.kept, watched_by=improved.watched_by,
         alarms=list(improved.alarms),
