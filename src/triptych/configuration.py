@@ -6,15 +6,15 @@ one error that lists every problem of the file.
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
-import annotated_types
 import yaml
 from pydantic import (
     BaseModel,
@@ -24,6 +24,7 @@ from pydantic import (
     GetCoreSchemaHandler,
     SerializerFunctionWrapHandler,
     Tag,
+    TypeAdapter,
     ValidationError,
     ValidationInfo,
     model_serializer,
@@ -412,26 +413,27 @@ def _line(node: yaml.Node) -> int:
 def _problems(error: ValidationError, model: type[BaseModel], source: _Source) -> list[_Problem]:
     """pydantic's errors in the recipe's terms; of a union's members only the nearest ones complain."""
     wrong = [(_spot(details["loc"], model), details) for details in error.errors()]
-    faults: dict[Place, dict[str, int]] = {}
+    distances: dict[Place, dict[str, int]] = {}
     for spot, details in wrong:
-        if spot.member is not None:
-            members = faults.setdefault(spot.member.place, {})
-            members[spot.member.name] = members.get(spot.member.name, 0) + _distance(details, spot.place, spot.member)
+        for place, member in spot.members:
+            members = distances.setdefault(place, {})
+            members[member] = members.get(member, 0) + _distance(details, whole=spot.place == place)
     messages: dict[Place, list[str]] = {}
     for spot, details in wrong:
-        if spot.member is not None:
-            members = faults[spot.member.place]
-            if members[spot.member.name] > min(members.values()):
-                continue
-        messages.setdefault(spot.place, []).append(_message(details, spot))
+        if all(distances[place][member] == min(distances[place].values()) for place, member in spot.members):
+            messages.setdefault(spot.place, []).append(_message(details, spot))
     return [_Problem(source.origin(place), place, _together(said)) for place, said in messages.items()]
 
 
-def _distance(details: ErrorDetails, place: Place, member: _Member) -> int:
-    """How far an error shows a union's member to be from what was meant."""
+def _distance(details: ErrorDetails, whole: bool) -> int:
+    """How far an error shows a union's member to be from what was meant.
+
+    Args:
+        whole: whether it is of the value as a whole.
+    """
     kind = details["type"]
-    if place == member.place and kind not in ("value_error", "assertion_error"):
-        return 100  # the value as a whole is none: text, where there is a mapping
+    if whole and kind not in ("value_error", "assertion_error"):
+        return 100  # it is none: text, where there is a mapping
     return 10 if kind == "extra_forbidden" else 1
 
 
@@ -446,58 +448,51 @@ def _together(messages: list[str]) -> str:
     return f"must be {' or '.join(wanted)}, got {split[0][2]}"
 
 
-class _Member(NamedTuple):
-    """A member of a union without tags, as an error's `loc` names it, and where the union stands."""
-
-    place: Place
-    name: str
-
-
-class _Spot(NamedTuple):
-    """What an error's `loc` means.
+@dataclass
+class _Spot:
+    """What an error's `loc` means: besides keys and indices it holds the flat fields and the members of unions.
 
     Attributes:
         place: in the recipe.
         field: that describes the value there, where one does.
         known: the fields that may stand there.
         others: those that may where another member of a union is meant.
-        member: of a union without tags.
+        members: of unions on the way, each with the union's place.
     """
 
-    place: Place
-    field: FieldInfo | None
-    known: set[str]
-    others: set[str]
-    member: _Member | None
+    place: Place = ()
+    field: FieldInfo | None = None
+    known: set[str] = dataclasses.field(default_factory=set)
+    others: set[str] = dataclasses.field(default_factory=set)
+    members: list[tuple[Place, str]] = dataclasses.field(default_factory=list)
+
+
+    def enter(self, step: str | int, field: FieldInfo | None = None) -> None:
+        """Goes on to a field, or to an entry of a list or a plain mapping."""
+        self.place, self.field, self.known, self.others = (*self.place, step), field, set(), set()
 
 
 def _spot(loc: tuple[str | int, ...], annotation: Any) -> _Spot:
-    """Follows an error's `loc`: besides keys and indices it holds the flat fields and the members of unions."""
-    place: Place = ()
-    field, member = None, None
-    known: set[str] = set()
-    others: set[str] = set()
+    spot = _Spot()
     for step in loc:
-        kind, marks = _bare(annotation)
-        if members := _members(kind, marks):
-            if not _discriminator(marks):
-                member = member or _Member(place, str(step))
-            others = {name for inner in _models_in(kind) for name in _names(inner)}
-            annotation = members.get(str(step), Any)
-        elif not _is_model(kind):  # an index, or a key of a plain mapping
-            place, field, known, others = (*place, step), None, set(), set()
-            annotation = next((inner for inner in reversed(get_args(kind)) if inner is not ...), Any)
-        else:
-            inner = _fields(kind).get(str(step))
-            if inner is not None and is_flat(inner):
-                known.update(_names(kind, without=inner))
-            elif inner is not None:
-                place, field, known, others = (*place, step), inner, set(), set()
+        kind = _bare(annotation)
+        if _is_union(kind):
+            spot.members.append((spot.place, str(step)))
+            spot.others.update(*map(_names, _models_in(kind)))
+            annotation = next((member for member in get_args(kind) if _is_called(member, step)), Any)
+        elif _is_model(kind):
+            field = _fields(kind).get(str(step))
+            if field is None or is_flat(field):
+                spot.known.update(_names(kind, without=field))
             else:
-                place, field = (*place, step), None
-                known.update(_names(kind))
-            annotation = _annotation(inner) if inner else Any
-    return _Spot(place, field, known, others, member)
+                spot.enter(step, field)
+            if field is None:
+                return replace(spot, place=(*spot.place, step), field=None)
+            annotation = field.annotation
+        else:
+            spot.enter(step)
+            annotation = next((inner for inner in reversed(get_args(kind)) if inner is not ...), Any)
+    return spot
 
 
 _WANTED = {
@@ -514,6 +509,9 @@ _WANTED = {
     "mapping": "a mapping of fields",
     "path": "a path",
     "none": "null",
+}
+_LIMITS = {
+    "exclusiveMinimum": "greater than", "minimum": "at least", "exclusiveMaximum": "less than", "maximum": "at most",
 }
 
 
@@ -539,16 +537,25 @@ def _message(details: ErrorDetails, spot: _Spot) -> str:
         least = kind == "too_short"
         number = context["min_length" if least else "max_length"]
         return f"must have at {'least' if least else 'most'} {number}, got {context['actual_length']}"
+    number = _number(spot.field) if family in ("int", "float", "finite", "greater", "less") else {}
     if family in ("greater", "less"):
-        family = "float" if spot.field is None or float in _types_in(spot.field.annotation) else "int"
+        family = "int" if number.get("type") == "integer" else "float"
     if family == "multiple":
         return f"must be a multiple of {context['multiple_of']}, got {_shown(got)}"
     if family not in _WANTED or kind in ("string_too_short", "string_pattern_mismatch", "string_too_long"):
         return f"{details['msg'][:1].lower()}{details['msg'][1:]}, got {_shown(got)}"
-    hint = ""
-    if family == "string" and isinstance(got, bool | int | float):
-        hint = "; put it in quotes"
-    return f"must be {_WANTED[family]}{_bounds(spot.field)}, got {_shown(got)}{hint}"
+    limits = " and ".join(f"{words} {number[limit]}" for limit, words in _LIMITS.items() if limit in number)
+    hint = "; put it in quotes" if family == "string" and isinstance(got, bool | int | float) else ""
+    return f"must be {_WANTED[family]}{limits and f' {limits}'}, got {_shown(got)}{hint}"
+
+
+def _number(field: FieldInfo | None) -> Mapping[str, Any]:
+    """The JSON schema of the number that a field takes."""
+    if field is None:
+        return {}
+    described: Any = Annotated[field.annotation, field]
+    schema = TypeAdapter(described).json_schema()
+    return next((kind for kind in (schema, *schema.get("anyOf", ())) if kind.get("type") in ("integer", "number")), {})
 
 
 def _teller(context: Mapping[str, Any]) -> str:
@@ -566,9 +573,8 @@ def _known_fields(spot: _Spot) -> str:
     name = str(spot.place[-1])
     if name in spot.others:
         return "it does not go with the other fields here"
-    if near := difflib.get_close_matches(name, sorted(spot.known or spot.others), n=1):
-        return f"did you mean {near[0]}?"
-    return f"the fields here are {', '.join(sorted(spot.known))}" if spot.known else "no fields are expected here"
+    near = difflib.get_close_matches(name, sorted(spot.known), n=1)
+    return f"did you mean {near[0]}?" if near else f"the fields here are {', '.join(sorted(spot.known))}"
 
 
 def _fields(model: type[BaseModel]) -> dict[str, FieldInfo]:
@@ -576,78 +582,22 @@ def _fields(model: type[BaseModel]) -> dict[str, FieldInfo]:
     return {field.alias or name: field for name, field in model.model_fields.items()}
 
 
-def _bounds(field: FieldInfo | None) -> str:
-    """The field's limits in words: ` greater than 0 and at most 1`."""
-    if field is None:
-        return ""
-    limits = [text for mark in (*field.metadata, *_marks(field.annotation)) for text in _limit(mark)]
-    return f" {' and '.join(limits)}" if limits else ""
+def _bare(annotation: Any) -> Any:
+    """An annotation without `Annotated` and `| None`."""
+    inner = [each for each in get_args(annotation) if each is not NoneType]
+    wrapped = get_origin(annotation) is Annotated or (_is_union(annotation) and len(inner) == 1)
+    return _bare(inner[0]) if wrapped else annotation
 
 
-def _types_in(annotation: Any) -> set[Any]:
-    return {annotation, *(inner for part in get_args(annotation) for inner in _types_in(part))}
+def _is_union(kind: Any) -> bool:
+    return get_origin(kind) in (Union, UnionType)
 
 
-def _marks(annotation: Any) -> Iterator[Any]:
-    if get_origin(annotation) is Annotated:
-        yield from get_args(annotation)[1:]
-    for inner in get_args(annotation):
-        if get_origin(annotation) is not Literal:
-            yield from _marks(inner)
-
-
-def _limit(mark: Any) -> Iterator[str]:
-    if isinstance(mark, FieldInfo):
-        for inner in mark.metadata:
-            yield from _limit(inner)
-    elif isinstance(mark, annotated_types.Gt):
-        yield f"greater than {mark.gt}"
-    elif isinstance(mark, annotated_types.Ge):
-        yield f"at least {mark.ge}"
-    elif isinstance(mark, annotated_types.Lt):
-        yield f"less than {mark.lt}"
-    elif isinstance(mark, annotated_types.Le):
-        yield f"at most {mark.le}"
-
-
-def _bare(annotation: Any) -> tuple[Any, list[Any]]:
-    """An annotation without `Annotated` and `| None`, and the marks on it."""
-    marks: list[Any] = []
-    while True:
-        members = [inner for inner in get_args(annotation) if inner is not NoneType]
-        if get_origin(annotation) is Annotated:
-            annotation, marks = members[0], [*marks, *members[1:]]
-        elif get_origin(annotation) in (Union, UnionType) and len(members) == 1:
-            annotation = members[0]
-        else:
-            return annotation, marks
-
-
-def _annotation(field: FieldInfo) -> Any:
-    """A field's annotation with the marks on it, of which pydantic keeps some elsewhere."""
-    return Annotated[field.annotation, field, *field.metadata]
-
-
-def _members(kind: Any, marks: Sequence[Any]) -> dict[str, Any]:
-    """The members of a union as an error's `loc` names them: by their tags, or models by their names."""
-    if get_origin(kind) not in (Union, UnionType):
-        return {}
-    discriminator = _discriminator(marks)
-    members: dict[str, Any] = {}
-    for annotation in get_args(kind):
-        inner, within = _bare(annotation)
-        if isinstance(discriminator, str):
-            tags = get_args(_fields(inner)[discriminator].annotation)
-        else:
-            name = getattr(inner, "__name__", str(inner))
-            tags = tuple(mark.tag for mark in within if isinstance(mark, Tag)) or (name,)
-        members |= dict.fromkeys(tags, annotation)
-    return members
-
-
-def _discriminator(marks: Sequence[Any]) -> object:
-    """By what a union's members are told apart: a field's name, or a function; None where by trying each."""
-    return next((mark.discriminator for mark in marks if getattr(mark, "discriminator", None)), None)
+def _is_called(member: Any, label: str | int) -> bool:
+    """Whether an error's `loc` names a union's member so: by its tag, a field that is always this, or its class."""
+    kind = _bare(member)
+    fixed = [get_args(field.annotation) for field in _fields(kind).values()] if _is_model(kind) else []
+    return Tag(str(label)) in get_args(member) or (label,) in fixed or label == getattr(kind, "__name__", None)
 
 
 def _is_model(kind: Any) -> bool:
