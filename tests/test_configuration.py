@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import pytest
-from pydantic import Field, model_validator
+import yaml
+from pydantic import Field, Tag, model_validator
 
-from triptych.configuration import Config, load
+from triptych.configuration import Composed, Config, Flat, UserFile, by_field, load, tagged
 from triptych.errors import RecipeError
 
 
@@ -277,6 +278,119 @@ def test_of_a_union_the_nearest_member_complains(tmp_path: Path, text: str, mess
     with pytest.raises(RecipeError) as caught:
         load(path, Forms)
     assert str(caught.value).replace(f"{path}:1: ", "").replace("\n", "; ") == message
+
+
+class Length(Config):
+    """How long a training is."""
+
+    steps: int = Field(default=10, gt=0)
+    warmup: int | Literal["auto"] = "auto"
+
+
+class Sgd(Config):
+    """A method."""
+
+    method: Literal["sgd"] = "sgd"
+    momentum: float = Field(default=0.9, lt=1)
+
+
+class Adam(Config):
+    """Another."""
+
+    method: Literal["adam"] = "adam"
+    betas: tuple[float, float] = (0.9, 0.99)
+
+    @model_validator(mode="after")
+    def rise(self) -> "Adam":
+        if self.betas[0] > self.betas[1]:
+            raise ValueError("betas must rise")
+        return self
+
+
+class Stage(Composed):
+    """A stage's settings and its files."""
+
+    length: Flat[Length] = Length()
+    method: Flat[Annotated[Sgd | Adam, Field(discriminator="method"), tagged("method", "sgd")]] = Sgd()
+    data: tuple[UserFile, ...] = ()
+
+
+class Sold(Config):
+    sold: UserFile
+
+
+class Rented(Composed):
+    rented: str
+    length: Flat[Length] = Length()
+
+
+class Stages(Config):
+    """Settings in settings."""
+
+    stages: dict[str, Stage] = Field(default_factory=dict)
+    cars: tuple[
+        Annotated[Annotated[Sold, Tag("sold")] | Annotated[Rented, Tag("rented")], by_field("sold", "rented")], ...
+    ] = ()
+
+
+def test_composed_settings_are_flat_in_a_recipe_and_nested_in_python(tmp_path: Path) -> None:
+    text = "stages:\n  a: {data: [x, ~/y], steps: 3, method: adam, betas: [0, 1]}\n  b: {}\n"
+    read = load(recipe(tmp_path, f"{text}cars: [{{rented: x, steps: 4}}]\n"), Stages)
+    assert read.stages["a"] == Stage(
+        length=Length(steps=3), method=Adam(betas=(0, 1)),
+        data=(UserFile("x", tmp_path / "x"), UserFile("~/y", Path.home() / "y")),
+    )
+    assert read.stages["b"] == Stage()
+    assert read.cars == (Rented(rented="x", length=Length(steps=4)),)
+    written = {"steps": 3, "warmup": "auto", "method": "adam", "betas": [0, 1], "data": ["x", "~/y"]}
+    assert read.model_dump(mode="json")["stages"]["a"] == written
+    assert list(read.model_dump()["stages"]["a"]) == list(written)
+    again = recipe(tmp_path, yaml.safe_dump(read.model_dump(mode="json")))
+    assert load(again, Stages) == read
+    assert Stages.model_validate({"cars": [{"sold": "x"}]}).cars == (Sold(sold=UserFile("x", Path("x"))),)
+
+
+@pytest.mark.parametrize(
+    ("text", "messages"),
+    [
+        ("stages: {a: {steps: 0}}", ["stages.a.steps: must be a whole number greater than 0, got 0"]),
+        ("stages: {a: {warmup: x}}", ["stages.a.warmup: must be a whole number or auto, got 'x'"]),
+        ("stages: {a: {step: 0}}", ["stages.a.step: unknown field; did you mean steps?"]),
+        ("stages: {a: {dat: x}}", ["stages.a.dat: unknown field; did you mean data?"]),
+        ("stages: {a: {momentom: 0}}", ["stages.a.momentom: unknown field; did you mean momentum?"]),
+        ("stages: {a: {length: 3}}", [
+            "stages.a.length: unknown field; the fields here are betas, data, method, momentum, steps, warmup"
+        ]),
+        ("stages: {a: {betas: [0, 1]}}", ["stages.a.betas: unknown field; it does not go with the other fields here"]),
+        ("stages: {a: {method: adam, betas: [x, 1]}}", ["stages.a.betas.0: must be a number, got 'x'"]),
+        ("stages: {a: {method: adam, betas: [1, 0]}}", ["stages.a: betas must rise"]),
+        ("stages: {a: {method: adm}}", ["stages.a: method must be one of sgd, adam, got 'adm'; did you mean adam?"]),
+        ("stages: {a: [sgd]}", ["stages.a: must be a mapping of fields, got a list"]),
+        ("stages: {a: {data: [x, 3], momentum: 1}}", [
+            "stages.a.data.1: must be text, got 3; put it in quotes",
+            "stages.a.momentum: must be a number less than 1, got 1",
+        ]),
+        ("cars: [{soled: x}]", ["cars.0: missing one of sold, rented, which says of what kind it is"]),
+        ("cars: [x]", ["cars.0: must be a mapping of fields, got 'x'"]),
+        ("cars: [{rented: [x]}]", ["cars.0.rented: must be text, got a list"]),
+        ("cars: [{sold: x, steps: 3}]", ["cars.0.steps: unknown field; it does not go with the other fields here"]),
+    ],
+)
+def test_a_wrong_field_of_composed_settings_is_named_as_the_recipe_has_it(
+    tmp_path: Path, text: str, messages: list[str]
+) -> None:
+    path = recipe(tmp_path, text)
+    with pytest.raises(RecipeError) as caught:
+        load(path, Stages)
+    assert sorted(str(caught.value).replace(f"{path}:1: ", "").splitlines()) == sorted(messages)
+
+
+def test_no_name_in_a_recipe_means_two_fields() -> None:
+    with pytest.raises(AssertionError, match="Twice: a name in a recipe means one field"):
+
+        class Twice(Composed):
+            length: Flat[Length] = Length()
+            steps: int = 3
 
 
 def test_all_problems_come_in_the_order_of_the_file(tmp_path: Path) -> None:
