@@ -186,7 +186,7 @@ def _settings(given: list[str] | None) -> dict[str, Any]:
     Raises:
         RecipeError: one has no `=`, or a value that is no YAML.
     """
-    from triptych.configuration import parse_value
+    from triptych.yaml_text import parse_value
 
     settings: dict[str, Any] = {}
     for setting in given or ():
