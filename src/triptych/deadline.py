@@ -98,11 +98,11 @@ def within(seconds: float, work: Callable[[], T]) -> T:
     try:
         try:
             _WATCH.add(entry)
-            found = work()
+            result = work()
         finally:
             struck = _WATCH.remove(entry)
         if not struck:
-            return found
+            return result
     except DeadlineExceeded:
         if not (_WATCH.remove(entry) or struck):  # that of another deadline, around this one
             raise

@@ -46,11 +46,11 @@ def parse(text: str) -> Any:
     infinite: list[str] = []
 
     def fields(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(pairs)
-        if len(found) < len(pairs):
+        content = dict(pairs)
+        if len(content) < len(pairs):
             names = [name for name, _ in pairs]
-            twice.extend(name for name in found if names.count(name) > 1)
-        return found
+            twice.extend(name for name in content if names.count(name) > 1)
+        return content
 
     def number(text: str) -> float:
         if not math.isfinite(value := float(text)):
@@ -88,12 +88,12 @@ def _faults(value: Any) -> Iterator[tuple[str | None, str]]:
                 yield place.split(".")[0].split("[")[0] or None, _too_deep()
                 return
             if isinstance(value, dict):
-                inner = [(f"{place}.{_shown(name)}" if place else _shown(name), each) for name, each in value.items()]
+                inner = [(f"{place}.{_shown(name)}" if place else _shown(name), item) for name, item in value.items()]
                 if not all(map(_whole_characters, value)):
                     yield place or None, "has a field whose name holds half of a surrogate pair: not a character"
             else:
-                inner = [(f"{place}[{index}]", each) for index, each in enumerate(value)]
-            waiting += [(name, each, depth + 1) for name, each in reversed(inner)]
+                inner = [(f"{place}[{index}]", item) for index, item in enumerate(value)]
+            waiting += [(name, item, depth + 1) for name, item in reversed(inner)]
 
 
 def _too_deep() -> str:

@@ -70,8 +70,8 @@ def with_reasoning(reasoning: str, answer: str) -> str:
 
 def split_reasoning(answer: str) -> tuple[str | None, str]:
     """The reasoning that an answer begins with, or None, and the answer behind it: :func:`with_reasoning` undone."""
-    found = re.fullmatch(r"\s*<think>\n?(.*?)\n?</think>(?:\n\n)?(.*)", answer, re.DOTALL)
-    return (found[1], found[2]) if found else (None, answer)
+    parts = re.fullmatch(r"\s*<think>\n?(.*?)\n?</think>(?:\n\n)?(.*)", answer, re.DOTALL)
+    return (parts[1], parts[2]) if parts else (None, answer)
 
 
 @dataclass(frozen=True, slots=True)

@@ -175,10 +175,10 @@ def _changed(recipe: Recipe) -> int | None:
 def _show_outcome(summary: Summary, folder: Path) -> None:
     from triptych.report.page import headline
 
-    found = headline(summary)
-    tone = {"good": "green", "bad": "red"}.get(found.tone, "yellow")
+    outcome = headline(summary)
+    tone = {"good": "green", "bad": "red"}.get(outcome.tone, "yellow")
     say()
-    say((found.text, f"bold {tone}"))
+    say((outcome.text, f"bold {tone}"))
     for missed in summary.verdict.missed if summary.verdict else ():
         say(("missed: ", "yellow"), missed)
     if summary.audits and (audit := summary.audits[-1]).worst:

@@ -97,7 +97,7 @@ def conventions(render: Render) -> Conventions:
     def missing(form: Conventions, messages: Messages, *texts: str, tools: Sequence[str] = ()) -> str:
         """Why the template does not write the texts; nothing where it does."""
         try:
-            written = render(form.chat(messages), [json.loads(each) for each in tools] or None)
+            written = render(form.chat(messages), [json.loads(tool) for tool in tools] or None)
         except RenderingLimitError:
             raise
         except RenderingError as error:

@@ -284,11 +284,11 @@ def _replaced(text: str, old: Any = "", new: Any = "", *_: Any) -> int:
 
 def _joinable(separator: str, items: Iterable[Any]) -> list[Any]:
     """The items to be joined; counted, as a generator can give the same long one for ever."""
-    found = []
+    counted = []
     for item in items:
         _spend(len(separator) + _size(item))
-        found.append(item)
-    return found
+        counted.append(item)
+    return counted
 
 
 def _formatted(pattern: str, values: object, nested: bool) -> int:

@@ -56,6 +56,6 @@ def require_apart(parts: Parts) -> None:
     Raises:
         RunError: some do; every two of them are named.
     """
-    if found := shared(parts):
-        pairs = "; ".join(f"{one} and {other} share {count:,}" for (one, other), count in found.items())
+    if counts := shared(parts):
+        pairs = "; ".join(f"{one} and {other} share {count:,}" for (one, other), count in counts.items())
         raise RunError(f"what is measured on would be learnt: but for case and punctuation, {pairs} prompts")

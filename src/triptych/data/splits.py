@@ -91,14 +91,14 @@ def deduplicate(records: Iterable[A]) -> tuple[list[A], list[A]]:
 def contradictions(comparisons: Iterable[Comparison]) -> list[tuple[Comparison, Comparison]]:
     """Pairs of comparisons that prefer opposite ones of the same two answers to the same prompt."""
     first: dict[tuple[str, str, str], Comparison] = {}
-    found: list[tuple[Comparison, Comparison]] = []
+    pairs: list[tuple[Comparison, Comparison]] = []
     for comparison in comparisons:
         key = comparison.prompt.key
         opposite = first.get((key, comparison.rejected, comparison.chosen))
         if opposite is not None:
-            found.append((opposite, comparison))
+            pairs.append((opposite, comparison))
         first.setdefault((key, comparison.chosen, comparison.rejected), comparison)
-    return found
+    return pairs
 
 
 def decontaminate(train: Iterable[A], held_out: Iterable[PromptedRecord]) -> tuple[list[A], list[A]]:

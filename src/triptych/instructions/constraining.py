@@ -59,7 +59,10 @@ def constrain_answers(
         most, kinds, seed: as in :func:`constrain`.
     """
     chosen = _known(kinds)
-    rewritten = (_followed(each, chosen, most, random.Random(f"{seed} {each.prompt.key}")) for each in conversations)
+    rewritten = (
+        _followed(conversation, chosen, most, random.Random(f"{seed} {conversation.prompt.key}"))
+        for conversation in conversations
+    )
     return [conversation for conversation in rewritten if conversation is not None]
 
 
