@@ -337,7 +337,7 @@ def _fields(model: type[BaseModel]) -> dict[str, FieldInfo]:
 
 def _bare(annotation: Any) -> Any:
     """An annotation without `Annotated` and `| None`."""
-    inner = [each for each in get_args(annotation) if each is not NoneType]
+    inner = [argument for argument in get_args(annotation) if argument is not NoneType]
     wrapped = get_origin(annotation) is Annotated or (_is_union(annotation) and len(inner) == 1)
     return _bare(inner[0]) if wrapped else annotation
 
@@ -370,7 +370,7 @@ def _names(model: type[BaseModel], without: FieldInfo | None = None) -> list[str
 
 def _names_of(name: str, field: FieldInfo) -> set[str]:
     """What a recipe calls a field: by its name, or by those of the fields of the settings in it."""
-    return {each for inner in _models_in(field.annotation) for each in _names(inner)} if is_flat(field) else {name}
+    return {inner_name for inner in _models_in(field.annotation) for inner_name in _names(inner)} if is_flat(field) else {name}
 
 
 def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:

@@ -170,13 +170,13 @@ def turned(kind: Kind, values: Values, mapped: bool = False) -> Turned:
     """
     values = {name: value for name, value in values.items() if value is not None}
     try:
-        found = checks_in(values)
+        instructions = checks_in(values)
     except ValueError as error:
         field, _, what = str(error).partition(": ")
         return Turned(faults=[(field, what)])
-    if found is not None:
-        checks = [{"kind": check.kind, **check.arguments} for check in found[1]]
-        others = {name: value for name, value in values.items() if name not in (found[0], "kwargs")}
+    if instructions is not None:
+        checks = [{"kind": check.kind, **check.arguments} for check in instructions[1]]
+        others = {name: value for name, value in values.items() if name not in (instructions[0], "kwargs")}
         values = others | {"checks": checks}
     form = recognised(kind, values, mapped)
     if form is None:

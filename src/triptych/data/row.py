@@ -102,12 +102,12 @@ class Row:
     def checks(self) -> tuple[Check, ...]:
         """The instructions that code can check, in any of their forms."""
         try:
-            found = checks_in(self.values)
+            instructions = checks_in(self.values)
         except ValueError as error:
             field, _, what = str(error).partition(": ")
             self.fault(field, what)
             return ()
-        return () if found is None else found[1]
+        return () if instructions is None else named[1]
 
     def scores(self, field: str) -> dict[str, float]:
         """Numbers by attribute; an attribute that is null was not rated."""
@@ -169,7 +169,7 @@ class Row:
         weight = value.get("weight")
         if weight is not None and (isinstance(weight, bool) or weight not in (0, 1)):
             self.fault(f"{field}.weight", f"must be 0 or 1, got {shown_kind(weight)}")
-        name, call = (value.get(each) if role == "tool" else None for each in ("name", "tool_call_id"))
+        name, call = (value.get(key) if role == "tool" else None for key in ("name", "tool_call_id"))
         return Message(role, text, calls, name, call, weight != 0)
 
     def _content(self, field: str, value: Any) -> str | None:

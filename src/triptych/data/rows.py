@@ -287,8 +287,8 @@ def _shards(path: Path, split: str | None) -> list[Path]:
     except EmptyDatasetError:
         patterns = {}
     splits = {}
-    for split_name, each in patterns.items():
-        matched = {Path(file) for pattern in each for file in _resolved(resolve_pattern, pattern, path)}
+    for split_name, globs in patterns.items():
+        matched = {Path(file) for pattern in globs for file in _resolved(resolve_pattern, pattern, path)}
         if shards := sorted(wanted[file] for file in matched if file in wanted):
             splits[str(split_name)] = shards
     if not splits:

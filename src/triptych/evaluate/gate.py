@@ -216,10 +216,10 @@ def verdict(config: Gate, numbers: Decided, won: Sequence[float]) -> tuple[Decis
     """The decision and why, from a gate's numbers and what became of each prompt."""
     at, needed = numbers.level, least(numbers.level)
     if numbers.prompts < needed:
-        found = f"{numbers.prompts} prompts cannot prove anything at this round's level, {at:.2g}"
-        return UNDECIDED, f"{found}; {needed} are the least"
+        lacking = f"{numbers.prompts} prompts cannot prove anything at this round's level, {at:.2g}"
+        return UNDECIDED, f"{lacking}; {needed} are the least"
     low, high = numbers.interval
-    told = numbers.bits_after is not None and numbers.bits_before is not None
+    bits_known = numbers.bits_after is not None and numbers.bits_before is not None
     forgotten = (numbers.bits_after or 0.0) / max(numbers.bits_before or 0.0, 1e-9)
     shown = f"win rate {numbers.win_rate:.1%} ({100 - 200 * at:.4g}% interval {low:.1%} to {high:.1%})"
     ratio = numbers.length_after / max(numbers.length_before, 1e-9)
@@ -229,7 +229,7 @@ def verdict(config: Gate, numbers: Decided, won: Sequence[float]) -> tuple[Decis
         return REJECTED, f"answers are {ratio:.2f} times as long, over the budget of {config.max_length_ratio:g}"
     if config.min_length_ratio is not None and ratio < config.min_length_ratio:
         return REJECTED, f"answers are {ratio:.2f} times as long, under the budget of {config.min_length_ratio:g}"
-    if config.max_bits_ratio is not None and told and not forgotten <= config.max_bits_ratio:
+    if config.max_bits_ratio is not None and bits_known and not forgotten <= config.max_bits_ratio:
         return REJECTED, (
             f"plain text takes {forgotten:.2f} times as many bits, over the budget of {config.max_bits_ratio:g}: the "
             "candidate has forgotten some of what the Base knew"

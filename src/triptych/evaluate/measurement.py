@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from operator import itemgetter
 from typing import Any, Literal
 
 from pydantic import Field
@@ -189,20 +190,20 @@ def measure(
 
     plain = Sampling(decoding.max_tokens)
     ways = {way.name: way for way in (decoding, plain, replace(plain, temperature=0.0))}
-    found = {name: judged([rollout for (rollout,) in write(way)]) for name, way in ways.items()}
+    answered = {name: judged([rollout for (rollout,) in write(way)]) for name, way in ways.items()}
     if best_of > 1 and reward:
-        found[f"best of {best_of}"] = judged(preferred(write(plain, best_of), reward), best_of)
-    deployed = found[decoding.name]
+        answered[f"best of {best_of}"] = judged(preferred(write(plain, best_of), reward), best_of)
+    deployed = answered[decoding.name]
     with open(context.output / ANSWERS, "w", encoding="utf-8") as file:
         for place, prompt in enumerate(prompts):
             row = TestedPrompt(
                 key=prompt.key, task=prompt.task, prompt=tuple((turn.role, turn.content) for turn in prompt.messages),
-                deployed=deployed.at(place), decodings={name: each.at(place) for name, each in found.items()},
+                deployed=deployed.at(place), decodings={name: answers.at(place) for name, answers in answered.items()},
             )
             file.write(json.dumps(row.model_dump(), ensure_ascii=False) + "\n")
     tasks, numbers = [prompt.task for prompt in prompts], deployed.numbers
     # Only answers at temperature 1 are the policy's own, of which its divergence is the mean.
-    own = [[rollout] for rollout in found[plain.name].rollouts]
+    own = [[rollout] for rollout in answered[plain.name].rollouts]
     return Measurements(
         judge=judge.name,
         judge_counts=dict(deployed.judged.counts),
@@ -213,7 +214,7 @@ def measure(
         reward=numbers.reward,
         mean_length=numbers.mean_length,
         drawn=numbers.drawn,
-        decodings={name: each.numbers for name, each in found.items()},
+        decodings={name: answers.numbers for name, answers in answered.items()},
         kl=divergence(policy, Policy.open(reference / "model"), own) if reference else None,
         by_task=by_task(tasks, deployed.judged.totals),
         reward_parts=deployed.rewarded.by_task(tasks) if deployed.rewarded else {},
@@ -224,19 +225,19 @@ def measure(
 
 def preferred(groups: Sequence[Sequence[Rollout]], reward: Scorer) -> list[Rollout]:
     """Of the answers to each prompt the one with the highest reward, of equals the first."""
-    scores = iter(reward.score([Conversation(each.prompt, each.answer) for group in groups for each in group]))
-    scored = [[(next(scores), each) for each in group] for group in groups]
-    return [max(group, key=lambda found: found[0])[1] for group in scored]
+    scores = iter(reward.score([Conversation(rollout.prompt, rollout.answer) for group in groups for rollout in group]))
+    scored = [[(next(scores), rollout) for rollout in group] for group in groups]
+    return [max(group, key=itemgetter(0))[1] for group in scored]
 
 
 def by_task(tasks: Sequence[str | None], scores: Sequence[float]) -> dict[str, TaskScore]:
     """The mean score and its interval for each task that is named."""
-    found = {}
+    by_name = {}
     for task in sorted({task for task in tasks if task}):
         members = [score for name, score in zip(tasks, scores, strict=True) if name == task]
         mean, interval = mean_interval(members)
-        found[task] = TaskScore(score=mean, interval=interval, prompts=len(members))
-    return found
+        by_name[task] = TaskScore(score=mean, interval=interval, prompts=len(members))
+    return by_name
 
 
 def examples(data: Folder) -> list[Conversation]:
@@ -255,7 +256,7 @@ def few_shot(
     between = "\n\n" if "\n" in config.example else " "
 
     def behind(examples: Sequence[Conversation], prompt: Prompt) -> list[int]:
-        blocks = [config.example.format(prompt=_asked(each.prompt), answer=each.answer) for each in examples]
+        blocks = [config.example.format(prompt=_asked(example.prompt), answer=example.answer) for example in examples]
         blocks.append(config.example.format(prompt=_asked(prompt), answer="").rstrip())
         first = [tokenizer.bos_token_id] if tokenizer.bos_token_id is not None else []
         encoded: list[int] = tokenizer(between.join(blocks), add_special_tokens=False)["input_ids"]

@@ -14,7 +14,7 @@ from triptych.instructions.text import count_words, parts_of, sentences
 _DIVIDER = re.compile(r"\s?\*\*\*\s?")
 
 
-def divided(parts: list[str]) -> int | None:
+def count_parts(parts: list[str]) -> int | None:
     """How many parts there are, an empty first or last one aside; None where one between others is empty."""
     if any(not part.strip() for part in parts[1:-1]):
         return None
@@ -81,7 +81,7 @@ class NumberOfParagraphs(Instruction):
 
     def follows(self, answer: str) -> bool:
         """See the class."""
-        return divided(_DIVIDER.split(answer)) == self.num_paragraphs
+        return count_parts(_DIVIDER.split(answer)) == self.num_paragraphs
 
     def rewrite(self, answer: str) -> str:
         """See `Instruction`."""
@@ -102,7 +102,7 @@ class TwoParagraphs(Instruction):
 
     def follows(self, answer: str) -> bool:
         """See the class."""
-        return divided(_DIVIDER.split(answer)) == 2
+        return count_parts(_DIVIDER.split(answer)) == 2
 
     def rewrite(self, answer: str) -> str:
         """See `Instruction`."""
@@ -118,7 +118,7 @@ class TwoParagraphsByBlankLine(Instruction):
 
     def follows(self, answer: str) -> bool:
         """See the class."""
-        return divided(answer.split("\n\n")) == 2
+        return count_parts(answer.split("\n\n")) == 2
 
     def rewrite(self, answer: str) -> str:
         """See `Instruction`."""
