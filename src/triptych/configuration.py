@@ -370,7 +370,9 @@ def _names(model: type[BaseModel], without: FieldInfo | None = None) -> list[str
 
 def _names_of(name: str, field: FieldInfo) -> set[str]:
     """What a recipe calls a field: by its name, or by those of the fields of the settings in it."""
-    return {inner_name for inner in _models_in(field.annotation) for inner_name in _names(inner)} if is_flat(field) else {name}
+    if not is_flat(field):
+        return {name}
+    return {inner_name for inner in _models_in(field.annotation) for inner_name in _names(inner)}
 
 
 def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:

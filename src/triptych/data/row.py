@@ -107,7 +107,7 @@ class Row:
             field, _, what = str(error).partition(": ")
             self.fault(field, what)
             return ()
-        return () if instructions is None else named[1]
+        return () if instructions is None else instructions[1]
 
     def scores(self, field: str) -> dict[str, float]:
         """Numbers by attribute; an attribute that is null was not rated."""
