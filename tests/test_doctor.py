@@ -71,6 +71,61 @@ def test_contradictions(tmp_path: Path) -> None:
     assert finding.where == f"{tmp_path}/preferences.jsonl:1001"
 
 
+@pytest.mark.parametrize(("wrong", "what"), [
+    ({"margin": -0.5}, "have a margin below 0"),
+    ({"votes_for_chosen": 1, "num_annotators": 3}, "have fewer than half of the votes for the chosen answer"),
+    ({"score_chosen": 2, "score_rejected": 4}, "have a margin below 0"),
+])
+def test_rows_whose_numbers_contradict_their_label(tmp_path: Path, wrong: dict[str, Any], what: str) -> None:
+    right = {"margin": 0.5} if "margin" in wrong else {"votes_for_chosen": 1, "num_annotators": 2}
+    content = [row | (wrong if i in (4, 7) else right) for i, row in enumerate(preferences(20))]
+    path = rows(tmp_path / "preferences.jsonl", content)
+    (finding,) = [each for each in doctor.look_at_comparisons(doctor.locate([path])) if "comparisons have" in each.what]
+    assert finding.what == f"2 of 20 comparisons {what}"
+    assert finding.where == f"{path}:5"
+    assert not finding.stops
+    half = [row | (wrong if i % 2 else right) for i, row in enumerate(preferences(20))]
+    rows(path, half)
+    (finding,) = [each for each in doctor.look_at_comparisons(doctor.locate([path])) if "comparisons have" in each.what]
+    assert finding.stops
+
+
+SERIALISED = [
+    ('[{"role": "user", "content": "Hi"}]', "a conversation as JSON in a text"),
+    ("[{'role': 'user', 'content': 'Hi'}]", "a conversation as JSON in a text"),
+    ('{"messages": [{"from": "human", "value": "Hi"}]}', "a conversation as JSON in a text"),
+    ("Human: Hi\n\nAssistant: Ho", "a transcript in a text, with marks for who speaks"),
+    ("### Human: Hi### Assistant: Ho", "a transcript in a text, with marks for who speaks"),
+    ("<|im_start|>user\nHi<|im_end|>", "a text that is templated already, with <|im_start|>"),
+    ("[INST] Hi [/INST]", "a text that is templated already, with [INST]"),
+    ("Ho.</s>", "a text that is templated already, with </s>"),
+    ("Ho.<end>", "the end token <end> written out"),
+]
+
+
+@pytest.mark.parametrize(("text", "what"), SERIALISED)
+@pytest.mark.parametrize("kind", ["conversations", "comparisons", "ratings", "thumbs", "prompts"])
+def test_texts_that_hold_a_whole_conversation(tmp_path: Path, kind: str, text: str, what: str) -> None:
+    kinds: dict[str, dict[str, Any]] = {
+        "conversations": {"prompt": "Hi", "completion": text}, "prompts": {"prompt": text},
+        "comparisons": {"prompt": "Hi", "chosen": text, "rejected": "b"},
+        "ratings": {"prompt": "Hi", "response": text, "scores": {"a": 1}},
+        "thumbs": {"prompt": text, "completion": "a", "label": True},
+    }
+    row = kinds[kind]
+    plain = row | {next(name for name, value in row.items() if value == text): 'Say {"role": 1}, or user: [1].'}
+    path = rows(tmp_path / "rows.jsonl", [plain, plain, row])
+    (finding,) = doctor.look_at_texts({kind: [path]}, "<end>")
+    assert finding.what == f"1 of 3 {kind} have {what}"
+    assert finding.where == f"{path}:3"
+    assert not finding.stops
+    rows(path, [plain, row])
+    (finding,) = doctor.look_at_texts({kind: [path]}, "<end>")
+    assert finding.stops
+    rows(path, [plain])
+    assert list(doctor.look_at_texts({kind: [path]}, "<end>")) == []
+
+
 @pytest.mark.parametrize(("share", "stops"), [(0.95, True), (0.7, False)])
 def test_labels_that_follow_the_position(tmp_path: Path, share: float, stops: bool) -> None:
     placed = [row | {"chosen_first": i % 100 < 100 * share} for i, row in enumerate(preferences())]

@@ -17,6 +17,7 @@ import pytest
 from triptych.data import files, forms
 from triptych.data.rows import Place
 from triptych.data.source import Source
+from triptych.data.turning import REFERENCES
 from triptych.errors import DataError, Fault
 from triptych.records import (
     Comparison,
@@ -221,6 +222,12 @@ def test_what_cannot_be_read_is_refused_with_what_would_be_right(
 def test_every_form_of_the_table_has_a_row_here() -> None:
     known = {form.name for kind, row, *_ in [*READ, *REFUSED] if (form := forms.recognised(kind, row))}  # type: ignore[arg-type]
     assert known == {form.name for form in forms.FORMS}
+
+
+def test_the_documents_have_the_table_of_the_code() -> None:
+    page = (Path(__file__).parent.parent / "docs" / "data.md").read_text(encoding="utf-8")
+    assert forms.table() in page
+    assert ", ".join(f"`{name}`" for name in REFERENCES) in page
 
 
 def test_the_line_that_turns_a_transcript_turns_it(tmp_path: Path) -> None:

@@ -81,6 +81,16 @@ def test_the_scale_is_written_and_read_and_one_formula() -> None:
         Scale.of(config)
 
 
+def test_a_classifiers_head_is_no_reward_unless_its_outputs_worth_is_said() -> None:
+    config = SimpleNamespace(num_labels=2, id2label={0: "bad", 1: "good"})
+    with pytest.raises(ModelError, match=r"the head has 2 outputs \(bad, good\)") as caught:
+        Scale.of(config)
+    suggested = json.loads(str(caught.value).partition("add ")[2])
+    config.reward_scale = suggested["reward_scale"]
+    assert Scale.of(config) == Scale({"bad": Output(), "good": Output()})
+    assert Scale.of(SimpleNamespace(num_labels=1, id2label={0: "LABEL_0"})).log_odds
+
+
 def test_fitted_weights_find_those_that_drew_the_labels() -> None:
     generator = torch.Generator().manual_seed(3)
     true = torch.tensor([1.5, -0.5, 0.0], dtype=torch.float64)

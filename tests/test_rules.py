@@ -21,7 +21,7 @@ from triptych.reward import expression
 from triptych.reward.language import share_in
 from triptych.reward.mixture import Mixture, Part, Weighted
 from triptych.reward.registry import open_reward
-from triptych.reward.rules import AnyRule, Rules, RulesReward, keep_rules, number_in
+from triptych.reward.rules import AnyRule, Rules, RulesReward, keep_rules
 from triptych.reward.trust import Trust
 
 
@@ -66,13 +66,6 @@ def test_a_rules_value(rule: dict[str, Any], answer: str, reference: str | None,
     assert value(rule, answer, reference) == expected
 
 
-@pytest.mark.parametrize(("text", "number"), [
-    ("-3.5e2", -350.0), ("3/4", 0.75), ("1/0", None), ("no", None), ("a 1, b 2.", 2.0), ("1,000,000", 1e6),
-])
-def test_the_last_number_of_a_text(text: str, number: float | None) -> None:
-    assert number_in(text) == number
-
-
 @pytest.mark.attack("rules")
 @pytest.mark.parametrize("answer", [
     "1e999999999/3", "1e400", "-1e400", "1e-999999999", "7" * 6000 + "/3", "3/" + "7" * 6000, "9" * 401, "nan", "inf",
@@ -88,6 +81,12 @@ def test_a_number_out_of_all_bounds_is_not_the_references(answer: str) -> None:
 def test_a_number_that_cannot_be_compared_with_is_no_reference(reference: str) -> None:
     with pytest.raises(DataError, match="reference: holds no number"):
         value({"rule": "numeric"}, "3", reference)
+
+
+def test_a_reference_that_is_not_wholly_one_number_is_a_fault_of_the_data() -> None:
+    with pytest.raises(DataError, match=r"reference: is not wholly one number.*got '2 or 3'"):
+        value({"rule": "numeric"}, "3", "2 or 3")
+    assert value({"rule": "numeric"}, r"so \(\frac{1}{2}\)", r"\boxed{0.5} km") == 1
 
 
 def test_numbers_are_compared_exactly_up_to_the_tolerance() -> None:
@@ -203,7 +202,8 @@ def test_no_answer_ends_a_run() -> None:
         "\ud800", "\0", "\x1b[2J", "I'm sorry", "ﷺ", "İ", "9" * 500, "a" * 2000, "[" * 500, "\u2028", "1,000", "/0",
     ]
     config = RulesReward.model_validate({"rules": [
-        {"rule": "exact"}, {"rule": "exact", "extract": r"(\d*)"}, {"rule": "numeric"}, {"rule": "json"},
+        {"rule": "exact"}, {"rule": "exact", "extract": r"(\d*)"}, {"rule": "numeric", "tasks": ["sum"]},
+        {"rule": "json", "tasks": ["object"]},
         {"rule": "json", "json_schema": {
             "items": {"$ref": "#"}, "multipleOf": 0.1, "minimum": 0, "uniqueItems": True, "pattern": "a+$",
             "patternProperties": {"a|b": {"type": "number"}}, "additionalProperties": {"$ref": "#"},
@@ -213,12 +213,13 @@ def test_no_answer_ends_a_run() -> None:
         {"rule": "repetition"}, {"rule": "forbidden", "texts": ["İ", "e9"]},
         {"rule": "refusal", "weight": -1},
     ]})
-    # A reference that every rule can use: it is a number and a schema.
-    asked = Prompt(user("?"), '{"maximum": 3}')
-    rows = [Conversation(asked, "".join(random.choices(parts, k=random.randint(0, 30)))) for _ in range(600)]
+    asked = Prompt(user("?"), '{"maximum": 3}', "object"), Prompt(user("?"), "3", "sum")
+    rows = [Conversation(asked[n % 2], "".join(random.choices(parts, k=random.randint(0, 30)))) for n in range(1200)]
     scores = Rules(config).details(rows)
     for column in scores.parts.values():
-        assert all(each is not None and 0 <= each <= 1 for each in column)
+        values = [each for each in column if each is not None]
+        assert len(values) in (600, 1200)
+        assert all(0 <= each <= 1 for each in values)
 
 
 def test_json_is_checked_by_a_schema_of_the_rule_or_of_the_reference() -> None:

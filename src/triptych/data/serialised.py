@@ -19,16 +19,22 @@ TEMPLATED = re.compile(
 """What chat templates write, and no conversation holds."""
 
 
-def serialised(text: str) -> str | None:
-    """What kind of serialised conversation a text is, or None where it is none."""
+def serialised(text: str, end: str | None = None) -> str | None:
+    """What a text holds of a conversation that is none of its own words, or None.
+
+    Args:
+        end: the text of the token that ends an answer, which no text has written out.
+    """
     stripped = text.strip()
-    if stripped[:1] in "[{" and stripped and _holds_turns(stripped):
-        return "a conversation as JSON in a string"
-    marks = [mark[1].lower() for mark in TRANSCRIPT.finditer(text)]
-    if {"human", "assistant"} <= set(marks) or {"user", "assistant"} <= set(marks):
-        return "a transcript with marks for who speaks"
-    found = TEMPLATED.search(text)
-    return f"a text that is templated already, with {found[0]}" if found else None
+    if stripped[:1] in ("[", "{") and _holds_turns(stripped):
+        return "a conversation as JSON in a text"
+    marks = {mark[1].lower() for mark in TRANSCRIPT.finditer(text)}
+    if {"human", "assistant"} <= marks or {"user", "assistant"} <= marks:
+        return "a transcript in a text, with marks for who speaks"
+    match = TEMPLATED.search(text)
+    if match is not None:
+        return f"a text that is templated already, with {match[0]}"
+    return f"the end token {end} written out" if end and end in text else None
 
 
 def _holds_turns(text: str) -> bool:

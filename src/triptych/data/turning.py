@@ -12,6 +12,8 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from triptych.data.numerals import boxed
+
 Values = Mapping[str, Any]
 Fields = dict[str, Any]
 
@@ -203,20 +205,6 @@ def final(name: str, value: Any) -> Any:
     if name == "answer" and (behind := re.search(r"(?:^|\n)####[ \t]*(\S[^\n]*?)\s*$", value)):
         return behind[1]
     return boxed(value) or value
-
-
-def boxed(text: str) -> str | None:
-    """What stands in the last `\\boxed{}` of a text."""
-    start = max(text.rfind("\\boxed{"), text.rfind("\\fbox{"))
-    if start < 0:
-        return None
-    begin = depth = text.index("{", start)
-    depth = 0
-    for place in range(begin, len(text)):
-        depth += {"{": 1, "}": -1}.get(text[place], 0)
-        if depth == 0:
-            return text[begin + 1 : place].strip()
-    return None
 
 
 def join_input(values: Values, ours: Fields) -> None:

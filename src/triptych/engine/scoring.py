@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -124,7 +125,7 @@ class Scale:
 
     raw = Σ_k w_k · (m_k + s_k · z_k), score = (raw − mean) / deviation
 
-    A model without it, trained elsewhere, has the sum of its outputs as its score.
+    A model without it, trained elsewhere, has its one output as its score; one with several outputs is refused.
 
     Attributes:
         outputs: by name, in the order of the head; the names are those of `id2label`.
@@ -143,12 +144,18 @@ class Scale:
         """The scale that a model's configuration holds.
 
         Raises:
-            ModelError: it holds something else under that name.
+            ModelError: it holds something else under that name, or several outputs and nothing that says their worth.
         """
         names = [str(config.id2label[index]) for index in range(config.num_labels)]
         given = getattr(config, "reward_scale", None)
+        if given is None and len(names) > 1:
+            raise ModelError(
+                f"config.json: the head has {len(names)} outputs ({', '.join(names)}), and nothing says what each of "
+                "them is worth: the outputs of a classifier are no reward. Take a model with one output, or, for the "
+                f"sum Σ w · (mean + deviation · output), add {_example(names)}"
+            )
         if given is None:
-            return cls({name: Output() for name in names}, log_odds=len(names) == 1)
+            return cls({name: Output() for name in names}, log_odds=True)
         try:
             scale = cls(
                 {name: Output(**given["outputs"][name]) for name in names}, float(given["mean"]),
@@ -176,6 +183,12 @@ class Scale:
     def normalised(self, raw: Tensor) -> Tensor:
         """`[N]` scores for `[N]` raw ones: zero mean and unit deviation on the reference set."""
         return (raw - self.mean) / self.deviation
+
+
+def _example(names: Sequence[str]) -> str:
+    """A scale that a model's configuration might hold, as JSON."""
+    scale = dataclasses.asdict(Scale({name: Output() for name in names}))
+    return json.dumps({"reward_scale": scale}, ensure_ascii=False)
 
 
 @dataclass

@@ -60,6 +60,8 @@ from triptych.statistics.significance import least, level
 
 FEW_PROMPTS = 100
 """Fewer than these in a test, and an interval is too wide to show a usual gain."""
+TEXTS = ("conversations", "comparisons", "ratings", "thumbs", "prompts")
+"""The kinds of rows whose texts are turns."""
 SOME_TEXT = 5_000_000
 """Characters of text on which a stand-in for a tokenizer that is still to be trained is trained."""
 
@@ -132,6 +134,9 @@ def consult(recipe: Recipe, folder: Path, tokenizer: Any | None, reward: Path | 
     """Has the doctor look at the comparisons and ratings, and at the reward model that was named."""
     found = list(doctor.diagnose(recipe, folder, tokenizer)) if recipe.comparison_files else []
     found += doctor.look_at_ratings([source.located for source in recipe.rating_files])
+    prepared = recipe.preparation
+    texts = {kind: [recipe.located(source) for source in getattr(prepared, kind)] for kind in TEXTS}
+    found += doctor.look_at_texts(texts, tokenizer.eos_token if tokenizer is not None else None)
     if reward is not None and tokenizer is not None:
         rows = DataFolder(folder).comparisons("heldout").read_any()
         try:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -20,14 +20,15 @@ from triptych.data import files
 from triptych.data.folder import HELD_OUT, DataFolder, TrainedOn
 from triptych.data.lengths import tokenized
 from triptych.data.rows import Place
+from triptych.data.serialised import serialised
 from triptych.data.source import Source
-from triptych.data.splits import contradictions
+from triptych.data.splits import contradictions, prompt_of
 from triptych.data.template import closing_tokens, scored_tokens
 from triptych.engine.models import load_tokenizer
 from triptych.engine.scoring import RewardModel, Scorer
 from triptych.errors import Fault, ModelError
 from triptych.recipe import Recipe, TrainedJudge
-from triptych.records import Comparison, Conversation, Message, Prompt, user
+from triptych.records import Comparison, Conversation, Message, Prompt, Rating, Thumb, user
 from triptych.reward.rules import UnitTests
 from triptych.reward.sandbox import confinement
 from triptych.statistics.intervals import mean_interval
@@ -145,6 +146,7 @@ def look_at_comparisons(rows: Sequence[Located]) -> Iterator[Finding]:
     yield from contradicting(rows)
     for file in dict.fromkeys(located.file for located in rows):
         part = [located for located in rows if located.file == file]
+        yield from contradicting_themselves(part)
         yield from one_sided(part)
         yield from explained_by_length(part)
 
@@ -162,6 +164,62 @@ def contradicting(rows: Sequence[Located]) -> Iterator[Finding]:
             "no reward model can order both as labelled, which bounds its accuracy",
             "decide which label is right and take the other one out, or leave both where people really disagree",
         )
+
+
+def contradicting_themselves(rows: Sequence[Located]) -> Iterator[Finding]:
+    """Rows whose own numbers say that the other answer is the better one."""
+    def outvoted(row: Comparison) -> bool:
+        votes, people = row.votes_for_chosen, row.num_annotators
+        return votes is not None and people is not None and 2 * votes < people
+
+    for what, wrong in (
+        ("have a margin below 0", [located for located in rows if (located.row.margin or 0) < 0]),
+        ("have fewer than half of the votes for the chosen answer", [one for one in rows if outvoted(one.row)]),
+    ):
+        if wrong:
+            yield Finding(
+                f"{len(wrong):,} of {len(rows):,} comparisons {what}", str(wrong[0]),
+                "their numbers say that the rejected answer is the better one, and their label that the chosen one is",
+                "find out which is right: exchange the answers, or take the rows out",
+                stops=2 * len(wrong) >= len(rows),
+            )
+
+
+def look_at_texts(
+    sources: Mapping[str, Sequence[str | Path | Source]], end: str | None = None
+) -> Iterator[Finding]:
+    """Texts that hold a whole conversation, or marks of a chat template, in every good row of all files.
+
+    Args:
+        sources: of each kind.
+        end: the text of the token that ends an answer.
+    """
+    readers: dict[str, Callable[..., Sequence[Conversation | Comparison | Rating | Thumb | Prompt]]] = {
+        "conversations": files.read_conversations, "comparisons": files.read_comparisons,
+        "ratings": files.read_ratings, "thumbs": files.read_thumbs, "prompts": files.read_prompts,
+    }
+    for kind, named in sources.items():
+        for source in named:
+            places: list[Place] = []
+            rows = readers[kind](source, [], places)
+            seen: dict[str, list[Place]] = {}
+            for place, row in zip(places, rows, strict=True):
+                for what in {what for text in _texts(row) if (what := serialised(text, end)) is not None}:
+                    seen.setdefault(what, []).append(place)
+            for what, where in seen.items():
+                yield Finding(
+                    f"{len(where):,} of {len(rows):,} {kind} have {what}", str(where[0]),
+                    "it would be one turn inside the model's own template, with its marks as plain text",
+                    "give the turns as they were before, as [{role, content}, ...], without marks and end tokens; "
+                    "docs/data.md lists the forms that are read", stops=2 * len(where) >= len(rows),
+                )
+
+
+def _texts(row: Conversation | Comparison | Rating | Thumb | Prompt) -> Iterator[str]:
+    yield from (turn.content for turn in prompt_of(row).messages)
+    for name in ("answer", "chosen", "rejected", "response", "completion"):
+        if text := getattr(row, name, None):
+            yield text
 
 
 def one_sided(rows: Sequence[Located]) -> Iterator[Finding]:

@@ -16,7 +16,7 @@ import os
 import re
 import string
 import sys
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
@@ -27,6 +27,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from triptych.configuration import Config
+from triptych.data.numerals import DIGITS, EXPONENT, number_in, number_of
 from triptych.deadline import within
 from triptych.display import one_line
 from triptych.engine import distributed
@@ -53,12 +54,6 @@ SECONDS = 5.0
 CHARACTERS = 1_000_000
 """How long an answer may be that rules look at: some 250,000 tokens."""
 
-DIGITS = 400
-"""How long a number may be, and with it any whole number or fraction that is computed with."""
-
-EXPONENT = 308
-"""How far from 0 an exponent may be: about as far as a float's."""
-
 PATIENCE = 16
 """A user's own function that works on none of so many first answers is broken; one that fails later met bad answers."""
 
@@ -72,7 +67,6 @@ REFUSALS = (
 """How English answers begin that refuse; only the first sentence is looked at."""
 
 _FENCE = re.compile(r"```[\w+-]*[ \t]*\n(.*?)```", re.DOTALL)
-_NUMBER = re.compile(r"-?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:[eE][-+]?\d+)?(?:/\d+)?")
 _WORD = re.compile(r"\w+")
 _ARTICLE = re.compile(r"\b(?:a|an|the)\b")
 
@@ -153,10 +147,9 @@ class ExactMatch(Extracting):
 
 
 class NumericMatch(Extracting):
-    """1 where the last number of the answer is the last one of the prompt's reference.
+    """1 where the last number of the answer, or of its last `\\boxed{}`, is the prompt's reference.
 
-    Numbers may have thousands' commas and be fractions (`3/4`); they are compared exactly. One that is longer than
-    `DIGITS` or has a larger exponent than `EXPONENT` is none.
+    Numbers are read as people and LaTeX write them and compared exactly; see :mod:`triptych.data.numerals`.
 
     Attributes:
         tolerance: how far they may differ, relative to the reference's.
@@ -167,7 +160,7 @@ class NumericMatch(Extracting):
 
     def value(self, conversation: Conversation) -> float:
         """See the class."""
-        wanted = number_in(self.require_reference(conversation))
+        wanted = number_of(self.require_reference(conversation))
         assert wanted is not None
         text = self._extracted(conversation.answer)
         given = None if text is None else number_in(text)
@@ -178,8 +171,13 @@ class NumericMatch(Extracting):
         """See `Rule`."""
         if prompt.reference is None:
             return MISSING
-        if number_in(prompt.reference) is not None:
+        if number_of(prompt.reference) is not None:
             return None
+        if number_in(prompt.reference) is not None:
+            return (
+                "is not wholly one number, so that rule numeric cannot tell which is meant: give it alone, with a unit "
+                f"at most, got {one_line(prompt.reference)[:60]!r}"
+            )
         return (
             f"holds no number that rule numeric can use: of at most {DIGITS} characters, with an exponent of at most "
             f"{EXPONENT}, not divided by 0"
@@ -640,18 +638,6 @@ def loaded(path: Path, function: str) -> Callable[[Conversation], Any]:
         raise RewardError(f"{function}: the file has no function called {name}")
     checked: Callable[[Conversation], Any] = own
     return checked
-
-
-def number_in(text: str) -> Fraction | None:
-    """The last number of a text, or None where there is none, or one of no reasonable size."""
-    last = deque(_NUMBER.finditer(text), maxlen=1)
-    if not last or len(last[0][0]) > DIGITS:
-        return None
-    numerator, _, denominator = last[0][0].replace(",", "").partition("/")
-    exponent = numerator.lower().partition("e")[2]
-    if (exponent and abs(int(exponent)) > EXPONENT) or (denominator and not int(denominator)):
-        return None
-    return Fraction(numerator) / int(denominator or 1)
 
 
 @cache
