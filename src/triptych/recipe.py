@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
 import yaml
 from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag, ValidationInfo, model_validator
@@ -69,7 +69,7 @@ TemplateFile = Annotated[UserFile, AfterValidator(_or_shipped)]
 GrowingFile = Annotated[UserFile, AfterValidator(_growing)]
 
 
-class DataSource(Reading):
+class DataSource(Composed):
     """A file of data, and how it is read.
 
     Attributes:
@@ -77,23 +77,24 @@ class DataSource(Reading):
     """
 
     file: DataFile
+    reading: Flat[Reading] = Reading()
 
     @property
     def named(self) -> Source:
         """By the name that the recipe gives it: where it lies changes no result."""
-        return Source(file=self.file.name, **self._reading)
+        return Source(file=self.file.name, **dict(self.reading))
 
     @property
     def located(self) -> Source:
         """Where it lies."""
-        return Source(file=str(self.file.path), **self._reading)
-
-    @property
-    def _reading(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in Reading.model_fields}
+        return Source(file=str(self.file.path), **dict(self.reading))
 
 
-Data = Annotated[DataSource, BeforeValidator(lambda value: {"file": value} if isinstance(value, str) else value)]
+def _with_file(value: object) -> object:
+    return value if isinstance(value, dict | DataSource) else {"file": value}
+
+
+Data = Annotated[DataSource, BeforeValidator(_with_file)]
 """A file of data; its name alone may stand for it."""
 
 
@@ -128,26 +129,28 @@ class FileFeedback(DataSource):
     """Comparisons from a file."""
 
 
-class RatingFeedback(Reading):
+class RatingFeedback(Composed):
     """Answers rated by attributes, from a file."""
 
     ratings: DataFile
+    reading: Flat[Reading] = Reading()
 
     @property
     def source(self) -> DataSource:
         """The file, and how it is read."""
-        return DataSource(file=self.ratings, **{name: getattr(self, name) for name in Reading.model_fields})
+        return DataSource(file=self.ratings, reading=self.reading)
 
 
-class ThumbFeedback(Reading):
+class ThumbFeedback(Composed):
     """Answers that were liked or not, from a file."""
 
     thumbs: DataFile
+    reading: Flat[Reading] = Reading()
 
     @property
     def source(self) -> DataSource:
         """The file, and how it is read."""
-        return DataSource(file=self.thumbs, **{name: getattr(self, name) for name in Reading.model_fields})
+        return DataSource(file=self.thumbs, reading=self.reading)
 
 
 class ExactFeedback(Config):
