@@ -173,6 +173,16 @@ def test_problems_of_every_kind_are_found_together(tmp_path: Path) -> None:
     ])
 
 
+def test_a_file_is_read_as_a_recipe_with_faults_says(tmp_path: Path) -> None:
+    asked = {"question": "a", "chosen": "b", "rejected": "c"}
+    feedback = {"file": "asked.jsonl", "fields": {"prompt": "question"}}
+    path = write_recipe(tmp_path, feedback=[feedback])
+    rows(tmp_path / "asked.jsonl", [asked, asked | {"chosen": 3}])
+    problems = [problem.replace(str(tmp_path), "DIR") for problem in check.check(path, ["seeed=1"]).problems]
+    assert problems[0] == "--set seeed=1: seeed: unknown field; did you mean seed?"
+    assert [problem.split(": ")[:2] for problem in problems[1:]] == [["DIR/asked.jsonl:2", "chosen"]]
+
+
 def test_rewards_that_are_not_trained_and_those_on_ratings_are_checked_too(tmp_path: Path) -> None:
     rules = {"kind": "rules", "rules": [{"rule": "repetition"}]}
     findings = check.check(write_recipe(tmp_path, reward=rules))

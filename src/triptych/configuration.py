@@ -54,7 +54,7 @@ class Composed(Config):
 
     @classmethod
     def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
-        names = _names(cls)
+        names = field_names(cls)
         assert len(names) == len(set(names)), f"{cls.__name__}: a name in a recipe means one field, not two: {names}"
 
     @model_validator(mode="before")
@@ -231,12 +231,12 @@ def _spot(loc: tuple[str | int, ...], annotation: Any) -> _Spot:
         kind = _bare(annotation)
         if _is_union(kind):
             spot.members.append((spot.place, str(step)))
-            spot.others.update(*map(_names, _models_in(kind)))
+            spot.others.update(*map(field_names, _models_in(kind)))
             annotation = next((member for member in get_args(kind) if _is_called(member, step)), Any)
         elif _is_model(kind):
             field = _fields(kind).get(str(step))
             if field is None or is_flat(field):
-                spot.known.update(_names(kind, without=field))
+                spot.known.update(field_names(kind, without=field))
             else:
                 spot.enter(step, field)
             if field is None:
@@ -362,7 +362,7 @@ def is_flat(field: FieldInfo) -> bool:
     return _FLAT in field.metadata
 
 
-def _names(model: type[BaseModel], without: FieldInfo | None = None) -> list[str]:
+def field_names(model: type[BaseModel], without: FieldInfo | None = None) -> list[str]:
     """What a recipe calls the fields of a model, those of the settings in it too."""
     fields = _fields(model).items()
     return [name for part, field in fields if field is not without for name in _names_of(part, field)]
@@ -372,7 +372,7 @@ def _names_of(name: str, field: FieldInfo) -> set[str]:
     """What a recipe calls a field: by its name, or by those of the fields of the settings in it."""
     if not is_flat(field):
         return {name}
-    return {inner_name for inner in _models_in(field.annotation) for inner_name in _names(inner)}
+    return {inner_name for inner in _models_in(field.annotation) for inner_name in field_names(inner)}
 
 
 def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:

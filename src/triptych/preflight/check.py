@@ -21,7 +21,7 @@ from pydantic import ConfigDict
 from triptych import configuration
 from triptych.base import source
 from triptych.base.tokenizer import train_tokenizer
-from triptych.configuration import Config, UserFile, beside
+from triptych.configuration import Config, UserFile, beside, field_names
 from triptych.cycle import plan
 from triptych.data import files
 from triptych.data.folder import DataFolder
@@ -164,7 +164,7 @@ def inputs_alone(path: Path, overrides: Sequence[str]) -> Recipe | None:
 
         feedback = values.get("feedback")
         entries = feedback if isinstance(feedback, list) else []
-        named = [{name: entry[name] for name in FileFeedback.model_fields if name in entry} for entry in entries
+        named = [{name: entry[name] for name in field_names(FileFeedback) if name in entry} for entry in entries
                  if isinstance(entry, dict) and isinstance(entry.get("file"), str)]
         base = values["base"] if isinstance(values.get("base"), dict) else {}
         kept = {name: base[name] for name in ("from", "train", "chat_template") if name in base}
