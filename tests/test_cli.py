@@ -386,6 +386,20 @@ def test_evaluate_needs_something_to_measure_and_the_right_model(release: Path, 
     assert "chosen: missing" in refused("evaluate", release, "--comparisons", prompts)
 
 
+def test_evaluate_says_which_prompts_leave_no_room_for_an_answer(release: Path, tmp_path: Path) -> None:
+    asked = [{"prompt": "short?"}, {"prompt": "a" * 1020}, {"prompt": "also short?"}, {"prompt": "b" * 2000}]
+    prompts, output = rows(tmp_path / "prompts.jsonl", asked), tmp_path / "numbers.json"
+    result = call("evaluate", release, "--prompts", prompts, "--max-tokens", 4, "--output", output)
+    assert result.exit_code == 0, result.output
+    said = "".join(result.output.split())
+    assert "2of4promptsleftout" in said
+    assert f"({prompts}:2,{prompts}:4)" in said
+    numbers = json.loads(output.read_text())
+    assert (numbers["prompts"], numbers["prompts_left_out"]) == (2, 2)
+    rows(prompts, asked[1:2])
+    assert "no prompt fits the model's context of 1024 tokens" in refused("evaluate", release, "--prompts", prompts)
+
+
 def test_audit_writes_a_record_and_a_page_and_fails_a_model_that_guesses(release: Path, tmp_path: Path) -> None:
     asked = [
         {"prompt": f"{i}?", "chosen": "Yes." + "!" * (i % 3), "rejected": "No.", "subset": "xstest-should-refuse"}

@@ -33,6 +33,7 @@ from triptych.audit.stage import Audit, Evidence, agree, examine
 from triptych.configuration import Config
 from triptych.data import files
 from triptych.data.folder import DataFolder
+from triptych.data.rows import Place as Position
 from triptych.data.splits import PromptedRecord, decontaminate
 from triptych.dataset.preparation import divided
 from triptych.engine.checkpoint import checkpoint_seconds
@@ -55,7 +56,7 @@ from triptych.pipeline.result import Result
 from triptych.pipeline.stage import StageContext
 from triptych.progress import Progress, Terminal
 from triptych.recipe import Recipe, load
-from triptych.records import Comparison
+from triptych.records import Comparison, Prompt
 from triptych.report.page import render_audit, render_gate
 from triptych.report.summary import AuditSummary, MethodComparison, Sample, SampleAnswer, Summary
 from triptych.reward import registry
@@ -342,7 +343,7 @@ def evaluate(
         raise RecipeError("comparisons are ordered by a reward: give one")
     if (prompts or text) and model is None:
         raise RecipeError("prompts are answered, and text is read, by a model: give one")
-    asked = _rows(prompts, files.read_prompts) if prompts else []
+    asked, places = _placed_prompts(prompts)
     compared = _rows(comparisons, files.read_comparisons) if comparisons else []
     documents = [row for place in _places(text) for row in files.read_documents(place)]
     scorer = None if reward is None else _scorer(reward)
@@ -352,7 +353,9 @@ def evaluate(
         return Evaluation(agreement=agreement)
     folder = _model(model)
     policy = Policy.open(folder)
-    answers = survey(policy, asked, sampling or Sampling.of(folder), scorer, progress or Terminal()) if asked else None
+    answers = survey(
+        policy, asked, sampling or Sampling.of(folder), scorer, progress or Terminal(), places
+    ) if asked else None
     context = min(policy.context or WINDOW, WINDOW)
     bits = bits_per_byte(policy.model, policy.tokenizer, documents, context) if documents else None
     return Evaluation(answers, agreement, bits)
@@ -540,6 +543,15 @@ def _scorer(reward: Place | Scorer) -> Scorer:
 
 def _rows(places: Place | Sequence[Place], read: Callable[[Place], list[A]]) -> list[A]:
     return [row for place in _places(places) for row in read(place)]
+
+
+def _placed_prompts(sources: Place | Sequence[Place]) -> tuple[list[Prompt], list[str]]:
+    """The prompts of all files, and the file and line of each."""
+    prompts: list[Prompt] = []
+    read: list[Position] = []
+    for source in _places(sources):
+        prompts += files.read_prompts(source, None, read)
+    return prompts, [str(place) for place in read]
 
 
 def _places(places: Place | Sequence[Place]) -> Sequence[Place]:

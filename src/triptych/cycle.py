@@ -14,6 +14,7 @@ from triptych.audit.stage import audit
 from triptych.base.pretrained import BaseImport, import_base
 from triptych.base.pretraining import pretrain
 from triptych.base.record import BaseRecord
+from triptych.data.separation import exposed
 from triptych.dataset.preparation import prepare_data
 from triptych.engine.sampling import Sampling
 from triptych.engine.scoring import Scorer
@@ -41,11 +42,11 @@ from triptych.progress import Progress
 from triptych.recipe import Recipe, RequiredAudit
 from triptych.references import require_references
 from triptych.release.signature import check_signing
+from triptych.reward.crossfitting import cross_fit
 from triptych.reward.judge import JudgeReward
 from triptych.reward.making import Materials, make_reward
 from triptych.reward.registry import scorer_of
 from triptych.reward.rules import RulesReward
-from triptych.reward.training import train_reward
 from triptych.storybook.judge import ExactJudge
 from triptych.storybook.world import write_world
 
@@ -122,14 +123,14 @@ def independent_judge(
         family.judge_model = made = make_reward(runner, "judge", chosen, Materials())[""]
         return scorer_of(runner, chosen, made, None, f"the gate's {chosen.kind}")
     config = chosen.model
-    family.judge_model = model = runner.run(
-        "judge", train_reward, config, start=instruct if config.start == "champion" else base, comparisons=data,
-        share="judge",
-    )
+    exposes = runner.outside(lambda: exposed(data, data, "judge"), planned=False)
+    materials = Materials(base, instruct, data, data, share="judge", exposed=exposes)
+    family.judge_model = model = make_reward(runner, "judge", config, materials)[""]
     judge = scorer_of(runner, config, model, None, "second reward model")
+    folds = cross_fit(runner, "judge", config, materials, recipe.splits.cross_fit)
     family.judge_audit = audited = runner.run(
         "judge/audit", audit, recipe.reward.audit.checks, comparisons=data, reward=judge,
-        share="judge_heldout",
+        share="judge_heldout", **folds.scorers,
     )
     require(audited, recipe.reward.audit, runner.progress)
     return judge
@@ -157,10 +158,12 @@ def reward_of_round(recipe: Recipe, runner: Runner, family: Family, start: Start
     this.thumbs = collect_thumbs(recipe, runner, this, start, earlier)
     if earlier and this.feedback is earlier.feedback and not config.asks_policy:
         this.reward, this.rewards, this.scorer = earlier.reward, earlier.rewards, earlier.scorer
-        this.evidence, this.audit = earlier.evidence, earlier.audit
+        this.evidence, this.audit, this.folds = earlier.evidence, earlier.audit, earlier.folds
     else:
+        compared = this.feedback
+        exposes = compared is not None and runner.outside(lambda: exposed(start.data, compared, "train"), planned=False)
         before = earlier.rewards if earlier else None
-        materials = Materials(start.base, champion, start.data, this.feedback, before=before)
+        materials = Materials(start.base, champion, start.data, compared, exposed=exposes, before=before)
         this.rewards = make_reward(runner, f"round-{this.number}/reward", config, materials)
         this.reward = this.rewards[""]
         this.scorer = scorer_of(runner, config, this.reward, champion)
@@ -168,10 +171,15 @@ def reward_of_round(recipe: Recipe, runner: Runner, family: Family, start: Start
         if config.implying and not recipe.compared:
             rated = runner.run("round-1/rated", imply, RatingWeights(weights=dict(config.implying)), data=start.data)
             this.evidence = rated if rated.result.heldout else None
+        this.folds = cross_fit(
+            runner, f"round-{this.number}/reward", config, materials, recipe.splits.cross_fit,
+            earlier=earlier.folds if earlier else None,
+        )
         if this.evidence:
             this.audit = runner.run(
                 f"round-{this.number}/audit", audit, recipe.reward.audit.checks, comparisons=this.evidence,
-                reward=this.scorer, predecessor=earlier.scorer if earlier else None,
+                reward=this.scorer, share="heldout", predecessor=earlier.scorer if earlier else None,
+                **this.folds.scorers,
             )
     if this.audit:
         require(this.audit, recipe.reward.audit, runner.progress)
@@ -197,7 +205,7 @@ def collect(
         judge = scorer_of(runner, by, made, champion, "a language model")
     return runner.run(
         f"round-{number}/feedback", label, labelling, data=start.data, author=champion, judge=judge, round=number,
-        earlier=before, thumbs=thumbs,
+        earlier=before, thumbs=thumbs, cross_fit=recipe.splits.cross_fit is True,
     )
 
 
@@ -232,7 +240,8 @@ def take_from_people(recipe: Recipe, runner: Runner, form: Form, number: int, re
 
 def labelling_of_people(recipe: Recipe) -> PeopleLabelling:
     """What becomes of what people say."""
-    return PeopleLabelling(heldout=recipe.splits.heldout, wrong_rows=recipe.wrong_rows)
+    splits = recipe.splits
+    return PeopleLabelling(heldout=splits.heldout, cross_fit=splits.cross_fit, wrong_rows=recipe.wrong_rows)
 
 
 def improve_and_gate(

@@ -16,6 +16,7 @@ from triptych.instruct.finetuning import Finetuned
 from triptych.pipeline.artifact import Artifact
 from triptych.pipeline.result import Result
 from triptych.pipeline.scorer import ArtifactScorer
+from triptych.reward.crossfitting import FoldModels
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,7 @@ class Round:
         thumbs: all that people gave so far; None where they gave none.
         rewards: every artifact that the reward is made of, by its place in it; the whole one's is "".
         scorer: the reward, as a scorer.
+        folds: what stands for it in a cross-fitted audit.
     """
 
     number: int
@@ -50,6 +52,7 @@ class Round:
     reward: Artifact[Result] | None = None
     rewards: dict[str, Artifact[Result]] = field(default_factory=dict)
     scorer: ArtifactScorer | None = None
+    folds: FoldModels = field(default_factory=FoldModels)
     audit: Artifact[AuditRecord] | None = None
     candidate: Artifact[Improved] | None = None
     answers: Artifact[Answered] | None = None

@@ -190,6 +190,8 @@ class AuditRecord(StrictModel, Result):
             where the training comparisons are known.
         best_trivial: the most accurate of these, the bag of words included.
         leads: how far the accuracy is above each of them.
+        folds: how many models the audit is of, where it is cross-fitted: each was trained without a part of the
+            comparisons and is measured on that part, and the reward itself, trained on all, is not measured on any.
         person: beside one of the people; None where comparisons have not several votes.
         by_group: by section, subset, task and source.
         calibration_error: expected calibration error over `bins`; None where a difference of scores is no log-odds.
@@ -207,6 +209,7 @@ class AuditRecord(StrictModel, Result):
 
     comparisons: int
     prompts: int = 0
+    folds: int = 0
     accuracy: float
     interval: Interval
     baselines: dict[str, float]
@@ -236,7 +239,7 @@ class AuditRecord(StrictModel, Result):
     @property
     def headline(self) -> str:
         """The accuracy and the verdict."""
-        return f"accuracy {self.accuracy:.1%}, {self.verdict}"
+        return f"accuracy {self.accuracy:.1%}{' (cross-fitted)' if self.folds else ''}, {self.verdict}"
 
     @property
     def passed(self) -> bool:

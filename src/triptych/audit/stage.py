@@ -11,6 +11,7 @@ from pydantic import Field
 from triptych.audit.agreement import beside_a_person, by_group, leads, outcomes, trivial
 from triptych.audit.calibration import calibration, reliability
 from triptych.audit.consistency import consistency
+from triptych.audit.crossfitted import CrossFitted, cross_fitted_words
 from triptych.audit.drift import drift
 from triptych.audit.length import blind_side, leaning, length_bias, spearman
 from triptych.audit.perturbations import perturbations
@@ -53,44 +54,63 @@ class Evidence:
         rows: comparisons that the reward model has not seen.
         training: those that it was trained on, for the bag of words; empty where they are not known.
         new: which of `rows` are newer than the predecessor.
+        folds: of how many models' evidence it is, where each was trained without a fold of `rows`.
+        seed: of the folds, which the bag of words has too; None where there are none.
     """
 
     rows: Sequence[Comparison]
     training: Sequence[Comparison] = ()
     new: Sequence[bool] = ()
+    folds: int = 0
+    seed: int | None = None
 
 
 def audit(
-    context: StageContext, config: Audit, comparisons: Folder, reward: Scorer, share: AuditedOn = "heldout",
-    predecessor: Scorer | None = None,
+    context: StageContext, config: Audit, /, comparisons: Folder, reward: Scorer, share: AuditedOn = "heldout",
+    predecessor: Scorer | None = None, **folds: Scorer,
 ) -> AuditRecord:
     """Audits a reward on the comparisons of a split; the record is also in `audit.json`.
 
+    Where none is held out, the audit is of all of them: cross-fitted if the reward was trained on them.
+
     Args:
-        predecessor: the reward model that this one was refreshed from.
+        predecessor: the reward model that this one was refreshed from; a cross-fitted audit does not look at it.
+        folds: rewards like this one, "fold_0" that which was trained without the first fold and so on.
     """
     files = DataFolder(comparisons)
-    rows = files.comparisons(share).read()
-    fresh = set(files.new_comparisons.read_any()) if predecessor else set()
-    evidence = Evidence(rows, files.comparisons(TRAINED[share]).read(), [row in fresh for row in rows])
-    record = examine(reward, evidence, config, predecessor)
+    training = files.comparisons(TRAINED[share]).read()
+    if files.crossfitted(TRAINED[share]):
+        evidence = Evidence(training, folds=len(folds), seed=context.seed)
+        models = [folds[f"fold_{fold}"] for fold in range(len(folds))]
+        record = examine(CrossFitted(models, context.seed) if models else reward, evidence, config, released=reward)
+    else:
+        rows = files.comparisons(share).read()
+        fresh = set(files.new_comparisons.read_any()) if predecessor else set()
+        evidence = Evidence(rows, training, [row in fresh for row in rows])
+        record = examine(reward, evidence, config, predecessor)
     (context.output / "audit.json").write_text(record.model_dump_json(indent=1) + "\n", encoding="utf-8")
     return record
 
 
 def examine(
-    scorer: Scorer, evidence: Evidence, config: Audit, predecessor: Scorer | None = None
+    scorer: Scorer, evidence: Evidence, config: Audit, predecessor: Scorer | None = None,
+    released: Scorer | None = None,
 ) -> AuditRecord:
-    """The whole audit; consistency is measured of a trained model, drift where it has a predecessor."""
+    """The whole audit; consistency is measured of a trained model, drift where it has a predecessor.
+
+    Args:
+        released: the reward that is used, where others stand for it; its consistency needs no held-out comparison.
+    """
+    released = released or scorer
     rows = evidence.rows
     chosen, rejected = scored(scorer, rows)
     record = measured(evidence, chosen, rejected, log_odds(scorer))
     differences = [a - b for a, b in zip(chosen, rejected, strict=True)]
     if config.perturbed:
         record.perturbations = perturbations(rows, differences, scorer.score, config.perturbed)
-    if isinstance(scorer, RewardModel):
+    if isinstance(released, RewardModel):
         few = _one_of_each_prompt(rows)[:CONSISTENCY_COMPARISONS]
-        record.consistency = consistency(scorer.folder, _answers(few), config.tolerance)
+        record.consistency = consistency(released.folder, _answers(few), config.tolerance)
     if predecessor is not None:
         before = [a - b for a, b in zip(*scored(predecessor, rows), strict=True)]
         record.drift = drift(rows, evidence.new or [False] * len(rows), differences, before)
@@ -126,7 +146,9 @@ def measured(
     right = outcomes(chosen, rejected)
     differences = [a - b for a, b in zip(chosen, rejected, strict=True)]
     rules = trivial(rows)
-    if evidence.training:
+    if evidence.seed is not None:
+        rules[BAG_OF_WORDS] = cross_fitted_words(rows, evidence.seed)
+    elif evidence.training:
         rules[BAG_OF_WORDS] = bag_of_words(evidence.training, rows)
     baselines = {name: sum(rule) / len(rule) for name, rule in rules.items()}
     best = max(baselines, key=lambda name: baselines[name])
@@ -135,7 +157,7 @@ def measured(
     bins, error = reliability(sure)
     scores = [score for pair in zip(chosen, rejected, strict=True) for score in pair]
     return AuditRecord(
-        comparisons=len(rows), prompts=len(set(prompts)), accuracy=accuracy, interval=interval,
+        comparisons=len(rows), prompts=len(set(prompts)), folds=evidence.folds, accuracy=accuracy, interval=interval,
         baselines=baselines, best_trivial=TrivialRule(name=best, accuracy=baselines[best]),
         leads=leads(right, rules, prompts),
         person=beside_a_person(rows, right),
@@ -162,8 +184,8 @@ def judged(record: AuditRecord, config: Audit) -> AuditRecord:
     reasons = []
     if record.prompts < config.least_prompts:
         reasons.append(
-            f"only {record.prompts} held-out prompts, where {config.least_prompts} are the least that count: give more "
-            "comparisons, or raise the share that is held out"
+            f"only {record.prompts} held-out prompts, where {config.least_prompts} are the least that count: "
+            f"{_more(record)}"
         )
     name = min(
         (rule for rule in record.leads if rule != BAG_OF_WORDS), key=lambda rule: record.leads[rule].interval[0]
@@ -203,8 +225,12 @@ def _not_ahead(record: AuditRecord, name: str, margin: float) -> str:
     needed = math.ceil(record.prompts * ((lead.lead - low) / (lead.lead - margin)) ** 2)
     return shortfall + (
         f"about {max(needed, record.prompts + 1):,} held-out prompts would show a lead of this size (there are "
-        f"{record.prompts:,}): give more comparisons, or raise the share that is held out"
+        f"{record.prompts:,}): {_more(record)}"
     )
+
+
+def _more(record: AuditRecord) -> str:
+    return "give more comparisons" + ("" if record.folds else ", or raise the share that is held out")
 
 
 def _warnings(record: AuditRecord) -> list[str]:
@@ -240,6 +266,12 @@ def _warnings(record: AuditRecord) -> list[str]:
     ]
     if record.calibration and record.calibration.error > max(0.1, 2 * record.calibration.chance_error):
         warnings.append(_miscalibrated(record, record.calibration))
+    if record.folds:
+        warnings.append(
+            f"cross-fitted: with so few comparisons none is held out, so {record.folds} models like this one were each "
+            "trained without a part of them and measured on that part; this one, trained on all of them, is measured "
+            "on none. The intervals are over prompts and leave out that the models' training differs by chance"
+        )
     return warnings
 
 

@@ -115,6 +115,10 @@ class DataFolder:
         """Comparisons of two answers."""
         return self.named(f"comparisons_{split}")
 
+    def crossfitted(self, split: TrainedOn) -> bool:
+        """Whether comparisons train and none is held out: they are audited fold by fold, see `folds`."""
+        return has_lines(self.comparisons(split).path) and not has_lines(self.comparisons(HELD_OUT[split]).path)
+
     @property
     def new_comparisons(self) -> RecordFile[Comparison]:
         """Those held out that the last round added."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from itertools import combinations, product
 
-from triptych.data.folder import DataFolder
+from triptych.data.folder import DataFolder, TrainedOn
 from triptych.data.splits import PromptedRecord, form
 from triptych.errors import RunError
 from triptych.storage import Folder
@@ -48,6 +48,19 @@ def shared(parts: Parts) -> dict[tuple[str, str], int]:
         forms.setdefault(name.replace("ratings_", "comparisons_"), set()).update(map(form, records))
     counts = {pair: len(forms.get(pair[0], set()) & forms.get(pair[1], set())) for pair in APART}
     return {pair: count for pair, count in counts.items() if count}
+
+
+def exposed(data: Folder, comparisons: Folder, split: TrainedOn) -> bool:
+    """Whether what learnt the demonstrations must not become a reward that is audited on these comparisons.
+
+    That is so where they are cross-fitted, and so all of them audit, and share a prompt with the demonstrations. Where
+    comparisons are held out, demonstrations with a prompt of theirs are left out instead.
+    """
+    if not DataFolder(comparisons).crossfitted(split):
+        return False
+    compared = DataFolder(comparisons).comparisons(split).read()
+    demonstrations = DataFolder(data).demonstrations("train").read()
+    return bool(set(map(form, compared)) & set(map(form, demonstrations)))
 
 
 def require_apart(parts: Parts) -> None:

@@ -14,7 +14,9 @@ from pydantic import Field
 
 from triptych.configuration import Config
 from triptych.data import files
+from triptych.data.folder import HELD_OUT as SPLITS
 from triptych.data.folder import DataFolder
+from triptych.data.folds import CrossFit, cross_fits, fold_of
 from triptych.data.rows import Place
 from triptych.data.separation import require_apart
 from triptych.data.source import AnySource, Source
@@ -50,6 +52,8 @@ WHY = {
     "ratings_removed": f"ratings {HELD_OUT}",
     "thumbs_removed": "thumbs have a prompt that is held out for measuring, and are left out",
     "demonstrations_removed": "conversations have the prompt of a held-out comparison or rating, and are left out",
+    "demonstrations_shared": "conversations have the prompt of a cross-fitted comparison, and so the reward models "
+    "start from the Base",
 }
 """What the counts in the stage's metrics are of."""
 
@@ -60,12 +64,15 @@ class Splits(Config):
     Attributes:
         test, gate, validation: prompts held out for the final measurement, the gate, and the curves.
         heldout: share of the comparisons' prompts (and of the text) kept for measuring.
+        cross_fit: whether no comparison is held out, and each is audited by a model that was trained without it; by
+            default where fewer than 40 prompts would be held out. See `triptych.data.folds`.
     """
 
     test: int = Field(default=300, ge=2)
     gate: int = Field(default=600, ge=2)
     validation: int = Field(default=64, ge=8)
     heldout: float = Field(default=0.15, gt=0, lt=0.5)
+    cross_fit: CrossFit = "auto"
 
 
 class DataPreparation(Splits):
@@ -108,6 +115,7 @@ class Prepared(Result):
     thumbs_removed: int = 0
     duplicate_thumbs: int = 0
     demonstrations_removed: int = 0
+    demonstrations_shared: int = 0
     feedback_prompts_removed: int = 0
     prompts_test: int
     prompts_gate: int
@@ -123,6 +131,7 @@ class Prepared(Result):
     ratings_judge: int = 0
     ratings_judge_heldout: int = 0
     thumbs: int = 0
+    crossfitted: bool = False
     demonstrations: int
     demonstrations_heldout: int
     text: int = 0
@@ -169,24 +178,37 @@ def prepare_data(context: StageContext, config: DataPreparation, sources: Mappin
         "judge": config.judge * (1 - config.heldout), "judge_heldout": config.judge * config.heldout,
     }
     compared, rated = divided("feedback", (comparisons, ratings), shares, context.seed)
-    parts: dict[str, Sequence[PromptedRecord]] = {**measured}
-    parts |= {f"comparisons_{name}": rows for name, rows in compared.items()} if comparisons else {}
-    parts |= {f"ratings_{name}": rows for name, rows in rated.items()} if ratings else {}
-    audited = [*compared["heldout"], *rated["heldout"], *compared["judge_heldout"], *rated["judge_heldout"]]
+    crossfitted = bool(comparisons) and any(
+        cross_fits(config.cross_fit, compared[heldout]) for trained, heldout in SPLITS.items() if compared[trained]
+    )
+    if crossfitted:
+        compared, rated = undivided(compared), undivided(rated)
+        if any(len({fold_of(row, context.seed) for row in rows}) == 1 for rows in compared.values()):
+            what = "too few different prompts to cross-fit: all of them are in one fold; give more of them"
+            raise DataError([Fault("comparisons", None, None, what)])
+    feedback = [(name, row) for parts in (compared, rated) for name, rows in parts.items() for row in rows]
+    audited = [row for name, row in feedback if "heldout" in name]
+    judged = [row for name, row in feedback if "judge" in name]
     conversations, left["demonstrations_removed"] = decontaminate(conversations, audited)
+    # Cross-fitted rewards do not start from what learnt these; see `separation.exposed`.
+    left["demonstrations_shared"] = decontaminate(
+        conversations, [row for rows in compared.values() for row in rows] if crossfitted else []
+    )[1]
     thumbs, left["thumbs_removed"] = decontaminate(thumbs, [*proving, *audited])
     if found.thumbs and not thumbs:
         what = "none is left: every one has a prompt that is held out for measuring; give more, with other prompts"
         raise DataError([Fault("thumbs", None, None, what)])
+    parts: dict[str, Sequence[PromptedRecord]] = {**measured}
+    parts |= {f"comparisons_{name}": rows for name, rows in compared.items()} if comparisons else {}
+    parts |= {f"ratings_{name}": rows for name, rows in rated.items()} if ratings else {}
     parts |= {"thumbs": thumbs} if thumbs else {}
     if not conversations:
         what = "none is left: every one has a prompt that is held out for measuring; give more, with other prompts"
         raise DataError([Fault("conversations", None, None, what)])
     (learnt,) = divided("conversations", (conversations,), {"heldout": 0.04, "train": 0.96}, context.seed)
     parts |= {"demonstrations": learnt["train"], "demonstrations_heldout": learnt["heldout"]}
-    judged = [*compared["judge"], *rated["judge"], *compared["judge_heldout"], *rated["judge_heldout"]]
-    feedback, left["feedback_prompts_removed"] = decontaminate(improve, judged)
-    parts |= {"prompts_improve": improve, "prompts_feedback": feedback}
+    asking, left["feedback_prompts_removed"] = decontaminate(improve, judged)
+    parts |= {"prompts_improve": improve, "prompts_feedback": asking}
 
     require_apart(parts)
     output = DataFolder(context.output)
@@ -203,7 +225,7 @@ def prepare_data(context: StageContext, config: DataPreparation, sources: Mappin
     places = {
         name: [found.places[id(prompt_of(row))] for row in rows[:EXAMPLES]] for name, rows in left.items() if rows
     }
-    prepared = Prepared(left_out_lines=places, **counts)
+    prepared = Prepared(left_out_lines=places, crossfitted=crossfitted, **counts)
     for line in left_out(prepared):
         context.progress.say(f"data: {line}")
     return prepared
@@ -271,6 +293,11 @@ def divided(
             what = f"too few different prompts to divide into {', '.join(shares)}; give more of them"
             raise DataError([Fault(f"{type(records[0]).__name__.lower()}s", None, None, what)])
     return found
+
+
+def undivided(parts: Mapping[str, Sequence[A]]) -> dict[str, list[A]]:
+    """What trains with what was held out from it."""
+    return {trained: [*parts[trained], *parts[audited]] for trained, audited in SPLITS.items()}
 
 
 def _of_different_turns(prompts: Iterable[Prompt]) -> tuple[list[Prompt], list[Prompt]]:

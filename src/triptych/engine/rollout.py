@@ -23,6 +23,9 @@ from triptych.records import Prompt, Rollout
 
 Render = Callable[[Prompt], list[int]]
 
+NAMED = 10
+"""So many prompts that are left out are named."""
+
 
 class Policy:
     """A causal language model and its tokenizer, as an author of answers.
@@ -95,18 +98,29 @@ class Policy:
         ]
 
     def fitting(
-        self, prompts: Sequence[Prompt], max_tokens: int, progress: Progress, render: Render | None = None
+        self, prompts: Sequence[Prompt], max_tokens: int, progress: Progress, render: Render | None = None,
+        places: Sequence[str] | None = None,
     ) -> list[Prompt]:
-        """The prompts that leave room for an answer in the model's context; the others are counted and said."""
+        """The prompts that leave room for an answer in the model's context; the others are counted and said.
+
+        Args:
+            places: where each prompt stands, by which those that are left out are named.
+
+        Raises:
+            ModelError: none does.
+        """
         context = self.context
         if context is None:
             return list(prompts)
         render = render or self.render
-        kept = [prompt for prompt in prompts if len(render(prompt)) + max_tokens <= context]
+        fits = [len(render(prompt)) + max_tokens <= context for prompt in prompts]
+        kept = [prompt for prompt, whole in zip(prompts, fits, strict=True) if whole]
         if len(kept) < len(prompts):
+            over = [place for place, whole in zip(places or (), fits, strict=bool(places)) if not whole]
+            named = f" ({', '.join(over[:NAMED])}{', ...' if over[NAMED:] else ''})" if over else ""
             progress.say(
                 f"{len(prompts) - len(kept)} of {len(prompts)} prompts left out: with {max_tokens} tokens for an "
-                f"answer they exceed the model's context of {context}"
+                f"answer they exceed the model's context of {context}{named}"
             )
         if not kept:
             raise ModelError(f"no prompt fits the model's context of {context} tokens; lower max_tokens ({max_tokens})")

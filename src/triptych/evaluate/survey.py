@@ -18,6 +18,7 @@ class AnswerSurvey(Result):
 
     Attributes:
         decoding: how they were drawn, as "temperature 0.5".
+        prompts_left_out: prompts that leave no room for an answer.
         mean_length: tokens per answer.
         cut: share of the answers that did not end.
         distinct: different answers in proportion to all.
@@ -26,6 +27,7 @@ class AnswerSurvey(Result):
 
     decoding: str
     prompts: int
+    prompts_left_out: int = 0
     mean_length: float
     cut: float
     distinct: float
@@ -34,16 +36,26 @@ class AnswerSurvey(Result):
 
 
 def survey(
-    policy: Policy, prompts: Sequence[Prompt], sampling: Sampling, reward: Scorer | None, progress: Progress
+    policy: Policy, prompts: Sequence[Prompt], sampling: Sampling, reward: Scorer | None, progress: Progress,
+    places: Sequence[str] | None = None,
 ) -> AnswerSurvey:
-    """Has a policy answer each prompt once."""
-    answers = [group[0] for group in policy.write(prompts, sampling, progress=progress)]
+    """Has a policy answer each prompt once; those that leave no room for an answer are left out, and it is said.
+
+    Args:
+        places: where each prompt stands.
+
+    Raises:
+        ModelError: no prompt leaves room.
+    """
+    asked = policy.fitting(prompts, sampling.max_tokens, progress, places=places)
+    answers = [group[0] for group in policy.write(asked, sampling, progress=progress)]
     score, interval = None, None
     if reward is not None:
         score, interval = mean_interval(reward.score([Conversation(each.prompt, each.answer) for each in answers]))
     return AnswerSurvey(
         decoding=sampling.name,
-        prompts=len(prompts),
+        prompts=len(asked),
+        prompts_left_out=len(prompts) - len(asked),
         mean_length=sum(len(answer.tokens) for answer in answers) / len(answers),
         cut=sum(not answer.finished for answer in answers) / len(answers),
         distinct=len({answer.answer for answer in answers}) / len(answers),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from triptych.data.folder import DataFolder
+from triptych.data.folds import CrossFit, cross_fits
 from triptych.data.separation import PROVING, RATED, require_apart, stored
 from triptych.data.splits import form, fraction
 from triptych.errors import RunError
@@ -15,7 +16,7 @@ from triptych.storage import Folder
 
 def accumulate(
     context: StageContext, new: Sequence[Comparison], share: float, data: Folder, earlier: Folder | None,
-    thumbs: Folder | None = None,
+    thumbs: Folder | None = None, cross_fit: CrossFit = False,
 ) -> dict[str, list[Comparison]]:
     """Writes the comparisons to train on, those held out, and the new ones of these; a prompt's are in one part.
 
@@ -27,6 +28,7 @@ def accumulate(
         data: the folder of the run's data.
         earlier: the folder of the comparisons before.
         thumbs: the folder of all thumbs; by default those of the run's data.
+        cross_fit: whether none is held out, see `triptych.data.folds`; those that go on from cross-fitted ones are.
 
     Returns:
         Both parts, old and new, "comparisons_train" and "comparisons_heldout".
@@ -37,7 +39,7 @@ def accumulate(
     """
     files = DataFolder(earlier) if earlier else None
     before_train = files.comparisons("train").read() if files else []
-    before_heldout = files.comparisons("heldout").read() if files else []
+    before_heldout = files.comparisons("heldout").read_any() if files else []
     rated, liked = stored(data, *RATED), stored(thumbs or data, "thumbs")
     trained = {form(row) for row in (*before_train, *rated["ratings_train"], *liked["thumbs"])}
     measured = {form(row) for row in (*before_heldout, *rated["ratings_heldout"])}
@@ -51,11 +53,14 @@ def accumulate(
     train = [*before_train, *(row for row in new if not held(row))]
     added = [row for row in new if held(row)]
     heldout = [*before_heldout, *added]
+    crossfitted = files.crossfitted("train") if files else cross_fits(cross_fit, added)
+    if crossfitted:
+        train, added, heldout = [*before_train, *new], [], []
     parts = {"comparisons_train": train, "comparisons_heldout": heldout}
     kept = stored(data, *PROVING, "comparisons_judge", "comparisons_judge_heldout")
     require_apart({**kept, **rated, **liked, **parts})
     for rows, what in ((train, "trained on"), (heldout, "held out for the audit")):
-        if not rows:
+        if not rows and not (crossfitted and train):
             raise RunError(
                 f"none of {len(new)} comparisons is {what}: they are of too few prompts; compare answers to more "
                 "prompts, or change the held-out share"

@@ -72,7 +72,7 @@ class Labelled(Result):
 
 def label(
     context: StageContext, config: Labelling, data: Folder, author: Folder, judge: Scorer, round: int = 1,
-    earlier: Folder | None = None, thumbs: Folder | None = None,
+    earlier: Folder | None = None, thumbs: Folder | None = None, cross_fit: bool = False,
 ) -> Labelled:
     """Adds a round's comparisons to the earlier ones, those to train on and those held out.
 
@@ -93,7 +93,7 @@ def label(
     new = _compared(groups, judge, config, context.seed * 1000 + round)
     if not new:
         raise RunError("the judge found no difference between any two answers, so there is nothing to learn from")
-    accumulate(context, new, config.heldout, data, earlier, thumbs)
+    accumulate(context, new, config.heldout, data, earlier, thumbs, cross_fit)
     compared = len(groups) * config.answers * (config.answers - 1) // 2
     # What a judge that may err gets wrong is not known.
     noise = config.noise if isinstance(config, ExactLabelling) else None

@@ -17,6 +17,7 @@ from pydantic import Field
 from triptych.configuration import Config
 from triptych.data.files import parse_lines, read_comparisons, read_thumbs
 from triptych.data.folder import DataFolder
+from triptych.data.folds import CrossFit
 from triptych.data.rows import Place
 from triptych.data.separation import COMPARED, PROVING, RATED, require_apart, stored
 from triptych.data.splits import PromptedRecord, decontaminate, deduplicate
@@ -136,10 +137,12 @@ class PeopleLabelling(Config):
 
     Attributes:
         heldout: share of the prompts whose comparisons are never trained on.
+        cross_fit: whether none is held out, see `triptych.data.folds`.
         wrong_rows: whether a wrong row stops the run, or is left out and reported.
     """
 
     heldout: float = Field(default=0.2, gt=0, lt=1)
+    cross_fit: CrossFit = "auto"
     wrong_rows: Literal["refuse", "skip"] = "refuse"
 
 
@@ -196,7 +199,7 @@ def add_comparisons(
     judged = [name for name in (*COMPARED, *RATED) if "judge" in name]
     kept = stored(data, *PROVING, *judged)
     new, left_out = _read(context, config, sources, read_comparisons, "comparisons", kept)
-    accumulate(context, new, config.heldout, data, earlier, thumbs)
+    accumulate(context, new, config.heldout, data, earlier, thumbs, config.cross_fit)
     return ComparisonsAdded(comparisons=len(new), **left_out)
 
 

@@ -6,10 +6,11 @@ away, so that what is counted here is what the run will see.
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
@@ -39,6 +40,7 @@ from triptych.people.questions import FORMS
 from triptych.people.verdicts import Panel
 from triptych.pipeline.stage import StageContext
 from triptych.preflight import doctor
+from triptych.preflight.amounts import PART, detected, prompts_needed
 from triptych.preflight.costs import (
     GIB,
     SAMPLING_EFFICIENCY,
@@ -51,17 +53,22 @@ from triptych.preflight.costs import (
     matrix_rate,
 )
 from triptych.preflight.memory import Architecture
+from triptych.preflight.trial import try_rewards
 from triptych.progress import Silent
 from triptych.recipe import FileFeedback, Recipe, TrainedJudge, load
 from triptych.records import Comparison, Conversation, Prompt, Record
 from triptych.references import wrong_references
 from triptych.release.signature import check_signing
 from triptych.statistics.significance import least, level
+from triptych.storybook import tasks
+from triptych.storybook.demonstrations import exemplary
 
 FEW_PROMPTS = 100
 """Fewer than these in a test, and an interval is too wide to show a usual gain."""
 TEXTS = ("conversations", "comparisons", "ratings", "thumbs", "prompts")
 """The kinds of rows whose texts are turns."""
+SOME_ROWS = 64
+"""Of the storybook on which rewards are tried: some of every task."""
 SOME_TEXT = 5_000_000
 """Characters of text on which a stand-in for a tokenizer that is still to be trained is trained."""
 
@@ -105,14 +112,16 @@ def check(path: Path, overrides: Sequence[str] = (), reward: Path | None = None)
                 check_files(inputs, findings)
                 check_model(inputs, folder, findings)
             return findings
-        for finding in doctor.diagnose_sandbox(recipe):
-            (findings.problems if finding.stops else findings.notes).append(str(finding))
+        tell(doctor.diagnose_sandbox(recipe), findings)
         if recipe.release.sign is not None:
             try:
                 check_signing(recipe.release.sign)
             except ReleaseError as error:
                 findings.problems.append(str(error))
         if recipe.storybook is not None:
+            asked = tasks.prompts(recipe.seed, SOME_ROWS)
+            drawn = [Conversation(prompt, exemplary(prompt, recipe.seed)) for prompt in asked]
+            tell(try_rewards(recipe, drawn, memory()), findings)
             findings.notes.append("nothing to read: the storybook writes all of its own data and trains its own Base")
             return findings
         # Where a file cannot be read, how the others would be split says nothing about the run.
@@ -120,14 +129,21 @@ def check(path: Path, overrides: Sequence[str] = (), reward: Path | None = None)
         opened = check_model(recipe, folder, findings)
         if counts is not None:
             try:
+                tell(try_rewards(recipe, answered(folder), memory()), findings)
                 consult(recipe, folder, opened[0] if opened else None, reward, findings)
                 texts = check_lengths(recipe, folder, *opened, findings) if opened else {}
             except ModelError as error:  # a chat template that refuses some of the rows
                 findings.problems.append(f"base: {error}")
             else:
                 if opened:
-                    estimate(recipe, opened[1], texts, findings)
+                    estimate(settled(recipe, counts), opened[1], texts, findings)
     return findings
+
+
+def settled(recipe: Recipe, counts: Prepared) -> Recipe:
+    """The recipe with what the amount of data decides: whether comparisons are cross-fitted."""
+    splits = recipe.splits.model_copy(update={"cross_fit": counts.crossfitted})
+    return recipe.model_copy(update={"splits": splits})
 
 
 def consult(recipe: Recipe, folder: Path, tokenizer: Any | None, reward: Path | None, findings: Findings) -> None:
@@ -143,6 +159,18 @@ def consult(recipe: Recipe, folder: Path, tokenizer: Any | None, reward: Path | 
             found += doctor.diagnose_reward(reward, tokenizer, rows)
         except ModelError as error:
             findings.problems.append(str(error))
+    tell(found, findings)
+
+
+def answered(folder: Path) -> list[Conversation]:
+    """The prompts that are improved on, with answers to others: rewards are tried on them."""
+    data = DataFolder(folder)
+    answers = [conversation.answer for conversation in data.demonstrations("train").read_any()]
+    return [Conversation(*pair) for pair in zip(data.prompts("improve").read_any(), itertools.cycle(answers))]
+
+
+def tell(found: Iterable[doctor.Finding], findings: Findings) -> None:
+    """Sorts what was found into problems and notes."""
     for finding in found:
         (findings.problems if finding.stops else findings.notes).append(str(finding))
 
@@ -234,17 +262,20 @@ def judge_splits(recipe: Recipe, counts: Prepared, findings: Findings) -> None:
     """What the counts of the preparation mean for the run."""
     findings.notes += left_out(counts)
     needed = least(level(recipe.gate.decision.error, failures=0))
+    prompts = sum(getattr(counts, f"prompts_{name}") for name in ("test", "gate", "validation", "improve"))
     for name in ("test", "gate"):
-        count = getattr(counts, f"prompts_{name}")
+        count, set_apart = getattr(counts, f"prompts_{name}"), getattr(recipe.splits, name)
         if count < needed:
             findings.problems.append(
                 f"too few {name} prompts: {count}, where not even winning all of {needed - 1} proves anything; "
-                f"give at least {5 * needed} different prompts, better {5 * FEW_PROMPTS:,}"
+                f"give at least {PART * needed} different prompts, better {PART * FEW_PROMPTS:,} (there are "
+                f"{prompts:,}, of which at most a fifth is for {name}, and splits.{name} is {set_apart:,})"
             )
         elif count < FEW_PROMPTS:
+            shown = f" ({detected(count, recipe)})" if name == "gate" else ""
             findings.notes.append(
-                f"only {count} {name} prompts: an interval over so few hides all but large gains; "
-                f"give {5 * FEW_PROMPTS:,} prompts or more"
+                f"only {count} {name} prompts: an interval over so few hides all but large gains{shown}; "
+                f"give {PART * FEW_PROMPTS:,} prompts or more (there are {prompts:,})"
             )
     portion = recipe.gate.answering.prompts
     rounds = portions_of(counts.prompts_gate, portion)
@@ -252,7 +283,7 @@ def judge_splits(recipe: Recipe, counts: Prepared, findings: Findings) -> None:
         findings.notes.append(
             f"{counts.prompts_gate} gate prompts at {portion} a round (gate.prompts) are enough for "
             f"{'one round' if rounds == 1 else f'{rounds} rounds'}; after that they decide again, which is then said. "
-            "Give more prompts and raise splits.gate, or lower gate.prompts"
+            f"{prompts_needed(recipe, prompts)}"
         )
     if counts.prompts_improve == 0:
         findings.problems.append("no prompt is left to improve on once those for measuring are set apart: give more")

@@ -11,6 +11,7 @@ import torch
 
 from triptych.base.pretrained import BaseImport
 from triptych.base.pretraining import Pretraining
+from triptych.data.folds import FOLDS
 from triptych.engine.device import compute_dtype
 from triptych.evaluate.answers import Answering
 from triptych.evaluate.decoding import Decoding
@@ -191,6 +192,8 @@ def disk_space(recipe: Recipe, model: Architecture) -> int:
     """Bytes that a run writes: its models in float32, and a checkpoint with the optimizer's state."""
     judges = int(isinstance(recipe.gate.judge, TrainedJudge))
     folders = 2 + judges + recipe.improve.rounds + 1 + 3  # base, instruct, judge, candidates, reward, the release
+    if recipe.splits.cross_fit is True:
+        folders += FOLDS * (judges + int(recipe.learner is not None))
     return (4 * folders + 12) * model.parameters
 
 

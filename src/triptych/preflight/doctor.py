@@ -18,15 +18,17 @@ from pydantic import BaseModel
 from triptych.audit.agreement import trivial
 from triptych.data import files
 from triptych.data.folder import HELD_OUT, DataFolder, TrainedOn
+from triptych.data.folds import FOLDS
 from triptych.data.lengths import tokenized
 from triptych.data.rows import Place
 from triptych.data.serialised import serialised
 from triptych.data.source import Source
-from triptych.data.splits import contradictions, prompt_of
+from triptych.data.splits import contradictions, form, prompt_of
 from triptych.data.template import closing_tokens, scored_tokens
 from triptych.engine.models import load_tokenizer
 from triptych.engine.scoring import RewardModel, Scorer
 from triptych.errors import Fault, ModelError
+from triptych.preflight.amounts import comparisons_needed, comparisons_to_hold_out
 from triptych.recipe import Recipe, TrainedJudge
 from triptych.records import Comparison, Conversation, Message, Prompt, Rating, Thumb, user
 from triptych.reward.rules import UnitTests
@@ -64,9 +66,9 @@ def diagnose(recipe: Recipe, folder: Path, tokenizer: Any | None) -> Iterator[Fi
         folder: where they were split as the run will have them.
         tokenizer: the policy's; without it lengths are not looked at.
     """
-    rows = locate([source.located for source in recipe.comparison_files])
-    yield from look_at_comparisons(rows)
-    places = {located.row: located for located in reversed(rows)}
+    located = locate([source.located for source in recipe.comparison_files])
+    yield from look_at_comparisons(located)
+    places = {each.row: each for each in reversed(located)}
     audit = recipe.reward.audit
     learners: list[tuple[TrainedOn, str, Any]] = [("train", "reward", recipe.learner)]
     if isinstance(judge := recipe.gate.judge, TrainedJudge):
@@ -75,7 +77,13 @@ def diagnose(recipe: Recipe, folder: Path, tokenizer: Any | None) -> Iterator[Fi
     for learnt, section, config in learners:
         training, heldout = (data.comparisons(split).read_any() for split in (learnt, HELD_OUT[learnt]))
         what = "the gate's judge" if learnt == "judge" else "the reward model"
-        yield from look_at_count(heldout, what, audit.checks.least_prompts, audit.checks.least_margin, audit.required)
+        rows = training if data.crossfitted(learnt) else heldout
+        yield from look_at_count(
+            rows, what, audit.checks.least_prompts, audit.checks.least_margin, audit.required,
+            comparisons_needed(recipe, learnt, len({form(each.row) for each in located})),
+        )
+        if data.crossfitted(learnt):
+            yield cross_fitted(rows, what, comparisons_to_hold_out(recipe, learnt), trained=config is not None)
         if tokenizer is not None and config is not None:
             yield from look_at_lengths([places[row] for row in training], tokenizer, section, config)
 
@@ -254,19 +262,40 @@ def explained_by_length(rows: Sequence[Located]) -> Iterator[Finding]:
         )
 
 
+def cross_fitted(rows: Sequence[Comparison], what: str, enough: int, trained: bool) -> Finding:
+    """That none is held out, which is no fault and costs time.
+
+    Args:
+        enough: of about how many prompts some would be.
+        trained: whether the reward is trained on comparisons.
+    """
+    return Finding(
+        f"{_count(len(rows), 'comparison')} of {_count(len({form(row) for row in rows}), 'prompt')} are too few to "
+        "hold some out", f"cross-fitting {what}",
+        f"{FOLDS} models are trained without a fifth of them each and audited on that fifth, and what is used is "
+        "trained on all" if trained else "it is audited on all of them, as nothing is trained on them",
+        f"with comparisons of about {enough:,} different prompts some are held out, or set splits.cross_fit: false",
+    )
+
+
 def look_at_count(
-    heldout: Sequence[Comparison], what: str, least_prompts: int, least_margin: float, required: bool
+    heldout: Sequence[Comparison], what: str, least_prompts: int, least_margin: float, required: bool,
+    needed: str = "",
 ) -> Iterator[Finding]:
     """Whether there are enough held-out comparisons for the interval by which a reward model passes its audit.
 
     The smallest lead that the audit shows four times in five is (1.96 + 0.84) s / √prompts, where s, the
     deviation of the paired difference between two rules right on 70% and 60%, is about 0.67 (Cohen 1988).
+
+    Args:
+        needed: how many would be enough.
     """
     prompts = [row.prompt.key for row in heldout]
     count = len(set(prompts))
     where = f"held-out comparisons to audit {what}"
     remedy = "give more comparisons, of more prompts, or raise splits.heldout"
     if count < least_prompts:
+        remedy = f"give more comparisons, of more prompts: {needed}" if needed else remedy
         yield Finding(
             f"of {count} prompts, where {least_prompts} are the least", where, "so few prove nothing",
             remedy if required else f"{remedy}; the audit will fail, and the run goes on as reward.audit.required is "

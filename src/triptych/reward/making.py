@@ -22,6 +22,8 @@ class Materials:
         data: with the ratings.
         comparisons: of the round, where there are any.
         share: of the comparisons, which trains.
+        exposed: whether the champion learnt from prompts that the reward is audited on; what would start from it then
+            starts from the Base.
         before: the last round's reward and its parts, by their places, from which trained kinds go on.
     """
 
@@ -30,6 +32,7 @@ class Materials:
     data: Artifact[Result] | None = None
     comparisons: Artifact[Result] | None = None
     share: TrainedOn = "train"
+    exposed: bool = False
     before: Mapping[str, Artifact[Result]] | None = None
 
 
@@ -54,7 +57,7 @@ class Making:
     def start(self, first: Literal["champion", "base"]) -> Artifact[Result]:
         """What its training starts from: the last round's at this place, else the champion or the Base."""
         before = self.materials.before or {}
-        return before.get(self.place) or given(getattr(self.materials, first))
+        return before.get(self.place) or given(getattr(self.materials, "base" if self.materials.exposed else first))
 
     def part(self, key: str, config: RewardConfig, member: int = 0) -> Artifact[Result]:
         """A part of it, made now."""

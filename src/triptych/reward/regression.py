@@ -117,10 +117,11 @@ def train_regression(
             for name, weight in zip(names, fitted_weights(found[0::2] - found[1::2]), strict=True)
         }
     outputs = {name: dataclasses.replace(part, weight=weights.get(name, 0.0)) for name, part in outputs.items()}
-    heldout = files.comparisons(HELD_OUT[share]).read() if files else []
+    heldout = files.comparisons(HELD_OUT[share]).read_any() if files else []
     # Weights that were fitted are those of a logistic regression on labels; others are in units of ratings.
     scale = Scale(outputs, log_odds=not config.weights)
-    numbers = trained.finish(context, scale, answers_of(heldout, _ratings(ratings, HELD_OUT[share]).read()))
+    measured = answers_of(heldout, DataFolder(ratings).ratings(HELD_OUT[share]).read_any())
+    numbers = trained.finish(context, scale, measured or answers_of(compared, rated))
     return RegressionTrained(
         weights={name: part.weight for name, part in outputs.items()}, weights_fitted_on=len(fitting),
         parameters=numbers.parameters, comparisons=numbers.comparisons, ratings=numbers.ratings,

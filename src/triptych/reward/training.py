@@ -120,7 +120,7 @@ def train_reward(
     # A margin moves the difference at which a pair is learnt, so that it is no longer the log-odds.
     log_odds = not any(row.margin for row in with_margins(rows, config.margin))
     scale = Scale({"reward": Output()}, log_odds=log_odds)
-    return trained.finish(context, scale, answers_of(heldout.read() if heldout.exists else rows))
+    return trained.finish(context, scale, answers_of(heldout.read_any() or rows))
 
 
 @dataclass
