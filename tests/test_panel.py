@@ -122,7 +122,7 @@ def test_watch_goes_on_when_people_have_decided(tmp_path: Path, monkeypatch: pyt
         (tmp_path / "verdicts.jsonl").touch()
 
     monkeypatch.setattr(commands, "_carry_out", carried_out)
-    monkeypatch.setattr("triptych.cli.cycle.time.sleep", sleep)
+    monkeypatch.setattr("triptych.watching.time.sleep", sleep)
     ended = CliRunner().invoke(app, [
         "watch", str(tmp_path / "recipe.yaml"), "--runs", str(tmp_path / "runs"), "--rounds", "1", "--every", "0.1",
     ])

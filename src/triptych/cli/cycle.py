@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,7 +11,6 @@ from triptych.cli.app import INTERRUPTED, app
 from triptych.cli.arguments import RUNS, Overrides, RecipeFile, RunsFolder
 from triptych.cli.terminal import figure, say, show, show_error, table_of
 from triptych.display import duration
-from triptych.errors import AuditError, RecipeError, RunError, WaitingError
 
 if TYPE_CHECKING:
     from triptych.recipe import Recipe
@@ -80,52 +77,13 @@ def watch(
 
     Example: [bold]triptych watch recipe.yaml --at-least 500[/bold]
     """
-    from triptych.people.inbox import Inbox
-    from triptych.recipe import load
+    from triptych.watching import Watch
 
-    first = load(recipe, overrides or ())
-    if first.people is None or (form := first.people_give) is None:
-        raise RecipeError("watch needs a file that people add lines to: feedback: [{people: labels.jsonl}]")
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise RunError("watch waits in one process; for a round on several ranks give triptych run under torchrun")
-    waiting = Inbox.of_run(runs / first.name, first.people.path, form)
-
-    def carried_out(round: int) -> int:
-        """Every round up to this one; how many lines it gave back."""
-        try:
-            _carry_out(load(recipe, [*(overrides or ()), f"improve.rounds={round}"]), recipe, runs)
-        except AuditError as error:
-            if waiting.rounds == 0 or form != "comparisons":  # others would not mend it
-                raise
-            show_error(str(error))
-            return waiting.give_back()
-        return 0
-
-    def decided(round: int) -> int:
-        """The same, however long people take at a gate."""
-        while True:
-            verdicts = _changed(first)
-            try:
-                return carried_out(round)
-            except WaitingError as error:
-                say(str(error))
-                while _changed(first) == verdicts:
-                    time.sleep(every)
-
+    watched = Watch(
+        recipe, overrides or (), runs, lambda loaded: _carry_out(loaded, recipe, runs), at_least, every, say, show_error
+    )
     try:
-        # The last round may not have come to its end; before the first people must be asked.
-        wanted = at_least + decided(waiting.rounds)
-        while rounds is None or waiting.rounds < rounds:
-            shown = ""
-            while (count := waiting.waiting) < wanted:
-                now = f"round {waiting.rounds + 1}: {count} of {wanted} new {form} in {waiting.file}"
-                if note := waiting.note:
-                    now += f"\n{note}"
-                if now != shown:
-                    say(now)
-                shown = now
-                time.sleep(every)
-            wanted = at_least + decided(waiting.rounds + 1)
+        watched.keep(rounds)
     except KeyboardInterrupt:
         say("stopped; the same command goes on from here")
         raise typer.Exit(INTERRUPTED) from None
@@ -164,12 +122,6 @@ def compare(
     show(table)
     say(f"gain and win rate are over {comparison.rival}, the strongest that costs nothing: {comparison.before:.3f}")
     say(f"report   {runs / comparison.recipe / 'compare.html'}")
-
-
-def _changed(recipe: Recipe) -> int | None:
-    """When somebody last added to the verdicts at the gate."""
-    file = recipe.gate.people
-    return file.path.stat().st_mtime_ns if file and file.path.exists() else None
 
 
 def _show_outcome(summary: Summary, folder: Path) -> None:
