@@ -256,6 +256,13 @@ class JudgedGate(Composed):
     judge: GateJudge = TrainedJudge()
     people: GrowingFile | None = None
 
+    @property
+    def judging(self) -> PairwiseReward | RulesReward | JudgeReward | None:
+        """The judge as a reward; None for the exact one."""
+        if isinstance(self.judge, str):
+            return None
+        return self.judge.model if isinstance(self.judge, TrainedJudge) else self.judge
+
 
 class Publication(Config):
     """How the family is published.

@@ -5,12 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import singledispatch
 from typing import Any
 
 import torch
 
 from triptych.base.pretrained import BaseImport
 from triptych.base.pretraining import Pretraining
+from triptych.configuration import Config
 from triptych.data.folds import FOLDS
 from triptych.engine.device import compute_dtype
 from triptych.evaluate.answers import Answering
@@ -70,7 +72,12 @@ def costs(
         texts: of each split, by its name.
         rate: products and sums a second.
     """
-    works = [(stage.name, work) for stage in plan if (work := _work(stage, recipe, model, texts))]
+    answer = recipe.decoding.max_tokens
+    judging = memory.weights(model) if recipe.gate.judging is not None and recipe.gate.judging.needs else 0
+    works = [
+        (stage.name, work) for stage in plan
+        if (work := workload(stage.config, Circumstances(stage, model, answer, judging, texts)))
+    ]
     return [
         Cost(
             name, work.trained + work.applied + work.sampled,
@@ -83,7 +90,7 @@ def costs(
 
 
 @dataclass(frozen=True, slots=True)
-class _Workload:
+class Workload:
     """Tokens that are trained on, that a model is applied to, and that are sampled; and bytes that are taken."""
 
     bytes: int
@@ -92,54 +99,118 @@ class _Workload:
     sampled: int = 0
 
 
-def _work(stage: StageCall[Any], recipe: Recipe, model: Architecture, texts: Mapping[str, Texts]) -> _Workload | None:
-    """What a stage does; None where it is next to nothing, or nobody knows yet."""
-    weights, copies = memory.weights(model), memory.copies(model)
-    judging = weights if isinstance(recipe.gate.judge, TrainedJudge) else 0
-    config, answer = stage.config, recipe.decoding.max_tokens
-    match config:
-        case Pretraining():
-            taken = memory.training(model, config, config.batch_tokens, config.context)
-            return _Workload(taken, trained=config.tokens)
-        case BaseImport():
-            return _Workload(2 * weights + memory.applied(model))
-        case Finetuning():
-            shown = texts["demonstrations"]
-            taken = memory.training(model, config, config.micro_batch, shown.keys)
-            return _Workload(taken, trained=round(shown.tokens * config.epochs))
-        case PairwiseReward() | RegressionReward():
-            compared = texts.get(f"comparisons_{stage.arguments.get('share', 'train')}")
-            if compared is None:
-                return None
-            refreshed = isinstance(stage.parents["start"].result, RewardTrained)
-            taken = memory.training(model, config, config.micro_batch, compared.keys, predicts=False)
-            return _Workload(taken, trained=compared.tokens * (config.refresh_epochs if refreshed else config.epochs))
-        case Decoding():
-            asked, tried = texts["prompts_validation"], len(set(config.temperatures))
-            sampled = tried * asked.rows * answer
-            answers = memory.sampling(model, asked.rows, asked.longest, answer)
-            taken = 2 * weights + copies + judging + answers + memory.applied(model)
-            return _Workload(taken, applied=tried * asked.tokens + sampled, sampled=sampled)
-        case Improvement():
-            trained, applied, sampled = improvement(config, texts)
-            taken = copies + 2 * weights + judging + improving(config, model, texts)
-            return _Workload(taken, trained, applied, sampled)
-        case Answering():
-            gate = texts["prompts_gate"]
-            rows = min(gate.rows, config.prompts)
-            read = gate.tokens * rows // max(1, gate.rows)
-            sampled = 3 * rows * answer  # both models as deployed, and the candidate at temperature 1
-            answers = memory.sampling(model, rows, gate.longest, answer)
-            taken = 2 * (weights + copies) + answers + memory.applied(model)
-            return _Workload(taken, applied=2 * (read + sampled), sampled=sampled)
-        case Measurement():
-            asked = texts["few_shot" if stage.arguments.get("style") == "few-shot" else "prompts_test"]
-            drawn = 3 + int(str(stage.arguments.get("best_of", 0)))  # as deployed, at temperature 1, greedy
-            sampled = drawn * asked.rows * answer
-            answers = memory.sampling(model, asked.rows, asked.longest, answer)
-            taken = 3 * weights + copies + judging + answers + memory.applied(model)
-            return _Workload(taken, applied=2 * (asked.tokens + sampled), sampled=sampled)
+@dataclass(frozen=True, slots=True)
+class Circumstances:
+    """What a stage's workload follows from beside its settings.
+
+    Attributes:
+        answer: the longest, in tokens, where a model is decoded as it is deployed.
+        judging: bytes of the gate's judge, where it is a reward model.
+        texts: of each split, by its name.
+    """
+
+    stage: StageCall[Any]
+    model: Architecture
+    answer: int
+    judging: int
+    texts: Mapping[str, Texts]
+
+    @property
+    def weights(self) -> int:
+        """Bytes of the model's weights."""
+        return memory.weights(self.model)
+
+    @property
+    def copies(self) -> int:
+        """Bytes of their copy in the compute type."""
+        return memory.copies(self.model)
+
+    def answers(self, asked: Texts, rows: int) -> int:
+        """Bytes of answers to so many of these prompts."""
+        return memory.sampling(self.model, rows, asked.longest, self.answer)
+
+
+@singledispatch
+def workload(config: Config, given: Circumstances) -> Workload | None:
+    """What a stage with these settings does; None where it is next to nothing, or nobody knows yet.
+
+    Each kind of settings has its own below; a stage without one takes nothing to speak of.
+    """
     return None
+
+
+@workload.register
+def of_pretraining(config: Pretraining, given: Circumstances) -> Workload:
+    """Of training a Base from scratch."""
+    taken = memory.training(given.model, config, config.batch_tokens, config.context)
+    return Workload(taken, trained=config.tokens)
+
+
+@workload.register
+def of_import(config: BaseImport, given: Circumstances) -> Workload:
+    """Of taking a Base from others."""
+    return Workload(2 * given.weights + memory.applied(given.model))
+
+
+@workload.register
+def of_finetuning(config: Finetuning, given: Circumstances) -> Workload:
+    """Of fine-tuning."""
+    shown = given.texts["demonstrations"]
+    taken = memory.training(given.model, config, config.micro_batch, shown.keys)
+    return Workload(taken, trained=round(shown.tokens * config.epochs))
+
+
+@workload.register(PairwiseReward)
+@workload.register(RegressionReward)
+def of_reward(config: PairwiseReward | RegressionReward, given: Circumstances) -> Workload | None:
+    """Of training a reward model; of comparisons that people are still to make nobody knows."""
+    compared = given.texts.get(f"comparisons_{given.stage.arguments.get('share', 'train')}")
+    if compared is None:
+        return None
+    refreshed = isinstance(given.stage.parents["start"].result, RewardTrained)
+    taken = memory.training(given.model, config, config.micro_batch, compared.keys, predicts=False)
+    return Workload(taken, trained=compared.tokens * (config.refresh_epochs if refreshed else config.epochs))
+
+
+@workload.register
+def of_choice(config: Decoding, given: Circumstances) -> Workload:
+    """Of choosing a temperature."""
+    asked, tried = given.texts["prompts_validation"], len(set(config.temperatures))
+    sampled = tried * asked.rows * given.answer
+    answers = given.answers(asked, asked.rows)
+    taken = 2 * given.weights + given.copies + given.judging + answers + memory.applied(given.model)
+    return Workload(taken, applied=tried * asked.tokens + sampled, sampled=sampled)
+
+
+@workload.register
+def of_improvement(config: Improvement, given: Circumstances) -> Workload:
+    """Of a round of improvement by any method."""
+    trained, applied, sampled = improvement(config, given.texts)
+    taken = given.copies + 2 * given.weights + given.judging + improving(config, given.model, given.texts)
+    return Workload(taken, trained, applied, sampled)
+
+
+@workload.register
+def of_answers(config: Answering, given: Circumstances) -> Workload:
+    """Of both models' answers at the gate."""
+    gate = given.texts["prompts_gate"]
+    rows = min(gate.rows, config.prompts)
+    read = gate.tokens * rows // max(1, gate.rows)
+    sampled = 3 * rows * given.answer  # both models as deployed, and the candidate at temperature 1
+    taken = 2 * (given.weights + given.copies) + given.answers(gate, rows) + memory.applied(given.model)
+    return Workload(taken, applied=2 * (read + sampled), sampled=sampled)
+
+
+@workload.register
+def of_measurement(config: Measurement, given: Circumstances) -> Workload:
+    """Of a model's answers to the test prompts."""
+    arguments = given.stage.arguments
+    asked = given.texts["few_shot" if arguments.get("style") == "few-shot" else "prompts_test"]
+    drawn = 3 + int(str(arguments.get("best_of", 0)))  # as deployed, at temperature 1, greedy
+    sampled = drawn * asked.rows * given.answer
+    answers = given.answers(asked, asked.rows)
+    taken = 3 * given.weights + given.copies + given.judging + answers + memory.applied(given.model)
+    return Workload(taken, applied=2 * (asked.tokens + sampled), sampled=sampled)
 
 
 def improvement(config: Improvement, texts: Mapping[str, Texts]) -> tuple[int, int, int]:
