@@ -426,9 +426,9 @@ def test_audit_writes_a_record_and_a_page_and_fails_a_model_that_guesses(release
 
 def test_a_failed_audit_stops_unless_the_recipe_allows_it() -> None:
     from triptych.audit.record import AuditRecord
-    from triptych.cycle import require
     from triptych.pipeline.artifact import Artifact
     from triptych.recipe import RequiredAudit
+    from triptych.rewards import require
 
     said: list[str] = []
 

@@ -77,7 +77,9 @@ def run(path: Path, *overrides: str) -> tuple[Family, Runner]:
 def test_sixty_comparisons_and_rules_run_from_start_to_end(tmp_path: Path) -> None:
     family, runner = run(recipe_of(tmp_path, 60))
     assert verify(tmp_path / "run" / "release") == []
-    audited = family.rounds[0].audit
+    reward = family.rounds[0].reward
+    assert reward is not None
+    audited = reward.audit
     assert audited is not None
     record = audited.result
     assert (record.folds, record.comparisons, record.prompts) == (FOLDS, 60, 60)
@@ -232,8 +234,9 @@ def test_rewards_start_from_the_base_where_the_champion_learnt_their_prompts(tmp
     ]
     assert {made.manifest["parents"]["start"]["stage"] for made in learners} == {"base"}
     assert any(line.startswith("data: 60 conversations have the prompt of a cross-fitted comparison") for line in said)
-    assert family.judge_audit is not None
-    assert family.judge_audit.result.folds == FOLDS
+    assert family.judging is not None
+    assert family.judging.audit is not None
+    assert family.judging.audit.result.folds == FOLDS
 
 
 def test_check_says_how_many_comparisons_the_shares_need(tmp_path: Path) -> None:

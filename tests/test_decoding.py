@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import torch
 
-from triptych.cycle import watcher
 from triptych.data.files import write
+from triptych.deployment import watcher
 from triptych.engine.models import load_policy, load_tokenizer, save
 from triptych.engine.rollout import Policy, divergence
 from triptych.engine.sampling import Sampling

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from triptych.cycle import watcher
+from triptych.deployment import watcher
 from triptych.evaluate import lengths
 from triptych.evaluate.answers import of_round
 from triptych.evaluate.gate import PROMOTED, REJECTED, UNDECIDED, Decided, Gate, lost, verdict

@@ -71,8 +71,10 @@ def test_an_ensemble_is_released_as_its_models(place: Path) -> None:
     assert {path.name for path in (release / "reward").iterdir()} == {"README.md", "reward.json", "models"}
     for member in ("0", "1"):
         AutoModelForSequenceClassification.from_pretrained(release / "reward" / "models" / member)
-    assert family.rounds[0].audit is not None
-    one, two = (family.rounds[0].rewards[name] for name in ("0", "1"))
+    reward = family.rounds[0].reward
+    assert reward is not None
+    assert reward.audit is not None
+    one, two = (reward.parts[name] for name in ("0", "1"))
     assert one.name == "round-1/reward/0"
     weights = [(each.folder / "model" / "model.safetensors").read_bytes() for each in (one, two)]
     assert weights[0] != weights[1]
@@ -80,7 +82,8 @@ def test_an_ensemble_is_released_as_its_models(place: Path) -> None:
 
 def test_a_mixtures_parts_are_stages_and_its_functions_are_not_run_from_a_release(place: Path) -> None:
     family, release = run(place, MIXTURE)
-    assert set(family.rounds[0].rewards) == {"people", "itself", "form", ""}
+    assert family.rounds[0].reward is not None
+    assert set(family.rounds[0].reward.parts) == {"people", "itself", "form", ""}
     assert {path.name for path in (release / "reward" / "parts").iterdir()} == {"people", "itself", "form"}
     assert (release / "reward" / "parts" / "form" / "functions" / "0.py").is_file()
     with pytest.raises(RewardError, match=r"mine\.py"):
@@ -100,11 +103,11 @@ def test_a_policy_that_rewards_itself_is_measured_as_a_judge_in_every_round(plac
     runner, family = Runner(place / "run", Silent(), recipe.seed), Family()
     cycle(recipe, runner, family)
     assert [artifact.name for artifact in runner.done] == [stage.name for stage in plan(recipe)]
-    audits = [round.audit for round in family.rounds]
-    assert all(audit is not None and 0 <= audit.result.accuracy <= 1 for audit in audits)
     for round in family.rounds:
         assert round.reward is not None
-        assert round.reward.manifest["parents"]["policy"]["stage"] in ("instruct", "round-1/improve")
+        assert round.reward.audit is not None
+        assert 0 <= round.reward.audit.result.accuracy <= 1
+        assert round.reward.artifact.manifest["parents"]["policy"]["stage"] in ("instruct", "round-1/improve")
         assert round.candidate is not None
         assert round.candidate.result.method == "dpo"
 
@@ -165,7 +168,7 @@ def test_a_reward_of_ratings_alone_is_audited_on_what_they_imply(tmp_path: Path)
         cycle(loaded, runner, family)
     made = [artifact.name for artifact in runner.done]
     assert made == [stage.name for stage in plan(loaded)][: len(made)]
-    assert made[-3:] == ["round-1/reward", "round-1/rated", "round-1/audit"]
+    assert made[-3:] == ["round-1/rated", "round-1/reward", "round-1/audit"]
     audited = runner.done[-1].result
     assert audited.comparisons > 5
     assert 0 <= audited.accuracy <= 1

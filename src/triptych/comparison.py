@@ -15,7 +15,8 @@ from statistics import fmean
 
 from pydantic import ValidationError
 
-from triptych.cycle import begin, deployed, improve_and_gate, reward_of_round
+from triptych.cycle import begin, improve_and_gate, reward_of_round
+from triptych.deployment import deployed
 from triptych.engine.checkpoint import checkpoint_seconds
 from triptych.engine.device import settle
 from triptych.errors import RecipeError
@@ -103,7 +104,8 @@ def free_baselines(
     recipe: Recipe, runner: Runner, family: Family, start: Start, this: Round
 ) -> dict[str, dict[str, float]]:
     """The judge's scores of the champion on the gate's prompts, by their keys, in each way that costs nothing."""
-    decoding = deployed(recipe, runner, family, start, start.instruct, "decoding/instruct", this)
+    reward = this.reward.scorer if this.reward else None
+    decoding = deployed(recipe, runner, family, start, start.instruct, "decoding/instruct", reward)
     config = recipe.evaluate.model_copy(update={"prompts": recipe.gate.answering.prompts})
     measured = runner.run(
         "compare/instruct", measure, config, model=start.instruct, data=start.data, judge=start.judge,

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from triptych.audit.record import AuditRecord
 from triptych.base.record import BaseRecord
+from triptych.engine.sampling import Sampling
 from triptych.engine.scoring import Scorer
 from triptych.evaluate.answers import Answered
-from triptych.evaluate.decoding import Chosen
+from triptych.evaluate.decoding import Chosen, Decoding
 from triptych.evaluate.gate import PROMOTED, Decided
 from triptych.evaluate.measurement import Measurements
 from triptych.improve.improvement import Improved
@@ -33,27 +35,40 @@ class Start:
     judge: Scorer
 
 
+@dataclass(frozen=True)
+class AuditedScorer:
+    """A reward of the run, and its audit.
+
+    Attributes:
+        parts: every artifact that it is made of, by its place in it; the whole one's is "".
+        evidence: with the comparisons that it was audited on; it and `audit` are None where there are none.
+        folds: what stands for it in a cross-fitted audit.
+    """
+
+    parts: Mapping[str, Artifact[Result]]
+    scorer: ArtifactScorer
+    evidence: Artifact[Result] | None
+    audit: Artifact[AuditRecord] | None
+    folds: FoldModels
+
+    @property
+    def artifact(self) -> Artifact[Result]:
+        """The whole one."""
+        return self.parts[""]
+
+
 @dataclass
 class Round:
     """The artifacts of one round; those that were not reached are None.
 
     Attributes:
-        evidence: the comparisons that the reward is audited on: the round's own, or what ratings imply.
         thumbs: all that people gave so far; None where they gave none.
-        rewards: every artifact that the reward is made of, by its place in it; the whole one's is "".
-        scorer: the reward, as a scorer.
-        folds: what stands for it in a cross-fitted audit.
     """
 
     number: int
     feedback: Artifact[Result] | None = None
     thumbs: Artifact[Result] | None = None
-    evidence: Artifact[Result] | None = None
-    reward: Artifact[Result] | None = None
-    rewards: dict[str, Artifact[Result]] = field(default_factory=dict)
-    scorer: ArtifactScorer | None = None
-    folds: FoldModels = field(default_factory=FoldModels)
-    audit: Artifact[AuditRecord] | None = None
+    reward: AuditedScorer | None = None
     candidate: Artifact[Improved] | None = None
     answers: Artifact[Answered] | None = None
     gate: Artifact[Decided] | None = None
@@ -83,15 +98,14 @@ class Family:
     """What the cycle has made so far.
 
     Attributes:
-        judge_model, judge_audit: the gate's own reward model, where it has one.
+        judging: the gate's judge as a reward of the run; None for the exact judge.
         champion: the best Instruct model that was proved.
         decodings: the choice of each model's own decoding, by the model's digest; none where the recipe fixes it.
         tests: each model's measurement on the test prompts.
     """
 
     judge: Scorer | None = None
-    judge_model: Artifact[Result] | None = None
-    judge_audit: Artifact[AuditRecord] | None = None
+    judging: AuditedScorer | None = None
     data: Artifact[Result] | None = None
     base: Artifact[BaseRecord] | None = None
     instruct: Artifact[Finetuned] | None = None
@@ -103,12 +117,22 @@ class Family:
     @property
     def reward(self) -> Artifact[Result] | None:
         """The last round's reward model."""
-        return next((round.reward for round in reversed(self.rounds) if round.reward), None)
+        return next((round.reward.artifact for round in reversed(self.rounds) if round.reward), None)
+
+    @property
+    def scorer(self) -> ArtifactScorer | None:
+        """The last round's reward as a scorer."""
+        return self.rounds[-1].reward.scorer if self.rounds and self.rounds[-1].reward else None
 
     @property
     def champion_round(self) -> int:
         """The round whose candidate is the champion; 0 where Instruct still is."""
         return max((round.number for round in self.rounds if round.promoted), default=0)
+
+    def decoding_of(self, model: Artifact[Result], config: Decoding) -> Sampling:
+        """How a model is decoded: as the recipe says, or at the temperature that was chosen for it."""
+        temperature = config.temperature
+        return config.at(self.decodings[model.digest].result.temperature if temperature == "best" else temperature)
 
     def failures(self, this: Round) -> int:
         """The rounds before this one that did not promote; each spent a part of the run's error."""

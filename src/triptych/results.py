@@ -14,9 +14,7 @@ from pathlib import Path
 import torch
 
 from triptych import __version__
-from triptych.audit.record import AuditRecord
 from triptych.base.record import BaseRecord
-from triptych.cycle import decoding_of
 from triptych.data.folder import DataFolder
 from triptych.engine.curve import read_curve, thinned
 from triptych.engine.sampling import Sampling
@@ -24,7 +22,7 @@ from triptych.errors import RunError
 from triptych.evaluate.gate import Decided
 from triptych.evaluate.lengths import controlled
 from triptych.evaluate.measurement import Measurements, TestedPrompt, tested_prompts
-from triptych.family import Family, ModelTest, Round
+from triptych.family import AuditedScorer, Family, ModelTest, Round
 from triptych.feedback.labelling import Labelled
 from triptych.improve.improvement import Improved
 from triptych.pipeline.artifact import Artifact
@@ -122,17 +120,17 @@ def summarise(
         for artifact in artifacts
     ]
     audits = [
-        _audit(recipe, round.number, round.audit.result, round.reward.result, round.evidence.result)
+        _audit(recipe, round.number, round.reward)
         for place, round in enumerate(family.rounds)
-        if round.audit and round.reward and round.evidence
-        and (place == 0 or round.audit is not family.rounds[place - 1].audit)
+        if round.reward and round.reward.audit and (place == 0 or round.reward is not family.rounds[place - 1].reward)
     ]
     models = [_model(test, family) for test in family.tests]
     peak = max(ledger.peak(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
     return report.Summary(
         name=recipe.name, version=__version__, judge=family.judge.name if family.judge else "none",
         verdict=verdict(recipe, family, answers, audits), base=_base(family.base.result), models=models, audits=audits,
-        reward_order=reward_order(family), judge_audit=_judge_audit(recipe, family),
+        reward_order=reward_order(family),
+        judge_audit=_audit(recipe, 0, family.judging) if family.judging and family.judging.audit else None,
         rounds=[_round(round.number, round.gate.result, round.candidate) for round in family.rounds
                 if round.gate and round.candidate],
         stages=stages, losses={artifact.name: _losses(artifact) for artifact in artifacts
@@ -288,7 +286,7 @@ def release(
         partial, name=recipe.name, version=recipe.release.version, license=recipe.release.license,
         models=models, lineage=lineage, summary=summary, recipe=_recipe_digest(recipe),
         comparisons=_examples(feedback), language=recipe.release.language,
-        decoding=decoding_of(recipe, family, champion), dtype=dtype, signing=recipe.release.sign,
+        decoding=family.decoding_of(champion, recipe.decoding), dtype=dtype, signing=recipe.release.sign,
     )
     prove(artifacts)  # what was copied is what was written
     replace_folder(partial, folder)
@@ -317,7 +315,7 @@ def _learnt_feedback(recipe: Recipe, family: Family, round: Round | None) -> tup
 def _reward_parent(round: Round) -> Parent:
     """The reward model that a round's candidate was improved against."""
     assert round.reward
-    return Parent(f"reward, round {round.number}", round.reward.digest)
+    return Parent(f"reward, round {round.number}", round.reward.artifact.digest)
 
 
 def _parents(reward: Artifact[Result]) -> tuple[Parent, ...]:
@@ -352,20 +350,14 @@ def _model(test: ModelTest, family: Family) -> report.ModelScore:
     )
 
 
-def _audit(
-    recipe: Recipe, number: int, record: AuditRecord, reward: Result, evidence: Result | None
-) -> report.AuditSummary:
+def _audit(recipe: Recipe, number: int, reward: AuditedScorer) -> report.AuditSummary:
+    """Of a reward that was audited; the number of its round, 0 for the gate's judge."""
+    assert reward.audit
+    made, evidence = reward.artifact.result, reward.evidence.result if reward.evidence else None
     return report.AuditSummary.of(
-        record, round=number, trained_on=reward.comparisons if isinstance(reward, RewardTrained) else None,
+        reward.audit.result, round=number, trained_on=made.comparisons if isinstance(made, RewardTrained) else None,
         ceiling=evidence.ceiling if isinstance(evidence, Labelled) else None, required=recipe.reward.audit.required,
     )
-
-
-def _judge_audit(recipe: Recipe, family: Family) -> report.AuditSummary | None:
-    """The audit of the gate's own reward model."""
-    if family.judge_model is None or family.judge_audit is None:
-        return None
-    return _audit(recipe, 0, family.judge_audit.result, family.judge_model.result, None)
 
 
 def _round(number: int, gate: Decided, candidate: Artifact[Improved]) -> report.RoundSummary:
