@@ -48,7 +48,7 @@ HUB_FILES = (
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
+class ModelSource:
     """Where a base model came from and what was done to it.
 
     Attributes:
@@ -74,7 +74,7 @@ def take(
     *,
     chat_template: str | None = None,
     dtype: torch.dtype = torch.float32,
-) -> Source:
+) -> ModelSource:
     """Write the model that `name` stands for into `folder`, as a plain Hugging Face folder.
 
     Args:
@@ -109,7 +109,7 @@ def take(
         tokenizer.model_max_length = context
     models.save(model, tokenizer, folder, dtype=dtype)
     inspect(folder)
-    return Source(kind, origin, digest, models.parameters(model), stored, tuple(changes))
+    return ModelSource(kind, origin, digest, models.parameters(model), stored, tuple(changes))
 
 
 def find(name: str) -> tuple[Kind, Path]:

@@ -240,7 +240,7 @@ class RepeatedPrompt(Instruction):
         return answer.strip().lower().startswith(self.prompt_to_repeat.strip().lower())
 
 
-class Ending(Instruction):
+class EndPhrase(Instruction):
     """The answer ends with a given phrase, capitals aside."""
 
     kind = "startend:end_checker"
@@ -373,7 +373,7 @@ class LowercaseWords(Instruction):
         return cls(N=rng.choice((5, 10, 20)))
 
 
-class Language(Instruction):
+class ResponseLanguage(Instruction):
     """The answer is in a language (ISO 639-1), as langdetect takes it."""
 
     kind = "language:response_language"

@@ -13,13 +13,13 @@ from triptych.instructions.instruction import Instruction
 
 IFEVAL: tuple[type[Instruction], ...] = (
     keywords.Existence, keywords.Frequency, keywords.ForbiddenWords, keywords.LetterFrequency,
-    formats.Language,
+    formats.ResponseLanguage,
     lengths.NumberOfSentences, lengths.NumberOfParagraphs, lengths.NumberOfWords, lengths.FirstWordOfParagraph,
     formats.Placeholders, formats.Postscript,
     formats.Bullets, formats.ConstrainedResponse, formats.Highlights, formats.Sections, formats.JsonFormat,
     formats.Title,
     formats.TwoResponses, formats.RepeatedPrompt,
-    formats.Ending, formats.Quotation,
+    formats.EndPhrase, formats.Quotation,
     formats.CapitalWords, formats.InCapitals, formats.InLowercase,
     formats.NoComma,
 )

@@ -146,7 +146,7 @@ class PeopleLabelling(Config):
     wrong_rows: Literal["refuse", "skip"] = "refuse"
 
 
-class LeftOut(TypedDict):
+class Omissions(TypedDict):
     """How much of what a round took was left out."""
 
     duplicates: int
@@ -239,7 +239,7 @@ def _read(
     context: StageContext, config: PeopleLabelling, sources: Mapping[str, str | Path],
     read: Callable[[str | Path, list[Fault] | None, list[Place] | None], list[R]], form: Form,
     measured: Mapping[str, Sequence[PromptedRecord]],
-) -> tuple[list[R], LeftOut]:
+) -> tuple[list[R], Omissions]:
     """What a round took without repetitions and without prompts that are measured on, and how many were left out."""
     skipped: list[Fault] = []
     (file,) = sources.values()
@@ -256,4 +256,4 @@ def _read(
             context.progress.say(
                 f"left out: {len(left):,} {form} that {why} ({first}{', ...' if left[3:] else ''})"
             )
-    return new, LeftOut(duplicates=len(repeated), removed=len(removed), wrong_rows_left_out=len(skipped))
+    return new, Omissions(duplicates=len(repeated), removed=len(removed), wrong_rows_left_out=len(skipped))
