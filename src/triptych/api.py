@@ -28,6 +28,7 @@ from typing import Any, Generic, TypeVar
 from pydantic import ValidationError
 
 from triptych import __version__, comparison
+from triptych.audit.benchmarks import BenchmarkData, Remembered, read_benchmark
 from triptych.audit.record import Agreement, AuditRecord
 from triptych.audit.stage import Audit, Evidence, agree, examine
 from triptych.configuration import Config
@@ -282,7 +283,7 @@ def audit(
 
     Args:
         reward: a scorer, or the folder of one.
-        comparisons: files of {"prompt", "chosen", "rejected"}, RewardBench's too.
+        comparisons: files of {"prompt", "chosen", "rejected"}; RewardBench, RewardBench 2, RM-Bench, JudgeBench too.
         training: those that it was trained on: a bag of words learns from them, and comparisons with a prompt of
             theirs are left out.
         predecessor: the reward that it was refreshed from.
@@ -300,7 +301,15 @@ def audit(
     config = _config(Audit, settings)
     scorer, before = _scorer(reward), None if predecessor is None else _scorer(predecessor)
     learnt: list[Comparison] = _rows(training, files.read_comparisons) if training else []
-    rows, shared = decontaminate(_rows(comparisons, files.read_comparisons), learnt)
+    benchmarks: list[BenchmarkData] = []
+    compared: list[Comparison] = []
+    for place in _places(comparisons):
+        if (benchmark := read_benchmark(place)) is None:
+            compared += files.read_comparisons(place)
+        else:
+            benchmarks.append(benchmark)
+            compared += benchmark.comparisons
+    rows, shared = decontaminate(compared, learnt)
     if shared:
         (progress or Terminal()).say(
             f"note: {len(shared):,} comparisons have a prompt of the training comparisons and are left out"
@@ -308,7 +317,9 @@ def audit(
     if not rows:
         raise AuditError("no comparison is left: every prompt is one of the training comparisons")
     settle()
-    record = examine(scorer, Evidence(rows, learnt), config, before)
+    remembered = Remembered(scorer) if benchmarks else scorer
+    record = examine(remembered, Evidence(rows, learnt), config, before, released=scorer)
+    record.benchmarks = [benchmark.without(learnt).scores(remembered.score) for benchmark in benchmarks]
     if output is not None:
         make_folder(Path(output))
         write_whole(Path(output) / "audit.json", record.model_dump_json(indent=1) + "\n")

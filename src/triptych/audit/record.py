@@ -181,6 +181,22 @@ class Agreement(Result):
     baselines: dict[str, float]
 
 
+class Measure(StrictModel):
+    """A benchmark's own measure, as a share; the interval is None where it is no mean over items."""
+
+    score: float
+    interval: Interval | None = None
+    items: int
+
+
+class BenchmarkScores(StrictModel):
+    """A benchmark's own measures of a reward, by their names."""
+
+    name: str
+    items: int
+    measures: dict[str, Measure]
+
+
 class AuditRecord(StrictModel, Result):
     """One reward model on held-out comparisons.
 
@@ -199,6 +215,7 @@ class AuditRecord(StrictModel, Result):
         length_correlation: Spearman correlation of reward and answer length.
         when_longer, when_shorter: accuracy where the longer (shorter) answer is the preferred one.
         length: what more length has to do with it; None where all answers are as long.
+        benchmarks: the own measures of RewardBench 2, RM-Bench and JudgeBench, whose pairs are among the comparisons.
         verdict: "failed" where this reward model may not train anything; "passed with reservations" where there are
             warnings.
         reasons: why it failed, the worst first.
@@ -227,6 +244,7 @@ class AuditRecord(StrictModel, Result):
     perturbations: list[Perturbation] = []
     consistency: list[Consistency] = []
     drift: list[Drift] = []
+    benchmarks: list[BenchmarkScores] = []
     verdict: AuditVerdict
     reasons: list[str] = []
     warnings: list[str] = []

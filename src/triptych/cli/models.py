@@ -238,7 +238,8 @@ def audit(
     data: Annotated[
         list[Path],
         typer.Option(
-            help="Rows of {prompt, chosen, rejected}, RewardBench's too; may be given several times.",
+            help="Rows of {prompt, chosen, rejected}; RewardBench (2), RM-Bench, JudgeBench too; may be given "
+            "several times.",
             show_default=False,
         ),
     ],
@@ -284,6 +285,12 @@ def audit(
         low, high = record.leads[name].interval
         table.add_row(name, f"{accuracy:.1%}", f"lead {100 * low:+.1f} to {100 * high:+.1f} points")
     show(table)
+    for benchmark in record.benchmarks:
+        table = table_of(f"{benchmark.name}, {benchmark.items:,} items", "score", "95% interval", right=2)
+        for name, measure in benchmark.measures.items():
+            interval = "" if measure.interval is None else "{:.1%} to {:.1%}".format(*measure.interval)
+            table.add_row(name, f"{measure.score:.1%}", interval)
+        show(table)
     say(f"{record.verdict}: {record.worst}" if record.worst else record.verdict)
     for warning in record.warnings:
         if warning != record.worst:
