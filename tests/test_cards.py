@@ -13,8 +13,10 @@ from markdown_it.token import Token
 
 from test_release import summary
 from triptych.display import one_line
+from triptych.engine.sampling import Sampling
+from triptych.records import user
 from triptych.release.card import ReleasedFamily, family_card, markdown, model_card
-from triptych.release.lineage import ROLES, DataFile, Lineage, Parent, Role
+from triptych.release.lineage import ROLES, DataFile, Lineage, Parent, RewardExample, Role, WrittenExample
 from triptych.report.page import render, render_audit, render_comparison
 from triptych.report.summary import MethodComparison, Sample, SampleAnswer, Summary
 
@@ -67,7 +69,12 @@ def family(text: str, numbers: Summary) -> ReleasedFamily:
     lineage: dict[Role, Lineage] = {role: Lineage(text, parents, (DataFile(text, text, 3),)) for role in ROLES}
     part = {"weight": 1.0, "mean": 0.0, "deviation": 1.0}
     scale = {"outputs": {text: part, text + "b": part}, "mean": 0.0, "deviation": 1.0, "log_odds": True}
-    return ReleasedFamily(text, text, text, text, text, lineage, numbers, (), None, scale)
+    said = WrittenExample(user(text), f"{text}\n\n\n{text}")
+    scored = tuple(RewardExample(user(text), text + answer, 0.5) for answer in ("a", "b"))
+    return ReleasedFamily(
+        text, text, text, text, text, lineage, numbers, scored, None, scale, (said,), text, text + "c",
+        Sampling(3), (text,), text,
+    )
 
 
 def shape(text: str) -> list[tuple[str, str]]:

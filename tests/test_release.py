@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -27,13 +28,15 @@ from transformers import (
 )
 
 from triptych.data import template
+from triptych.display import printable
 from triptych.engine import models
+from triptych.engine.device import hardware
 from triptych.engine.inspection import WEIGHTS
 from triptych.engine.rollout import Policy
 from triptych.engine.sampling import Sampling
 from triptych.errors import ModelError, ReleaseError
 from triptych.records import Comparison, Prompt, user
-from triptych.release.family import assemble
+from triptych.release.family import Shown, assemble
 from triptych.release.lineage import ROLES, DataFile, Lineage, Parent, Role
 from triptych.release.signature import Signing
 from triptych.release.verification import verify
@@ -181,7 +184,11 @@ LINEAGE: dict[Role, Lineage] = {
     "reward": Lineage("fp-reward", parents=(Parent("someone/model", "dd" * 20, hub=True),)),
 }
 GREEDY = Sampling(24, 0.0)
-COMPARISONS = (Comparison(Prompt(user("Who are you?")), "A language model.", "Go away!"),)
+SHOWN = Shown(
+    "Once upon a time there was",
+    [Prompt.of("Who are you?"), Prompt(user("Say `it's` in \"two\"\nlines."))],
+    [Comparison(Prompt.of("Who are you?"), "A language model.", "Go away!")],
+)
 
 
 def release(
@@ -197,7 +204,8 @@ def release(
         lineage=LINEAGE,
         summary=numbers or summary(),
         recipe="ee" * 32,
-        comparisons=COMPARISONS,
+        shown=SHOWN,
+        datasets=["someone/questions"],
         decoding=decoding,
         dtype=dtype,
         signing=signing,
@@ -219,19 +227,55 @@ def code(card: Path) -> str:
     return "\n".join(re.findall(r"^```python\n(.*?)^```", card.read_text(), re.DOTALL | re.MULTILINE))
 
 
-def run_without_triptych(folder: Path, program: str) -> str:
+def printed(card: Path) -> str:
+    """What the card says that its code prints."""
+    (block,) = re.findall(r"^(`{3,})text\n(.*?)^\1$", card.read_bytes().decode(), re.DOTALL | re.MULTILINE)
+    return str(block[1])
+
+
+def run_without_triptych(folder: Path, program: str, **environment: str) -> str:
     """What the program prints where importing triptych fails."""
     guard = "import sys\nsys.modules['triptych'] = None\n"
     done = subprocess.run(
-        [sys.executable, "-c", guard + program], cwd=folder, capture_output=True, text=True, check=False
+        [sys.executable, "-c", guard + program], cwd=folder, capture_output=True, check=False,
+        env=os.environ | environment,
     )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    assert done.returncode == 0, done.stderr.decode()
+    return done.stdout.decode()
 
 
-def test_the_cards_code_runs_without_triptych_and_scores_the_same(made: Path) -> None:
-    program = "\n".join(code(made / role / "README.md") for role in ROLES)
-    program += f"""
+def test_the_cards_code_prints_what_the_card_says(tmp_path: Path, trained: dict[Role, Path]) -> None:
+    """In the folder, and by a name of the Hub, from its cache; what no page can show is left out."""
+    hub, programs, said = tmp_path / "hub", [], []
+    for way, decoding in (("greedy", GREEDY), ("sampled", Sampling(24, 0.7))):
+        folder = release(tmp_path / way, trained, decoding=decoding)
+        for role in ROLES:
+            repository = hub / f"models--someone--{way}-{role}"
+            (repository / "refs").mkdir(parents=True)
+            (repository / "refs" / "main").write_text("a" * 40)
+            shutil.copytree(folder / role, repository / "snapshots" / ("a" * 40))
+            program = code(folder / role / "README.md")
+            assert program.count('name = "."') == 1
+            named = program.replace('name = "."', f'name = "someone/{way}-{role}"')
+            programs += [(str(folder / role), program), (str(tmp_path), named)]
+            said += [printed(folder / role / "README.md")] * 2
+    everything = f"""
+import contextlib, io, json, os
+texts = []
+for folder, program in {programs!r}:
+    os.chdir(folder)
+    with contextlib.redirect_stdout(io.StringIO()) as output:
+        exec(program, {{}})
+    texts.append(output.getvalue())
+print(json.dumps(texts))
+"""
+    texts = json.loads(run_without_triptych(tmp_path, everything, HF_HUB_CACHE=str(hub), HF_HUB_OFFLINE="1"))
+    assert [printable(text).replace("\t", "    ") for text in texts] == said
+    assert len(set(said)) == 4, "greedy and sampled answers differ, the others do not"
+
+
+def test_the_rewards_code_scores_the_same_on_either_side(made: Path) -> None:
+    program = code(made / "reward" / "README.md") + f"""
 import json
 import transformers
 assert type(tokenizer).__module__.startswith("transformers.")
@@ -241,7 +285,7 @@ for side in ("left", "right"):
     scores[side] = score([{{"role": "user", "content": "Who are you?"}}], {ANSWERS!r})
 print(json.dumps(scores))
 """
-    scores = json.loads(run_without_triptych(made, program).splitlines()[-1])
+    scores = json.loads(run_without_triptych(made / "reward", program).splitlines()[-1])
 
     inside, words = models.load_reward(made / "reward", fresh=False), models.load_tokenizer(made / "reward")
     expected = []
@@ -367,6 +411,33 @@ def test_cards_have_metadata_that_the_hub_understands(made: Path) -> None:
     assert ModelCard.load(made / "reward" / "README.md").data.base_model == ["someone/model"]
     parents = ModelCard.load(made / "instruct" / "README.md").data.base_model
     assert parents == ["Tiny-Family-base"], "a reward model is no starting point of a policy"
+
+
+def test_a_card_has_its_results_data_and_parents_as_metadata(made: Path) -> None:
+    data = {role: ModelCard.load(made / role / "README.md").data for role in ROLES}
+    found = {
+        role: [(each.metric_type, each.metric_value, each.metric_name) for each in data[role].eval_results or []]
+        for role in ROLES
+    }
+    assert found == {
+        "base": [
+            ("bits_per_byte", 1.234, "bits per byte"),
+            ("judge_score", 0.2111, "score by exact judge, 95% interval 0.161 to 0.261"),
+        ],
+        "instruct": [("judge_score", 0.6444, "score by exact judge, 95% interval 0.594 to 0.694")],
+        "reward": [("accuracy", 0.8767, "pairwise accuracy, 95% interval 0.843 to 0.901")],
+    }
+    whole = ModelCard.load(made / "README.md").data
+    assert [each.metric_value for each in whole.eval_results or []] == [0.6444, 0.8767]
+    for each in (*data.values(), whole):
+        assert (each.datasets, each.license) == (["someone/questions"], "apache-2.0")
+    assert data["instruct"].to_dict()["base_model_relation"] == "finetune"
+
+
+def test_a_card_says_how_to_sample_and_what_the_run_took(made: Path) -> None:
+    for role in (*ROLES, "."):
+        assert f"The whole run took about 30 hours on {hardware()}." in (made / role / "README.md").read_text()
+    assert "follow by themselves: greedy, at most 24 tokens." in (made / "instruct" / "README.md").read_text()
 
 
 def test_cards_quote_the_summary(made: Path) -> None:

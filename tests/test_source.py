@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -158,6 +159,21 @@ def test_a_hub_name_is_read_from_the_cache(tmp_path: Path, monkeypatch: pytest.M
 
     with pytest.raises(ModelError, match="hf download someone/other --local-dir"):
         source.take("someone/other", tmp_path / "other")
+
+
+def test_generation_settings_that_cannot_be_saved_are_put_right(tmp_path: Path) -> None:
+    """As Llama 2 was released: a temperature, and no sampling."""
+    write_model(tmp_path / "theirs")
+    path = tmp_path / "theirs" / "generation_config.json"
+    path.write_text(json.dumps({"do_sample": False, "temperature": 0.9, "top_p": 0.6, "eos_token_id": [0, 7]}))
+    changes = source.take(str(tmp_path / "theirs"), tmp_path / "ours").changes
+    assert changes[0] == (
+        "temperature, top_p in generation_config.json contradict how it says that tokens are chosen; of this file "
+        "only the special tokens are kept"
+    )
+    told = json.loads((tmp_path / "ours" / "generation_config.json").read_text())
+    assert told["eos_token_id"] == [models.load_tokenizer(tmp_path / "ours").eos_token_id, 0, 7]
+    assert not {"temperature", "top_p"} & told.keys()
 
 
 def test_it_is_told_what_a_model_was_stored_in(tmp_path: Path) -> None:

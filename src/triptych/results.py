@@ -16,6 +16,7 @@ import torch
 from triptych import __version__
 from triptych.base.record import BaseRecord
 from triptych.data.folder import DataFolder
+from triptych.data.source import dataset_name
 from triptych.engine.curve import read_curve, thinned
 from triptych.engine.sampling import Sampling
 from triptych.errors import RunError
@@ -30,8 +31,8 @@ from triptych.pipeline.ledger import Ledger
 from triptych.pipeline.result import Result
 from triptych.pipeline.runner import Runner
 from triptych.recipe import Goals, Recipe
-from triptych.records import Comparison
-from triptych.release.family import assemble
+from triptych.records import Messages
+from triptych.release.family import Shown, assemble
 from triptych.release.lineage import DataFile, Lineage, Parent, Role
 from triptych.report import summary as report
 from triptych.report.page import render
@@ -40,6 +41,10 @@ from triptych.statistics.intervals import Interval, mean_interval, wins
 from triptych.storage import read_object, replace_folder, write_whole
 
 SAMPLES = 12
+BRIEF = 400
+"""So many letters at most has a prompt that a card shows."""
+OPENING = 8
+"""So many words of a text has the Base's card."""
 POINTS = 200
 PLAIN = Sampling(1).name
 """Temperature 1, at which every model is measured."""
@@ -285,7 +290,8 @@ def release(
     assemble(
         partial, name=recipe.name, version=recipe.release.version, license=recipe.release.license,
         models=models, lineage=lineage, summary=summary, recipe=_recipe_digest(recipe),
-        comparisons=_examples(feedback), language=recipe.release.language,
+        shown=_shown(family.data, feedback), language=recipe.release.language,
+        datasets=sorted({found[0] for name in recipe.sources if (found := dataset_name(name))}),
         decoding=family.decoding_of(champion, recipe.decoding), dtype=dtype, signing=recipe.release.sign,
     )
     prove(artifacts)  # what was copied is what was written
@@ -407,12 +413,26 @@ def _data(artifact: Artifact[Result], *names: str) -> tuple[DataFile, ...]:
     )
 
 
-def _examples(feedback: Artifact[Result] | None) -> list[Comparison]:
-    """A few comparisons, held out where some are, whose scores show a user that a released model was loaded rightly."""
-    if feedback is None:
-        return []
-    files = DataFolder(feedback.folder)
-    return (files.comparisons("heldout").read_any() or files.comparisons("train").read())[:4]
+def _shown(data: Artifact[Result], feedback: Artifact[Result] | None) -> Shown:
+    """A few things that no model has seen; by what comes of them a user sees that a model was loaded rightly.
+
+    Where every comparison was trained on, as under cross-fitting, some of these are shown.
+    """
+    files = DataFolder(data.folder)
+    brief = [
+        prompt for prompt in files.prompts("test").read_any()
+        if not prompt.tools and _letters(prompt.messages) <= BRIEF
+    ]
+    texts = files.text("heldout").read_any()[:1]
+    compared = DataFolder(feedback.folder) if feedback else None
+    heldout = compared.comparisons("heldout").read_any() if compared else []
+    rows = heldout or (compared.comparisons("train").read_any() if compared else [])
+    first = sorted(rows[:SAMPLES], key=lambda row: _letters(row.prompt.messages) > BRIEF)[:4]
+    return Shown(" ".join(texts[0].text.split()[:OPENING]) if texts else None, brief[:2], first, bool(heldout))
+
+
+def _letters(messages: Messages) -> int:
+    return sum(len(message.content) for message in messages)
 
 
 def _recipe_digest(recipe: Recipe) -> str:

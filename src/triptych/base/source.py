@@ -17,7 +17,7 @@ from typing import Literal
 import torch
 from huggingface_hub import snapshot_download
 from torch import Tensor, nn
-from transformers import PreTrainedModel, PreTrainedTokenizerFast
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 from triptych.base.record import Dtype
 from triptych.data import template
@@ -102,6 +102,7 @@ def take(
         tokenizer = models.load_tokenizer(path, within)
         origin = name if kind == "hub" else path.resolve().name
         digest = path.name if kind == "hub" else _digest(path)
+    changes += _mend_generation(model)
     changes += prepare(tokenizer, chat_template)
     changes += _fit_vocabulary(model, tokenizer)
     context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
@@ -185,6 +186,21 @@ def _fit_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) 
     for table in tables.values():
         table[rows:] = table[:rows].mean(0)
     return [f"{needed - rows} tokens added to the vocabulary, with the mean embedding"]
+
+
+def _mend_generation(model: PreTrainedModel) -> list[str]:
+    """Drops generation settings that contradict one another, which transformers reads and does not save."""
+    settings = model.generation_config
+    try:
+        with models.quiet():
+            settings.validate(strict=True)
+    except ValueError as error:
+        fields = sorted(set(re.findall(r"^- `(\w+)`:", str(error), re.MULTILINE))) or ["its settings"]
+        kept = {name: value for name, value in settings.to_diff_dict().items() if name.endswith("_token_id")}
+        model.generation_config = GenerationConfig(**kept)
+        what = f"{', '.join(fields)} in generation_config.json contradict how it says that tokens are chosen"
+        return [f"{what}; of this file only the special tokens are kept"]
+    return []
 
 
 def _dtype(tensors: Mapping[str, Stored]) -> Dtype:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import platform
 from contextlib import AbstractContextManager
 from functools import cache
 
@@ -35,6 +36,14 @@ def autocast(*, enabled: bool = True) -> AbstractContextManager[object]:
     return torch.autocast(device().type, dtype=dtype, enabled=enabled and dtype != torch.float32)
 
 
+def hardware() -> str:
+    """The device's name, or the processor's and its cores."""
+    if device().type == "cuda":
+        return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
+    named = next((line.partition(":")[2].strip() for line in _cpu_lines() if line.startswith("model name")), "")
+    return f"{os.cpu_count()} cores of {named or platform.machine() or 'a processor'}"
+
+
 def settle() -> None:
     """Uses the device, the cores there are in equal parts, and only algorithms whose result does not change."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -60,8 +69,12 @@ def _keep_memory() -> None:
 
 
 def _cpu_flags() -> str:
+    return next((line for line in _cpu_lines() if line.startswith("flags")), "")
+
+
+def _cpu_lines() -> list[str]:
     try:
         with open("/proc/cpuinfo", encoding="ascii", errors="replace") as file:
-            return next((line for line in file if line.startswith("flags")), "")
+            return list(file)
     except OSError:
-        return ""
+        return []

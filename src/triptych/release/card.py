@@ -8,13 +8,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import ModelCardData
+from huggingface_hub import EvalResult, ModelCardData
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from triptych.display import one_line
-from triptych.release.lineage import Lineage, RewardExample, Role
+from triptych.display import one_line, printable
+from triptych.engine.sampling import Sampling
+from triptych.records import turns
+from triptych.release.lineage import Lineage, RewardExample, Role, WrittenExample
 from triptych.report.summary import AuditSummary, Interval, ModelScore, Summary
+
+LINE_END = "\0"
+"""One that stays, also of several; no other text of a card has this character."""
 
 TITLES: dict[Role, str] = {"base": "Base", "instruct": "Instruct", "reward": "Reward"}
 
@@ -27,6 +32,11 @@ class ReleasedFamily:
         recipe: the digest of the resolved recipe.
         described: what `reward.json` says, where the reward is not one model.
         scale: how the outputs of the Reward model become its score.
+        reward_examples: both answers of comparisons, which were held out or not.
+        answers: to prompts of the test.
+        opening, continuation: of a held-out text, and how the Base goes on.
+        datasets: of the Hub.
+        hardware: that the run was on.
     """
 
     name: str
@@ -39,6 +49,13 @@ class ReleasedFamily:
     reward_examples: tuple[RewardExample, ...] = ()
     described: Mapping[str, Any] | None = None
     scale: Mapping[str, Any] | None = None
+    answers: tuple[WrittenExample, ...] = ()
+    opening: str | None = None
+    continuation: str | None = None
+    decoding: Sampling | None = None
+    datasets: tuple[str, ...] = ()
+    hardware: str = ""
+    held_out: bool = True
 
     @property
     def champion(self) -> ModelScore | None:
@@ -49,6 +66,14 @@ class ReleasedFamily:
     def prompted(self) -> ModelScore | None:
         """The scores of the Base with examples in its prompt."""
         return next((model for model in self.summary.models if model.round is None), None)
+
+    @property
+    def duration(self) -> str:
+        """How long the run took, in words that equal runs have in common."""
+        hours = self.summary.seconds / 3600
+        if hours <= 1:
+            return "less than 10 minutes" if hours <= 1 / 6 else "less than an hour"
+        return f"about {float(f'{hours:.1g}'):.0f} hours" if hours >= 1.5 else "about an hour"
 
     @property
     def audit(self) -> AuditSummary | None:
@@ -70,7 +95,13 @@ def model_card(role: Role, family: ReleasedFamily) -> str:
 
 def family_card(family: ReleasedFamily) -> str:
     """The README of the whole release."""
-    return _render("family.md.jinja", family, None)
+    data = ModelCardData(
+        license=one_line(family.license), language=one_line(family.language), library_name="transformers",
+        datasets=_datasets(family), tags=["triptych", "model-family"],
+        model_name=one_line(f"{family.name} {family.version}"),
+        eval_results=[*_results("instruct", family), *_results("reward", family)] or None,
+    )
+    return _render("family.md.jinja", family, None, front_matter=Markup(f"---\n{data.to_yaml()}\n---"))
 
 
 def _front_matter(role: Role, family: ReleasedFamily) -> Markup:
@@ -89,9 +120,45 @@ def _front_matter(role: Role, family: ReleasedFamily) -> Markup:
         pipeline_tag=("text-classification" if role == "reward" else "text-generation") if is_model else None,
         base_model=parents or None,
         base_model_relation="finetune" if parents else None,
+        datasets=_datasets(family),
+        eval_results=_results(role, family) or None,
         tags=["triptych", role, *(["reward-model"] if role == "reward" else [])],
     )
     return Markup(f"---\n{data.to_yaml()}\n---")
+
+
+def _datasets(family: ReleasedFamily) -> list[str] | None:
+    return [one_line(name) for name in family.datasets] or None
+
+
+def _results(role: Role, family: ReleasedFamily) -> list[EvalResult]:
+    """What the run measured of a model, for the Hub's `model-index`."""
+
+    def result(
+        task: str, data: str, metric: str, name: str, value: float, interval: Interval | None = None
+    ) -> EvalResult:
+        within = f", 95% interval {interval[0]:.3f} to {interval[1]:.3f}" if interval else ""
+        return EvalResult(
+            task_type=task, dataset_type="held-out", dataset_name=data, metric_type=metric,
+            metric_name=one_line(name + within), metric_value=round(value, 4),
+        )
+
+    judge, found = family.summary.judge, []
+    scored = {"base": family.prompted, "instruct": family.champion}.get(role)
+    if role == "base" and family.summary.base.bits_per_byte is not None:
+        bits = family.summary.base.bits_per_byte
+        found.append(result("text-generation", "held-out text of this run", "bits_per_byte", "bits per byte", bits))
+    if scored:
+        found.append(result(
+            "text-generation", f"{scored.prompts} test prompts of this run", "judge_score", f"score by {judge}",
+            scored.score, scored.interval,
+        ))
+    if role == "reward" and family.audit and family.described is None:
+        found.append(result(
+            "text-classification", f"{family.audit.comparisons} held-out comparisons of this run", "accuracy",
+            "pairwise accuracy", family.audit.accuracy, family.audit.interval,
+        ))
+    return found
 
 
 def markdown(text: str) -> str:
@@ -109,6 +176,19 @@ def _interval(interval: Interval) -> Markup:
     return Markup(f"[{interval[0]:.3f}, {interval[1]:.3f}]")
 
 
+def _python(value: object) -> Markup:
+    """Turns of a chat, or a text, as Python writes them: on one line, which no fence begins."""
+    return Markup(repr(turns(value) if isinstance(value, tuple) else value))
+
+
+def _printed(text: str) -> Markup:
+    """What a program prints, as a block that nothing in it ends."""
+    shown = printable(text).replace("\t", "    ")
+    longest = max((len(run) for run in re.findall("`+", shown)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return Markup(f"{fence}text\n{shown}\n{fence}".replace("\n", LINE_END))
+
+
 def _code(text: str) -> Markup:
     """A digest or a licence as code, which nothing in it ends."""
     return Markup("`" + re.sub("[`|]", "?", one_line(text) or "?") + "`")
@@ -124,8 +204,8 @@ def _render(template: str, family: ReleasedFamily, role: Role | None, **fields: 
         autoescape=False,  # of HTML; this is Markdown
         finalize=_written,
     )
-    environment.filters |= {"interval": _interval, "code": _code}
+    environment.filters |= {"interval": _interval, "code": _code, "python": _python, "printed": _printed}
     text = environment.get_template(template).render(
         family=family, summary=family.summary, role=role, titles=TITLES, **fields
     )
-    return re.sub(r"\n{3,}", "\n\n", text)  # where a part was left out
+    return re.sub(r"\n{3,}", "\n\n", text).replace(LINE_END, "\n")  # where a part was left out

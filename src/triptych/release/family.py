@@ -5,20 +5,20 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from pydantic import ValidationError
 
+from triptych.engine.device import hardware
 from triptych.engine.inspection import inspect
 from triptych.engine.models import cast
 from triptych.engine.sampling import Sampling
-from triptych.engine.scoring import RewardModel
 from triptych.errors import ReleaseError
-from triptych.records import Comparison, Conversation, Message, turns
-from triptych.release import card
+from triptych.records import Comparison, Message, Prompt, turns
+from triptych.release import card, examples
 from triptych.release.lineage import ROLES, Lineage, RewardExample, Role
 from triptych.release.signature import Signing, sign
 from triptych.release.verification import FORMAT, DataEntry, Manifest, ModelEntry, ParentEntry, listing, seal
@@ -41,6 +41,23 @@ DESCRIBING = ("reward.json", "template.jinja")
 """What describes a reward that is more, or less, than one model."""
 
 
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """What the cards show the released models on.
+
+    Attributes:
+        opening: the beginning of a text that the Base has not seen.
+        prompts: of the test, which Instruct answers.
+        comparisons: whose answers Reward scores; all lie beside it, to compare with.
+        held_out: the comparisons trained nothing.
+    """
+
+    opening: str | None = None
+    prompts: Sequence[Prompt] = ()
+    comparisons: Sequence[Comparison] = ()
+    held_out: bool = True
+
+
 def assemble(
     folder: Path,
     *,
@@ -51,8 +68,9 @@ def assemble(
     lineage: Mapping[Role, Lineage],
     summary: Summary,
     recipe: str,
-    comparisons: Sequence[Comparison] = (),
+    shown: Shown | None = None,
     language: str = "en",
+    datasets: Sequence[str] = (),
     decoding: Sampling | None = None,
     dtype: torch.dtype = torch.float32,
     signing: Signing | None = None,
@@ -66,10 +84,11 @@ def assemble(
         license: a licence by its name on the Hub, such as `apache-2.0`.
         models: the folder of each role's model; for a reward that is not one model the folder with its `reward.json`.
         lineage: what each was made from.
-        summary: the run's; the cards quote its scores, never its durations.
+        summary: the run's; the cards quote its scores, and its duration in a few words, as equal runs have in common.
         recipe: digest of the resolved recipe.
-        comparisons: held out; the released Reward model's scores of their answers lie beside it, to compare with.
+        shown: what the cards show the models on.
         language: of the text, as the Hub names it.
+        datasets: of the Hub, by name, that the family was trained on.
         decoding: of Instruct, at which it was measured; of the Base the same number of tokens, without sampling.
         dtype: what the weights are released in; they were trained in float32.
         signing: how the whole is signed, last; two signatures of equal bytes differ.
@@ -104,14 +123,19 @@ def assemble(
             _deploy(target / "generation_config.json", deployed)
     described = _described(models["reward"])
     scale = None if described else json.loads((models["reward"] / "config.json").read_bytes()).get("reward_scale")
-    examples = () if described else _scored(folder / "reward", comparisons)
+    shown = shown or Shown()
+    scored = () if described else examples.scores(folder / "reward", shown.comparisons)
     family = card.ReleasedFamily(
-        name, version, license, language, recipe, lineage, summary, examples, described, scale
+        name, version, license, language, recipe, lineage, summary, scored, described, scale,
+        answers=examples.answers(folder / "instruct", shown.prompts),
+        continuation=examples.continuation(folder / "base", shown.opening) if shown.opening else None,
+        opening=shown.opening, decoding=decoding, datasets=tuple(datasets), hardware=hardware(),
+        held_out=shown.held_out,
     )
     for role in ROLES:
         _write(folder / role / "README.md", card.model_card(role, family))
-    if examples:
-        _write(folder / "reward" / EXAMPLES, "".join(_example(example) for example in examples))
+    if scored:
+        _write(folder / "reward" / EXAMPLES, "".join(_example(example) for example in scored))
     _write(folder / "README.md", card.family_card(family))
     seal(folder, _manifest(folder, family))
     if signing is not None:
@@ -154,15 +178,6 @@ def _check_shared(models: Sequence[Path]) -> None:
         contents = {(model / name).read_bytes() if (model / name).is_file() else None for model in models}
         if len(contents) > 1:
             raise ReleaseError(f"{name}: differs between the models, and a family shares one tokenizer")
-
-
-def _scored(folder: Path, comparisons: Sequence[Comparison]) -> tuple[RewardExample, ...]:
-    """The answers of both sides with their raw scores in float32."""
-    answers = [Conversation(row.prompt, text) for row in comparisons for text in (row.chosen, row.rejected)]
-    scores = RewardModel(folder, precise=True).raw(answers) if answers else []
-    return tuple(
-        RewardExample(each.prompt.messages, each.answer, score) for each, score in zip(answers, scores, strict=True)
-    )
 
 
 def _example(example: RewardExample) -> str:

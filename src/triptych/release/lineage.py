@@ -51,6 +51,14 @@ class Lineage:
 
 
 @dataclass(frozen=True, slots=True)
+class WrittenExample:
+    """A prompt and what the released Instruct model answers."""
+
+    prompt: Messages
+    answer: str
+
+
+@dataclass(frozen=True, slots=True)
 class RewardExample:
     """A scored answer, by which a user sees that the Reward model was loaded rightly."""
 

@@ -1,0 +1,62 @@
+"""What the cards' code prints: answers, a continuation and scores of the released folders, in plain transformers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from triptych.data.template import prompt_tokens
+from triptych.engine.models import load_policy, load_tokenizer, quiet
+from triptych.engine.scoring import RewardModel
+from triptych.records import Comparison, Conversation, Prompt
+from triptych.release.lineage import RewardExample, WrittenExample
+
+SEED = 0
+"""Of each answer that is sampled."""
+
+
+def answers(folder: Path, prompts: Sequence[Prompt]) -> tuple[WrittenExample, ...]:
+    """The folder's answers, decoded as its `generation_config.json` says."""
+    tokenizer = load_tokenizer(folder) if prompts else None
+    rows = [prompt_tokens(tokenizer, prompt) for prompt in prompts] if tokenizer else []
+    return tuple(
+        WrittenExample(prompt.messages, text)
+        for prompt, text in zip(prompts, _written(folder, rows), strict=True)
+    )
+
+
+def continuation(folder: Path, text: str) -> str:
+    """The text and how the folder's model goes on with it."""
+    (written,) = _written(folder, [load_tokenizer(folder)(text)["input_ids"]], whole=True)
+    return written
+
+
+def scores(folder: Path, comparisons: Sequence[Comparison]) -> tuple[RewardExample, ...]:
+    """The answers of both sides with their raw scores in float32."""
+    conversations = [Conversation(row.prompt, text) for row in comparisons for text in (row.chosen, row.rejected)]
+    raw = RewardModel(folder, precise=True).raw(conversations) if conversations else []
+    return tuple(
+        RewardExample(each.prompt.messages, each.answer, score)
+        for each, score in zip(conversations, raw, strict=True)
+    )
+
+
+@torch.no_grad()
+def _written(folder: Path, rows: Sequence[Sequence[int]], whole: bool = False) -> list[str]:
+    if not rows:
+        return []
+    stored = json.loads((folder / "config.json").read_bytes())["dtype"]
+    model: Any = load_policy(folder, dtype=getattr(torch, stored))
+    tokenizer = load_tokenizer(folder)
+    texts = []
+    with torch.random.fork_rng(), quiet():
+        for row in rows:
+            tokens = torch.tensor([row], device=model.device)
+            torch.manual_seed(SEED)
+            output = model.generate(tokens, attention_mask=torch.ones_like(tokens))[0]
+            texts.append(str(tokenizer.decode(output[0 if whole else len(row) :], skip_special_tokens=True)))
+    return texts
