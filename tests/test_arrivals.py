@@ -199,7 +199,8 @@ def test_a_prompt_with_a_thumb_is_trained_on_when_it_is_compared(tmp_path: Path)
     context = StageContext(tmp_path / "output", tmp_path, Silent(), seed=1, checkpoint_seconds=60)
     for thumbs, count in ((None, 20), (liked, 40)):
         add_comparisons(
-            context, PeopleLabelling(heldout=0.5), data, {"new": tmp_path / "new.jsonl"}, thumbs=thumbs
+            context, PeopleLabelling(heldout=0.5, cross_fit=False), data, {"new": tmp_path / "new.jsonl"},
+            thumbs=thumbs,
         )
         trained, measured = (read_comparisons(context.output / f"comparisons_{name}.jsonl")
                              for name in ("train", "heldout"))
@@ -321,7 +322,7 @@ def test_a_round_starts_when_enough_comparisons_have_arrived(tmp_path: Path) -> 
     recipe, labels = tmp_path / "recipe.yaml", tmp_path / "labels.jsonl"
     recipe.write_text(text[:begin] + "feedback: [{people: labels.jsonl, prompts: 8, max_tokens: 24}]\n" + text[end:])
     runs = tmp_path / "runs"
-    short = ["--runs", str(runs), "--set", "improve.steps=1"]
+    short = ["--runs", str(runs), "--set", "improve.steps=1", "--set", "splits.cross_fit=false"]
     none = CliRunner().invoke(app, ["run", str(recipe), *short])
     assert none.exit_code == 1
     assert "no comparison has arrived" in none.stderr
