@@ -12,8 +12,10 @@ from typing import Any
 
 import pytest
 
+from triptych.base.pretrained import has_reasoning
 from triptych.data import splits
 from triptych.data.files import read_comparisons, write
+from triptych.data.folder import DataFolder
 from triptych.data.normal_form import normalised
 from triptych.data.separation import COMPARED, PROVING, RATED, require_apart, shared, stored
 from triptych.data.source import Source
@@ -349,3 +351,44 @@ def test_real_comparisons_whose_chosen_answers_are_demonstrated(tmp_path: Path) 
     assert shared(stored(tmp_path / "out")) == {}
     assert metrics.conversations_removed == 264  # of 1,496: no more than those that are held out themselves
     assert metrics.demonstrations > 800
+
+
+def with_thoughts(folder: Path) -> dict[str, Path]:
+    """Conversations with reasoning, and three comparisons of which two differ in theirs alone."""
+    rows = [
+        {"messages": [
+            {"role": "user", "content": f"Question {number}?"},
+            {"role": "assistant", "content": "Yes.", "reasoning_content": f"Thought {number}."},
+        ]}
+        for number in range(40)
+    ]
+    chosen = "<think>\na\n</think>\n\nYes."
+    pairs = [
+        {"prompt": f"Which {number}?", "chosen": chosen, "rejected": "Yes." if number else "No."} for number in range(3)
+    ]
+    for name, written in (("sft.jsonl", rows), ("pairs.jsonl", pairs)):
+        (folder / name).write_text("".join(json.dumps(row) + "\n" for row in written))
+    return {name: folder / name for name in ("sft.jsonl", "pairs.jsonl")}
+
+
+def test_reasoning_is_learnt(tmp_path: Path) -> None:
+    sources = with_thoughts(tmp_path)
+    config = DataPreparation.model_validate({"conversations": ["sft.jsonl"], "comparisons": ["pairs.jsonl"]})
+    counts = prepare_data(desk_at(tmp_path / "out"), config, sources)
+    assert (counts.reasoning_left_out, counts.comparisons_alike) == (0, 0)
+    assert has_reasoning(DataFolder(tmp_path / "out"))
+
+
+def test_reasoning_that_is_left_out_is_counted(tmp_path: Path) -> None:
+    sources = with_thoughts(tmp_path)
+    config = DataPreparation.model_validate({"conversations": ["sft.jsonl"], "reasoning": "leave_out"})
+    desk = desk_at(tmp_path / "out")
+    counts = prepare_data(desk, config, sources)
+    assert counts.reasoning_left_out == 40
+    assert not has_reasoning(DataFolder(tmp_path / "out"))
+    assert desk.progress.said[0] == (  # type: ignore[attr-defined]
+        "data: 40 rows have reasoning before an answer, which is left out (sft.jsonl:1, sft.jsonl:2, sft.jsonl:3, ...)"
+    )
+    alike = config.model_copy(update={"comparisons": (Source(file="pairs.jsonl"),)})
+    with pytest.raises(DataError, match="too few different prompts to divide into train, heldout"):
+        prepare_data(desk, alike, sources)  # one is left

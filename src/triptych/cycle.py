@@ -96,7 +96,10 @@ def make_base(recipe: Recipe, runner: Runner, data: Artifact[Result]) -> Artifac
     sources = UserFiles({taken.name: taken.path})
     if template and template.path.suffix == ".jinja":
         sources[template.name] = template.path
-    config = BaseImport(name=taken.name, chat_template=template.name if template else None)
+    config = BaseImport(
+        name=taken.name, chat_template=template.name if template else None, template=recipe.base.template,
+        tokens=recipe.base.tokens,
+    )
     return runner.run("base", import_base, config, data=data, sources=sources)
 
 

@@ -18,6 +18,7 @@ from triptych.audit.stage import Audit
 from triptych.base.pretraining import Pretraining
 from triptych.configuration import Composed, Config, Flat, UserFile, by_field, located
 from triptych.data.source import Reading, Source, dataset_name
+from triptych.data.template import Argument
 from triptych.dataset.preparation import DataPreparation, Splits
 from triptych.errors import RecipeError
 from triptych.evaluate.answers import Answering
@@ -103,12 +104,16 @@ class BaseOrigin(Config):
 
     Attributes:
         chat_template: "chatml" or a .jinja file; by default the model's own, or ChatML where it has none.
+        template: arguments of a taken Base's chat template, such as `enable_thinking`; they become its defaults.
+        tokens: tokens of a taken Base that are such in the texts of messages too, as `<think>`.
         text: files of plain text; a taken Base is only measured on their held-out part.
     """
 
     from_: ModelPlace | None = Field(default=None, alias="from")
     train: Pretraining | None = None
     chat_template: TemplateFile | None = None
+    template: dict[str, Argument] = Field(default_factory=dict)
+    tokens: tuple[str, ...] = ()
     text: tuple[Data, ...] = ()
 
     @model_validator(mode="after")
@@ -317,6 +322,7 @@ class Recipe(Config):
     evaluate: Measurement = Measurement()
     splits: Splits = Splits()
     wrong_rows: Literal["refuse", "skip"] = "refuse"
+    reasoning: Literal["learn", "leave_out"] = "learn"
     release: Publication = Publication()
     goals: Goals = Goals()
 
@@ -454,6 +460,7 @@ class Recipe(Config):
             text=_names(self.base.text), conversations=_names(self.instruct.data),
             comparisons=_names(self.comparison_files), ratings=_names(self.rating_files),
             thumbs=_names(self.thumb_files), prompts=_names(self.improve.prompts), wrong_rows=self.wrong_rows,
+            reasoning=self.reasoning,
             judge=judge.share_of_feedback if isinstance(judge, TrainedJudge) else 0.0, **dict(self.splits),
         )
 

@@ -10,8 +10,8 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, TypeVar
 
 Role = Literal["system", "user", "assistant", "tool"]
 
@@ -262,6 +262,24 @@ class Rollout:
     logprobs: tuple[float, ...]
     answer: str
     finished: bool
+
+
+Prompted = TypeVar("Prompted", bound=Prompt | Conversation | Comparison | Rating | Thumb)
+
+
+def without_reasoning(record: Prompted) -> Prompted:
+    """The record without the reasoning that its answers, and those in its prompt, begin with."""
+    changed: dict[str, Any]
+    if isinstance(record, Prompt):
+        changed = {"messages": tuple(
+            replace(turn, content=split_reasoning(turn.content)[1]) if turn.role == "assistant" else turn
+            for turn in record.messages
+        )}
+    else:
+        answers = ("answer", "chosen", "rejected", "response", "completion")
+        changed = {name: split_reasoning(getattr(record, name))[1] for name in answers if hasattr(record, name)}
+        changed["prompt"] = without_reasoning(record.prompt)
+    return replace(record, **changed)
 
 
 Record = Document | Prompt | Conversation | Comparison | Rating | Thumb | Question | Verdict

@@ -6,15 +6,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from pydantic import Field
+
 from triptych.base.record import BaseRecord
 from triptych.base.source import take
 from triptych.configuration import Config
 from triptych.data.folder import DataFolder
+from triptych.data.template import Argument
 from triptych.engine import attention
 from triptych.engine.models import load_policy, load_tokenizer
 from triptych.engine.parity import verify_packed_parity
 from triptych.engine.perplexity import bits_per_byte
 from triptych.pipeline.stage import StageContext, alone
+from triptych.records import split_reasoning
 from triptych.storage import Folder
 
 
@@ -24,11 +28,15 @@ class BaseImport(Config):
     Attributes:
         name: a folder, a .gguf file or a Hub name, as the recipe gives it.
         chat_template: "chatml" or a .jinja file, or the model's own.
+        template: arguments of the chat template, such as `enable_thinking`, by name; they become its defaults.
+        tokens: tokens of the model that are such in the texts of messages too, as `<think>`.
         context: tokens in a piece of text when bits per byte are measured.
     """
 
     name: str
     chat_template: str | None = None
+    template: dict[str, Argument] = Field(default_factory=dict)
+    tokens: tuple[str, ...] = ()
     context: int = 1024
 
 
@@ -38,7 +46,10 @@ def import_base(
 ) -> BaseRecord:
     """Writes the Base as a plain folder, and measures it on `data/text_heldout.jsonl`."""
     template = config.chat_template and str(sources.get(config.chat_template, config.chat_template))
-    source = take(str(sources[config.name]), context.output / "model", chat_template=template)
+    source = take(
+        str(sources[config.name]), context.output / "model", chat_template=template, arguments=config.template,
+        tokens=config.tokens, reasoning=has_reasoning(DataFolder(data)),
+    )
     for change in source.changes:
         context.progress.say(change)
     verify_packed_parity(context.output / "model")
@@ -58,3 +69,8 @@ def import_base(
         tokens_seen=None,
         bits_per_byte=bits,
     )
+
+
+def has_reasoning(data: DataFolder) -> bool:
+    """Whether some of the answers to learn begin with reasoning, so that a model is to begin with it too."""
+    return any(split_reasoning(each.answer)[0] is not None for each in data.demonstrations("train").read_any())

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -73,6 +73,9 @@ def take(
     folder: Path,
     *,
     chat_template: str | None = None,
+    arguments: Mapping[str, template.Argument] | None = None,
+    tokens: Sequence[str] = (),
+    reasoning: bool = False,
     dtype: torch.dtype = torch.float32,
 ) -> ModelSource:
     """Write the model that `name` stands for into `folder`, as a plain Hugging Face folder.
@@ -82,6 +85,7 @@ def take(
         folder: where it is written.
         chat_template: `chatml`, the path of a `.jinja` file or a template's text; if None the model keeps
             its own, or gets ChatML where it has none.
+        arguments, tokens, reasoning: of the template; see :func:`triptych.data.template.attach`.
         dtype: what the weights are written in.
 
     Raises:
@@ -103,7 +107,7 @@ def take(
         origin = name if kind == "hub" else path.resolve().name
         digest = path.name if kind == "hub" else _digest(path)
     changes += _mend_generation(model)
-    changes += prepare(tokenizer, chat_template)
+    changes += prepare(tokenizer, chat_template, arguments, tokens, reasoning)
     changes += _fit_vocabulary(model, tokenizer)
     context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if context is not None and tokenizer.model_max_length > context:
@@ -144,7 +148,10 @@ def _download(name: str) -> Path:
         ) from error
 
 
-def prepare(tokenizer: PreTrainedTokenizerFast, chat_template: str | None) -> list[str]:
+def prepare(
+    tokenizer: PreTrainedTokenizerFast, chat_template: str | None,
+    arguments: Mapping[str, template.Argument] | None = None, tokens: Sequence[str] = (), reasoning: bool = False,
+) -> list[str]:
     """Give the tokenizer a chat template and a padding token of its own; says what was changed."""
     changes = []
     if chat_template is not None:
@@ -152,7 +159,7 @@ def prepare(tokenizer: PreTrainedTokenizerFast, chat_template: str | None) -> li
     elif tokenizer.chat_template is None:
         chat_template = "chatml"
         changes.append("chat template: ChatML, as it had none")
-    changes += template.attach(tokenizer, chat_template)
+    changes += template.attach(tokenizer, chat_template, arguments, tokens=tokens, reasoning=reasoning)
     try:
         padding = template.mend_padding(tokenizer)
     except ModelError:  # every special token is in use

@@ -7,21 +7,32 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Generic, Literal, TypeVar, overload
 
 from triptych.data.template import answer_tokens, closing_tokens, scored_tokens
-from triptych.records import Comparison, Conversation, Message
+from triptych.records import Comparison, Conversation, Message, Prompt
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Overlong = Literal["drop", "truncate"]
+LearntTurns = Literal["all", "last"]
 
 
 @dataclass(frozen=True, slots=True)
 class TokenizedConversation:
-    """A prompt's tokens and its answer's, end token included unless the answer was cut."""
+    """A prompt's tokens and its answer's, end token included unless the answer was cut.
+
+    Attributes:
+        answer: with several learnt turns, all that follows the first prompt.
+        learnt: from where to where in `answer` tokens are learnt; None for all of it.
+    """
 
     prompt: tuple[int, ...]
     answer: tuple[int, ...]
+    learnt: tuple[tuple[int, int], ...] | None = None
 
+    @property
+    def targets(self) -> int:
+        """Tokens that are learnt."""
+        return len(self.answer) if self.learnt is None else sum(end - start for start, end in self.learnt)
     @property
     def length(self) -> int:
         """Tokens of the whole."""
@@ -173,6 +184,59 @@ def fit(
     if comparisons:
         return Fitted(tuple(comparisons), dropped, truncated, limit, tuple(lines))
     return Fitted(tuple(conversations), dropped, truncated, limit, tuple(lines))
+
+
+def tokenized_turns(
+    record: Conversation, tokenizer: PreTrainedTokenizerBase, learn: LearntTurns
+) -> list[TokenizedConversation]:
+    """A conversation as it is learnt, each turn of the assistant behind the prompt that it is an answer to.
+
+    Where a template writes a turn in the same way when others follow it, turns are learnt in one row. Where it does
+    not, as one that leaves out earlier reasoning, each is learnt in a row of its own, as the model will see it.
+    """
+    turns = record.messages
+    rows: list[TokenizedConversation] = []
+    for place, turn in enumerate(turns):
+        last = place == len(turns) - 1
+        if turn.role != "assistant" or not (last or (turn.learnt and learn == "all")):
+            continue
+        asked = Prompt(turns[:place], tools=record.prompt.tools)
+        prompt, (answer,) = answer_tokens(tokenizer, asked, [turn])
+        before = [*rows[-1].prompt, *rows[-1].answer] if rows else []
+        if rows and prompt[: len(before)] == before:
+            learnt = rows[-1].learnt or ((0, len(rows[-1].answer)),)
+            whole = (*rows[-1].answer, *prompt[len(before) :], *answer)
+            span = (len(whole) - len(answer), len(whole))
+            rows[-1] = TokenizedConversation(rows[-1].prompt, whole, (*learnt, span))
+        else:
+            rows.append(TokenizedConversation(tuple(prompt), tuple(answer)))
+    return rows
+
+
+def fit_turns(
+    records: Sequence[Conversation], tokenizer: PreTrainedTokenizerBase, limit: int, overlong: Overlong,
+    learn: LearntTurns,
+) -> Fitted[TokenizedConversation]:
+    """Tokenises conversations to be learnt and drops or cuts rows longer than the context; see :func:`fit`.
+
+    A conversation counts as dropped where none of its turns is learnt, and as truncated where one of its rows is cut.
+    """
+    rows: list[TokenizedConversation] = []
+    lines: list[int] = []
+    cut: set[int] = set()
+    for line, record in enumerate(records, start=1):
+        for row in tokenized_turns(record, tokenizer, learn):
+            if row.length > limit:
+                room = limit - len(row.prompt)
+                spans = [(start, min(end, room)) for start, end in row.learnt or ((0, room),) if start < room]
+                if overlong == "drop" or not spans:
+                    continue
+                answer = row.answer[: spans[-1][1]]
+                row = TokenizedConversation(row.prompt, answer, tuple(spans) if len(spans) > 1 else None)
+                cut.add(line)
+            rows.append(row)
+            lines.append(line)
+    return Fitted(tuple(rows), len(records) - len(set(lines)), len(cut), limit, tuple(lines))
 
 
 def _cut(answer: tuple[int, ...], room: int, closing: tuple[int, ...]) -> tuple[int, ...]:

@@ -70,7 +70,7 @@ _ANSWERED = (*_QUESTION.messages, Message("assistant", _ANSWERS[0]))
 
 def attach(
     tokenizer: PreTrainedTokenizerBase, template: str | None, arguments: Mapping[str, Argument] | None = None, *,
-    reasoning: bool = False, clock: Callable[[], datetime] = datetime.now,
+    tokens: Sequence[str] = (), reasoning: bool = False, clock: Callable[[], datetime] = datetime.now,
 ) -> list[str]:
     """Gives the tokenizer its chat template and makes the token that ends a turn its EOS.
 
@@ -85,6 +85,7 @@ def attach(
         tokenizer: changed in place.
         template: `chatml`, the path of a `.jinja` file, a template's text, or None to keep its own.
         arguments: of the template, by name; they become its defaults.
+        tokens: those that are tokens in the texts of messages too, where others that the template writes are text.
         reasoning: the answers begin with reasoning, so that the generation prompt is left as it is.
         clock: gives the date that a template with a date keeps from now on.
 
@@ -92,7 +93,8 @@ def attach(
         A sentence for each thing changed besides the template.
 
     Raises:
-        ModelError: the template has no such argument, or does not write a question and its answer.
+        ModelError: the template has no such argument, or does not write a question and its answer; the tokenizer has
+            no such token, or it is special.
     """
     changes: list[str] = []
     if template is not None:
@@ -120,6 +122,8 @@ def attach(
             raise ModelError(f"{_place(tokenizer)}the chat template has no argument {name!r}{near}")
         tokenizer.chat_template = _with_default(tokenizer.chat_template, name, value)
         changes.append(f"the chat template's {name} is {value!r} by default")
+    if tokens:
+        _admit(tokenizer, tokens)
     end = _end_of_turn(tokenizer)
     if end is not None and end != tokenizer.eos_token:
         changes.append(
@@ -129,6 +133,23 @@ def attach(
     if not reasoning:
         changes += _settle(tokenizer, set(arguments or {}))
     return changes
+
+
+def _admit(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[str]) -> None:
+    """Has some tokens be tokens in messages too; transformers keeps which others may not be."""
+    added = {str(token): token for token in tokenizer.added_tokens_decoder.values()}
+    for name in tokens:
+        if name not in added:
+            raise ModelError(f"{_place(tokenizer)}the tokenizer has no token {name!r} that could stand in a message")
+        if added[name].special:
+            raise ModelError(
+                f"{_place(tokenizer)}{name!r} is a special token, which only the chat template may write; give "
+                "reasoning as reasoning_content, and calls as tool_calls"
+            )
+    tokenizer.chat_control_tokens = sorted(
+        name for name, token in added.items()
+        if not token.special and not name.isspace() and name in tokenizer.chat_template and name not in tokens
+    )
 
 
 def _settle(tokenizer: PreTrainedTokenizerBase, given: set[str]) -> list[str]:
@@ -252,11 +273,16 @@ def opening_tokens(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> list[i
 
 
 def _opening(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> list[int]:
-    """What the template writes before any answer: what two have in common that differ from the first letter on."""
+    """What the template writes before any answer: what two have in common that differ from the first letter on.
+
+    A blank at its end is left to the answer, of whose first word most tokenizers make it a part.
+    """
     one, other = (
         _tokens(tokenizer, (*prompt.messages, Message("assistant", text)), prompt.tools) for text in _ANSWERS
     )
-    return one[: _shared([one, other])]
+    opening, asked = one[: _shared([one, other])], prompt_tokens(tokenizer, prompt)
+    blank = opening[: len(asked)] == asked and not tokenizer.decode(opening[len(asked) :]).strip(" ")
+    return asked if blank else opening
 
 
 def _ended(tokenizer: PreTrainedTokenizerBase, answer: list[int]) -> list[int]:
@@ -478,7 +504,9 @@ def conventions_of(tokenizer: PreTrainedTokenizerBase) -> Conventions:
 
 
 def _known(tokenizer: PreTrainedTokenizerBase) -> _Known:
-    key = (tokenizer.chat_template, tokenizer.bos_token, tokenizer.eos_token, len(tokenizer))
+    key = (
+        tokenizer.chat_template, tokenizer.bos_token, tokenizer.eos_token, len(tokenizer), tokenizer.chat_control_tokens
+    )
     known = _KNOWN.get(tokenizer)
     if known is None or known.key != key:
         found = _applied(tokenizer, lambda: conventions(partial(_written, tokenizer)), "cannot be applied")
@@ -522,6 +550,12 @@ def _tokens(
     for part, why in found.lacks(messages, tools).items():
         raise ModelError(f"{_place(tokenizer)}the chat template refuses {part} in a {what}: {why}; {_SET_TEMPLATE}")
     chat = found.chat(messages)
+    if messages[-1].role == "assistant" and "</think>" in messages[-1].content:  # where templates cut a text
+        text = _rendered(tokenizer, messages, tools)
+        if not all(part is None or part.strip() in text for part in split_reasoning(messages[-1].content)):
+            raise ModelError(
+                f"{_place(tokenizer)}the chat template leaves out a part of an answer with </think>; {_SET_TEMPLATE}"
+            )
 
     def render() -> list[int]:
         tokens: list[int] = tokenizer.apply_chat_template(

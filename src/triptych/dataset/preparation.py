@@ -33,7 +33,7 @@ from triptych.data.splits import (
 from triptych.errors import DataError, Fault
 from triptych.pipeline.result import Result
 from triptych.pipeline.stage import StageContext, alone
-from triptych.records import Comparison, Conversation, Document, Prompt, Rating, Thumb
+from triptych.records import Comparison, Conversation, Document, Prompt, Rating, Thumb, differ, without_reasoning
 
 A = TypeVar("A", bound=PromptedRecord)
 
@@ -46,6 +46,8 @@ WHY = {
     "duplicate_ratings": "ratings are exact repetitions and are left out",
     "duplicate_thumbs": "thumbs are exact repetitions and are left out",
     "duplicate_prompts": "prompts have the same turns as an earlier one and are left out",
+    "reasoning_left_out": "rows have reasoning before an answer, which is left out",
+    "comparisons_alike": "comparisons differ in their reasoning alone, and are left out with it",
     "prompts_removed": "prompts ask the same as one that is held out for test, gate or validation, and are left out",
     "conversations_removed": f"conversations {HELD_OUT}",
     "comparisons_removed": f"comparisons {HELD_OUT}",
@@ -82,6 +84,7 @@ class DataPreparation(Splits):
         text, conversations, comparisons, ratings, thumbs, prompts: files, as the recipe names them. Without prompts
             those of the conversations are used.
         wrong_rows: whether a wrong row stops the run, or is left out and reported.
+        reasoning: whether the reasoning that answers begin with is learnt, or left out of them.
         judge: share of the comparisons' prompts that train the gate's own judge and nothing else.
     """
 
@@ -92,6 +95,7 @@ class DataPreparation(Splits):
     thumbs: tuple[AnySource, ...] = ()
     prompts: tuple[AnySource, ...] = ()
     wrong_rows: Literal["refuse", "skip"] = "refuse"
+    reasoning: Literal["learn", "leave_out"] = "learn"
     judge: float = Field(default=0.0, ge=0, lt=1)
 
 
@@ -104,6 +108,8 @@ class Prepared(Result):
 
     wrong_rows_left_out: int = 0
     contradictions: int = 0
+    reasoning_left_out: int = 0
+    comparisons_alike: int = 0
     duplicate_conversations: int = 0
     duplicate_comparisons: int = 0
     duplicate_ratings: int = 0
@@ -153,9 +159,12 @@ def prepare_data(context: StageContext, config: DataPreparation, sources: Mappin
     for note in found.notes:
         context.progress.say(f"data: {note}")
     counts = {"wrong_rows_left_out": len(found.skipped)}
-    left: dict[str, Sequence[PromptedRecord]] = {}
+    left: dict[str, Sequence[PromptedRecord]] = {"reasoning_left_out": found.reasoned}
     conversations, left["duplicate_conversations"] = deduplicate(found.conversations)
-    comparisons, left["duplicate_comparisons"] = deduplicate(found.comparisons)
+    left["comparisons_alike"] = [row for row in found.comparisons if not differ(row.chosen, row.rejected)]
+    comparisons, left["duplicate_comparisons"] = deduplicate(
+        row for row in found.comparisons if differ(row.chosen, row.rejected)
+    )
     ratings, left["duplicate_ratings"] = deduplicate(found.ratings)
     thumbs, left["duplicate_thumbs"] = deduplicate(found.thumbs)
     prompts, left["duplicate_prompts"] = _of_different_turns(found.prompts)
@@ -311,6 +320,7 @@ class UserRecords:
     """Every record of every file, and the rows that were left out.
 
     Attributes:
+        reasoned: those that had reasoning, which is left out of them.
         notes: what of the files nobody read, and what was done to their rows.
         places: the file and line of each record's prompt, by the prompt's identity: equal ones stand in several.
     """
@@ -322,6 +332,7 @@ class UserRecords:
         self.ratings: list[Rating] = []
         self.thumbs: list[Thumb] = []
         self.prompts: list[Prompt] = []
+        self.reasoned: list[PromptedRecord] = []
         self.skipped: list[Fault] = []
         self.notes: list[Fault] = []
         self.places: dict[int, str] = {}
@@ -341,6 +352,10 @@ def read_all(config: DataPreparation, sources: Mapping[str, str | Path]) -> User
             except DataError as error:
                 faults.extend(error.faults)
                 continue
+            if config.reasoning == "leave_out":
+                plain = [without_reasoning(row) for row in rows]
+                found.reasoned += [row for row, before in zip(plain, rows, strict=True) if row != before]
+                rows = plain
             into += rows
             found.places |= {
                 id(prompt_of(row)): _place(source, sources, place) for row, place in zip(rows, places, strict=True)

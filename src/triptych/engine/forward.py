@@ -40,6 +40,10 @@ def next_token_logits(model: Model, pack: Pack, tokens: Sequence[int]) -> Tensor
     return output_logits(states[pack.ends], model.get_output_embeddings(), softcap)[:, list(tokens)]
 
 
+Spans = Sequence[tuple[int, int]]
+"""Parts of an answer: from which of its tokens to before which."""
+
+
 @dataclass(slots=True)
 class Predictions:
     """The tokens of a pack that count, and where each is predicted from.
@@ -64,10 +68,13 @@ class AnswerPack:
     answers: int
 
 
-def pack_answers(groups: Sequence[Group]) -> AnswerPack:
+def pack_answers(groups: Sequence[Group], learnt: Sequence[Spans | None] | None = None) -> AnswerPack:
     """Packs `(prompt, answers)` groups, each prompt once.
 
     An empty prompt predicts nothing of its answer's first token.
+
+    Args:
+        learnt: for each answer from where to where its tokens are predicted; None for all of them.
     """
     segments, answers = grown(groups)
     pack = Pack(segments)
@@ -79,14 +86,13 @@ def pack_answers(groups: Sequence[Group]) -> AnswerPack:
     for row, (answer, (segment, skipped)) in enumerate(zip(texts, answers, strict=True)):
         first = starts[segment] + skipped
         parent = segments[segment].parent
-        if skipped:
-            places.append(first - 1)
-        elif parent is not None:
-            places.append(ends[parent])
-        predicted = answer if skipped or parent is not None else answer[1:]
-        places.extend(range(first, first + len(answer) - 1))
-        targets.extend(predicted)
-        rows.extend([row] * len(predicted))
+        before = first - 1 if skipped else None if parent is None else ends[parent]
+        predictors = [before or 0, *range(first, first + len(answer) - 1)]
+        for span in (learnt and learnt[row]) or ((0, len(answer)),):
+            predicted = slice(max(span[0], int(before is None)), span[1])
+            places += predictors[predicted]
+            targets += answer[predicted]
+            rows += [row] * len(answer[predicted])
     predictions = Predictions(torch.tensor(places), torch.tensor(targets), torch.tensor(rows))
     return AnswerPack(pack, predictions, len(answers))
 

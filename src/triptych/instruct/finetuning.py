@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from pydantic import Field
 from transformers import GenerationConfig
 
 from triptych.data.folder import DataFolder
-from triptych.data.lengths import TokenizedConversation, fit
+from triptych.data.lengths import LearntTurns, Overlong, TokenizedConversation, fit_turns
 from triptych.engine import attention, distributed
 from triptych.engine.adapters import adapt, merged
 from triptych.engine.curve import write_curve
@@ -38,13 +38,15 @@ class Finetuning(Optimization):
         micro_batch: tokens computed at once; only memory and speed depend on it.
         context: longest conversation, in tokens.
         overlong: what happens to longer ones: left out, or their answers cut. Either is counted and reported.
+        learn: all turns of the assistant, or the last one. A turn of weight 0 is never learnt.
     """
 
     epochs: float = Field(default=2, gt=0)
     batch_tokens: int = Field(default=8192, ge=64)
     micro_batch: int = Field(default=4096, ge=64)
     context: int = Field(default=512, ge=16)
-    overlong: Literal["drop", "truncate"] = "drop"
+    overlong: Overlong = "drop"
+    learn: LearntTurns = "all"
     learning_rate: float = Field(default=2e-5, gt=0)
 
 
@@ -67,10 +69,11 @@ class Finetuned(Result):
 def finetune(context: StageContext, config: Finetuning, base: Folder, data: Folder) -> Finetuned:
     """Trains on `data/demonstrations.jsonl`; the loss on `data/demonstrations_heldout.jsonl` is measured."""
     tokenizer = load_tokenizer(base / "model")
-    fitted = fit(DataFolder(data).demonstrations("train").read(), tokenizer, config.context, config.overlong)
-    heldout = fit(
-        DataFolder(data).demonstrations("heldout").read(), tokenizer, config.context, config.overlong
+    train_rows, heldout_rows = (DataFolder(data).demonstrations(split).read() for split in ("train", "heldout"))
+    fit = partial(
+        fit_turns, tokenizer=tokenizer, limit=config.context, overlong=config.overlong, learn=config.learn
     )
+    fitted, heldout = fit(train_rows), fit(heldout_rows)
     if fitted.dropped or fitted.truncated:
         context.progress.say(f"demonstrations: {fitted}")
     rows = fitted.rows
@@ -83,7 +86,7 @@ def finetune(context: StageContext, config: Finetuning, base: Folder, data: Fold
     def prepare(step: int) -> Step[AnswerPack]:
         order = plan[step]
         batches = [
-            pack_answers([(rows[order[i]].prompt, [rows[order[i]].answer]) for i in group])
+            _packed([rows[order[i]] for i in group])
             for group in distributed.micro_batches((rows[i].length for i in order), config.micro_batch)
         ]
         weight = sum(len(batch.predictions.targets) for batch in batches)
@@ -98,7 +101,7 @@ def finetune(context: StageContext, config: Finetuning, base: Folder, data: Fold
     save(model, tokenizer, context.output / "model", GenerationConfig(do_sample=True, temperature=1.0))
     return Finetuned(
         parameters=parameters(model),
-        demonstrations=len(rows),
+        demonstrations=len(set(fitted.lines)),
         dropped=fitted.dropped,
         truncated=fitted.truncated,
         answer_tokens_seen=int(curve[-1]["seen"]),
@@ -112,12 +115,16 @@ def heldout_loss(model: Any, rows: Sequence[TokenizedConversation], batch: int) 
     """Mean −log p over the answers' tokens, in nats."""
     nats = tokens = 0.0
     for group in distributed.shard(distributed.micro_batches((row.length for row in rows), batch)):
-        packed = pack_answers([(rows[i].prompt, [rows[i].answer]) for i in group])
+        packed = _packed([rows[i] for i in group])
         with autocast():
             nats -= float(answer_logprobs(model, packed)[0].sum())
         tokens += len(packed.predictions.targets)
     nats, tokens = distributed.all_reduce([nats, tokens])
     return nats / tokens
+
+
+def _packed(rows: Sequence[TokenizedConversation]) -> AnswerPack:
+    return pack_answers([(row.prompt, [row.answer]) for row in rows], [row.learnt for row in rows])
 
 
 def _plan(rows: Sequence[TokenizedConversation], config: Finetuning, seed: int) -> list[list[int]]:

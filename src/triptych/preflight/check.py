@@ -12,6 +12,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
@@ -21,12 +22,13 @@ from pydantic import ConfigDict
 
 from triptych import configuration
 from triptych.base import source
+from triptych.base.pretrained import has_reasoning
 from triptych.base.tokenizer import train_tokenizer
 from triptych.configuration import Config, UserFile, beside, field_names
 from triptych.cycle import plan
 from triptych.data import files
 from triptych.data.folder import DataFolder
-from triptych.data.lengths import LengthReport, tokenized
+from triptych.data.lengths import LearntTurns, LengthReport, tokenized, tokenized_turns
 from triptych.data.template import prompt_tokens
 from triptych.dataset.preparation import Prepared, left_out, prepare_data
 from triptych.engine import models
@@ -313,13 +315,19 @@ def check_model(recipe: Recipe, folder: Path, findings: Findings) -> tuple[Any, 
     try:
         assert recipe.base.from_ is not None
         template = recipe.base.chat_template
-        return open_model(str(recipe.base.from_.path), str(template.path) if template else None, findings)
+        kept = partial(
+            source.prepare, chat_template=str(template.path) if template else None, arguments=recipe.base.template,
+            tokens=recipe.base.tokens, reasoning=has_reasoning(DataFolder(folder)),
+        )
+        return open_model(str(recipe.base.from_.path), kept, findings)
     except TriptychError as error:
         findings.problems.append(f"base.from: {error}")
         return None
 
 
-def open_model(name: str, chat_template: str | None, findings: Findings) -> tuple[Any, Architecture]:
+def open_model(
+    name: str, prepare: Callable[[Any], list[str]], findings: Findings
+) -> tuple[Any, Architecture]:
     """The tokenizer as a run will have it, and the model's measures.
 
     The weights are loaded, which proves them whole and finite, unless training them would not fit anyway.
@@ -338,7 +346,7 @@ def open_model(name: str, chat_template: str | None, findings: Findings) -> tupl
             config, parameters = model.config, models.parameters(model)
         else:
             config = models.load_config(path, within)
-    findings.notes += [f"base: {change}" for change in source.prepare(tokenizer, chat_template)]
+    findings.notes += [f"base: {change}" for change in prepare(tokenizer)]
     return tokenizer, Architecture.of(config.get_text_config(), parameters)
 
 
@@ -358,7 +366,8 @@ def check_lengths(
         if isinstance(judge := recipe.gate.judge, TrainedJudge):
             trained += [("comparisons_judge", "gate.judge", judge.model)]  # type: ignore[list-item]
     for name, section, config in trained:
-        lengths, sizes = measured(DataFolder(folder).named(name).read_any(), tokenizer)
+        rows = DataFolder(folder).named(name).read_any()
+        lengths, sizes = measured(rows, tokenizer, recipe.instruct.finetuning.learn)
         findings.lengths[name] = report = length_report(lengths, config.context)
         fits = [place for place, length in enumerate(lengths) if length <= config.context]
         if report.over and name == "demonstrations":  # the doctor says it of comparisons
@@ -377,8 +386,7 @@ def check_lengths(
             )
         texts[name] = Texts.of([sizes[place] for place in fits], [lengths[place] for place in fits])
     if recipe.thumb_files:
-        rows = [thumb.conversation for thumb in DataFolder(folder).thumbs.read_any()]
-        lengths, sizes = measured(rows, tokenizer)
+        lengths, sizes = measured([thumb.conversation for thumb in DataFolder(folder).thumbs.read_any()], tokenizer)
         texts["thumbs"] = Texts.of(sizes, lengths)
     for name, answer in prompts.items():
         asked: list[Prompt] = DataFolder(folder).named(name).read_any()
@@ -421,9 +429,13 @@ def check_few_shot(
 
 
 def measured(
-    records: Sequence[Prompt | Conversation | Comparison], tokenizer: Any
+    records: Sequence[Prompt | Conversation | Comparison], tokenizer: Any, learn: LearntTurns = "last"
 ) -> tuple[list[int], list[int]]:
-    """For each record its length, as it counts against a context, and the tokens that are computed for it."""
+    """For each record its length, as it counts against a context, and the tokens that are computed for it.
+
+    Args:
+        learn: which turns of a conversation are learnt.
+    """
     lengths, sizes = [], []
     for record in records:
         if isinstance(record, Prompt):
@@ -435,8 +447,9 @@ def measured(
             lengths.append(pair.length)
             sizes.append(len(pair.prompt) + len(pair.chosen) + len(pair.rejected))
             continue
-        lengths.append(tokenized(record, tokenizer).length)
-        sizes.append(lengths[-1])
+        rows = [row.length for row in tokenized_turns(record, tokenizer, learn)]
+        lengths.append(max(rows))
+        sizes.append(sum(rows))
     return lengths, sizes
 
 
