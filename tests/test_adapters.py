@@ -28,6 +28,7 @@ from triptych.engine.training import Optimization
 from triptych.errors import ModelError
 from triptych.improve.improvement import improve
 from triptych.instruct.finetuning import finetune
+from triptych.progress import Silent
 from triptych.reward.training import train_reward
 
 ROWS = [(some_tokens(7, 1), [some_tokens(5, 2), some_tokens(9, 3)]), (some_tokens(4, 4), [some_tokens(6, 5)])]
@@ -95,6 +96,38 @@ def test_only_adapters_and_a_reward_head_are_trained_and_saved(tmp_path: Path) -
     assert checkpoint.restore(model, optimizers) == {"curve": []}
     assert {name for name, weight in model.named_parameters() if not torch.equal(weight, changed[name])} \
         == named - {"score.weight"}
+
+
+@pytest.mark.usefixtures("float32")
+@pytest.mark.parametrize("tied", [True, False])
+def test_tokens_that_were_added_are_trained_and_no_other_row_is(tied: bool) -> None:
+    """Two new tokens start alike; without their rows a model would give both the same probability for ever."""
+    plain = model_of(tied=tied)
+    start, end = plain.config.vocab_size - 2, plain.config.vocab_size - 1
+    with torch.no_grad():
+        for table in {layer.weight for layer in (plain.get_input_embeddings(), plain.get_output_embeddings())}:
+            table[[start, end]] = table[:start].mean(0)
+    plain.config.added_tokens = [start, end]
+    model = copy.deepcopy(plain)
+    adapt(model, Lora(rank=2), seed=1)
+    packed = pack_answers([([3, 4, start], [[5, 6, end]])])
+    training.train(
+        model, 12, lambda step: training.Step([packed], 3.0),
+        lambda batch: training.Loss(-answer_logprobs(model, batch)[0].sum()),
+        Optimization(learning_rate=0.05, weight_decay=0.5), checkpoint=None, progress=Silent(),
+    )
+    after = merged(model, lambda: copy.deepcopy(plain))
+    with torch.no_grad():
+        both, _ = answer_logprobs(after, pack_answers([([3, 4, start], [[5, 6, end], [5, 6, start]])]))
+    assert float(both[2] - both[5]) > 0.1
+    for layer, old in (
+        (after.get_input_embeddings(), plain.get_input_embeddings()),
+        (after.get_output_embeddings(), plain.get_output_embeddings()),
+    ):
+        moved = (layer.weight != old.weight).any(dim=1).nonzero()[:, 0].tolist()
+        assert end in moved or layer is after.get_input_embeddings()
+        assert set(moved) <= {start, end}
+    assert (after.get_input_embeddings().weight is after.get_output_embeddings().weight) is tied
 
 
 @pytest.mark.usefixtures("float32")

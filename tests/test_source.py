@@ -91,8 +91,14 @@ def test_what_is_taken_can_be_taken_again_unchanged(tmp_path: Path) -> None:
 def test_spare_rows_of_the_embedding_are_used(tmp_path: Path) -> None:
     write_model(tmp_path / "theirs", rows=300)
     taken = source.take(str(tmp_path / "theirs"), tmp_path / "ours")
-    assert not any("embedding" in change for change in taken.changes)
-    assert models.load_policy(tmp_path / "ours").config.vocab_size == 300
+    assert taken.changes[-1] == "2 tokens added to the vocabulary, with the mean embedding"
+    old, new = (models.load_policy(tmp_path / name) for name in ("theirs", "ours"))
+    assert (new.config.vocab_size, new.config.added_tokens) == (300, [257, 258])
+    table, before = new.get_input_embeddings().weight, old.get_input_embeddings().weight
+    # The rows of no token have no part in the mean, and stay.
+    assert torch.allclose(table[257:259], before[:257].mean(0).expand(2, -1))
+    assert torch.equal(table[259:], before[259:])
+    assert torch.equal(table[:257], before[:257])
 
 
 def test_a_template_of_the_callers(tmp_path: Path) -> None:

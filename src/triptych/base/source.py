@@ -107,8 +107,9 @@ def take(
         origin = name if kind == "hub" else path.resolve().name
         digest = path.name if kind == "hub" else _digest(path)
     changes += _mend_generation(model)
+    known = set(tokenizer.get_vocab().values())
     changes += prepare(tokenizer, chat_template, arguments, tokens, reasoning)
-    changes += _fit_vocabulary(model, tokenizer)
+    changes += _fit_vocabulary(model, tokenizer, known)
     context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if context is not None and tokenizer.model_max_length > context:
         tokenizer.model_max_length = context
@@ -169,30 +170,38 @@ def prepare(
     return [*changes, padding] if padding is not None else changes
 
 
-def _fit_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> list[str]:
-    """Give every token of the tokenizer an embedding; new ones start as the mean of the old.
+def _fit_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, known: set[int]) -> list[str]:
+    """Give every token of the tokenizer an embedding; new ones start as the mean of those that had one.
 
-    The mean, because a random row can have a larger logit than every trained one and then is sampled at once.
+    The mean, because a random row can have a larger logit than every trained one and then is sampled at once. The
+    model's configuration names them, for with adapters they are all of the embedding that is trained.
+
+    Args:
+        known: numbers of the tokens that the tokenizer had when it was taken.
     """
     numbers = set(tokenizer.get_vocab().values())
     needed = max(numbers) + 1
     rows = model.get_input_embeddings().weight.shape[0]
-    if needed <= rows:
-        return []
     if needed - rows > sum(number >= rows for number in numbers):
         raise ModelError(
             f"the tokenizer has a token of number {needed - 1}, with gaps before it, but the embedding has {rows} rows"
         )
-    model.resize_token_embeddings(needed, mean_resizing=False)
+    new = sorted({*(numbers - known), *range(rows, needed)})
+    if not new:
+        return []
+    if needed > rows:
+        model.resize_token_embeddings(needed, mean_resizing=False)
     tables: dict[int, Tensor] = {}
     for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
         if isinstance(layer, nn.Embedding | nn.Linear):
             tables[layer.weight.data_ptr()] = layer.weight.data  # one table where the two are tied
             if isinstance(layer, nn.Linear) and layer.bias is not None:
                 tables[layer.bias.data_ptr()] = layer.bias.data
+    trained = sorted(known & set(range(rows)))  # a padded table has rows of no token
     for table in tables.values():
-        table[rows:] = table[:rows].mean(0)
-    return [f"{needed - rows} tokens added to the vocabulary, with the mean embedding"]
+        table[new] = table[trained].mean(0)
+    model.config.added_tokens = new
+    return [f"{len(new)} tokens added to the vocabulary, with the mean embedding"]
 
 
 def _mend_generation(model: PreTrainedModel) -> list[str]:

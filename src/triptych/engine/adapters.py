@@ -2,7 +2,8 @@
 
 A matrix W becomes W + (α / r)·B·A, with A `[r, in]` drawn at random and B `[out, r]` zero at first, so that an
 adapted model begins as the model it was (Hu et al. 2021, *LoRA: Low-Rank Adaptation of Large Language Models*,
-section 4.1). Only A and B, and a reward model's head, are trained. The layers are peft's; what is sampled from and
+section 4.1). Only A and B are trained, a reward model's head, and of the embeddings the rows of tokens that were added
+to the vocabulary, which nothing has trained before. The layers are peft's; what is sampled from and
 what is saved are plain models with the product added to their matrices.
 """
 
@@ -43,7 +44,7 @@ class Lora(Config):
 
 
 def adapt(model: Model, lora: Lora | None, seed: int) -> None:
-    """Adds adapters to the model and freezes the rest but a reward head; does nothing without `lora`.
+    """Adds adapters to the model and freezes the rest but a reward head and added tokens; does nothing without `lora`.
 
     The adapted matrices are held in the compute type from here on, in which they are multiplied anyway.
 
@@ -69,8 +70,29 @@ def adapt(model: Model, lora: Lora | None, seed: int) -> None:
         inject_adapter_in_model(LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=targets), model)
     if isinstance(head := getattr(model, "score", None), nn.Linear):
         head.requires_grad_(True)
+    for table in added_rows(model):
+        table.requires_grad_(True)
     for _, layer in _layers(model):
         layer.base_layer.to(compute_dtype())
+
+
+def added_rows(model: Model) -> dict[Tensor, list[int]]:
+    """Of an adapted model the embeddings that are trained in part, and which of their rows; nothing of another."""
+    rows = getattr(model.config, "added_tokens", None)
+    if not rows or not adapted(model):
+        return {}
+    layers = (model.get_input_embeddings(), model.get_output_embeddings())
+    return {layer.weight: rows for layer in layers if layer is not None}
+
+
+@torch.no_grad()
+def confine_gradients(model: Model) -> None:
+    """Takes the gradients away of those rows of the embeddings that adapters leave as they are."""
+    for table, rows in added_rows(model).items():
+        if table.grad is not None:
+            kept = torch.zeros(table.shape[0], 1, dtype=table.grad.dtype, device=table.grad.device)
+            kept[rows] = 1
+            table.grad.mul_(distributed.shard_like(kept.expand(table.shape), table))
 
 
 def adapted(model: Model) -> bool:

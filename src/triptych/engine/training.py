@@ -19,7 +19,7 @@ from torch.optim import Optimizer
 
 from triptych.configuration import Config
 from triptych.engine import distributed
-from triptych.engine.adapters import Lora
+from triptych.engine.adapters import Lora, added_rows, confine_gradients
 from triptych.engine.checkpoint import Checkpoint
 from triptych.engine.device import autocast
 from triptych.errors import TrainingError
@@ -211,6 +211,7 @@ def _accumulate(
         (total / step.weight * (distributed.world_size() * counted)).backward()
         for name, value in {"loss": total, **numbers}.items():
             totals[name] = totals.get(name, 0.0) + (float(value.detach()) / step.weight if counted else 0.0)
+    confine_gradients(model)
     totals = dict(zip(totals, distributed.all_reduce(list(totals.values())), strict=True))
     totals["gradient_norm"] = float(distributed.full_tensor(torch.nn.utils.clip_grad_norm_(model.parameters(), clip)))
     fault = next((name for name in ("loss", "gradient_norm") if not math.isfinite(totals[name])), None)
@@ -229,7 +230,10 @@ def _hopeless(
 
 
 def _optimizers(model: Any, optimization: Optimization) -> list[Optimizer]:
-    """AdamW, without weight decay on norms and biases; with `muon`, Muon for the hidden layers' matrices."""
+    """AdamW, without weight decay on norms, biases and embeddings that are trained in part; with `muon`, Muon for the
+    hidden layers' matrices.
+    """
+    partly = {id(table) for table in added_rows(model)}
     weights = [(name, weight) for name, weight in model.named_parameters() if weight.requires_grad]
     hidden = {
         name for name, weight in weights
@@ -238,7 +242,10 @@ def _optimizers(model: Any, optimization: Optimization) -> list[Optimizer]:
     decay, rate = optimization.weight_decay, optimization.learning_rate
     groups: list[dict[str, Any]] = []
     for matrices in (True, False):
-        members = [weight for name, weight in weights if name not in hidden and (weight.ndim >= 2) == matrices]
+        members = [
+            weight for name, weight in weights
+            if name not in hidden and (weight.ndim >= 2 and id(weight) not in partly) == matrices
+        ]
         if members:
             groups.append({"params": members, "weight_decay": decay if matrices else 0.0, "peak": rate})
     optimizers: list[Optimizer] = [torch.optim.AdamW(groups, lr=rate, betas=optimization.betas, fused=True)]
