@@ -13,16 +13,24 @@ import torch
 import yaml
 from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    GraniteConfig,
+    GraniteForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
 
+from triptych.base.pretrained import BaseImport, import_base
 from triptych.base.pretraining import Pretraining, architecture
 from triptych.cycle import cycle, plan
 from triptych.data import lengths, template
 from triptych.data.files import read_comparisons, read_conversations, read_prompts
 from triptych.engine import models
-from triptych.errors import DataError, RecipeError
+from triptych.errors import DataError, ModelError, RecipeError
 from triptych.family import Family
 from triptych.pipeline.runner import Runner
+from triptych.pipeline.stage import StageContext
 from triptych.preflight import check
 from triptych.preflight.costs import from_scratch
 from triptych.preflight.memory import Architecture
@@ -198,6 +206,45 @@ def test_rewards_that_are_not_trained_and_those_on_ratings_are_checked_too(tmp_p
     rows(tmp_path / "ratings.jsonl", [{"prompt": "Which?", "response": "Yes.", "scores": {"clear": "very"}}])
     problems = check.check(tmp_path / "recipe.yaml").problems
     assert any("scores.clear: must be a number" in problem for problem in problems)
+
+
+def test_what_a_chat_template_leaves_out_is_a_problem_with_its_rows(tmp_path: Path) -> None:
+    path = write_recipe(tmp_path)
+    without = "{% if message['role'] == 'system' %}{{ raise_exception('no system turn') }}{% endif %}"
+    own = template.CHATML.replace("{% for message in messages %}", "{% for message in messages %}" + without)
+    edited = models.load_tokenizer(tmp_path / "model")
+    edited.chat_template = own
+    edited.save_pretrained(tmp_path / "model")
+    system = {"role": "system", "content": "Be brief."}
+    asked = [[system] * (i < 30) + [{"role": "user", "content": f"Question {i}?"}] for i in range(60)]
+    rows(tmp_path / "answers.jsonl", [
+        {"messages": [*turns, {"role": "assistant", "content": f"Answer {i}."}], "tools": [{"name": f"tool{i}"}]}
+        if i < 10 else {"messages": [*turns, {"role": "assistant", "content": f"Answer {i}."}]}
+        for i, turns in enumerate(asked)
+    ])
+    assert check.check(path).problems == [
+        "demonstrations: 30 of 60 rows have a system turn, which the chat template does not write: no system turn; set "
+        "base.chat_template, or take it out of the rows",
+        "demonstrations: 10 of 60 rows have tools, which the chat template does not write: it leaves out what they "
+        "say; set base.chat_template, or take it out of the rows",
+    ]
+
+
+def test_a_base_that_can_have_no_reward_head_is_a_problem(tmp_path: Path) -> None:
+    path = write_recipe(tmp_path)
+    shared = tokenizer()
+    config = GraniteConfig(
+        vocab_size=len(shared), hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=1, max_position_embeddings=1024, tie_word_embeddings=True,
+    )
+    models.save(GraniteForCausalLM(config), shared, tmp_path / "model")
+    why = "transformers has no sequence classification for Granite; no reward model can be trained on it, so take rules"
+    (problem,) = check.check(path).problems
+    assert problem.startswith(f"base.from: {why}")
+    config = BaseImport(name="model", reward_head=True)
+    desk = StageContext(tmp_path / "base", tmp_path / "base", Silent(), 1, 60.0)
+    with pytest.raises(ModelError, match=f"^model: {why}"):
+        import_base(desk, config, tmp_path, {"model": tmp_path / "model"})
 
 
 def test_a_recipe_that_is_no_yaml_has_one_problem(tmp_path: Path) -> None:

@@ -484,6 +484,11 @@ class Recipe(Config):
         return {name: path for each in rewards if isinstance(each, RewardConfig) for name, path in each.files.items()}
 
     @property
+    def trains_reward(self) -> bool:
+        """Whether a reward model is trained, as the reward or as the gate's judge."""
+        return self.learner is not None or isinstance(self.gate.judge, TrainedJudge)
+
+    @property
     def learner(self) -> RewardTraining | None:
         """How the reward, or the first part of it that is trained, is trained; None where nothing is."""
         return next((part for part in self.reward.model.within if isinstance(part, RewardTraining)), None)

@@ -267,6 +267,15 @@ class Rollout:
 Prompted = TypeVar("Prompted", bound=Prompt | Conversation | Comparison | Rating | Thumb)
 
 
+ANSWERS = ("answer", "chosen", "rejected", "response", "completion")
+"""The fields of records that hold an answer."""
+
+
+def answers_of(record: Prompt | Conversation | Comparison | Rating | Thumb) -> list[str]:
+    """The answers of a record; a prompt has none."""
+    return [getattr(record, name) for name in ANSWERS if hasattr(record, name)]
+
+
 def without_reasoning(record: Prompted) -> Prompted:
     """The record without the reasoning that its answers, and those in its prompt, begin with."""
     changed: dict[str, Any]
@@ -276,8 +285,7 @@ def without_reasoning(record: Prompted) -> Prompted:
             for turn in record.messages
         )}
     else:
-        answers = ("answer", "chosen", "rejected", "response", "completion")
-        changed = {name: split_reasoning(getattr(record, name))[1] for name in answers if hasattr(record, name)}
+        changed = {name: split_reasoning(getattr(record, name))[1] for name in ANSWERS if hasattr(record, name)}
         changed["prompt"] = without_reasoning(record.prompt)
     return replace(record, **changed)
 

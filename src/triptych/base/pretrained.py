@@ -14,12 +14,17 @@ from triptych.configuration import Config
 from triptych.data.folder import DataFolder
 from triptych.data.template import Argument
 from triptych.engine import attention
-from triptych.engine.models import load_policy, load_tokenizer
+from triptych.engine.models import load_config, load_policy, load_tokenizer, reward_fault
 from triptych.engine.parity import verify_packed_parity
 from triptych.engine.perplexity import bits_per_byte
+from triptych.errors import ModelError
 from triptych.pipeline.stage import StageContext, alone
 from triptych.records import split_reasoning
 from triptych.storage import Folder
+
+NO_REWARD = (
+    "no reward model can be trained on it, so take rules or a language model as reward and gate.judge, or another Base"
+)
 
 
 class BaseImport(Config):
@@ -30,6 +35,7 @@ class BaseImport(Config):
         chat_template: "chatml" or a .jinja file, or the model's own.
         template: arguments of the chat template, such as `enable_thinking`, by name; they become its defaults.
         tokens: tokens of the model that are such in the texts of messages too, as `<think>`.
+        reward_head: a reward model will be trained on it, or on what becomes of it.
         context: tokens in a piece of text when bits per byte are measured.
     """
 
@@ -37,6 +43,7 @@ class BaseImport(Config):
     chat_template: str | None = None
     template: dict[str, Argument] = Field(default_factory=dict)
     tokens: tuple[str, ...] = ()
+    reward_head: bool = False
     context: int = 1024
 
 
@@ -52,6 +59,8 @@ def import_base(
     )
     for change in source.changes:
         context.progress.say(change)
+    if config.reward_head and (fault := reward_fault(load_config(context.output / "model"))):
+        raise ModelError(f"{config.name}: {fault}; {NO_REWARD}")
     verify_packed_parity(context.output / "model")
     tokenizer = load_tokenizer(context.output / "model")
     bits = None

@@ -78,8 +78,8 @@ def adapt(model: Model, lora: Lora | None, seed: int) -> None:
 
 def added_rows(model: Model) -> dict[Tensor, list[int]]:
     """Of an adapted model the embeddings that are trained in part, and which of their rows; nothing of another."""
-    rows = getattr(model.config, "added_tokens", None)
-    if not rows or not adapted(model):
+    rows = getattr(model.config, "added_tokens", None) if adapted(model) else None
+    if not rows:
         return {}
     layers = (model.get_input_embeddings(), model.get_output_embeddings())
     return {layer.weight: rows for layer in layers if layer is not None}

@@ -36,6 +36,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerFast,
 )
+from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
 from transformers.utils import logging
 
 from triptych.data.template import end_token
@@ -143,6 +144,17 @@ def load_reward(
     model.config.problem_type = "regression"  # else other tools put one output through a sigmoid
     _refuse_non_finite(folder, model)
     return model
+
+
+def reward_fault(config: PreTrainedConfig) -> str | None:
+    """Why a model of this configuration can have no reward head that transformers loads; None where it can."""
+    name = type(config).__name__.removesuffix("Config")
+    if type(config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
+        return f"transformers has no sequence classification for {name}"
+    with torch.device("meta"), quiet():
+        model = AutoModelForSequenceClassification.from_config(config)
+    has_head = isinstance(getattr(model, "score", None), torch.nn.Linear)
+    return None if has_head else f"{type(model).__name__} has no linear head called score"
 
 
 def load_tokenizer(folder: Path, within: Path | None = None) -> PreTrainedTokenizerFast:

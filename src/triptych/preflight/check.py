@@ -10,6 +10,7 @@ import itertools
 import math
 import os
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -22,14 +23,15 @@ from pydantic import ConfigDict
 
 from triptych import configuration
 from triptych.base import source
-from triptych.base.pretrained import has_reasoning
+from triptych.base.pretrained import NO_REWARD, has_reasoning
 from triptych.base.tokenizer import train_tokenizer
 from triptych.configuration import Config, UserFile, beside, field_names
 from triptych.cycle import plan
 from triptych.data import files
 from triptych.data.folder import DataFolder
 from triptych.data.lengths import LearntTurns, LengthReport, tokenized, tokenized_turns
-from triptych.data.template import prompt_tokens
+from triptych.data.splits import prompt_of
+from triptych.data.template import conventions_of, prompt_tokens
 from triptych.dataset.preparation import Prepared, left_out, prepare_data
 from triptych.engine import models
 from triptych.engine.device import compute_dtype
@@ -58,7 +60,7 @@ from triptych.preflight.memory import Architecture
 from triptych.preflight.trial import try_rewards
 from triptych.progress import Silent
 from triptych.recipe import FileFeedback, Recipe, TrainedJudge, load
-from triptych.records import Comparison, Conversation, Prompt, Record
+from triptych.records import Comparison, Conversation, Message, Prompt, Record, answers_of
 from triptych.references import wrong_references
 from triptych.release.signature import check_signing
 from triptych.statistics.significance import least, level
@@ -130,6 +132,8 @@ def check(path: Path, overrides: Sequence[str] = (), reward: Path | None = None)
         counts = split_data(recipe, folder, findings) if check_files(recipe, findings) else None
         opened = check_model(recipe, folder, findings)
         if counts is not None:
+            if opened and not check_turns(folder, opened[0], findings):
+                return findings  # how long rows are that cannot be written, nobody knows
             try:
                 tell(try_rewards(recipe, answered(folder), memory()), findings)
                 consult(recipe, folder, opened[0] if opened else None, reward, findings)
@@ -319,7 +323,9 @@ def check_model(recipe: Recipe, folder: Path, findings: Findings) -> tuple[Any, 
             source.prepare, chat_template=str(template.path) if template else None, arguments=recipe.base.template,
             tokens=recipe.base.tokens, reasoning=has_reasoning(DataFolder(folder)),
         )
-        return open_model(str(recipe.base.from_.path), kept, findings)
+        opened = open_model(str(recipe.base.from_.path), kept, findings)
+        check_reward(recipe, opened[2], findings)
+        return opened[:2]
     except TriptychError as error:
         findings.problems.append(f"base.from: {error}")
         return None
@@ -327,8 +333,8 @@ def check_model(recipe: Recipe, folder: Path, findings: Findings) -> tuple[Any, 
 
 def open_model(
     name: str, prepare: Callable[[Any], list[str]], findings: Findings
-) -> tuple[Any, Architecture]:
-    """The tokenizer as a run will have it, and the model's measures.
+) -> tuple[Any, Architecture, Any]:
+    """The tokenizer as a run will have it, the model's measures and its configuration.
 
     The weights are loaded, which proves them whole and finite, unless training them would not fit anyway.
     """
@@ -347,7 +353,38 @@ def open_model(
         else:
             config = models.load_config(path, within)
     findings.notes += [f"base: {change}" for change in prepare(tokenizer)]
-    return tokenizer, Architecture.of(config.get_text_config(), parameters)
+    return tokenizer, Architecture.of(config.get_text_config(), parameters), config
+
+
+def check_turns(folder: Path, tokenizer: Any, findings: Findings) -> bool:
+    """Whether the chat template writes all of every row; what it does not, with how many rows have it."""
+    known = conventions_of(tokenizer)
+    counts: Counter[str] = Counter()
+    lacking: Counter[tuple[str, str, str]] = Counter()
+    for path in sorted(folder.glob("*.jsonl")):
+        kind = path.stem.split("_")[0]
+        if kind in ("text", "examples"):
+            continue
+        for record in DataFolder(folder).named(path.stem).read_any():
+            prompt = prompt_of(record)
+            written = [record.messages] if isinstance(record, Prompt | Conversation) else [
+                (*prompt.messages, Message("assistant", answer)) for answer in answers_of(record)
+            ]
+            counts[kind] += 1
+            found = {name: why for messages in written for name, why in known.lacks(messages, prompt.tools).items()}
+            lacking.update((kind, part, why) for part, why in found.items())
+    for (kind, part, why), count in sorted(lacking.items()):
+        findings.problems.append(
+            f"{kind}: {count:,} of {counts[kind]:,} rows have {part}, which the chat template does not write: {why}; "
+            "set base.chat_template, or take it out of the rows"
+        )
+    return not lacking
+
+
+def check_reward(recipe: Recipe, config: Any, findings: Findings) -> None:
+    """Whether the Base can have a reward head, where a reward model is trained on it."""
+    if recipe.trains_reward and (fault := models.reward_fault(config)):
+        findings.problems.append(f"base.from: {fault}; {NO_REWARD}")
 
 
 def check_lengths(
