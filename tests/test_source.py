@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from huggingface_hub import snapshot_download
+from peft import LoraConfig, PeftModel, get_peft_model
 from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 from transformers import (
@@ -134,6 +136,50 @@ def test_a_file_that_only_calls_itself_gguf_is_refused(tmp_path: Path) -> None:
     (tmp_path / "model.gguf").write_bytes(b"not a model" * 10)
     with pytest.raises(ModelError, match="cannot be read as GGUF"):
         source.take(str(tmp_path / "model.gguf"), tmp_path / "ours")
+
+
+def write_adapter(root: Path, **settings: Any) -> Path:
+    """Low-rank adapters of the model in `theirs`, as peft saves them."""
+    write_model(root / "theirs")
+    torch.manual_seed(3)
+    config = LoraConfig(r=2, target_modules=["q_proj", "down_proj"], init_lora_weights=False)
+    adapted: Any = get_peft_model(models.load_policy(root / "theirs"), config)
+    adapted.save_pretrained(root / "adapter")
+    path = root / "adapter" / "adapter_config.json"
+    of = {"base_model_name_or_path": str(root / "theirs")}
+    path.write_text(json.dumps(json.loads(path.read_text()) | of | settings))
+    return root / "adapter"
+
+
+def test_adapters_are_taken_merged_into_their_model(tmp_path: Path) -> None:
+    adapter = write_adapter(tmp_path)
+    taken = source.take(str(adapter), tmp_path / "ours")
+    assert taken.origin == "adapter"
+    assert "low-rank adapters added to the weights of theirs" in taken.changes
+    theirs: Any = models.load_policy(tmp_path / "theirs")
+    tokens = torch.tensor([[5, 17, 99, 3]])
+    with torch.no_grad():
+        before = theirs(tokens).logits
+        wanted = PeftModel.from_pretrained(theirs, adapter)(tokens).logits
+        found = models.load_policy(tmp_path / "ours")(tokens).logits[..., :257]
+    assert float((wanted - before).abs().max()) > 1e-3
+    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-6)
+    assert not list((tmp_path / "ours").glob("adapter*"))
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ({"peft_type": "PROMPT_TUNING"}, "peft_type is 'PROMPT_TUNING', and only LORA can be merged"),
+        ({"base_model_name_or_path": None}, "base_model_name_or_path must name the adapters' model"),
+        ({"base_model_name_or_path": "./no/where"}, "there is no such folder"),
+        ({"target_modules": ["q_proj"]}, "the adapters do not fit .*theirs: .*down_proj"),
+        ({"r": 4}, "the adapters do not fit .*theirs"),
+    ],
+)
+def test_adapters_that_cannot_be_merged_are_refused(tmp_path: Path, settings: dict[str, Any], reason: str) -> None:
+    with pytest.raises(ModelError, match=reason):
+        source.take(str(write_adapter(tmp_path, **settings)), tmp_path / "ours")
 
 
 def hub_cache(root: Path) -> Path:

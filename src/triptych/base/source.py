@@ -22,7 +22,7 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerF
 from triptych.base.record import Dtype
 from triptych.data import template
 from triptych.engine import models
-from triptych.engine.inspection import Stored, inspect
+from triptych.engine.inspection import ADAPTER, Stored, inspect, inspect_adapter
 from triptych.errors import ModelError
 from triptych.storage import sha256, sha256_all
 
@@ -43,6 +43,8 @@ HUB_FILES = (
     "vocab.json",
     "merges.txt",
     "chat_template.jinja",
+    "adapter_config.json",
+    "adapter_model.safetensors",
 )
 """What is downloaded: weights as safetensors, settings, the tokenizer; never code or pickles."""
 
@@ -101,9 +103,14 @@ def take(
     else:
         # The Hub's cache keeps each file once, in `blobs`, and a revision as links to them.
         within = path.parents[1] if kind == "hub" else None
-        model = models.load_policy(path, within=within)
-        stored = _dtype(inspect(path, within))
-        tokenizer = models.load_tokenizer(path, within)
+        if adapted := adapted_model(path):
+            model, tokenizer = adapted.load()
+            stored = _dtype(inspect(adapted.folder, adapted.within))
+            changes.append(f"low-rank adapters added to the weights of {adapted.name}")
+        else:
+            model = models.load_policy(path, within=within)
+            stored = _dtype(inspect(path, within))
+            tokenizer = models.load_tokenizer(path, within)
         origin = name if kind == "hub" else path.resolve().name
         digest = path.name if kind == "hub" else _digest(path)
     changes += _mend_generation(model)
@@ -132,6 +139,45 @@ def find(name: str) -> tuple[Kind, Path]:
     if not HUB_NAME.fullmatch(name):
         raise ModelError(f"{name}: there is no such folder, and it cannot be a name on the Hub")
     return "hub", _download(name)
+
+
+@dataclass(frozen=True, slots=True)
+class AdaptedModel:
+    """Low-rank adapters and the model that they were trained on.
+
+    Attributes:
+        name: of the model: the Hub's, or the last part of its path.
+        within: as in :func:`triptych.engine.inspection.inspect`.
+    """
+
+    adapter: Path
+    name: str
+    folder: Path
+    within: Path | None
+
+    def load(self) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
+        """The model with the adapters added, and the tokenizer that lies beside them, or else the model's."""
+        model = models.load_adapted(self.adapter, self.folder, within=self.within)
+        own = (self.adapter / "tokenizer_config.json").exists()
+        return model, models.load_tokenizer(self.adapter) if own else models.load_tokenizer(self.folder, self.within)
+
+
+def adapted_model(path: Path) -> AdaptedModel | None:
+    """The model that a folder of adapters is of; None where it is none.
+
+    Raises:
+        ModelError: it is not there, or the adapters are of another kind.
+    """
+    if not (path / ADAPTER).exists():
+        return None
+    settings, _ = inspect_adapter(path)
+    name: str = settings["base_model_name_or_path"]
+    kind, folder = find(name)
+    if kind == "gguf" or (folder / ADAPTER).exists():
+        raise ModelError(f"{path}: its adapters are of {name}, which is no model folder")
+    if kind == "hub":
+        return AdaptedModel(path, name, folder, folder.parents[1])
+    return AdaptedModel(path, folder.resolve().name, folder, None)
 
 
 def _download(name: str) -> Path:

@@ -15,7 +15,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
 from transformers import GenerationConfig, PreTrainedConfig
 
 from triptych.display import one_line
@@ -23,6 +25,7 @@ from triptych.errors import ModelError
 from triptych.storage import entries, irregular, open_regular
 
 WEIGHTS = "model.safetensors"
+ADAPTER = "adapter_config.json"
 INDEX = "model.safetensors.index.json"
 SETTINGS = (
     "config.json", "generation_config.json", "tokenizer_config.json", "processor_config.json",
@@ -87,19 +90,40 @@ def inspect(folder: Path, within: Path | None = None) -> dict[str, Stored]:
     """
     if not folder.is_dir():
         raise ModelError(f"{one_line(folder)}: there is no such folder")
+    if (folder / ADAPTER).exists():
+        raise ModelError(
+            f"{one_line(folder / ADAPTER)}: this is an adapter; name it as base.from, or merge it into its model first"
+        )
     if not (folder / "config.json").exists():
         raise ModelError(
             f"{one_line(folder)}: config.json is missing, so this is not a Hugging Face model folder"
         )
     config = _look_over(folder, within).get("config.json", {})
-    if (folder / "adapter_config.json").exists():
-        raise ModelError(
-            f"{one_line(folder / 'adapter_config.json')}: this is an adapter; merge it into its model first"
-        )
     tensors = _tensors(folder, config.get("transformers_weights"))
     _check_layers(folder / "config.json", config, len(tensors))
     _check_vocabulary(folder, max((tensor.shape[0] for tensor in tensors.values() if tensor.shape), default=0))
     return tensors
+
+
+def inspect_adapter(folder: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """The settings and weights of low-rank adapters.
+
+    Raises:
+        ModelError: with the file and the reason.
+    """
+    _look_over(folder, None)
+    settings = read_object(folder / ADAPTER, LARGEST_SETTINGS)
+    if settings.get("peft_type") != "LORA":
+        kind = one_line(repr(settings.get("peft_type")))[:40]
+        raise ModelError(f"{one_line(folder / ADAPTER)}: peft_type is {kind}, and only LORA can be merged")
+    if not isinstance(settings.get("base_model_name_or_path"), str):
+        raise ModelError(f"{one_line(folder / ADAPTER)}: base_model_name_or_path must name the adapters' model")
+    weights = folder / "adapter_model.safetensors"
+    try:
+        open_regular(weights).close()
+        return settings, load_file(weights)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise ModelError(f"{one_line(weights)}: is missing, damaged or not safetensors: {one_line(error)}") from error
 
 
 def inspect_tokenizer(folder: Path, within: Path | None = None) -> None:

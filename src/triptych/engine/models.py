@@ -21,6 +21,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+from peft import LoraConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -44,11 +45,16 @@ from triptych.deadline import within
 from triptych.display import one_line
 from triptych.engine import distributed
 from triptych.engine.device import device
-from triptych.engine.inspection import INDEX, Stored, inspect, inspect_tokenizer
+from triptych.engine.inspection import INDEX, Stored, inspect, inspect_adapter, inspect_tokenizer
 from triptych.errors import ModelError
 from triptych.storage import open_regular
 
 MINUTE = 60.0
+ADAPTER_FIELDS = (
+    "r", "lora_alpha", "target_modules", "bias", "fan_in_fan_out", "use_rslora", "use_dora", "modules_to_save",
+    "rank_pattern", "alpha_pattern", "layers_to_transform", "layers_pattern", "exclude_modules",
+)
+"""What of an adapter's settings says which weights it has and how they are added."""
 HEADS = re.compile(r"(lm_head|embed_out|score)\.(weight|bias)")
 """Of a model that is opened for its trunk, the head is not used."""
 
@@ -75,6 +81,33 @@ def load_policy(
     model = _load(AutoModelForCausalLM, folder, tensors, dtype=dtype, attn_implementation=attention)
     _refuse_non_finite(folder, model)
     return model
+
+
+def load_adapted(adapter: Path, folder: Path, *, within: Path | None = None) -> PreTrainedModel:
+    """A causal language model with low-rank adapters of peft's added to its weights, as a plain model in float32.
+
+    Args:
+        adapter: the adapters' folder, `adapter_config.json` and `adapter_model.safetensors`.
+        folder: the model that they were trained on.
+        within: of the model, as in :func:`triptych.engine.inspection.inspect`.
+
+    Raises:
+        ModelError: the adapters are of another kind or do not fit the model; see also :func:`load_policy`.
+    """
+    shown = one_line(adapter)
+    settings, tensors = inspect_adapter(adapter)
+    config = LoraConfig(**{name: settings[name] for name in ADAPTER_FIELDS if name in settings})
+    model = load_policy(folder, within=within)
+    with _refusing(f"{shown}: the adapters do not fit {one_line(folder)}"), quiet():
+        adapted: Any = get_peft_model(model, config)
+        mine = get_peft_model_state_dict(adapted)
+        if mine.keys() != tensors.keys():
+            several = _few(set(mine) ^ set(tensors))
+            raise ModelError(f"{shown}: the adapters do not fit {one_line(folder)}: {several}")
+        set_peft_model_state_dict(adapted, tensors)
+        plain: PreTrainedModel = adapted.merge_and_unload()
+    _refuse_non_finite(adapter, plain)
+    return plain.eval()
 
 
 def load_config(folder: Path, within: Path | None = None) -> PreTrainedConfig:

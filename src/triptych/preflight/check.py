@@ -342,6 +342,9 @@ def open_model(
     if kind == "gguf":
         model, tokenizer = models.load_gguf(path)
         config, parameters = model.config, models.parameters(model)
+    elif adapted := source.adapted_model(path):
+        model, tokenizer = adapted.load()
+        config, parameters = model.config, models.parameters(model)
     else:
         within = path.parents[1] if kind == "hub" else None
         tensors = inspect(path, within)
