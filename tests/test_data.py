@@ -132,7 +132,12 @@ def test_each_format_becomes_its_record(tmp_path: Path, read: Callable[..., Any]
 MERGE = "merge turns of one speaker that follow each other, or leave the row out (`wrong_rows: skip`)"
 CONVERSATION_FAULTS = [
     ([HI, HELLO], ":1: must be an object, got a list"),
-    ({"turns": []}, ':1: messages: missing: expected {"messages"} or {"prompt", "completion"}'),
+    (
+        {"turns": []},
+        ":1: no known form, with the fields turns; say `fields: {messages: turns, ...}` beside the file's name, for "
+        "each of messages, prompt, completion that it has",
+    ),
+    ({"task": "t"}, ':1: messages: missing: expected {"messages"} or {"prompt", "completion"}'),
     ({"messages": "Hi"}, ':1: messages: must be text or a list of messages, got the text "Hi"'),
     ({"messages": []}, ":1: messages: must be text or a list of messages, got an empty list"),
     ({"messages": ["Hi"]}, ':1: messages[0]: must be an object {"role", "content"}, got the text "Hi"'),
@@ -284,7 +289,7 @@ def test_all_faults_of_a_file_come_together_with_their_lines(tmp_path: Path) -> 
 
 
 def test_a_file_with_no_right_row_is_an_error_even_where_faults_are_skipped(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="prompt: missing"):
+    with pytest.raises(DataError, match=r"no known form, with the fields a; say `fields: \{prompt: a, \.\.\.\}`"):
         files.read_prompts(lines(tmp_path, {"a": 1}), [])
 
 

@@ -18,7 +18,9 @@ from triptych.data import files, forms
 from triptych.data.rows import Place
 from triptych.data.source import Source
 from triptych.data.turning import REFERENCES
-from triptych.errors import DataError, Fault
+from triptych.dataset.preparation import read_all
+from triptych.errors import DataError, Fault, RecipeError
+from triptych.recipe import load
 from triptych.records import (
     Comparison,
     Conversation,
@@ -104,7 +106,11 @@ READ: list[tuple[str, dict[str, Any], list[Record]]] = [
      [PAIR, Comparison(WHY, "So.", "Never.")]),
     ("comparisons", {"question": "Why?", "response_A": "No.", "response_B": "So.", "label": "B>A"}, [PAIR]),
     ("comparisons", {"prompt": "Why?", "answer_1": "So.", "answer_2": "No.", "preferred": "answer_1"}, [PAIR]),
+    ("comparisons", {"trajectory": [{"from": "user", "value": "Why?"}], "chosen": "So.", "rejected": "No."}, [PAIR]),
+    ("comparisons", {"instruction": "Why?", "input": "1 2", "output_1": "No.", "output_2": "So.", "preference": 2},
+     [Comparison(Prompt(user("Why?\n\n1 2")), "So.", "No.")]),
     # Conversations.
+    ("conversations", {"role_1": "a", "message_1": "Why?", "message_2": "So."}, [TALK]),
     ("conversations", {"messages": [ASK, GOOD], "prompt": "Why?", "prompt_id": "7"}, [TALK]),
     ("conversations", {"messages": [{"role": "developer", "content": "Be brief."}, ASK, GOOD]},
      [Conversation(BRIEF, "So.")]),
@@ -170,6 +176,12 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("ratings", {"prompt": "Why?", "completions": ["One.", "Two."], "labels": [True, False]},
      r"process rewards.*jq -c"),
     ("ratings", {"input": "1 ки\n2 ки", "label": "1 +\n2 -", "task": "sums"}, r"Math-Shepherd: labels of single steps"),
+    ("ratings", {"question": {"problem": "Why?"}, "label": {"steps": []}}, r"PRM800K's own: labels of single steps"),
+    ("comparisons", {"ask": "Why is it?", "chosen": "It is so.", "rejected": "It is not."},
+     r"prompt: missing.*`fields: \{prompt: ask\}`"),
+    ("conversations", {"frage": "Why?", "antwort": "So."},
+     r"no known form, with the fields frage, antwort; say `fields"),
+    ("conversations", {"message_tree_id": "1", "prompt": {"text": "Why?", "replies": []}}, r"oasst's trees, whole"),
     ("comparisons", {"prompt": "Why?", "chosen": ["So."], "rejected": ["No.", "Never."]},
      r"RewardBench 2.*triptych audit"),
     ("conversations", {"text": "### Human: Why?### Assistant: So."}, r"a transcript in one text.*python -c"),
@@ -330,6 +342,33 @@ def test_the_recipe_maps_any_other_form(tmp_path: Path) -> None:
         files.read_prompts(Source(file=str(path), fields={"prompt": "fragge"}))
     with pytest.raises(DataError, match=r"fields\.promt: no field of prompts; did you mean prompt\?"):
         files.read_prompts(Source(file=str(path), fields={"promt": "frage"}))
+
+
+def test_a_recipe_says_which_fields_are_meant_and_where_a_dataset_is(tmp_path: Path) -> None:
+    written(tmp_path, {"frage": "Why?", "antwort": "So."}, name="talk.jsonl")
+    written(tmp_path, {"frage": "Why?", "besser": "So.", "schlechter": "No."}, name="pairs.jsonl")
+    written(tmp_path, {"frage": "Why?", "gut": True, "antwort": "So."}, name="liked.jsonl")
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("""
+name: mapped
+base: {from: model}
+instruct: {data: [{file: talk.jsonl, fields: {prompt: frage, completion: antwort}}]}
+feedback:
+  - {file: pairs.jsonl, fields: {prompt: frage, chosen: besser, rejected: schlechter}}
+  - {thumbs: liked.jsonl, fields: {prompt: frage, completion: antwort, label: gut}}
+improve: {prompts: [{file: talk.jsonl, fields: {prompt: frage}}]}
+""")
+    read = load(recipe)
+    assert load(recipe, ["improve.prompts.0=talk.jsonl"]).preparation.prompts == (Source(file="talk.jsonl"),)
+    records = read_all(read.preparation, read.sources)
+    assert (records.conversations, records.comparisons, records.thumbs, records.prompts) == (
+        [TALK], [PAIR], [LIKED], [WHY]
+    )
+    hub = load(recipe, ["improve.prompts.0={file: someone/sums, configuration: main, split: test, revision: v1}"])
+    (source,) = hub.preparation.prompts
+    assert hub.located(source) == Source(file="someone/sums", configuration="main", split="test", revision="v1")
+    with pytest.raises(RecipeError, match="fieldz"):
+        load(recipe, ["improve.prompts.0={file: talk.jsonl, fieldz: {}}"])
 
 
 def test_arrays_tables_and_compressed_files_are_read_with_the_lines_of_their_rows(tmp_path: Path) -> None:

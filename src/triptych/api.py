@@ -43,7 +43,7 @@ from triptych.engine.perplexity import bits_per_byte
 from triptych.engine.rollout import Policy
 from triptych.engine.sampling import Sampling, own_sampling
 from triptych.engine.scoring import Scorer
-from triptych.errors import AuditError, ModelError, RecipeError, RunError
+from triptych.errors import AuditError, Fault, ModelError, RecipeError, RunError
 from triptych.evaluate.answers import Answering, answer, answered, take
 from triptych.evaluate.gate import Decided, Gate, decide
 from triptych.evaluate.survey import AnswerSurvey, survey
@@ -190,7 +190,7 @@ def train_sft(
         RunError: `output` exists.
     """
     config = _config(Finetuning, settings)
-    rows = _rows(data, files.read_conversations)
+    rows = _rows(data, files.read_conversations, progress)
     (parts,) = divided("conversations of train_sft", (rows,), {"heldout": heldout, "train": 1 - heldout}, seed)
     content = {"demonstrations": parts["train"], "demonstrations_heldout": parts["heldout"]}
     with _Work(output, "sft", config, seed, progress, {"model": model}, content) as work:
@@ -216,7 +216,7 @@ def train_reward(
         DataError, ModelError, RecipeError, RunError: as `train_sft`.
     """
     config = _config(PairwiseReward, settings)
-    rows = _rows(comparisons, files.read_comparisons)
+    rows = _rows(comparisons, files.read_comparisons, progress)
     (parts,) = divided("comparisons of train_reward", (rows,), {"train": 1 - heldout, "heldout": heldout}, seed)
     content = {f"comparisons_{name}": part for name, part in parts.items()}
     with _Work(output, "reward", config, seed, progress, {"model": model}, content) as work:
@@ -258,13 +258,13 @@ def improve(
     if config.needs_thumbs and not thumbs:
         raise RecipeError(f"{method} learns from thumbs: give some")
     scorer = _scorer(reward)
-    rows = _rows(prompts, files.read_prompts)
+    rows = _rows(prompts, files.read_prompts, progress)
     (parts,) = divided("prompts", (rows,), {"validation": heldout, "improve": 1 - heldout}, seed)
     content: dict[str, Sequence[Any]] = {f"prompts_{name}": part for name, part in parts.items()}
     if comparisons:
-        content["comparisons_train"] = _rows(comparisons, files.read_comparisons)
+        content["comparisons_train"] = _rows(comparisons, files.read_comparisons, progress)
     if thumbs:
-        content["thumbs"] = decontaminate(_rows(thumbs, files.read_thumbs), parts["validation"])[0]
+        content["thumbs"] = decontaminate(_rows(thumbs, files.read_thumbs, progress), parts["validation"])[0]
     told = [scorer.identity, judge.identity if judge else None]
     with _Work(output, "improve", config, seed, progress, {"model": model}, content, told) as work:
         result = improve_policy(
@@ -300,12 +300,12 @@ def audit(
     """
     config = _config(Audit, settings)
     scorer, before = _scorer(reward), None if predecessor is None else _scorer(predecessor)
-    learnt: list[Comparison] = _rows(training, files.read_comparisons) if training else []
+    learnt: list[Comparison] = _rows(training, files.read_comparisons, progress) if training else []
     benchmarks: list[BenchmarkData] = []
     compared: list[Comparison] = []
     for place in _places(comparisons):
         if (benchmark := read_benchmark(place)) is None:
-            compared += files.read_comparisons(place)
+            compared += _rows(place, files.read_comparisons, progress)
         else:
             benchmarks.append(benchmark)
             compared += benchmark.comparisons
@@ -355,7 +355,7 @@ def evaluate(
     if (prompts or text) and model is None:
         raise RecipeError("prompts are answered, and text is read, by a model: give one")
     asked, places = _placed_prompts(prompts)
-    compared = _rows(comparisons, files.read_comparisons) if comparisons else []
+    compared = _rows(comparisons, files.read_comparisons, progress) if comparisons else []
     documents = [row for place in _places(text) for row in files.read_documents(place)]
     scorer = None if reward is None else _scorer(reward)
     settle()
@@ -406,7 +406,7 @@ def gate(
             "demonstrations_champion": files.read_conversations(champion),
             "demonstrations_candidate": files.read_conversations(candidate),
         }
-        if all(given) else {"prompts_gate": _rows(prompts, files.read_prompts)}
+        if all(given) else {"prompts_gate": _rows(prompts, files.read_prompts, progress)}
     )
     models = {} if all(given) else {"champion": champion, "candidate": candidate}
     told = [scorer.identity, reward.identity if reward else None, temperature, max_tokens]
@@ -552,8 +552,15 @@ def _scorer(reward: Place | Scorer) -> Scorer:
     return open_reward(reward) if isinstance(reward, str | Path) else reward
 
 
-def _rows(places: Place | Sequence[Place], read: Callable[[Place], list[A]]) -> list[A]:
-    return [row for place in _places(places) for row in read(place)]
+def _rows(
+    places: Place | Sequence[Place], read: Callable[..., list[A]], progress: Progress | None = None
+) -> list[A]:
+    """The rows of all files; what of them nobody reads is said."""
+    notes: list[Fault] = []
+    rows = [row for place in _places(places) for row in read(place, notes=notes)]
+    for note in notes:
+        (progress or Terminal()).say(f"note: {note}")
+    return rows
 
 
 def _placed_prompts(sources: Place | Sequence[Place]) -> tuple[list[Prompt], list[str]]:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Literal
 
 from triptych.data.serialised import TEMPLATED, TRANSCRIPT
@@ -96,9 +97,10 @@ MEANING: Mapping[str, str] = {
     "videos": "films; only text is read", "audio": "sound; only text is read",
     **dict.fromkeys((*REFERENCES[1:], "reward_model"), "a reference"),
     **dict.fromkeys(("score", "scores", "rating", "score_chosen", "score_rejected", "reward"), "scores"),
-    "label": "a label", "messages": "a conversation", "completion": "an answer", "response": "an answer",
-    "output": "an answer", "chosen": "a comparison", "rejected": "a comparison", "context": "a part of the question",
-    "input": "a part of the question", "history": "earlier turns",
+    "label": "a label", "answers": "references", "messages": "a conversation",
+    **dict.fromkeys(("completion", "response", "output"), "an answer"),
+    **dict.fromkeys(("chosen", "rejected"), "a comparison"),
+    **dict.fromkeys(("context", "input"), "a part of the question"), "history": "earlier turns",
 }
 """Fields that mean something wherever they stand, and what."""
 
@@ -131,10 +133,10 @@ class Form:
     refused: str | None = None
     row: str | None = None
 
-    def matches(self, values: Values) -> bool:
-        """Whether a row has this form."""
+    def fits(self, names: Set[str]) -> bool:
+        """Whether rows of such fields may have this form."""
         wanted = (choice for choice in self.names.values() if not choice.endswith("?"))
-        return all(first(values, choice) is not None for choice in wanted) and (self.when is None or self.when(values))
+        return all(any(name in names for name in choice.split("|")) for choice in wanted)
 
     @property
     def shown(self) -> str:
@@ -181,6 +183,10 @@ def turned(kind: Kind, values: Values, mapped: bool = False) -> Turned:
         others = {name: value for name, value in values.items() if name not in (instructions[0], "kwargs")}
         values = others | {"checks": checks}
     form = recognised(kind, values, mapped)
+    if form is None and values and not any(name in OWN[kind] or near(name, OWN[kind]) for name in values):
+        mapping = f"fields: {{{SIGNS[kind][0]}: {next(iter(values))}, ...}}"
+        return Turned(faults=[(None, f"no known form, with the fields {', '.join(values)}; say `{mapping}` beside the "
+                                     f"file's name, for each of {', '.join(OWN[kind][:3])} that it has")])
     if form is None:
         return Turned([values], unread=[name for name in values if name not in OWN[kind]])
     if form.refused is not None:
@@ -192,20 +198,25 @@ def turned(kind: Kind, values: Values, mapped: bool = False) -> Turned:
 
 def recognised(kind: Kind, values: Values, mapped: bool = False) -> Form | None:
     """The form of a row: of this kind, else of another; None where it is no known one."""
+    names = frozenset(name for name, value in values.items() if value is not None)
+    rated = kind == "conversations" and sum(number(values.get(name)) is not None for name in ATTRIBUTES) > 1
+    return next((form for form in _with(names, kind, mapped, rated) if form.when is None or form.when(values)), None)
+
+
+@lru_cache(1024)
+def _with(names: frozenset[str], kind: Kind, mapped: bool, rated: bool) -> tuple[Form, ...]:
+    """The forms that rows of such fields may have, in the order in which they are tried."""
     own = [form for form in FORMS if form.kind == kind]
     if kind == "prompts":
         own += [form for form in FORMS if form.kind in ("comparisons", "thumbs", "ratings", "conversations")]
     elif not mapped:
         # One that says more than what is read: an answer that somebody disliked is nothing to learn.
         before = {"conversations": ("thumbs", "comparisons"), "comparisons": ("thumbs",), "ratings": ("thumbs",)}
-        own = [form for form in FORMS if form.kind in before.get(kind, ())] + own
-        if kind == "conversations" and sum(number(values.get(name)) is not None for name in ATTRIBUTES) > 1:
-            own = [form for form in FORMS if form.kind == "ratings"] + own
-    form = next((form for form in own if form.matches(values)), None)
-    if form is None and not any(name in values for name in SIGNS[kind]):
-        others = [form for form in FORMS if form.kind not in (kind, "prompts")]
-        form = next((form for form in others if form.matches(values)), None)
-    return form
+        more = [form for form in FORMS if form.kind in before.get(kind, ())]
+        own = [*(form for form in FORMS if rated and form.kind == "ratings"), *more, *own]
+    if not any(name in names for name in SIGNS[kind]):
+        own += [form for form in FORMS if form.kind not in (kind, "prompts")]
+    return tuple(form for form in own if form.fits(names))
 
 
 def _turned(form: Form, kind: Kind, values: Values) -> Turned:
@@ -220,6 +231,9 @@ def _turned(form: Form, kind: Kind, values: Values) -> Turned:
         read |= set(rating_columns(values))
     notes: list[str] = []
     try:
+        if names.get("prompt") == "instruction":
+            join_input(values, ours)
+            read |= {"input", "context", "history"}
         rows = form.turn(values, ours) if form.turn is not None else None
         rows = [ours] if rows is None else rows
         system = next((values[name] for name in SYSTEM if values.get(name)), None)
@@ -241,14 +255,20 @@ def _turned(form: Form, kind: Kind, values: Values) -> Turned:
     return Turned(list(rows), renamed, unread, notes=notes)
 
 
-_ALPACA = ("input", "context", "history")
+def _are_turns_before(row: Values) -> bool:
+    """Whether the two answers do not hold the turns before them themselves."""
+    whole = is_turns(row["chosen"]) and len(row["chosen"]) > 1
+    return row.get("prompt") is None and is_turns(first(row, TURNS)) and not whole
+
+
+TURNS = "messages|conversations|conversation|trajectory|dialogue|context|history"
 
 FORMS: tuple[Form, ...] = (
     # -- thumbs
     Form("KTO (TRL)", "thumbs", {"prompt": "prompt", "completion": "completion", "label": "label"},
          when=lambda row: is_flag(row["label"])),
     Form("KTO (LLaMA-Factory)", "thumbs", {"prompt": "instruction", "completion": "output", "label": "kto_tag"},
-         also=_ALPACA, turn=join_turns),
+         turn=join_turns),
     Form("KTO, whole conversations", "thumbs",
          {"messages": "messages|conversations|conversation", "label": "label|kto_tag"},
          when=lambda row: is_flag(first(row, "label|kto_tag")), turn=join_turns),
@@ -266,6 +286,9 @@ FORMS: tuple[Form, ...] = (
     Form("process rewards, as Math-Shepherd", "ratings", {"prompt": "input", "labels": "label"},
          when=lambda row: isinstance(row["input"], str) and "ки" in row["input"],
          refused="labels of single steps, which no reward learns from; leave the file out"),
+    Form("process rewards, PRM800K's own", "ratings", {"question": "question", "label": "label"},
+         when=lambda row: isinstance(row["label"], Mapping) and "steps" in row["label"],
+         refused="labels of single steps, which no reward learns from; leave the file out"),
     Form("ratings by attribute", "ratings", {"prompt": "prompt", "response": "response", "scores": "scores"}),
     Form("UltraFeedback", "ratings", {"prompt": "instruction|prompt", "completions": "completions"},
          when=lambda row: is_turns(row["completions"]) and "response" in row["completions"][0], turn=divide_answers,
@@ -280,8 +303,8 @@ FORMS: tuple[Form, ...] = (
          refused="several answers for each side, a benchmark to measure on: `triptych audit REWARD --data FILE`; pairs "
          "to train on: `jq -c '{prompt, chosen: .chosen[], rejected: .rejected[]}' FILE`"),
     Form("DPO (axolotl, LLaMA-Factory), turns before two answers", "comparisons",
-         {"prompt": "messages|conversations|conversation", "chosen": "chosen", "rejected": "rejected"},
-         when=lambda row: row.get("prompt") is None and not (is_turns(row["chosen"]) and len(row["chosen"]) > 1),
+         {"prompt": TURNS, "chosen": "chosen", "rejected": "rejected"},
+         when=_are_turns_before,
          turn=put_turns_first),
     Form("preferences (TRL), UltraFeedback binarized, tulu-3, RewardBench, HelpSteer's", "comparisons",
          {"prompt": "prompt", "chosen": "chosen", "rejected": "rejected"}),
@@ -293,7 +316,7 @@ FORMS: tuple[Form, ...] = (
          {"prompt": "input", "chosen": "preferred_output", "rejected": "non_preferred_output"},
          turn=unwrap_input),
     Form("DPO (LLaMA-Factory), two outputs", "comparisons", {"prompt": "instruction", "output": "output"},
-         also=_ALPACA, when=lambda row: is_texts(row["output"]) and len(row["output"]) == 2, turn=divide_outputs,
+         when=lambda row: is_texts(row["output"]) and len(row["output"]) == 2, turn=divide_outputs,
          row="{instruction, input, output: [chosen, rejected]}"),
     Form("Chatbot Arena, 55,000 votes", "comparisons",
          {"prompt": "prompt", "response_a": "response_a", "response_b": "response_b", "winner": "winner_model_a"},
@@ -344,6 +367,9 @@ FORMS: tuple[Form, ...] = (
     Form("oasst's trees", "conversations", {"text": "text", "node": "message_id", "role": "role"},
          refused="each row is one turn of a tree; paths of it: `load_dataset(\"OpenAssistant/oasst_top1_2023-08-25\")` "
          "has the best ones"),
+    Form("oasst's trees, whole", "conversations", {"prompt": "prompt", "tree": "message_tree_id"},
+         refused="each row is a tree of answers; paths of it: `load_dataset(\"OpenAssistant/oasst_top1_2023-08-25\")` "
+         "has the best ones"),
     Form("axolotl's segments", "conversations", {"segments": "segments"},
          when=lambda row: isinstance(row["segments"], list),
          refused="texts without turns; one answer each: `jq -c '{prompt: (.segments[:-1] | map(.text) | add), "
@@ -364,13 +390,14 @@ FORMS: tuple[Form, ...] = (
          also=("systemInstruction", "system_instruction"), when=lambda row: is_turns(row["contents"]),
          turn=join_parts, row="{contents: [{role, parts: [{text}]}], systemInstruction}"),
     Form("Alpaca, Dolly", "conversations",
-         {"prompt": "instruction", "completion": "output|response|completion|answer"}, also=(*_ALPACA, "text"),
-         turn=join_input, row="{instruction, input or context, output or response}, with system and history"),
+         {"prompt": "instruction", "completion": "output|response|completion|answer"}, also=("text",),
+         row="{instruction, input or context, output or response}, with system and history"),
     Form("a prompt and its response", "conversations",
          {"prompt": "prompt", "completion": "response|output|answer|target"}),
     Form("OpenOrca, OpenMathInstruct, MetaMath, a question and its answer", "conversations",
          {"prompt": "question|query|problem",
           "completion": "response|generated_solution|solution|answer|output"}),
+    Form("CAMEL", "conversations", {"prompt": "message_1", "completion": "message_2"}),
     Form("FLAN, Aya, P3", "conversations", {"prompt": "inputs", "completion": "targets"}),
     Form("Nemotron, input and output", "conversations", {"prompt": "input", "completion": "output|target|response"}),
     # -- prompts
@@ -384,7 +411,7 @@ FORMS: tuple[Form, ...] = (
     Form("RLVR (tulu-3)", "prompts", {"prompt": "messages", "reference": "ground_truth?", "task": "dataset?"},
          when=lambda row: "ground_truth" in row or "checks" in row),
     Form("prompts (TRL), GRPO", "prompts", {"prompt": "prompt"}),
-    Form("Alpaca's instructions", "prompts", {"prompt": "instruction"}, also=_ALPACA, turn=join_input,
+    Form("Alpaca's instructions", "prompts", {"prompt": "instruction"},
          when=lambda row: not (is_texts(row.get("output")))),
     Form("GSM8K, MATH, OpenMathInstruct, DeepScaleR", "prompts", {"prompt": "question|problem|query"},
          when=lambda row: not ({"chosen", "rejected"} <= set(row)),

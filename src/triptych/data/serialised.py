@@ -13,8 +13,7 @@ TRANSCRIPT = re.compile(
 )
 """A mark in a text that says who speaks."""
 TEMPLATED = re.compile(
-    r"<\|im_start\|>|<\|start_header_id\|>|<\|(?:user|assistant|system|human|prompter)\|>|\[/?INST\]|<start_of_turn>"
-    r"|<\|(?:start|turn)(?:_of_turn)?\|>|<<SYS>>|<\|im_end\|>|<\|eot_id\|>|<end_of_turn>|<\|endoftext\|>|</s>"
+    r"<[|｜][A-Za-z][\w▁]{1,40}[|｜]>|\[/?INST\]|<(?:start|end)_of_turn>|<<SYS>>|<extra_id_\d+>|<(?:bos|eos)>|</s>"
 )
 """What chat templates write, and no conversation holds."""
 

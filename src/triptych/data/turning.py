@@ -127,7 +127,7 @@ def as_comparison(row: Fields, values: Values, read: set[str], notes: list[str])
     ]:
         row = {name: value for name, value in row.items() if name != "prompt"}  # the turns have it, and say more
     if prompt is None and isinstance(chosen, str) and isinstance(rejected, str):
-        row = row | _divided(chosen, rejected)
+        row = row | _divided(chosen, rejected, values)
     for better, worse in SCORES:
         one, other = number(values.get(better)), number(values.get(worse))
         if one is not None and other is not None and "margin" not in row:
@@ -148,13 +148,18 @@ def superseded(row: Fields) -> list[str]:
     return [] if prompt in asked or prompt == messages[:-1] else ["prompt"]
 
 
-def _divided(chosen: str, rejected: str) -> Fields:
+def _divided(chosen: str, rejected: str, values: Values) -> Fields:
     """Two texts that begin alike: transcripts as turns, others with the words that they share as the prompt."""
+    asked = next((name for name, value in values.items() if name not in ("chosen", "rejected") and (
+        is_turns(value) or (isinstance(value, str) and " " in value.strip()))), None)
     if all(re.match(r"\s*Human:", text) and "\n\nAssistant:" in text for text in (chosen, rejected)):
         return {"chosen": transcribed(chosen), "rejected": transcribed(rejected)}
     shared = chosen[: _shared(chosen, rejected)]
     # As TRL's extract_prompt: the blank before the answers belongs to them.
     end = shared.rfind(" ") if shared.rfind(" ") > 0 else 0
+    if shared[:end].strip() and asked is not None:
+        raise FormError("prompt", f"missing: chosen and rejected are texts, and {asked} may be what was asked: say "
+                                  f"`fields: {{prompt: {asked}}}` beside the file's name, or take {asked} out")
     if not shared[:end].strip():
         raise FormError("prompt", "missing: chosen and rejected are texts that do not begin alike; expected a prompt, "
                                   "or a whole conversation in each")
@@ -261,8 +266,6 @@ def divide_turns(values: Values, ours: Fields) -> None:
 
 def join_turns(values: Values, ours: Fields) -> None:
     """KTO: a prompt and its answer, however they are given."""
-    if "prompt" in ours and values.get("instruction") is not None:
-        join_input(values, ours)
     divide_turns(values, ours)
 
 
@@ -351,6 +354,9 @@ def order_by_winner(values: Values, ours: Fields) -> None:
     if place is None and isinstance(label, str):
         models = [values.get(each) for each in ("model_a", "model_b")]
         place = models.index(label) if label in models and models[0] != models[1] else None
+    numbered = {name[-1]: place for place, name in enumerate(pair)}
+    if place is None and set(numbered) == {"1", "2"}:
+        place = numbered.get(str(label))
     if place is None and said in TIES:
         raise LeftOut("is a tie, and says of no answer that it is better: left out")
     if place is None:
@@ -454,7 +460,7 @@ def order_summaries(values: Values, ours: Fields) -> None:
 
 def put_turns_first(values: Values, ours: Fields) -> None:
     """Axolotl, LLaMA-Factory: the conversation so far is the prompt, the two answers one turn each."""
-    ours["prompt"] = first(values, "messages|conversations|conversation")
+    ours["prompt"] = first(values, "messages|conversations|conversation|trajectory|dialogue|context|history")
     for name in ("chosen", "rejected"):
         if isinstance(ours.get(name), Mapping):
             ours[name] = [ours[name]]
@@ -463,7 +469,6 @@ def put_turns_first(values: Values, ours: Fields) -> None:
 def divide_outputs(values: Values, ours: Fields) -> None:
     """LLaMA-Factory: two outputs, the first is the better one."""
     ours["chosen"], ours["rejected"] = values["output"]
-    join_input(values, ours)
 
 
 def question_text(question: Any) -> Any:
