@@ -134,8 +134,8 @@ CONVERSATION_FAULTS = [
     ([HI, HELLO], ":1: must be an object, got a list"),
     (
         {"turns": []},
-        ":1: no known form, with the fields turns; say `fields: {messages: turns, ...}` beside the file's name, for "
-        "each of messages, prompt, completion that it has",
+        ":1: no known form, with the fields turns; say which of them are meant beside the file's name, "
+        "`fields: {prompt: NAME, completion: NAME}`",
     ),
     ({"task": "t"}, ':1: messages: missing: expected {"messages"} or {"prompt", "completion"}'),
     ({"messages": "Hi"}, ':1: messages: must be text or a list of messages, got the text "Hi"'),
@@ -289,7 +289,7 @@ def test_all_faults_of_a_file_come_together_with_their_lines(tmp_path: Path) -> 
 
 
 def test_a_file_with_no_right_row_is_an_error_even_where_faults_are_skipped(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"no known form, with the fields a; say `fields: \{prompt: a, \.\.\.\}`"):
+    with pytest.raises(DataError, match="no known form, with the fields a; say which of them are meant"):
         files.read_prompts(lines(tmp_path, {"a": 1}), [])
 
 

@@ -141,7 +141,7 @@ READ: list[tuple[str, dict[str, Any], list[Record]]] = [
     ("conversations", {"inputs": "Why?", "targets": "So."}, [TALK]),
     ("conversations", {"input": [ASK], "output": "So."}, [TALK]),
     # Prompts.
-    ("prompts", {"prompt": [ASK], "reward_model": {"style": "rule", "ground_truth": "4"}, "data_source": "sums"},
+    ("prompts", {"prompt": [ASK], "reward_model": {"style": "rule", "ground_truth": ["4"]}, "data_source": "sums"},
      [Prompt(user("Why?"), "4", "sums")]),
     ("prompts", {"text": "Add.", "code": "def f(): ...", "test_list": ["assert f() == 1", "assert f() < 2"]},
      [Prompt(user("Add."), "assert f() == 1\nassert f() < 2")]),
@@ -180,7 +180,9 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("comparisons", {"ask": "Why is it?", "chosen": "It is so.", "rejected": "It is not."},
      r"prompt: missing.*`fields: \{prompt: ask\}`"),
     ("conversations", {"frage": "Why?", "antwort": "So."},
-     r"no known form, with the fields frage, antwort; say `fields"),
+     r"no known form, with the fields frage, antwort; .*`fields: \{prompt: NAME, completion: NAME\}`"),
+    ("conversations", {"Prompt": "Why?", "Completion": "So."},
+     r"did you mean prompt by Prompt\?; did you mean completion"),
     ("conversations", {"message_tree_id": "1", "prompt": {"text": "Why?", "replies": []}}, r"oasst's trees, whole"),
     ("comparisons", {"prompt": "Why?", "chosen": ["So."], "rejected": ["No.", "Never."]},
      r"RewardBench 2.*triptych audit"),
@@ -203,7 +205,7 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
      r":1: instruction: must be text or a list of messages, got 3"),
     ("conversations", {"conversations": [{"from": "human", "value": "Why?"}, {"from": "gpt", "value": 4}]},
      r":1: conversations\[1\].content: must be text, got 4"),
-    ("prompts", {"promt": "Why?"}, r":1: prompt: missing; did you mean it by promt\?"),
+    ("prompts", {"promt": "Why?"}, r":1: prompt: missing; did you mean prompt by promt\?"),
     ("conversations", {"messages": [{"role": "system", "content": "Be long."}, ASK, GOOD], "system": "Be brief."},
      r":1: system: differs from the system turn"),
 ]

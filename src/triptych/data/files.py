@@ -366,7 +366,8 @@ def parse_conversation(row: Row) -> Conversation | None:
         answer = _last_turn(row, "completion", prompt)
         return None if prompt is None or answer is None else Conversation(prompt, answer.content, answer.tool_calls)
     if not row.has("messages"):
-        row.fault("messages", 'missing: expected {"messages"} or {"prompt", "completion"}')
+        meant = row.meant("messages", "prompt", "completion")
+        row.fault("messages", f'missing: expected {{"messages"}} or {{"prompt", "completion"}}{meant}')
         return None
     turns = row.turns("messages")
     if turns is None or not _ends_with_assistant(row, "messages", turns, ASKED_LAST):

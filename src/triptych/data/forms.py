@@ -88,6 +88,13 @@ SIGNS: Mapping[Kind, tuple[str, ...]] = {
 }
 """Fields of which one says that a row is meant to be of the kind, so that what is missing of it is its fault."""
 
+MAPPED: Mapping[Kind, tuple[str, ...]] = {
+    "documents": ("text",), "conversations": ("prompt", "completion"), "prompts": ("prompt", "reference"),
+    "comparisons": ("prompt", "chosen", "rejected"), "ratings": ("prompt", "response", "scores"),
+    "thumbs": ("prompt", "completion", "label"),
+}
+"""The fields that a recipe maps where a row has no known form."""
+
 SYSTEM = ("system", "system_prompt", "system_message")
 MEANING: Mapping[str, str] = {
     "system": "a system turn", "tools": "the tools of a conversation", "functions": "the tools of a conversation",
@@ -101,6 +108,7 @@ MEANING: Mapping[str, str] = {
     **dict.fromkeys(("completion", "response", "output"), "an answer"),
     **dict.fromkeys(("chosen", "rejected"), "a comparison"),
     **dict.fromkeys(("context", "input"), "a part of the question"), "history": "earlier turns",
+    **dict.fromkeys(("choices", "options"), "what is chosen from"),
 }
 """Fields that mean something wherever they stand, and what."""
 
@@ -184,9 +192,9 @@ def turned(kind: Kind, values: Values, mapped: bool = False) -> Turned:
         values = others | {"checks": checks}
     form = recognised(kind, values, mapped)
     if form is None and values and not any(name in OWN[kind] or near(name, OWN[kind]) for name in values):
-        mapping = f"fields: {{{SIGNS[kind][0]}: {next(iter(values))}, ...}}"
-        return Turned(faults=[(None, f"no known form, with the fields {', '.join(values)}; say `{mapping}` beside the "
-                                     f"file's name, for each of {', '.join(OWN[kind][:3])} that it has")])
+        mapped_names = ", ".join(f"{our}: NAME" for our in MAPPED[kind])
+        return Turned(faults=[(None, f"no known form, with the fields {', '.join(values)}; say which of them are meant "
+                                     f"beside the file's name, `fields: {{{mapped_names}}}`")])
     if form is None:
         return Turned([values], unread=[name for name in values if name not in OWN[kind]])
     if form.refused is not None:

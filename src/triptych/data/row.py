@@ -54,9 +54,13 @@ class Row:
     def required(self, field: str) -> Any:
         """The field's value, or None and a fault."""
         if not self.has(field):
-            alike = next((name for name in self.values if near(name, [field])), None)
-            self.fault(field, "missing" if alike is None else f"missing; did you mean it by {alike}?")
+            self.fault(field, f"missing{self.meant(field)}")
         return self.values.get(field)
+
+    def meant(self, *fields: str) -> str:
+        """What the row has instead of fields, misspelt, as the end of a message."""
+        alike = [(name, ours) for name in self.values if (ours := near(name, fields)) is not None]
+        return "".join(f"; did you mean {ours} by {name}?" for name, ours in alike)
 
     def text(self, field: str) -> str | None:
         """An optional text."""

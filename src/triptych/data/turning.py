@@ -277,7 +277,7 @@ def gather_ratings(values: Values, ours: Fields) -> None:
 def rating_columns(values: Values) -> list[str]:
     """The columns of numbers that rate something."""
     return [name for name, value in values.items() if number(value) is not None and not COUNTS.search(name)
-            and name not in ("prompt", "response", "completion", "output", "answer", "reference")]
+            and name not in ("label", "prompt", "response", "completion", "output", "answer", "reference")]
 
 
 def divide_answers(values: Values, ours: Fields) -> list[Fields]:
@@ -480,6 +480,8 @@ def take_truth(values: Values, ours: Fields) -> None:
     """Verl, prime-rl, SkyRL: what is right stands in the settings of the reward."""
     settings = first(values, "reward_model|reward_spec")
     truth = settings.get("ground_truth") if isinstance(settings, Mapping) else None
+    if isinstance(truth, list) and len(truth) == 1:
+        (truth,) = truth
     if truth is not None:
         ours["reference"] = truth if isinstance(truth, str | int | float) else json.dumps(truth, ensure_ascii=False)
 
