@@ -136,7 +136,7 @@ def policy_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def float32() -> Iterator[None]:
     """Products in float32 on every processor, so that only the order of sums differs."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(device, "_cpu_flags", str)
+        patch.setattr(device, "cpu_flags", str)
         device.compute_dtype.cache_clear()
         yield
     device.compute_dtype.cache_clear()

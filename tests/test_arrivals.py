@@ -12,7 +12,6 @@ import pytest
 from typer.testing import CliRunner
 
 from triptych.cli import app
-from triptych.cli import cycle as commands
 from triptych.cycle import plan
 from triptych.data.files import json_line, read_comparisons, read_conversations, read_prompts, read_thumbs, write
 from triptych.errors import AuditError, DataError, RecipeError, RunError
@@ -84,14 +83,14 @@ def test_a_round_whose_reward_model_fails_its_audit_waits_for_more(
     append(labels, range(3))
     arrivals = Inbox(labels, tmp_path / "runs" / "tiny" / "arrivals")
 
-    def carried_out(loaded: Recipe, recipe: Path, runs: Path) -> None:
+    def execute(loaded: Recipe, *_: object) -> None:
         if number := loaded.improve.rounds:
             asked.append((number, len(read_comparisons(arrivals.take(number)))))
         if asked and asked[-1] == (1, 3):
             append(labels, range(3, 6))
             raise AuditError("it fails")
 
-    monkeypatch.setattr(commands, "_carry_out", carried_out)
+    monkeypatch.setattr("triptych.execution.execute", execute)
     arguments = ["watch", str(tmp_path / "recipe.yaml"), "--runs", str(tmp_path / "runs"), "--at-least", "3"]
     ended = CliRunner().invoke(app, [*arguments, "--rounds", "1", "--every", "0.1"])
     assert ended.exit_code == 0, ended.output

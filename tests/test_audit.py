@@ -490,12 +490,17 @@ def test_no_model_is_accused_for_the_labels_errors(model: str, share: float) -> 
     """The interval of the coefficient excludes 0 on the wrong side by chance in a fortieth of the audits."""
     found = [by_length(share, seed, MODELS[model]) for seed in range(8)]
     assert sum(leaning(each) is not None for each in found) <= 1
+
+
+@pytest.mark.usefixtures("few_resamples")
+@pytest.mark.parametrize("share", [0.7, 0.85])
+def test_a_perfect_models_gap_is_what_the_flipped_labels_make(share: float) -> None:
+    found = [by_length(share, seed, MODELS["perfect"]) for seed in range(8)]
     gap = np.mean([each.gap for each in found if each.gap is not None])
-    if model == "perfect":
-        right = [0.9 * part / (0.9 * part + 0.1 * (1 - part)) for part in (share, 1 - share)]
-        assert gap == pytest.approx(right[0] - right[1], abs=0.03)
-        assert found[0].prefers_longer == pytest.approx(share, abs=0.04)
-        assert found[0].labels_longer == pytest.approx(0.1 + 0.8 * share, abs=0.04)
+    right = [0.9 * part / (0.9 * part + 0.1 * (1 - part)) for part in (share, 1 - share)]
+    assert gap == pytest.approx(right[0] - right[1], abs=0.03)
+    assert found[0].prefers_longer == pytest.approx(share, abs=0.04)
+    assert found[0].labels_longer == pytest.approx(0.1 + 0.8 * share, abs=0.04)
 
 
 @pytest.mark.usefixtures("few_resamples")

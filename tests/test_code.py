@@ -1,4 +1,7 @@
-"""What holds for all of the code: nothing lies about that nobody calls, and what exists is not written again."""
+"""What holds for all of the code: nothing lies about that nobody calls, and what exists is not written again.
+
+And for all of the tests: none depends on what is private elsewhere, and none holds because a line was not reached.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "src"
+TESTS = ROOT / "tests"
 Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
 
 CALLED_BY_OTHERS = {
@@ -22,6 +26,8 @@ CALLED_BY_OTHERS = {
 """What others call by its name: methods of a library's classes, and what an interpreter is started with."""
 AWAITED = {"triptych.pipeline.artifact.Folder"}
 """What is there before those who will use it."""
+PATCHES = ("setattr", "delattr", "patch", "object")
+"""Functions by which a test changes what is not its own, given a name."""
 REGISTERED = ("validator", "serializer", "command", "callback", "app.", "register")
 """Parts of the decorators that hand what they decorate to a library, which calls it."""
 
@@ -135,3 +141,81 @@ def test_times_become_text_in_one_place() -> None:
         if isinstance(node, ast.Call) and ast.unparse(node.func) == "divmod" and ast.unparse(node.args[1]) == "60"
     }
     assert dividing == {"src/triptych/display.py"}
+
+
+def private_patches(tree: ast.AST) -> list[int]:
+    """The lines that change an attribute with a private name, of anything but the object whose method does it."""
+    lines = []
+    for node in ast.walk(tree):
+        name: object = ""
+        if isinstance(node, ast.Call) and ast.unparse(node.func).rpartition(".")[2] in PATCHES:
+            name = next((argument.value for argument in node.args[:2] if isinstance(argument, ast.Constant)), "")
+        elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store | ast.Del):
+            name = node.attr if ast.unparse(node.value) != "self" else ""
+        if isinstance(node, ast.expr) and re.match(r"_(?!_)", str(name).rpartition(".")[2]):
+            lines.append(node.lineno)
+    return sorted(lines)
+
+
+def skipped_asserts(tree: ast.AST, *, may_be_skipped: bool = False) -> list[int]:
+    """The lines of asserts under an `if` whose other branch neither asserts nor raises."""
+    lines = []
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.Assert) and may_be_skipped:
+            lines.append(node.lineno)
+        elif isinstance(node, ast.If):
+            for branch, other in (node.body, node.orelse), (node.orelse, node.body):
+                skipped = may_be_skipped or not claims(other)
+                lines += skipped_asserts(ast.Module(branch, []), may_be_skipped=skipped)
+        else:
+            inherits = may_be_skipped and not isinstance(node, ast.FunctionDef | ast.Lambda)
+            lines += skipped_asserts(node, may_be_skipped=inherits)
+    return lines
+
+
+def claims(branch: list[ast.stmt]) -> bool:
+    """Whether it asserts or raises something, or says that something is raised."""
+    nodes = [node for statement in branch for node in ast.walk(statement)]
+    return any(isinstance(node, ast.Assert | ast.Raise) for node in nodes) or any(
+        isinstance(node, ast.Call) and ast.unparse(node.func) in ("pytest.raises", "pytest.fail") for node in nodes
+    )
+
+
+def test_no_test_patches_what_is_private() -> None:
+    patched = {path.name: lines for path, tree in trees(TESTS).items() if (lines := private_patches(tree))}
+    assert patched == {}
+
+
+def test_no_assert_stands_under_an_if() -> None:
+    skipped = {path.name: lines for path, tree in trees(TESTS).items() if (lines := skipped_asserts(tree))}
+    assert skipped == {}
+
+
+@pytest.mark.parametrize(("text", "lines"), [
+    ("monkeypatch.setattr(module, '_name', 1)", [1]),
+    ("monkeypatch.setattr('module._name', 1)", [1]),
+    ("with mock.patch.object(module, '_name'): ...", [1]),
+    ("module.sub._name = 1", [1]),
+    ("del module._name", [1]),
+    ("self._name = module._name", []),
+    ("monkeypatch.setattr(module, '__path__', '_name.py')", []),
+    ("monkeypatch.setattr(module, 'name', 1)\nmodule.name = 1", []),
+])
+def test_the_walk_finds_what_is_patched(text: str, lines: list[int]) -> None:
+    assert private_patches(ast.parse(text)) == lines
+
+
+@pytest.mark.parametrize(("text", "lines"), [
+    ("if x:\n assert 1", [2]),
+    ("if x:\n assert 1\nelse:\n y = 1", [2]),
+    ("if x:\n y = 1\nelse:\n assert 1", [4]),
+    ("if x:\n for y in x:\n  assert 1", [3]),
+    ("if x:\n assert 1\nelif y:\n assert 2", [4]),
+    ("for y in x:\n if y:\n  with z:\n   assert 1", [4]),
+    ("if x:\n assert 1\nelse:\n assert 2", []),
+    ("if x:\n assert 1\nelif y:\n assert 2\nelse:\n raise z", []),
+    ("if x:\n assert 1\nelse:\n with pytest.raises(z):\n  y()", []),
+    ("if x:\n def y():\n  assert 1\nassert 2", []),
+])
+def test_the_walk_finds_what_is_skipped(text: str, lines: list[int]) -> None:
+    assert skipped_asserts(ast.parse(text)) == lines

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -368,6 +369,10 @@ METHODS = {
 }
 
 
+JUDGED = ("grpo", "ppo")
+"""Those whose rounds a judge watches, so that the second of four steps is kept."""
+
+
 class Turning:
     """A judge who likes the policy of the second step best, told by how often it was asked.
 
@@ -384,20 +389,52 @@ class Turning:
         return [self.scores.pop(0)] * len(conversations)
 
 
+def context_in(folder: Path) -> StageContext:
+    """A context with an empty output, whose checkpoints are written behind every step."""
+    shutil.rmtree(folder / "output", ignore_errors=True)
+    (folder / "output").mkdir(parents=True)
+    return StageContext(folder / "output", folder, Silent(), seed=3, checkpoint_seconds=0)
+
+
+@dataclass(frozen=True)
+class Whole:
+    """A round that nothing ended early."""
+
+    metrics: Improved
+    output: Path
+
+    @property
+    def curve(self) -> list[dict[str, Any]]:
+        """The measurement before the first step, and every step."""
+        return read_curve(self.output / "curve.jsonl")
+
+
+@pytest.fixture(scope="module")
+def whole(inputs: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Whole]:
+    """A method's round, made once."""
+
+    @cache
+    def made(name: str) -> Whole:
+        context = context_in(tmp_path_factory.mktemp(name))
+        _, config = METHODS[name]
+        judge = Turning() if name in JUDGED else None
+        return Whole(improve(context, config, **inputs, judge=judge, **more(name, inputs)), context.output)
+
+    return made
+
+
+def more(name: str, inputs: dict[str, Any]) -> dict[str, Any]:
+    """What a method learns from beside the prompts."""
+    return {"feedback": inputs["data"]} if name == "comparisons" else {}
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_a_round_is_measured_and_resumed_to_the_same_bits(
-    name: str, inputs: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, whole: Callable[[str], Whole], inputs: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     method, config = METHODS[name]
-    more = {"feedback": inputs["data"]} if name == "comparisons" else {}
-
-    def context(place: str) -> StageContext:
-        shutil.rmtree(tmp_path / place / "output", ignore_errors=True)
-        (tmp_path / place / "output").mkdir(parents=True)
-        return StageContext(tmp_path / place / "output", tmp_path / place, Silent(), seed=3, checkpoint_seconds=0)
-
-    judge = Turning() if name in ("grpo", "ppo") else None  # the second of four steps is kept
-    metrics = improve(context("whole"), config, **inputs, judge=judge, **more)
+    judged = name in JUDGED
+    metrics, output = whole(name).metrics, whole(name).output
     step, made = method.step, 0
 
     def killed(*given: Any) -> Any:
@@ -409,35 +446,54 @@ def test_a_round_is_measured_and_resumed_to_the_same_bits(
 
     monkeypatch.setattr(method, "step", killed)
     with pytest.raises(Killed):
-        improve(context("killed"), config, **inputs, judge=judge and Turning(), **more)
+        improve(context_in(tmp_path), config, **inputs, judge=Turning() if judged else None, **more(name, inputs))
     monkeypatch.setattr(method, "step", step)
     # A run that goes on measures the reference again, and the first of the two steps that are watched no more.
-    assert improve(context("killed"), config, **inputs, judge=judge and Turning(skip=1), **more) == metrics
-    assert metrics.watched_by == ("judge" if judge else "reward")
+    judge = Turning(skip=1) if judged else None
+    assert improve(context_in(tmp_path), config, **inputs, judge=judge, **more(name, inputs)) == metrics
+    assert metrics.watched_by == ("judge" if judged else "reward")
 
-    whole, again = tmp_path / "whole" / "output", tmp_path / "killed" / "output"
-    for file in ("curve.jsonl", "model/model.safetensors", *(["validation.jsonl"] if judge else [])):
-        assert (whole / file).read_bytes() == (again / file).read_bytes()
-    assert (whole / "validation.jsonl").exists() == bool(judge)
-    start, *curve = read_curve(whole / "curve.jsonl")
+    for file in ("curve.jsonl", "model/model.safetensors", *(["validation.jsonl"] if judged else [])):
+        assert (output / file).read_bytes() == (tmp_path / "output" / file).read_bytes()
+    assert (output / "validation.jsonl").exists() == judged
+    start, *curve = whole(name).curve
     rewards = {row["step"]: row["validation_reward"] for row in curve if "validation_reward" in row}
-    assert metrics.kept == (2 if judge or rewards[2] > rewards[4] else 4)
+    assert metrics.kept == (2 if judged or rewards[2] > rewards[4] else 4)
     watched = {"validation_reward", "validation_kl", "validation_length"}
     assert [watched <= row.keys() for row in (start, *curve)] == [True, False, True, False, True]
     assert start["validation_kl"] == 0
     assert curve[-1]["validation_kl"] != 0
     assert metrics.method == config.model_dump()["method"]
-    if name == "sampled":
-        assert metrics.answers == 4 * 3 * 6
-        pairs, prompts = metrics.numbers["pairs"], 4 * 3 - metrics.numbers["left_out"]
-        assert pairs > 0
-        assert 0 < prompts <= pairs <= 2 * prompts
-    if name == "comparisons":
-        assert metrics.numbers["pairs"] in (13, 14)  # the first prompt has two, and comes once or twice in 12
-    if "kl_target" in config.model_fields_set:  # it is steered from the first step's distance on
-        assert len({row["beta"] for row in curve}) > 1
-    if method is dpo and curve[0]["pairs"]:
-        assert curve[0]["chosen"] == curve[0]["rejected"] == 0  # policy and reference are still one
+
+
+def test_pairs_of_sampled_answers_are_one_or_two_of_a_prompt(whole: Callable[[str], Whole]) -> None:
+    metrics = whole("sampled").metrics
+    assert metrics.answers == 4 * 3 * 6
+    pairs, prompts = metrics.numbers["pairs"], 4 * 3 - metrics.numbers["left_out"]
+    assert pairs > 0
+    assert 0 < prompts <= pairs <= 2 * prompts
+
+
+def test_every_comparison_is_a_pair(whole: Callable[[str], Whole]) -> None:
+    # The first prompt has two, and comes once or twice in 12.
+    assert whole("comparisons").metrics.numbers["pairs"] in (13, 14)
+
+
+STEERED = [name for name, (_, config) in METHODS.items() if "kl_target" in config.model_fields_set]
+
+
+@pytest.mark.parametrize("name", STEERED)
+def test_a_kl_coefficient_is_steered_from_the_first_steps_distance_on(
+    name: str, whole: Callable[[str], Whole]
+) -> None:
+    assert len({row["beta"] for row in whole(name).curve[1:]}) > 1
+
+
+@pytest.mark.parametrize("name", ["sampled", "comparisons"])
+def test_at_the_first_step_policy_and_reference_are_one(name: str, whole: Callable[[str], Whole]) -> None:
+    first = next(row for row in whole(name).curve[1:] if row["step"] == 1)
+    assert first["pairs"] > 0
+    assert first["chosen"] == first["rejected"] == 0
 
 
 @pytest.fixture(scope="module")
@@ -711,5 +767,5 @@ def test_a_round_goes_on_behind_a_reward_that_is_no_number(kind: Any, policy_fol
     assert curve[2]["fault"] == "reward"
     assert len(curve[2]["rows"]) == 2
     assert set(curve[2]["rows"]) <= {1, 2, 3}
-    if kind is Grpo:
-        assert math.isfinite(curve[3]["sampler_mismatch"])
+    assert ("sampler_mismatch" in curve[3]) == (kind is Grpo)
+    assert all(math.isfinite(value) for value in curve[3].values())

@@ -103,5 +103,4 @@ def test_what_seeds_differ_by_is_in_the_interval(spread: float) -> None:
         half = 1.96 * float(table.mean(0).std()) / math.sqrt(200)  # over prompts alone
         alone += abs(float(table.mean()) - 0.6) <= half
     assert held >= 0.9 * 300  # 95% is asked for; Satterthwaite's freedom is a little too large for three seeds
-    if spread:
-        assert alone < 0.85 * 300
+    assert (alone < 0.85 * 300) == (spread > 0)

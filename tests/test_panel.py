@@ -11,7 +11,6 @@ import pytest
 from typer.testing import CliRunner
 
 from triptych.cli import app
-from triptych.cli import cycle as commands
 from triptych.data.files import json_line, read_verdicts, write
 from triptych.errors import AnsweredError, DataError, RecipeError, WaitingError
 from triptych.evaluate.answers import QUESTIONS, Pair, answered
@@ -111,17 +110,17 @@ def test_watch_goes_on_when_people_have_decided(tmp_path: Path, monkeypatch: pyt
     )
     asked = []
 
-    def carried_out(loaded: Recipe, recipe: Path, runs: Path) -> None:
+    def execute(loaded: Recipe, folder: Path, *_: object) -> None:
         asked.append(loaded.improve.rounds)
         if len(asked) == 1:
             raise WaitingError("round-1/gate waits for people")
-        (runs / "tiny" / "arrivals").mkdir(parents=True)
-        (runs / "tiny" / "arrivals" / "round-1.jsonl").touch()
+        (folder / "arrivals").mkdir(parents=True)
+        (folder / "arrivals" / "round-1.jsonl").touch()
 
     def sleep(seconds: float) -> None:
         (tmp_path / "verdicts.jsonl").touch()
 
-    monkeypatch.setattr(commands, "_carry_out", carried_out)
+    monkeypatch.setattr("triptych.execution.execute", execute)
     monkeypatch.setattr("triptych.watching.time.sleep", sleep)
     ended = CliRunner().invoke(app, [
         "watch", str(tmp_path / "recipe.yaml"), "--runs", str(tmp_path / "runs"), "--rounds", "1", "--every", "0.1",

@@ -10,6 +10,7 @@ import copy
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Literal
 
 import pytest
@@ -334,19 +335,22 @@ def test_rloos_update_equals_trls(start: Path, tmp_path: Path) -> None:
     settings = trl.RLOOConfig(
         str(tmp_path), per_device_train_batch_size=6, num_generations=3, max_completion_length=32, beta=0.2,
         mask_truncated_completions=False, normalize_advantages=False, epsilon=0.2, num_iterations=1, temperature=1.0,
-        shuffle_dataset=False, **THEIRS,
+        shuffle_dataset=False, use_transformers_continuous_batching=True, **THEIRS,
     )
+    answers = [each for group in groups for each in group]
+
+    def generate_batch(prompts: list[list[int]], **_: object) -> dict[int, Any]:
+        assert prompts == [list(each.prompt_tokens) for each in answers]
+        return {place: SimpleNamespace(generated_tokens=list(each.tokens)) for place, each in enumerate(answers)}
+
+    policy = plain(start)
+    policy.generate_batch = generate_batch  # the only place at which its trainer takes answers
     trainer = trl.RLOOTrainer(
-        plain(start), lambda **_: rewards.flatten().tolist(), settings, processing_class=tokenizer,
-        train_dataset=datasets.Dataset.from_list([{"prompt": text} for text in QUESTIONS[:2]]),
+        policy, lambda **_: rewards.flatten().tolist(), settings, processing_class=tokenizer,
+        train_dataset=datasets.Dataset.from_list([
+            {"prompt": [{"role": "user", "content": text}]} for text in QUESTIONS[:2]
+        ]),
     )
-    given = handed(groups, rewards)
-
-    def generate(prompts: list[str]) -> tuple[Any, Any, list[str]]:
-        found = given(prompts, trainer)
-        return found["prompt_ids"], found["completion_ids"], [each.answer for group in groups for each in group]
-
-    trainer._generate = generate  # it has no other place at which answers could be handed in
     trainer.ref_model.load_state_dict(reference.state_dict())
     updated(trainer)
     assert_same(dict(model.named_parameters()), dict(trainer.model.named_parameters()), plain(start))

@@ -350,7 +350,7 @@ WEIGHTS = 1e-4
 if __name__ == "__main__":
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     torch.set_num_threads(1)
-    device._cpu_flags = str
+    device.cpu_flags = str
     distributed.init()
     data, policy, mine, others = map(Path, sys.argv[1:])
     muon(mine)

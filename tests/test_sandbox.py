@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import os
-import shutil
 import socket
 import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -16,7 +14,6 @@ from pydantic import TypeAdapter
 
 from triptych.errors import RewardError
 from triptych.records import Conversation, Prompt, user
-from triptych.reward import sandbox
 from triptych.reward.rules import UnitTests
 from triptych.reward.sandbox import Confinement, confinement, run_tests
 
@@ -802,20 +799,21 @@ def test_several_run_at_a_time() -> None:
     assert found == [""] * 16
 
 
-@pytest.mark.parametrize("lack", [lambda: None, lambda: shutil.which("false")], ids=["no bwrap", "a bwrap that fails"])
+@pytest.mark.parametrize("fails", [False, True], ids=["no bwrap", "a bwrap that fails"])
 def test_without_bubblewrap_nothing_runs_unless_it_is_said(
-    lack: Callable[[], str | None], monkeypatch: pytest.MonkeyPatch
+    fails: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sandbox._box.cache_clear()
-    monkeypatch.setattr(sandbox, "_bwrap", lack)
-    monkeypatch.setattr(sandbox, "confinement", confinement.__wrapped__)
+    (tmp_path / "bwrap").write_text("#!/bin/sh\nexit 1\n")
+    (tmp_path / "bwrap").chmod(0o755 if fails else 0o644)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    confinement.cache_clear()
     try:
         with pytest.raises(RewardError, match=r"(?s)bubblewrap.*unconfined: true"):
             run_tests("x = 1", "assert x == 1")
         assert run_tests("x = 1", "assert x == 1", seconds=20, unconfined=True).passed
         assert not run_tests("x = 1", "assert x == 2", seconds=20, unconfined=True).passed
     finally:
-        sandbox._box.cache_clear()
+        confinement.cache_clear()
 
 
 def test_confinement_says_what_is_missing() -> None:

@@ -65,17 +65,17 @@ def desk_at(folder: Path, seed: int = 1) -> StageContext:
 
 def purposes(path: Path) -> Iterator[str]:
     """The purpose of every call in a file to a function that takes one; what passes its own purpose on has none."""
-    for node in ast.walk(ast.parse(path.read_text())):
-        takes = isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and (
-            node.func.id in ("fraction", "share_of", "split", "divided")
-        )
-        if isinstance(node, ast.Call) and takes:
-            purpose = node.args[0]
-            if isinstance(purpose, ast.Constant):
-                yield str(purpose.value)
-            else:
-                passed_on = isinstance(purpose, ast.Name) and purpose.id == "purpose"
-                assert passed_on, f"{path}:{node.lineno}: a purpose is written out where it is used"
+    calls = [
+        node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Name) and node.func.id in ("fraction", "share_of", "split", "divided")
+    ]
+    for call in calls:
+        purpose = call.args[0]
+        written_out = isinstance(purpose, ast.Constant)
+        passed_on = isinstance(purpose, ast.Name) and purpose.id == "purpose"
+        assert written_out or passed_on, f"{path}:{call.lineno}: a purpose is written out where it is used"
+        if isinstance(purpose, ast.Constant):
+            yield str(purpose.value)
 
 
 def test_no_two_uses_of_a_hash_have_the_same_purpose() -> None:

@@ -45,7 +45,7 @@ def test_a_folder_is_flushed_whole_before_it_takes_the_place(tmp_path: Path, ord
 def test_without_an_exchange_of_names_the_old_folder_comes_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("triptych.storage._exchanged", lambda one, other: False)
+    monkeypatch.setattr("triptych.storage.exchange", lambda one, other: False)
     (tmp_path / "release.old").mkdir()  # as a kill between two renames leaves it
     (tmp_path / "release.partial").mkdir()
     (tmp_path / "release.partial" / "new").touch()

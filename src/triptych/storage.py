@@ -192,7 +192,7 @@ def replace_folder(partial: Path, folder: Path) -> None:
         shutil.rmtree(old) if folder.exists() else os.replace(old, folder)
     if not folder.exists():
         os.replace(partial, folder)
-    elif _exchanged(partial, folder):
+    elif exchange(partial, folder):
         sync(folder.parent)
         shutil.rmtree(partial)
     else:
@@ -201,6 +201,17 @@ def replace_folder(partial: Path, folder: Path) -> None:
         sync(folder.parent)
         shutil.rmtree(old)
     sync(folder.parent)
+
+
+def exchange(one: Path, other: Path) -> bool:
+    """Exchanges two names in one step; whether the system can."""
+    if sys.platform != "linux":
+        return False
+    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if rename is None:
+        return False
+    here = -100  # AT_FDCWD
+    return bool(rename(here, os.fsencode(one), here, os.fsencode(other), _EXCHANGE) == 0)
 
 
 def make_folder(folder: Path) -> None:
@@ -399,14 +410,3 @@ def is_json(tail: bytes) -> bool:
     except (ValueError, RecursionError):
         return False
     return True
-
-
-def _exchanged(one: Path, other: Path) -> bool:
-    """Exchanges two names at once; False where the system cannot."""
-    if sys.platform != "linux":
-        return False
-    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
-    if rename is None:
-        return False
-    here = -100  # AT_FDCWD
-    return bool(rename(here, os.fsencode(one), here, os.fsencode(other), _EXCHANGE) == 0)

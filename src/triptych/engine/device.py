@@ -26,8 +26,13 @@ def compute_dtype() -> torch.dtype:
     """bfloat16 where the device multiplies it natively, else float32; masters are float32 either way."""
     if device().type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
-    flags = _cpu_flags()
+    flags = cpu_flags()
     return torch.bfloat16 if "avx512_bf16" in flags or "amx_bf16" in flags else torch.float32
+
+
+def cpu_flags() -> str:
+    """What the processor can do, in Linux's words; nothing where the system does not say."""
+    return next((line for line in _cpu_lines() if line.startswith("flags")), "")
 
 
 def autocast(*, enabled: bool = True) -> AbstractContextManager[object]:
@@ -66,10 +71,6 @@ def _keep_memory() -> None:
             allocator.mallopt(*setting)
     except (OSError, AttributeError):  # another C library, which knows better or knows nothing of it
         return
-
-
-def _cpu_flags() -> str:
-    return next((line for line in _cpu_lines() if line.startswith("flags")), "")
 
 
 def _cpu_lines() -> list[str]:

@@ -84,7 +84,7 @@ def confinement() -> Confinement:
     """Tries the sandbox once."""
     if sys.platform != "linux":
         return Confinement(f"there is no sandbox for {sys.platform}, only for Linux")
-    if _bwrap() is None:
+    if shutil.which("bwrap") is None:
         return Confinement("bubblewrap is missing (`apt install bubblewrap`, or `dnf install bubblewrap`)")
     verdict = _run("def one(): return 1", "assert one() == 1", 30.0, 256, boxed=True)
     return Confinement() if verdict.passed else Confinement(f"bubblewrap cannot be used here: {verdict.reason}")
@@ -175,11 +175,6 @@ def _started(
                 os.killpg(process.pid, signal.SIGKILL)
 
 
-def _bwrap() -> str | None:
-    return shutil.which("bwrap")
-
-
-@cache
 def _box() -> tuple[str, ...]:
     """The command of bubblewrap up to the program."""
     root = os.getuid() == 0
@@ -190,7 +185,7 @@ def _box() -> tuple[str, ...]:
     # Root needs no namespace of users; it gives itself away as one (:func:`confinement.confine`).
     kept = ("SYS_ADMIN", *(("SETUID", "SETGID") if root else ()))
     return (
-        str(_bwrap()), *(f"--unshare-{space}" for space in spaces), "--unshare-cgroup-try",
+        str(shutil.which("bwrap")), *(f"--unshare-{space}" for space in spaces), "--unshare-cgroup-try",
         "--die-with-parent", "--new-session", "--clearenv",
         *(word for name, value in ENVIRONMENT.items() for word in ("--setenv", name, value)),
         "--perms", "1777", "--size", str(FILES), "--tmpfs", "/tmp",
