@@ -40,7 +40,9 @@ from triptych.instruct.finetuning import Finetuning, finetune
 from triptych.pipeline.stage import StageContext
 from triptych.progress import Silent
 from triptych.records import Comparison, Conversation, Document, Prompt, Rating, Thumb, user
+from triptych.reward.judge import TEMPLATES, JudgeReward, LanguageJudge, LocalJudge
 from triptych.reward.regression import RegressionReward, train_regression
+from triptych.reward.rules import FUNCTIONS, Length, OwnFunction, Rules, RulesReward
 from triptych.reward.training import PairwiseReward, train_reward
 
 WORDS = ("small", "red", "cat", "sat", "saw", "dog", "mat")
@@ -122,6 +124,44 @@ class Falling:
         return [self.scores.pop(0)] * len(conversations)
 
 
+OWN_RULE = """
+def score(conversation):
+    if "red" in conversation.answer:
+        raise ValueError("red")
+    return -float(len(conversation.prompt.messages[-1].content))
+"""
+
+
+def rules(data: Path) -> Rules:
+    """A user's own rule that fails on some answers, which get the least of what all others got."""
+    path = data / FUNCTIONS / "0.py"
+    if distributed.rank() == 0:
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(OWN_RULE)
+    distributed.barrier()
+    config = RulesReward(rules=(OwnFunction(function="rule.py:score"), Length(most=9)))
+    return Rules(config, data, shard_map=distributed.shard_map)
+
+
+def language_judge(policy: Path) -> LanguageJudge:
+    """The policy, asked which of two answers is better."""
+    config = JudgeReward(ask="compare")
+    template = (TEMPLATES / "compare.jinja").read_text()
+    return LanguageJudge(config, LocalJudge(policy / "model"), template, shard_map=distributed.shard_map)
+
+
+def dealt(folder: Path) -> None:
+    """What is made of some items, and which of them each rank saw."""
+    seen: list[str] = []
+
+    def work(items: Sequence[str]) -> list[str]:
+        seen.extend(items)
+        return [item.upper() for item in items]
+
+    made = distributed.shard_map(work, "abcde")
+    (folder / f"dealt-{distributed.rank()}.json").write_text(json.dumps([made, seen]))
+
+
 def work(data: Path, policy: Path, folder: Path) -> None:
     """Every stage that trains; what it measured is written down by every rank."""
     found: dict[str, Any] = {
@@ -133,9 +173,12 @@ def work(data: Path, policy: Path, folder: Path) -> None:
     }
     found["regression"] = train_regression(context(folder, "regression"), REGRESSION, policy, data, data)
     distributed.barrier()
-    scorer = RewardModel(folder / "reward" / "output" / "model")
+    scorer = RewardModel(folder / "reward" / "output" / "model", shard_map=distributed.shard_map)
     rows = [Conversation(Prompt(user(text)), other) for text in NOUNS for other in NOUNS[:2]]
-    found["scores"] = {"of answers": scorer.score(rows)}
+    found["scores"] = {"of answers": scorer.score(rows), "of none": scorer.score([])}
+    for name, judge in {"rules": rules(data), "judge": language_judge(policy)}.items():
+        details = judge.details(rows)
+        found[name] = {"totals": details.totals, **details.counts, **details.notes}
     for name, config in {"grpo": GRPO, "grpo-lora": adapted(GRPO)}.items():
         found[name] = improve(context(folder, name), config, policy, data, scorer, judge=None)
     found["dpo"] = improve(context(folder, "dpo"), DPO, policy, data, scorer, judge=None)
@@ -257,7 +300,7 @@ def test_every_rank_knows_the_same_numbers(both: tuple[Path, Path]) -> None:
     for stage, numbers in one.items():
         for name, value in numbers.items():
             close = MUON if stage == "base" else TOLERANCE
-            exact = value is None or isinstance(value, str) or name == "alarms"
+            exact = value is None or isinstance(value, str | int) or name == "alarms"
             expected = value if exact else pytest.approx(value, rel=close, abs=close)
             assert two[0][stage][name] == expected, (stage, name)
 
@@ -289,6 +332,19 @@ def test_muon_takes_the_same_step_with_a_matrix_in_slices(both: tuple[Path, Path
 def test_a_sampler_of_weights_in_slices_does_not_write_when_they_moved(both: tuple[Path, Path]) -> None:
     for rank in range(2):
         assert json.loads((both[1] / f"stale-{rank}.json").read_text()) == [True, True, False]
+
+
+def test_each_item_is_worked_on_by_one_rank(both: tuple[Path, Path]) -> None:
+    shares = [json.loads((both[1] / f"dealt-{rank}.json").read_text()) for rank in range(2)]
+    assert shares == [[list("ABCDE"), list("ace")], [list("ABCDE"), list("bd")]]
+
+
+def test_an_answer_on_which_a_rule_fails_gets_the_least_of_every_ranks(both: tuple[Path, Path]) -> None:
+    numbers = json.loads((both[1] / "measured-1.json").read_text())["rules"]
+    least = -float(max(map(len, NOUNS)))
+    failed = [value for value, answer in zip(numbers["totals"], NOUNS[:2] * len(NOUNS), strict=True) if "red" in answer]
+    assert len(failed) == numbers["function.failed"] > 10
+    assert set(failed) == {1 + least}  # each is short, and its prompt counts nothing
 
 
 def test_batches_are_dealt_evenly(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -355,6 +411,7 @@ if __name__ == "__main__":
     data, policy, mine, others = map(Path, sys.argv[1:])
     muon(mine)
     stale(policy, mine)
+    dealt(mine)
     work(data, policy, mine)
     killed(data, policy, mine)
     distributed.barrier()

@@ -127,6 +127,11 @@ def all_gather(part: Sequence[Item]) -> list[Item]:
     return _moved(order, torch.get_default_device())
 
 
+def shard_map(work: Callable[[Sequence[Item]], Sequence[Result]], items: Sequence[Item]) -> list[Result]:
+    """What `work` makes of each item, in their order, on every rank; each item is worked on by one rank alone."""
+    return all_gather(work(shard(items)))
+
+
 def _moved(content: list[Item], device: torch.device | str) -> list[Item]:
     moved: list[Item] = tree_map(lambda part: part.to(device) if isinstance(part, Tensor) else part, content)
     return moved

@@ -4,23 +4,42 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from triptych.data.template import scored_tokens
-from triptych.engine import attention, distributed
+from triptych.engine import attention
 from triptych.engine.device import autocast
 from triptych.engine.forward import Model, head_outputs
 from triptych.engine.models import load_reward, load_tokenizer
-from triptych.engine.packing import Group, Pack, grown
+from triptych.engine.packing import Group, Pack, fill, grown
 from triptych.errors import ModelError
 from triptych.records import Conversation
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+class ShardMap(Protocol):
+    """How a scorer has many items worked on: by this process, or shared out over the ranks of a run.
+
+    Whoever opens a scorer for several ranks gives it :func:`triptych.engine.distributed.shard_map`; the scorer knows of
+    no ranks.
+    """
+
+    def __call__(self, work: Callable[[Sequence[Item]], Sequence[Result]], items: Sequence[Item], /) -> list[Result]:
+        """What `work` makes of each item, in their order."""
+
+
+def unsharded(work: Callable[[Sequence[Item]], Sequence[Result]], items: Sequence[Item]) -> list[Result]:
+    """All of it by this process."""
+    return list(work(items))
 
 
 class Scorer(Protocol):
@@ -198,12 +217,14 @@ class RewardModel:
     Attributes:
         folder: a Hugging Face folder; it is opened when the first answer is scored.
         precise: compute in float32 as a released folder does elsewhere, instead of the faster compute type.
+        shard_map: how prompts with their answers are shared out.
     """
 
     folder: Path
     name: str = "reward model"
     identity: str = ""
     precise: bool = False
+    shard_map: ShardMap = unsharded
 
     @cached_property
     def model(self) -> Model:
@@ -248,23 +269,26 @@ class RewardModel:
         groups: dict[str, list[int]] = {}
         for index, conversation in enumerate(conversations):
             groups.setdefault(conversation.prompt.key, []).append(index)
-        members = list(groups.values())
         tokens = [
             scored_tokens(
                 self.tokenizer, conversations[group[0]].prompt, [conversations[i].messages[-1] for i in group]
             )
-            for group in members
+            for group in groups.values()
         ]
-        sizes = [len(prompt) + sum(map(len, answers)) for prompt, answers in tokens]
-        outputs = torch.zeros(len(conversations), self.model.config.num_labels)
-        made: list[tuple[list[int], Tensor]] = []
-        for batch in distributed.shard(distributed.micro_batches(sizes, 8192)):
-            pack, ends = pack_scored([tokens[g] for g in batch])
+        outputs = torch.zeros(len(conversations), self.model.config.num_labels, device="cpu")
+        for group, values in zip(groups.values(), self.shard_map(self._group_outputs, tokens), strict=True):
+            outputs[group] = values
+        return outputs
+
+    def _group_outputs(self, groups: Sequence[Group]) -> list[Tensor]:
+        """`[answers, K]` for each group."""
+        outputs: list[Tensor] = []
+        for batch in fill((len(prompt) + sum(map(len, answers)) for prompt, answers in groups), 8192):
+            members = [groups[g] for g in batch]
+            pack, ends = pack_scored(members)
             with autocast(enabled=not self.precise):
                 values = head_outputs(self.model, pack)[ends]
-            made.append(([i for g in batch for i in members[g]], values))
-        for places, values in distributed.all_gather(made):
-            outputs[places] = values
+            outputs += torch.split(values.cpu(), [len(answers) for _, answers in members])
         return outputs
 
 

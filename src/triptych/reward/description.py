@@ -38,7 +38,8 @@ class Members(Config):
 
     def open(self, opening: Opening) -> Ensemble:
         """The members as one scorer."""
-        members = [RewardModel(opening.folder / "models" / str(place)) for place in range(self.members)]
+        folders = [opening.folder / "models" / str(place) for place in range(self.members)]
+        members = [RewardModel(folder, shard_map=opening.shard_map) for folder in folders]
         return Ensemble(members, self.penalty, identity=opening.identity)
 
 

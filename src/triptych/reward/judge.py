@@ -22,12 +22,12 @@ from pydantic import Field, model_validator
 from triptych.data.files import digest
 from triptych.data.rendering import Environment, RenderingError, limited
 from triptych.data.template import answer_tokens, opening_tokens
-from triptych.engine import attention, distributed
+from triptych.engine import attention
 from triptych.engine.device import autocast
 from triptych.engine.forward import next_token_logits
 from triptych.engine.models import load_policy, load_tokenizer
 from triptych.engine.packing import Pack, Segment, fill
-from triptych.engine.scoring import Scores
+from triptych.engine.scoring import Scores, ShardMap, unsharded
 from triptych.errors import RewardError
 from triptych.pipeline.artifact import Artifact
 from triptych.pipeline.result import Result
@@ -97,7 +97,9 @@ class JudgeReward(RewardConfig):
             judge = LocalJudge(model)
         else:
             raise RewardError(f"this reward asks a model ({self.model}), which is not here")
-        return LanguageJudge(self, judge, opening.template, identity=opening.identity)
+        return LanguageJudge(
+            self, judge, opening.template, identity=opening.identity, shard_map=opening.shard_map
+        )
 
 
 class Choosing(Protocol):
@@ -145,6 +147,9 @@ class LocalJudge:
 class LanguageJudge:
     """A language model's verdicts as a scorer.
 
+    Args:
+        shard_map: how questions are shared out.
+
     Attributes:
         asked: how many verdicts were wanted: scores, or pairs.
         unreadable: of these, those whose reply was none of the choices; they count as the middle.
@@ -152,13 +157,15 @@ class LanguageJudge:
     """
 
     def __init__(
-        self, config: JudgeReward, judge: Choosing, template: str, *, name: str = "language judge", identity: str = ""
+        self, config: JudgeReward, judge: Choosing, template: str, *, name: str = "language judge", identity: str = "",
+        shard_map: ShardMap = unsharded,
     ) -> None:
         self.config = config
         self.name = name
         self.identity = identity
         self.asked = self.unreadable = self.inconsistent = 0
         self._judge = judge
+        self._shard_map = shard_map
         environment = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
         try:
             self._template = limited(lambda: environment.from_string(template))
@@ -209,8 +216,8 @@ class LanguageJudge:
         return preferences
 
     def _asked(self, questions: Sequence[str], choices: Sequence[str]) -> list[Replies | None]:
-        """The replies, each asked for on one rank alone."""
-        return distributed.all_gather(self._judge.choose(distributed.shard(questions), choices))
+        """The replies, each asked for once."""
+        return self._shard_map(lambda some: self._judge.choose(some, choices), questions)
 
     def _expected(self, replies: Replies | None) -> float:
         if replies is None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal, Self
 from pydantic import PrivateAttr, ValidationInfo, model_validator
 
 from triptych.configuration import Config, located
-from triptych.engine.scoring import Scorer
+from triptych.engine.scoring import Scorer, ShardMap, unsharded
 
 if TYPE_CHECKING:
     from triptych.pipeline.artifact import Artifact
@@ -30,6 +30,7 @@ class Opening:
         models: the folders of the models that judges ask, by the names that their settings give them.
         cache: the folder in which an endpoint's replies are kept.
         parts: the scorers of a mixture's parts, in their order.
+        shard_map: how its work is shared out.
     """
 
     folder: Path
@@ -38,6 +39,7 @@ class Opening:
     models: Mapping[str, Path]
     cache: Path | None
     parts: Sequence[Scorer]
+    shard_map: ShardMap = unsharded
 
 
 class RewardConfig(Config):

@@ -20,7 +20,8 @@ from typing import Annotated
 from pydantic import Field
 
 from triptych.configuration import tagged
-from triptych.engine.scoring import RewardModel, Scorer
+from triptych.engine.distributed import shard_map as over_ranks
+from triptych.engine.scoring import RewardModel, Scorer, ShardMap, unsharded
 from triptych.pipeline.artifact import Artifact
 from triptych.pipeline.result import Result
 from triptych.pipeline.runner import Runner
@@ -43,7 +44,7 @@ Reward = Annotated[
 
 def open_reward(
     folder: Path, *, identity: str = "", name: str | None = None, models: Mapping[str, Path] | None = None,
-    cache: Path | None = None, trust: Trust | None = None,
+    cache: Path | None = None, trust: Trust | None = None, shard_map: ShardMap = unsharded,
 ) -> Scorer:
     """The reward in an artifact's folder, or in a released one, as a scorer.
 
@@ -56,6 +57,7 @@ def open_reward(
         models: the folders of the models that judges ask, by the name that the settings give them; "policy" too.
         cache: the folder in which an endpoint's replies are kept.
         trust: what the user named of that which the folder names; nothing by default.
+        shard_map: how its work is shared out, where several ranks score together.
 
     Raises:
         RewardError: the folder holds no reward that is known here, or one that may not or cannot be used.
@@ -63,19 +65,22 @@ def open_reward(
     described = Description.of(folder)
     given = models or {}
     (trust or Trust()).require(described, given)
-    scorer = _opened(described, identity, given, cache)
+    scorer = _opened(described, identity, given, cache, shard_map)
     if name:
         scorer.name = name  # type: ignore[misc]
     return scorer
 
 
-def _opened(described: Description, identity: str, models: Mapping[str, Path], cache: Path | None) -> Scorer:
+def _opened(
+    described: Description, identity: str, models: Mapping[str, Path], cache: Path | None, shard_map: ShardMap
+) -> Scorer:
     """The scorer of a description that is trusted."""
     folder = described.folder
     if described.content is None:
-        return RewardModel(folder / "model" if (folder / "model").is_dir() else folder, identity=identity)
-    parts = [_opened(part, "", models, cache) for part in described.parts]
-    return described.content.open(Opening(folder, identity, described.template, models, cache, parts))
+        model = folder / "model" if (folder / "model").is_dir() else folder
+        return RewardModel(model, identity=identity, shard_map=shard_map)
+    parts = [_opened(part, "", models, cache, shard_map) for part in described.parts]
+    return described.content.open(Opening(folder, identity, described.template, models, cache, parts, shard_map))
 
 
 def scorer_of(
@@ -93,5 +98,5 @@ def scorer_of(
         models[POLICY] = champion.folder / "model"
     return ArtifactScorer(reward, lambda: open_reward(
         reward.folder, identity=reward.digest, name=name, models=models, cache=runner.folder / "cache",
-        trust=Trust.in_recipe(config.within),
+        trust=Trust.in_recipe(config.within), shard_map=over_ranks,
     ))

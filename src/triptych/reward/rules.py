@@ -20,7 +20,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -30,8 +30,7 @@ from triptych.configuration import Config
 from triptych.data.numerals import DIGITS, EXPONENT, number_in, number_of
 from triptych.deadline import within
 from triptych.display import one_line
-from triptych.engine import distributed
-from triptych.engine.scoring import Scores
+from triptych.engine.scoring import Scores, ShardMap, unsharded
 from triptych.errors import DataError, Fault, RewardError, TriptychError
 from triptych.instructions.registry import instruction
 from triptych.pipeline.artifact import Artifact
@@ -476,7 +475,7 @@ class RulesReward(RewardConfig):
 
     def open(self, opening: Opening) -> Rules:
         """The rules, with the users' own functions in the folder."""
-        return Rules(self, opening.folder, identity=opening.identity)
+        return Rules(self, opening.folder, identity=opening.identity, shard_map=opening.shard_map)
 
 
 class Rules:
@@ -485,6 +484,7 @@ class Rules:
     Args:
         config: the rules.
         folder: where `functions/` lies with the users' own functions; they are code, which is run.
+        shard_map: how answers are shared out.
 
     Attributes:
         subtracted: whether the score is multiplied with a weight below 0, so that failing must not lower it.
@@ -492,11 +492,14 @@ class Rules:
 
     name = "rules"
 
-    def __init__(self, config: RulesReward, folder: Path | None = None, *, identity: str = "") -> None:
+    def __init__(
+        self, config: RulesReward, folder: Path | None = None, *, identity: str = "", shard_map: ShardMap = unsharded
+    ) -> None:
         self.config = config
         self.folder = folder
         self.identity = identity
         self.subtracted = False
+        self._shard_map = shard_map
         self._failed: Counter[str] = Counter()
         self._working: set[str] = set()
 
@@ -524,9 +527,8 @@ class Rules:
                 rule.require_reference(conversations[i])
         for (name, rule, value), these in zip(self._rules, applied, strict=True):
             part: list[float | None] = [None] * len(conversations)
-            # Each on one rank alone: code that is stopped at a limit need not come out the same on another.
-            mine = distributed.shard([conversations[i] for i in these])
-            outcomes = distributed.all_gather(_each(rule, value, mine))
+            # Each once: code that is stopped at a limit need not come out the same on another rank.
+            outcomes = self._shard_map(partial(_each, rule, value), [conversations[i] for i in these])
             failed = {i: why for i, why in zip(these, outcomes, strict=True) if isinstance(why, str)}
             values = [given for given in outcomes if not isinstance(given, str)]
             least = self._least(rule, values)

@@ -137,7 +137,7 @@ class TrainedModel:
 
     def scorer(self, scale: Scale) -> RewardModel:
         """The model as it is, as a scorer with this scale."""
-        scorer = RewardModel(Path())
+        scorer = RewardModel(Path(), shard_map=distributed.shard_map)
         scorer.model, scorer.tokenizer, scorer.scale = self.model, self.tokenizer, scale
         return scorer
 
