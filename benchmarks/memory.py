@@ -150,7 +150,7 @@ def logits(way: str, vocabulary: int, tokens: int) -> dict[str, float]:
 
     def learn(rows: int) -> None:
         drawn = torch.randint(3, vocabulary, (rows, 257), generator=torch.Generator().manual_seed(1)).tolist()
-        packed = pack_answers([([], [row]) for row in drawn])
+        packed = pack_answers([([], [row]) for row in drawn], model.device)
         with autocast():
             if way == "ours":
                 loss = -answer_logprobs(model, packed)[0].sum()

@@ -41,7 +41,7 @@ def model_of(family: str = "llama", **more: Any) -> Any:
 @torch.no_grad()
 def logprobs(model: Any) -> Tensor:
     with autocast():
-        return answer_logprobs(model, pack_answers(ROWS))[0]
+        return answer_logprobs(model, pack_answers(ROWS, "cpu"))[0]
 
 
 def learn_something(model: Any) -> None:
@@ -110,7 +110,7 @@ def test_tokens_that_were_added_are_trained_and_no_other_row_is(tied: bool) -> N
     plain.config.added_tokens = [start, end]
     model = copy.deepcopy(plain)
     adapt(model, Lora(rank=2), seed=1)
-    packed = pack_answers([([3, 4, start], [[5, 6, end]])])
+    packed = pack_answers([([3, 4, start], [[5, 6, end]])], "cpu")
     training.train(
         model, 12, lambda step: training.Step([packed], 3.0),
         lambda batch: training.Loss(-answer_logprobs(model, batch)[0].sum()),
@@ -118,7 +118,7 @@ def test_tokens_that_were_added_are_trained_and_no_other_row_is(tied: bool) -> N
     )
     after = merged(model, lambda: copy.deepcopy(plain))
     with torch.no_grad():
-        both, _ = answer_logprobs(after, pack_answers([([3, 4, start], [[5, 6, end], [5, 6, start]])]))
+        both, _ = answer_logprobs(after, pack_answers([([3, 4, start], [[5, 6, end], [5, 6, start]])], "cpu"))
     assert float(both[2] - both[5]) > 0.1
     for layer, old in (
         (after.get_input_embeddings(), plain.get_input_embeddings()),
@@ -166,7 +166,7 @@ def test_an_adapted_reward_model_scores_as_the_merged_one() -> None:
     learn_something(model)
     with torch.no_grad():
         model.score.weight.mul_(2)
-        pack = Pack([Segment(some_tokens(5, 1)), Segment(some_tokens(8, 2))])
+        pack = Pack([Segment(some_tokens(5, 1)), Segment(some_tokens(8, 2))], "cpu")
         mine, theirs = (head_outputs(each, pack)[:, 0] for each in (model, merged(model, lambda: plain)))
     torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-5)
 

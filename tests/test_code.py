@@ -28,6 +28,11 @@ AWAITED = {"triptych.pipeline.artifact.Folder"}
 """What is there before those who will use it."""
 PATCHES = ("setattr", "delattr", "patch", "object")
 """Functions by which a test changes what is not its own, given a name."""
+FACTORIES = re.compile(
+    r"torch\.(arange|as_tensor|asarray|empty|eye|full|linspace|logspace|ones|rand|randint|randn|randperm|tensor|zeros)"
+    r"|(torch\.)?nn\.(Embedding|Linear)"
+)
+"""What makes a tensor where none was, on the default device unless it is told another."""
 REGISTERED = ("validator", "serializer", "command", "callback", "app.", "register")
 """Parts of the decorators that hand what they decorate to a library, which calls it."""
 
@@ -121,6 +126,26 @@ def test_the_walk_finds_what_is_dead(added: str, dead: set[str]) -> None:
     assert unused(parsed) == dead
 
 
+def without_device(tree: ast.AST) -> list[int]:
+    """The lines of calls that make a tensor and are not told where."""
+    return [
+        node.lineno for node in ast.walk(tree)
+        if isinstance(node, ast.Call) and FACTORIES.fullmatch(ast.unparse(node.func))
+        and not any(keyword.arg == "device" for keyword in node.keywords)
+    ]
+
+
+def test_each_tensor_is_made_on_a_device_that_is_named() -> None:
+    """There is no default device of the process: what works on a model is made where the model is."""
+    unplaced = {path.name: lines for path, tree in trees(PACKAGE).items() if (lines := without_device(tree))}
+    assert unplaced == {}
+    defaults = {
+        f"{path.name}:{node.lineno}" for path, tree in trees(PACKAGE).items() for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute) and node.attr in ("set_default_device", "get_default_device")
+    }
+    assert defaults == set()
+
+
 def test_files_are_hashed_in_one_place() -> None:
     """By `storage.sha256`, which opens nothing but regular files."""
     hashing = {
@@ -203,6 +228,14 @@ def test_no_assert_stands_under_an_if() -> None:
 ])
 def test_the_walk_finds_what_is_patched(text: str, lines: list[int]) -> None:
     assert private_patches(ast.parse(text)) == lines
+
+
+@pytest.mark.parametrize(("text", "lines"), [
+    ("torch.zeros(3)", [1]), ("x = [\ntorch.tensor(y)]", [2]), ("torch.nn.Linear(1, 2)", [1]),
+    ("torch.zeros(3, device=x.device)", []), ("torch.zeros_like(x)", []), ("x.new_zeros(3)", []),
+])
+def test_the_walk_finds_tensors_without_a_device(text: str, lines: list[int]) -> None:
+    assert without_device(ast.parse(text)) == lines
 
 
 @pytest.mark.parametrize(("text", "lines"), [

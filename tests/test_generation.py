@@ -66,7 +66,7 @@ def test_an_answer_ends_at_the_end_token_and_includes_it() -> None:
 def test_the_samplers_logprobs_equal_a_forward_pass(family: str, temperature: float) -> None:
     model = with_our_attention(tiny(family))
     groups = generate(model, PROMPTS, NEVER, Sampling(15, temperature=temperature), n=3)
-    packed = pack_answers([(prompt, group) for prompt, group in zip(PROMPTS, tokens(groups), strict=True)])
+    packed = pack_answers([(prompt, group) for prompt, group in zip(PROMPTS, tokens(groups), strict=True)], "cpu")
     expected, _ = answer_logprobs(model, packed, temperature=temperature)
     found = torch.tensor([value for group in groups for sample in group for value in sample.logprobs])
     torch.testing.assert_close(found, expected.detach(), rtol=0, atol=5e-6)

@@ -653,7 +653,7 @@ def test_ktos_reference_point_is_the_mean_ratio_of_prompts_with_others_answers(m
 
 
 def test_gspo_clips_an_answer_by_its_own_ratio() -> None:
-    packed = pack_answers([((1, 2), [(3, 4), (5,)]), ((1,), [(6, 7, 8)])])
+    packed = pack_answers([((1, 2), [(3, 4), (5,)]), ((1,), [(6, 7, 8)])], "cpu")
     ratios = torch.tensor([1.5, 0.6, 1.2, 2.0, 1.0, 1.0])  # of answers of 2, 1 and 3 tokens
     sampler = torch.full((6,), -1.0)
     logprobs = (sampler + ratios.log()).requires_grad_()

@@ -185,7 +185,7 @@ def test_the_answers_loss_equals_transformers_own() -> None:
     tokens = torch.tensor([p + a + [0] * (length - len(p + a)) for p, a in rows])
     labels = torch.tensor([[-100] * len(p) + a + [-100] * (length - len(p + a)) for p, a in rows])
     expected = plain(tokens, attention_mask=(tokens != 0).long(), labels=labels).loss
-    found, _ = answer_logprobs(with_our_attention(plain), pack_answers([(p, [a]) for p, a in rows]))
+    found, _ = answer_logprobs(with_our_attention(plain), pack_answers([(p, [a]) for p, a in rows], "cpu"))
     torch.testing.assert_close(-found.mean(), expected.float(), rtol=0, atol=1e-6)
 
 
@@ -195,7 +195,7 @@ def test_the_reward_loss_equals_trls() -> None:
     pairs = [(some_tokens(5, 1), [some_tokens(7, 2), some_tokens(2, 3)]),
              (some_tokens(9, 4), [some_tokens(3, 5), some_tokens(12, 6)])]
     margins = [0.5, 1.5]
-    pack, scored = pack_scored(pairs)
+    pack, scored = pack_scored(pairs, "cpu")
     scores = head_outputs(with_our_attention(plain), pack)[scored, 0]
     found = bradley_terry(scores[0::2], scores[1::2], torch.tensor(margins), centring=0.03).mean()
 

@@ -47,7 +47,7 @@ def test_computing_again_gives_the_same_gradients(family: str) -> None:
         def note(found: dict[str, Any] = found, model: Any = model) -> None:
             found.update({name: weight.grad.clone() for name, weight in model.named_parameters()})
 
-        batches = [pack_answers(GROUPS), pack_answers(GROUPS[:1])]
+        batches = [pack_answers(GROUPS, "cpu"), pack_answers(GROUPS[:1], "cpu")]
         hook = register_optimizer_step_pre_hook(lambda *_, note=note: note())
         optimization = Optimization(learning_rate=1e-3, max_grad_norm=1e9, activation_checkpointing=recompute)
         step = Step(batches, 7.0)
@@ -80,7 +80,7 @@ def test_layers_keep_what_is_counted(native: torch.dtype, monkeypatch: pytest.Mo
             kept[place] = tensor
         return tensor
 
-    pack = Pack([Segment(some_tokens(64, seed)) for seed in range(8)])
+    pack = Pack([Segment(some_tokens(64, seed)) for seed in range(8)], "cpu")
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), \
             torch.autocast("cpu", dtype=torch.bfloat16, enabled=native == torch.bfloat16):
         hidden_states(model, pack.tokens, pack.positions, pack)

@@ -53,7 +53,7 @@ def test_packed_answers_equal_each_answer_alone(
 ) -> None:
     plain = tiny(family, tied=tied)
     ours = with_our_attention(plain)
-    packed = pack_answers(groups)
+    packed = pack_answers(groups, "cpu")
     assert len(packed.pack.blocks) > 1
 
     found, _ = answer_logprobs(ours, packed)
@@ -72,7 +72,7 @@ def test_hidden_states_agree_to_the_last_digits_of_float64(family: str) -> None:
     ours = with_our_attention(plain)
     a, b, c, d = (some_tokens(count, count) for count in (7, 12, 3, 20))
     # A tree: b and c continue a, d continues b.
-    pack = Pack([Segment(a), Segment(b, 0), Segment(c, 0), Segment(d, 1)])
+    pack = Pack([Segment(a), Segment(b, 0), Segment(c, 0), Segment(d, 1)], "cpu")
     found = states(ours, pack)
 
     def alone(*parts: list[int]) -> Tensor:
@@ -93,7 +93,7 @@ def test_hidden_states_agree_to_the_last_digits_of_float64(family: str) -> None:
 
 def test_float32_is_as_close_as_float32_can_be() -> None:
     plain = tiny("llama", dtype=torch.float32)
-    found, _ = answer_logprobs(with_our_attention(plain), pack_answers(GROUPS))
+    found, _ = answer_logprobs(with_our_attention(plain), pack_answers(GROUPS, "cpu"))
     expected = torch.cat([logprobs_alone(plain, prompt, answer) for prompt, answers in GROUPS for answer in answers])
     torch.testing.assert_close(found.double(), expected, rtol=0, atol=2e-5)
 
@@ -101,7 +101,7 @@ def test_float32_is_as_close_as_float32_can_be() -> None:
 @pytest.mark.parametrize("family", ["llama", "mistral"])
 def test_the_fused_kernel_for_long_keys_gives_the_same(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     ours = with_our_attention(tiny(family))
-    pack = pack_answers(GROUPS).pack
+    pack = pack_answers(GROUPS, "cpu").pack
     plain_products = states(ours, pack)
     monkeypatch.setattr(packing, "SHORT", 0)
     torch.testing.assert_close(states(ours, pack), plain_products, rtol=0, atol=1e-11)
@@ -112,7 +112,7 @@ def test_rewards_equal_transformers_on_a_padded_batch(family: str) -> None:
     # In float64, eager attention gives padding no numbers at all.
     plain = tiny(family, reward=True, dtype=torch.float32 if family == "gemma2" else torch.float64)
     ours = with_our_attention(plain)
-    pack, scored = pack_scored(GROUPS)
+    pack, scored = pack_scored(GROUPS, "cpu")
     rows = [prompt + answer for prompt, answers in GROUPS for answer in answers]
     longest = max(len(row) for row in rows)
     tokens = torch.tensor([row + [0] * (longest - len(row)) for row in rows])
@@ -128,20 +128,20 @@ def test_rewards_equal_transformers_on_a_padded_batch(family: str) -> None:
 
 
 def test_what_all_prompts_begin_with_is_computed_once() -> None:
-    pack = pack_answers(ALIKE).pack
+    pack = pack_answers(ALIKE, "cpu").pack
     counted = len(OPENING) + sum(
         len(prompt) - len(OPENING) + sum(map(len, answers)) for prompt, answers in ALIKE
     )
     assert int(pack.ends[-1]) + 1 == counted
     assert pack.tokens[: len(OPENING)].tolist() == OPENING
-    one_of_its_own = pack_answers([*ALIKE, (some_tokens(3, 5), [some_tokens(2, 6)])]).pack
+    one_of_its_own = pack_answers([*ALIKE, (some_tokens(3, 5), [some_tokens(2, 6)])], "cpu").pack
     assert int(one_of_its_own.ends[-1]) + 1 == counted + 5 + len(OPENING) * (len(ALIKE) - 1)
 
 
 def test_the_order_of_the_groups_does_not_matter() -> None:
     ours = with_our_attention(tiny("mistral"))
-    found, _ = answer_logprobs(ours, pack_answers(GROUPS))
-    backwards = pack_answers(GROUPS[::-1])
+    found, _ = answer_logprobs(ours, pack_answers(GROUPS, "cpu"))
+    backwards = pack_answers(GROUPS[::-1], "cpu")
     other, _ = answer_logprobs(ours, backwards)
     counts = [sum(len(answer) for answer in answers) for _, answers in GROUPS]
     reordered = torch.cat(torch.split(other, counts[::-1])[::-1])
@@ -150,22 +150,22 @@ def test_the_order_of_the_groups_does_not_matter() -> None:
 
 def test_sharing_a_prompt_equals_repeating_it() -> None:
     ours = with_our_attention(tiny("qwen3"))
-    shared, _ = answer_logprobs(ours, pack_answers(GROUPS))
+    shared, _ = answer_logprobs(ours, pack_answers(GROUPS, "cpu"))
     repeated, _ = answer_logprobs(
-        ours, pack_answers([(prompt, [answer]) for prompt, answers in GROUPS for answer in answers])
+        ours, pack_answers([(prompt, [answer]) for prompt, answers in GROUPS for answer in answers], "cpu")
     )
     torch.testing.assert_close(shared, repeated, rtol=0, atol=1e-6)
 
 
 def test_without_a_prompt_the_first_token_is_not_predicted() -> None:
-    packed = pack_answers([([], [[5, 6, 7]]), ([], [[8, 9]])])
+    packed = pack_answers([([], [[5, 6, 7]]), ([], [[8, 9]])], "cpu")
     assert packed.predictions.targets.tolist() == [6, 7, 9]
     assert packed.predictions.places.tolist() == [0, 1, 3]
     assert packed.predictions.rows.tolist() == [0, 0, 1]
 
 
 def test_predictions_name_place_target_and_row() -> None:
-    packed = pack_answers([([5, 6], [[7, 8], [9]]), ([4], [[3]])])
+    packed = pack_answers([([5, 6], [[7, 8], [9]]), ([4], [[3]])], "cpu")
     # The row: 5 6 | 7 8 | 9 | 4 3
     assert packed.pack.tokens.tolist() == [5, 6, 7, 8, 9, 4, 3]
     assert packed.pack.positions.tolist() == [0, 1, 2, 3, 2, 0, 1]
@@ -177,7 +177,7 @@ def test_predictions_name_place_target_and_row() -> None:
 
 def test_every_query_is_computed_once_and_blocks_waste_little() -> None:
     draw = random.Random(0)
-    pack = Pack([Segment(some_tokens(draw.choice([3, 30, 300]), i)) for i in range(40)])
+    pack = Pack([Segment(some_tokens(draw.choice([3, 30, 300]), i)) for i in range(40)], "cpu")
     places = torch.cat([
         block.queries.flatten() if block.kept is None else block.queries.flatten()[block.kept]
         for block in pack.blocks
@@ -214,7 +214,7 @@ def test_attention_in_tiles_equals_attention_in_blocks(window: int | None, softc
     """An accelerator's way of it, computed here by the same function without its compiler."""
     draw = torch.Generator().manual_seed(0)
     lengths = [(9, None), (4, 0), (11, 0), (31, None), (5, 3), (3, 1)]
-    pack = Pack([Segment(some_tokens(length, place), parent) for place, (length, parent) in enumerate(lengths)])
+    pack = Pack([Segment(some_tokens(length, place), parent) for place, (length, parent) in enumerate(lengths)], "cpu")
     total = len(pack.tokens)
     query, key, value = (torch.randn(1, heads, total, 16, generator=draw) for heads in (4, 2, 2))
     blocks = pack.attend(0, query, key, value, 0.25, window, softcap)
@@ -228,13 +228,11 @@ def test_attention_in_tiles_equals_attention_in_blocks(window: int | None, softc
 @pytest.mark.parametrize("family", FAMILIES)
 def test_an_accelerator_computes_the_same(family: str) -> None:
     plain = with_our_attention(tiny(family, dtype=torch.float32))
-    expected, _ = answer_logprobs(plain, pack_answers(GROUPS))
+    expected, _ = answer_logprobs(plain, pack_answers(GROUPS, "cpu"))
     expected.sum().backward()
-    with torch.device("cuda"):
-        model = with_our_attention(tiny(family, dtype=torch.float32)).cuda()
-        model.load_state_dict(plain.state_dict())
-        found, _ = answer_logprobs(model, pack_answers(GROUPS))
-        found.sum().backward()
+    model = with_our_attention(tiny(family, dtype=torch.float32)).cuda()
+    found, _ = answer_logprobs(model, pack_answers(GROUPS, "cuda"))
+    found.sum().backward()
     torch.testing.assert_close(found.cpu(), expected, rtol=0, atol=1e-3)
     for mine, theirs in zip(model.parameters(), plain.parameters(), strict=True):
         scale = float(theirs.grad.abs().max())

@@ -176,8 +176,7 @@ def work(data: Path, policy: Path, folder: Path) -> None:
     scorer = RewardModel(folder / "reward" / "output" / "model", shard_map=distributed.shard_map)
     rows = [Conversation(Prompt(user(text)), other) for text in NOUNS for other in NOUNS[:2]]
     found["scores"] = {"of answers": scorer.score(rows), "of none": scorer.score([])}
-    for name, judge in {"rules": rules(data), "judge": language_judge(policy)}.items():
-        details = judge.details(rows)
+    for name, details in {"rules": rules(data).details(rows), "judge": language_judge(policy).details(rows)}.items():
         found[name] = {"totals": details.totals, **details.counts, **details.notes}
     for name, config in {"grpo": GRPO, "grpo-lora": adapted(GRPO)}.items():
         found[name] = improve(context(folder, name), config, policy, data, scorer, judge=None)

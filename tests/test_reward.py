@@ -42,7 +42,7 @@ def test_the_grouped_loss_is_that_of_each_pair_alone() -> None:
         num_key_value_heads=2, num_labels=1, pad_token_id=0, attn_implementation=attention.NAME,
     )
     model = LlamaForSequenceClassification(config).eval()
-    pairs = _packed(_grouped(ROWS, range(1, len(ROWS) + 1)))
+    pairs = _packed(_grouped(ROWS, range(1, len(ROWS) + 1)), "cpu")
     scores = head_outputs(model, pairs.pack)[:, 0]
     grouped = bradley_terry(scores[pairs.chosen], scores[pairs.rejected], pairs.margin)
     model.set_attn_implementation("sdpa")

@@ -46,7 +46,7 @@ def learn(
             raise Killed
         rows = [ROWS[i] for i in shuffled(len(ROWS), step, seed=1)[:6]]
         size = -(-len(rows) // split)
-        batches = [pack_answers(rows[i : i + size]) for i in range(0, len(rows), size)]
+        batches = [pack_answers(rows[i : i + size], "cpu") for i in range(0, len(rows), size)]
         return Step(batches, weight=sum(len(batch.predictions.targets) for batch in batches), numbers={"rows": 6.0})
 
     def loss(packed: AnswerPack) -> Loss:

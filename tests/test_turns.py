@@ -60,7 +60,7 @@ def test_what_is_learnt_is_what_is_predicted(chatml: PreTrainedTokenizerFast) ->
     (row,) = tokenized_turns(CHAT, chatml, "all")
     for groups in ([(row.prompt, [row.answer])], [(row.prompt, [row.answer, row.answer])]):
         count = len(groups[0][1])
-        packed = pack_answers(groups, [row.learnt] * count)
+        packed = pack_answers(groups, "cpu", [row.learnt] * count)
         spans = row.learnt or ()
         wanted = [token for start, end in spans for token in row.answer[start:end]]
         assert packed.predictions.targets.tolist() == wanted * count
@@ -68,7 +68,7 @@ def test_what_is_learnt_is_what_is_predicted(chatml: PreTrainedTokenizerFast) ->
         whole, places = [*row.prompt, *row.answer], [i for start, end in spans for i in range(start, end)]
         before = [whole[len(row.prompt) + i - 1] for i in places]
         assert packed.pack.tokens[packed.predictions.places].tolist() == before * count
-    one = pack_answers([((), [row.answer])], [((0, 3), (5, 6))])
+    one = pack_answers([((), [row.answer])], "cpu", [((0, 3), (5, 6))])
     assert one.predictions.targets.tolist() == [*row.answer[1:3], row.answer[5]]
 
 

@@ -77,14 +77,14 @@ class PlainModel:
     @torch.no_grad()
     def score(self, conversations: Sequence[Conversation], side: Literal["left", "right"] = "right") -> list[float]:
         """The scores of one padded batch."""
-        batch = padded(self.tokenizer, conversations, side)
+        batch = padded(self.tokenizer, conversations, side).to(self.model.device)
         output: Any = self.model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
         return self._raw(output.logits)
 
     def pooled(self, conversations: Sequence[Conversation]) -> list[float]:
         """The scores by vLLM."""
         rows = [padded(self.tokenizer, [conversation])["input_ids"][0].tolist() for conversation in conversations]
-        return self._raw(torch.tensor(pooled(self.folder, rows)))
+        return self._raw(torch.tensor(pooled(self.folder, rows), device="cpu"))
 
     def _raw(self, outputs: Any) -> list[float]:
         scores: list[float] = Scale.of(self.model.config).raw(outputs).tolist()

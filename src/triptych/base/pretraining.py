@@ -19,6 +19,7 @@ from triptych.data.folder import DataFolder
 from triptych.engine import attention, distributed
 from triptych.engine.adapters import Lora
 from triptych.engine.curve import write_curve
+from triptych.engine.device import device
 from triptych.engine.forward import AnswerPack, answer_logprobs, pack_answers
 from triptych.engine.models import parameters, save
 from triptych.engine.packing import fill
@@ -68,13 +69,13 @@ def pretrain(context: StageContext, config: Pretraining, data: Folder) -> BaseRe
     steps = math.ceil(config.tokens / config.batch_tokens)
     plan = _plan(rows, config.batch_tokens, steps, context.seed)
     torch.manual_seed(context.seed)
-    model: Any = LlamaForCausalLM(architecture(config, tokenizer))
+    model: Any = LlamaForCausalLM(architecture(config, tokenizer)).to(device())
     model.set_attn_implementation(attention.NAME)
 
     def prepare(step: int) -> Step[AnswerPack]:
         drawn = [rows[i] for i in plan[step]]
         batches = [
-            pack_answers([([], [drawn[i]]) for i in part])
+            pack_answers([([], [drawn[i]]) for i in part], model.device)
             for part in distributed.micro_batches(map(len, drawn), config.batch_tokens)
         ]
         weight = sum(len(batch.predictions.targets) for batch in batches)

@@ -26,8 +26,11 @@ MAX_SLOTS = 256
 SHARED_KEYS = 96
 """Keys that sharing a prompt must save for each answer; fewer are not worth attending in two parts."""
 
-DEPTH_STEP = {"cpu": 32, "cuda": 256}
-"""By so many tokens a cache grows: every step reads all of it, but a device's are recorded anew for each depth."""
+DEPTH_STEP = 32
+"""By so many tokens a cache grows: every step reads all of it."""
+
+CUDA_DEPTH_STEP = 256
+"""The same on a CUDA device, whose steps are recorded anew for each depth."""
 
 
 def bytes_per_token(model: Model) -> int:
@@ -47,15 +50,15 @@ def allocate(
         slots: how many; by default as many as `CACHE_BYTES` hold, `MAX_SLOTS` at the most.
     """
     longest = max((len(prompt) for prompt in prompts), default=0)
-    on_device = torch.get_default_device().type == "cuda"
-    shared = longest * (n - 1) >= SHARED_KEYS * n and not on_device
+    on_cuda = model.device.type == "cuda"
+    shared = longest * (n - 1) >= SHARED_KEYS * n and not on_cuda
     if slots is None:
         held = max_tokens + longest // n if shared else longest + max_tokens
-        held += DEPTH_STEP["cuda"] // 2 if on_device else 0  # what is held is rounded up
+        held += CUDA_DEPTH_STEP // 2 if on_cuda else 0  # what is held is rounded up
         slots = max(1, min(MAX_SLOTS, CACHE_BYTES // (held * bytes_per_token(model))))
     # Slots are taken by whole groups, so that a prompt is computed once for all its answers.
     slots = max(n, slots // n * n)
-    return SlotCache(min(slots, len(prompts) * n), n, shared=shared)
+    return SlotCache(min(slots, len(prompts) * n), n, model.device, shared=shared)
 
 
 class KeyValues:
@@ -64,8 +67,9 @@ class KeyValues:
     The depth grows with the longest sequence, so that the products read what is there and no more.
     """
 
-    def __init__(self, rows: int) -> None:
+    def __init__(self, rows: int, step: int) -> None:
         self.rows = rows
+        self.step = step
         self.depth = 0
         self.keys: dict[int, Tensor] = {}
         self.values: dict[int, Tensor] = {}
@@ -74,8 +78,7 @@ class KeyValues:
         """Makes room for sequences of this length, in steps, so that room is seldom made."""
         if depth <= self.depth:
             return
-        step = DEPTH_STEP[torch.get_default_device().type]
-        grown = -(-depth // step) * step
+        grown = -(-depth // self.step) * self.step
         for cache in (self.keys, self.values):
             for layer, content in cache.items():
                 larger = content.new_empty(*content.shape[:2], grown, content.shape[3])
@@ -119,12 +122,14 @@ class SlotCache:
         shared: whether a prompt's keys are held once for all of them.
     """
 
-    def __init__(self, slots: int, members: int, *, shared: bool) -> None:
+    def __init__(self, slots: int, members: int, device: torch.device, *, shared: bool) -> None:
         self.members = members
+        self.device = device
         self.shared = shared
-        self.slots = KeyValues(slots)
+        step = CUDA_DEPTH_STEP if device.type == "cuda" else DEPTH_STEP
+        self.slots = KeyValues(slots, step)
         # Of a prompt with one answer left only a slot is used; places for twice the prompts let others begin.
-        self.prompts = KeyValues(2 * slots // members if shared else 0)
+        self.prompts = KeyValues(2 * slots // members if shared else 0, step)
         self.free_rows = list(range(self.prompts.rows))
         self._masks: dict[tuple[str, int | None], Tensor] = {}
 
@@ -158,18 +163,22 @@ class SlotCache:
         padding = [0] * (count - len(running))
         in_slot = [(0 if self.shared else r.prompt_length) + r.length - 1 for r in running]
         if self.shared:  # each request's place among the rows of its prompt, and back
-            self.places = torch.tensor([r.prompt_row * self.members + r.number % self.members for r in running])
-            self.returns = torch.cat([self.places, torch.tensor(padding, dtype=torch.long)])
+            places = [r.prompt_row * self.members + r.number % self.members for r in running]
+            self.places = torch.tensor(places, dtype=torch.long, device=self.device)
+            self.returns = torch.tensor(places + padding, dtype=torch.long, device=self.device)
             self.occupied = max((r.prompt_row for r in running), default=0) + 1
         self.slots.grow(max(in_slot) + 1)
         in_prompt = [r.prompt_length if self.shared else 0 for r in running]
-        tokens = [r.next_token for r in running]
-        return torch.tensor(tokens + padding), torch.tensor(in_slot + padding), torch.tensor(in_prompt + padding)
+        tokens, slots, prompts = (
+            torch.tensor(numbers + padding, device=self.device)
+            for numbers in ([r.next_token for r in running], in_slot, in_prompt)
+        )
+        return tokens, slots, prompts
 
     def begin(self, in_slot: Tensor, in_prompt: Tensor) -> Tensor:
         """A step begins; the positions of its tokens, `[count]`."""
         self.in_slot, self.in_prompt = in_slot, in_prompt
-        self.active = torch.arange(len(in_slot))
+        self.active = torch.arange(len(in_slot), device=self.device)
         self._masks.clear()
         return in_slot + in_prompt
 
@@ -182,7 +191,7 @@ class SlotCache:
         kv_heads = key.shape[1]
         keys, values = self.slots.keys[layer], self.slots.values[layer]
         # Indices side by side: with others between them an accelerator copies the whole cache to write a few rows.
-        places = (self.active[:, None], torch.arange(kv_heads)[None], self.in_slot[:, None])
+        places = (self.active[:, None], torch.arange(kv_heads, device=self.device)[None], self.in_slot[:, None])
         keys[places] = key[0].transpose(0, 1).to(keys.dtype)
         values[places] = value[0].transpose(0, 1).to(values.dtype)
         # The query heads that share a key-value head are rows of one product.
@@ -220,7 +229,7 @@ class SlotCache:
     def _slot_mask(self, window: int | None, dtype: torch.dtype) -> Tensor:
         """`[n, 1, 1, depth]`."""
         if ("slot", window) not in self._masks:
-            places = torch.arange(self.slots.depth)
+            places = torch.arange(self.slots.depth, device=self.device)
             seen = places <= self.in_slot[:, None]
             if window is not None:
                 seen &= places > self.in_slot[:, None] - window
@@ -231,11 +240,11 @@ class SlotCache:
         """`[groups, 1, members * S, depth]`."""
         if ("prompt", window) not in self._masks:
             running = len(self.places)
-            lengths = torch.zeros(self.occupied * self.members, dtype=torch.long)
+            lengths = torch.zeros(self.occupied * self.members, dtype=torch.long, device=self.device)
             positions = lengths.clone()
             lengths[self.places] = self.in_prompt[:running]
             positions[self.places] = (self.in_prompt + self.in_slot)[:running]
-            places = torch.arange(self.prompts.depth)
+            places = torch.arange(self.prompts.depth, device=self.device)
             seen = places < lengths[:, None]
             if window is not None:
                 seen &= places > positions[:, None] - window

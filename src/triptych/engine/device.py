@@ -50,13 +50,12 @@ def hardware() -> str:
 
 
 def settle() -> None:
-    """Uses the device, the cores there are in equal parts, and only algorithms whose result does not change."""
+    """Uses the cores there are in equal parts, and only algorithms whose result does not change."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     torch.set_num_threads(max(1, cores // distributed.local_world_size()))
     _keep_memory()
     if device().type == "cuda":
         torch.cuda.set_device(device())
-        torch.set_default_device(device())
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # its products repeat
     torch.use_deterministic_algorithms(True, warn_only=True)
     setattr(torch.utils.deterministic, "fill_uninitialized_memory", False)  # noqa: B010 (costs a tenth of the time)

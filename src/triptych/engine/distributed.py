@@ -106,7 +106,7 @@ def all_reduce(numbers: Sequence[float]) -> list[float]:
     """Each number summed over the ranks, the same on all of them."""
     if world_size() == 1:
         return list(numbers)
-    total = torch.tensor(list(numbers), dtype=torch.float64)
+    total = torch.tensor(list(numbers), dtype=torch.float64, device="cpu")
     dist.all_reduce(total)
     sums: list[float] = total.tolist()
     return sums
@@ -117,14 +117,18 @@ def shard(items: Sequence[Item]) -> list[Item]:
     return list(items[rank() :: world_size()])
 
 
-def all_gather(part: Sequence[Item]) -> list[Item]:
-    """What each rank made of its :func:`shard`, back in the order of the whole, on every rank."""
+def all_gather(part: Sequence[Item], device: torch.device | str = "cpu") -> list[Item]:
+    """What each rank made of its :func:`shard`, back in the order of the whole, on every rank.
+
+    Args:
+        device: where the tensors lie that it holds; one rank's is not another's.
+    """
     if world_size() == 1:
         return list(part)
     parts: list[list[Item]] = [[] for _ in range(world_size())]
-    dist.all_gather_object(parts, _moved(list(part), "cpu"))  # one rank's device is not another's
+    dist.all_gather_object(parts, _moved(list(part), "cpu"))
     order = [parts[i % len(parts)][i // len(parts)] for i in range(sum(map(len, parts)))]
-    return _moved(order, torch.get_default_device())
+    return _moved(order, device)
 
 
 def shard_map(work: Callable[[Sequence[Item]], Sequence[Result]], items: Sequence[Item]) -> list[Result]:

@@ -68,8 +68,10 @@ class AnswerPack:
     answers: int
 
 
-def pack_answers(groups: Sequence[Group], learnt: Sequence[Spans | None] | None = None) -> AnswerPack:
-    """Packs `(prompt, answers)` groups, each prompt once.
+def pack_answers(
+    groups: Sequence[Group], device: torch.device | str, learnt: Sequence[Spans | None] | None = None
+) -> AnswerPack:
+    """Packs `(prompt, answers)` groups, each prompt once, on the device of the model that computes them.
 
     An empty prompt predicts nothing of its answer's first token.
 
@@ -77,7 +79,7 @@ def pack_answers(groups: Sequence[Group], learnt: Sequence[Spans | None] | None 
         learnt: for each answer from where to where its tokens are predicted; None for all of them.
     """
     segments, answers = grown(groups)
-    pack = Pack(segments)
+    pack = Pack(segments, device)
     starts, ends = pack.starts.tolist(), pack.ends.tolist()
     places: list[int] = []
     targets: list[int] = []
@@ -93,7 +95,7 @@ def pack_answers(groups: Sequence[Group], learnt: Sequence[Spans | None] | None 
             places += predictors[predicted]
             targets += answer[predicted]
             rows += [row] * len(answer[predicted])
-    predictions = Predictions(torch.tensor(places), torch.tensor(targets), torch.tensor(rows))
+    predictions = Predictions(*(torch.tensor(numbers, device=device) for numbers in (places, targets, rows)))
     return AnswerPack(pack, predictions, len(answers))
 
 

@@ -77,7 +77,7 @@ def _prefill(
     Returns:
         The logits of each answer's first token, `[prompts * n, V]`, and the row of each prompt's keys.
     """
-    pack = Pack([Segment(prompt) for prompt in prompts])
+    pack = Pack([Segment(prompt) for prompt in prompts], model.device)
     recorder = PrefillRecorder(pack)
     states = hidden_states(model, pack.tokens, pack.positions, recorder)
     rows = [
@@ -89,7 +89,7 @@ def _prefill(
 
 def _decode(step: Callable[..., Tensor], cache: SlotCache, running: Sequence[Request]) -> Tensor:
     """The logits of every running request's next token; free slots behind them fill the rows up to a usual number."""
-    usual = {"cpu": rounded, "cuda": _power_of_two}[torch.get_default_device().type](len(running))
+    usual = (_power_of_two if cache.device.type == "cuda" else rounded)(len(running))
     state = cache.advance(running, min(usual, cache.slots.rows))
     return step(*state)[: len(running)]
 
@@ -102,7 +102,7 @@ def _decode_step(model: Model, cache: SlotCache) -> Callable[..., Tensor]:
 
     # Rotary embeddings of the kind "dynamic" look at the positions on the host, which cannot be recorded.
     dynamic = any(getattr(part, "rope_type", "") == "dynamic" for part in model.modules())
-    if torch.get_default_device().type != "cuda" or dynamic:
+    if cache.device.type != "cuda" or dynamic:
         return step
     recorded: dict[int, CudaGraph] = {}
 

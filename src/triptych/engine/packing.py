@@ -121,13 +121,16 @@ class Pack:
 
     The row ends in padding that nothing attends to, up to a length that occurs often.
 
+    Args:
+        device: that of the model which computes it.
+
     Attributes:
         tokens: `[T]` token ids.
         positions: `[T]` each token's position in its chain.
         starts, ends: `[S]` places of each segment's first and last token.
     """
 
-    def __init__(self, segments: Sequence[Segment]) -> None:
+    def __init__(self, segments: Sequence[Segment], device: torch.device | str) -> None:
         lengths = np.array([len(segment.tokens) for segment in segments])
         assert len(segments) > 0, "a pack needs segments"
         assert lengths.min() > 0, "a segment needs tokens"
@@ -142,15 +145,16 @@ class Pack:
             positions.append(np.arange(len(chain) - len(own), len(chain)))
         count = int(offsets[-1])
         padding = rounded(count) - count
-        self.tokens = torch.tensor([token for segment in segments for token in segment.tokens] + [0] * padding)
-        self.positions = _tensor(np.concatenate([*positions, np.zeros(padding, dtype=np.int64)]))
-        self.starts = _tensor(offsets[:-1].copy())
-        self.ends = _tensor(offsets[1:] - 1)
-        self.blocks = [self._block(group, offsets, chains, positions) for group in _groups(lengths, chains)]
+        tokens = [token for segment in segments for token in segment.tokens]
+        self.tokens = torch.tensor(tokens + [0] * padding, device=device)
+        self.positions = _tensor(np.concatenate([*positions, np.zeros(padding, dtype=np.int64)]), device)
+        self.starts = _tensor(offsets[:-1].copy(), device)
+        self.ends = _tensor(offsets[1:] - 1, device)
+        self.blocks = [self._block(group, offsets, chains, positions, device) for group in _groups(lengths, chains)]
         order = torch.cat([block.queries.flatten() if block.kept is None else
                            block.queries.flatten()[block.kept] for block in self.blocks])
-        self.order = torch.zeros(count + padding, dtype=torch.long)
-        self.order[order] = torch.arange(len(order))
+        self.order = torch.zeros(count + padding, dtype=torch.long, device=device)
+        self.order[order] = torch.arange(len(order), device=device)
         self._masks: dict[tuple[int, int | None, torch.dtype], Tensor] = {}
         self._block_masks: dict[int | None, BlockMask] = {}
         self._parents = [segment.parent for segment in segments]
@@ -158,7 +162,8 @@ class Pack:
 
     @staticmethod
     def _block(
-        group: list[int], offsets: np.ndarray, chains: list[np.ndarray], positions: list[np.ndarray]
+        group: list[int], offsets: np.ndarray, chains: list[np.ndarray], positions: list[np.ndarray],
+        device: torch.device | str,
     ) -> Block:
         n = rounded(len(group))
         longest_query = rounded(max(len(positions[i]) for i in group))
@@ -177,11 +182,11 @@ class Pack:
             key_positions[row, :depth] = np.arange(depth)
             kept[row, :count] = True
         return Block(
-            _tensor(queries),
-            _tensor(keys),
-            _tensor(query_positions),
-            _tensor(key_positions),
-            None if kept.all() else _tensor(kept.ravel()),
+            _tensor(queries, device),
+            _tensor(keys, device),
+            _tensor(query_positions, device),
+            _tensor(key_positions, device),
+            None if kept.all() else _tensor(kept.ravel(), device),
         )
 
     def attend(
@@ -237,11 +242,13 @@ class Pack:
         """Which tiles of the row see which: a token sees what stands before it in its own chain of segments."""
         if window not in self._block_masks:
             count = len(self._parents)
-            chains = torch.eye(count + 1, dtype=torch.bool)  # the last is the row's padding
+            device = self.tokens.device
+            chains = torch.eye(count + 1, dtype=torch.bool, device=device)  # the last is the row's padding
             for index, parent in enumerate(self._parents):
                 if parent is not None:
                     chains[index] |= chains[parent]
-            segment = torch.repeat_interleave(torch.arange(count + 1), torch.tensor(self._lengths))
+            lengths = torch.tensor(self._lengths, device=device)
+            segment = torch.repeat_interleave(torch.arange(count + 1, device=device), lengths)
             positions = self.positions
 
             def seen(_batch: Tensor, _head: Tensor, query: Tensor, key: Tensor) -> Tensor:
@@ -249,7 +256,7 @@ class Pack:
                 return visible if window is None else visible & (positions[query] - positions[key] < window)
 
             total = len(self.tokens)
-            self._block_masks[window] = create_block_mask(seen, None, None, total, total, self.tokens.device)
+            self._block_masks[window] = create_block_mask(seen, None, None, total, total, device)
         return self._block_masks[window]
 
     def _mask(self, index: int, window: int | None, shared: int, dtype: torch.dtype) -> Tensor:
@@ -268,9 +275,8 @@ def _compiled_flex_attention() -> Callable[..., Tensor]:
     return compiled
 
 
-def _tensor(array: np.ndarray) -> Tensor:
-    """The array where tensors are made by default."""
-    return torch.from_numpy(array).to(torch.get_default_device())
+def _tensor(array: np.ndarray, device: torch.device | str) -> Tensor:
+    return torch.from_numpy(array).to(device)
 
 
 def scaled_attention(

@@ -35,14 +35,14 @@ def verify_packed_parity(folder: Path) -> None:
     prompt, *answers = (torch.randint(size, (length,), generator=draw, device="cpu").tolist() for length in (24, 9, 17))
     name = type(ours).__name__
     try:
-        packed, _ = answer_logprobs(ours, pack_answers([(prompt, answers)]))
+        packed, _ = answer_logprobs(ours, pack_answers([(prompt, answers)], ours.device))
     except (AssertionError, TypeError, AttributeError, RuntimeError) as error:
         raise ModelError(f"{folder}: {name} cannot be computed in packed rows: {error}") from error
     alone = []
     for answer in answers:
-        tokens = torch.tensor([[*prompt, *answer]])
+        tokens = torch.tensor([[*prompt, *answer]], device=plain.device)
         logprobs = plain(input_ids=tokens).logits[0, len(prompt) - 1 : -1].float().log_softmax(-1)
-        alone.append(logprobs.gather(1, torch.tensor(answer)[:, None])[:, 0])
+        alone.append(logprobs.gather(1, tokens[0, len(prompt) :, None])[:, 0])
     difference = float((packed - torch.cat(alone)).abs().max())
     if not difference < TOLERANCE:
         raise ModelError(

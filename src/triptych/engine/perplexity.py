@@ -38,7 +38,7 @@ def bits_per_byte(
     sizes = (len(given) + len(answers[0]) for given, answers in rows)
     for group in distributed.shard(distributed.micro_batches(sizes, batch)):
         with autocast():
-            logprobs, _ = answer_logprobs(model, pack_answers([rows[i] for i in group]))
+            logprobs, _ = answer_logprobs(model, pack_answers([rows[i] for i in group], model.device))
         nats -= float(logprobs.double().sum())
     (nats,) = distributed.all_reduce([nats])
     return nats / math.log(2) / sum(len(document.text.encode()) for document in documents)

@@ -157,17 +157,18 @@ class Policy:
 
         computed: list[list[Tensor]] = []
         for batch, _ in distributed.shard_evenly(batches):
-            packed = pack_rollouts([groups[i] for i in batch])
+            packed = pack_rollouts([groups[i] for i in batch], self.model.device)
             with torch.no_grad(), autocast():
                 logprobs = distributed.forward(self.model, values, packed)
             counts = torch.bincount(packed.predictions.rows, minlength=packed.answers).tolist()
             computed.append(list(torch.split(logprobs, counts)))
-        return [answer for batch in distributed.all_gather(computed)[: len(batches)] for answer in batch]
+        gathered = distributed.all_gather(computed, self.model.device)[: len(batches)]
+        return [answer for batch in gathered for answer in batch]
 
 
-def pack_rollouts(groups: Sequence[Sequence[Rollout]]) -> AnswerPack:
+def pack_rollouts(groups: Sequence[Sequence[Rollout]], device: torch.device | str) -> AnswerPack:
     """Packs groups of answers, each group's prompt once."""
-    return pack_answers([(group[0].prompt_tokens, [rollout.tokens for rollout in group]) for group in groups])
+    return pack_answers([(group[0].prompt_tokens, [rollout.tokens for rollout in group]) for group in groups], device)
 
 
 def divergence(policy: Policy, reference: Policy, groups: Sequence[Sequence[Rollout]]) -> float:

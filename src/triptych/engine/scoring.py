@@ -193,11 +193,16 @@ class Scale:
     def attributes(self, outputs: Tensor) -> Tensor:
         """`[N, K]` attributes in the units of their ratings, for `[N, K]` outputs."""
         parts = list(self.outputs.values())
-        return outputs * torch.tensor([part.deviation for part in parts]) + torch.tensor([part.mean for part in parts])
+        deviations, means = (
+            torch.tensor(numbers, device=outputs.device)
+            for numbers in ([part.deviation for part in parts], [part.mean for part in parts])
+        )
+        return outputs * deviations + means
 
     def raw(self, outputs: Tensor) -> Tensor:
         """`[N]` raw scores for `[N, K]` outputs."""
-        return self.attributes(outputs) @ torch.tensor([part.weight for part in self.outputs.values()])
+        weights = torch.tensor([part.weight for part in self.outputs.values()], device=outputs.device)
+        return self.attributes(outputs) @ weights
 
     def normalised(self, raw: Tensor) -> Tensor:
         """`[N]` scores for `[N]` raw ones: zero mean and unit deviation on the reference set."""
@@ -265,7 +270,7 @@ class RewardModel:
 
     @torch.no_grad()
     def outputs(self, conversations: Sequence[Conversation]) -> Tensor:
-        """`[N, K]`: the head's outputs at the end of each conversation, as the chat template writes it."""
+        """`[N, K]`: the head's outputs at the end of each conversation, as the chat template writes it; on the CPU."""
         groups: dict[str, list[int]] = {}
         for index, conversation in enumerate(conversations):
             groups.setdefault(conversation.prompt.key, []).append(index)
@@ -285,14 +290,14 @@ class RewardModel:
         outputs: list[Tensor] = []
         for batch in fill((len(prompt) + sum(map(len, answers)) for prompt, answers in groups), 8192):
             members = [groups[g] for g in batch]
-            pack, ends = pack_scored(members)
+            pack, ends = pack_scored(members, self.model.device)
             with autocast(enabled=not self.precise):
                 values = head_outputs(self.model, pack)[ends]
             outputs += torch.split(values.cpu(), [len(answers) for _, answers in members])
         return outputs
 
 
-def pack_scored(groups: Sequence[Group]) -> tuple[Pack, Tensor]:
+def pack_scored(groups: Sequence[Group], device: torch.device | str) -> tuple[Pack, Tensor]:
     """Packs `(prompt, answers)` groups; the second result is the segments that end in an answer, in order."""
     segments, answers = grown(groups)
-    return Pack(segments), torch.tensor([segment for segment, _ in answers])
+    return Pack(segments, device), torch.tensor([segment for segment, _ in answers], device=device)

@@ -84,7 +84,7 @@ def step(scored: Answers, config: BestOfN) -> Step[AnswerPack]:
     chosen = best(scored)
     sizes = [len(row.prompt) + len(row.answer) for row in chosen]
     batches = [
-        pack_answers([(chosen[i].prompt, [chosen[i].answer]) for i in members])
+        pack_answers([(chosen[i].prompt, [chosen[i].answer]) for i in members], scored.rewards.device)
         for members in distributed.micro_batches(sizes, config.micro_batch)
     ]
     weight = max(1, sum(len(row.answer) for row in chosen))

@@ -201,7 +201,7 @@ def step(reference: Model, groups: Sequence[PairGroup], micro_batch: int) -> Ste
 
 
 def _packed(reference: Model, groups: Sequence[PairGroup]) -> Pairs:
-    packed = pack_answers([(group.prompt, group.answers) for group in groups])
+    packed = pack_answers([(group.prompt, group.answers) for group in groups], reference.device)
     with torch.no_grad(), autocast():
         far = by_answer(answer_logprobs(reference, packed)[0], packed)
     pairs: list[tuple[int, int]] = []
@@ -209,9 +209,10 @@ def _packed(reference: Model, groups: Sequence[PairGroup]) -> Pairs:
     for group in groups:
         pairs += [(first + chosen, first + rejected) for chosen, rejected in group.pairs]
         first += len(group.answers)
-    chosen, rejected = torch.tensor(pairs).unbind(dim=1)
+    chosen, rejected = torch.tensor(pairs, device=far.device).unbind(dim=1)
     gaps = [margin for group in groups for margin in group.margins if margin is not None]
-    return Pairs(packed, far, chosen, rejected, torch.tensor(gaps) if len(gaps) == len(pairs) else None)
+    gap = torch.tensor(gaps, device=far.device) if len(gaps) == len(pairs) else None
+    return Pairs(packed, far, chosen, rejected, gap)
 
 
 def loss(model: Model, pairs: Pairs, config: Dpo) -> Loss:

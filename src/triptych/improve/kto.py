@@ -134,10 +134,11 @@ def step(model: Model, reference: Model, rows: Sequence[Liked], micro_batch: int
     z = distance(model, reference, rows, micro_batch)
     batches = []
     for members in _dealt([(row.prompt, row.answer) for row in rows], micro_batch):
-        packed = pack_answers([(rows[i].prompt, [rows[i].answer]) for i in members])
+        packed = pack_answers([(rows[i].prompt, [rows[i].answer]) for i in members], model.device)
         with torch.no_grad(), autocast():
             far = by_answer(answer_logprobs(reference, packed)[0], packed)
-        batches.append(LikedPack(packed, far, torch.tensor([rows[i].liked for i in members]), z))
+        liked = torch.tensor([rows[i].liked for i in members], device=far.device)
+        batches.append(LikedPack(packed, far, liked, z))
     return Step(batches, weight=len(rows), numbers={"distance": z})
 
 
@@ -152,14 +153,15 @@ def distance(model: Model, reference: Model, rows: Sequence[Liked], micro_batch:
         if before.prompt != row.prompt
     ]
     packs = [
-        pack_answers([(mixed[i][0], [mixed[i][1]]) for i in members]) for members in _dealt(mixed, micro_batch)
+        pack_answers([(mixed[i][0], [mixed[i][1]]) for i in members], model.device)
+        for members in _dealt(mixed, micro_batch)
     ]
     ratios = []
     for packed, _ in distributed.shard_evenly(packs):
         with torch.no_grad(), autocast():
             near = distributed.forward(model, lambda pack: answer_logprobs(model, pack)[0], packed)
-            ratios.append(near.sum() - answer_logprobs(reference, packed)[0].sum())
-    total = sum(float(ratio) for ratio in distributed.all_gather(ratios)[: len(packs)])
+            ratios.append(float(near.sum() - answer_logprobs(reference, packed)[0].sum()))
+    total = sum(distributed.all_gather(ratios)[: len(packs)])
     return max(0.0, total / max(1, len(mixed)))
 
 

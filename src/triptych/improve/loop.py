@@ -147,7 +147,8 @@ class Answers:
     @property
     def finished(self) -> Tensor:
         """`[P, G]`, False for an answer that was cut."""
-        return torch.tensor([[rollout.finished for rollout in group] for group in self.groups])
+        finished = [[rollout.finished for rollout in group] for group in self.groups]
+        return torch.tensor(finished, device=self.rewards.device)
 
     @property
     def fault(self) -> str | None:
@@ -267,7 +268,7 @@ class Loop:
             if name not in self.noted:
                 self.context.progress.say(f"reward: {name} {note}; the curve counts more of them")
                 self.noted.add(name)
-        rewards = torch.tensor(scores.totals).view(len(groups), -1)
+        rewards = torch.tensor(scores.totals, device=self.model.device).view(len(groups), -1)
         return Answers(list(groups), rewards, scores, lines)
 
     def run(

@@ -127,8 +127,12 @@ def measured(reference: Policy, scored: Answers, config: OnPolicy, curve: Sequen
     """A step's answers beside the reference, with the β that follows from the curve so far."""
     far = reference.logprobs(scored.groups, config.micro_batch)
     answers = [rollout for group in scored.groups for rollout in group]
-    distances = [float(torch.tensor(r.logprobs).sum() - f.sum()) for r, f in zip(answers, far, strict=True)]
-    return Measured(scored, far, torch.tensor(distances).view(scored.rewards.shape), steered(config, curve))
+    distances = [
+        float(torch.tensor(rollout.logprobs, device=theirs.device).sum() - theirs.sum())
+        for rollout, theirs in zip(answers, far, strict=True)
+    ]
+    nats = torch.tensor(distances, device=scored.rewards.device).view(scored.rewards.shape)
+    return Measured(scored, far, nats, steered(config, curve))
 
 
 def steered(config: OnPolicy, curve: Sequence[Row]) -> float:
@@ -156,7 +160,7 @@ def step(
     """
     batches = []
     for members in dealt(measurements, config):
-        packed = pack_rollouts([measurements.scored.groups[i] for i in members])
+        packed = pack_rollouts([measurements.scored.groups[i] for i in members], advantages.device)
         token_advantages = advantages[members].flatten()[packed.predictions.rows]
         batches.append(tokens_of(measurements, members, packed, config, token_advantages))
     return prepared(measurements, batches, divisor)
@@ -167,15 +171,16 @@ def tokens_of(
 ) -> Tokens:
     """The tokens of some groups, with their advantages `[N]`."""
     rollouts = [rollout for i in members for rollout in measurements.scored.groups[i]]
+    device = advantages.device
     return Tokens(
         packed, advantages,
         reference=torch.cat([
             measurements.far[i * config.group_size + k] for i in members for k in range(config.group_size)
         ]),
-        sampler=torch.tensor([value for rollout in rollouts for value in rollout.logprobs]),
+        sampler=torch.tensor([value for rollout in rollouts for value in rollout.logprobs], device=device),
         counted=torch.tensor([
             float(rollout.finished or config.cut_price is not None) for rollout in rollouts
-        ])[packed.predictions.rows],
+        ], device=device)[packed.predictions.rows],
         kl=measurements.beta if config.kl_placement == "loss" else 0.0,
     )
 

@@ -85,7 +85,7 @@ class PpoMethod(OnPolicyMethod[Ppo, ValuedTokens]):
 
 def attach(model: Model) -> None:
     """Gives the model a value head that expects nothing."""
-    model.value_head = nn.Linear(model.config.get_text_config().hidden_size, 1)
+    model.value_head = nn.Linear(model.config.get_text_config().hidden_size, 1, device=model.device)
     nn.init.zeros_(model.value_head.weight)
     nn.init.zeros_(model.value_head.bias)
 
@@ -110,11 +110,11 @@ def step(
     in_reward = measurements.beta if config.kl_placement == "reward" else 0.0
     batches: list[ValuedTokens] = []
     parts = dealt(measurements, config)
-    packs = [pack_rollouts([groups[i] for i in members]) for members in parts]
+    packs = [pack_rollouts([groups[i] for i in members], model.device) for members in parts]
     expected = _everywhere(model, packs)
     for members, packed, value in zip(parts, packs, expected, strict=True):
         common = tokens_of(measurements, members, packed, config, advantages=value)
-        lengths = torch.tensor([len(rollout.tokens) for i in members for rollout in groups[i]])
+        lengths = torch.tensor([len(rollout.tokens) for i in members for rollout in groups[i]], device=value.device)
         received = -in_reward * (common.sampler - common.reference)
         received[lengths.cumsum(0) - 1] += rewards[members].flatten()
         advantages = generalised(received, value, lengths, config.gamma, config.gae_lambda)
@@ -141,7 +141,7 @@ def _everywhere(model: Model, packs: list[AnswerPack]) -> list[Tensor]:
     for packed, _ in distributed.shard_evenly(packs):
         with torch.no_grad(), autocast():
             estimates.append(distributed.forward(model, computed, packed))
-    return distributed.all_gather(estimates)[: len(packs)]
+    return distributed.all_gather(estimates, model.device)[: len(packs)]
 
 
 def loss(model: Model, tokens: ValuedTokens, config: Ppo) -> Loss:

@@ -86,7 +86,7 @@ def finetune(context: StageContext, config: Finetuning, base: Folder, data: Fold
     def prepare(step: int) -> Step[AnswerPack]:
         order = plan[step]
         batches = [
-            _packed([rows[order[i]] for i in group])
+            _packed([rows[order[i]] for i in group], model.device)
             for group in distributed.micro_batches((rows[i].length for i in order), config.micro_batch)
         ]
         weight = sum(len(batch.predictions.targets) for batch in batches)
@@ -115,7 +115,7 @@ def heldout_loss(model: Any, rows: Sequence[TokenizedConversation], batch: int) 
     """Mean −log p over the answers' tokens, in nats."""
     nats = tokens = 0.0
     for group in distributed.shard(distributed.micro_batches((row.length for row in rows), batch)):
-        packed = _packed([rows[i] for i in group])
+        packed = _packed([rows[i] for i in group], model.device)
         with autocast():
             nats -= float(answer_logprobs(model, packed)[0].sum())
         tokens += len(packed.predictions.targets)
@@ -123,8 +123,8 @@ def heldout_loss(model: Any, rows: Sequence[TokenizedConversation], batch: int) 
     return nats / tokens
 
 
-def _packed(rows: Sequence[TokenizedConversation]) -> AnswerPack:
-    return pack_answers([(row.prompt, [row.answer]) for row in rows], [row.learnt for row in rows])
+def _packed(rows: Sequence[TokenizedConversation], device: torch.device | str) -> AnswerPack:
+    return pack_answers([(row.prompt, [row.answer]) for row in rows], device, [row.learnt for row in rows])
 
 
 def _plan(rows: Sequence[TokenizedConversation], config: Finetuning, seed: int) -> list[list[int]]:

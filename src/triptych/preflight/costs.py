@@ -283,7 +283,7 @@ def from_scratch(config: Pretraining) -> Architecture:
 def matrix_rate(seconds: float = 0.3) -> float:
     """Products and sums a second of a large matrix product in the compute type, on the CPU."""
     side = 1024
-    a = torch.ones(side, side, dtype=compute_dtype())
+    a = torch.ones(side, side, dtype=compute_dtype(), device="cpu")
     a @ a  # the first call chooses its algorithm
     began, times = time.perf_counter(), 0
     while (spent := time.perf_counter() - began) < seconds:

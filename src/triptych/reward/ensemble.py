@@ -94,7 +94,7 @@ class Ensemble:
 
     def _scores(self, conversations: Sequence[Conversation]) -> Tensor:
         """`[members, N]` normalised scores."""
-        return torch.tensor([member.score(conversations) for member in self.members], dtype=torch.float64)
+        return torch.tensor([member.score(conversations) for member in self.members], dtype=torch.float64, device="cpu")
 
 
 class EnsembleJoined(Result):

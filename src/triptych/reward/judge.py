@@ -138,7 +138,8 @@ class LocalJudge:
         replies: list[Replies | None] = []
         for members in fill(map(len, rows), 8192):
             with autocast():
-                logits = next_token_logits(self._model, Pack([Segment(rows[i]) for i in members]), firsts)
+                pack = Pack([Segment(rows[i]) for i in members], self._model.device)
+                logits = next_token_logits(self._model, pack, firsts)
             for values in torch.softmax(logits, dim=-1).tolist():
                 replies.append(dict(zip(choices, values, strict=True)))
         return replies

@@ -143,7 +143,7 @@ class TrainedModel:
 
     def finish(self, context: StageContext, scale: Scale, reference: Sequence[Conversation]) -> RewardTrained:
         """Completes the scale by the mean and deviation of the reference answers' raw scores, and saves."""
-        raw = torch.tensor(self.scorer(scale).raw(reference), dtype=torch.float64)
+        raw = torch.tensor(self.scorer(scale).raw(reference), dtype=torch.float64, device="cpu")
         deviation = float(raw.std(correction=0))
         # Where all raw scores are equal there is nothing to bring to a deviation of 1; the audit says so.
         told = dataclasses.replace(scale, mean=float(raw.mean()), deviation=deviation if deviation > 1e-6 else 1.0)
@@ -250,7 +250,7 @@ def fit_model(
     def prepare(step: int) -> Step[_Batch]:
         drawn = [groups[i] for i in plan[step]]
         dealt = distributed.micro_batches((group.tokens for group in drawn), config.micro_batch)
-        batches = [_packed([drawn[i] for i in part]) for part in dealt]
+        batches = [_packed([drawn[i] for i in part], model.device) for part in dealt]
         lines = [line for group in drawn for line in group.lines]
         return Step(batches, weight=sum(group.weight for group in drawn), rows=lines)
 
@@ -325,8 +325,8 @@ def _grouped(
     return list(groups.values())
 
 
-def _packed(groups: Sequence[_Group]) -> _Batch:
-    pack, scored = pack_scored([(group.prompt, group.answers) for group in groups])
+def _packed(groups: Sequence[_Group], device: torch.device | str) -> _Batch:
+    pack, scored = pack_scored([(group.prompt, group.answers) for group in groups], device)
     chosen, rejected, margins, rated, targets = [], [], [], [], []
     first = 0
     for group in groups:
@@ -342,8 +342,8 @@ def _packed(groups: Sequence[_Group]) -> _Batch:
     given = any(margin is not None for margin in margins)
     return _Batch(
         pack, scored[chosen], scored[rejected],
-        torch.tensor([margin or 0.0 for margin in margins]) if given else None,
-        scored[rated], torch.tensor(targets) if targets else torch.zeros(0, 0),
+        torch.tensor([margin or 0.0 for margin in margins], device=device) if given else None,
+        scored[rated], torch.tensor(targets, device=device) if targets else torch.zeros(0, 0, device=device),
     )
 
 
