@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from conftest import some_tokens, tiny, with_our_attention
-from test_ranks import FINETUNING, GRPO, REWARD, adapted, context, write_data
+from test_distributed import FINETUNING, GRPO, REWARD, adapted, context, write_data
 from triptych.base.pretraining import Pretraining
 from triptych.engine import attention, training
 from triptych.engine.adapters import Lora, adapt, merged, plain_copy, take_over

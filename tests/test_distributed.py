@@ -1,6 +1,6 @@
 """Two ranks agree with one: losses, weights, samples, scores; checkpoints pass from one number to the other.
 
-This file is also the program that the ranks run: `torchrun tests/test_ranks.py FOLDER`.
+This file is also the program that the ranks run: `torchrun tests/test_distributed.py FOLDER`.
 """
 
 from __future__ import annotations
