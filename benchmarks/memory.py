@@ -206,7 +206,8 @@ def stage(recipe: dict[str, Any], folder: str, name: str) -> dict[str, float]:
         assert loaded.base.train is not None
         pretrain(context("base"), loaded.base.train, data)
     elif name == "instruct":
-        finetune(context("instruct"), loaded.instruct.finetuning, base, data)
+        assert loaded.finetuning is not None
+        finetune(context("instruct"), loaded.finetuning, base, data)
     elif name == "round-1/reward":
         assert isinstance(loaded.reward.model, PairwiseReward)
         train_reward(context(reward.name), loaded.reward.model, base, data)

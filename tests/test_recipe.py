@@ -52,7 +52,7 @@ def path(tmp_path: Path) -> Path:
 
 def test_each_stage_has_its_own_settings_whole(path: Path) -> None:
     recipe = load(path)
-    assert recipe.instruct.finetuning == Finetuning(epochs=3)
+    assert recipe.finetuning == Finetuning(epochs=3)
     assert (recipe.improve.rounds, recipe.improve.method) == (2, Dpo(loss="ipo"))
     assert isinstance(recipe.reward.model, MixtureReward)
     assert (recipe.reward.audit.checks, recipe.reward.audit.required) == (Audit(least_prompts=7), False)
@@ -61,7 +61,7 @@ def test_each_stage_has_its_own_settings_whole(path: Path) -> None:
     assert isinstance(recipe.gate.judge, TrainedJudge)
     assert (recipe.gate.judge.share_of_feedback, recipe.gate.judge.model.batch_pairs) == (0.4, 8)
     configs = {stage.name: stage.config for stage in plan(recipe)}
-    assert configs["instruct"] is recipe.instruct.finetuning
+    assert configs["instruct"] is recipe.finetuning
     assert configs["judge"] is recipe.gate.judge.model
     assert configs["round-2/improve"] is recipe.improve.method
     assert configs["round-2/gate"] is recipe.gate.decision

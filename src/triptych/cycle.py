@@ -22,6 +22,7 @@ from triptych.evaluate.measurement import measure
 from triptych.family import Family, ModelTest, Round, Start
 from triptych.improve.checkpoints import Limits
 from triptych.improve.improvement import improve
+from triptych.instruct.adoption import Adoption, adopt
 from triptych.instruct.finetuning import finetune
 from triptych.people.attendance import Attendance
 from triptych.people.questions import ask
@@ -74,7 +75,7 @@ def begin(recipe: Recipe, runner: Runner, family: Family) -> Start:
     runner.outside(lambda: require_references(recipe), planned=None)
     family.data = data = prepare(recipe, runner)
     family.base = base = make_base(recipe, runner, data)
-    family.instruct = instruct = runner.run("instruct", finetune, recipe.instruct.finetuning, base=base, data=data)
+    family.instruct = instruct = make_instruct(recipe, runner, data, base)
     family.champion = instruct
     family.judge = judge = independent_judge(recipe, runner, family, data, base, instruct)
     return Start(data, base, instruct, judge)
@@ -101,6 +102,15 @@ def make_base(recipe: Recipe, runner: Runner, data: Artifact[Result]) -> Artifac
         tokens=recipe.base.tokens, reward_head=recipe.trains_reward,
     )
     return runner.run("base", import_base, config, data=data, sources=sources)
+
+
+def make_instruct(
+    recipe: Recipe, runner: Runner, data: Artifact[Result], base: Artifact[Result]
+) -> Artifact[Result]:
+    """The Base fine-tuned on instructions, or as it is."""
+    if recipe.finetuning is None:
+        return runner.run("instruct", adopt, Adoption(), base=base)
+    return runner.run("instruct", finetune, recipe.finetuning, base=base, data=data)
 
 
 def independent_judge(
@@ -199,12 +209,12 @@ def measure_all(recipe: Recipe, runner: Runner, family: Family, start: Start) ->
     reward = family.scorer
     if not family.rounds:
         deployed(recipe, runner, family, start, start.instruct, "decoding/instruct")
-    # A Base is no rival, and likeliest to end in time where it does not drift.
-    base = runner.run(
-        "test/base", measure, config, model=start.base, data=data, judge=judge, decoding=recipe.decoding.at(0.0),
-        reward=reward, style="few-shot",
-    )
-    family.tests.append(ModelTest("base, few-shot", None, base))
+    if recipe.finetuning:  # else the two are one; a Base is no rival, and likeliest to end in time where it is greedy
+        base = runner.run(
+            "test/base", measure, config, model=start.base, data=data, judge=judge, decoding=recipe.decoding.at(0.0),
+            reward=reward, style="few-shot",
+        )
+        family.tests.append(ModelTest("base, few-shot", None, base))
     models = [("instruct", 0, start.instruct), *(
         (f"round {round.number}", round.number, round.candidate) for round in family.rounds if round.candidate
     )]

@@ -14,7 +14,6 @@ from triptych.evaluate.decoding import Chosen, Decoding
 from triptych.evaluate.gate import PROMOTED, Decided
 from triptych.evaluate.measurement import Measurements
 from triptych.improve.improvement import Improved
-from triptych.instruct.finetuning import Finetuned
 from triptych.pipeline.artifact import Artifact
 from triptych.pipeline.result import Result
 from triptych.pipeline.scorer import ArtifactScorer
@@ -31,7 +30,7 @@ class Start:
 
     data: Artifact[Result]
     base: Artifact[BaseRecord]
-    instruct: Artifact[Finetuned]
+    instruct: Artifact[Result]
     judge: Scorer
 
 
@@ -108,7 +107,7 @@ class Family:
     judging: AuditedScorer | None = None
     data: Artifact[Result] | None = None
     base: Artifact[BaseRecord] | None = None
-    instruct: Artifact[Finetuned] | None = None
+    instruct: Artifact[Result] | None = None
     rounds: list[Round] = field(default_factory=list)
     champion: Artifact[Result] | None = None
     decodings: dict[str, Artifact[Chosen]] = field(default_factory=dict)

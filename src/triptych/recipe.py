@@ -130,6 +130,13 @@ class InstructTraining(Composed):
     data: tuple[Data, ...] = ()
 
 
+InstructStage = Annotated[
+    Annotated[Literal["none"], Tag("none")] | Annotated[InstructTraining, Tag("trained")],
+    Discriminator(lambda value: "none" if value == "none" else "trained"),
+]
+"""Fine-tuning, or "none" where the Base is an Instruct model already."""
+
+
 class FileFeedback(DataSource):
     """Comparisons from a file."""
 
@@ -312,7 +319,7 @@ class Recipe(Config):
     seed: int = Field(default=1, ge=0, lt=2**31)
     storybook: Storybook | None = None
     base: BaseOrigin
-    instruct: InstructTraining = InstructTraining()
+    instruct: InstructStage = InstructTraining()
     feedback: tuple[Feedback, ...] = ()
     reward: AuditedReward = AuditedReward()
     improve: Rounds = Rounds()
@@ -334,12 +341,14 @@ class Recipe(Config):
         if self.storybook is None:
             if exact or judge == "exact":
                 raise ValueError("the exact judge only knows the storybook: add `storybook: {}` or name another judge")
-            if not self.instruct.data:
+            if self.finetuning is None and not self.improve.prompts:
+                raise ValueError("improve.prompts must name at least one file, for instruct is none and has no prompts")
+            if self.finetuning is not None and not self.conversation_files:
                 raise ValueError("instruct.data must name at least one file of conversations")
             if self.base.train is not None and not self.base.text:
                 raise ValueError("base.text must name the files that a Base is trained on")
         elif (
-            files or self.rating_files or self.thumb_files or self.instruct.data or self.improve.prompts
+            files or self.rating_files or self.thumb_files or self.conversation_files or self.improve.prompts
             or self.base.text or self.base.train is None
         ):
             raise ValueError("the storybook brings all of the data; files of your own go into a recipe without it")
@@ -386,6 +395,16 @@ class Recipe(Config):
         shared = Improvement.model_fields.keys() - own.model_fields_set
         method = settings(**dict(own) | {field: getattr(budget, field) for field in shared})
         return self.model_copy(update={"improve": self.improve.model_copy(update={"method": method})})
+
+    @property
+    def finetuning(self) -> Finetuning | None:
+        """How the Base becomes Instruct; None where it is that already."""
+        return None if self.instruct == "none" else self.instruct.finetuning
+
+    @property
+    def conversation_files(self) -> tuple[DataSource, ...]:
+        """The files of conversations to learn."""
+        return () if self.instruct == "none" else self.instruct.data
 
     @property
     def comparison_files(self) -> tuple[DataSource, ...]:
@@ -457,7 +476,7 @@ class Recipe(Config):
         """What is read from the user's own files."""
         judge = self.gate.judge
         return DataPreparation(
-            text=_names(self.base.text), conversations=_names(self.instruct.data),
+            text=_names(self.base.text), conversations=_names(self.conversation_files),
             comparisons=_names(self.comparison_files), ratings=_names(self.rating_files),
             thumbs=_names(self.thumb_files), prompts=_names(self.improve.prompts), wrong_rows=self.wrong_rows,
             reasoning=self.reasoning,
@@ -468,7 +487,7 @@ class Recipe(Config):
     def sources(self) -> dict[str, Path]:
         """Where every data file lies, by the name that the recipe gives it; of a dataset its name."""
         files = (
-            self.base.text, self.instruct.data, self.comparison_files, self.rating_files, self.thumb_files,
+            self.base.text, self.conversation_files, self.comparison_files, self.rating_files, self.thumb_files,
             self.improve.prompts,
         )
         return {source.file.name: source.file.path for source in chain(*files)}

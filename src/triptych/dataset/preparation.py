@@ -138,8 +138,8 @@ class Prepared(Result):
     ratings_judge_heldout: int = 0
     thumbs: int = 0
     crossfitted: bool = False
-    demonstrations: int
-    demonstrations_heldout: int
+    demonstrations: int = 0
+    demonstrations_heldout: int = 0
     text: int = 0
     text_heldout: int = 0
     left_out_lines: dict[str, list[str]] = Field(default_factory=dict)
@@ -211,11 +211,11 @@ def prepare_data(context: StageContext, config: DataPreparation, sources: Mappin
     parts |= {f"comparisons_{name}": rows for name, rows in compared.items()} if comparisons else {}
     parts |= {f"ratings_{name}": rows for name, rows in rated.items()} if ratings else {}
     parts |= {"thumbs": thumbs} if thumbs else {}
-    if not conversations:
+    if found.conversations and not conversations:
         what = "none is left: every one has a prompt that is held out for measuring; give more, with other prompts"
         raise DataError([Fault("conversations", None, None, what)])
     (learnt,) = divided("conversations", (conversations,), {"heldout": 0.04, "train": 0.96}, context.seed)
-    parts |= {"demonstrations": learnt["train"], "demonstrations_heldout": learnt["heldout"]}
+    parts |= {"demonstrations": learnt["train"], "demonstrations_heldout": learnt["heldout"]} if conversations else {}
     asking, left["feedback_prompts_removed"] = decontaminate(improve, judged)
     parts |= {"prompts_improve": improve, "prompts_feedback": asking}
 

@@ -399,7 +399,7 @@ def check_lengths(
         "prompts_improve": recipe.improve.method.max_tokens, "prompts_validation": recipe.decoding.max_tokens,
         "prompts_gate": recipe.decoding.max_tokens, "prompts_test": recipe.decoding.max_tokens,
     }
-    trained = [("demonstrations", "instruct", recipe.instruct.finetuning)]
+    trained = [("demonstrations", "instruct", recipe.finetuning)] if recipe.finetuning else []
     if recipe.comparison_files:
         if recipe.learner is not None:
             trained += [("comparisons_train", "reward", recipe.learner)]  # type: ignore[list-item]
