@@ -407,7 +407,7 @@ def check_lengths(
             trained += [("comparisons_judge", "gate.judge", judge.model)]  # type: ignore[list-item]
     for name, section, config in trained:
         rows = DataFolder(folder).named(name).read_any()
-        lengths, sizes = measured(rows, tokenizer, recipe.instruct.finetuning.learn)
+        lengths, sizes = measured(rows, tokenizer, recipe.finetuning.learn if recipe.finetuning else "all")
         findings.lengths[name] = report = length_report(lengths, config.context)
         fits = [place for place, length in enumerate(lengths) if length <= config.context]
         if report.over and name == "demonstrations":  # the doctor says it of comparisons
