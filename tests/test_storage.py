@@ -200,7 +200,7 @@ FLUSHED_ELSEWHERE = {
     # torch writes into an open file, which is flushed there.
     "engine/checkpoint.py",
     # Nobody is told of the lock; the channel is a pipe.
-    "pipeline/runner.py", "reward/sandboxed/channel.py",
+    "pipeline/lock.py", "reward/sandboxed/channel.py",
 }
 WRITES = {"write_text", "write_bytes", "rename", "replace", "truncate"}
 

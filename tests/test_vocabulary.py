@@ -68,3 +68,51 @@ def classes() -> dict[str, list[str]]:
 
 def test_a_class_name_occurs_once() -> None:
     assert {name: modules for name, modules in classes().items() if len(modules) > 1} == {}
+
+
+SAY_NOTHING = {"found", "told", "this", "each"}
+
+
+def bound_names(tree: ast.AST) -> list[tuple[int, str]]:
+    """Every name that a file gives to something, with its line."""
+    names: list[tuple[int, str | None]] = []
+    for node in ast.walk(tree):
+        match node:
+            case ast.arg():
+                names.append((node.lineno, node.arg))
+            case ast.Name(ctx=ast.Store()):
+                names.append((node.lineno, node.id))
+            case ast.Attribute(ctx=ast.Store()):
+                names.append((node.lineno, node.attr))
+            case ast.FunctionDef() | ast.AsyncFunctionDef() | ast.ClassDef():
+                names.append((node.lineno, node.name))
+            case ast.alias() if node.asname:
+                names.append((node.lineno, node.asname))
+            case ast.ExceptHandler() | ast.MatchAs() | ast.MatchStar():
+                names.append((node.lineno, node.name))
+    return [(line, name) for line, name in names if name is not None]
+
+
+def test_every_kind_of_name_is_seen() -> None:
+    code = """
+def a(b, *c, d=1, **e): f = g.h = 1
+async def i(): return [j for j in k]
+class l:
+    m: int = 1
+for n, (o, *p) in q: ...
+with r as s, t as (u,): ...
+import v as w
+try: ...
+except X as y: ...
+if z := lambda aa: aa: ...
+match ab:
+    case [ac, *ad] as ae: ...
+"""
+    seen = {name for _, name in bound_names(ast.parse(code))}
+    assert seen == {*"abcdefhijlmnopsuwyz", "aa", "ac", "ad", "ae"}
+
+
+def test_no_name_says_nothing() -> None:
+    places = {module: [(line, name) for line, name in bound_names(tree) if name in SAY_NOTHING]
+              for module, tree in TREES.items()}
+    assert {module: names for module, names in places.items() if names} == {}

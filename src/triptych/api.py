@@ -249,7 +249,7 @@ def improve(
         DataError, ModelError, RecipeError, RunError: as `train_sft`.
         RewardError: the reward cannot be computed.
     """
-    kinds = {each.name(): each.settings for each in METHODS}
+    kinds = {kind.name(): kind.settings for kind in METHODS}
     if method not in kinds:
         raise RecipeError(f"there is no method {method!r}; there are {', '.join(kinds)}")
     config = _config(kinds[method], settings)
@@ -265,8 +265,8 @@ def improve(
         content["comparisons_train"] = _rows(comparisons, files.read_comparisons, progress)
     if thumbs:
         content["thumbs"] = decontaminate(_rows(thumbs, files.read_thumbs, progress), parts["validation"])[0]
-    told = [scorer.identity, judge.identity if judge else None]
-    with _Work(output, "improve", config, seed, progress, {"model": model}, content, told) as work:
+    identities = [scorer.identity, judge.identity if judge else None]
+    with _Work(output, "improve", config, seed, progress, {"model": model}, content, identities) as work:
         result = improve_policy(
             work.context, config, work.start(model), work.data, scorer, judge, feedback=work.data
         )
@@ -409,10 +409,10 @@ def gate(
         if all(given) else {"prompts_gate": _rows(prompts, files.read_prompts, progress)}
     )
     models = {} if all(given) else {"champion": champion, "candidate": candidate}
-    told = [scorer.identity, reward.identity if reward else None, temperature, max_tokens]
+    identities = [scorer.identity, reward.identity if reward else None, temperature, max_tokens]
     with TemporaryDirectory() as temporary:
         kept = Path(temporary) / "gate" if output is None else output
-        with _Work(kept, "gate", config, seed, progress, models, rows, told) as work:
+        with _Work(kept, "gate", config, seed, progress, models, rows, identities) as work:
             if all(given):
                 measured = take(work.context, *rows.values())
             else:
@@ -487,7 +487,7 @@ class _Work:
 
     def __init__(
         self, output: Place, stage: str, config: Config, seed: int, progress: Progress | None,
-        models: Mapping[str, Place], content: Mapping[str, Sequence[Any]], told: Sequence[object] = (),
+        models: Mapping[str, Place], content: Mapping[str, Sequence[Any]], values: Sequence[object] = (),
     ) -> None:
         self.output = Path(output)
         if self.output.exists():
@@ -497,7 +497,7 @@ class _Work:
             for name, place in models.items() for file, digest in _digests(_model(place)).items()
         }
         rows = {name: [files.json_line(row) for row in rows] for name, rows in content.items()}
-        mark = fingerprint([stage, seed, config.model_dump(mode="json"), rows, told], digests, code_version(__name__))
+        mark = fingerprint([stage, seed, config.model_dump(mode="json"), rows, values], digests, code_version(__name__))
         self.folder = self.output.with_name(f".{self.output.name}-{mark[:12]}")
         self.data = self.folder / "data"
         self.context = StageContext(
@@ -538,9 +538,9 @@ class _Work:
 def _model(place: Place) -> Path:
     """The model's folder: this one, or `model` in it."""
     folder = Path(place)
-    for found in (folder, folder / "model"):
-        if (found / "config.json").is_file():
-            return found
+    for candidate in (folder, folder / "model"):
+        if (candidate / "config.json").is_file():
+            return candidate
     raise ModelError(f"{folder}: no model's folder, for it has no config.json; huggingface_hub can download one")
 
 
@@ -593,5 +593,5 @@ def _config(kind: type[C], settings: Mapping[str, Any]) -> C:
         try:
             return kind.model_validate(dict(settings))
         except ValidationError as error:
-            lines = [f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors()]
+            lines = [f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors()]
     raise RecipeError("\n".join(lines))

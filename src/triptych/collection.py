@@ -43,17 +43,17 @@ def collect_comparisons(
 
 
 def collect_thumbs(
-    recipe: Recipe, runner: Runner, this: Round, start: Start, earlier: Round | None
+    recipe: Recipe, runner: Runner, current: Round, start: Start, earlier: Round | None
 ) -> Artifact[Result] | None:
     """The thumbs up to a round, those from files and people's own; None where people gave none."""
     before = earlier.thumbs if earlier else None
     if recipe.people_give != "thumbs":
         return before
     required = before is None and not recipe.thumb_files
-    given = _given_by_people(recipe, runner, "thumbs", this.number, required)
+    given = _given_by_people(recipe, runner, "thumbs", current.number, required)
     return before if given is None else runner.run(
-        f"round-{this.number}/thumbs", add_thumbs, _labelling(recipe), data=start.data, sources=given,
-        earlier=before or (start.data if recipe.thumb_files else None), comparisons=this.feedback,
+        f"round-{current.number}/thumbs", add_thumbs, _labelling(recipe), data=start.data, sources=given,
+        earlier=before or (start.data if recipe.thumb_files else None), comparisons=current.feedback,
     )
 
 

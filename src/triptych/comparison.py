@@ -75,36 +75,36 @@ def improve_by_each(recipe: Recipe, runner: Runner, methods: Sequence[str], seed
     recipe = recipe.model_copy(update={"gate": recipe.gate.model_copy(update={"people": None})})
     family = Family()
     start = begin(recipe, runner, family)
-    this = Round(1)
-    reward_of_round(recipe, runner, family, start, this)
-    free = free_baselines(recipe, runner, family, start, this)
+    current = Round(1)
+    reward_of_round(recipe, runner, family, start, current)
+    free = free_baselines(recipe, runner, family, start, current)
     trials: dict[str, list[Trial]] = {}
     for method in methods:
         with_method = recipe.with_method(method)
         for seed in range(recipe.seed, recipe.seed + seeds):
             part = replace(runner, seed=seed, done=[])
-            tried = replace(this)
+            tried = replace(current)
             improve_and_gate(with_method, part, family, start, tried, f"compare-{method}")
             assert tried.candidate
             assert tried.gate
             trials.setdefault(method, []).append(Trial(tried.candidate, tried.gate))
     for artifact in runner.done:
         artifact.prove()
-    found = [_result(method, these, free, runner.ledger) for method, these in trials.items()]
+    results = [_result(method, these, free, runner.ledger) for method, these in trials.items()]
     config = recipe.improve.method
     rival = strongest(free)
     return MethodComparison(
         recipe=recipe.name, judge=start.judge.name, rival=rival, before=fmean(free[rival].values()),
         budget=Budget(updates=config.steps, answers=config.answers),
-        methods=tuple(sorted(found, key=lambda one: -one.score)),
+        methods=tuple(sorted(results, key=lambda one: -one.score)),
     )
 
 
 def free_baselines(
-    recipe: Recipe, runner: Runner, family: Family, start: Start, this: Round
+    recipe: Recipe, runner: Runner, family: Family, start: Start, current: Round
 ) -> dict[str, dict[str, float]]:
     """The judge's scores of the champion on the gate's prompts, by their keys, in each way that costs nothing."""
-    reward = this.reward.scorer if this.reward else None
+    reward = current.reward.scorer if current.reward else None
     decoding = deployed(recipe, runner, family, start, start.instruct, "decoding/instruct", reward)
     config = recipe.evaluate.model_copy(update={"prompts": recipe.gate.answering.prompts})
     measured = runner.run(

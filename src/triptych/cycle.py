@@ -59,11 +59,11 @@ def cycle(recipe: Recipe, runner: Runner, family: Family) -> None:
     start = begin(recipe, runner, family)
     for number in range(1, recipe.improve.rounds + 1):
         ask_people(recipe, runner, family, start, number)
-        family.rounds.append(this := Round(number))
-        reward_of_round(recipe, runner, family, start, this)
-        improve_and_gate(recipe, runner, family, start, this)
-        if this.promoted:
-            family.champion = this.candidate
+        family.rounds.append(current := Round(number))
+        reward_of_round(recipe, runner, family, start, current)
+        improve_and_gate(recipe, runner, family, start, current)
+        if current.promoted:
+            family.champion = current.candidate
     ask_people(recipe, runner, family, start, recipe.improve.rounds + 1)
     measure_all(recipe, runner, family, start)
 
@@ -141,29 +141,30 @@ def ask_people(recipe: Recipe, runner: Runner, family: Family, start: Start, num
     runner.outside(lambda: Attendance(runner.folder, runner.progress).ask(asked), planned=None)
 
 
-def reward_of_round(recipe: Recipe, runner: Runner, family: Family, start: Start, this: Round) -> None:
+def reward_of_round(recipe: Recipe, runner: Runner, family: Family, start: Start, current: Round) -> None:
     """What a round learns from, its reward, and the audit that this must pass.
 
     Where nothing is new that the reward comes from, it is that of the round before.
     """
-    config, champion, name = recipe.reward.model, family.champion or start.instruct, f"round-{this.number}"
-    earlier = family.rounds[-2] if this.number > 1 else None
-    this.feedback = collect_comparisons(recipe, runner, this.number, champion, start, earlier)
-    this.thumbs = collect_thumbs(recipe, runner, this, start, earlier)
+    config, champion, name = recipe.reward.model, family.champion or start.instruct, f"round-{current.number}"
+    earlier = family.rounds[-2] if current.number > 1 else None
+    current.feedback = collect_comparisons(recipe, runner, current.number, champion, start, earlier)
+    current.thumbs = collect_thumbs(recipe, runner, current, start, earlier)
     before = earlier.reward if earlier else None
-    if earlier and this.feedback is earlier.feedback and not config.asks_policy:
-        this.reward = before
+    if earlier and current.feedback is earlier.feedback and not config.asks_policy:
+        current.reward = before
     else:
-        materials = Materials(start.base, champion, start.data, this.feedback, before=before.parts if before else None)
-        this.reward = make_audited(
+        parts = before.parts if before else None
+        materials = Materials(start.base, champion, start.data, current.feedback, before=parts)
+        current.reward = make_audited(
             recipe, runner, f"{name}/reward", config, materials,
-            evidence_of(recipe, runner, start.data, this.feedback), audit_name=f"{name}/audit", predecessor=before,
+            evidence_of(recipe, runner, start.data, current.feedback), audit_name=f"{name}/audit", predecessor=before,
         )
-    require(this.reward.audit if this.reward else None, recipe.reward.audit, runner.progress)
+    require(current.reward.audit if current.reward else None, recipe.reward.audit, runner.progress)
 
 
 def improve_and_gate(
-    recipe: Recipe, runner: Runner, family: Family, start: Start, this: Round, name: str | None = None
+    recipe: Recipe, runner: Runner, family: Family, start: Start, current: Round, name: str | None = None
 ) -> None:
     """The champion improved against the round's reward, the two's answers, and what the gate says of them.
 
@@ -173,22 +174,22 @@ def improve_and_gate(
     Raises:
         WaitingError: people decide, and have not answered every question.
     """
-    name = name or f"round-{this.number}"
+    name = name or f"round-{current.number}"
     champion, data, config = family.champion or start.instruct, start.data, recipe.improve.method
-    assert this.reward, "a round's reward comes before its candidate"
-    reward = this.reward.scorer
+    assert current.reward, "a round's reward comes before its candidate"
+    reward = current.reward.scorer
     champion_decoding = deployed(recipe, runner, family, start, champion, "decoding/instruct", reward)
     watching, bounds = watcher(recipe, start.judge, reward), recipe.gate.decision
-    this.candidate = candidate = runner.run(
+    current.candidate = candidate = runner.run(
         f"{name}/improve", improve, config, champion=champion, data=data, reward=reward,
-        judge=None if watching is reward else watching, round=this.number,
+        judge=None if watching is reward else watching, round=current.number,
         limits=Limits(bounds.max_kl, bounds.min_length_ratio, bounds.max_length_ratio),
-        feedback=this.thumbs if config.needs_thumbs else this.feedback if config.needs_comparisons else None,
+        feedback=current.thumbs if config.needs_thumbs else current.feedback if config.needs_comparisons else None,
     )
     candidate_decoding = deployed(recipe, runner, family, start, candidate, f"{name}/decoding", reward)
-    this.answers = answers = runner.run(
+    current.answers = answers = runner.run(
         f"{name}/answers", answer, recipe.gate.answering, candidate=candidate, champion=champion, data=data,
-        candidate_decoding=candidate_decoding, champion_decoding=champion_decoding, round=this.number,
+        candidate_decoding=candidate_decoding, champion_decoding=champion_decoding, round=current.number,
     )
     verdicts = None
     if (people := recipe.gate.people) is not None:
@@ -196,9 +197,9 @@ def improve_and_gate(
         verdicts = UserFiles({people.name: runner.outside(
             lambda: panel.verdicts(people.path, f"{name}/gate", answers / QUESTIONS), planned=people.path
         )})
-    this.gate = gate = runner.run(
+    current.gate = gate = runner.run(
         f"{name}/gate", decide, recipe.gate.decision, answers=answers, measured=answers.result, reward=reward,
-        judge=start.judge, failures=family.failures(this), sources=verdicts,
+        judge=start.judge, failures=family.failures(current), sources=verdicts,
     )
     runner.progress.say(f"{gate.result.decision}: {gate.result.reason}")
 

@@ -133,6 +133,6 @@ class Family:
         temperature = config.temperature
         return config.at(self.decodings[model.digest].result.temperature if temperature == "best" else temperature)
 
-    def failures(self, this: Round) -> int:
+    def failures(self, current: Round) -> int:
         """The rounds before this one that did not promote; each spent a part of the run's error."""
-        return sum(not round.promoted for round in self.rounds if round.number < this.number)
+        return sum(not round.promoted for round in self.rounds if round.number < current.number)

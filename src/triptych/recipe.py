@@ -391,7 +391,7 @@ class Recipe(Config):
             ValidationError: it cannot be on this budget.
         """
         settings, budget = self.methods[name], self.improve.method
-        own = next((each for each in (*self.compare, budget) if type(each) is settings), settings())
+        own = next((given for given in (*self.compare, budget) if type(given) is settings), settings())
         shared = Improvement.model_fields.keys() - own.model_fields_set
         method = settings(**dict(own) | {field: getattr(budget, field) for field in shared})
         return self.model_copy(update={"improve": self.improve.model_copy(update={"method": method})})
@@ -500,7 +500,10 @@ class Recipe(Config):
     def reward_files(self) -> dict[str, Path]:
         """Where the files and folders lie that the reward, the gate's judge or who labels names, by these names."""
         rewards = (self.reward.model, self.gate.judge, self.labeller)
-        return {name: path for each in rewards if isinstance(each, RewardConfig) for name, path in each.files.items()}
+        return {
+            name: path
+            for reward in rewards if isinstance(reward, RewardConfig) for name, path in reward.files.items()
+        }
 
     @property
     def trains_reward(self) -> bool:

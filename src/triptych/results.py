@@ -153,20 +153,20 @@ def verdict(
         return None
     instruct = _tested(family)["instruct"]
     # A prompt that one of them had no room for is left out of both.
-    both = set.intersection(*({row.key for row in answers[each]} for each in ("instruct", name)))
-    before, after = ([row for row in answers[each] if row.key in both] for each in ("instruct", name))
+    both = set.intersection(*({row.key for row in answers[model]} for model in ("instruct", name)))
+    before, after = ([row for row in answers[model] if row.key in both] for model in ("instruct", name))
     scores = [row.deployed.judge for row in after]
 
     def beside(way: str) -> report.Baseline:
-        found = instruct.decodings[way]
+        measured = instruct.decodings[way]
         gain, interval = _gain(scores, [row.decodings[way].judge for row in before])
         return report.Baseline(
-            name=report.instruct_as(way), free=found.drawn == 1, drawn=found.drawn, score=found.score,
-            interval=found.interval, gain=gain, gain_interval=interval,
+            name=report.instruct_as(way), free=measured.drawn == 1, drawn=measured.drawn, score=measured.score,
+            interval=measured.interval, gain=gain, gain_interval=interval,
         )
 
     baselines = {way: beside(way) for way in instruct.decodings}
-    free = {way: each for way, each in baselines.items() if each.free}
+    free = {way: baseline for way, baseline in baselines.items() if baseline.free}
     way = max(free, key=lambda way: free[way].score)
     rival = free[way]
     theirs = [row.decodings[way] for row in before]
@@ -176,35 +176,35 @@ def verdict(
     lengths = [[row.tokens for row in rows] for rows in ([row.deployed for row in after], theirs)]
     equal, equal_interval = (None, None) if kept else controlled(won, *lengths) or (None, None)
     plain, plain_interval = _gain(*([row.decodings[PLAIN].judge for row in rows] for rows in (after, before)))
-    found = report.FinalVerdict(
-        better=all(each.gain_interval[0] > 0 for each in free.values()), rival=rival.name,
+    final = report.FinalVerdict(
+        better=all(baseline.gain_interval[0] > 0 for baseline in free.values()), rival=rival.name,
         gain=rival.gain, gain_interval=rival.gain_interval, win_rate=rate, win_rate_interval=rate_interval,
         equal_length=equal, equal_length_interval=equal_interval,
         gain_at_temperature_1=plain, gain_at_temperature_1_interval=plain_interval,
-        baselines=sorted(baselines.values(), key=lambda each: (not each.free, -each.score)), missed=[],
+        baselines=sorted(baselines.values(), key=lambda baseline: (not baseline.free, -baseline.score)), missed=[],
     )
-    return found.model_copy(update={"missed": list(missed(recipe.goals, found, audits))})
+    return final.model_copy(update={"missed": list(missed(recipe.goals, final, audits))})
 
 
 def _gain(after: Sequence[float], before: Sequence[float]) -> tuple[float, Interval]:
     return mean_interval([new - old for new, old in zip(after, before, strict=True)])
 
 
-def missed(goals: Goals, found: report.FinalVerdict, audits: Sequence[report.AuditSummary]) -> Iterator[str]:
+def missed(goals: Goals, final: report.FinalVerdict, audits: Sequence[report.AuditSummary]) -> Iterator[str]:
     """Each goal that was not reached, as a sentence with what was reached instead."""
 
     def shown(interval: Interval) -> str:
         return f"95% interval {interval[0]:.3f} to {interval[1]:.3f}"
 
-    if goals.gain is not None and (found.gain < goals.gain or not found.better):
-        yield (f"the champion's gain over {found.rival} is {found.gain:.3f} ({shown(found.gain_interval)}), and the "
+    if goals.gain is not None and (final.gain < goals.gain or not final.better):
+        yield (f"the champion's gain over {final.rival} is {final.gain:.3f} ({shown(final.gain_interval)}), and the "
                f"goal was {goals.gain:g} with an interval above zero")
-    plain, interval = found.gain_at_temperature_1, found.gain_at_temperature_1_interval
+    plain, interval = final.gain_at_temperature_1, final.gain_at_temperature_1_interval
     if goals.gain_at_temperature_1 is not None and (plain < goals.gain_at_temperature_1 or interval[0] <= 0):
         yield (f"the champion's gain over Instruct at temperature 1 is {plain:.3f} ({shown(interval)}), and the goal "
                f"was {goals.gain_at_temperature_1:g} with an interval above zero")
     if goals.equal_length is not None:
-        rate, bounds = found.equal_length, found.equal_length_interval
+        rate, bounds = final.equal_length, final.equal_length_interval
         if rate is None or bounds is None:
             yield f"the win rate at equal length cannot be told, and the goal was {goals.equal_length:.0%}"
         elif rate < goals.equal_length or bounds[0] <= 0.5:
@@ -216,7 +216,7 @@ def missed(goals: Goals, found: report.FinalVerdict, audits: Sequence[report.Aud
     if goals.share_of_ceiling is not None and last.accuracy < (goal := goals.share_of_ceiling * (last.ceiling or 1.0)):
         yield f"the reward model's accuracy is {last.accuracy:.1%}, and the goal was {goal:.1%}"
     if goals.over_trivial is not None and last.baselines:
-        rule, best = max(last.baselines.items(), key=lambda each: each[1])
+        rule, best = max(last.baselines.items(), key=lambda item: item[1])
         if round(last.accuracy - best, 9) < goals.over_trivial:  # 0.8 - 0.7 is no exact tenth
             yield (f"the reward model's accuracy is {100 * (last.accuracy - best):.1f} points over {rule!r}, the best "
                    f"trivial rule, and the goal was {100 * goals.over_trivial:g}")
@@ -291,7 +291,7 @@ def release(
         partial, name=recipe.name, version=recipe.release.version, license=recipe.release.license,
         models=models, lineage=lineage, summary=summary, recipe=_recipe_digest(recipe),
         shown=_shown(family.data, feedback), language=recipe.release.language,
-        datasets=sorted({found[0] for name in recipe.sources if (found := dataset_name(name))}),
+        datasets=sorted({dataset[0] for name in recipe.sources if (dataset := dataset_name(name))}),
         decoding=family.decoding_of(champion, recipe.decoding), dtype=dtype, signing=recipe.release.sign,
     )
     prove(artifacts)  # what was copied is what was written
@@ -347,12 +347,12 @@ def _base(record: BaseRecord) -> report.Base:
 
 
 def _model(test: ModelTest, family: Family) -> report.ModelScore:
-    found = test.artifact.result
+    measured = test.artifact.result
     return report.ModelScore(
-        name=test.name, round=test.round, champion=test.name == _champion_name(family), decoding=found.decoding,
-        score=found.score, interval=found.interval, prompts=found.prompts, decodings=found.decodings,
-        reward=found.reward, kl=found.kl, mean_length=found.mean_length, by_task=found.by_task,
-        fewer_examples=found.fewer_examples,
+        name=test.name, round=test.round, champion=test.name == _champion_name(family), decoding=measured.decoding,
+        score=measured.score, interval=measured.interval, prompts=measured.prompts, decodings=measured.decodings,
+        reward=measured.reward, kl=measured.kl, mean_length=measured.mean_length, by_task=measured.by_task,
+        fewer_examples=measured.fewer_examples,
     )
 
 
@@ -436,8 +436,8 @@ def _letters(messages: Messages) -> int:
 
 
 def _recipe_digest(recipe: Recipe) -> str:
-    told = recipe.model_dump(mode="json", exclude={"release": {"sign"}})  # where a key lies changes nothing
-    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+    content = recipe.model_dump(mode="json", exclude={"release": {"sign"}})  # where a key lies changes nothing
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def _count(path: Path) -> int:

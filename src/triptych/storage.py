@@ -38,7 +38,7 @@ class IrregularFile(OSError):  # noqa: N818 (its word is the one of the manual p
     """A FIFO, a device, a socket, a folder or a link where a regular file is expected."""
 
     @property
-    def found(self) -> str:
+    def kind(self) -> str:
         """What it is instead, as "is a FIFO"."""
         return str(self.strerror).removesuffix(", and no file")
 
@@ -216,10 +216,10 @@ def exchange(one: Path, other: Path) -> bool:
 
 def make_folder(folder: Path) -> None:
     """Makes a folder that is missing, with those above it; it is there also after a power cut."""
-    missing = [each for each in (folder, *folder.parents) if not each.exists()]
+    missing = [ancestor for ancestor in (folder, *folder.parents) if not ancestor.exists()]
     folder.mkdir(parents=True, exist_ok=True)
-    for each in reversed(missing):
-        sync(each.parent)
+    for ancestor in reversed(missing):
+        sync(ancestor.parent)
 
 
 def sync(path: Path) -> None:
@@ -273,8 +273,8 @@ def sha256_once(path: Path) -> str:
 
     The time of the last change of the inode is the system's own, which nobody can set back.
     """
-    found = path.stat()
-    seen = (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+    stat = path.stat()
+    seen = (stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
     if seen not in _digests:
         _digests[seen] = sha256(path)
     return _digests[seen]

@@ -223,7 +223,7 @@ def _composed(path: Path) -> tuple[yaml.Node, yaml.SafeLoader]:
         hint = f"; did you mean {path.parent / near[0]}?" if near else ""
         raise RecipeError(f"{path}: no such file{hint}") from None
     except IrregularFile as error:
-        raise RecipeError(f"{path}: {error.found}: expected a recipe, a YAML file") from None
+        raise RecipeError(f"{path}: {error.kind}: expected a recipe, a YAML file") from None
     except UnicodeDecodeError as error:
         line = error.object[: error.start].count(b"\n") + 1
         what = f"not UTF-8: byte 0x{error.object[error.start]:02x}; save the file as UTF-8"

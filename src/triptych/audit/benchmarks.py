@@ -108,7 +108,7 @@ class BenchmarkData:
 
     def scores(self, score: Callable[[Sequence[Conversation]], Sequence[float]]) -> BenchmarkScores:
         """The benchmark's own measures of a reward."""
-        flat = iter(score([each for item in self.items for each in item.conversations]))
+        flat = iter(score([conversation for item in self.items for conversation in item.conversations]))
         scored = [
             ScoredItem(item, [next(flat) for _ in item.right], [next(flat) for _ in item.wrong]) for item in self.items
         ]
@@ -146,9 +146,9 @@ class Remembered:
 
     def score(self, conversations: Sequence[Conversation]) -> list[float]:
         """The scorer's scores."""
-        new = list(dict.fromkeys(each for each in conversations if each not in self.known))
+        new = list(dict.fromkeys(conversation for conversation in conversations if conversation not in self.known))
         self.known |= dict(zip(new, self.scorer.score(new), strict=True))
-        return [self.known[each] for each in conversations]
+        return [self.known[conversation] for conversation in conversations]
 
 
 def read_benchmark(place: str | Path) -> BenchmarkData | None:
@@ -162,10 +162,11 @@ def read_benchmark(place: str | Path) -> BenchmarkData | None:
     faults: list[Fault] = []
     for values in rows_of(Source.of(place)):
         if benchmark is None:
-            fitting = [] if isinstance(values, Fault) else [each for each in BENCHMARKS if each.fits(values.fields)]
-            if not fitting:
+            if isinstance(values, Fault):
                 return None
-            benchmark = fitting[0]
+            benchmark = next((known for known in BENCHMARKS if known.fits(values.fields)), None)
+            if benchmark is None:
+                return None
         if isinstance(values, Fault):
             faults.append(values)
             continue
@@ -194,11 +195,11 @@ def best_of(scored: ScoredItem) -> float:
 def rewardbench_2(scored: Sequence[ScoredItem]) -> Measured:
     """The accuracy of each subset, best of four; of Ties its weighted score; and the mean of the subsets."""
     subsets: dict[str, list[ScoredItem]] = {}
-    for each in scored:
-        subsets.setdefault(each.item.group, []).append(each)
+    for row in scored:
+        subsets.setdefault(row.item.group, []).append(row)
     values = {}
     for name, members in sorted(subsets.items()):
-        measured = dict(ties(members)) if name == TIES else {"": _mean([best_of(each) for each in members], members)}
+        measured = dict(ties(members)) if name == TIES else {"": _mean([best_of(row) for row in members], members)}
         for part, measure in measured.items():
             yield f"{name} {part}".strip() or "all", measure
         values[name] = measured[""].score
@@ -220,12 +221,12 @@ def ties(scored: Sequence[ScoredItem]) -> Measured:
     spread: dict[str, float] = {}
     margins: dict[str, dict[str, float]] = {"tied": {}, "ref": {}}
     members: dict[str, list[ScoredItem]] = {"tied": [], "ref": []}
-    for each in scored:
-        kind, _, prompt = each.item.name.partition(":")
-        margins[kind][prompt] = min(each.right) - max(each.wrong)
-        members[kind].append(each)
+    for row in scored:
+        kind, _, prompt = row.item.name.partition(":")
+        margins[kind][prompt] = min(row.right) - max(row.wrong)
+        members[kind].append(row)
         if kind == "tied":
-            spread[prompt] = max(each.right) - min(each.right)
+            spread[prompt] = max(row.right) - min(row.right)
     accuracy = {
         kind: _mean([float(margin > 0) for margin in margins[kind].values()], members[kind]) for kind in margins
         if margins[kind]
@@ -259,24 +260,24 @@ def rm_bench(scored: Sequence[ScoredItem]) -> Measured:
         "hard": lambda right, wrong: right < wrong,
     }
     domains: dict[str, list[ScoredItem]] = {}
-    for each in scored:
-        domains.setdefault(each.item.group, []).append(each)
+    for row in scored:
+        domains.setdefault(row.item.group, []).append(row)
 
-    def accuracy(each: ScoredItem, within: Callable[[int, int], bool]) -> float:
+    def accuracy(row: ScoredItem, within: Callable[[int, int], bool]) -> float:
         cells = [
-            float(each.right[right] > each.wrong[wrong])
+            float(row.right[right] > row.wrong[wrong])
             for right, wrong in product(range(STYLES), range(STYLES)) if within(right, wrong)
         ]
         return sum(cells) / len(cells)
 
     for name, within in levels.items():
         means = {
-            domain: _mean([accuracy(each, within) for each in members], members).score
+            domain: _mean([accuracy(row, within) for row in members], members).score
             for domain, members in domains.items()
         }
         yield name, Measure(score=_over_domains(means), items=len(scored))
     whole = {
-        domain: _mean([accuracy(each, lambda right, wrong: True) for each in members], members)
+        domain: _mean([accuracy(row, lambda right, wrong: True) for row in members], members)
         for domain, members in sorted(domains.items())
     }
     yield from whole.items()
@@ -299,18 +300,18 @@ def judgebench(scored: Sequence[ScoredItem]) -> Measured:
     JudgeBench asks a judge in both orders and counts a pair where more of its verdicts are right than wrong. A reward
     that scores each answer by itself says the same in both orders, so that this is its accuracy.
     """
-    def right(each: ScoredItem) -> float:
-        return float(each.right[0] > each.wrong[0])
+    def right(row: ScoredItem) -> float:
+        return float(row.right[0] > row.wrong[0])
 
     for start, name in CATEGORIES.items():
-        members = [each for each in scored if each.item.group.startswith(start)]
+        members = [row for row in scored if row.item.group.startswith(start)]
         if members:
-            yield name, _mean([right(each) for each in members], members)
-    yield "overall", _mean([right(each) for each in scored], scored)
+            yield name, _mean([right(row) for row in members], members)
+    yield "overall", _mean([right(row) for row in scored], scored)
 
 
 def _mean(values: Sequence[float], members: Sequence[ScoredItem]) -> Measure:
-    mean, interval = mean_interval(values, [each.item.prompt.key for each in members])
+    mean, interval = mean_interval(values, [row.item.prompt.key for row in members])
     return Measure(score=mean, interval=interval, items=len(values))
 
 

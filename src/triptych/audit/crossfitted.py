@@ -54,12 +54,12 @@ class CrossFitted:
 
 def cross_fitted_words(rows: Sequence[Comparison], seed: int) -> list[float]:
     """The outcomes of a bag of words on each row, learnt from the other folds' rows."""
-    found = [0.5] * len(rows)
+    leads = [0.5] * len(rows)
     folds = [fold_of(row, seed) for row in rows]
     for fold in set(folds):
         places = [place for place, own in enumerate(folds) if own == fold]
         training = [row for row, own in zip(rows, folds, strict=True) if own != fold]
         if training:
             for place, value in zip(places, bag_of_words(training, [rows[place] for place in places]), strict=True):
-                found[place] = value
-    return found
+                leads[place] = value
+    return leads

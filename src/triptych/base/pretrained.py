@@ -82,4 +82,5 @@ def import_base(
 
 def has_reasoning(data: DataFolder) -> bool:
     """Whether some of the answers to learn begin with reasoning, so that a model is to begin with it too."""
-    return any(split_reasoning(each.answer)[0] is not None for each in data.demonstrations("train").read_any())
+    rows = data.demonstrations("train").read_any()
+    return any(split_reasoning(conversation.answer)[0] is not None for conversation in rows)

@@ -63,7 +63,7 @@ class Allowed:
         trust = Trust.given(self.endpoints or (), self.keys or (), self.functions, self.template)
         return open_reward(folder, models=models, trust=trust)
 
-    def found(self, name: str) -> Scorer:
+    def reward(self, name: str) -> Scorer:
         """The reward that a path stands for; of a release, its Instruct model is the policy."""
         folder, release = find_model(name, "reward")
         return self.open(folder, release / "instruct" if release else None)
@@ -199,10 +199,10 @@ def evaluate(
     allowed = Allowed(allow_endpoint, allow_key, allow_functions, allow_template, allow_model)
     numbers: dict[str, Any] = {}
     if comparisons is not None:
-        numbers |= _numbers(api.evaluate(reward=allowed.found(model), comparisons=comparisons))
+        numbers |= _numbers(api.evaluate(reward=allowed.reward(model), comparisons=comparisons))
     if prompts is not None or text is not None:
         folder = find_model(model, "instruct")[0]
-        scorer = allowed.found(str(reward)) if reward is not None else None
+        scorer = allowed.reward(str(reward)) if reward is not None else None
         sampling = replace(own_sampling(folder, temperature, max_tokens), seed=seed)
         numbers |= _numbers(api.evaluate(folder, scorer, prompts=prompts or (), text=text or (), sampling=sampling))
     table = table_of("measured", "value", right=1)
@@ -273,8 +273,8 @@ def audit(
 
     allowed = Allowed(allow_endpoint, allow_key, allow_functions, allow_template, allow_model)
     record = api.audit(
-        allowed.found(reward), data, training=training or (),
-        predecessor=allowed.found(predecessor) if predecessor else None, output=output, name=reward, progress=Notes(),
+        allowed.reward(reward), data, training=training or (),
+        predecessor=allowed.reward(predecessor) if predecessor else None, output=output, name=reward, progress=Notes(),
     )
     table = table_of("ordered as labelled", "accuracy", "95% interval", right=2)
     parts = {"all": (record.accuracy, record.interval)}

@@ -102,7 +102,7 @@ def improve(
 
     allowed = Allowed(allow_endpoint, allow_key, allow_functions, allow_template, allow_model)
     made = improve_model(
-        find_model(model, "instruct")[0], allowed.found(by), prompts, out, method=method,
+        find_model(model, "instruct")[0], allowed.reward(by), prompts, out, method=method,
         comparisons=comparisons or (), thumbs=thumbs or (), seed=seed, **_settings(settings),
     )
     say(made.result.headline)
@@ -158,7 +158,7 @@ def gate(
             Path(name) if Path(name).is_file() else find_model(name, "instruct")[0] for name in (champion, candidate)
         )
         decided = decide(
-            before, after, prompts or (), judge=allowed.found(judge), temperature=temperature, max_tokens=max_tokens,
+            before, after, prompts or (), judge=allowed.reward(judge), temperature=temperature, max_tokens=max_tokens,
             output=out, seed=seed, **_settings(settings),
         )
     except TriptychError as error:  # a script must tell an error from a rejection

@@ -410,7 +410,7 @@ def opened(path: Path) -> BufferedReader:
     except (FileNotFoundError, NotADirectoryError):
         raise _missing(path) from None
     except IrregularFile as error:
-        raise DataError([Fault(str(path), None, None, f"{error.found}: expected a file")]) from None
+        raise DataError([Fault(str(path), None, None, f"{error.kind}: expected a file")]) from None
     except (OSError, ValueError) as error:  # a path may hold what no path can
         what = error.strerror if isinstance(error, OSError) else error
         raise DataError([Fault(str(path), None, None, f"cannot be read: {what}")]) from None

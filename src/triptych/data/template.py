@@ -318,7 +318,7 @@ def padded(
     Raises:
         ModelError: the template cannot be applied.
     """
-    texts = [_rendered(tokenizer, each.messages, each.prompt.tools) for each in conversations]
+    texts = [_rendered(tokenizer, conversation.messages, conversation.prompt.tools) for conversation in conversations]
     return tokenizer(
         texts, add_special_tokens=False, padding=len(texts) > 1, padding_side=side, return_tensors="pt"
     )
@@ -467,7 +467,7 @@ def _template_text(template: str) -> str:
         with open_regular(Path(template)) as file:
             return file.read().decode()
     except IrregularFile as error:
-        raise ModelError(f"chat template {template}: {error.found}: expected a .jinja file") from error
+        raise ModelError(f"chat template {template}: {error.kind}: expected a .jinja file") from error
     except OSError as error:
         raise ModelError(
             f"chat template {template}: no such file; expected chatml or the path of a .jinja file"
@@ -509,8 +509,8 @@ def _known(tokenizer: PreTrainedTokenizerBase) -> _Known:
     )
     known = _KNOWN.get(tokenizer)
     if known is None or known.key != key:
-        found = _applied(tokenizer, lambda: conventions(partial(_written, tokenizer)), "cannot be applied")
-        known = _Known(key, found, settled=True)
+        learnt = _applied(tokenizer, lambda: conventions(partial(_written, tokenizer)), "cannot be applied")
+        known = _Known(key, learnt, settled=True)
         _KNOWN[tokenizer] = known
         asked, before = prompt_tokens(tokenizer, _QUESTION), _opening(tokenizer, _QUESTION)
         if asked != before:
@@ -546,10 +546,10 @@ def _tokens(
         ModelError: the template refuses the conversation, or leaves a part of it out.
     """
     what = "prompt" if generation else "conversation"
-    found = conventions_of(tokenizer)
-    for part, why in found.lacks(messages, tools).items():
+    conventions = conventions_of(tokenizer)
+    for part, why in conventions.lacks(messages, tools).items():
         raise ModelError(f"{_place(tokenizer)}the chat template refuses {part} in a {what}: {why}; {_SET_TEMPLATE}")
-    chat = found.chat(messages)
+    chat = conventions.chat(messages)
     if messages[-1].role == "assistant" and "</think>" in messages[-1].content:  # where templates cut a text
         text = _rendered(tokenizer, messages, tools)
         if not all(part is None or part.strip() in text for part in split_reasoning(messages[-1].content)):
@@ -593,10 +593,10 @@ def _end_of_turn(tokenizer: PreTrainedTokenizerBase) -> str | None:
     after = _rendered(tokenizer, _ANSWERED).rpartition(_ANSWERS[0])[2].lstrip()
     if not after:
         after = _rendered(tokenizer, (*_ANSWERED, *user("Yes?"))).rpartition(_ANSWERS[0])[2].lstrip()
-        found = tokens.match(after)
-        return found and found[0]
+        match = tokens.match(after)
+        return match and match[0]
     run: list[str] = []
-    while found := tokens.match(after):
-        run.append(found[0])
-        after = after[found.end() :]
+    while match := tokens.match(after):
+        run.append(match[0])
+        after = after[match.end() :]
     return str(tokenizer.eos_token) if tokenizer.eos_token in run else run[-1] if run else None

@@ -98,7 +98,7 @@ def is_turns(value: Any) -> bool:
 
 def is_texts(value: Any) -> bool:
     """Whether a value is a list of texts."""
-    return isinstance(value, list) and bool(value) and all(isinstance(each, str) for each in value)
+    return isinstance(value, list) and bool(value) and all(isinstance(item, str) for item in value)
 
 
 def as_prompt(row: Fields, values: Values, read: set[str]) -> Fields:
@@ -286,8 +286,8 @@ def divide_answers(values: Values, ours: Fields) -> list[Fields]:
     for place, answer in enumerate(values["completions"]):
         notes = answer.get("annotations")
         notes = notes if isinstance(notes, Mapping) else {}
-        given = {name: number(first(each, "Rating|rating")) for name, each in notes.items()
-                 if isinstance(each, Mapping)}
+        given = {name: number(first(note, "Rating|rating")) for name, note in notes.items()
+                 if isinstance(note, Mapping)}
         scores = {name: value for name, value in given.items() if value is not None}
         overall = number(answer.get("overall_score"))
         scores |= {"overall": overall} if overall is not None and not scores else {}
@@ -350,9 +350,9 @@ def order_by_winner(values: Values, ours: Fields) -> None:
     said = label.strip().lower() if isinstance(label, str) else None
     place = WON.get(said) if said is not None else None
     if place is None and isinstance(label, str):
-        place = next((i for i, each in enumerate(pair) if label == each), None)
+        place = next((i for i, side in enumerate(pair) if label == side), None)
     if place is None and isinstance(label, str):
-        models = [values.get(each) for each in ("model_a", "model_b")]
+        models = [values.get(side) for side in ("model_a", "model_b")]
         place = models.index(label) if label in models and models[0] != models[1] else None
     numbered = {name[-1]: place for place, name in enumerate(pair)}
     if place is None and set(numbered) == {"1", "2"}:
@@ -421,7 +421,7 @@ def order_by_votes(values: Values, ours: Fields) -> None:
            for name in ("winner_model_a", "winner_model_b")]
     if won[0] == won[1]:
         raise LeftOut("is a tie, and says of no answer that it is better: left out")
-    if len(asked) != 1 or any(len(each) != 1 for each in answers):
+    if len(asked) != 1 or any(len(turns) != 1 for turns in answers):
         raise LeftOut("has several turns in which the two models differ, so that there is no one prompt: left out")
     put_in_order({"response_a": answers[0][0], "response_b": answers[1][0]}, ours, ("response_a", "response_b"),
            0 if won[0] else 1)

@@ -153,28 +153,28 @@ def prepare_data(context: StageContext, config: DataPreparation, sources: Mappin
         DataError: every wrong row of every file, unless they are to be skipped.
         RunError: a prompt to measure on would be trained on; see `separation`.
     """
-    found = read_all(config, sources)
-    for fault in found.skipped:
+    records = read_all(config, sources)
+    for fault in records.skipped:
         context.progress.say(f"left out: {fault}")
-    for note in found.notes:
+    for note in records.notes:
         context.progress.say(f"data: {note}")
-    counts = {"wrong_rows_left_out": len(found.skipped)}
-    left: dict[str, Sequence[PromptedRecord]] = {"reasoning_left_out": found.reasoned}
-    conversations, left["duplicate_conversations"] = deduplicate(found.conversations)
-    left["comparisons_alike"] = [row for row in found.comparisons if not differ(row.chosen, row.rejected)]
+    counts = {"wrong_rows_left_out": len(records.skipped)}
+    left: dict[str, Sequence[PromptedRecord]] = {"reasoning_left_out": records.reasoned}
+    conversations, left["duplicate_conversations"] = deduplicate(records.conversations)
+    left["comparisons_alike"] = [row for row in records.comparisons if not differ(row.chosen, row.rejected)]
     comparisons, left["duplicate_comparisons"] = deduplicate(
-        row for row in found.comparisons if differ(row.chosen, row.rejected)
+        row for row in records.comparisons if differ(row.chosen, row.rejected)
     )
-    ratings, left["duplicate_ratings"] = deduplicate(found.ratings)
-    thumbs, left["duplicate_thumbs"] = deduplicate(found.thumbs)
-    prompts, left["duplicate_prompts"] = _of_different_turns(found.prompts)
+    ratings, left["duplicate_ratings"] = deduplicate(records.ratings)
+    thumbs, left["duplicate_thumbs"] = deduplicate(records.thumbs)
+    prompts, left["duplicate_prompts"] = _of_different_turns(records.prompts)
     counts["contradictions"] = len(contradictions(comparisons))
 
-    asked = prompts or _of_different_turns(each.prompt for each in conversations)[0]
+    asked = prompts or _of_different_turns(row.prompt for row in conversations)[0]
     measured = set_apart(asked, config, context.seed)
     proving = [prompt for part in measured.values() for prompt in part]
     own = {prompt.key for prompt in proving}
-    improve, left["prompts_removed"] = decontaminate([each for each in asked if each.key not in own], proving)
+    improve, left["prompts_removed"] = decontaminate([row for row in asked if row.key not in own], proving)
     if not improve:
         what = f"{len(asked)} different prompts are too few: some improve, others are held out for test, gate, curves"
         raise DataError([Fault("prompts", None, None, what)])
@@ -204,14 +204,14 @@ def prepare_data(context: StageContext, config: DataPreparation, sources: Mappin
         conversations, [row for rows in compared.values() for row in rows] if crossfitted else []
     )[1]
     thumbs, left["thumbs_removed"] = decontaminate(thumbs, [*proving, *audited])
-    if found.thumbs and not thumbs:
+    if records.thumbs and not thumbs:
         what = "none is left: every one has a prompt that is held out for measuring; give more, with other prompts"
         raise DataError([Fault("thumbs", None, None, what)])
     parts: dict[str, Sequence[PromptedRecord]] = {**measured}
     parts |= {f"comparisons_{name}": rows for name, rows in compared.items()} if comparisons else {}
     parts |= {f"ratings_{name}": rows for name, rows in rated.items()} if ratings else {}
     parts |= {"thumbs": thumbs} if thumbs else {}
-    if found.conversations and not conversations:
+    if records.conversations and not conversations:
         what = "none is left: every one has a prompt that is held out for measuring; give more, with other prompts"
         raise DataError([Fault("conversations", None, None, what)])
     (learnt,) = divided("conversations", (conversations,), {"heldout": 0.04, "train": 0.96}, context.seed)
@@ -225,14 +225,14 @@ def prepare_data(context: StageContext, config: DataPreparation, sources: Mappin
         output.named(name).write(rows)
         counts[name] = len(rows)
     output.examples.write(learnt["train"][:12])
-    if found.documents:
-        text = split_text(found.documents, config.heldout, context.seed)
+    if records.documents:
+        text = split_text(records.documents, config.heldout, context.seed)
         for name, documents in text.items():
             output.named(name).write(documents)
             counts[name] = len(documents)
     counts |= {name: len(rows) for name, rows in left.items()}
     places = {
-        name: [found.places[id(prompt_of(row))] for row in rows[:EXAMPLES]] for name, rows in left.items() if rows
+        name: [records.places[id(prompt_of(row))] for row in rows[:EXAMPLES]] for name, rows in left.items() if rows
     }
     prepared = Prepared(left_out_lines=places, crossfitted=crossfitted, **counts)
     for line in left_out(prepared):
@@ -259,13 +259,13 @@ def set_apart(prompts: Sequence[Prompt], config: DataPreparation, seed: int) -> 
     groups: dict[str, Prompt] = {}
     for prompt in prompts:
         first = groups.setdefault(form(prompt), prompt)
-        groups[form(prompt)] = min(first, prompt, key=lambda each: each.key)
-    ordered = sorted(groups, key=lambda each: fraction("hold out prompts", each, seed))
+        groups[form(prompt)] = min(first, prompt, key=lambda row: row.key)
+    ordered = sorted(groups, key=lambda key: fraction("hold out prompts", key, seed))
     parts = {}
     for name, count in (("test", config.test), ("gate", config.gate), ("validation", config.validation)):
         taken = ordered[: max(1, min(count, len(groups) // 5))]
         ordered = ordered[len(taken) :]
-        parts[f"prompts_{name}"] = [groups[each] for each in taken]
+        parts[f"prompts_{name}"] = [groups[key] for key in taken]
     return parts
 
 
@@ -281,7 +281,7 @@ def divided(
         DataError: there are fewer prompts than parts.
     """
     places = {form(record): "" for records in kinds for record in records}
-    places = {each: share_of(purpose, each, shares, seed) for each in places}
+    places = {key: share_of(purpose, key, shares, seed) for key in places}
     wanted = [name for name, share in shares.items() if share > 0]
 
     def parts_of(records: Sequence[A]) -> dict[str, list[A]]:
@@ -296,12 +296,12 @@ def divided(
             donor = max(parts.values(), key=lambda rows: len(set(map(form, rows))))
             if not parts[name]:
                 places[form(donor[0])] = name
-    found = [parts_of(records) for records in kinds]
-    for records, parts in zip(kinds, found, strict=True):
+    splits = [parts_of(records) for records in kinds]
+    for records, parts in zip(kinds, splits, strict=True):
         if records and not all(parts[name] for name in wanted):
             what = f"too few different prompts to divide into {', '.join(shares)}; give more of them"
             raise DataError([Fault(f"{type(records[0]).__name__.lower()}s", None, None, what)])
-    return found
+    return splits
 
 
 def undivided(parts: Mapping[str, Sequence[A]]) -> dict[str, list[A]]:
@@ -340,40 +340,40 @@ class UserRecords:
 
 def read_all(config: DataPreparation, sources: Mapping[str, str | Path]) -> UserRecords:
     """Reads all files before saying what is wrong with any of them."""
-    found = UserRecords()
+    records = UserRecords()
     faults: list[Fault] = []
-    skipped = found.skipped if config.wrong_rows == "skip" else None
+    skipped = records.skipped if config.wrong_rows == "skip" else None
 
     def read(named: Sequence[Source], reader: Callable[..., list[A]], into: list[A]) -> None:
         for source in named:
             places: list[Place] = []
             try:
-                rows = reader(source.at(sources[source.file]), skipped, places, found.notes)
+                rows = reader(source.at(sources[source.file]), skipped, places, records.notes)
             except DataError as error:
                 faults.extend(error.faults)
                 continue
             if config.reasoning == "leave_out":
                 plain = [without_reasoning(row) for row in rows]
-                found.reasoned += [row for row, before in zip(plain, rows, strict=True) if row != before]
+                records.reasoned += [row for row, before in zip(plain, rows, strict=True) if row != before]
                 rows = plain
             into += rows
-            found.places |= {
+            records.places |= {
                 id(prompt_of(row)): _place(source, sources, place) for row, place in zip(rows, places, strict=True)
             }
 
     for source in config.text:
         try:
-            found.documents += files.read_documents(source.at(sources[source.file]), skipped, notes=found.notes)
+            records.documents += files.read_documents(source.at(sources[source.file]), skipped, notes=records.notes)
         except DataError as error:
             faults.extend(error.faults)
-    read(config.conversations, files.read_conversations, found.conversations)
-    read(config.comparisons, files.read_comparisons, found.comparisons)
-    read(config.ratings, files.read_ratings, found.ratings)
-    read(config.thumbs, files.read_thumbs, found.thumbs)
-    read(config.prompts, files.read_prompts, found.prompts)
+    read(config.conversations, files.read_conversations, records.conversations)
+    read(config.comparisons, files.read_comparisons, records.comparisons)
+    read(config.ratings, files.read_ratings, records.ratings)
+    read(config.thumbs, files.read_thumbs, records.thumbs)
+    read(config.prompts, files.read_prompts, records.prompts)
     if faults:
         raise DataError(faults)
-    return found
+    return records
 
 
 def _place(source: Source, sources: Mapping[str, str | Path], place: Place) -> str:

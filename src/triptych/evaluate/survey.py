@@ -51,7 +51,8 @@ def survey(
     answers = [group[0] for group in policy.write(asked, sampling, progress=progress)]
     score, interval = None, None
     if reward is not None:
-        score, interval = mean_interval(reward.score([Conversation(each.prompt, each.answer) for each in answers]))
+        conversations = [Conversation(rollout.prompt, rollout.answer) for rollout in answers]
+        score, interval = mean_interval(reward.score(conversations))
     return AnswerSurvey(
         decoding=sampling.name,
         prompts=len(asked),

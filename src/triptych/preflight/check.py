@@ -154,18 +154,18 @@ def settled(recipe: Recipe, counts: Prepared) -> Recipe:
 
 def consult(recipe: Recipe, folder: Path, tokenizer: Any | None, reward: Path | None, findings: Findings) -> None:
     """Has the doctor look at the comparisons and ratings, and at the reward model that was named."""
-    found = list(doctor.diagnose(recipe, folder, tokenizer)) if recipe.comparison_files else []
-    found += doctor.look_at_ratings([source.located for source in recipe.rating_files])
+    diagnoses = list(doctor.diagnose(recipe, folder, tokenizer)) if recipe.comparison_files else []
+    diagnoses += doctor.look_at_ratings([source.located for source in recipe.rating_files])
     prepared = recipe.preparation
     texts = {kind: [recipe.located(source) for source in getattr(prepared, kind)] for kind in TEXTS}
-    found += doctor.look_at_texts(texts, tokenizer.eos_token if tokenizer is not None else None)
+    diagnoses += doctor.look_at_texts(texts, tokenizer.eos_token if tokenizer is not None else None)
     if reward is not None and tokenizer is not None:
         rows = DataFolder(folder).comparisons("heldout").read_any()
         try:
-            found += doctor.diagnose_reward(reward, tokenizer, rows)
+            diagnoses += doctor.diagnose_reward(reward, tokenizer, rows)
         except ModelError as error:
             findings.problems.append(str(error))
-    tell(found, findings)
+    tell(diagnoses, findings)
 
 
 def answered(folder: Path) -> list[Conversation]:
@@ -175,9 +175,9 @@ def answered(folder: Path) -> list[Conversation]:
     return [Conversation(*pair) for pair in zip(data.prompts("improve").read_any(), itertools.cycle(answers))]
 
 
-def tell(found: Iterable[doctor.Finding], findings: Findings) -> None:
+def tell(diagnoses: Iterable[doctor.Finding], findings: Findings) -> None:
     """Sorts what was found into problems and notes."""
-    for finding in found:
+    for finding in diagnoses:
         (findings.problems if finding.stops else findings.notes).append(str(finding))
 
 
@@ -193,8 +193,8 @@ def inputs_alone(path: Path, overrides: Sequence[str]) -> Recipe | None:
         values = configuration.load(path, _Loose, overrides).model_extra or {}
 
         def texts(section: str, name: str) -> list[Any]:
-            found = values[section].get(name) if isinstance(values.get(section), dict) else None
-            return [entry for entry in found if isinstance(entry, str | dict)] if isinstance(found, list) else []
+            given = values[section].get(name) if isinstance(values.get(section), dict) else None
+            return [entry for entry in given if isinstance(entry, str | dict)] if isinstance(given, list) else []
 
         feedback = values.get("feedback")
         entries = feedback if isinstance(feedback, list) else []
@@ -374,8 +374,8 @@ def check_turns(folder: Path, tokenizer: Any, findings: Findings) -> bool:
                 (*prompt.messages, Message("assistant", answer)) for answer in answers_of(record)
             ]
             counts[kind] += 1
-            found = {name: why for messages in written for name, why in known.lacks(messages, prompt.tools).items()}
-            lacking.update((kind, part, why) for part, why in found.items())
+            refused = {name: why for messages in written for name, why in known.lacks(messages, prompt.tools).items()}
+            lacking.update((kind, part, why) for part, why in refused.items())
     for (kind, part, why), count in sorted(lacking.items()):
         findings.problems.append(
             f"{kind}: {count:,} of {counts[kind]:,} rows have {part}, which the chat template does not write: {why}; "

@@ -68,7 +68,7 @@ def diagnose(recipe: Recipe, folder: Path, tokenizer: Any | None) -> Iterator[Fi
     """
     located = locate([source.located for source in recipe.comparison_files])
     yield from look_at_comparisons(located)
-    places = {each.row: each for each in reversed(located)}
+    places = {place.row: place for place in reversed(located)}
     audit = recipe.reward.audit
     learners: list[tuple[TrainedOn, str, Any]] = [("train", "reward", recipe.learner)]
     if isinstance(judge := recipe.gate.judge, TrainedJudge):
@@ -80,7 +80,7 @@ def diagnose(recipe: Recipe, folder: Path, tokenizer: Any | None) -> Iterator[Fi
         rows = training if data.crossfitted(learnt) else heldout
         yield from look_at_count(
             rows, what, audit.checks.least_prompts, audit.checks.least_margin, audit.required,
-            comparisons_needed(recipe, learnt, len({form(each.row) for each in located})),
+            comparisons_needed(recipe, learnt, len({form(place.row) for place in located})),
         )
         if data.crossfitted(learnt):
             yield cross_fitted(rows, what, comparisons_to_hold_out(recipe, learnt), trained=config is not None)
@@ -106,8 +106,8 @@ def _unit_tests(settings: object) -> Iterator[UnitTests]:
         for name in type(settings).model_fields:
             yield from _unit_tests(getattr(settings, name))
     elif isinstance(settings, list | tuple):
-        for each in settings:
-            yield from _unit_tests(each)
+        for setting in settings:
+            yield from _unit_tests(setting)
 
 
 def diagnose_reward(folder: Path, tokenizer: Any, rows: Sequence[Comparison]) -> Iterator[Finding]:
@@ -140,13 +140,13 @@ class Located:
 
 def locate(sources: Sequence[str | Path | Source]) -> list[Located]:
     """The good comparisons of all files with their lines."""
-    found = []
+    located = []
     for source in sources:
         places: list[Place] = []
         skipped: list[Fault] = []
         rows = files.read_comparisons(source, skipped, places)
-        found += [Located(*place, row) for place, row in zip(places, rows, strict=True)]
-    return found
+        located += [Located(*place, row) for place, row in zip(places, rows, strict=True)]
+    return located
 
 
 def look_at_comparisons(rows: Sequence[Located]) -> Iterator[Finding]:

@@ -143,22 +143,22 @@ def _results(role: Role, family: ReleasedFamily) -> list[EvalResult]:
             metric_name=one_line(name + within), metric_value=round(value, 4),
         )
 
-    judge, found = family.summary.judge, []
+    judge, results = family.summary.judge, []
     scored = {"base": family.prompted, "instruct": family.champion}.get(role)
     if role == "base" and family.summary.base.bits_per_byte is not None:
         bits = family.summary.base.bits_per_byte
-        found.append(result("text-generation", "held-out text of this run", "bits_per_byte", "bits per byte", bits))
+        results.append(result("text-generation", "held-out text of this run", "bits_per_byte", "bits per byte", bits))
     if scored:
-        found.append(result(
+        results.append(result(
             "text-generation", f"{scored.prompts} test prompts of this run", "judge_score", f"score by {judge}",
             scored.score, scored.interval,
         ))
     if role == "reward" and family.audit and family.described is None:
-        found.append(result(
+        results.append(result(
             "text-classification", f"{family.audit.comparisons} held-out comparisons of this run", "accuracy",
             "pairwise accuracy", family.audit.accuracy, family.audit.interval,
         ))
-    return found
+    return results
 
 
 def markdown(text: str) -> str:

@@ -40,8 +40,8 @@ def scores(folder: Path, comparisons: Sequence[Comparison]) -> tuple[RewardExamp
     conversations = [Conversation(row.prompt, text) for row in comparisons for text in (row.chosen, row.rejected)]
     raw = RewardModel(folder, precise=True).raw(conversations) if conversations else []
     return tuple(
-        RewardExample(each.prompt.messages, each.answer, score)
-        for each, score in zip(conversations, raw, strict=True)
+        RewardExample(conversation.prompt.messages, conversation.answer, score)
+        for conversation, score in zip(conversations, raw, strict=True)
     )
 
 

@@ -111,10 +111,10 @@ def train_regression(
     else:
         scorer = trained.scorer(Scale(outputs))
         answers = [Conversation(row.prompt, text) for row in fitting for text in (row.chosen, row.rejected)]
-        found = scorer.outputs(answers)
+        predicted = scorer.outputs(answers)
         weights = {
             name: weight / outputs[name].deviation
-            for name, weight in zip(names, fitted_weights(found[0::2] - found[1::2]), strict=True)
+            for name, weight in zip(names, fitted_weights(predicted[0::2] - predicted[1::2]), strict=True)
         }
     outputs = {name: dataclasses.replace(part, weight=weights.get(name, 0.0)) for name, part in outputs.items()}
     heldout = files.comparisons(HELD_OUT[share]).read_any() if files else []

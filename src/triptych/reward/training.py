@@ -146,8 +146,8 @@ class TrainedModel:
         raw = torch.tensor(self.scorer(scale).raw(reference), dtype=torch.float64, device="cpu")
         deviation = float(raw.std(correction=0))
         # Where all raw scores are equal there is nothing to bring to a deviation of 1; the audit says so.
-        told = dataclasses.replace(scale, mean=float(raw.mean()), deviation=deviation if deviation > 1e-6 else 1.0)
-        told.tell(self.model.config)
+        finished = dataclasses.replace(scale, mean=float(raw.mean()), deviation=deviation if deviation > 1e-6 else 1.0)
+        finished.tell(self.model.config)
         save(self.model, self.tokenizer, context.output / "model")
         return RewardTrained(
             parameters=parameters(self.model), comparisons=self.comparisons, ratings=self.ratings,
@@ -158,8 +158,8 @@ class TrainedModel:
 
 def answers_of(comparisons: Sequence[Comparison], ratings: Sequence[Rating] = ()) -> list[Conversation]:
     """The answers of comparisons and ratings, at most as many as set a scale."""
-    found = [Conversation(row.prompt, answer) for row in comparisons for answer in (row.chosen, row.rejected)]
-    return (found + [Conversation(row.prompt, row.response) for row in ratings])[:REFERENCES]
+    answers = [Conversation(row.prompt, answer) for row in comparisons for answer in (row.chosen, row.rejected)]
+    return (answers + [Conversation(row.prompt, row.response) for row in ratings])[:REFERENCES]
 
 
 @dataclass(slots=True)
@@ -284,12 +284,12 @@ def with_margins(rows: Iterable[Comparison], margin: Literal["none", "data", "vo
     """
     if margin == "data":
         return list(rows)
-    found = []
+    leading = []
     for row in rows:
         votes, people = row.votes_for_chosen, row.num_annotators
         lead = (2 * votes - people) / people if margin == "votes" and votes is not None and people else None
-        found.append(dataclasses.replace(row, margin=lead))
-    return found
+        leading.append(dataclasses.replace(row, margin=lead))
+    return leading
 
 
 def _rated(
@@ -352,5 +352,5 @@ def _has_outputs(folder: Path, names: Sequence[str]) -> bool:
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     if "SequenceClassification" not in str(config.get("architectures")):
         return False
-    found = list((config.get("id2label") or {0: "LABEL_0"}).values())
-    return found == list(names) or len(found) == len(names) == 1
+    labels = list((config.get("id2label") or {0: "LABEL_0"}).values())
+    return labels == list(names) or len(labels) == len(names) == 1
