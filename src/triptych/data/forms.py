@@ -7,7 +7,6 @@ came with them. A form that cannot be read is refused by its name, with the line
 from __future__ import annotations
 
 import difflib
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -436,16 +435,6 @@ FORMS: tuple[Form, ...] = (
 
 def _instruction(row: Values) -> bool:
     return row.get("instruction") is not None
-
-
-def table() -> str:
-    """The known forms as docs/data.md has them."""
-    lines = ["| form | row | read as |", "|---|---|---|"]
-    for form in FORMS:
-        read = f"refused: {form.refused.partition(';')[0].partition(': `')[0]}" if form.refused else form.kind
-        row = re.sub(r"^(\{.*?\})(?=$|: |, with)", r"`\1`", form.shown)
-        lines.append(f"| {form.name} | {row} | {read} |")
-    return "\n".join(lines) + "\n"
 
 
 def fields_of(kind: Kind) -> Iterator[str]:
