@@ -39,6 +39,16 @@ class Length:
         return [float(len(each.answer)) for each in conversations]
 
 
+class Lines(Silent):
+    """Keeps what is said."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def say(self, text: str) -> None:
+        self.said.append(text)
+
+
 class Killed(Exception):  # noqa: N818 (it is no error)
     """What stands for a kill."""
 
@@ -134,6 +144,32 @@ def test_a_model_and_a_reward_are_evaluated_on_files(policy_folder: Path, folder
         triptych.evaluate(policy_folder, comparisons=folder / "preferences.jsonl")
     with pytest.raises(triptych.TriptychError, match="by a model: give one"):
         triptych.evaluate(None, Length(), prompts=folder / "questions.jsonl")
+
+
+def test_what_nobody_reads_of_a_file_is_said_by_whoever_reads_it(policy_folder: Path, tmp_path: Path) -> None:
+    def written(name: str, **fields: str) -> Path:
+        rows = [{"prompt": f"{number} cats", **fields, "refrence": "a"} for number in range(2)]
+        (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        return tmp_path / name
+
+    questions, book = written("asked.jsonl"), written("book.jsonl", text="A cat.")
+    pairs, answers = written("pairs.jsonl", chosen="a", rejected="b"), written("answers.jsonl", completion="a cat")
+    near = "refrence: is not read, in all 2 rows; did you mean reference?"
+    sampling, heard = triptych.Sampling(max_tokens=2), Lines()
+    triptych.evaluate(policy_folder, prompts=questions, text=book, sampling=sampling, progress=heard)
+    assert [line for line in heard.said if line.startswith("note")] == [
+        f"note: {questions}:1: {near}",
+        f"note: {book}: not read, with the rows that have it: prompt (2), refrence (2)",
+    ]
+    heard = Lines()
+    triptych.evaluate(reward=Length(), comparisons=pairs, progress=heard)
+    assert heard.said == [f"note: {pairs}:1: {near}"]
+    heard = Lines()
+    triptych.gate(policy_folder, policy_folder, questions, judge=Length(), max_tokens=2, progress=heard)
+    assert heard.said[0] == f"note: {questions}:1: {near}"
+    heard = Lines()
+    triptych.gate(answers, answers, judge=Length(), progress=heard)
+    assert heard.said[:2] == [f"note: {answers}:1: {near}"] * 2
 
 
 def test_an_audit_leaves_its_record_and_page(folder: Path, tmp_path: Path) -> None:

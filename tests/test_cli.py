@@ -505,8 +505,11 @@ def test_data_constrain_adds_instructions(alone: Path) -> None:
     only = ["--only", "punctuation:no_comma"]
     result = call("data", "constrain", alone / "long.jsonl", "--out", out, *only)
     assert "40 prompts with 40 instructions of 1 kinds" in result.stdout
-    rows = [json.loads(line) for line in out.read_text().splitlines()]
-    assert [row["checks"] for row in rows] == [[{"kind": "punctuation:no_comma"}]] * 40
+    unread = rows(alone / "unread.jsonl", [{"prompt": "Why?", "refrence": "So."}])
+    said = call("data", "constrain", unread, "--out", alone / "read.jsonl", *only).stdout
+    assert "refrence: is not read, in 1 of 1 row; did you mean reference?" in said
+    made = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [row["checks"] for row in made] == [[{"kind": "punctuation:no_comma"}]] * 40
     assert "is there already" in refused("data", "constrain", alone / "long.jsonl", "--out", out)
     unknown = refused("data", "constrain", alone / "long.jsonl", "--out", alone / "o", "--without", "startend:quote")
     assert "did you mean 'startend:quotation'" in unknown

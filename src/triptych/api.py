@@ -35,7 +35,7 @@ from triptych.configuration import Config
 from triptych.data import files
 from triptych.data.folder import DataFolder
 from triptych.data.rows import Place as Position
-from triptych.data.splits import PromptedRecord, decontaminate
+from triptych.data.splits import decontaminate
 from triptych.dataset.preparation import divided
 from triptych.engine.checkpoint import checkpoint_seconds
 from triptych.engine.device import settle
@@ -43,7 +43,7 @@ from triptych.engine.perplexity import bits_per_byte
 from triptych.engine.rollout import Policy
 from triptych.engine.sampling import Sampling, own_sampling
 from triptych.engine.scoring import Scorer
-from triptych.errors import AuditError, Fault, ModelError, RecipeError, RunError
+from triptych.errors import AuditError, ModelError, RecipeError, RunError
 from triptych.evaluate.answers import Answering, answer, answered, take
 from triptych.evaluate.gate import Decided, Gate, decide
 from triptych.evaluate.survey import AnswerSurvey, survey
@@ -57,7 +57,7 @@ from triptych.pipeline.result import Result
 from triptych.pipeline.stage import StageContext
 from triptych.progress import Progress, Terminal
 from triptych.recipe import Recipe, load
-from triptych.records import Comparison, Prompt
+from triptych.records import Comparison, Record
 from triptych.report.page import render_audit, render_gate
 from triptych.report.summary import AuditSummary, MethodComparison, Sample, SampleAnswer, Summary
 from triptych.reward import registry
@@ -72,7 +72,7 @@ Place = str | Path
 WINDOW = 1024
 """The most tokens that a model sees at once of plain text."""
 
-A = TypeVar("A", bound=PromptedRecord)
+R = TypeVar("R", bound=Record)
 C = TypeVar("C", bound=Config)
 R_co = TypeVar("R_co", bound=Result, covariant=True)
 
@@ -300,7 +300,7 @@ def audit(
     """
     config = _config(Audit, settings)
     scorer, before = _scorer(reward), None if predecessor is None else _scorer(predecessor)
-    learnt: list[Comparison] = _rows(training, files.read_comparisons, progress) if training else []
+    learnt: list[Comparison] = _rows(training, files.read_comparisons, progress)
     benchmarks: list[BenchmarkData] = []
     compared: list[Comparison] = []
     for place in _places(comparisons):
@@ -354,9 +354,10 @@ def evaluate(
         raise RecipeError("comparisons are ordered by a reward: give one")
     if (prompts or text) and model is None:
         raise RecipeError("prompts are answered, and text is read, by a model: give one")
-    asked, places = _placed_prompts(prompts)
-    compared = _rows(comparisons, files.read_comparisons, progress) if comparisons else []
-    documents = [row for place in _places(text) for row in files.read_documents(place)]
+    positions: list[Position] = []
+    asked = _rows(prompts, files.read_prompts, progress, positions)
+    compared = _rows(comparisons, files.read_comparisons, progress)
+    documents = _rows(text, files.read_documents, progress)
     scorer = None if reward is None else _scorer(reward)
     settle()
     agreement = agree(scorer, compared) if scorer and compared else None
@@ -365,7 +366,7 @@ def evaluate(
     folder = _model(model)
     policy = Policy.open(folder)
     answers = survey(
-        policy, asked, sampling or Sampling.of(folder), scorer, progress or Terminal(), places
+        policy, asked, sampling or Sampling.of(folder), scorer, progress or Terminal(), list(map(str, positions))
     ) if asked else None
     context = min(policy.context or WINDOW, WINDOW)
     bits = bits_per_byte(policy.model, policy.tokenizer, documents, context) if documents else None
@@ -403,8 +404,8 @@ def gate(
         _require_files(given, prompts, config)
     rows: dict[str, Sequence[Any]] = (
         {
-            "demonstrations_champion": files.read_conversations(champion),
-            "demonstrations_candidate": files.read_conversations(candidate),
+            "demonstrations_champion": _rows(champion, files.read_conversations, progress),
+            "demonstrations_candidate": _rows(candidate, files.read_conversations, progress),
         }
         if all(given) else {"prompts_gate": _rows(prompts, files.read_prompts, progress)}
     )
@@ -553,23 +554,11 @@ def _scorer(reward: Place | Scorer) -> Scorer:
 
 
 def _rows(
-    places: Place | Sequence[Place], read: Callable[..., list[A]], progress: Progress | None = None
-) -> list[A]:
+    places: Place | Sequence[Place], read: Callable[..., list[R]], progress: Progress | None = None,
+    positions: list[Position] | None = None,
+) -> list[R]:
     """The rows of all files; what of them nobody reads is said."""
-    notes: list[Fault] = []
-    rows = [row for place in _places(places) for row in read(place, notes=notes)]
-    for note in notes:
-        (progress or Terminal()).say(f"note: {note}")
-    return rows
-
-
-def _placed_prompts(sources: Place | Sequence[Place]) -> tuple[list[Prompt], list[str]]:
-    """The prompts of all files, and the file and line of each."""
-    prompts: list[Prompt] = []
-    read: list[Position] = []
-    for source in _places(sources):
-        prompts += files.read_prompts(source, None, read)
-    return prompts, [str(place) for place in read]
+    return files.read_saying(read, _places(places), (progress or Terminal()).say, places=positions)
 
 
 def _places(places: Place | Sequence[Place]) -> Sequence[Place]:

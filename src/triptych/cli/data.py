@@ -51,7 +51,7 @@ def constrain(
 
     Example: [bold]triptych data constrain alpaca.jsonl --out prompts.jsonl --without punctuation:no_comma[/bold]
     """
-    from triptych.data.files import read_conversations, write
+    from triptych.data.files import read_conversations, read_saying, write
     from triptych.data.splits import prompt_of
     from triptych.instructions.constraining import constrain as add_instructions
     from triptych.instructions.constraining import constrain_answers
@@ -63,7 +63,7 @@ def constrain(
         kinds = [kind for kind in only or DRAWN if kind not in {require_kind(kind).kind for kind in without or ()}]
         made: Sequence[Prompt | Conversation]
         if answers:
-            made = constrain_answers(read_conversations(file), most=most, kinds=kinds, seed=seed)
+            made = constrain_answers(read_saying(read_conversations, [file], say), most=most, kinds=kinds, seed=seed)
         else:
             made = add_instructions(_prompts(file), most=most, kinds=kinds, seed=seed)
     except TriptychError:
@@ -78,11 +78,11 @@ def constrain(
 
 def _prompts(file: Path) -> list[Prompt]:
     """The prompts of a file, also of one with answers."""
-    from triptych.data.files import read_conversations, read_prompts
+    from triptych.data.files import read_conversations, read_prompts, read_saying
 
     try:
-        return read_prompts(file)
+        return read_saying(read_prompts, [file], say)
     except DataError as error:
         if any(fault.field != "prompt" for fault in error.faults):
             raise
-        return [conversation.prompt for conversation in read_conversations(file)]
+        return [conversation.prompt for conversation in read_saying(read_conversations, [file], say)]

@@ -123,6 +123,23 @@ def read_verdicts(source: str | Path, skipped: list[Fault] | None = None) -> lis
     return _read(source, None, parse_verdict, skipped)
 
 
+def read_saying(
+    read: Callable[..., list[R]], sources: Iterable[AnyPlace], say: Callable[[str], None],
+    skipped: list[Fault] | None = None, places: list[Place] | None = None,
+) -> list[R]:
+    """The rows of all sources by one of the readers above; what of them nobody read is said, as is what was left out.
+
+    Whoever reads a user's rows for work that reads them once reads them by this.
+    """
+    notes: list[Fault] = []
+    rows = [row for source in sources for row in read(source, skipped, places, notes)]
+    for fault in skipped or ():
+        say(f"left out: {fault}")
+    for note in notes:
+        say(f"note: {note}")
+    return rows
+
+
 def has_lines(path: Path) -> bool:
     """Whether something is there that is not an empty file; what is no file at all, its reader refuses."""
     return path.exists() and (not path.is_file() or path.stat().st_size > 0)

@@ -15,7 +15,7 @@ from typing import Any, Literal, TypedDict, TypeVar
 from pydantic import Field
 
 from triptych.configuration import Config
-from triptych.data.files import parse_lines, read_comparisons, read_thumbs
+from triptych.data.files import parse_lines, read_comparisons, read_saying, read_thumbs
 from triptych.data.folder import DataFolder
 from triptych.data.folds import CrossFit
 from triptych.data.rows import Place
@@ -237,17 +237,15 @@ def add_thumbs(
 
 def _read(
     context: StageContext, config: PeopleLabelling, sources: Mapping[str, str | Path],
-    read: Callable[[str | Path, list[Fault] | None, list[Place] | None], list[R]], form: Form,
+    read: Callable[..., list[R]], form: Form,
     measured: Mapping[str, Sequence[PromptedRecord]],
 ) -> tuple[list[R], Omissions]:
     """What a round took without repetitions and without prompts that are measured on, and how many were left out."""
     skipped: list[Fault] = []
     (file,) = sources.values()
     places: list[Place] = []
-    rows = read(file, skipped if config.wrong_rows == "skip" else None, places)
+    rows = read_saying(read, [file], context.progress.say, skipped if config.wrong_rows == "skip" else None, places)
     lines = {id(row): place.line for row, place in zip(rows, places, strict=True)}
-    for fault in skipped:
-        context.progress.say(f"left out: {fault}")
     once, repeated = deduplicate(rows)
     new, removed = decontaminate(once, [record for part in measured.values() for record in part])
     for why, left in (("repeat others exactly", repeated), ("have prompts that are kept for measuring", removed)):
