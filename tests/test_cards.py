@@ -159,3 +159,20 @@ def test_a_page_is_made_of_the_same_parts_whatever_its_names_are(text: str) -> N
         assert set(found) == set(meant)
         assert page.encode()
         assert not re.search("[\x00-\x08\x0b-\x1f\u202e]", page)
+
+
+def test_a_cross_fitted_audit_is_never_called_held_out() -> None:
+    numbers = attacked("word")
+    fitted = numbers.model_copy(update={"audits": [numbers.audits[-1].model_copy(update={"folds": 5})]})
+    for name, made in (("held-out", numbers), ("cross-fitted", fitted)):
+        shown = family("word", made)
+        card, of_family = model_card("reward", shown), family_card(shown)
+        assert f"On 400 {name} comparisons" in card
+        assert f"% of 400 {name} comparisons" in of_family
+        assert f"of 400 {name} comparisons ordered" in render(made, [])
+        assert f"Accuracy on 400 {name} comparisons" in render_audit(made.audits[-1], "mine", "0.1")
+        for text in (card, of_family):
+            (measured,) = [row for row in ModelCard(text).data.eval_results or () if row.metric_type == "accuracy"]
+            assert (measured.dataset_type, measured.dataset_name) == (name, f"400 {name} comparisons of this run")
+    assert "held-out comparisons" not in model_card("reward", family("word", fitted))
+    assert "**models like this one**" in model_card("reward", family("word", fitted))

@@ -198,10 +198,10 @@ class BenchmarkScores(StrictModel):
 
 
 class AuditRecord(StrictModel, Result):
-    """One reward model on held-out comparisons.
+    """One reward model on held-out comparisons, or on cross-fitted ones.
 
     Attributes:
-        accuracy: share of held-out comparisons ordered as labelled, intervals clustered by prompt.
+        accuracy: share of the comparisons ordered as labelled, intervals clustered by prompt.
         baselines: the same accuracy for trivial rules: "random", "longer wins", "shorter wins", and "bag of words"
             where the training comparisons are known.
         best_trivial: the most accurate of these, the bag of words included.
@@ -258,6 +258,11 @@ class AuditRecord(StrictModel, Result):
     def headline(self) -> str:
         """The accuracy and the verdict."""
         return f"accuracy {self.accuracy:.1%}{' (cross-fitted)' if self.folds else ''}, {self.verdict}"
+
+    @property
+    def evidence(self) -> Literal["held-out", "cross-fitted"]:
+        """What the comparisons are: held out from this model, or each from another that stands for it."""
+        return "cross-fitted" if self.folds else "held-out"
 
     @property
     def passed(self) -> bool:

@@ -184,7 +184,7 @@ def judged(record: AuditRecord, config: Audit) -> AuditRecord:
     reasons = []
     if record.prompts < config.least_prompts:
         reasons.append(
-            f"only {record.prompts} held-out prompts, where {config.least_prompts} are the least that count: "
+            f"only {record.prompts} {record.evidence} prompts, where {config.least_prompts} are the least that count: "
             f"{_more(record)}"
         )
     name = min(
@@ -224,8 +224,8 @@ def _not_ahead(record: AuditRecord, name: str, margin: float) -> str:
     # The interval narrows with the root of the number of prompts.
     needed = math.ceil(record.prompts * ((lead.lead - low) / (lead.lead - margin)) ** 2)
     return shortfall + (
-        f"about {max(needed, record.prompts + 1):,} held-out prompts would show a lead of this size (there are "
-        f"{record.prompts:,}): {_more(record)}"
+        f"about {max(needed, record.prompts + 1):,} {record.evidence} prompts would show a lead of this size (there "
+        f"are {record.prompts:,}): {_more(record)}"
     )
 
 

@@ -135,11 +135,12 @@ def _results(role: Role, family: ReleasedFamily) -> list[EvalResult]:
     """What the run measured of a model, for the Hub's `model-index`."""
 
     def result(
-        task: str, data: str, metric: str, name: str, value: float, interval: Interval | None = None
+        task: str, data: str, metric: str, name: str, value: float, interval: Interval | None = None,
+        evidence: str = "held-out",
     ) -> EvalResult:
         within = f", 95% interval {interval[0]:.3f} to {interval[1]:.3f}" if interval else ""
         return EvalResult(
-            task_type=task, dataset_type="held-out", dataset_name=data, metric_type=metric,
+            task_type=task, dataset_type=evidence, dataset_name=data, metric_type=metric,
             metric_name=one_line(name + within), metric_value=round(value, 4),
         )
 
@@ -155,8 +156,8 @@ def _results(role: Role, family: ReleasedFamily) -> list[EvalResult]:
         ))
     if role == "reward" and family.audit and family.described is None:
         results.append(result(
-            "text-classification", f"{family.audit.comparisons} held-out comparisons of this run", "accuracy",
-            "pairwise accuracy", family.audit.accuracy, family.audit.interval,
+            "text-classification", f"{family.audit.comparisons} {family.audit.evidence} comparisons of this run",
+            "accuracy", "pairwise accuracy", family.audit.accuracy, family.audit.interval, family.audit.evidence,
         ))
     return results
 

@@ -131,7 +131,7 @@ class Base(StrictModel):
 
 
 class AuditSummary(AuditRecord):
-    """One reward model on held-out comparisons, in its round.
+    """One reward model on held-out comparisons, or on cross-fitted ones, in its round.
 
     Attributes:
         trained_on: comparisons in its training; None where that is not known.
