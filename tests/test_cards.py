@@ -7,7 +7,7 @@ from html.parser import HTMLParser
 from typing import Any
 
 import pytest
-from huggingface_hub import ModelCard
+from huggingface_hub import ModelCard, ModelCardData
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
@@ -172,7 +172,9 @@ def test_a_cross_fitted_audit_is_never_called_held_out() -> None:
         assert f"of 400 {name} comparisons ordered" in render(made, [])
         assert f"Accuracy on 400 {name} comparisons" in render_audit(made.audits[-1], "mine", "0.1")
         for text in (card, of_family):
-            (measured,) = [row for row in ModelCard(text).data.eval_results or () if row.metric_type == "accuracy"]
+            data = ModelCard(text).data
+            assert isinstance(data, ModelCardData)
+            (measured,) = [row for row in data.eval_results or () if row.metric_type == "accuracy"]
             assert (measured.dataset_type, measured.dataset_name) == (name, f"400 {name} comparisons of this run")
     assert "held-out comparisons" not in model_card("reward", family("word", fitted))
     assert "**models like this one**" in model_card("reward", family("word", fitted))

@@ -7,6 +7,7 @@ import json
 import random
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from triptych.data import splits
 from triptych.data.files import read_comparisons, write
 from triptych.data.folder import DataFolder
 from triptych.data.normal_form import normalised
-from triptych.data.separation import COMPARED, PROVING, RATED, require_apart, shared, stored
+from triptych.data.separation import COMPARED, PROVING, RATED, exposed, require_apart, shared, stored
 from triptych.data.source import Source
 from triptych.data.splits import PromptedRecord, form, fraction
 from triptych.dataset import preparation
@@ -112,7 +113,7 @@ def test_the_regressions_fifth_is_a_fifth_of_every_split_and_of_what_arrives(tmp
     (tmp_path / "data").mkdir()
     arrived = [Comparison(prompt, "a", "b") for prompt in asked(2000, "another {}")]
     found = accumulate(desk_at(tmp_path / "new", seed), arrived, 0.2, tmp_path / "data", None)
-    for part in (*parts.values(), *found.values()):
+    for part in (*parts.values(), found.train, found.heldout):
         fitted = sum(_fits_weights(row, seed) for row in part)
         assert abs(fitted - FITTED_ON * len(part)) < 4 * (len(part) * FITTED_ON * (1 - FITTED_ON)) ** 0.5
 
@@ -329,12 +330,37 @@ def test_what_comes_later_goes_where_its_prompt_is(tmp_path: Path) -> None:
         for row in known for place in (1, 2)
     ]
     found = accumulate(desk_at(tmp_path / "out", seed=7), new, 0.5, data, data)
-    assert shared({**stored(data, "ratings_train", "ratings_heldout"), **found}) == {}
-    assert prompts_of(found["comparisons_train"]) == prompts_of([*compared[:20], *rated[:20]])
-    assert prompts_of(found["comparisons_heldout"]) == prompts_of([*compared[20:], *rated[20:]])
+    both = {"comparisons_train": found.train, "comparisons_heldout": found.heldout}
+    assert shared({**stored(data, "ratings_train", "ratings_heldout"), **both}) == {}
+    assert prompts_of(found.train) == prompts_of([*compared[:20], *rated[:20]])
+    assert prompts_of(found.heldout) == prompts_of([*compared[20:], *rated[20:]])
     write(data / "comparisons_judge.jsonl", [Comparison(Prompt(user("The judge's?")), "x", "y")])
     with pytest.raises(RunError, match="share 1"):
         accumulate(desk_at(tmp_path / "bad"), [Comparison(Prompt(user("the JUDGE'S")), "x", "y")], 0.5, data, None)
+
+
+def test_no_comparison_that_comes_later_is_held_out_on_what_demonstrations_taught(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    data.mkdir()
+    shown, other = asked(40, "Who is {} here?"), asked(40, "What is {} here?")
+    write(data / "demonstrations.jsonl", [Conversation(prompt, "x") for prompt in shown])
+    taught = [Comparison(Prompt(user(varied(prompt.messages[0].content, 1))), "x", "y") for prompt in shown]
+    free = [Comparison(prompt, "x", "y") for prompt in other]
+    said = Listening()
+    found = accumulate(replace(desk_at(tmp_path / "out", seed=7), progress=said), [*taught, *free], 0.5, data, None)
+    assert found.taught == 40
+    assert prompts_of(found.train) >= prompts_of(taught)
+    assert 0 < len(found.heldout) < 40
+    assert prompts_of(found.heldout) < prompts_of(free)
+    assert said.said == ["feedback: 40 of 80 new comparisons have the prompt of a demonstration, and train the reward "
+                          "model: none of them is held out"]
+    said = Listening()
+    found = accumulate(replace(desk_at(tmp_path / "all"), progress=said), taught, 0.5, data, None)
+    assert (len(found.train), found.heldout) == (40, [])
+    assert DataFolder(tmp_path / "all").crossfitted("train")
+    assert exposed(data, tmp_path / "all", "train")
+    (line,) = said.said
+    assert line.endswith("so they are cross-fitted, and the reward models start from the Base")
 
 
 @pytest.mark.skipif(not REAL.is_dir(), reason="needs ../shared/data")

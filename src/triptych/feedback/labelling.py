@@ -59,6 +59,7 @@ class Labelled(Result):
     Attributes:
         answers: that were sampled.
         ties: pairs about which nobody was asked.
+        taught: comparisons with the prompt of a demonstration, of which none is held out.
         noise, ceiling: the rate of flipped labels, and the best accuracy that it allows; None where it is not known.
     """
 
@@ -66,6 +67,7 @@ class Labelled(Result):
     answers: int
     comparisons: int
     ties: int
+    taught: int = 0
     noise: float | None = None
     ceiling: float | None = None
 
@@ -93,7 +95,7 @@ def label(
     new = _compared(groups, judge, config, context.seed * 1000 + round)
     if not new:
         raise RunError("the judge found no difference between any two answers, so there is nothing to learn from")
-    accumulate(context, new, config.heldout, data, earlier, thumbs, cross_fit)
+    added = accumulate(context, new, config.heldout, data, earlier, thumbs, cross_fit)
     compared = len(groups) * config.answers * (config.answers - 1) // 2
     # What a judge that may err gets wrong is not known.
     noise = config.noise if isinstance(config, ExactLabelling) else None
@@ -102,6 +104,7 @@ def label(
         answers=len(groups) * config.answers,
         comparisons=len(new),
         ties=compared - len(new),
+        taught=added.taught,
         noise=noise,
         ceiling=None if noise is None else 1 - noise,
     )

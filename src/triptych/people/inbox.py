@@ -169,10 +169,15 @@ class FeedbackAdded(Result):
 
 
 class ComparisonsAdded(FeedbackAdded):
-    """What became of the comparisons that a round took, and how many were added."""
+    """What became of the comparisons that a round took, and how many were added.
+
+    Attributes:
+        taught: those with the prompt of a demonstration, of which none is held out.
+    """
 
     comparisons: int
     ties: int = 0
+    taught: int = 0
 
 
 class ThumbsAdded(FeedbackAdded):
@@ -199,8 +204,8 @@ def add_comparisons(
     judged = [name for name in (*COMPARED, *RATED) if "judge" in name]
     kept = stored(data, *PROVING, *judged)
     new, left_out = _read(context, config, sources, read_comparisons, "comparisons", kept)
-    accumulate(context, new, config.heldout, data, earlier, thumbs, config.cross_fit)
-    return ComparisonsAdded(comparisons=len(new), **left_out)
+    added = accumulate(context, new, config.heldout, data, earlier, thumbs, config.cross_fit)
+    return ComparisonsAdded(comparisons=len(new), taught=added.taught, **left_out)
 
 
 def add_thumbs(
