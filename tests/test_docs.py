@@ -107,7 +107,7 @@ def models(kind: type[BaseModel], place: str = "") -> Iterator[tuple[str, type[B
         for inner in models_in(info.annotation):
             section = place if is_flat(info) else f"{place}.{info.alias or name}".lstrip(".")
             section = re.sub(r"^feedback\.(\w+)$", r"feedback.N.\1", section)
-            section = "lora" if name == "lora" else section
+            section = name if name in ("lora", "constrain") else section
             section = "improve" if section == "compare" else section
             yield from models(inner, section)
 

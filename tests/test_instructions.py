@@ -10,14 +10,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
-from triptych.data.files import json_line, read_prompts
+from triptych.data.files import json_line, read_comparisons, read_conversations, read_prompts
+from triptych.data.rows import Place
+from triptych.data.source import Source
 from triptych.errors import DataError
-from triptych.instructions.constraining import constrain, constrain_answers
+from triptych.instructions.constraining import Constraining, constrain, constrain_answers
 from triptych.instructions.registry import DRAWN, IFEVAL, INSTRUCTIONS, instruction
 from triptych.instructions.text import sentences
 from triptych.records import Check, Conversation, Prompt
 from triptych.reward.rules import Rules, RulesReward
+
+THREE = Constraining(most=3, seed=4)
 
 CASES: list[tuple[str, dict[str, Any], str, str]] = [
     ("keywords:existence", {"keywords": ["sea", "boat"]}, "A Boat on the SEA.", "A boat on the lake."),
@@ -145,10 +150,10 @@ def test_ifevals_own_code_says_the_same(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_added_instructions_are_the_same_again_and_do_not_contradict() -> None:
     prompts = [Prompt.of(f"Write about the number {number} and what people think of it.") for number in range(300)]
-    made = constrain(prompts, most=3, seed=4)
-    assert made == constrain(prompts, most=3, seed=4)
-    assert made[7:9] == constrain(prompts[7:9], most=3, seed=4)
-    assert made != constrain(prompts, most=3, seed=5)
+    made = constrain(prompts, THREE)
+    assert made == constrain(prompts, THREE)
+    assert made[7:9] == constrain(prompts[7:9], THREE)
+    assert made != constrain(prompts, Constraining(most=3, seed=5))
     assert {len(prompt.checks) for prompt in made} == {1, 2, 3}
     assert {check.kind for prompt in made for check in prompt.checks} == set(DRAWN)
     for prompt, before in zip(made, prompts, strict=True):
@@ -165,9 +170,9 @@ def test_answers_follow_the_instructions_that_are_added() -> None:
     )
     asked = [Prompt.of(f"Tell me about place {place} by the sea.") for place in range(400)]
     conversations = [Conversation(prompt, body.format(place)) for place, prompt in enumerate(asked)]
-    made = constrain_answers(conversations, most=3, seed=1)
-    assert made == constrain_answers(conversations, most=3, seed=1)
-    assert made[5:6] == constrain_answers(conversations[5:6], most=3, seed=1)
+    made = constrain_answers(conversations, THREE)
+    assert made == constrain_answers(conversations, THREE)
+    assert made[5:6] == constrain_answers(conversations[5:6], THREE)
     assert len(made) == len(conversations)
     kinds = {check.kind for conversation in made for check in conversation.prompt.checks}
     assert len(kinds) >= 30  # the others cannot be had from these sentences by a change of form
@@ -178,15 +183,42 @@ def test_answers_follow_the_instructions_that_are_added() -> None:
 
 
 def test_kinds_are_held_out() -> None:
-    held = ["punctuation:no_comma", "startend:quotation"]
+    held = ("punctuation:no_comma", "startend:quotation")
     prompts = [Prompt.of(f"Question {number}?") for number in range(60)]
-    trained = constrain(prompts, kinds=[kind for kind in DRAWN if kind not in held])
+    trained = constrain(prompts, Constraining(without=held))
     assert not {check.kind for prompt in trained for check in prompt.checks} & set(held)
-    assert {check.kind for prompt in constrain(prompts, kinds=held) for check in prompt.checks} == set(held)
-    with pytest.raises(ValueError, match="did you mean 'punctuation:no_comma'"):
-        constrain(prompts, kinds=["punctuation:no_commas"])
-    with pytest.raises(ValueError, match="written for it"):
-        constrain(prompts, kinds=["combination:repeat_prompt"])
+    measured = constrain(prompts, Constraining(only=held))
+    assert {check.kind for prompt in measured for check in prompt.checks} == set(held)
+
+
+@pytest.mark.parametrize(("settings", "what"), [
+    ({"only": ["punctuation:no_commas"]}, "did you mean 'punctuation:no_comma'"),
+    ({"without": ["combination:repeat_prompt"]}, "written for it"),
+    ({"only": ["punctuation:no_comma"], "without": ["punctuation:no_comma"]}, "no kind of instruction is left"),
+    ({"most": 0}, "greater than or equal to 1"),
+])
+def test_what_cannot_be_added_is_named(settings: dict[str, Any], what: str) -> None:
+    with pytest.raises(ValidationError, match=what):
+        Constraining.model_validate(settings)
+
+
+def test_a_source_is_constrained_as_it_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "alpaca.jsonl"
+    rows = [{"instruction": f"Tell me about {i}.", "output": "The sea is wide. It is cold."} for i in range(8)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    places: list[Place] = []
+    source = Source(file=str(path), rows=(2, 5), constrain=Constraining(only=("punctuation:no_comma",)))
+    conversations = read_conversations(source, places=places)
+    assert [place.line for place in places] == [3, 4, 5]
+    assert [conversation.prompt.messages[-1].content[:15] for conversation in conversations] == [
+        f"Tell me about {i}" for i in (2, 3, 4)
+    ]
+    assert all(conversation.prompt.checks == (Check("punctuation:no_comma"),) for conversation in conversations)
+    assert [prompt.checks for prompt in read_prompts(source)] == [(Check("punctuation:no_comma"),)] * 3
+    compared = tmp_path / "pairs.jsonl"
+    compared.write_text(json.dumps({"prompt": "a", "chosen": "b", "rejected": "c"}))
+    with pytest.raises(DataError, match="constrain: is of prompts and conversations, and these are comparisons"):
+        read_comparisons(Source(file=str(compared), constrain=Constraining()))
 
 
 def test_rows_hold_instructions_in_three_forms(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import typer
 
 from triptych.cli.app import Commands, app
 from triptych.cli.terminal import say
-from triptych.errors import DataError, RecipeError, RunError, TriptychError
+from triptych.errors import DataError, RecipeError, RunError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -51,29 +51,27 @@ def constrain(
 
     Example: [bold]triptych data constrain alpaca.jsonl --out prompts.jsonl --without punctuation:no_comma[/bold]
     """
+    from pydantic import ValidationError
+
     from triptych.data.files import read_conversations, read_saying, write
     from triptych.data.splits import prompt_of
+    from triptych.instructions.constraining import Constraining, constrain_answers
     from triptych.instructions.constraining import constrain as add_instructions
-    from triptych.instructions.constraining import constrain_answers
-    from triptych.instructions.registry import DRAWN, require_kind
 
     if out.exists():
         raise RunError(f"{out} is there already; nothing was written. Name a new file")
     try:
-        kinds = [kind for kind in only or DRAWN if kind not in {require_kind(kind).kind for kind in without or ()}]
-        made: Sequence[Prompt | Conversation]
-        if answers:
-            made = constrain_answers(read_saying(read_conversations, [file], say), most=most, kinds=kinds, seed=seed)
-        else:
-            made = add_instructions(_prompts(file), most=most, kinds=kinds, seed=seed)
-    except TriptychError:
-        raise
-    except ValueError as error:
-        raise RecipeError(str(error)) from None
+        config = Constraining(most=most, only=tuple(only or ()), without=tuple(without or ()), seed=seed)
+    except ValidationError as error:
+        raise RecipeError("; ".join(each["msg"].removeprefix("Value error, ") for each in error.errors())) from None
+    made: Sequence[Prompt | Conversation] = (
+        constrain_answers(read_saying(read_conversations, [file], say), config) if answers
+        else add_instructions(_prompts(file), config)
+    )
     write(out, made)
     counts = sum(len(prompt_of(record).checks) for record in made)
     say(f"wrote {out}: {len(made):,} {'conversations' if answers else 'prompts'} with {counts:,} instructions of "
-        f"{len(kinds)} kinds")
+        f"{len(config.kinds)} kinds")
 
 
 def _prompts(file: Path) -> list[Prompt]:

@@ -10,6 +10,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,6 +19,7 @@ from triptych.data.row import Row
 from triptych.data.rows import Place, Values, numbered, opened, rows_of, shown, text_of
 from triptych.data.source import Source, kind_of
 from triptych.errors import DataError, Fault
+from triptych.instructions.constraining import constrain, constrain_answers
 from triptych.records import (
     Comparison,
     Conversation,
@@ -79,7 +81,9 @@ def read_conversations(
     notes: list[Fault] | None = None,
 ) -> list[Conversation]:
     """Reads `{"messages"}` or `{"prompt", "completion"}` rows; see :func:`read_documents`."""
-    return _read(source, "conversations", parse_conversation, skipped, places, notes)
+    config = Source.of(source).constrain
+    conversations = _read(source, "conversations", parse_conversation, skipped, places, notes)
+    return constrain_answers(conversations, config) if config else conversations
 
 
 def read_prompts(
@@ -87,7 +91,9 @@ def read_prompts(
     notes: list[Fault] | None = None,
 ) -> list[Prompt]:
     """Reads `{"prompt"}` rows with optional `reference` and `task`; see :func:`read_documents`."""
-    return _read(source, "prompts", _prompt, skipped, places, notes)
+    config = Source.of(source).constrain
+    prompts = _read(source, "prompts", _prompt, skipped, places, notes)
+    return constrain(prompts, config) if config else prompts
 
 
 def read_comparisons(
@@ -219,7 +225,7 @@ def _read(
     reading = _Reading(source, kind)
     records: list[R] = []
     faults: list[Fault] = []
-    for values in rows_of(source, also):
+    for values in islice(rows_of(source, also), *source.rows or (None,)):
         if isinstance(values, Fault):
             reading.rows += 1
             faults.append(values)
@@ -258,6 +264,9 @@ class _Reading:
         self._first: dict[str, Place] = {}
         if kind is not None:
             _require_fields(source, kind)
+        if source.constrain and kind not in ("prompts", "conversations"):
+            what = f"is of prompts and conversations, and these are {kind}"
+            raise DataError([Fault(source.file, None, "constrain", what)])
 
     def rows_in(self, values: Values) -> Iterator[Row]:
         self.rows += 1

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Field
 
 from triptych.configuration import Config
+from triptych.instructions.constraining import Constraining
 
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".arrow", ".txt")
 """How the name of a data file ends, before `.gz` and the like."""
@@ -25,12 +26,16 @@ class Reading(Config):
         configuration: of a dataset on the Hub, where it has several.
         split: of a dataset, or of a folder with several; `train` by default.
         revision: of a dataset on the Hub: a branch, a tag or a commit.
+        rows: of all rows those from the first number on to before the second, counted from 0.
+        constrain: of prompts, and of conversations to learn: instructions that code can check are added.
     """
 
     fields: Mapping[str, str] = Field(default_factory=dict)
     configuration: str | None = None
     split: str | None = None
     revision: str | None = None
+    rows: tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=1)]] | None = None
+    constrain: Constraining | None = None
 
 
 class Source(Reading):

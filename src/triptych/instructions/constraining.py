@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import Self
 
+from pydantic import Field, field_validator, model_validator
+
+from triptych.configuration import Config
 from triptych.instructions.instruction import Instruction
 from triptych.instructions.registry import DRAWN, INSTRUCTIONS, require_kind
 from triptych.records import Check, Conversation, Prompt
@@ -24,53 +28,69 @@ TRIES = 6
 _WORD = re.compile(r"\b[a-z]{5,12}\b")
 
 
-def constrain(
-    prompts: Sequence[Prompt], *, most: int = 2, kinds: Iterable[str] = DRAWN, seed: int = 0
-) -> list[Prompt]:
-    """Each prompt with one to `most` instructions behind its last turn, and with their checks.
+class Constraining(Config):
+    """Which instructions are added to prompts.
+
+    Attributes:
+        most: how many a prompt is given at most.
+        only: the kinds that are drawn from; by default all that can be added to any prompt.
+        without: kinds that are held out.
+        seed: of the draw.
+    """
+
+    most: int = Field(default=2, ge=1)
+    only: tuple[str, ...] = ()
+    without: tuple[str, ...] = ()
+    seed: int = 0
+
+    @field_validator("only", "without")
+    @classmethod
+    def _can_be_added(cls, kinds: tuple[str, ...]) -> tuple[str, ...]:
+        for kind in kinds:
+            require_kind(kind)
+            if kind not in DRAWN:
+                raise ValueError(f"{kind} cannot be added to a prompt; it needs one that was written for it")
+        return kinds
+
+    @model_validator(mode="after")
+    def _some(self) -> Self:
+        if not self.kinds:
+            raise ValueError("no kind of instruction is left to draw from")
+        return self
+
+    @property
+    def kinds(self) -> list[str]:
+        """Those that are drawn from."""
+        return [kind for kind in dict.fromkeys(self.only or DRAWN) if kind not in self.without]
+
+
+DEFAULT = Constraining()
+
+
+def constrain(prompts: Sequence[Prompt], config: Constraining = DEFAULT) -> list[Prompt]:
+    """Each prompt with one or more instructions behind its last turn, and with their checks.
 
     No two instructions of a prompt claim the same of an answer (`Instruction.claims`). A prompt is given the same ones
     whatever other prompts stand beside it.
-
-    Args:
-        prompts: what is asked.
-        most: how many instructions a prompt is given at most.
-        kinds: which may be drawn.
-        seed: of the draw.
-
-    Raises:
-        ValueError: a kind is unknown, or cannot be asked of any prompt.
     """
-    chosen = _known(kinds)
-    return [_constrained(prompt, chosen, most, random.Random(f"{seed} {prompt.key}")) for prompt in prompts]
+    return [_constrained(prompt, config, random.Random(f"{config.seed} {prompt.key}")) for prompt in prompts]
 
 
-def constrain_answers(
-    conversations: Sequence[Conversation], *, most: int = 2, kinds: Iterable[str] = DRAWN, seed: int = 0
-) -> list[Conversation]:
+def constrain_answers(conversations: Sequence[Conversation], config: Constraining = DEFAULT) -> list[Conversation]:
     """Conversations to learn whose prompts are given instructions that their answers follow.
 
     Arguments are drawn so that the answer follows (a bound that its length keeps, a word that it has), or its form is
     changed until it does (capitals, a list, quotation marks). All checks are made of the answer as it is in the end. A
-    conversation for which nothing fits is left out.
-
-    Args:
-        conversations: what was asked and answered.
-        most, kinds, seed: as in :func:`constrain`.
+    conversation for which nothing fits stays as it is.
     """
-    chosen = _known(kinds)
-    rewritten = (
-        _followed(conversation, chosen, most, random.Random(f"{seed} {conversation.prompt.key}"))
-        for conversation in conversations
-    )
-    return [conversation for conversation in rewritten if conversation is not None]
+    return [_followed(each, config, random.Random(f"{config.seed} {each.prompt.key}")) for each in conversations]
 
 
-def _followed(conversation: Conversation, kinds: list[str], most: int, rng: random.Random) -> Conversation | None:
-    answer, count = conversation.answer.strip(), rng.randint(1, most)
+def _followed(conversation: Conversation, config: Constraining, rng: random.Random) -> Conversation:
+    answer, count = conversation.answer.strip(), rng.randint(1, config.most)
     words = _words(conversation.prompt, rng) + sorted(set(_WORD.findall(answer)))
     kept: list[Instruction] = []
-    for kind in rng.sample(kinds, k=len(kinds)):
+    for kind in rng.sample(config.kinds, k=len(config.kinds)):
         claimed = {claim for instruction in kept for claim in instruction.claims}
         if len(kept) == count or claimed & INSTRUCTIONS[kind].claims:
             continue
@@ -81,12 +101,12 @@ def _followed(conversation: Conversation, kinds: list[str], most: int, rng: rand
                 kept, answer = [*kept, drawn], changed
                 break
     if not kept:
-        return None
+        return conversation
     return replace(conversation, prompt=_asking(conversation.prompt, kept, rng), answer=answer)
 
 
-def _constrained(prompt: Prompt, kinds: list[str], most: int, rng: random.Random) -> Prompt:
-    drawn = _compatible(kinds, rng.randint(1, most), rng)
+def _constrained(prompt: Prompt, config: Constraining, rng: random.Random) -> Prompt:
+    drawn = _compatible(config.kinds, rng.randint(1, config.most), rng)
     words = _words(prompt, rng)
     instructions = [INSTRUCTIONS[kind].draw(rng, words) for kind in drawn]
     return _asking(prompt, instructions, rng)
@@ -105,17 +125,6 @@ def _asking(prompt: Prompt, instructions: Sequence[Instruction], rng: random.Ran
         messages=(*prompt.messages[:-1], replace(last, content=asked)),
         checks=tuple(_check(instruction) for instruction in instructions),
     )
-
-
-def _known(kinds: Iterable[str]) -> list[str]:
-    chosen = list(dict.fromkeys(kinds))
-    for kind in chosen:
-        require_kind(kind)
-        if kind not in DRAWN:
-            raise ValueError(f"{kind} cannot be added to a prompt; it needs one that was written for it")
-    if not chosen:
-        raise ValueError("there must be a kind of instruction to draw from")
-    return chosen
 
 
 def _compatible(kinds: list[str], count: int, rng: random.Random) -> list[str]:
