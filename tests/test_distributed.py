@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from triptych.engine.rollout import Policy
 from triptych.engine.sampling import Sampling
 from triptych.engine.scoring import RewardModel
 from triptych.engine.training import WholeMuon
+from triptych.errors import DataError, Fault, TriptychError, WaitingError
 from triptych.improve.dpo import Dpo
 from triptych.improve.grpo import Grpo
 from triptych.improve.improvement import improve
@@ -37,6 +39,7 @@ from triptych.improve.loop import Improvement
 from triptych.improve.ppo import Ppo
 from triptych.improve.rloo import Rloo
 from triptych.instruct.finetuning import Finetuning, finetune
+from triptych.pipeline.runner import Runner
 from triptych.pipeline.stage import StageContext
 from triptych.progress import Silent
 from triptych.records import Comparison, Conversation, Document, Prompt, Rating, Thumb, user
@@ -160,6 +163,29 @@ def dealt(folder: Path) -> None:
 
     made = distributed.shard_map(work, "abcde")
     (folder / f"dealt-{distributed.rank()}.json").write_text(json.dumps([made, seen]))
+
+
+def outside(folder: Path) -> None:
+    """What a runner does outside of its stages: its result or error on each rank, and what each rank did of it."""
+    done: list[str] = []
+    runner = Runner(folder / "run", Silent(), 1, 0)
+
+    def wait(error: Exception) -> None:
+        done.append(type(error).__name__)
+        raise error
+
+    def act() -> Path:
+        done.append(f"of {distributed.world_size()}")
+        return folder
+
+    come_to = [str(runner.outside(act, folder) == folder)]
+    faults = [Fault("mine.jsonl", 3, "prompt", "missing"), Fault("mine.jsonl", 4, None, "empty")]
+    for error in WaitingError("2 questions are open"), DataError(faults):
+        try:
+            runner.outside(partial(wait, error), None)
+        except TriptychError as raised:
+            come_to.append(f"{type(raised).__name__}: {raised}")
+    (folder / f"outside-{distributed.rank()}.json").write_text(json.dumps([come_to, done]))
 
 
 def work(data: Path, policy: Path, folder: Path) -> None:
@@ -338,6 +364,14 @@ def test_each_item_is_worked_on_by_one_rank(both: tuple[Path, Path]) -> None:
     assert shares == [[list("ABCDE"), list("ace")], [list("ABCDE"), list("bd")]]
 
 
+def test_what_the_first_rank_does_for_all_or_cannot_is_known_to_all(both: tuple[Path, Path]) -> None:
+    come_to = ["True", "WaitingError: 2 questions are open",
+               "DataError: mine.jsonl:3: prompt: missing\nmine.jsonl:4: empty"]
+    done = [["of 1", "WaitingError", "DataError"], []]
+    for rank in range(2):
+        assert json.loads((both[1] / f"outside-{rank}.json").read_text()) == [come_to, done[rank]]
+
+
 def test_an_answer_on_which_a_rule_fails_gets_the_least_of_every_ranks(both: tuple[Path, Path]) -> None:
     numbers = json.loads((both[1] / "measured-1.json").read_text())["rules"]
     least = -float(max(map(len, NOUNS)))
@@ -411,6 +445,7 @@ if __name__ == "__main__":
     muon(mine)
     stale(policy, mine)
     dealt(mine)
+    outside(mine)
     work(data, policy, mine)
     killed(data, policy, mine)
     distributed.barrier()

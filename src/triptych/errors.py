@@ -90,3 +90,7 @@ class DataError(TriptychError):
         if len(self.faults) > self.SHOWN:
             lines.append(f"and {len(self.faults) - self.SHOWN} more")
         super().__init__("\n".join(lines))
+
+    def __reduce__(self) -> tuple[type[DataError], tuple[Sequence[Fault]]]:
+        """What another process makes the same error of."""
+        return type(self), (self.faults,)

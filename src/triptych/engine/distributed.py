@@ -26,6 +26,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.utils._pytree import tree_map
 
 from triptych.engine.packing import fill
+from triptych.errors import TriptychError
 
 Item = TypeVar("Item")
 Batch = TypeVar("Batch")
@@ -100,6 +101,28 @@ def broadcast(value: Item) -> Item:
     values = [value]
     dist.broadcast_object_list(values, src=0)
     return values[0]
+
+
+def on_first(act: Callable[[], Item]) -> Item:
+    """What the first rank alone does, on every rank; where it cannot, no rank goes on, and none waits for another.
+
+    Raises:
+        TriptychError: the first rank's, on all of them.
+    """
+    if world_size() == 1:
+        return act()
+    outcome: tuple[Item] | TriptychError | None = None
+    if rank() == 0:
+        try:
+            with single_rank():
+                outcome = (act(),)
+        except TriptychError as error:
+            outcome = error
+    outcome = broadcast(outcome)
+    assert outcome is not None
+    if isinstance(outcome, TriptychError):
+        raise outcome
+    return outcome[0]
 
 
 def all_reduce(numbers: Sequence[float]) -> list[float]:

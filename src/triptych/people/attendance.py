@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from triptych.engine import distributed
 from triptych.errors import RunError, WaitingError
 from triptych.people.inbox import Inbox
 from triptych.people.questions import FILE as QUESTIONS
@@ -33,10 +32,9 @@ class Attendance:
 
     def ask(self, asked: Artifact[QuestionsAsked]) -> None:
         """Puts a round's questions where people look for them; the run's questions.jsonl is the newest."""
-        if distributed.rank() == 0:
-            place = self.folder / QUESTIONS
-            write_whole(place, (asked / QUESTIONS).read_text(encoding="utf-8"))
-            self.progress.say(f"{asked.result.questions} questions to people: {place}, or triptych label")
+        place = self.folder / QUESTIONS
+        write_whole(place, (asked / QUESTIONS).read_text(encoding="utf-8"))
+        self.progress.say(f"{asked.result.questions} questions to people: {place}, or triptych label")
 
     def feedback(
         self, form: Form, file: Path, round: int, wrong_rows: Literal["refuse", "skip"], required: bool
@@ -52,10 +50,9 @@ class Attendance:
             RunError: there is nothing new, and it is required.
         """
         inbox = Inbox.of_run(self.folder, file, form)
-        if distributed.rank() == 0 and inbox.note:
+        if inbox.note:
             self.progress.say(inbox.note)
-        taken = distributed.broadcast(inbox.take(round, wrong_rows) if distributed.rank() == 0 else None)
-        assert taken is not None
+        taken = inbox.take(round, wrong_rows)
         if taken.read_text(encoding="utf-8"):
             return taken
         if not required:
@@ -79,18 +76,13 @@ class Attendance:
         """
         panel = Panel(questions, file)
         kept = self.folder / "verdicts" / f"{questions.parent.name}.jsonl"
-        still = distributed.broadcast([] if kept.exists() else list(panel.open))
         place = self.folder / GATE_QUESTIONS
-        if still:
-            if distributed.rank() == 0:
-                write_whole(place, panel.questions.read_text(encoding="utf-8"))
+        if not kept.exists() and (still := list(panel.open)):
+            write_whole(place, panel.questions.read_text(encoding="utf-8"))
             raise WaitingError(
                 f"{gate} waits for people: {len(still)} of {len(panel.all)} "
                 f"questions are open ({place}); answer them with triptych label, then give the same command again"
                 + "".join(f"\n{note}" for note in panel.notes)
             )
-        if distributed.rank() == 0:
-            place.unlink(missing_ok=True)
-            panel.take(kept)
-        distributed.barrier()
-        return kept
+        place.unlink(missing_ok=True)
+        return panel.take(kept)

@@ -99,8 +99,11 @@ class Runner:
         return artifact
 
     def outside(self, act: Callable[[], T], planned: T) -> T:
-        """Does what no stage does, as waiting for people; a plan does not, and goes on with `planned`."""
-        return act()
+        """Does what no stage does, as waiting for people; a plan does not, and goes on with `planned`.
+
+        Of several ranks the first does it, and all have its result or its error.
+        """
+        return distributed.on_first(act)
 
     def _found_or_computed(self, stage: StageCall[R]) -> Artifact[R]:
         mark = self._fingerprint(stage)
