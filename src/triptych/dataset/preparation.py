@@ -7,6 +7,7 @@ training row whose prompt asks the same, in its normal form, is removed, so that
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal, TypeVar
 
@@ -145,6 +146,27 @@ class Prepared(Result):
     left_out_lines: dict[str, list[str]] = Field(default_factory=dict)
 
 
+@dataclass
+class LeftOut:
+    """The rows that were left out, and those that something was left out of, by why; see `WHY`."""
+
+    reasoning_left_out: Sequence[PromptedRecord] = ()
+    comparisons_alike: Sequence[PromptedRecord] = ()
+    duplicate_conversations: Sequence[PromptedRecord] = ()
+    duplicate_comparisons: Sequence[PromptedRecord] = ()
+    duplicate_ratings: Sequence[PromptedRecord] = ()
+    duplicate_thumbs: Sequence[PromptedRecord] = ()
+    duplicate_prompts: Sequence[PromptedRecord] = ()
+    prompts_removed: Sequence[PromptedRecord] = ()
+    conversations_removed: Sequence[PromptedRecord] = ()
+    comparisons_removed: Sequence[PromptedRecord] = ()
+    ratings_removed: Sequence[PromptedRecord] = ()
+    thumbs_removed: Sequence[PromptedRecord] = ()
+    demonstrations_removed: Sequence[PromptedRecord] = ()
+    demonstrations_shared: Sequence[PromptedRecord] = ()
+    feedback_prompts_removed: Sequence[PromptedRecord] = ()
+
+
 @alone
 def prepare_data(context: StageContext, config: DataPreparation, sources: Mapping[str, str | Path]) -> Prepared:
     """Reads every file and writes the cycle's data; says what was left out, why, and in which lines it stands.
@@ -158,29 +180,28 @@ def prepare_data(context: StageContext, config: DataPreparation, sources: Mappin
         context.progress.say(f"left out: {fault}")
     for note in records.notes:
         context.progress.say(f"data: {note}")
-    counts = {"wrong_rows_left_out": len(records.skipped)}
-    left: dict[str, Sequence[PromptedRecord]] = {"reasoning_left_out": records.reasoned}
-    conversations, left["duplicate_conversations"] = deduplicate(records.conversations)
-    left["comparisons_alike"] = [row for row in records.comparisons if not differ(row.chosen, row.rejected)]
-    comparisons, left["duplicate_comparisons"] = deduplicate(
+    left = LeftOut(reasoning_left_out=records.reasoned)
+    conversations, left.duplicate_conversations = deduplicate(records.conversations)
+    left.comparisons_alike = [row for row in records.comparisons if not differ(row.chosen, row.rejected)]
+    comparisons, left.duplicate_comparisons = deduplicate(
         row for row in records.comparisons if differ(row.chosen, row.rejected)
     )
-    ratings, left["duplicate_ratings"] = deduplicate(records.ratings)
-    thumbs, left["duplicate_thumbs"] = deduplicate(records.thumbs)
-    prompts, left["duplicate_prompts"] = _of_different_turns(records.prompts)
-    counts["contradictions"] = len(contradictions(comparisons))
+    ratings, left.duplicate_ratings = deduplicate(records.ratings)
+    thumbs, left.duplicate_thumbs = deduplicate(records.thumbs)
+    prompts, left.duplicate_prompts = _of_different_turns(records.prompts)
+    contradicting = contradictions(comparisons)
 
     asked = prompts or _of_different_turns(row.prompt for row in conversations)[0]
     measured = set_apart(asked, config, context.seed)
     proving = [prompt for part in measured.values() for prompt in part]
     own = {prompt.key for prompt in proving}
-    improve, left["prompts_removed"] = decontaminate([row for row in asked if row.key not in own], proving)
+    improve, left.prompts_removed = decontaminate([row for row in asked if row.key not in own], proving)
     if not improve:
         what = f"{len(asked)} different prompts are too few: some improve, others are held out for test, gate, curves"
         raise DataError([Fault("prompts", None, None, what)])
-    conversations, left["conversations_removed"] = decontaminate(conversations, proving)
-    comparisons, left["comparisons_removed"] = decontaminate(comparisons, proving)
-    ratings, left["ratings_removed"] = decontaminate(ratings, proving)
+    conversations, left.conversations_removed = decontaminate(conversations, proving)
+    comparisons, left.comparisons_removed = decontaminate(comparisons, proving)
+    ratings, left.ratings_removed = decontaminate(ratings, proving)
 
     shares = {
         "train": (1 - config.judge) * (1 - config.heldout), "heldout": (1 - config.judge) * config.heldout,
@@ -198,12 +219,12 @@ def prepare_data(context: StageContext, config: DataPreparation, sources: Mappin
     feedback = [(name, row) for parts in (compared, rated) for name, rows in parts.items() for row in rows]
     audited = [row for name, row in feedback if "heldout" in name]
     judged = [row for name, row in feedback if "judge" in name]
-    conversations, left["demonstrations_removed"] = decontaminate(conversations, audited)
+    conversations, left.demonstrations_removed = decontaminate(conversations, audited)
     # Cross-fitted rewards do not start from what learnt these; see `separation.exposed`.
-    left["demonstrations_shared"] = decontaminate(
+    left.demonstrations_shared = decontaminate(
         conversations, [row for rows in compared.values() for row in rows] if crossfitted else []
     )[1]
-    thumbs, left["thumbs_removed"] = decontaminate(thumbs, [*proving, *audited])
+    thumbs, left.thumbs_removed = decontaminate(thumbs, [*proving, *audited])
     if records.thumbs and not thumbs:
         what = "none is left: every one has a prompt that is held out for measuring; give more, with other prompts"
         raise DataError([Fault("thumbs", None, None, what)])
@@ -216,25 +237,43 @@ def prepare_data(context: StageContext, config: DataPreparation, sources: Mappin
         raise DataError([Fault("conversations", None, None, what)])
     (learnt,) = divided("conversations", (conversations,), {"heldout": 0.04, "train": 0.96}, context.seed)
     parts |= {"demonstrations": learnt["train"], "demonstrations_heldout": learnt["heldout"]} if conversations else {}
-    asking, left["feedback_prompts_removed"] = decontaminate(improve, judged)
+    asking, left.feedback_prompts_removed = decontaminate(improve, judged)
     parts |= {"prompts_improve": improve, "prompts_feedback": asking}
 
     require_apart(parts)
     output = DataFolder(context.output)
     for name, rows in parts.items():
         output.named(name).write(rows)
-        counts[name] = len(rows)
     output.examples.write(learnt["train"][:12])
-    if records.documents:
-        text = split_text(records.documents, config.heldout, context.seed)
-        for name, documents in text.items():
-            output.named(name).write(documents)
-            counts[name] = len(documents)
-    counts |= {name: len(rows) for name, rows in left.items()}
-    places = {
-        name: [records.places[id(prompt_of(row))] for row in rows[:EXAMPLES]] for name, rows in left.items() if rows
-    }
-    prepared = Prepared(left_out_lines=places, crossfitted=crossfitted, **counts)
+    text = split_text(records.documents, config.heldout, context.seed) if records.documents else {}
+    for name, documents in text.items():
+        output.named(name).write(documents)
+    prepared = Prepared(
+        wrong_rows_left_out=len(records.skipped), contradictions=len(contradicting),
+        reasoning_left_out=len(left.reasoning_left_out), comparisons_alike=len(left.comparisons_alike),
+        duplicate_conversations=len(left.duplicate_conversations),
+        duplicate_comparisons=len(left.duplicate_comparisons), duplicate_ratings=len(left.duplicate_ratings),
+        duplicate_thumbs=len(left.duplicate_thumbs), duplicate_prompts=len(left.duplicate_prompts),
+        prompts_removed=len(left.prompts_removed), conversations_removed=len(left.conversations_removed),
+        comparisons_removed=len(left.comparisons_removed), ratings_removed=len(left.ratings_removed),
+        thumbs_removed=len(left.thumbs_removed), demonstrations_removed=len(left.demonstrations_removed),
+        demonstrations_shared=len(left.demonstrations_shared),
+        feedback_prompts_removed=len(left.feedback_prompts_removed),
+        prompts_test=len(measured["prompts_test"]), prompts_gate=len(measured["prompts_gate"]),
+        prompts_validation=len(measured["prompts_validation"]), prompts_improve=len(improve),
+        prompts_feedback=len(asking),
+        comparisons_train=len(compared["train"]), comparisons_heldout=len(compared.get("heldout", ())),
+        comparisons_judge=len(compared["judge"]), comparisons_judge_heldout=len(compared.get("judge_heldout", ())),
+        ratings_train=len(rated["train"]), ratings_heldout=len(rated.get("heldout", ())),
+        ratings_judge=len(rated["judge"]), ratings_judge_heldout=len(rated.get("judge_heldout", ())),
+        thumbs=len(thumbs), crossfitted=crossfitted, demonstrations=len(learnt["train"]),
+        demonstrations_heldout=len(learnt["heldout"]), text=len(text.get("text", ())),
+        text_heldout=len(text.get("text_heldout", ())),
+        left_out_lines={
+            why.name: [records.places[id(prompt_of(row))] for row in rows[:EXAMPLES]]
+            for why in fields(left) if (rows := getattr(left, why.name))
+        },
+    )
     for line in left_out(prepared):
         context.progress.say(f"data: {line}")
     return prepared
