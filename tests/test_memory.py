@@ -12,6 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from conftest import FAMILIES, some_tokens, tiny, with_our_attention
 from triptych.engine import attention
+from triptych.engine.adapters import Lora, adapt
 from triptych.engine.device import autocast, compute_dtype
 from triptych.engine.forward import answer_logprobs, hidden_states, pack_answers
 from triptych.engine.models import parameters
@@ -112,6 +113,37 @@ def test_the_optimizers_state_is_counted() -> None:
             held += sum(value.nbytes for value in states if torch.is_tensor(value) and value.ndim)
         counted = memory.optimizer_state(Architecture.of(config, parameters(model)), optimization)
         assert held == pytest.approx(counted, rel=0.02)  # norms are AdamW's under Muon too
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_tables_with_added_tokens_are_counted_beside_adapters(tied: bool) -> None:
+    config = LlamaConfig(
+        vocab_size=512, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, tie_word_embeddings=tied,
+    )
+    before = Architecture.of(config, parameters(LlamaForCausalLM(config)))
+    config.added_tokens = [510, 511]
+    model: Any = LlamaForCausalLM(config)
+    after = Architecture.of(config, parameters(model))
+    assert (before.trained_tables, after.trained_tables) == (0, 1 if tied else 2)
+    assert Architecture.of(LlamaConfig(tie_word_embeddings=tied), 10**6, grows=True).trained_tables == 1 + (not tied)
+    optimization = Optimization(learning_rate=1e-3, lora=Lora(rank=2))
+    adapt(model, optimization.lora, seed=0)
+    from triptych.engine.training import _optimizers
+
+    tables = [weight for weight in model.parameters() if weight.requires_grad and weight.shape[0] == 512]
+    for table in tables:
+        table.grad = torch.ones_like(table)
+    held = sum(table.nbytes for table in tables)  # the gradients
+    for optimizer in _optimizers(model, optimization):
+        optimizer.step()
+        states = [value for table in tables for value in optimizer.state.get(table, {}).values()]
+        held += sum(value.nbytes for value in states if value.ndim)
+    with_them, without = (memory.training(known, optimization, 64, 8.0) for known in (after, before))
+    logits = memory.head(after, 64) - memory.head(after, 64, backward=False)
+    assert with_them - without == held + logits
+    of_reward = (memory.training(known, optimization, 64, 8.0, predicts=False) for known in (after, before))
+    assert next(of_reward) - next(of_reward) == held / len(tables)  # a reward model has no table behind it
 
 
 def test_computing_again_takes_less_and_logits_do_not_grow() -> None:

@@ -355,8 +355,9 @@ def open_model(
             config, parameters = model.config, models.parameters(model)
         else:
             config = models.load_config(path, within)
+    known = len(tokenizer)
     findings.notes += [f"base: {change}" for change in prepare(tokenizer)]
-    return tokenizer, Architecture.of(config.get_text_config(), parameters), config
+    return tokenizer, Architecture.of(config.get_text_config(), parameters, grows=len(tokenizer) > known), config
 
 
 def check_turns(folder: Path, tokenizer: Any, findings: Findings) -> bool:

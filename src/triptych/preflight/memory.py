@@ -38,6 +38,8 @@ class Architecture:
         query_width: query heads times their width.
         key_value_width: key-value heads times their width.
         context: the longest sequence that it knows; None where it does not say.
+        trained_tables: embedding tables that are trained beside adapters, for rows of added tokens: 2 where input and
+            output have one each, 0 where no token was added.
     """
 
     parameters: int
@@ -49,10 +51,15 @@ class Architecture:
     query_width: int
     key_value_width: int
     context: int | None
+    trained_tables: int = 0
 
     @classmethod
-    def of(cls, config: Any, parameters: int) -> Architecture:
-        """Read from a transformers configuration."""
+    def of(cls, config: Any, parameters: int, grows: bool = False) -> Architecture:
+        """Read from a transformers configuration.
+
+        Args:
+            grows: whether tokens will be added to its vocabulary; it says itself which were.
+        """
         width = int(config.hidden_size)
         heads = int(getattr(config, "num_attention_heads", 0) or 1)
         key_value_heads = int(getattr(config, "num_key_value_heads", None) or heads)
@@ -61,6 +68,7 @@ class Architecture:
             parameters, int(config.vocab_size), width, int(getattr(config, "intermediate_size", None) or 4 * width),
             int(config.num_hidden_layers), heads, heads * head_width, key_value_heads * head_width,
             getattr(config, "max_position_embeddings", None),
+            (1 if config.tie_word_embeddings else 2) if grows or getattr(config, "added_tokens", None) else 0,
         )
 
 
@@ -130,7 +138,11 @@ def training(
     if optimization.lora is not None:
         # The model is loaded in float32 and adapted in the compute type; at the end the plain one stands beside it.
         beside = 16 * optimization.lora.rank * model.layers * _ends(model)
-        return weights(model) + copies(model) + kept + beside + (head(model, tokens, backward=False) if predicts else 0)
+        # Rows of added tokens are trained in their table: it has a gradient and AdamW's two moments as a whole.
+        tables = model.trained_tables if predicts else min(1, model.trained_tables)
+        beside += 12 * tables * model.vocabulary * model.width
+        outputs = head(model, tokens, backward=bool(tables)) if predicts else 0
+        return weights(model) + copies(model) + kept + beside + outputs
     updated = 2 * weights(model) + optimizer_state(model, optimization)
     return updated + kept + (head(model, tokens) if predicts else 0)
 
