@@ -470,6 +470,7 @@ def test_gate_decides_between_files_of_answers(alone: Path) -> None:
     result = call("gate", long, short, "--judge", judge, "--out", alone / "gate")
     assert result.exit_code == 0, result.output
     assert "promoted: rules prefers the candidate: win rate 100.0%" in result.stdout
+    assert "words in an answer" in result.stdout
     assert (alone / "gate/gate.html").exists()
     assert call("gate", short, long, "--judge", judge, "--out", alone / "again").exit_code == 1
     assert call("gate", long, long, "--judge", judge, "--out", alone / "same").exit_code == 2

@@ -173,7 +173,8 @@ def _show_decision(decided: Decided) -> None:
     table = table_of("", "champion", "candidate", right=2)
     table.add_row("decoding", decided.decoding_before, decided.decoding_after)
     table.add_row(f"score by {decided.judge}", figure(decided.judge_before), figure(decided.judge_after))
-    table.add_row("tokens in an answer", figure(decided.length_before), figure(decided.length_after))
+    unit = "words" if decided.kl is None else "tokens"
+    table.add_row(f"{unit} in an answer", figure(decided.length_before), figure(decided.length_after))
     show(table)
     if decided.length_controlled is not None:
         say(f"win rate at equal length {decided.length_controlled:.1%}")
