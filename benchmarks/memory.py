@@ -30,8 +30,8 @@ TOKENS = (2048, 4096, 8192)
 SMALL: dict[str, Any] = {
     "name": "small", "wrong_rows": "skip", "seed": 1,
     "base": {"train": {"tokens": 16_384}, "text": [str(DATA / "text/tinyshakespeare.txt")]},
-    "instruct": {"data": ["answers.jsonl"], "batch": 4096, "muon_learning_rate": 0.01, "learning_rate": 1e-3,
-    "epochs": 1},
+    "instruct": {"data": ["answers.jsonl"], "batch_tokens": 4096, "muon_learning_rate": 0.01, "learning_rate": 1e-3,
+               "epochs": 1},
     "feedback": [{"file": str(DATA / "preferences/pandalm.jsonl")}],
     "reward": {"audit": {"required": False}},
     "improve": {"prompts": ["questions.jsonl"]},
@@ -40,15 +40,17 @@ SMALL: dict[str, Any] = {
 SMOLLM2: dict[str, Any] = SMALL | {
     "name": "smollm2",
     "base": {"from": str(MODEL)},
-    "instruct": {"data": ["answers.jsonl"], "batch": 2048, "micro_batch": 1024, "epochs": 0.2},
-    "reward": {"batch": 8, "micro_batch": 1024, "epochs": 1, "context": 128, "audit": {"required": False}},
+    "instruct": {"data": ["answers.jsonl"], "batch_tokens": 2048, "micro_batch": 1024, "epochs": 0.2},
+    "reward": {"batch_pairs": 8, "micro_batch": 1024, "epochs": 1, "context": 128, "audit": {"required": False}},
     "gate": {"judge": {"share_of_feedback": 0.8}},
     "improve": {
         "method": "grpo", "prompts": ["questions.jsonl"], "steps": 2, "prompts_per_step": 4, "group_size": 4,
         "max_tokens": 48, "micro_batch": 1024, "eval_every": 2, "eval_prompts": 8,
     },
 }
-AGAIN: dict[str, Any] = SMOLLM2 | {"name": "again", "instruct": {**SMOLLM2["instruct"], "recompute": True}}
+AGAIN: dict[str, Any] = SMOLLM2 | {
+    "name": "again", "instruct": {**SMOLLM2["instruct"], "activation_checkpointing": True}
+}
 CASES: list[tuple[dict[str, Any], tuple[str, ...]]] = [
     (SMALL, ("base", "instruct")), (SMOLLM2, ("instruct", "round-1/reward", "round-1/improve")), (AGAIN, ("instruct",)),
 ]

@@ -41,7 +41,7 @@ from triptych.storybook.text import documents
 SEED = 1234
 MISSING = 0.2
 """The share of attributes that a rater left out."""
-TRAINING: dict[str, Any] = {"learning_rate": 7e-4, "muon_learning_rate": 0.005, "batch": 48}
+TRAINING: dict[str, Any] = {"learning_rate": 7e-4, "muon_learning_rate": 0.005, "batch_pairs": 48}
 """Those of recipes/quickstart.yaml."""
 
 Groups = list[list[Conversation]]

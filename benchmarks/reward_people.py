@@ -40,7 +40,7 @@ SEED = 2026
 FILES = ("pandalm.jsonl", "hh_harmless.jsonl")
 SHARES = {"train": 0.65, "validation": 0.15, "test": 0.2}
 USUAL: dict[str, Any] = {
-    "epochs": 1, "learning_rate": 1e-4, "batch": 16, "context": 192, "micro_batch": 2048, "margin": "none",
+    "epochs": 1, "learning_rate": 1e-4, "batch_pairs": 16, "context": 192, "micro_batch": 2048, "margin": "none",
 }
 VARIANTS: dict[str, dict[str, Any]] = {
     "usual": {},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import subprocess
 from collections.abc import Iterator
@@ -187,6 +188,23 @@ def test_no_documented_field_is_unknown_to_the_recipe() -> None:
     known["The optimizer"] = known["base.train"]
     for place, fields in documented().items():
         assert set(fields) <= known.get(place, set()), place
+
+
+SECTIONS = "|".join(sorted(fields_of(Recipe)))
+NAMED = re.compile(rf"(?<![\w./{{-])(?:{SECTIONS})(?:\.[a-z_]+)+(?![\w(/])")
+FILES = (".json", ".jsonl", ".html", ".md", ".partial", ".yaml")
+
+
+def test_every_setting_that_a_message_names_exists() -> None:
+    """Of whole names, as `reward.audit.required`, in the texts and docstrings of the source."""
+    known = {f"{place}.{name}" for place, kind in models(Recipe) for name in fields_of(kind)}
+    named = [
+        (path.name, setting) for path in SOURCE.rglob("*.py") for node in ast.walk(ast.parse(path.read_text("utf-8")))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) for setting in NAMED.findall(node.value)
+        if not setting.endswith(FILES)
+    ]
+    assert len(named) > 30
+    assert [place for place in named if place[1] not in known] == []
 
 
 REST = {

@@ -20,7 +20,7 @@ from triptych.improve.method import Method
 
 
 class BestOfN(Improvement):
-    """Improvement by fine-tuning on the best of `group` answers."""
+    """Improvement by fine-tuning on the best of `group_size` answers."""
 
     method: Literal["best_of_n"] = "best_of_n"
 

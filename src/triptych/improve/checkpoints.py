@@ -54,7 +54,8 @@ class Limits:
     def exceeded(self, row: Row, start: Row) -> str | None:
         """Which of them a measured policy is beyond, and what would help; None where it is within."""
         if self.kl is not None and not row["validation_kl"] <= self.kl:  # what is no number is beyond it too
-            return f"{row['validation_kl']:.1f} nats from the champion, over gate.max_kl, {self.kl:g}: raise kl"
+            distance = f"{row['validation_kl']:.1f} nats from the champion"
+            return f"{distance}, over gate.max_kl, {self.kl:g}: raise kl_coefficient"
         ratio = row["validation_length"] / max(1.0, start["validation_length"])
         bound = None
         if self.max_length_ratio is not None and ratio > self.max_length_ratio:
@@ -62,7 +63,8 @@ class Limits:
         if self.min_length_ratio is not None and ratio < self.min_length_ratio:
             bound = f"under gate.min_length_ratio, {self.min_length_ratio:g}"
         return bound and (
-            f"answers {ratio:.2f} times as long, {bound}: the reward may be for length, see its audit; raise kl"
+            f"answers {ratio:.2f} times as long, {bound}: the reward may be for length, see its audit; "
+            "raise kl_coefficient"
         )
 
 
@@ -186,7 +188,8 @@ class PolicyCheckpoints:
             step = next(row["step"] for row in varied if row["entropy"] < COLLAPSED * first)
             yield (
                 f"entropy fell from {first:.2f} to {varied[-1]['entropy']:.2f} nats a token, at step {step} below "
-                f"{COLLAPSED:g} of what it was: the policy hardly varies; raise kl, or lower the learning rate"
+                f"{COLLAPSED:g} of what it was: the policy hardly varies; "
+                "raise kl_coefficient, or lower the learning rate"
             )
 
     def _apart(self) -> Iterator[str]:

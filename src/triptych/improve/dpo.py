@@ -37,7 +37,7 @@ class Dpo(Contrast):
     Attributes:
         loss: how a pair is learnt: "dpo", "ipo", or "rpo", which also looks at how much better the answer is.
         pairs: "sampled" from the champion in every step and scored, the best against the worst of a group; or the
-            round's "comparisons", each prompt with all of its own (`group` and `max_tokens` then do not matter).
+            round's "comparisons", each prompt with all of its own (`group_size` and `max_tokens` then do not matter).
         kl_coefficient: β, what a nat of distance from the champion costs (IPO's τ).
         reward_scale: η, by which RPO multiplies the rewards, which are normalised; it is a choice of how far apart
             answers shall be, for differences of rewards are log-odds of few kinds and in units of their own.
@@ -66,7 +66,7 @@ class Dpo(Contrast):
     @model_validator(mode="after")
     def _reusable(self) -> Self:
         if self.pairs == "comparisons" and self.updates_per_rollout > 1:
-            raise ValueError("reuse is of samplings, and pairs: comparisons samples none; leave it 1")
+            raise ValueError("updates_per_rollout is of samplings, and pairs: comparisons samples none; leave it 1")
         return self
 
 

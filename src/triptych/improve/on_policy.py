@@ -42,7 +42,7 @@ class OnPolicy(Contrast):
             Language Models from Human Preferences*, section 2.2); by default β stays.
         objective: "ppo" clips the surrogate, so that a token that went too far has no gradient; "cispo" (MiniMax 2025)
             clips the ratio by which a token's log-probability counts, so that every token has one.
-        ratio_clip: ε of the objective; it acts where a sampling is used again (`reuse`).
+        ratio_clip: ε of the objective; it acts where a sampling is used again (`updates_per_rollout`).
         clip_higher: ε above 1, where it is another one (Yu et al. 2025, DAPO).
         importance_cap: a token counts by its probability in training over that in sampling, up to this, where the two
             differ by rounding or by another engine (Yao et al. 2025, truncated importance sampling); None for not.

@@ -3,7 +3,7 @@
 Schulman et al. (2017), *Proximal Policy Optimization Algorithms*, with generalised advantages (Schulman et al. 2016)
 as in Ouyang et al. (2022): the reward of an answer comes at its last token, and every token pays for its distance from
 the reference. The value head is a linear layer on the policy's last hidden states, zero at first; it is trained with
-the policy and not kept. The clips act where a sampling is used for several updates (`reuse`).
+the policy and not kept. The clips act where a sampling is used for several updates (`updates_per_rollout`).
 """
 
 from __future__ import annotations

@@ -514,7 +514,7 @@ def estimate(recipe: Recipe, model: Architecture, texts: Mapping[str, Texts], fi
         stage = max(findings.costs, key=lambda cost: cost.gib).stage
         findings.problems.append(
             f"{stage} needs about {most:.1f} GiB of memory and this machine has {there:.1f}: take a smaller model, "
-            "lower micro_batch, context and max_tokens, or set recompute: true"
+            "lower micro_batch, context and max_tokens, or set activation_checkpointing: true"
         )
     disk = disk_space(recipe, model) / GIB
     free = shutil.disk_usage(Path.cwd()).free / GIB
