@@ -157,7 +157,7 @@ def logits(way: str, vocabulary: int, tokens: int) -> dict[str, float]:
             if way == "ours":
                 loss = -answer_logprobs(model, packed)[0].sum()
             else:
-                states = hidden_states(model, packed.pack.tokens, packed.pack.positions, packed.pack)
+                states = hidden_states(model, packed.pack)
                 scores = model.get_output_embeddings()(states[packed.predictions.places]).float()
                 loss = F.cross_entropy(scores, packed.predictions.targets, reduction="sum")
         loss.backward()

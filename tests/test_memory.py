@@ -84,7 +84,7 @@ def test_layers_keep_what_is_counted(native: torch.dtype, monkeypatch: pytest.Mo
     pack = Pack([Segment(some_tokens(64, seed)) for seed in range(8)], "cpu")
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), \
             torch.autocast("cpu", dtype=torch.bfloat16, enabled=native == torch.bfloat16):
-        hidden_states(model, pack.tokens, pack.positions, pack)
+        hidden_states(model, pack)
     counted = Architecture.of(config, parameters(model))
     assert len(pack.tokens) == 512
     monkeypatch.setattr(memory, "PADDING", 1.0)  # rows of one usual length have none

@@ -31,7 +31,7 @@ ALIKE = [(OPENING + prompt, answers) for prompt, answers in GROUPS] + [
 
 
 def states(model: object, pack: Pack) -> Tensor:
-    return hidden_states(model, pack.tokens, pack.positions, pack)
+    return hidden_states(model, pack)
 
 
 def assert_equal_gradients(mine: torch.nn.Module, theirs: torch.nn.Module, tolerance: float) -> None:

@@ -14,8 +14,9 @@ from triptych.configuration import Config
 from triptych.data.folder import DataFolder
 from triptych.data.template import Argument
 from triptych.engine import attention
+from triptych.engine.forward import packs
 from triptych.engine.models import load_config, load_policy, load_tokenizer, reward_fault
-from triptych.engine.parity import verify_packed_parity
+from triptych.engine.parity import verify_parity
 from triptych.engine.perplexity import bits_per_byte
 from triptych.errors import ModelError
 from triptych.pipeline.stage import StageContext, alone
@@ -24,6 +25,11 @@ from triptych.storage import Folder
 
 NO_REWARD = (
     "no reward model can be trained on it, so take rules or a language model as reward and gate.judge, or another Base"
+)
+
+UNPACKED = (
+    "{} cannot compute packed rows, so that its sequences are computed as padded batches and its answers with "
+    "transformers' cache: the same results, in more time and memory"
 )
 
 
@@ -61,11 +67,16 @@ def import_base(
         context.progress.say(change)
     if config.reward_head and (fault := reward_fault(load_config(context.output / "model"))):
         raise ModelError(f"{config.name}: {fault}; {NO_REWARD}")
-    verify_packed_parity(context.output / "model")
+    model: Any = load_policy(context.output / "model", attention=attention.NAME)
+    try:
+        verify_parity(model, load_policy(context.output / "model"))
+    except ModelError as error:
+        raise ModelError(f"{config.name}: {error}") from error
+    if not packs(model):
+        context.progress.say(UNPACKED.format(type(model).__name__))
     tokenizer = load_tokenizer(context.output / "model")
     bits = None
     if DataFolder(data).text("heldout").exists:
-        model: Any = load_policy(context.output / "model", attention=attention.NAME)
         bits = bits_per_byte(model, tokenizer, DataFolder(data).text("heldout").read(), config.context)
     return BaseRecord(
         source=source.origin,

@@ -35,7 +35,8 @@ class Lora(Config):
     Attributes:
         rank: r, of the products that are added to the matrices.
         alpha: α; the products are multiplied by α / r.
-        targets: which matrices: "all-linear" for all of the layers', or the ends of their names.
+        targets: which matrices: "all-linear" for all of the layers', or the ends of their names. Those of a state-space
+            layer that its kernels read past an adapter are none.
     """
 
     rank: int = Field(default=16, ge=1)
@@ -57,7 +58,10 @@ def adapt(model: Model, lora: Lora | None, seed: int) -> None:
     if lora is None:
         return
     outside = (model.get_output_embeddings(), getattr(model, "score", None))
-    linear = [name for name, part in model.named_modules() if isinstance(part, nn.Linear) and part not in outside]
+    linear = [
+        name for name, part in model.named_modules()
+        if isinstance(part, nn.Linear) and part not in outside and not _fused(model, name)
+    ]
     targets = linear if lora.targets == "all-linear" else [
         name for name in linear if name.endswith(tuple(f".{target}" for target in lora.targets))
     ]
@@ -67,13 +71,24 @@ def adapt(model: Model, lora: Lora | None, seed: int) -> None:
             raise ModelError(f"lora.targets: the model has no linear layer {target!r}; it has {known}")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        inject_adapter_in_model(LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=targets), model)
+        # In a mixture of experts peft would take a shared expert's matrices, by their names, for those of all experts.
+        # Of what has no architecture it knows nothing, and adapts the layers that are named.
+        unnamed = nn.ModuleList([model])
+        inject_adapter_in_model(
+            LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=[f"0.{name}" for name in targets]), unnamed
+        )
     if isinstance(head := getattr(model, "score", None), nn.Linear):
         head.requires_grad_(True)
     for table in added_rows(model):
         table.requires_grad_(True)
     for _, layer in _layers(model):
         layer.base_layer.to(compute_dtype())
+
+
+def _fused(model: Model, name: str) -> bool:
+    """Whether it is one of the matrices of a state-space layer that its kernels read past any adapter."""
+    layer, _, own = name.rpartition(".")
+    return own in ("dt_proj", "out_proj", "x_proj") and hasattr(model.get_submodule(layer), "conv1d")
 
 
 def added_rows(model: Model) -> dict[Tensor, list[int]]:

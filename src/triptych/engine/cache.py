@@ -36,9 +36,15 @@ CUDA_DEPTH_STEP = 256
 def bytes_per_token(model: Model) -> int:
     """What a token's keys and values take over all layers."""
     config = model.config.get_text_config()
-    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    queries = getattr(config, "num_attention_heads", None) or 1
+    width = getattr(config, "head_dim", None) or config.hidden_size // queries
+    heads = getattr(config, "num_key_value_heads", None) or queries
     return int(2 * config.num_hidden_layers * heads * width * model.dtype.itemsize)
+
+
+def slots_within(model: Model, tokens: int) -> int:
+    """How many requests of so many tokens `CACHE_BYTES` hold, `MAX_SLOTS` at the most."""
+    return max(1, min(MAX_SLOTS, CACHE_BYTES // (tokens * bytes_per_token(model))))
 
 
 def allocate(
@@ -55,7 +61,7 @@ def allocate(
     if slots is None:
         held = max_tokens + longest // n if shared else longest + max_tokens
         held += CUDA_DEPTH_STEP // 2 if on_cuda else 0  # what is held is rounded up
-        slots = max(1, min(MAX_SLOTS, CACHE_BYTES // (held * bytes_per_token(model))))
+        slots = slots_within(model, held)
     # Slots are taken by whole groups, so that a prompt is computed once for all its answers.
     slots = max(n, slots // n * n)
     return SlotCache(min(slots, len(prompts) * n), n, model.device, shared=shared)

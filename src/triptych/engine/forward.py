@@ -1,4 +1,9 @@
-"""A model applied to a pack: hidden states, log-probabilities of answers, rewards."""
+"""A model applied to a pack: hidden states, log-probabilities of answers, rewards.
+
+A model with our attention computes the pack as one row. Any other computes the pack's sequences, each whole, as a
+padded batch (see :mod:`triptych.engine.parity`); its hidden states are put where the row has their tokens, so that
+nothing behind this page knows the difference.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from triptych.engine import attention
 from triptych.engine.attention import Layout
 from triptych.engine.logprobs import output_logits, token_logprobs
 from triptych.engine.packing import Group, Pack, grown
@@ -17,8 +23,25 @@ Model = Any
 """A transformers model with our attention; transformers' classes carry no usable types."""
 
 
-def hidden_states(model: Model, tokens: Tensor, positions: Tensor, layout: Layout) -> Tensor:
-    """`[T, E]`: the trunk's last hidden states for a row of tokens `[T]`."""
+def packs(model: Model) -> bool:
+    """Whether the model computes packed rows: it has our attention."""
+    return bool(model.config._attn_implementation == attention.NAME)
+
+
+def hidden_states(model: Model, pack: Pack) -> Tensor:
+    """`[T, E]`: the trunk's last hidden states at every place of a pack.
+
+    The padding that makes a batch of a model which does not pack lies behind each sequence, where no token sees it.
+    """
+    if packs(model):
+        return row_states(model, pack.tokens, pack.positions, pack)
+    batch, places = pack.unpacked()
+    states: Tensor = model.base_model(input_ids=batch, use_cache=False).last_hidden_state
+    return states.flatten(0, 1)[places]
+
+
+def row_states(model: Model, tokens: Tensor, positions: Tensor, layout: Layout) -> Tensor:
+    """`[T, E]`: the trunk's last hidden states for a row of tokens `[T]`, by our attention."""
     trunk = model.base_model
     output = trunk(input_ids=tokens[None], position_ids=positions[None], use_cache=False, layout=layout)
     states: Tensor = output.last_hidden_state[0]
@@ -27,7 +50,7 @@ def hidden_states(model: Model, tokens: Tensor, positions: Tensor, layout: Layou
 
 def head_outputs(model: Model, pack: Pack) -> Tensor:
     """`[S, K]`: the reward head's outputs at the last token of each segment, in float32."""
-    states = hidden_states(model, pack.tokens, pack.positions, pack)
+    states = hidden_states(model, pack)
     head: nn.Linear = model.score
     outputs: Tensor = head(states[pack.ends]).float()
     return outputs
@@ -35,9 +58,26 @@ def head_outputs(model: Model, pack: Pack) -> Tensor:
 
 def next_token_logits(model: Model, pack: Pack, tokens: Sequence[int]) -> Tensor:
     """`[S, C]`: what the model gives each of C tokens as the next one after each segment, in float32."""
-    states = hidden_states(model, pack.tokens, pack.positions, pack)
-    softcap = getattr(model.config, "final_logit_softcapping", None)
-    return output_logits(states[pack.ends], model.get_output_embeddings(), softcap)[:, list(tokens)]
+    return logits(model, hidden_states(model, pack)[pack.ends])[:, list(tokens)]
+
+
+def logits(model: Model, states: Tensor) -> Tensor:
+    """`[N, V]` logits for `[N, E]` hidden states."""
+    return output_logits(states, model.get_output_embeddings(), _softcap(model), _logit_scale(model))
+
+
+def _softcap(model: Model) -> float | None:
+    """What bounds the logits of Gemma's families."""
+    config = model.config
+    bound: float | None = getattr(config, "final_logit_softcapping", None) or getattr(config, "logits_soft_cap", None)
+    return bound
+
+
+def _logit_scale(model: Model) -> float:
+    """What multiplies the logits: Cohere's and Falcon-H1's factor; Granite's divides."""
+    config = model.config
+    factor = getattr(config, "logit_scale", None) or getattr(config, "lm_head_multiplier", None) or 1.0
+    return float(factor / (getattr(config, "logits_scaling", None) or 1.0))
 
 
 Spans = Sequence[tuple[int, int]]
@@ -103,7 +143,7 @@ def answer_logprobs(
     model: Model, packed: AnswerPack, *, temperature: float = 1.0, with_entropy: bool = False
 ) -> tuple[Tensor, Tensor | None]:
     """`[N]` log-probabilities (and entropies) of the answers' tokens, in the order of the predictions."""
-    states = hidden_states(model, packed.pack.tokens, packed.pack.positions, packed.pack)[packed.predictions.places]
+    states = hidden_states(model, packed.pack)[packed.predictions.places]
     return predicted_logprobs(
         model, states, packed.predictions.targets, temperature=temperature, with_entropy=with_entropy
     )
@@ -119,6 +159,6 @@ def predicted_logprobs(
 ) -> tuple[Tensor, Tensor | None]:
     """`[N]` log-probabilities (and entropies) of targets from `[N, E]` hidden states."""
     return token_logprobs(
-        states, model.get_output_embeddings(), targets, temperature=temperature,
-        softcap=getattr(model.config, "final_logit_softcapping", None), with_entropy=with_entropy,
+        states, model.get_output_embeddings(), targets, temperature=temperature / _logit_scale(model),
+        softcap=_softcap(model), with_entropy=with_entropy,
     )

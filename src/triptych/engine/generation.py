@@ -1,16 +1,19 @@
-"""The generation loop: the scheduler admits, prompts are prefilled, running requests decoded, their tokens sampled."""
+"""The generation loop: the scheduler admits, prompts are prefilled, running requests decoded, their tokens sampled.
+
+A model that does not pack decodes with transformers' own cache, which knows its layers' states, in a loop of its own.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from triptych.engine.cache import PrefillRecorder, SlotCache, allocate
+from triptych.engine.cache import PrefillRecorder, SlotCache, allocate, slots_within
 from triptych.engine.cuda_graph import CudaGraph
-from triptych.engine.forward import Model, hidden_states
-from triptych.engine.logprobs import output_logits
+from triptych.engine.forward import Model, logits, packs, row_states
 from triptych.engine.packing import Pack, Segment, rounded
 from triptych.engine.request import Completion, Request
 from triptych.engine.sampling import End, Sampling, draw, ending, uniforms
@@ -32,7 +35,7 @@ def generate(
     """Samples n answers to each prompt.
 
     Args:
-        model: a causal language model with our attention.
+        model: a causal language model.
         prompts: token ids, none empty.
         end: the token that ends an answer, or several of which each does.
         numbers: of the prompts, to which the noise belongs; by default their places. A part of a batch that is told
@@ -47,18 +50,21 @@ def generate(
     numbers = range(len(prompts)) if numbers is None else numbers
     ends = ending(end)
     completions = [[Completion() for _ in range(n)] for _ in prompts]
+    if not packs(model):
+        _generate_unpacked(model, prompts, ends, sampling, numbers, completions, slots, watch)
+        return completions
     cache = allocate(model, prompts, n, sampling.max_tokens, slots)
     scheduler = Scheduler(prompts, cache, sampling.max_tokens)
     decode_step = _decode_step(model, cache)
     sampled = 0
     while scheduler.unfinished:
         if admitted := scheduler.admit():
-            logits, rows = _prefill(model, cache, [prompts[i] for i in admitted], len(scheduler.running))
+            first, rows = _prefill(model, cache, [prompts[i] for i in admitted], len(scheduler.running))
             started = [
                 Request(numbers[i] * n + k, len(prompts[i]), row, completions[i][k])
                 for i, row in zip(admitted, rows, strict=True) for k in range(n)
             ]
-            _sample(logits, started, ends, sampling)
+            _sample(first, started, ends, sampling)
             scheduler.running += started
         else:
             _sample(_decode(decode_step, cache, scheduler.running), scheduler.running, ends, sampling)
@@ -67,6 +73,35 @@ def generate(
         if watch:
             watch(scheduler.done, sampled)
     return completions
+
+
+def _generate_unpacked(
+    model: Model, prompts: Sequence[Sequence[int]], ends: Collection[int], sampling: Sampling, numbers: Sequence[int],
+    completions: Sequence[Sequence[Completion]], slots: int | None, watch: Callable[[int, int], None] | None,
+) -> None:
+    """Fills the completions, prompts of one length together: they need no padding, which a state would run through."""
+    n = len(completions[0]) if completions else 1
+    done = sampled = 0
+    for length in sorted({len(prompt) for prompt in prompts}):
+        alike = [i for i, prompt in enumerate(prompts) if len(prompt) == length]
+        together = max(1, (slots or slots_within(model, length + sampling.max_tokens)) // n)
+        for start in range(0, len(alike), together):
+            members = alike[start : start + together]
+            requests = [Request(numbers[i] * n + k, length, 0, completions[i][k]) for i in members for k in range(n)]
+            tokens = torch.tensor([prompts[i] for i in members for _ in range(n)], device=model.device)
+            kept: dict[str, Any] = {}
+            running = list(range(len(requests)))
+            while running:  # those that have ended are computed on, and not looked at
+                output = model.base_model(input_ids=tokens, use_cache=True, **kept)
+                kept = {name: output[name] for name in ("past_key_values", "cache_params") if name in output}
+                scores = logits(model, output.last_hidden_state[running, -1])
+                _sample(scores, [requests[place] for place in running], ends, sampling)
+                sampled += len(running)
+                running = [place for place in running if not requests[place].ended(sampling.max_tokens)]
+                tokens = torch.tensor([[request.next_token] for request in requests], device=model.device)
+                if watch:
+                    watch(done + len(requests) - len(running), sampled)
+            done += len(requests)
 
 
 def _prefill(
@@ -79,12 +114,12 @@ def _prefill(
     """
     pack = Pack([Segment(prompt) for prompt in prompts], model.device)
     recorder = PrefillRecorder(pack)
-    states = hidden_states(model, pack.tokens, pack.positions, recorder)
+    states = row_states(model, pack.tokens, pack.positions, recorder)
     rows = [
         cache.add_prompt(first_slot + i * cache.members, int(pack.starts[i]), int(pack.ends[i]) + 1, recorder)
         for i in range(len(prompts))
     ]
-    return _logits(model, states[pack.ends]).repeat_interleave(cache.members, dim=0), rows
+    return logits(model, states[pack.ends]).repeat_interleave(cache.members, dim=0), rows
 
 
 def _decode(step: Callable[..., Tensor], cache: SlotCache, running: Sequence[Request]) -> Tensor:
@@ -98,7 +133,7 @@ def _decode_step(model: Model, cache: SlotCache) -> Callable[..., Tensor]:
     """What computes a decoding step from the cache's state; on a CUDA device it is recorded for each depth."""
 
     def step(tokens: Tensor, in_slot: Tensor, in_prompt: Tensor) -> Tensor:
-        return _logits(model, hidden_states(model, tokens, cache.begin(in_slot, in_prompt), cache))
+        return logits(model, row_states(model, tokens, cache.begin(in_slot, in_prompt), cache))
 
     # Rotary embeddings of the kind "dynamic" look at the positions on the host, which cannot be recorded.
     dynamic = any(getattr(part, "rope_type", "") == "dynamic" for part in model.modules())
@@ -120,15 +155,10 @@ def _power_of_two(count: int) -> int:
     return 1 << (count - 1).bit_length()
 
 
-def _logits(model: Model, states: Tensor) -> Tensor:
-    softcap = getattr(model.config, "final_logit_softcapping", None)
-    return output_logits(states, model.get_output_embeddings(), softcap)
-
-
-def _sample(logits: Tensor, requests: Sequence[Request], ends: Collection[int], sampling: Sampling) -> None:
+def _sample(scores: Tensor, requests: Sequence[Request], ends: Collection[int], sampling: Sampling) -> None:
     """Draws each request's next token and appends it with its log-probability."""
     noise = uniforms(sampling.seed, [request.number for request in requests], [request.length for request in requests])
-    tokens, logprobs = draw(logits, torch.from_numpy(noise).to(logits.device), sampling)
+    tokens, logprobs = draw(scores, torch.from_numpy(noise).to(scores.device), sampling)
     for request, token, logprob in zip(requests, tokens.tolist(), logprobs.tolist(), strict=True):
         request.next_token = token
         request.completion.tokens.append(token)

@@ -53,10 +53,16 @@ def token_logprobs(
     return logprobs[:count], entropies[:count] if with_entropy else None
 
 
-def output_logits(hidden: Tensor, head: nn.Linear, softcap: float | None) -> Tensor:
-    """`[N, V]` logits for `[N, E]` hidden states, in the compute type, or float32 where a cap bounds them."""
+def output_logits(hidden: Tensor, head: nn.Linear, softcap: float | None, scale: float = 1.0) -> Tensor:
+    """`[N, V]` logits for `[N, E]` hidden states, in the compute type, or float32 where a cap bounds them.
+
+    Args:
+        scale: multiplies them, where it is not 1, behind the cap.
+    """
     logits: Tensor = head(hidden)
-    return logits if softcap is None else _capped(logits.float(), softcap)
+    if softcap is not None:
+        logits = _capped(logits.float(), softcap)
+    return logits if scale == 1.0 else logits * scale
 
 
 def rows_at_once(vocabulary: int) -> int:

@@ -44,8 +44,10 @@ from triptych.data.template import end_token
 from triptych.deadline import within
 from triptych.display import one_line
 from triptych.engine import distributed
+from triptych.engine.attention import NAME as OURS
 from triptych.engine.device import device
 from triptych.engine.inspection import INDEX, Stored, inspect, inspect_adapter, inspect_tokenizer
+from triptych.engine.parity import take_attention
 from triptych.errors import ModelError
 from triptych.storage import open_regular
 
@@ -63,7 +65,7 @@ def load_policy(
     folder: Path,
     dtype: torch.dtype = torch.float32,
     *,
-    attention: str = "sdpa",
+    attention: str | None = None,
     within: Path | None = None,
 ) -> PreTrainedModel:
     """A causal language model in evaluation mode, on the accelerator if there is one; no dropout is left in it.
@@ -71,14 +73,15 @@ def load_policy(
     Args:
         folder: a Hugging Face folder, inspected first.
         dtype: what the weights are held in.
-        attention: the name under which transformers knows the attention function.
+        attention: the name under which transformers knows the attention function; None for the one that transformers
+            takes. Ours is taken where the model computes the same with it, as :mod:`triptych.engine.parity` finds.
         within: as in :func:`triptych.engine.inspection.inspect`.
 
     Raises:
         ModelError: if the folder is refused, weights are missing, or some are not finite.
     """
     tensors = inspect(folder, within)
-    model = _load(AutoModelForCausalLM, folder, tensors, dtype=dtype, attn_implementation=attention)
+    model = _load(AutoModelForCausalLM, folder, tensors, attention=attention, dtype=dtype)
     _refuse_non_finite(folder, model)
     return model
 
@@ -116,7 +119,7 @@ def load_config(folder: Path, within: Path | None = None) -> PreTrainedConfig:
     Raises:
         ModelError: as :func:`load_policy`, but for what the weights' values say.
     """
-    settings = {"dtype": torch.float32, "attn_implementation": "sdpa"}
+    settings = {"dtype": torch.float32, "attn_implementation": None}
     return _rehearse(AutoModelForCausalLM, folder, inspect(folder, within), fresh=False, **settings).config
 
 
@@ -127,7 +130,7 @@ def load_reward(
     outputs: Sequence[str] = ("reward",),
     seed: int = 0,
     dtype: torch.dtype = torch.float32,
-    attention: str = "sdpa",
+    attention: str | None = None,
 ) -> PreTrainedModel:
     """A reward model in evaluation mode: a trunk and a linear head, `[B, T]` to `[B, labels]`; without dropout.
 
@@ -139,7 +142,7 @@ def load_reward(
         outputs: names of a fresh head's outputs, `id2label` of its config.
         seed: of the fresh head; nothing else is drawn, and the global random state stays as it was.
         dtype: what the weights are held in.
-        attention: the name under which transformers knows the attention function.
+        attention: as in :func:`load_policy`.
 
     Raises:
         ModelError: if the folder is refused, weights are missing or not finite, or its tokenizer has no
@@ -157,8 +160,8 @@ def load_reward(
             folder,
             tensors,
             fresh=fresh,
+            attention=attention,
             dtype=dtype,
-            attn_implementation=attention,
             **(labels if fresh else {}),
         )
     head = getattr(model, "score", None)
@@ -364,10 +367,12 @@ def quiet() -> Iterator[None]:
 
 
 def _load(
-    family: Any, folder: Path, tensors: Mapping[str, Stored], *, fresh: bool = False, **settings: Any
+    family: Any, folder: Path, tensors: Mapping[str, Stored], *, attention: str | None, fresh: bool = False,
+    **settings: Any,
 ) -> PreTrainedModel:
     """The model; with `fresh` its head is not read."""
     shown = one_line(folder)
+    settings["attn_implementation"] = None if attention == OURS else attention
     tied = set(_rehearse(family, folder, tensors, fresh=fresh, **settings).all_tied_weights_keys)
     with _refusing(f"{shown}: the model cannot be loaded"), quiet():
         model: PreTrainedModel = family.from_pretrained(
@@ -383,7 +388,11 @@ def _load(
             f"{shown}: {_few(untied)} is not the same as what it is tied to by tie_word_embeddings in config.json"
         )
     _without_dropout(model)
-    return model.to(device()).eval()
+    model = model.to(device()).eval()
+    if attention == OURS:
+        with _refusing(f"{shown}: the model cannot be computed"), quiet():
+            take_attention(model)
+    return model
 
 
 def _rehearse(

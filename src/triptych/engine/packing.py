@@ -155,10 +155,30 @@ class Pack:
                            block.queries.flatten()[block.kept] for block in self.blocks])
         self.order = torch.zeros(count + padding, dtype=torch.long, device=device)
         self.order[order] = torch.arange(len(order), device=device)
+        self._chains = chains
         self._masks: dict[tuple[int, int | None, torch.dtype], Tensor] = {}
         self._block_masks: dict[int | None, BlockMask] = {}
         self._parents = [segment.parent for segment in segments]
         self._lengths = [*lengths.tolist(), padding]
+
+    def unpacked(self) -> tuple[Tensor, Tensor]:
+        """The pack's sequences as a batch, for a model that cannot compute them in a row.
+
+        Each segment that none continues is a sequence, with all that it continues: what answers share is with each.
+
+        Returns:
+            `[N, L]` tokens, padded behind each sequence, and `[T]` where the flat batch has each place of the row; a
+            place that several sequences have is the first one's, and the row's padding is any.
+        """
+        continued = set(self._parents)
+        sequences = [chain for index, chain in enumerate(self._chains) if index not in continued]
+        longest = rounded(max(map(len, sequences)))
+        batch = np.zeros((len(sequences), longest), dtype=np.int64)
+        places = np.zeros(len(self.tokens), dtype=np.int64)
+        for row, sequence in reversed(list(enumerate(sequences))):
+            batch[row, : len(sequence)] = sequence
+            places[sequence] = row * longest + np.arange(len(sequence))
+        return self.tokens[_tensor(batch, self.tokens.device)], _tensor(places, self.tokens.device)
 
     @staticmethod
     def _block(

@@ -1,70 +1,87 @@
-"""Proof that an architecture computes the same packed as alone, before anything is trained with it.
+"""Whether a model computes the same packed as alone, found out before anything is computed with it.
 
 Our attention takes the place of the model's own. An architecture whose attention does more than scaled products
-with a causal mask (sinks, biases), or that carries a state from token to token, would be silently wrong; here it
-is refused by its name.
+with a causal mask (sinks, biases), or that carries a state from token to token, would be silently wrong. It keeps its
+own attention, and its sequences are computed as a padded batch.
 """
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from triptych.engine import attention
-from triptych.engine.forward import answer_logprobs, pack_answers
-from triptych.engine.models import load_policy
+from triptych.engine.forward import answer_logprobs, hidden_states, pack_answers
+from triptych.engine.generation import generate
+from triptych.engine.sampling import Sampling
 from triptych.errors import ModelError
 
 TOLERANCE = 1e-3
-"""Largest difference of a log-probability, in float32."""
-
-
-def verify_packed_parity(folder: Path) -> None:
-    """Compares a packed prompt with two answers to each of them alone in the model's own attention.
-
-    Raises:
-        ModelError: the log-probabilities differ, or the model cannot be called this way.
-    """
-    ours: Any = load_policy(folder, attention=attention.NAME)
-    name = type(ours).__name__
-    try:
-        difference = packed_difference(ours, load_policy(folder))
-    except NotPackableError as error:
-        raise ModelError(f"{folder}: {name} cannot be computed in packed rows: {error}") from error
-    if not difference < TOLERANCE:
-        raise ModelError(
-            f"{folder}: {name} does not compute the same packed as alone (log-probabilities differ by "
-            f"{difference:.2g}); its attention does something that Triptych's engine does not know"
-        )
-
-
-class NotPackableError(ValueError):
-    """A model that cannot be called with packed rows."""
+"""Largest difference of a log-probability, and of a hidden state as a share of its norm; in float32."""
 
 
 @torch.no_grad()
-def packed_difference(ours: Any, plain: Any) -> float:
-    """The largest difference of a log-probability between a packed prompt with two answers and each of them alone.
+def take_attention(model: Any) -> None:
+    """Gives the model our attention, if it computes a packed prompt with two answers as it does each of them alone."""
+    packed = pack_answers([_some_tokens(model)], model.device).pack
+    own, count = model.config._attn_implementation, int(packed.ends[-1]) + 1
+    alone = hidden_states(model, packed)[:count]
+    model.set_attn_implementation(attention.NAME)
+    try:
+        difference = hidden_states(model, packed)[:count] - alone
+        same = bool((difference.norm(dim=-1) < TOLERANCE * alone.norm(dim=-1)).all())
+    except (AssertionError, AttributeError, RuntimeError, TypeError, ValueError):  # it cannot be called this way
+        same = False
+    if not same:
+        model.set_attn_implementation(own)
 
-    Args:
-        ours: the model with our attention.
-        plain: the same with its own.
+
+def verify_parity(model: Any, plain: Any) -> None:
+    """Compares log-probabilities as they are computed here, and sampled, with those of the plain model.
 
     Raises:
-        NotPackableError: the model cannot be called this way.
+        ModelError: they differ.
     """
-    draw = torch.Generator("cpu").manual_seed(0)
-    size = min(ours.get_output_embeddings().weight.shape[0], ours.config.get_text_config().vocab_size)
-    prompt, *answers = (torch.randint(size, (length,), generator=draw, device="cpu").tolist() for length in (24, 9, 17))
-    try:
-        packed, _ = answer_logprobs(ours, pack_answers([(prompt, answers)], ours.device))
-    except (AssertionError, TypeError, AttributeError, RuntimeError) as error:
-        raise NotPackableError(error) from error
-    alone = []
+    for done, difference in (("computed", logprob_difference), ("sampled", sampling_difference)):
+        if not (largest := difference(model, plain)) < TOLERANCE:
+            raise ModelError(
+                f"{type(model).__name__} is not {done} here as in transformers (log-probabilities differ by "
+                f"{largest:.2g}): it does something that Triptych's engine does not know"
+            )
+
+
+@torch.no_grad()
+def logprob_difference(model: Any, plain: Any) -> float:
+    """The largest difference of a log-probability of two answers, computed here and each alone by the plain model."""
+    prompt, answers = _some_tokens(model)
+    mine, _ = answer_logprobs(model, pack_answers([(prompt, answers)], model.device))
+    return float((mine - _alone(plain, prompt, answers)).abs().max())
+
+
+@torch.no_grad()
+def sampling_difference(model: Any, plain: Any) -> float:
+    """The same of two answers of the model's own, by the log-probabilities with which they were sampled."""
+    prompt, _ = _some_tokens(model)
+    (answers,) = generate(model, [prompt], (), Sampling(4), n=2)
+    sampled = torch.tensor([answer.logprobs for answer in answers], device=plain.device).flatten()
+    return float((sampled - _alone(plain, prompt, [answer.tokens for answer in answers])).abs().max())
+
+
+def _alone(plain: Any, prompt: list[int], answers: list[list[int]]) -> Tensor:
+    """`[N]` log-probabilities of the answers' tokens, each sequence by itself."""
+    logprobs = []
     for answer in answers:
         tokens = torch.tensor([[*prompt, *answer]], device=plain.device)
-        logprobs = plain(input_ids=tokens).logits[0, len(prompt) - 1 : -1].float().log_softmax(-1)
-        alone.append(logprobs.gather(1, tokens[0, len(prompt) :, None])[:, 0])
-    return float((packed - torch.cat(alone)).abs().max())
+        scores = plain(input_ids=tokens).logits[0, len(prompt) - 1 : -1].float().log_softmax(-1)
+        logprobs.append(scores.gather(1, tokens[0, len(prompt) :, None])[:, 0])
+    return torch.cat(logprobs)
+
+
+def _some_tokens(model: Any) -> tuple[list[int], list[list[int]]]:
+    """A prompt and two answers, random but the same every time."""
+    draw = torch.Generator("cpu").manual_seed(0)
+    size = min(model.get_input_embeddings().weight.shape[0], model.config.get_text_config().vocab_size)
+    prompt, *answers = (torch.randint(size, (length,), generator=draw, device="cpu").tolist() for length in (12, 5, 9))
+    return prompt, answers

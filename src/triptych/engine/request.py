@@ -34,3 +34,7 @@ class Request:
     def length(self) -> int:
         """Tokens of the answer so far."""
         return len(self.completion.tokens)
+
+    def ended(self, max_tokens: int) -> bool:
+        """Whether nothing more is to be sampled."""
+        return self.completion.finished or self.length >= max_tokens

@@ -18,8 +18,8 @@ from torch.utils.weak import TensorWeakRef
 
 from triptych.engine import distributed
 from triptych.engine.adapters import adapted, plain_copy, take_over
-from triptych.engine.device import compute_dtype
-from triptych.engine.forward import Model
+from triptych.engine.device import autocast, compute_dtype
+from triptych.engine.forward import Model, packs
 from triptych.engine.generation import generate
 from triptych.engine.prepacked import prepack
 from triptych.engine.request import Completion
@@ -82,7 +82,8 @@ class Sampler(ABC):
 class SlotSampler(Sampler):
     """Our own engine, over a copy of the model's weights in the compute type.
 
-    A plain model of one rank that is in the compute type already is not copied.
+    A plain model of one rank that is in the compute type already is not copied. One that does not pack is sampled from
+    as it is trained, in float32 under autocast: the layers that carry a state need some of their weights whole.
     """
 
     def __init__(self) -> None:
@@ -90,11 +91,13 @@ class SlotSampler(Sampler):
 
     def load_weights(self, model: Model) -> None:
         """See :class:`Sampler`."""
-        if compute_dtype() == torch.float32 and distributed.world_size() == 1 and not adapted(model):
+        dtype = compute_dtype() if packs(model) else torch.float32
+        if dtype == torch.float32 and distributed.world_size() == 1 and not adapted(model):
             self.model = model
             return
         if self.model is None:
-            self.model = prepack(plain_copy(model, compute_dtype()).requires_grad_(False).eval())
+            copy = plain_copy(model, dtype).requires_grad_(False).eval()
+            self.model = prepack(copy) if packs(copy) else copy
             if not adapted(model):
                 return  # the copy is of the weights as they are
         take_over(self.model, model)
@@ -104,4 +107,5 @@ class SlotSampler(Sampler):
         watch: Callable[[int, int], None],
     ) -> list[list[Completion]]:
         """See :class:`Sampler`."""
-        return generate(self.model, prompts, end, sampling, n=n, numbers=numbers, watch=watch)
+        with autocast(enabled=not packs(self.model)):
+            return generate(self.model, prompts, end, sampling, n=n, numbers=numbers, watch=watch)

@@ -59,7 +59,7 @@ class Scheduler:
     def retire(self) -> None:
         """Lets the requests go that have ended; the last running ones move into their slots."""
         running = self.running
-        going = [slot for slot, request in enumerate(running) if not self._ended(request)]
+        going = [slot for slot, request in enumerate(running) if not request.ended(self.max_tokens)]
         moved = [slot for slot in going if slot >= len(going)]
         freed = sorted(set(range(len(going))) - set(going))
         self.cache.release({request.prompt_row for request in running} - {running[slot].prompt_row for slot in going})
@@ -68,6 +68,3 @@ class Scheduler:
             running[target] = running[origin]
         self.done += len(running) - len(going)
         self.running = running[: len(going)]
-
-    def _ended(self, request: Request) -> bool:
-        return request.completion.finished or request.length >= self.max_tokens

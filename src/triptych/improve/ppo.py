@@ -133,9 +133,7 @@ def _everywhere(model: Model, packs: list[AnswerPack]) -> list[Tensor]:
     """The values of every pack's tokens, without gradient; each rank computes a share."""
 
     def computed(packed: AnswerPack) -> Tensor:
-        return values(model, hidden_states(model, packed.pack.tokens, packed.pack.positions, packed.pack)[
-            packed.predictions.places
-        ])
+        return values(model, hidden_states(model, packed.pack)[packed.predictions.places])
 
     estimates = []
     for packed, _ in distributed.shard_evenly(packs):
@@ -147,7 +145,7 @@ def _everywhere(model: Model, packs: list[AnswerPack]) -> list[Tensor]:
 def loss(model: Model, tokens: ValuedTokens, config: Ppo) -> Loss:
     """The surrogate and the penalty, and the squared error of the value head, over the tokens that count."""
     packed = tokens.packed
-    states = hidden_states(model, packed.pack.tokens, packed.pack.positions, packed.pack)[packed.predictions.places]
+    states = hidden_states(model, packed.pack)[packed.predictions.places]
     logprobs, entropy = predicted_logprobs(model, states, packed.predictions.targets, with_entropy=True)
     assert entropy is not None
     policy_loss = surrogate(logprobs, entropy, tokens, config)

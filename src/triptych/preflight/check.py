@@ -23,7 +23,7 @@ from pydantic import ConfigDict
 
 from triptych import configuration
 from triptych.base import source
-from triptych.base.pretrained import NO_REWARD, has_reasoning
+from triptych.base.pretrained import NO_REWARD, UNPACKED, has_reasoning
 from triptych.base.tokenizer import train_tokenizer
 from triptych.configuration import Config, UserFile, beside, field_names
 from triptych.cycle import plan
@@ -35,7 +35,9 @@ from triptych.data.template import conventions_of, prompt_tokens
 from triptych.dataset.preparation import Prepared, left_out, prepare_data
 from triptych.engine import models
 from triptych.engine.device import compute_dtype
+from triptych.engine.forward import packs
 from triptych.engine.inspection import inspect
+from triptych.engine.parity import take_attention
 from triptych.errors import DataError, Fault, ModelError, RecipeError, ReleaseError, TriptychError
 from triptych.evaluate.answers import portions_of
 from triptych.evaluate.measurement import few_shot
@@ -339,12 +341,11 @@ def open_model(
     The weights are loaded, which proves them whole and finite, unless training them would not fit anyway.
     """
     kind, path = source.find(name)
+    model: Any = None
     if kind == "gguf":
         model, tokenizer = models.load_gguf(path)
-        config, parameters = model.config, models.parameters(model)
     elif adapted := source.adapted_model(path):
         model, tokenizer = adapted.load()
-        config, parameters = model.config, models.parameters(model)
     else:
         within = path.parents[1] if kind == "hub" else None
         tensors = inspect(path, within)
@@ -352,12 +353,22 @@ def open_model(
         parameters = sum(math.prod(tensor.shape) for tensor in tensors.values())
         if 4 * parameters < memory():
             model = models.load_policy(path, within=within)
-            config, parameters = model.config, models.parameters(model)
-        else:
-            config = models.load_config(path, within)
     known = len(tokenizer)
     findings.notes += [f"base: {change}" for change in prepare(tokenizer)]
-    return tokenizer, Architecture.of(config.get_text_config(), parameters, grows=len(tokenizer) > known), config
+    grows = len(tokenizer) > known
+    if model is None:
+        config = models.load_config(path, within)
+        return tokenizer, Architecture.of(config.get_text_config(), parameters, grows=grows), config
+    with models.quiet():
+        take_attention(model)
+    if not packs(model):
+        findings.notes.append(
+            f"base: {UNPACKED.format(type(model).__name__)}; costs are estimated as for layers of attention; layers "
+            "that carry a state may take several times as much"
+        )
+    config, parameters = model.config, models.parameters(model)
+    architecture = Architecture.of(config.get_text_config(), parameters, grows=grows, packed=packs(model))
+    return tokenizer, architecture, config
 
 
 def check_turns(folder: Path, tokenizer: Any, findings: Findings) -> bool:

@@ -60,6 +60,14 @@ class Texts:
         keys = sum(size * length for size, length in zip(sizes, lengths, strict=True)) / max(1, total)
         return cls(len(sizes), total, max(lengths, default=0), keys)
 
+    def padded(self, model: Architecture, sequences: int = 1) -> float:
+        """How many times its tokens are computed: once in packed rows; at most as if all were as long as the longest.
+
+        Args:
+            sequences: of a row.
+        """
+        return 1.0 if model.packed else sequences * self.rows * self.longest / max(1, self.tokens)
+
 
 def costs(
     plan: Sequence[StageCall[Any]], recipe: Recipe, model: Architecture, texts: Mapping[str, Texts], rate: float
@@ -156,8 +164,9 @@ def of_import(config: BaseImport, given: Circumstances) -> Workload:
 def of_finetuning(config: Finetuning, given: Circumstances) -> Workload:
     """Of fine-tuning."""
     shown = given.texts["demonstrations"]
-    taken = memory.training(given.model, config, config.micro_batch, shown.keys)
-    return Workload(taken, trained=round(shown.tokens * config.epochs))
+    times = shown.padded(given.model)
+    taken = memory.training(given.model, config, round(config.micro_batch * times), shown.keys)
+    return Workload(taken, trained=round(shown.tokens * config.epochs * times))
 
 
 @workload.register(PairwiseReward)
@@ -168,8 +177,10 @@ def of_reward(config: PairwiseReward | RegressionReward, given: Circumstances) -
     if compared is None:
         return None
     refreshed = isinstance(given.stage.parents["start"].result, RewardTrained)
-    taken = memory.training(given.model, config, config.micro_batch, compared.keys, predicts=False)
-    return Workload(taken, trained=compared.tokens * (config.refresh_epochs if refreshed else config.epochs))
+    times = compared.padded(given.model, sequences=2)
+    taken = memory.training(given.model, config, round(config.micro_batch * times), compared.keys, predicts=False)
+    epochs = config.refresh_epochs if refreshed else config.epochs
+    return Workload(taken, trained=round(compared.tokens * epochs * times))
 
 
 @workload.register
@@ -187,7 +198,7 @@ def of_improvement(config: Improvement, given: Circumstances) -> Workload:
     """Of a round of improvement by any method."""
     trained, applied, sampled = improvement(config, given.texts)
     taken = given.copies + 2 * given.weights + given.judging + improving(config, given.model, given.texts)
-    return Workload(taken, trained, applied, sampled)
+    return Workload(taken, round(trained * padding(config, given.model, given.texts)), applied, sampled)
 
 
 @workload.register
@@ -242,6 +253,17 @@ def learnt(config: Improvement, texts: Mapping[str, Texts]) -> Texts | None:
     return texts.get(name, expected)
 
 
+def padding(config: Improvement, model: Architecture, texts: Mapping[str, Texts]) -> float:
+    """How many times the tokens that a round trains on are computed, as :meth:`Texts.padded`."""
+    if given := learnt(config, texts):
+        return given.padded(model, sequences=1 if config.needs_thumbs else 2)
+    asked, answers = texts["prompts_improve"], config.learnt_per_prompt
+    learning = Texts(
+        asked.rows, asked.tokens + asked.rows * answers * config.max_tokens, asked.longest + config.max_tokens
+    )
+    return learning.padded(model, sequences=answers)
+
+
 def improving(config: Improvement, model: Architecture, texts: Mapping[str, Texts]) -> int:
     """Bytes of the policy in training, and of the answers while they are written.
 
@@ -249,7 +271,7 @@ def improving(config: Improvement, model: Architecture, texts: Mapping[str, Text
     """
     trained, _, written = improvement(config, texts)
     asked = texts["prompts_improve"]
-    tokens = min(config.micro_batch, trained // config.steps)
+    tokens = round(min(config.micro_batch, trained // config.steps) * padding(config, model, texts))
     given = learnt(config, texts)
     keys = given.keys if given else asked.keys + config.max_tokens
     answers = [memory.sampling(model, config.eval_prompts, asked.longest, config.max_tokens)]

@@ -40,6 +40,7 @@ class Architecture:
         context: the longest sequence that it knows; None where it does not say.
         trained_tables: embedding tables that are trained beside adapters, for rows of added tokens: 2 where input and
             output have one each, 0 where no token was added.
+        packed: whether it computes packed rows; sequences are padded to the longest of a batch where it does not.
     """
 
     parameters: int
@@ -52,13 +53,15 @@ class Architecture:
     key_value_width: int
     context: int | None
     trained_tables: int = 0
+    packed: bool = True
 
     @classmethod
-    def of(cls, config: Any, parameters: int, grows: bool = False) -> Architecture:
+    def of(cls, config: Any, parameters: int, grows: bool = False, packed: bool = True) -> Architecture:
         """Read from a transformers configuration.
 
         Args:
             grows: whether tokens will be added to its vocabulary; it says itself which were.
+            packed: as the attribute.
         """
         width = int(config.hidden_size)
         heads = int(getattr(config, "num_attention_heads", 0) or 1)
@@ -69,6 +72,7 @@ class Architecture:
             int(config.num_hidden_layers), heads, heads * head_width, key_value_heads * head_width,
             getattr(config, "max_position_embeddings", None),
             (1 if config.tie_word_embeddings else 2) if grows or getattr(config, "added_tokens", None) else 0,
+            packed,
         )
 
 
@@ -168,7 +172,7 @@ def sampling(model: Architecture, sequences: int, prompt: int, answer: int, memb
         members: answers to each prompt, whose keys they share.
     """
     token = 2 * model.layers * model.key_value_width * _itemsize()
-    shared = prompt * (members - 1) >= SHARED_KEYS * members
+    shared = model.packed and prompt * (members - 1) >= SHARED_KEYS * members
     limit = answer + prompt // members if shared else prompt + answer
     slots = max(1, min(MAX_SLOTS, sequences, CACHE_BYTES // (limit * token)))
     held = answer + 2 * prompt / members if shared else prompt + answer  # with places for prompts that wait
