@@ -63,7 +63,7 @@ def constrain(
     try:
         config = Constraining(most=most, only=tuple(only or ()), without=tuple(without or ()), seed=seed)
     except ValidationError as error:
-        raise RecipeError("; ".join(each["msg"].removeprefix("Value error, ") for each in error.errors())) from None
+        raise RecipeError("; ".join(wrong["msg"].removeprefix("Value error, ") for wrong in error.errors())) from None
     made: Sequence[Prompt | Conversation] = (
         constrain_answers(read_saying(read_conversations, [file], say), config) if answers
         else add_instructions(_prompts(file), config)

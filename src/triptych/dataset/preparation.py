@@ -147,7 +147,7 @@ class Prepared(Result):
 
 
 @dataclass
-class LeftOut:
+class RowsLeftOut:
     """The rows that were left out, and those that something was left out of, by why; see `WHY`."""
 
     reasoning_left_out: Sequence[PromptedRecord] = ()
@@ -180,7 +180,7 @@ def prepare_data(context: StageContext, config: DataPreparation, sources: Mappin
         context.progress.say(f"left out: {fault}")
     for note in records.notes:
         context.progress.say(f"data: {note}")
-    left = LeftOut(reasoning_left_out=records.reasoned)
+    left = RowsLeftOut(reasoning_left_out=records.reasoned)
     conversations, left.duplicate_conversations = deduplicate(records.conversations)
     left.comparisons_alike = [row for row in records.comparisons if not differ(row.chosen, row.rejected)]
     comparisons, left.duplicate_comparisons = deduplicate(

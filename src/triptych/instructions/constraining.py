@@ -83,7 +83,10 @@ def constrain_answers(conversations: Sequence[Conversation], config: Constrainin
     changed until it does (capitals, a list, quotation marks). All checks are made of the answer as it is in the end. A
     conversation for which nothing fits stays as it is.
     """
-    return [_followed(each, config, random.Random(f"{config.seed} {each.prompt.key}")) for each in conversations]
+    return [
+        _followed(conversation, config, random.Random(f"{config.seed} {conversation.prompt.key}"))
+        for conversation in conversations
+    ]
 
 
 def _followed(conversation: Conversation, config: Constraining, rng: random.Random) -> Conversation:
