@@ -30,7 +30,7 @@ from triptych.engine.scoring import RewardModel, Scorer
 from triptych.errors import Fault, ModelError
 from triptych.preflight.amounts import comparisons_needed, comparisons_to_hold_out
 from triptych.recipe import Recipe, TrainedJudge
-from triptych.records import Comparison, Conversation, Message, Prompt, Rating, Thumb, user
+from triptych.records import Comparison, Conversation, Message, Prompt, Rating, Thumb, answers_of, user
 from triptych.reward.rules import UnitTests
 from triptych.reward.sandbox import confinement
 from triptych.statistics.intervals import mean_interval
@@ -212,7 +212,8 @@ def look_at_texts(
             rows = readers[kind](source, [], places)
             seen: dict[str, list[Place]] = {}
             for place, row in zip(places, rows, strict=True):
-                for what in {what for text in _texts(row) if (what := serialised(text, end)) is not None}:
+                texts = (*(turn.content for turn in prompt_of(row).messages), *answers_of(row))
+                for what in {what for text in texts if (what := serialised(text, end)) is not None}:
                     seen.setdefault(what, []).append(place)
             for what, where in seen.items():
                 yield Finding(
@@ -221,13 +222,6 @@ def look_at_texts(
                     "give the turns as they were before, as [{role, content}, ...], without marks and end tokens; "
                     "docs/data.md lists the forms that are read", stops=2 * len(where) >= len(rows),
                 )
-
-
-def _texts(row: Conversation | Comparison | Rating | Thumb | Prompt) -> Iterator[str]:
-    yield from (turn.content for turn in prompt_of(row).messages)
-    for name in ("answer", "chosen", "rejected", "response", "completion"):
-        if text := getattr(row, name, None):
-            yield text
 
 
 def one_sided(rows: Sequence[Located]) -> Iterator[Finding]:
