@@ -40,7 +40,7 @@ def chatml() -> PreTrainedTokenizerFast:
 
 
 def learnt(made: PreTrainedTokenizerFast, row: TokenizedConversation) -> list[str]:
-    return [made.decode(row.answer[start:end]) for start, end in row.learnt or ((0, len(row.answer)),)]
+    return [made.decode(row.answer[start:end]) for start, end in row.spans]
 
 
 @pytest.mark.parametrize(
@@ -53,7 +53,7 @@ def test_turns_are_learnt_in_one_row(chatml: PreTrainedTokenizerFast, learn: Lea
     assert [*row.prompt, *row.answer] == chatml(
         chatml.apply_chat_template(turns, tokenize=False).removesuffix("\n"), add_special_tokens=False
     )["input_ids"]
-    assert row.targets == sum(len(chatml(text)["input_ids"]) for text in wanted)
+    assert sum(end - start for start, end in row.spans) == sum(len(chatml(text)["input_ids"]) for text in wanted)
 
 
 def test_what_is_learnt_is_what_is_predicted(chatml: PreTrainedTokenizerFast) -> None:
@@ -61,7 +61,7 @@ def test_what_is_learnt_is_what_is_predicted(chatml: PreTrainedTokenizerFast) ->
     for groups in ([(row.prompt, [row.answer])], [(row.prompt, [row.answer, row.answer])]):
         count = len(groups[0][1])
         packed = pack_answers(groups, "cpu", [row.learnt] * count)
-        spans = row.learnt or ()
+        spans = row.spans
         wanted = [token for start, end in spans for token in row.answer[start:end]]
         assert packed.predictions.targets.tolist() == wanted * count
         # Each is predicted from the token before it, wherever that stands in the row.
@@ -79,7 +79,7 @@ def test_a_long_conversation_is_cut_or_dropped(chatml: PreTrainedTokenizerFast) 
     assert (cut.dropped, cut.truncated, cut.lines) == (0, 2, (1, 2))
     assert learnt(chatml, cut.rows[0])[0] == "The cat.<|im_end|>"
     assert cut.rows[0].length == row.length - 2
-    spans = row.learnt or ()
+    spans = row.spans
     first = fit_turns([CHAT], chatml, len(row.prompt) + spans[1][0], "truncate", "all").rows[0]
     assert (learnt(chatml, first), first.learnt) == (["The cat.<|im_end|>"], None)
 

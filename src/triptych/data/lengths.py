@@ -30,9 +30,10 @@ class TokenizedConversation:
     learnt: tuple[tuple[int, int], ...] | None = None
 
     @property
-    def targets(self) -> int:
-        """Tokens that are learnt."""
-        return len(self.answer) if self.learnt is None else sum(end - start for start, end in self.learnt)
+    def spans(self) -> tuple[tuple[int, int], ...]:
+        """From where to where in `answer` tokens are learnt."""
+        return ((0, len(self.answer)),) if self.learnt is None else self.learnt
+
     @property
     def length(self) -> int:
         """Tokens of the whole."""
@@ -204,10 +205,9 @@ def tokenized_turns(
         prompt, (answer,) = answer_tokens(tokenizer, asked, [turn])
         before = [*rows[-1].prompt, *rows[-1].answer] if rows else []
         if rows and prompt[: len(before)] == before:
-            learnt = rows[-1].learnt or ((0, len(rows[-1].answer)),)
             whole = (*rows[-1].answer, *prompt[len(before) :], *answer)
             span = (len(whole) - len(answer), len(whole))
-            rows[-1] = TokenizedConversation(rows[-1].prompt, whole, (*learnt, span))
+            rows[-1] = TokenizedConversation(rows[-1].prompt, whole, (*rows[-1].spans, span))
         else:
             rows.append(TokenizedConversation(tuple(prompt), tuple(answer)))
     return rows
@@ -228,7 +228,7 @@ def fit_turns(
         for row in tokenized_turns(record, tokenizer, learn):
             if row.length > limit:
                 room = limit - len(row.prompt)
-                spans = [(start, min(end, room)) for start, end in row.learnt or ((0, room),) if start < room]
+                spans = [(start, min(end, room)) for start, end in row.spans if start < room]
                 if overlong == "drop" or not spans:
                     continue
                 answer = row.answer[: spans[-1][1]]
