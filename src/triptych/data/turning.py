@@ -258,15 +258,10 @@ def join_parts(values: Values, ours: Fields) -> None:
 
 
 def divide_turns(values: Values, ours: Fields) -> None:
-    """A conversation as a prompt and the answer at its end."""
-    messages = ours.pop("messages", None) or ours.pop("conversations", None)
+    """KTO: a conversation as a prompt and the answer at its end."""
+    messages = ours.pop("messages")
     if isinstance(messages, list) and len(messages) > 1:
         ours |= {"prompt": messages[:-1], "completion": messages[-1:]}
-
-
-def join_turns(values: Values, ours: Fields) -> None:
-    """KTO: a prompt and its answer, however they are given."""
-    divide_turns(values, ours)
 
 
 def gather_ratings(values: Values, ours: Fields) -> None:
@@ -458,9 +453,8 @@ def order_summaries(values: Values, ours: Fields) -> None:
     ours |= {"prompt": post, "chosen": texts[choice].get("text"), "rejected": texts[1 - choice].get("text")}
 
 
-def put_turns_first(values: Values, ours: Fields) -> None:
-    """Axolotl, LLaMA-Factory: the conversation so far is the prompt, the two answers one turn each."""
-    ours["prompt"] = first(values, "messages|conversations|conversation|trajectory|dialogue|context|history")
+def list_answers(values: Values, ours: Fields) -> None:
+    """Axolotl, LLaMA-Factory: each of the two answers may be a turn, where a list of turns is read."""
     for name in ("chosen", "rejected"):
         if isinstance(ours.get(name), Mapping):
             ours[name] = [ours[name]]
