@@ -244,10 +244,11 @@ def answer_tokens(
     Returns:
         The prompt's tokens, as far as they are those of every answer, and what follows of each conversation.
     """
-    opening, whole = scored_tokens(tokenizer, prompt, answers)
-    if _known(tokenizer).cut_anew and opening == opening_tokens(tokenizer, prompt):
-        opening = prompt_tokens(tokenizer, prompt)  # a policy continues these
-    return opening, [_ended(tokenizer, tokens) for tokens in whole]
+    opening, shared, whole = _compared(tokenizer, prompt, answers)
+    answered = [_ended(tokenizer, tokens[shared:]) for tokens in whole]
+    if _known(tokenizer).cut_anew and shared == len(opening):
+        return prompt_tokens(tokenizer, prompt), answered  # a policy continues these
+    return opening[:shared], answered
 
 
 def scored_tokens(
@@ -259,12 +260,19 @@ def scored_tokens(
         What all begin with, as far as the prompt goes, and what follows of each conversation: one token at least, the
         last of which a score is read at.
     """
+    opening, shared, whole = _compared(tokenizer, prompt, answers)
+    return opening[:shared], [tokens[shared:] for tokens in whole]
+
+
+def _compared(
+    tokenizer: PreTrainedTokenizerBase, prompt: Prompt, answers: Sequence[str | Message]
+) -> tuple[list[int], int, list[list[int]]]:
+    """What stands before an answer, how many tokens of it each whole conversation begins with, and these."""
     turns = [Message("assistant", answer) if isinstance(answer, str) else answer for answer in answers]
     whole = [_tokens(tokenizer, (*prompt.messages, turn), prompt.tools) for turn in turns]
     reasoned = any(split_reasoning(turn.content)[0] is not None for turn in turns)
     opening = prompt_tokens(tokenizer, prompt) if reasoned else opening_tokens(tokenizer, prompt)
-    shared = _shared([opening, *(tokens[:-1] for tokens in whole)])
-    return opening[:shared], [tokens[shared:] for tokens in whole]
+    return opening, _shared([opening, *(tokens[:-1] for tokens in whole)]), whole
 
 
 def opening_tokens(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> list[int]:
