@@ -109,6 +109,11 @@ READ: list[tuple[str, dict[str, Any], list[Record]]] = [
     ("comparisons", {"trajectory": [{"from": "user", "value": "Why?"}], "chosen": "So.", "rejected": "No."}, [PAIR]),
     ("comparisons", {"instruction": "Why?", "input": "1 2", "output_1": "No.", "output_2": "So.", "preference": 2},
      [Comparison(Prompt(user("Why?\n\n1 2")), "So.", "No.")]),
+    ("comparisons", {"idx": 7, "motivation_app": "a", "cmp_key": "m_n", "instruction": "Why?", "input": "1 2",
+                     "response1": "No.", "response2": "So.", "annotator1": 2, "annotator2": 0, "annotator3": 2},
+     [Comparison(Prompt(user("Why?\n\n1 2")), "So.", "No.", votes_for_chosen=2, num_annotators=3)]),
+    ("comparisons", {"scenario": "advice", "label": 1, "prompt": "Why?", "response 1": "No.", "response 2": "So."},
+     [Comparison(Prompt(user("Why?"), task="advice"), "So.", "No.")]),
     # Conversations.
     ("conversations", {"role_1": "a", "message_1": "Why?", "message_2": "So."}, [TALK]),
     ("conversations", {"messages": [ASK, GOOD], "prompt": "Why?", "prompt_id": "7"}, [TALK]),
@@ -196,6 +201,9 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
                      "rejected": [BAD]}, r"chosen: calls tools"),
     ("comparisons", {"question": "Why?", "response_a": "So.", "response_b": "No.", "winner": 1},
      r"winner: must say who"),
+    ("comparisons", {"instruction": "Why?", "response1": "So.", "response2": "No.", "annotator1": 1, "annotator2": 3},
+     r"annotator2: must be 1 or 2"),
+    ("comparisons", {"prompt": "Why?", "response 1": "So.", "response 2": "No.", "label": 3}, r"label: must be 0 or 1"),
     ("conversations", {"messages": [ASK, GOOD | {"weight": 0}]}, r"nothing to learn"),
     ("conversations", {"messages": [ASK, GOOD | {"weight": 2}]}, r"messages\[1\].weight: must be 0 or 1, got 2"),
     ("conversations", {"messages": [ASK | {"content": [{"type": "image_url", "image_url": {}}]}, GOOD]},
@@ -327,6 +335,14 @@ def test_ties_are_left_out_and_counted(tmp_path: Path) -> None:
     pair = {"prompt": "Why?", "response_a": "So.", "response_b": "No."}
     path = written(tmp_path, pair | {"winner": "model_a"}, pair | {"winner": "tie"}, pair | {"winner": "tie (bothbad)"})
     assert files.read_comparisons(path) == [PAIR]
+    voted = {"instruction": "Why?", "response1": "So.", "response2": "No.", "annotator1": 1, "annotator2": 1}
+    lines = [voted | {"annotator3": 0}, voted | {"annotator1": 2, "annotator3": 0}, voted | {"annotator2": 0}]
+    assert files.read_comparisons(written(tmp_path, *lines, name="voted.jsonl")) == [
+        Comparison(WHY, "So.", "No.", votes_for_chosen=2, num_annotators=3)
+    ]
+    placed = {"prompt": "Why?", "response 1": "So.", "response 2": "No."}
+    lines = [placed | {"label": label} for label in (0, 2)]
+    assert files.read_comparisons(written(tmp_path, *lines, name="placed.jsonl")) == [PAIR]
     assert notes_of("comparisons", path) == [
         ":2: 2 of 3 rows: is a tie, and says of no answer that it is better: left out"
     ]

@@ -14,6 +14,7 @@ from typing import Literal
 
 from triptych.data.serialised import TEMPLATED, TRANSCRIPT
 from triptych.data.turning import (
+    ANNOTATORS,
     CHOSEN,
     LABELS,
     PAIRS,
@@ -40,7 +41,9 @@ from triptych.data.turning import (
     list_answers,
     named,
     number,
+    order_by_annotators,
     order_by_number,
+    order_by_place,
     order_by_scores,
     order_by_votes,
     order_by_winner,
@@ -344,6 +347,14 @@ FORMS: tuple[Form, ...] = (
     Form("PKU-SafeRLHF", "comparisons",
          {"prompt": "prompt", "one": "response_0", "other": "response_1", "label": "better_response_id"},
          turn=order_by_number(("response_0", "response_1"), "better_response_id", lambda value: value == 0)),
+    Form("PandaLM, two answers and what each annotator said", "comparisons",
+         {"prompt": "instruction", "one": "response1", "other": "response2", "label": "annotator1"},
+         also=ANNOTATORS, turn=order_by_annotators,
+         row="{instruction, input, response1, response2, annotator1, annotator2, annotator3}: 1, 2, or 0 for a tie; "
+         "what most say counts"),
+    Form("Auto-J, two answers and the place of the better one", "comparisons",
+         {"prompt": "prompt", "one": "response 1", "other": "response 2", "label": "label", "task": "scenario?"},
+         turn=order_by_place, row="{prompt, response 1, response 2, label, scenario}: 0, 1, or 2 for a tie"),
     Form("WebGPT comparisons", "comparisons",
          {"prompt": "question", "one": "answer_0", "other": "answer_1", "score": "score_0", "worse": "score_1"},
          turn=order_by_scores(("answer_0", "answer_1"), ("score_0", "score_1"), question_text)),

@@ -325,6 +325,8 @@ PAIRS = (
     ("answer_0", "answer_1"), ("output_a", "output_b"), ("output_1", "output_2"), ("completion_a", "completion_b"),
     ("completion_1", "completion_2"), ("conversation_a", "conversation_b"), ("human_ref_A", "human_ref_B"),
 )
+ANNOTATORS = ("annotator1", "annotator2", "annotator3")
+"""PandaLM's people, each with a column."""
 LABELS = "winner|preference|preferred|label|choice|better|human_preference|verdict"
 QUESTIONS = "prompt|question|instruction|query|problem|input"
 CHOSEN = "chosen|chosen_response|response_chosen|preferred|accepted|response_j|answer_chosen|positive"
@@ -382,6 +384,29 @@ def order_by_number(pair: tuple[str, str], label: str, first_where: Callable[[fl
         put_in_order(values, ours, pair, 0 if won else 1, abs(value) if margin else None)
 
     return turn
+
+
+def order_by_annotators(values: Values, ours: Fields) -> None:
+    """PandaLM: several people said which of two answers is better, 1 or 2, or 0 for neither; most of them decide."""
+    said = {name: number(value) for name, value in values.items() if name in ANNOTATORS}
+    wrong = next((name for name, value in said.items() if value not in (0, 1, 2)), None)
+    if wrong is not None:
+        raise FormError(wrong, "must be 1 or 2 for the better response, or 0 for a tie")
+    votes = [sum(value == which for value in said.values()) for which in (1, 2)]
+    if 2 * max(votes) <= len(said):
+        raise LeftOut("is a tie, and says of no answer that it is better: left out")
+    put_in_order(values, ours, ("response1", "response2"), votes.index(max(votes)))
+    ours |= {"votes_for_chosen": max(votes), "num_annotators": len(said)}
+
+
+def order_by_place(values: Values, ours: Fields) -> None:
+    """Auto-J: the label is the place of the better answer, 0 or 1, or 2 for a tie."""
+    label = number(values["label"])
+    if label not in (0, 1, 2):
+        raise FormError("label", "must be 0 or 1 for the better response, or 2 for a tie")
+    if label == 2:
+        raise LeftOut("is a tie, and says of no answer that it is better: left out")
+    put_in_order(values, ours, ("response 1", "response 2"), int(label))
 
 
 def order_by_scores(pair: tuple[str, str], scores: tuple[str, str], question: Callable[[Any], Any] = lambda value: value
