@@ -22,7 +22,6 @@ from triptych.evaluate.measurement import measure
 from triptych.family import Family, ModelTest, Round, Start
 from triptych.improve.checkpoints import Limits
 from triptych.improve.improvement import improve
-from triptych.instruct.adoption import Adoption, adopt
 from triptych.instruct.finetuning import finetune
 from triptych.people.attendance import Attendance
 from triptych.people.questions import ask
@@ -107,9 +106,9 @@ def make_base(recipe: Recipe, runner: Runner, data: Artifact[Result]) -> Artifac
 def make_instruct(
     recipe: Recipe, runner: Runner, data: Artifact[Result], base: Artifact[Result]
 ) -> Artifact[Result]:
-    """The Base fine-tuned on instructions, or as it is."""
+    """The Base fine-tuned on instructions, or the Base itself."""
     if recipe.finetuning is None:
-        return runner.run("instruct", adopt, Adoption(), base=base)
+        return base
     return runner.run("instruct", finetune, recipe.finetuning, base=base, data=data)
 
 
