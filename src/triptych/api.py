@@ -45,7 +45,7 @@ from triptych.engine.sampling import Sampling, own_sampling
 from triptych.engine.scoring import Scorer
 from triptych.errors import AuditError, ModelError, RecipeError, RunError
 from triptych.evaluate.answers import Answering, answer, answered, take
-from triptych.evaluate.gate import Decided, Gate, decide
+from triptych.evaluate.gate import Decided, Gate, decide, gate_scores
 from triptych.evaluate.survey import AnswerSurvey, survey
 from triptych.execution import execute
 from triptych.improve.improvement import Improved
@@ -64,7 +64,7 @@ from triptych.reward import registry
 from triptych.reward.training import PairwiseReward, RewardTrained
 from triptych.reward.training import train_reward as train_pairwise
 from triptych.reward.trust import Trust
-from triptych.storage import entries, make_folder, read_rows, replace_folder, sha256, write_whole
+from triptych.storage import entries, make_folder, replace_folder, sha256, write_whole
 
 Place = str | Path
 """A file or a folder."""
@@ -399,22 +399,17 @@ def gate(
         DataError, ModelError, RecipeError, RewardError, RunError: as `improve`.
     """
     config, scorer = _config(Gate, settings), _scorer(judge)
-    given = [Path(place).is_file() for place in (champion, candidate)]
-    if any(given):
-        _require_files(given, prompts, config)
+    written = _are_answers(champion, candidate, prompts, config)
+    places = {"champion": champion, "candidate": candidate}
     rows: dict[str, Sequence[Any]] = (
-        {
-            "demonstrations_champion": _rows(champion, files.read_conversations, progress),
-            "demonstrations_candidate": _rows(candidate, files.read_conversations, progress),
-        }
-        if all(given) else {"prompts_gate": _rows(prompts, files.read_prompts, progress)}
+        {f"demonstrations_{name}": _rows(place, files.read_conversations, progress) for name, place in places.items()}
+        if written else {"prompts_gate": _rows(prompts, files.read_prompts, progress)}
     )
-    models = {} if all(given) else {"champion": champion, "candidate": candidate}
     identities = [scorer.identity, reward.identity if reward else None, temperature, max_tokens]
     with TemporaryDirectory() as temporary:
         kept = Path(temporary) / "gate" if output is None else output
-        with _Work(kept, "gate", config, seed, progress, models, rows, identities) as work:
-            if all(given):
+        with _Work(kept, "gate", config, seed, progress, {} if written else places, rows, identities) as work:
+            if written:
                 measured = take(work.context, *rows.values())
             else:
                 asked = _config(Answering, {"prompts": max(2, len(rows["prompts_gate"]))})
@@ -434,30 +429,34 @@ def gate(
 
 def _side_by_side(folder: Path, count: int = 12) -> list[Sample]:
     """The first answers of a gate, with the judge's scores."""
-    rows = zip(answered(folder), read_rows(folder / "scores.jsonl"), strict=True)
+    rows = zip(answered(folder), gate_scores(folder), strict=True)
     return [
         Sample(
             prompt=pair.prompt.messages[-1].content, task=pair.prompt.task,
             answers=[SampleAnswer(model=name, text=text, judge=judge, reward=None) for name, text, judge in (
-                ("champion", pair.before, row["before"]), ("candidate", pair.after, row["after"]),
+                ("champion", pair.before, scores.before), ("candidate", pair.after, scores.after),
             )],
         )
-        for pair, row in islice(rows, count)
+        for pair, scores in islice(rows, count)
     ]
 
 
-def _require_files(given: Sequence[bool], prompts: Place | Sequence[Place], config: Gate) -> None:
-    """Refuses what files of answers cannot be compared by.
+def _are_answers(champion: Place, candidate: Place, prompts: Place | Sequence[Place], config: Gate) -> bool:
+    """Whether the two are files of answers, and not models.
 
     Raises:
         RecipeError: a model beside a file, prompts beside answers, or a budget for a distance that nobody can measure.
     """
-    if not all(given):
+    written = [Path(place).is_file() for place in (champion, candidate)]
+    if not any(written):
+        return False
+    if not all(written):
         raise RecipeError("champion and candidate are two models or two files of answers, not one of each")
     if prompts:
         raise RecipeError("prompts are asked of models; answers have their own: leave the prompts out")
     if config.max_kl is not None:
         raise RecipeError("max_kl needs the models: from answers alone no distance is known")
+    return True
 
 
 def open_reward(
