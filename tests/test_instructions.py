@@ -182,6 +182,22 @@ def test_answers_follow_the_instructions_that_are_added() -> None:
         assert all(instruction(check.kind, check.arguments).follows(conversation.answer) for check in checks)
 
 
+def test_a_prompts_own_instructions_stay_and_are_not_contradicted() -> None:
+    own = Check("change_case:english_capital")
+    prompts = [Prompt(Prompt.of(f"Shout about {number}.").messages, checks=(own,)) for number in range(200)]
+    for prompt in constrain(prompts, THREE):
+        assert prompt.checks[0] == own
+        assert not any(INSTRUCTIONS[check.kind].claims & {"case"} for check in prompt.checks[1:])
+    conversations = [Conversation(prompt, "IT IS WIDE. IT IS COLD, AND WE LIKE THE SEA.") for prompt in prompts]
+    for conversation in constrain_answers(conversations, THREE):
+        assert conversation.prompt.checks[0] == own
+        assert len(conversation.prompt.checks) > 1
+        assert conversation.answer.isupper()
+    everything = Prompt(prompts[0].messages, checks=(Check("detectable_format:square_brackets"),))
+    only = Constraining(only=("startend:quotation",))
+    assert constrain([everything], only) == [everything]
+
+
 def test_kinds_are_held_out() -> None:
     held = ("punctuation:no_comma", "startend:quotation")
     prompts = [Prompt.of(f"Question {number}?") for number in range(60)]

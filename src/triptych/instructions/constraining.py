@@ -12,7 +12,7 @@ from pydantic import Field, field_validator, model_validator
 
 from triptych.configuration import Config
 from triptych.instructions.instruction import Instruction
-from triptych.instructions.registry import DRAWN, INSTRUCTIONS, require_kind
+from triptych.instructions.registry import DRAWN, INSTRUCTIONS, instruction, require_kind
 from triptych.records import Check, Conversation, Prompt
 
 NEUTRAL = (
@@ -92,16 +92,18 @@ def constrain_answers(conversations: Sequence[Conversation], config: Constrainin
 def _followed(conversation: Conversation, config: Constraining, rng: random.Random) -> Conversation:
     answer, count = conversation.answer.strip(), rng.randint(1, config.most)
     words = _words(conversation.prompt, rng) + sorted(set(_WORD.findall(answer)))
+    own = [instruction(check.kind, check.arguments) for check in conversation.prompt.checks]
     kept: list[Instruction] = []
+    claimed = _claimed(conversation.prompt)
     for kind in rng.sample(config.kinds, k=len(config.kinds)):
-        claimed = {claim for instruction in kept for claim in instruction.claims}
         if len(kept) == count or claimed & INSTRUCTIONS[kind].claims:
             continue
         for _ in range(TRIES):
             drawn = INSTRUCTIONS[kind].draw(rng, rng.sample(words, k=len(words)))
             changed = drawn.rewrite(answer)
-            if changed.strip() and all(instruction.follows(changed) for instruction in (*kept, drawn)):
+            if changed.strip() and all(asked.follows(changed) for asked in (*own, *kept, drawn)):
                 kept, answer = [*kept, drawn], changed
+                claimed |= drawn.claims
                 break
     if not kept:
         return conversation
@@ -109,30 +111,35 @@ def _followed(conversation: Conversation, config: Constraining, rng: random.Rand
 
 
 def _constrained(prompt: Prompt, config: Constraining, rng: random.Random) -> Prompt:
-    drawn = _compatible(config.kinds, rng.randint(1, config.most), rng)
+    drawn = _compatible(config.kinds, rng.randint(1, config.most), _claimed(prompt), rng)
     words = _words(prompt, rng)
-    instructions = [INSTRUCTIONS[kind].draw(rng, words) for kind in drawn]
-    return _asking(prompt, instructions, rng)
+    return _asking(prompt, [INSTRUCTIONS[kind].draw(rng, words) for kind in drawn], rng)
 
 
 def _asking(prompt: Prompt, instructions: Sequence[Instruction], rng: random.Random) -> Prompt:
     """The prompt with the instructions behind its last turn."""
+    if not instructions:
+        return prompt
     last = prompt.messages[-1]
     content = last.content.rstrip()
     between = rng.choice((" ", "\n", "\n\n"))
     if between == " " and content[-1:].isalnum():
         between = ". "  # else the request would run on into what is added
-    asked = content + between + " ".join(instruction.asked(rng) for instruction in instructions)
+    asked = content + between + " ".join(drawn.asked(rng) for drawn in instructions)
     return replace(
         prompt,
         messages=(*prompt.messages[:-1], replace(last, content=asked)),
-        checks=tuple(_check(instruction) for instruction in instructions),
+        checks=(*prompt.checks, *(Check(drawn.kind, drawn.model_dump(mode="json")) for drawn in instructions)),
     )
 
 
-def _compatible(kinds: list[str], count: int, rng: random.Random) -> list[str]:
-    """At most so many kinds of which no two claim the same."""
-    claimed: set[str] = set()
+def _claimed(prompt: Prompt) -> set[str]:
+    """What the prompt's own instructions claim of an answer."""
+    return {claim for check in prompt.checks for claim in INSTRUCTIONS[check.kind].claims}
+
+
+def _compatible(kinds: list[str], count: int, claimed: set[str], rng: random.Random) -> list[str]:
+    """At most so many kinds of which no two claim the same, and none what is claimed already."""
     drawn: list[str] = []
     for kind in rng.sample(kinds, k=len(kinds)):
         if len(drawn) < count and not claimed & INSTRUCTIONS[kind].claims:
@@ -146,7 +153,3 @@ def _words(prompt: Prompt, rng: random.Random) -> list[str]:
     own = list(dict.fromkeys(_WORD.findall(prompt.messages[-1].content)))
     neutral = [word for word in NEUTRAL if word not in own]
     return [*rng.sample(own, k=min(3, len(own))), *rng.sample(neutral, k=5)]
-
-
-def _check(instruction: Instruction) -> Check:
-    return Check(instruction.kind, instruction.model_dump(mode="json"))

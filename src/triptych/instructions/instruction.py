@@ -19,7 +19,8 @@ class Instruction(Config):
     Attributes:
         kind: its name in IFEval or open-instruct, `family:name`.
         claims: what of an answer it determines. Two instructions that claim the same are not asked together.
-        wordings: ways to ask for it, in which `{field}` stands for an argument.
+        wordings: ways to ask for it, in which `{field}` stands for an argument; none where it needs a prompt that was
+            written for it, or is another's twin.
     """
 
     kind: ClassVar[str]

@@ -5,11 +5,11 @@ from __future__ import annotations
 import random
 import re
 from itertools import pairwise
-from typing import Self
+from typing import ClassVar, Self
 
 from pydantic import Field, field_validator
 
-from triptych.instructions.instruction import Instruction, Relation, compare, draw_bound
+from triptych.instructions.instruction import EVERYTHING, Instruction, Relation, compare, draw_bound
 from triptych.instructions.text import tokens
 
 
@@ -45,7 +45,7 @@ class Frequency(Instruction):
 
     kind = "keywords:frequency"
     claims = frozenset({"words"})
-    wordings = (
+    wordings: ClassVar[tuple[str, ...]] = (
         'Use the word "{keyword}" {relation} {frequency} times.',
         'The word "{keyword}" is to be found {relation} {frequency} times in your answer.',
     )
@@ -68,6 +68,7 @@ class FrequencyByNumber(Frequency):
     """The same as open-instruct names it."""
 
     kind = "keywords:word_count_different_numbers"
+    wordings = ()
 
 
 class ForbiddenWords(Instruction):
@@ -98,7 +99,7 @@ class LetterFrequency(Instruction):
 
     kind = "keywords:letter_frequency"
     claims = frozenset({"letters"})
-    wordings = (
+    wordings: ClassVar[tuple[str, ...]] = (
         'Write the letter "{letter}" {let_relation} {let_frequency} times.',
         'The letter "{letter}" may be counted {let_relation} {let_frequency} times in your answer.',
     )
@@ -121,6 +122,7 @@ class LetterCount(LetterFrequency):
     """The same as open-instruct names it."""
 
     kind = "letters:letter_counting2"
+    wordings = ()
 
 
 class Once(Instruction):
@@ -276,8 +278,7 @@ class Copied(Instruction):
     """The answer is a given text, and nothing else; capitals aside."""
 
     kind = "copy:copy"
-    claims = frozenset({"begin", "end", "layout", "length", "case", "words", "dots", "letters"})
-    wordings = ("Do not answer; write down this request instead, word for word, without the present sentence.",)
+    claims = EVERYTHING
     prompt_to_repeat: str = Field(min_length=1)
 
     def follows(self, answer: str) -> bool:

@@ -37,11 +37,7 @@ OPEN_INSTRUCT: tuple[type[Instruction], ...] = (
 INSTRUCTIONS: Mapping[str, type[Instruction]] = {cls.kind: cls for cls in (*IFEVAL, *OPEN_INSTRUCT)}
 """Each by its name."""
 
-DRAWN: tuple[str, ...] = tuple(
-    kind for kind, cls in INSTRUCTIONS.items()
-    if cls.wordings and cls not in (keywords.Copied, keywords.CopiedSimply, keywords.FrequencyByNumber,
-                                    keywords.LetterCount)
-)
+DRAWN: tuple[str, ...] = tuple(kind for kind, cls in INSTRUCTIONS.items() if cls.wordings)
 """Those that can be added to any prompt; the others need a prompt that was written for them, or are another's twin."""
 
 
