@@ -107,6 +107,11 @@ class AnswerPack:
     predictions: Predictions
     answers: int
 
+    @property
+    def lengths(self) -> Tensor:
+        """`[A]` the predicted tokens of each answer."""
+        return torch.bincount(self.predictions.rows, minlength=self.answers)
+
 
 def pack_answers(
     groups: Sequence[Group], device: torch.device | str, learnt: Sequence[Spans | None] | None = None

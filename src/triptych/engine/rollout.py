@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -22,6 +22,9 @@ from triptych.progress import Progress
 from triptych.records import Prompt, Rollout
 
 Render = Callable[[Prompt], list[int]]
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 NAMED = 10
 """So many prompts that are left out are named."""
@@ -152,18 +155,21 @@ class Policy:
         sizes = [len(g[0].prompt_tokens) + sum(len(r.tokens) for r in g) for g in groups]
         batches = distributed.micro_batches(sizes, budget)
 
-        def values(packed: AnswerPack) -> Tensor:
-            return answer_logprobs(self.model, packed)[0]
 
-        computed: list[list[Tensor]] = []
-        for batch, _ in distributed.shard_evenly(batches):
+        def values(batch: Sequence[int]) -> list[Tensor]:
             packed = pack_rollouts([groups[i] for i in batch], self.model.device)
-            with torch.no_grad(), autocast():
-                logprobs = distributed.forward(self.model, values, packed)
-            counts = torch.bincount(packed.predictions.rows, minlength=packed.answers).tolist()
-            computed.append(list(torch.split(logprobs, counts)))
-        gathered = distributed.all_gather(computed, self.model.device)[: len(batches)]
-        return [answer for batch in gathered for answer in batch]
+            return list(torch.split(answer_logprobs(self.model, packed)[0], packed.lengths.tolist()))
+
+        return [answer for batch in infer(self.model, values, batches) for answer in batch]
+
+
+def infer(model: Model, function: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
+    """What a function of the model gives for each item, without gradient; each rank computes a share of them."""
+    computed = []
+    for item, _ in distributed.shard_evenly(items):
+        with torch.no_grad(), autocast():
+            computed.append(distributed.forward(model, function, item))
+    return distributed.all_gather(computed, model.device)[: len(items)]
 
 
 def pack_rollouts(groups: Sequence[Sequence[Rollout]], device: torch.device | str) -> AnswerPack:

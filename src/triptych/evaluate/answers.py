@@ -231,5 +231,4 @@ def _documents(data: DataFolder, count: int) -> list[Document]:
 
 
 def _context(policy: Policy) -> int:
-    known = getattr(policy.model.config.get_text_config(), "max_position_embeddings", None)
-    return min(PIECE, known or PIECE)
+    return min(PIECE, policy.context or PIECE)

@@ -19,8 +19,8 @@ from triptych.data.folder import DataFolder
 from triptych.data.lengths import fit
 from triptych.data.pairs import PairGroup, grouped
 from triptych.engine import distributed
-from triptych.engine.device import autocast
 from triptych.engine.forward import AnswerPack, Model, answer_logprobs, by_answer, pack_answers
+from triptych.engine.rollout import infer
 from triptych.engine.scoring import Scorer
 from triptych.engine.training import Curve, Loss, Step
 from triptych.errors import TrainingError
@@ -140,8 +140,7 @@ class DpoMethod(Method[Dpo, Pairs]):
         rows = DataFolder(self.feedback).comparisons("train").read()
         if config.loss == "rpo":
             rows = _with_gaps(rows, loop.reward)
-        known = getattr(loop.model.config.get_text_config(), "max_position_embeddings", None)
-        fitted = fit(rows, loop.tokenizer, min(config.context, known or config.context), "drop")
+        fitted = fit(rows, loop.tokenizer, min(config.context, loop.policy.context or config.context), "drop")
         if fitted.dropped:
             loop.context.progress.say(f"comparisons: {fitted}")
         groups = grouped(fitted.rows, fitted.lines)
@@ -192,18 +191,18 @@ def _with_gaps(rows: Sequence[Comparison], scorer: Scorer) -> list[Comparison]:
 
 def step(reference: Model, groups: Sequence[PairGroup], micro_batch: int) -> Step[Pairs]:
     """An update's batches: each prompt with all of its answers, and what the reference gives them."""
-    batches = [
-        _packed(reference, [groups[i] for i in members])
+    parts = [
+        [groups[i] for i in members]
         for members in distributed.micro_batches((group.tokens for group in groups), micro_batch)
     ]
+    packs = [pack_answers([(group.prompt, group.answers) for group in part], reference.device) for part in parts]
+    far = infer(reference, lambda packed: by_answer(answer_logprobs(reference, packed)[0], packed), packs)
+    batches = [_paired(part, packed, logprobs) for part, packed, logprobs in zip(parts, packs, far, strict=True)]
     count = sum(len(group.pairs) for group in groups)
     return Step(batches, weight=max(1, count), numbers={"pairs": count})
 
 
-def _packed(reference: Model, groups: Sequence[PairGroup]) -> Pairs:
-    packed = pack_answers([(group.prompt, group.answers) for group in groups], reference.device)
-    with torch.no_grad(), autocast():
-        far = by_answer(answer_logprobs(reference, packed)[0], packed)
+def _paired(groups: Sequence[PairGroup], packed: AnswerPack, far: Tensor) -> Pairs:
     pairs: list[tuple[int, int]] = []
     first = 0
     for group in groups:
@@ -226,7 +225,7 @@ def loss(model: Model, pairs: Pairs, config: Dpo) -> Loss:
     else:
         pair_losses = {"dpo": losses.dpo, "ipo": losses.ipo}[config.loss](chosen, rejected, config.kl_coefficient)
     if config.nll > 0:
-        lengths = torch.bincount(pairs.packed.predictions.rows, minlength=pairs.packed.answers)
+        lengths = pairs.packed.lengths
         pair_losses = pair_losses - config.nll * (logprobs / lengths)[pairs.chosen]
     return Loss(pair_losses.sum(), {
         "accuracy": (chosen > rejected).float().sum(),

@@ -18,8 +18,8 @@ from torch import Tensor
 from triptych.data.folder import DataFolder
 from triptych.data.lengths import fit
 from triptych.engine import distributed
-from triptych.engine.device import autocast
 from triptych.engine.forward import AnswerPack, Model, answer_logprobs, by_answer, pack_answers
+from triptych.engine.rollout import infer
 from triptych.engine.training import Curve, Loss, Step
 from triptych.errors import TrainingError
 from triptych.improve import losses
@@ -92,8 +92,7 @@ class KtoMethod(Method[Kto, LikedPack]):
     def __init__(self, loop: Loop, config: Kto, feedback: Folder | None = None) -> None:
         super().__init__(loop, config, feedback)
         thumbs = DataFolder(feedback or loop.data).thumbs.read()
-        known = getattr(loop.model.config.get_text_config(), "max_position_embeddings", None)
-        limit = min(config.context, known or config.context)
+        limit = min(config.context, loop.policy.context or config.context)
         fitted = fit([thumb.conversation for thumb in thumbs], loop.tokenizer, limit, "drop")
         if fitted.dropped:
             loop.context.progress.say(f"thumbs: {fitted}")
@@ -129,16 +128,21 @@ class KtoMethod(Method[Kto, LikedPack]):
         return {"thumbs": len(self.rows), "thumbs_up": sum(row.liked for row in self.rows)}
 
 
+Answered = tuple[tuple[int, ...], tuple[int, ...]]
+"""A prompt's tokens and an answer's."""
+
+
 def step(model: Model, reference: Model, rows: Sequence[Liked], micro_batch: int) -> Step[LikedPack]:
     """An update's batches, and the policy's distance from the reference before it."""
     z = distance(model, reference, rows, micro_batch)
-    batches = []
-    for members in _dealt([(row.prompt, row.answer) for row in rows], micro_batch):
-        packed = pack_answers([(rows[i].prompt, [rows[i].answer]) for i in members], model.device)
-        with torch.no_grad(), autocast():
-            far = by_answer(answer_logprobs(reference, packed)[0], packed)
-        liked = torch.tensor([rows[i].liked for i in members], device=far.device)
-        batches.append(LikedPack(packed, far, liked, z))
+    answers = [(row.prompt, row.answer) for row in rows]
+    parts = _dealt(answers, micro_batch)
+    packs = _packed(answers, parts, model.device)
+    far = infer(reference, lambda packed: by_answer(answer_logprobs(reference, packed)[0], packed), packs)
+    batches = [
+        LikedPack(packed, logprobs, torch.tensor([rows[i].liked for i in members], device=logprobs.device), z)
+        for members, packed, logprobs in zip(parts, packs, far, strict=True)
+    ]
     return Step(batches, weight=len(rows), numbers={"distance": z})
 
 
@@ -152,21 +156,22 @@ def distance(model: Model, reference: Model, rows: Sequence[Liked], micro_batch:
         (row.prompt, before.answer) for before, row in zip([rows[-1], *rows[:-1]], rows, strict=True)
         if before.prompt != row.prompt
     ]
-    packs = [
-        pack_answers([(mixed[i][0], [mixed[i][1]]) for i in members], model.device)
-        for members in _dealt(mixed, micro_batch)
-    ]
-    ratios = []
-    for packed, _ in distributed.shard_evenly(packs):
-        with torch.no_grad(), autocast():
-            near = distributed.forward(model, lambda pack: answer_logprobs(model, pack)[0], packed)
-            ratios.append(float(near.sum() - answer_logprobs(reference, packed)[0].sum()))
-    total = sum(distributed.all_gather(ratios)[: len(packs)])
-    return max(0.0, total / max(1, len(mixed)))
+    packs = _packed(mixed, _dealt(mixed, micro_batch), model.device)
+
+    def ratio(packed: AnswerPack) -> Tensor:
+        return answer_logprobs(model, packed)[0].sum() - answer_logprobs(reference, packed)[0].sum()
+
+    return max(0.0, sum(map(float, infer(model, ratio, packs))) / max(1, len(mixed)))
 
 
-def _dealt(answers: Sequence[tuple[tuple[int, ...], tuple[int, ...]]], micro_batch: int) -> list[list[int]]:
+def _dealt(answers: Sequence[Answered], micro_batch: int) -> list[list[int]]:
     return distributed.micro_batches((len(prompt) + len(answer) for prompt, answer in answers), micro_batch)
+
+
+def _packed(
+    answers: Sequence[Answered], parts: Sequence[Sequence[int]], device: torch.device | str
+) -> list[AnswerPack]:
+    return [pack_answers([(answers[i][0], [answers[i][1]]) for i in members], device) for members in parts]
 
 
 def loss(model: Model, pack: LikedPack, config: Kto) -> Loss:

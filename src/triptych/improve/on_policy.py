@@ -17,7 +17,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from triptych.engine import distributed
+from triptych.engine import distributed, forward
 from triptych.engine.forward import AnswerPack, Model, answer_logprobs
 from triptych.engine.rollout import Policy, pack_rollouts
 from triptych.engine.training import Loss, Row, Step
@@ -235,7 +235,7 @@ def surrogate(
     if config.importance_cap is not None:
         losses = losses * torch.exp(level(old - tokens.sampler)).clamp(max=config.importance_cap)
     counted = tokens.counted
-    weights = counted / lengths(tokens.packed)[tokens.packed.predictions.rows] if by_answer else counted
+    weights = counted / tokens.packed.lengths[tokens.packed.predictions.rows] if by_answer else counted
     numbers = {
         "entropy": (entropy * counted).sum(),
         "sampler_mismatch": ((now - tokens.sampler).abs() * counted).sum(),
@@ -253,13 +253,6 @@ def _of_token(values: Tensor) -> Tensor:
     return values
 
 
-def lengths(packed: AnswerPack) -> Tensor:
-    """`[A]` the tokens of each answer."""
-    return torch.bincount(packed.predictions.rows, minlength=packed.answers)
-
-
 def mean_of_answer(values: Tensor, packed: AnswerPack) -> Tensor:
     """`[N]` each token's answer's mean of the tokens' values, `[N]`."""
-    rows = packed.predictions.rows
-    sums = values.new_zeros(packed.answers).index_add(0, rows, values)
-    return (sums / lengths(packed))[rows]
+    return (forward.by_answer(values, packed) / packed.lengths)[packed.predictions.rows]

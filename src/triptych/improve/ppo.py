@@ -16,10 +16,8 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from triptych.engine import distributed
-from triptych.engine.device import autocast
-from triptych.engine.forward import AnswerPack, Model, hidden_states, predicted_logprobs
-from triptych.engine.rollout import Policy, pack_rollouts
+from triptych.engine.forward import Model, hidden_states, predicted_logprobs
+from triptych.engine.rollout import Policy, infer, pack_rollouts
 from triptych.engine.training import Loss, Row, Step
 from triptych.improve.advantages import generalised, whitened
 from triptych.improve.loop import Answers, Loop
@@ -111,7 +109,9 @@ def step(
     batches: list[ValuedTokens] = []
     parts = dealt(measurements, config)
     packs = [pack_rollouts([groups[i] for i in members], model.device) for members in parts]
-    expected = _everywhere(model, packs)
+    expected = infer(
+        model, lambda packed: values(model, hidden_states(model, packed.pack)[packed.predictions.places]), packs
+    )
     for members, packed, value in zip(parts, packs, expected, strict=True):
         common = tokens_of(measurements, members, packed, config, advantages=value)
         lengths = torch.tensor([len(rollout.tokens) for i in members for rollout in groups[i]], device=value.device)
@@ -127,19 +127,6 @@ def step(
     for batch, advantages in zip(batches, torch.split(together, sizes), strict=True):
         batch.advantages = advantages
     return prepared(measurements, batches)  # type: ignore[return-value]
-
-
-def _everywhere(model: Model, packs: list[AnswerPack]) -> list[Tensor]:
-    """The values of every pack's tokens, without gradient; each rank computes a share."""
-
-    def computed(packed: AnswerPack) -> Tensor:
-        return values(model, hidden_states(model, packed.pack)[packed.predictions.places])
-
-    estimates = []
-    for packed, _ in distributed.shard_evenly(packs):
-        with torch.no_grad(), autocast():
-            estimates.append(distributed.forward(model, computed, packed))
-    return distributed.all_gather(estimates, model.device)[: len(packs)]
 
 
 def loss(model: Model, tokens: ValuedTokens, config: Ppo) -> Loss:
