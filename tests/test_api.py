@@ -272,6 +272,7 @@ def test_a_reward_model_is_trained_audited_and_used(policy_folder: Path, folder:
 @pytest.mark.parametrize(("settings", "what"), [
     ({"epoch": 1}, "epoch: unknown setting, did you mean epochs?"),
     ({"zzz": 1}, "zzz: unknown setting; there are "),
+    ({"lora": {"rank": 0}}, "lora.rank: Input should be greater"),
     ({"epochs": 0, "batch_tokens": 1}, "epochs: Input should be greater than 0\nbatch_tokens: "),
 ])
 def test_wrong_settings_are_all_named(
@@ -329,3 +330,12 @@ def test_what_files_of_answers_cannot_be_compared_by_is_named(tmp_path: Path, po
         triptych.gate(old, old, new, judge=Length(), progress=Silent())
     with pytest.raises(triptych.TriptychError, match="no distance is known"):
         triptych.gate(old, old, judge=Length(), progress=Silent(), max_kl=3)
+
+
+def test_what_a_validator_says_is_told_in_its_own_words(policy_folder: Path, folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(triptych.TriptychError) as raised:
+        triptych.improve(
+            policy_folder, Length(), folder / "questions.jsonl", tmp_path / "x", method="dpo", pairs="comparisons",
+            comparisons=folder / "preferences.jsonl", updates_per_rollout=2, progress=Silent(),
+        )
+    assert str(raised.value).startswith("updates_per_rollout is of samplings")

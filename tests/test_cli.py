@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -16,7 +17,9 @@ from typer.testing import CliRunner
 
 from test_check import rows, tiny_model, tokenizer
 from triptych import __version__
+from triptych.api import open_reward
 from triptych.cli import app
+from triptych.cli.arguments import Allowed
 from triptych.cycle import plan
 from triptych.engine import models
 from triptych.engine.sampling import Sampling
@@ -514,3 +517,28 @@ def test_data_constrain_adds_instructions(alone: Path) -> None:
     assert "is there already" in refused("data", "constrain", alone / "long.jsonl", "--out", out)
     unknown = refused("data", "constrain", alone / "long.jsonl", "--out", alone / "o", "--without", "startend:quote")
     assert "did you mean 'startend:quotation'" in unknown
+
+
+def test_a_reward_that_a_command_opens_is_known_by_all_that_it_asks(alone: Path) -> None:
+    """By its identity a stage alone knows whose checkpoints it may go on from."""
+    other = alone / "other"
+    other.mkdir()
+    (other / "reward.json").write_text((alone / "short/reward.json").read_text().replace("3", "4"))
+    allowed = Allowed(None, None, functions=False, template=False, models=None)
+    identities = [allowed.reward(str(folder)).identity for folder in (alone / "short", other, alone / "short")]
+    assert identities[0] == identities[2] == open_reward(alone / "short").identity
+    assert identities[0] != identities[1]
+    asked = alone / "asked"
+    asked.mkdir()
+    (asked / "config.json").write_text("{}")
+    with_model = open_reward(alone / "short", models={"asked": asked}).identity
+    (asked / "config.json").write_text('{"a": 1}')
+    assert len({identities[0], with_model, open_reward(alone / "short", models={"asked": asked}).identity}) == 3
+
+
+def test_the_commands_stand_in_their_order() -> None:
+    names = [re.match(r"│ ([a-z]+) ", line) for line in call("--help").stdout.splitlines()]
+    assert [name[1] for name in names if name] == [
+        "init", "check", "run", "watch", "compare", "label", "reward", "improve", "gate", "status", "report", "chat",
+        "evaluate", "audit", "verify", "data",
+    ]

@@ -31,7 +31,7 @@ from triptych import __version__, comparison
 from triptych.audit.benchmarks import BenchmarkData, Remembered, read_benchmark
 from triptych.audit.record import Agreement, AuditRecord
 from triptych.audit.stage import Audit, Evidence, agree, examine
-from triptych.configuration import Config
+from triptych.configuration import Config, reason
 from triptych.data import files
 from triptych.data.folder import DataFolder
 from triptych.data.rows import Place as Position
@@ -474,7 +474,12 @@ def open_reward(
         RewardError: the folder holds no reward, or one that may not or cannot be used.
     """
     folder = Path(path)
-    identity = fingerprint("reward", _digests(folder) if folder.is_dir() else {}, "")
+    digests = {
+        f"{name}/{file}": digest
+        for name, place in {"": folder, **(models or {})}.items() if place.is_dir()
+        for file, digest in _digests(place).items()
+    }
+    identity = fingerprint("reward", digests, "")
     return registry.open_reward(folder, identity=identity, models=models, cache=cache, trust=trust)
 
 
@@ -581,5 +586,8 @@ def _config(kind: type[C], settings: Mapping[str, Any]) -> C:
         try:
             return kind.model_validate(dict(settings))
         except ValidationError as error:
-            lines = [f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors()]
+            lines = [
+                ": ".join(part for part in (".".join(map(str, fault["loc"])), reason(fault)) if part)
+                for fault in error.errors()
+            ]
     raise RecipeError("\n".join(lines))

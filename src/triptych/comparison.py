@@ -15,6 +15,7 @@ from statistics import fmean
 
 from pydantic import ValidationError
 
+from triptych.configuration import reason
 from triptych.cycle import begin, improve_and_gate, reward_of_round
 from triptych.deployment import deployed
 from triptych.engine.checkpoint import checkpoint_seconds
@@ -135,8 +136,8 @@ def chosen(recipe: Recipe, names: Sequence[str] | None) -> list[str]:
         try:
             lacking = recipe.lacks(recipe.with_method(name).improve.method)
         except ValidationError as error:
-            reason = error.errors()[0]["msg"].removeprefix("Value error, ")
-            raise RecipeError(f"{name} cannot be compared on this recipe's budget: {reason}; name the others in "
+            why = reason(error.errors()[0])
+            raise RecipeError(f"{name} cannot be compared on this recipe's budget: {why}; name the others in "
                               "`methods`") from None
         if lacking and names:
             raise RecipeError(f"compare: {name} learns from {lacking}, and feedback names none")

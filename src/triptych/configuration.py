@@ -268,6 +268,11 @@ _LIMITS = {
 }
 
 
+def reason(details: ErrorDetails) -> str:
+    """What pydantic says is wrong, without its own words before a validator's."""
+    return details["msg"].removeprefix("Value error, ")
+
+
 def _message(details: ErrorDetails, spot: _Spot) -> str:
     kind, got = details["type"], details.get("input")
     context = details.get("ctx", {})

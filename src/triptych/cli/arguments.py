@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from triptych.errors import ModelError, RunError
+
+if TYPE_CHECKING:
+    from triptych.engine.scoring import Scorer
+    from triptych.reward.trust import Trust
 
 RUNS = Path("runs")
 
@@ -54,6 +59,49 @@ AllowModel = Annotated[
         help="The model that a reward names as its judge, by the folder's name; may be given several times.",
     ),
 ]
+
+
+@dataclass(frozen=True)
+class Allowed:
+    """What the user's flags allow of what a reward's folder names."""
+
+    endpoints: list[str] | None
+    keys: list[str] | None
+    functions: bool
+    template: bool
+    models: list[Path] | None
+
+    def open(self, folder: Path, policy: Path | None = None) -> Scorer:
+        """The reward in a folder; a judge may ask the policy that is given. Nothing is made by it: it has no identity.
+
+        Raises:
+            RewardError: it names what the flags do not allow.
+        """
+        from triptych.reward.registry import open_reward
+
+        return open_reward(folder, models=self._models(policy), trust=self._trust)
+
+    def reward(self, name: str) -> Scorer:
+        """The reward that a path stands for, with its identity; of a release, its Instruct model is the policy.
+
+        Raises:
+            ModelError, RewardError: it is none, or names what the flags do not allow.
+        """
+        from triptych.api import open_reward
+
+        folder, release = find_model(name, "reward")
+        return open_reward(folder, models=self._models(release / "instruct" if release else None), trust=self._trust)
+
+    def _models(self, policy: Path | None) -> dict[str, Path]:
+        from triptych.reward.judge import POLICY
+
+        return {place.name: place for place in self.models or ()} | ({POLICY: policy} if policy else {})
+
+    @property
+    def _trust(self) -> Trust:
+        from triptych.reward.trust import Trust
+
+        return Trust.given(self.endpoints or (), self.keys or (), self.functions, self.template)
 
 
 def find_run(name: str) -> Path:

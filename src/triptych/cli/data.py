@@ -53,6 +53,7 @@ def constrain(
     """
     from pydantic import ValidationError
 
+    from triptych.configuration import reason
     from triptych.data.files import read_conversations, read_saying, write
     from triptych.data.splits import prompt_of
     from triptych.instructions.constraining import Constraining, constrain_answers
@@ -63,7 +64,7 @@ def constrain(
     try:
         config = Constraining(most=most, only=tuple(only or ()), without=tuple(without or ()), seed=seed)
     except ValidationError as error:
-        raise RecipeError("; ".join(wrong["msg"].removeprefix("Value error, ") for wrong in error.errors())) from None
+        raise RecipeError("; ".join(map(reason, error.errors()))) from None
     made: Sequence[Prompt | Conversation] = (
         constrain_answers(read_saying(read_conversations, [file], say), config) if answers
         else add_instructions(_prompts(file), config)

@@ -6,7 +6,7 @@ import json
 import random
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,6 +15,7 @@ import typer
 from triptych.cli.app import app
 from triptych.cli.arguments import (
     RUNS,
+    Allowed,
     AllowEndpoint,
     AllowFunctions,
     AllowKey,
@@ -28,7 +29,6 @@ from triptych.storage import write_whole
 
 if TYPE_CHECKING:
     from triptych.api import Evaluation
-    from triptych.engine.scoring import Scorer
 
 Temperature = Annotated[
     float | None,
@@ -37,36 +37,6 @@ Temperature = Annotated[
 MaxTokens = Annotated[
     int | None, typer.Option(min=1, help="The longest answer; by default the model's own.", show_default=False)
 ]
-
-
-@dataclass(frozen=True)
-class Allowed:
-    """What the user's flags allow of what a reward's folder names."""
-
-    endpoints: list[str] | None
-    keys: list[str] | None
-    functions: bool
-    template: bool
-    models: list[Path] | None
-
-    def open(self, folder: Path, policy: Path | None = None) -> Scorer:
-        """The reward in a folder; a judge may ask the policy that is given.
-
-        Raises:
-            RewardError: it names what the flags do not allow.
-        """
-        from triptych.reward.judge import POLICY
-        from triptych.reward.registry import open_reward
-        from triptych.reward.trust import Trust
-
-        models = {place.name: place for place in self.models or ()} | ({POLICY: policy} if policy else {})
-        trust = Trust.given(self.endpoints or (), self.keys or (), self.functions, self.template)
-        return open_reward(folder, models=models, trust=trust)
-
-    def reward(self, name: str) -> Scorer:
-        """The reward that a path stands for; of a release, its Instruct model is the policy."""
-        folder, release = find_model(name, "reward")
-        return self.open(folder, release / "instruct" if release else None)
 
 
 @app.command()

@@ -9,6 +9,7 @@ import typer
 
 from triptych.cli.app import app
 from triptych.cli.arguments import (
+    Allowed,
     AllowEndpoint,
     AllowFunctions,
     AllowKey,
@@ -16,7 +17,6 @@ from triptych.cli.arguments import (
     AllowTemplate,
     find_model,
 )
-from triptych.cli.models import Allowed
 from triptych.cli.terminal import figure, say, show, show_error, table_of
 from triptych.errors import RecipeError, TriptychError
 

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from pydantic import ValidationError
 
+from triptych.configuration import reason
 from triptych.engine.device import hardware
 from triptych.engine.inspection import inspect
 from triptych.engine.models import cast
@@ -200,7 +201,7 @@ def _manifest(folder: Path, family: card.ReleasedFamily) -> Manifest:
             models=entries, files=listing(folder),
         )
     except ValidationError as error:  # the name of a reward's own function, say
-        raise ReleaseError(f"{folder}: " + error.errors()[0]["msg"].removeprefix("Value error, ")) from None
+        raise ReleaseError(f"{folder}: " + reason(error.errors()[0])) from None
 
 
 def _write(path: Path, text: str) -> None:

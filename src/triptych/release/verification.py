@@ -17,6 +17,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from triptych.configuration import reason
 from triptych.display import named, one_line
 from triptych.errors import ReleaseError
 from triptych.release.lineage import ROLES, Role
@@ -175,8 +176,8 @@ def _read(folder: Path) -> Manifest:
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(one_line(part) for part in first["loc"])
-        reason = one_line(first["msg"].removeprefix("Value error, "))
-        raise ReleaseError(f"{MANIFEST}: is malformed: {place + ': ' if place else ''}{reason}") from None
+        fault = f"{place + ': ' if place else ''}{one_line(reason(first))}"
+        raise ReleaseError(f"{MANIFEST}: is malformed: {fault}") from None
     if manifest.format != FORMAT:
         raise ReleaseError(f"{MANIFEST}: has format {manifest.format}; this version reads format {FORMAT}")
     if content != manifest.text.encode():
