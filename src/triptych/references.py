@@ -77,7 +77,8 @@ def _said(prompt: Prompt, rules: Sequence[Applied]) -> Iterator[str]:
 def _rules(reward: Reward) -> Iterator[Applied]:
     if isinstance(reward, RulesReward):
         for rule in reward.rules:
-            yield rule, (rule.tasks,)
+            if type(rule).fault is not Rule.fault:  # the others look at no reference
+                yield rule, (rule.tasks,)
     elif isinstance(reward, MixtureReward):
         for part in reward.parts:
             yield from ((rule, (*tasks, part.tasks)) for rule, tasks in _rules(part.reward))

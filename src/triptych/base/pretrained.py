@@ -15,7 +15,7 @@ from triptych.data.folder import DataFolder
 from triptych.data.template import Argument
 from triptych.engine import attention
 from triptych.engine.forward import packs
-from triptych.engine.models import load_config, load_policy, load_tokenizer, reward_fault
+from triptych.engine.models import load_policy, load_tokenizer, reward_fault
 from triptych.engine.parity import verify_parity
 from triptych.engine.perplexity import bits_per_byte
 from triptych.errors import ModelError
@@ -65,9 +65,9 @@ def import_base(
     )
     for change in source.changes:
         context.progress.say(change)
-    if config.reward_head and (fault := reward_fault(load_config(context.output / "model"))):
-        raise ModelError(f"{config.name}: {fault}; {NO_REWARD}")
     model: Any = load_policy(context.output / "model", attention=attention.NAME)
+    if config.reward_head and (fault := reward_fault(model.config)):
+        raise ModelError(f"{config.name}: {fault}; {NO_REWARD}")
     try:
         verify_parity(model, load_policy(context.output / "model"))
     except ModelError as error:

@@ -22,7 +22,7 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerF
 from triptych.base.record import Dtype
 from triptych.data import template
 from triptych.engine import models
-from triptych.engine.inspection import ADAPTER, Stored, inspect, inspect_adapter
+from triptych.engine.inspection import ADAPTER, Stored, adapter_settings, inspect
 from triptych.errors import ModelError
 from triptych.storage import sha256, sha256_all
 
@@ -170,8 +170,7 @@ def adapted_model(path: Path) -> AdaptedModel | None:
     """
     if not (path / ADAPTER).exists():
         return None
-    settings, _ = inspect_adapter(path)
-    name: str = settings["base_model_name_or_path"]
+    name: str = adapter_settings(path)["base_model_name_or_path"]
     kind, folder = find(name)
     if kind == "gguf" or (folder / ADAPTER).exists():
         raise ModelError(f"{path}: its adapters are of {name}, which is no model folder")

@@ -105,8 +105,8 @@ def inspect(folder: Path, within: Path | None = None) -> dict[str, Stored]:
     return tensors
 
 
-def inspect_adapter(folder: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-    """The settings and weights of low-rank adapters.
+def adapter_settings(folder: Path) -> dict[str, Any]:
+    """The settings of low-rank adapters.
 
     Raises:
         ModelError: with the file and the reason.
@@ -118,6 +118,16 @@ def inspect_adapter(folder: Path) -> tuple[dict[str, Any], dict[str, torch.Tenso
         raise ModelError(f"{one_line(folder / ADAPTER)}: peft_type is {kind}, and only LORA can be merged")
     if not isinstance(settings.get("base_model_name_or_path"), str):
         raise ModelError(f"{one_line(folder / ADAPTER)}: base_model_name_or_path must name the adapters' model")
+    return settings
+
+
+def inspect_adapter(folder: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """The settings and weights of low-rank adapters.
+
+    Raises:
+        ModelError: with the file and the reason.
+    """
+    settings = adapter_settings(folder)
     weights = folder / "adapter_model.safetensors"
     try:
         open_regular(weights).close()

@@ -274,22 +274,21 @@ class RewardModel:
         groups: dict[str, list[int]] = {}
         for index, conversation in enumerate(conversations):
             groups.setdefault(conversation.prompt.key, []).append(index)
-        tokens = [
-            scored_tokens(
-                self.tokenizer, conversations[group[0]].prompt, [conversations[i].messages[-1] for i in group]
-            )
-            for group in groups.values()
-        ]
+        members = [[conversations[i] for i in group] for group in groups.values()]
         outputs = torch.zeros(len(conversations), self.model.config.num_labels, device="cpu")
-        for group, values in zip(groups.values(), self.shard_map(self._group_outputs, tokens), strict=True):
+        for group, values in zip(groups.values(), self.shard_map(self._group_outputs, members), strict=True):
             outputs[group] = values
         return outputs
 
-    def _group_outputs(self, groups: Sequence[Group]) -> list[Tensor]:
-        """`[answers, K]` for each group."""
+    def _group_outputs(self, groups: Sequence[Sequence[Conversation]]) -> list[Tensor]:
+        """`[answers, K]` for each group, the conversations of one prompt."""
+        tokens = [
+            scored_tokens(self.tokenizer, group[0].prompt, [conversation.messages[-1] for conversation in group])
+            for group in groups
+        ]
         outputs: list[Tensor] = []
-        for batch in fill((len(prompt) + sum(map(len, answers)) for prompt, answers in groups), 8192):
-            members = [groups[g] for g in batch]
+        for batch in fill((len(prompt) + sum(map(len, answers)) for prompt, answers in tokens), 8192):
+            members = [tokens[g] for g in batch]
             pack, ends = pack_scored(members, self.model.device)
             with autocast(enabled=not self.precise):
                 values = head_outputs(self.model, pack)[ends]

@@ -7,7 +7,7 @@ from statistics import NormalDist
 
 from triptych.data.folder import TrainedOn
 from triptych.data.folds import FEW
-from triptych.recipe import Recipe, TrainedJudge
+from triptych.recipe import Recipe
 from triptych.statistics.significance import least, level
 
 SURE = 0.95
@@ -36,7 +36,7 @@ def comparisons_needed(recipe: Recipe, learnt: TrainedOn, prompts: int) -> str:
         prompts: different ones of comparisons, that there are.
     """
     wanted, held = recipe.reward.audit.checks.least_prompts, recipe.splits.heldout
-    judge = recipe.gate.judge.share_of_feedback if isinstance(recipe.gate.judge, TrainedJudge) else 0.0
+    judge = recipe.preparation.judge
     share = judge if learnt == "judge" else 1 - judge
     shares = f"splits.heldout {held:g}" + (f" and gate.judge.share_of_feedback {judge:g}" if judge else "")
     enough = prompts_for(wanted, share * held)
@@ -57,7 +57,7 @@ def comparisons_needed(recipe: Recipe, learnt: TrainedOn, prompts: int) -> str:
 
 def comparisons_to_hold_out(recipe: Recipe, learnt: TrainedOn) -> int:
     """Of about how many prompts comparisons are held out rather than cross-fitted."""
-    judge = recipe.gate.judge.share_of_feedback if isinstance(recipe.gate.judge, TrainedJudge) else 0.0
+    judge = recipe.preparation.judge
     return prompts_for(FEW, recipe.splits.heldout * (judge if learnt == "judge" else 1 - judge))
 
 

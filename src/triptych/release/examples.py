@@ -21,17 +21,20 @@ SEED = 0
 
 def answers(folder: Path, prompts: Sequence[Prompt]) -> tuple[WrittenExample, ...]:
     """The folder's answers, decoded as its `generation_config.json` says."""
-    tokenizer = load_tokenizer(folder) if prompts else None
-    rows = [prompt_tokens(tokenizer, prompt) for prompt in prompts] if tokenizer else []
+    if not prompts:
+        return ()
+    tokenizer = load_tokenizer(folder)
+    rows = [prompt_tokens(tokenizer, prompt) for prompt in prompts]
     return tuple(
         WrittenExample(prompt.messages, text)
-        for prompt, text in zip(prompts, _written(folder, rows), strict=True)
+        for prompt, text in zip(prompts, _written(folder, tokenizer, rows), strict=True)
     )
 
 
 def continuation(folder: Path, text: str) -> str:
     """The text and how the folder's model goes on with it."""
-    (written,) = _written(folder, [load_tokenizer(folder)(text)["input_ids"]], whole=True)
+    tokenizer = load_tokenizer(folder)
+    (written,) = _written(folder, tokenizer, [tokenizer(text)["input_ids"]], whole=True)
     return written
 
 
@@ -46,12 +49,9 @@ def scores(folder: Path, comparisons: Sequence[Comparison]) -> tuple[RewardExamp
 
 
 @torch.no_grad()
-def _written(folder: Path, rows: Sequence[Sequence[int]], whole: bool = False) -> list[str]:
-    if not rows:
-        return []
+def _written(folder: Path, tokenizer: Any, rows: Sequence[Sequence[int]], whole: bool = False) -> list[str]:
     stored = json.loads((folder / "config.json").read_bytes())["dtype"]
     model: Any = load_policy(folder, dtype=getattr(torch, stored))
-    tokenizer = load_tokenizer(folder)
     texts = []
     with torch.random.fork_rng(), quiet():
         for row in rows:
