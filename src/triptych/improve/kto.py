@@ -51,6 +51,11 @@ class Kto(Improvement):
         """They are all it learns from."""
         return True
 
+    @property
+    def answers(self) -> int:
+        """None is written."""
+        return 0
+
     @model_validator(mode="after")
     def _unsampled(self) -> Self:
         if self.updates_per_rollout > 1:

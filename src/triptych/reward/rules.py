@@ -100,6 +100,14 @@ class Rule(Config):
         return conversation.prompt.reference or ""
 
 
+class Comparing(Rule):
+    """A rule that compares answers with the prompt's reference, whatever it is."""
+
+    def fault(self, prompt: Prompt) -> str | None:
+        """See `Rule`."""
+        return MISSING if prompt.reference is None else None
+
+
 class Extracting(Rule):
     """A rule about a part of the answer.
 
@@ -121,7 +129,7 @@ class Extracting(Rule):
         return answer if self.extract is None else expression.last_group(self.extract, answer)
 
 
-class ExactMatch(Extracting):
+class ExactMatch(Comparing, Extracting):
     """1 where the answer is the prompt's reference, but for spaces and (by default) capitals.
 
     Attributes:
@@ -135,10 +143,6 @@ class ExactMatch(Extracting):
         """See the class."""
         answer = self._extracted(conversation.answer)
         return float(self._plain(answer) == self._plain(self.require_reference(conversation)))
-
-    def fault(self, prompt: Prompt) -> str | None:
-        """See `Rule`."""
-        return MISSING if prompt.reference is None else None
 
     def _plain(self, text: str | None) -> str | None:
         joined = None if text is None else " ".join(text.split())
@@ -244,7 +248,7 @@ class JsonSchema(Rule):
         return content
 
 
-class UnitTests(Rule):
+class UnitTests(Comparing):
     """1 where the answer's Python code passes the tests in the prompt's reference, in a sandbox.
 
     The code is the answer's last fenced block, or all of it. It runs in one process and the tests in another. See
@@ -268,10 +272,6 @@ class UnitTests(Rule):
             mebibytes=self.mebibytes, unconfined=self.unconfined,
         )
         return float(verdict.passed)
-
-    def fault(self, prompt: Prompt) -> str | None:
-        """See `Rule`."""
-        return MISSING if prompt.reference is None else None
 
 
 class Length(Rule):
@@ -382,7 +382,7 @@ class Instructions(Rule):
         return None
 
 
-class Chrf(Rule):
+class Chrf(Comparing):
     """chrF of the answer against the prompt's reference, from 0 to 1: how good a translation is (Popović 2015).
 
     Computed by sacrebleu from characters' n-grams up to 6.
@@ -399,12 +399,8 @@ class Chrf(Rule):
         wanted = self.require_reference(conversation)
         return float(_chrf(self.word_order).sentence_score(conversation.answer, [wanted]).score) / 100
 
-    def fault(self, prompt: Prompt) -> str | None:
-        """See `Rule`."""
-        return MISSING if prompt.reference is None else None
 
-
-class F1(Extracting):
+class F1(Comparing, Extracting):
     """F1 of the answer's words against the reference's, without articles and punctuation (Rajpurkar et al. 2016)."""
 
     rule: Literal["f1"] = "f1"
@@ -417,10 +413,6 @@ class F1(Extracting):
         if not wanted or not given:
             return float(wanted == given)
         return 2 * common / (len(wanted) + len(given))
-
-    def fault(self, prompt: Prompt) -> str | None:
-        """See `Rule`."""
-        return MISSING if prompt.reference is None else None
 
 
 class OwnFunction(Rule):
