@@ -505,10 +505,10 @@ def test_a_reward_and_a_policy_are_made_without_a_recipe(alone: Path, policy_fol
 
 
 def test_data_constrain_adds_instructions(alone: Path) -> None:
-    out = alone / "constrained.jsonl"
+    out = alone / "a folder that is not there yet" / "constrained.jsonl"
     only = ["--only", "punctuation:no_comma"]
     result = call("data", "constrain", alone / "long.jsonl", "--out", out, *only)
-    assert "40 prompts with 40 instructions of 1 kinds" in result.stdout
+    assert "40 prompts with 40 instructions of 1 kind\n" in result.stdout
     unread = rows(alone / "unread.jsonl", [{"prompt": "Why?", "refrence": "So."}])
     said = call("data", "constrain", unread, "--out", alone / "read.jsonl", *only).stdout
     assert "refrence: is not read, in 1 of 1 row; did you mean reference?" in said
@@ -542,3 +542,12 @@ def test_the_commands_stand_in_their_order() -> None:
         "init", "check", "run", "watch", "compare", "label", "reward", "improve", "gate", "status", "report", "chat",
         "evaluate", "audit", "verify", "data",
     ]
+
+
+def test_a_file_of_answers_that_is_not_there_is_named(alone: Path) -> None:
+    missing = call("gate", alone / "lng.jsonl", alone / "short.jsonl", "--judge", alone / "short", "--out", alone / "g")
+    assert missing.exit_code == 3
+    assert "lng.jsonl: no such file; did you mean" in missing.stderr
+    judge = call("gate", alone / "long.jsonl", alone / "short.jsonl", "--judge", alone / "x", "--out", alone / "g")
+    assert judge.exit_code == 3
+    assert "nor a folder with a reward.json" in judge.stderr

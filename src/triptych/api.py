@@ -35,6 +35,7 @@ from triptych.configuration import Config, reason
 from triptych.data import files
 from triptych.data.folder import DataFolder
 from triptych.data.rows import Place as Position
+from triptych.data.source import is_data_file
 from triptych.data.splits import decontaminate
 from triptych.dataset.preparation import divided
 from triptych.engine.checkpoint import checkpoint_seconds
@@ -447,7 +448,7 @@ def _are_answers(champion: Place, candidate: Place, prompts: Place | Sequence[Pl
     Raises:
         RecipeError: a model beside a file, prompts beside answers, or a budget for a distance that nobody can measure.
     """
-    written = [Path(place).is_file() for place in (champion, candidate)]
+    written = [is_data_file(place) for place in (champion, candidate)]
     if not any(written):
         return False
     if not all(written):

@@ -129,7 +129,8 @@ def find_model(name: str, role: str) -> tuple[Path, Path | None]:
                     does, wanted = ("scores", "writes") if scores else ("writes", "scores")
                     raise ModelError(f"{folder}: this model {does} answers; one that {wanted} them is needed here")
                 return folder, None
-    raise ModelError(f"{name}: neither a model's folder, nor a release, nor a run with a release")
+    rules = ", nor a folder with a reward.json" if role == "reward" else ""
+    raise ModelError(f"{name}: neither a model's folder, nor a release, nor a run with a release{rules}")
 
 
 def _is_model(folder: Path, role: str) -> bool:

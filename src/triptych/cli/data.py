@@ -10,6 +10,7 @@ import typer
 from triptych.cli.app import Commands, app
 from triptych.cli.terminal import say
 from triptych.errors import DataError, RecipeError, RunError
+from triptych.storage import make_folder
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -44,8 +45,8 @@ def constrain(
 ) -> None:
     """Adds instructions that code can check to prompts: "use no commas", "at least 40 words".
 
-    They are IFEval's and open-instruct's kinds, in words of our own; docs/data.md lists them. The rule `instructions`
-    rewards an answer for the share that it follows. The same seed gives the same file.
+    They are IFEval's and open-instruct's kinds, in words of our own; docs/instructions.md lists them. The rule
+    `instructions` rewards an answer for the share that it follows. The same seed gives the same file.
 
     With --answers the file is for learning: arguments are drawn that suit the answer, or its form is changed.
 
@@ -61,6 +62,7 @@ def constrain(
 
     if out.exists():
         raise RunError(f"{out} is there already; nothing was written. Name a new file")
+    make_folder(out.parent)
     try:
         config = Constraining(most=most, only=tuple(only or ()), without=tuple(without or ()), seed=seed)
     except ValidationError as error:
@@ -71,8 +73,9 @@ def constrain(
     )
     write(out, made)
     counts = sum(len(prompt_of(record).checks) for record in made)
-    say(f"wrote {out}: {len(made):,} {'conversations' if answers else 'prompts'} with {counts:,} instructions of "
-        f"{len(config.kinds)} kinds")
+    kinds = f"{len(config.kinds)} kind{'' if len(config.kinds) == 1 else 's'}"
+    what = "conversations" if answers else "prompts"
+    say(f"wrote {out}: {len(made):,} {what} with {counts:,} instructions of {kinds}")
 
 
 def _prompts(file: Path) -> list[Prompt]:

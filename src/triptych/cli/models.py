@@ -25,7 +25,7 @@ from triptych.cli.arguments import (
 )
 from triptych.cli.terminal import Notes, figure, quote, say, show, table_of
 from triptych.errors import AuditError, ModelError, RecipeError, ReleaseError, RewardError, TriptychError
-from triptych.storage import write_whole
+from triptych.storage import make_folder, write_whole
 
 if TYPE_CHECKING:
     from triptych.api import Evaluation
@@ -161,6 +161,8 @@ def evaluate(
     """
     if prompts is None and comparisons is None and text is None:
         raise RecipeError("nothing to measure: give --prompts, --comparisons or --text")
+    if output is not None:
+        make_folder(output.parent)
     if reward is not None and prompts is None:
         raise RecipeError("--reward scores answers to prompts: give --prompts as well")
     from triptych import api

@@ -127,7 +127,7 @@ def gate(
     judge: Annotated[
         str, typer.Option(metavar="REWARD", help="Who decides: it had no part in the training.", show_default=False)
     ],
-    out: Output = Path("gate"),
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="The folder that is made.")] = Path("gate"),
     temperature: Annotated[
         float | None, typer.Option(min=0.0, help="Of both; by default each model's own.", show_default=False)
     ] = None,
@@ -151,11 +151,12 @@ def gate(
     Example: [bold]triptych gate models/old models/new --prompts questions.jsonl --judge judge[/bold]
     """
     from triptych.api import gate as decide
+    from triptych.data.source import is_data_file
 
     allowed = Allowed(allow_endpoint, allow_key, allow_functions, allow_template, allow_model)
     try:
         before, after = (
-            Path(name) if Path(name).is_file() else find_model(name, "instruct")[0] for name in (champion, candidate)
+            Path(name) if is_data_file(name) else find_model(name, "instruct")[0] for name in (champion, candidate)
         )
         decided = decide(
             before, after, prompts or (), judge=allowed.reward(judge), temperature=temperature, max_tokens=max_tokens,

@@ -73,6 +73,11 @@ def kind_of(path: Path) -> tuple[str, str | None]:
     return suffix, None
 
 
+def is_data_file(place: str | Path) -> bool:
+    """Whether the path is a file, or its name ends as a data file's does, be it there or not."""
+    return Path(place).is_file() or kind_of(Path(place))[0] in SUFFIXES
+
+
 def dataset_name(source: str | Path) -> tuple[str, str] | None:
     """The dataset and the split that a source names, or None where it means a file."""
     match = re.fullmatch(r"(\w[\w.-]*/\w[\w.-]*)(?::(\w[\w.\[\]:%+-]*))?", str(source))
