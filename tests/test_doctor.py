@@ -14,6 +14,7 @@ import yaml
 from conftest import tiny
 from test_check import rows, tokenizer, write_recipe
 from triptych.data import template
+from triptych.data.files import good_rows
 from triptych.engine.models import load_tokenizer, save
 from triptych.preflight import check, doctor
 from triptych.preflight.doctor import Finding, Located
@@ -43,7 +44,8 @@ def found(folder: Path, content: Sequence[Mapping[str, Any]], *overrides: str) -
     split_into.mkdir()
     findings = check.Findings()
     check.split_data(recipe, split_into, findings)
-    return list(doctor.diagnose(recipe, split_into, tokenizer()))
+    read = [good_rows("comparisons", source.located) for source in recipe.comparison_files]
+    return list(doctor.diagnose(recipe, split_into, read, tokenizer()))
 
 
 def the_one(findings: Sequence[Finding], what: str) -> Finding:
@@ -80,13 +82,15 @@ def test_rows_whose_numbers_contradict_their_label(tmp_path: Path, wrong: dict[s
     right = {"margin": 0.5} if "margin" in wrong else {"votes_for_chosen": 1, "num_annotators": 2}
     content = [row | (wrong if i in (4, 7) else right) for i, row in enumerate(preferences(20))]
     path = rows(tmp_path / "preferences.jsonl", content)
-    (finding,) = [each for each in doctor.look_at_comparisons(doctor.locate([path])) if "comparisons have" in each.what]
+    located = doctor.locate([good_rows("comparisons", path)])
+    (finding,) = [each for each in doctor.look_at_comparisons(located) if "comparisons have" in each.what]
     assert finding.what == f"2 of 20 comparisons {what}"
     assert finding.where == f"{path}:5"
     assert not finding.stops
     half = [row | (wrong if i % 2 else right) for i, row in enumerate(preferences(20))]
     rows(path, half)
-    (finding,) = [each for each in doctor.look_at_comparisons(doctor.locate([path])) if "comparisons have" in each.what]
+    located = doctor.locate([good_rows("comparisons", path)])
+    (finding,) = [each for each in doctor.look_at_comparisons(located) if "comparisons have" in each.what]
     assert finding.stops
 
 
@@ -115,15 +119,15 @@ def test_texts_that_hold_a_whole_conversation(tmp_path: Path, kind: str, text: s
     row = kinds[kind]
     plain = row | {next(name for name, value in row.items() if value == text): 'Say {"role": 1}, or user: [1].'}
     path = rows(tmp_path / "rows.jsonl", [plain, plain, row])
-    (finding,) = doctor.look_at_texts({kind: [path]}, "<end>")
+    (finding,) = doctor.look_at_texts({kind: [good_rows(kind, path)]}, "<end>")
     assert finding.what == f"1 of 3 {kind} have {what}"
     assert finding.where == f"{path}:3"
     assert not finding.stops
     rows(path, [plain, row])
-    (finding,) = doctor.look_at_texts({kind: [path]}, "<end>")
+    (finding,) = doctor.look_at_texts({kind: [good_rows(kind, path)]}, "<end>")
     assert finding.stops
     rows(path, [plain])
-    assert list(doctor.look_at_texts({kind: [path]}, "<end>")) == []
+    assert list(doctor.look_at_texts({kind: [good_rows(kind, path)]}, "<end>")) == []
 
 
 @pytest.mark.parametrize(("share", "stops"), [(0.95, True), (0.7, False)])
@@ -299,7 +303,7 @@ def save_with_other_padding(reward: Path, folder: Path) -> None:
 @pytest.mark.skipif(not REAL.is_dir(), reason="../shared/data is not there")
 def test_real_comparisons() -> None:
     """PandaLM's labels follow length, which its documentation says as well; HH's do not."""
-    located = doctor.locate([REAL / "pandalm.jsonl", REAL / "hh_harmless.jsonl"])
+    located = doctor.locate([good_rows("comparisons", REAL / name) for name in ("pandalm.jsonl", "hh_harmless.jsonl")])
     findings = list(doctor.look_at_comparisons(located))
     length = [finding for finding in findings if "answer wins" in finding.what]
     assert [Path(finding.where).name for finding in length] == ["pandalm.jsonl"]

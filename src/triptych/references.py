@@ -5,12 +5,12 @@ One that cannot, a number too large or a schema that leads nowhere, is a fault o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
+from functools import partial
 from typing import Any
 
-from triptych.data import files
-from triptych.data.rows import Place
-from triptych.data.source import Source
+from triptych.data.files import GoodRows, good_rows
 from triptych.data.splits import prompt_of
 from triptych.errors import DataError, Fault
 from triptych.recipe import Recipe
@@ -29,40 +29,36 @@ def require_references(recipe: Recipe) -> None:
     Raises:
         DataError: each of them, with its file and line.
     """
-    faults = wrong_references(recipe)
+    faults = wrong_references(recipe, partial(_read, recipe))
     if faults:
         raise DataError(faults)
 
 
-def wrong_references(recipe: Recipe) -> list[Fault]:
-    """Each reference that a rule of the reward, or of the gate's judge, could not use; wrong rows are passed over."""
-    preparation = recipe.preparation
+def wrong_references(recipe: Recipe, read: Callable[[str], Iterable[GoodRows[Any]]]) -> list[Fault]:
+    """Each reference that a rule of the reward, or of the gate's judge, could not use.
+
+    Args:
+        read: the good rows of the recipe's files of a kind.
+    """
     rules = list(_rules(recipe.reward.model))
     compared = rules if recipe.compared else []  # an audit scores the answers that were compared
     if isinstance(recipe.gate.judge, RulesReward):
         rules += _rules(recipe.gate.judge)
-    named: Sequence[Source] = preparation.prompts or preparation.conversations
-    reader: Callable[..., Sequence[Any]] = files.read_prompts if preparation.prompts else files.read_conversations
-    return [
-        *_faults(recipe, named, reader, rules),
-        *_faults(recipe, preparation.comparisons, files.read_comparisons, compared),
-    ]
+    asked = "prompts" if recipe.preparation.prompts else "conversations"
+    return [fault for kind, applied in ((asked, rules), ("comparisons", compared)) if applied
+            for fault in _faults(read(kind), applied)]
 
 
-def _faults(
-    recipe: Recipe, named: Sequence[Source], reader: Callable[..., Sequence[Any]], rules: Sequence[Applied]
-) -> Iterator[Fault]:
-    if not rules:
-        return
-    for source in named:
-        places: list[Place] = []
-        try:
-            records = reader(recipe.located(source), [], places)
-        except DataError:  # whoever reads it for its rows says so
-            continue
-        for record, place in zip(records, places, strict=True):
-            prompt = prompt_of(record)
-            for message in dict.fromkeys(_said(prompt, rules)):
+def _read(recipe: Recipe, kind: str) -> Iterator[GoodRows[Any]]:
+    for source in getattr(recipe.preparation, kind):
+        with suppress(DataError):  # whoever reads it for its rows says so
+            yield good_rows(kind, recipe.located(source))
+
+
+def _faults(read: Iterable[GoodRows[Any]], rules: Sequence[Applied]) -> Iterator[Fault]:
+    for part in read:
+        for place, record in part.placed:
+            for message in dict.fromkeys(_said(prompt_of(record), rules)):
                 yield Fault(*place, "reference", message)
 
 

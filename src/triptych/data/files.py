@@ -9,10 +9,11 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 from triptych.data import forms
 from triptych.data.row import Row
@@ -127,6 +128,38 @@ def read_thumbs(
 def read_verdicts(source: str | Path, skipped: list[Fault] | None = None) -> list[Verdict]:
     """Reads `{"prompt", "first", "second", "better"}` rows; see :func:`read_documents`."""
     return _read(source, None, parse_verdict, skipped)
+
+
+READERS: Mapping[str, Callable[..., list[Any]]] = {
+    "text": read_documents, "conversations": read_conversations, "comparisons": read_comparisons,
+    "ratings": read_ratings, "thumbs": read_thumbs, "prompts": read_prompts,
+}
+"""What reads a user's files of each kind of data."""
+
+
+@dataclass(frozen=True, slots=True)
+class GoodRows(Generic[R]):
+    """The good rows of a source, each with its place.
+
+    Attributes:
+        file: the source's.
+    """
+
+    file: str
+    placed: Sequence[tuple[Place, R]]
+
+
+def good_rows(
+    kind: str, source: AnyPlace, skipped: list[Fault] | None = None, notes: list[Fault] | None = None
+) -> GoodRows[Any]:
+    """What the reader of a kind finds in a source; wrong rows are left out, also where nobody asks which.
+
+    Raises:
+        DataError: the file cannot be used, or has no good row.
+    """
+    places: list[Place] = []
+    rows = READERS[kind](source, [] if skipped is None else skipped, places, notes)
+    return GoodRows(Source.of(source).file, list(zip(places, rows, strict=True)))
 
 
 def read_saying(

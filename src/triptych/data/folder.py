@@ -33,16 +33,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
 
-from triptych.data.files import (
-    has_lines,
-    read_comparisons,
-    read_conversations,
-    read_documents,
-    read_prompts,
-    read_ratings,
-    read_thumbs,
-    write,
-)
+from triptych.data.files import READERS, has_lines, read_conversations, write
 from triptych.records import Comparison, Conversation, Document, Prompt, Rating, Record, Thumb
 from triptych.storage import Folder
 
@@ -144,7 +135,5 @@ class DataFolder:
 
 _SUFFIX: Mapping[Split, str] = {"train": "", "heldout": "_heldout"}
 _READERS: Mapping[str, Callable[[Path], list[Any]]] = {
-    "text": read_documents, "demonstrations": read_conversations, "examples": read_conversations,
-    "comparisons": read_comparisons, "ratings": read_ratings, "thumbs": read_thumbs,
-    "prompts": read_prompts,
+    **READERS, "demonstrations": read_conversations, "examples": read_conversations,
 }

@@ -405,11 +405,9 @@ def read_all(config: DataPreparation, sources: Mapping[str, str | Path]) -> User
             records.documents += files.read_documents(source.at(sources[source.file]), skipped, notes=records.notes)
         except DataError as error:
             faults.extend(error.faults)
-    read(config.conversations, files.read_conversations, records.conversations)
-    read(config.comparisons, files.read_comparisons, records.comparisons)
-    read(config.ratings, files.read_ratings, records.ratings)
-    read(config.thumbs, files.read_thumbs, records.thumbs)
-    read(config.prompts, files.read_prompts, records.prompts)
+    for kind, reader in files.READERS.items():
+        if kind != "text":
+            read(getattr(config, kind), reader, getattr(records, kind))
     if faults:
         raise DataError(faults)
     return records

@@ -27,7 +27,7 @@ from triptych.base.pretrained import NO_REWARD, UNPACKED, has_reasoning
 from triptych.base.tokenizer import train_tokenizer
 from triptych.configuration import Config, UserFile, beside, field_names
 from triptych.cycle import plan
-from triptych.data import files
+from triptych.data.files import READERS, GoodRows, good_rows
 from triptych.data.folder import DataFolder
 from triptych.data.lengths import LearntTurns, LengthReport, tokenized, tokenized_turns
 from triptych.data.splits import prompt_of
@@ -62,7 +62,7 @@ from triptych.preflight.memory import Architecture
 from triptych.preflight.trial import try_rewards
 from triptych.progress import Silent
 from triptych.recipe import FileFeedback, Recipe, TrainedJudge, load
-from triptych.records import Comparison, Conversation, Message, Prompt, Record, answers_of
+from triptych.records import Comparison, Conversation, Message, Prompt, answers_of
 from triptych.references import wrong_references
 from triptych.release.signature import check_signing
 from triptych.statistics.significance import least, level
@@ -131,14 +131,15 @@ def check(path: Path, overrides: Sequence[str] = (), reward: Path | None = None)
             findings.notes.append("nothing to read: the storybook writes all of its own data and trains its own Base")
             return findings
         # Where a file cannot be read, how the others would be split says nothing about the run.
-        counts = split_data(recipe, folder, findings) if check_files(recipe, findings) else None
+        read = check_files(recipe, findings)
+        counts = None if read is None else split_data(recipe, folder, findings)
         opened = check_model(recipe, folder, findings)
-        if counts is not None:
+        if read is not None and counts is not None:
             if opened and not check_turns(folder, opened[0], findings):
                 return findings  # how long rows are that cannot be written, nobody knows
             try:
                 tell(try_rewards(recipe, answered(folder), memory()), findings)
-                consult(recipe, folder, opened[0] if opened else None, reward, findings)
+                consult(recipe, folder, read, opened[0] if opened else None, reward, findings)
                 texts = check_lengths(recipe, folder, *opened, findings) if opened else {}
             except ModelError as error:  # a chat template that refuses some of the rows
                 findings.problems.append(f"base: {error}")
@@ -154,13 +155,14 @@ def settled(recipe: Recipe, counts: Prepared) -> Recipe:
     return recipe.model_copy(update={"splits": splits})
 
 
-def consult(recipe: Recipe, folder: Path, tokenizer: Any | None, reward: Path | None, findings: Findings) -> None:
-    """Has the doctor look at the comparisons and ratings, and at the reward model that was named."""
-    diagnoses = list(doctor.diagnose(recipe, folder, tokenizer)) if recipe.comparison_files else []
-    diagnoses += doctor.look_at_ratings([source.located for source in recipe.rating_files])
-    prepared = recipe.preparation
-    texts = {kind: [recipe.located(source) for source in getattr(prepared, kind)] for kind in TEXTS}
-    diagnoses += doctor.look_at_texts(texts, tokenizer.eos_token if tokenizer is not None else None)
+def consult(
+    recipe: Recipe, folder: Path, read: Mapping[str, Sequence[GoodRows[Any]]], tokenizer: Any | None,
+    reward: Path | None, findings: Findings,
+) -> None:
+    """Has the doctor look at the rows that were read, and at the reward model that was named."""
+    diagnoses = list(doctor.diagnose(recipe, folder, read["comparisons"], tokenizer)) if recipe.comparison_files else []
+    diagnoses += doctor.look_at_ratings(read["ratings"])
+    diagnoses += doctor.look_at_texts(read, tokenizer.eos_token if tokenizer is not None else None)
     if reward is not None and tokenizer is not None:
         rows = DataFolder(folder).comparisons("heldout").read_any()
         try:
@@ -215,30 +217,33 @@ def inputs_alone(path: Path, overrides: Sequence[str]) -> Recipe | None:
         return None
 
 
-def check_files(recipe: Recipe, findings: Findings) -> bool:
-    """Reads every file; False where one is missing or has no good row."""
+def check_files(recipe: Recipe, findings: Findings) -> dict[str, list[GoodRows[Any]]] | None:
+    """Reads every file.
+
+    Returns:
+        The good rows of the files of each of `TEXTS`; None where a file is missing or has no good row.
+    """
     preparation = recipe.preparation
     readable = True
-    findings.problems += map(str, wrong_references(recipe))
-    readers: dict[str, Callable[..., Sequence[Record]]] = {
-        "text": files.read_documents, "conversations": files.read_conversations,
-        "comparisons": files.read_comparisons, "ratings": files.read_ratings, "thumbs": files.read_thumbs,
-        "prompts": files.read_prompts,
-    }
-    for kind, reader in readers.items():
+    read: dict[str, list[GoodRows[Any]]] = {kind: [] for kind in TEXTS}
+    problems: list[str] = []
+    for kind in READERS:
         for named in getattr(preparation, kind):
             skipped: list[Fault] = []
             notes: list[Fault] = []
             try:
-                reader(recipe.located(named), skipped, notes=notes)
+                rows = good_rows(kind, recipe.located(named), skipped, notes)
+                if kind in read:
+                    read[kind].append(rows)
             except DataError as error:
                 readable = False
-                findings.problems += map(str, error.faults)
+                problems += map(str, error.faults)
             findings.notes += map(str, notes)
             if preparation.wrong_rows == "refuse":
-                findings.problems += map(str, skipped)
+                problems += map(str, skipped)
             else:
                 findings.notes += [f"left out: {fault}" for fault in skipped]
+    findings.problems += [*map(str, wrong_references(recipe, read.__getitem__)), *problems]
     people: list[tuple[UserFile | None, type[Questionnaire[Any, Any]]]] = [
         (recipe.gate.people, Panel), (recipe.people, FORMS[recipe.people_give or "comparisons"]),
     ]
@@ -251,7 +256,7 @@ def check_files(recipe: Recipe, findings: Findings) -> bool:
             findings.problems += map(str, faults)
         else:
             findings.notes += [f"left out: {fault}" for fault in faults]
-    return readable
+    return read if readable else None
 
 
 def split_data(recipe: Recipe, folder: Path, findings: Findings) -> Prepared | None:

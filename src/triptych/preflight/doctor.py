@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -16,21 +16,20 @@ from typing import Any
 from pydantic import BaseModel
 
 from triptych.audit.agreement import trivial
-from triptych.data import files
+from triptych.data.files import GoodRows
 from triptych.data.folder import HELD_OUT, DataFolder, TrainedOn
 from triptych.data.folds import FOLDS
 from triptych.data.lengths import tokenized
 from triptych.data.rows import Place
 from triptych.data.serialised import serialised
-from triptych.data.source import Source
 from triptych.data.splits import contradictions, form, prompt_of
 from triptych.data.template import closing_tokens, scored_tokens
 from triptych.engine.models import load_tokenizer
 from triptych.engine.scoring import RewardModel, Scorer
-from triptych.errors import Fault, ModelError
+from triptych.errors import ModelError
 from triptych.preflight.amounts import comparisons_needed, comparisons_to_hold_out
 from triptych.recipe import Recipe, TrainedJudge
-from triptych.records import Comparison, Conversation, Message, Prompt, Rating, Thumb, answers_of, user
+from triptych.records import Comparison, Conversation, Message, Prompt, Rating, answers_of, user
 from triptych.reward.rules import UnitTests
 from triptych.reward.sandbox import confinement
 from triptych.statistics.intervals import mean_interval
@@ -58,15 +57,18 @@ class Finding:
         return f"{self.where}: {self.what}; {self.why}; {self.remedy}"
 
 
-def diagnose(recipe: Recipe, folder: Path, tokenizer: Any | None) -> Iterator[Finding]:
+def diagnose(
+    recipe: Recipe, folder: Path, comparisons: Iterable[GoodRows[Comparison]], tokenizer: Any | None
+) -> Iterator[Finding]:
     """All findings about a recipe's comparisons.
 
     Args:
         recipe: with at least one file of comparisons.
         folder: where they were split as the run will have them.
+        comparisons: as they stand in their files.
         tokenizer: the policy's; without it lengths are not looked at.
     """
-    located = locate([source.located for source in recipe.comparison_files])
+    located = locate(comparisons)
     yield from look_at_comparisons(located)
     places = {place.row: place for place in reversed(located)}
     audit = recipe.reward.audit
@@ -138,15 +140,9 @@ class Located:
         return f"{self.file}:{self.line}"
 
 
-def locate(sources: Sequence[str | Path | Source]) -> list[Located]:
+def locate(read: Iterable[GoodRows[Comparison]]) -> list[Located]:
     """The good comparisons of all files with their lines."""
-    located = []
-    for source in sources:
-        places: list[Place] = []
-        skipped: list[Fault] = []
-        rows = files.read_comparisons(source, skipped, places)
-        located += [Located(*place, row) for place, row in zip(places, rows, strict=True)]
-    return located
+    return [Located(*place, row) for part in read for place, row in part.placed]
 
 
 def look_at_comparisons(rows: Sequence[Located]) -> Iterator[Finding]:
@@ -193,34 +189,26 @@ def contradicting_themselves(rows: Sequence[Located]) -> Iterator[Finding]:
             )
 
 
-def look_at_texts(
-    sources: Mapping[str, Sequence[str | Path | Source]], end: str | None = None
-) -> Iterator[Finding]:
+def look_at_texts(read: Mapping[str, Sequence[GoodRows[Any]]], end: str | None = None) -> Iterator[Finding]:
     """Texts that hold a whole conversation, or marks of a chat template, in every good row of all files.
 
     Args:
-        sources: of each kind.
+        read: the rows of each kind.
         end: the text of the token that ends an answer.
     """
-    readers: dict[str, Callable[..., Sequence[Conversation | Comparison | Rating | Thumb | Prompt]]] = {
-        "conversations": files.read_conversations, "comparisons": files.read_comparisons,
-        "ratings": files.read_ratings, "thumbs": files.read_thumbs, "prompts": files.read_prompts,
-    }
-    for kind, named in sources.items():
-        for source in named:
-            places: list[Place] = []
-            rows = readers[kind](source, [], places)
+    for kind, parts in read.items():
+        for part in parts:
             seen: dict[str, list[Place]] = {}
-            for place, row in zip(places, rows, strict=True):
+            for place, row in part.placed:
                 texts = (*(turn.content for turn in prompt_of(row).messages), *answers_of(row))
                 for what in {what for text in texts if (what := serialised(text, end)) is not None}:
                     seen.setdefault(what, []).append(place)
             for what, where in seen.items():
                 yield Finding(
-                    f"{len(where):,} of {len(rows):,} {kind} have {what}", str(where[0]),
+                    f"{len(where):,} of {len(part.placed):,} {kind} have {what}", str(where[0]),
                     "it would be one turn inside the model's own template, with its marks as plain text",
                     "give the turns as they were before, as [{role, content}, ...], without marks and end tokens; "
-                    "docs/data.md lists the forms that are read", stops=2 * len(where) >= len(rows),
+                    "docs/data.md lists the forms that are read", stops=2 * len(where) >= len(part.placed),
                 )
 
 
@@ -401,10 +389,10 @@ def look_at_scores(scorer: Scorer, rows: Sequence[Comparison], where: str) -> It
         )
 
 
-def look_at_ratings(sources: Sequence[str | Path | Source]) -> Iterator[Finding]:
+def look_at_ratings(read: Sequence[GoodRows[Rating]]) -> Iterator[Finding]:
     """Attributes whose rating is the same in every good row of all files."""
-    ratings = [rating for source in sources for rating in files.read_ratings(source, [])]
-    where = ", ".join(Source.of(source).file for source in sources)
+    ratings = [rating for part in read for _, rating in part.placed]
+    where = ", ".join(part.file for part in read)
     values: dict[str, set[float]] = {}
     for rating in ratings:
         for attribute, value in rating.scores.items():
