@@ -21,11 +21,11 @@ COUNT = 200
 Ways = dict[str, list[float]]
 
 
-def rows(ways: Ways, deployed: str) -> list[TestedPrompt]:
+def rows(ways: Ways, deployed: str, parts: dict[str, float]) -> list[TestedPrompt]:
     """A model's stored answers: each way's scores, one to a prompt, of about as many tokens."""
 
     def answer(score: float, tokens: int) -> ScoredAnswer:
-        return ScoredAnswer(answer="", tokens=tokens, judge=score, reward=None)
+        return ScoredAnswer(answer="", tokens=tokens, judge=score, reward=None, parts=parts)
 
     return [
         TestedPrompt(
@@ -51,7 +51,10 @@ def decided(decision: str) -> Artifact[Decided]:
     return Artifact(f"gate {decision}", TINY, {}, decision, Decided.model_construct(decision=decision))
 
 
-def told(instruct: Ways, champion: Ways, promoted: bool = True) -> FinalVerdict:
+def told(
+    instruct: Ways, champion: Ways, promoted: bool = True,
+    parts: tuple[dict[str, float], dict[str, float]] = ({}, {}),
+) -> FinalVerdict:
     family = Family()
     gate = decided("promoted" if promoted else "rejected")
     family.rounds = [Round(1, gate=gate)]
@@ -59,7 +62,8 @@ def told(instruct: Ways, champion: Ways, promoted: bool = True) -> FinalVerdict:
         ModelTest("instruct", 0, measured("test/instruct", instruct)),
         ModelTest("round 1", 1, measured("test/round-1", champion)),
     ]
-    answers = {"instruct": rows(instruct, "temperature 0.5"), "round 1": rows(champion, "greedy")}
+    before, after = parts
+    answers = {"instruct": rows(instruct, "temperature 0.5", before), "round 1": rows(champion, "greedy", after)}
     found = verdict(load(TINY), family, answers, [])
     assert found
     return found

@@ -38,6 +38,7 @@ from triptych.report import summary as report
 from triptych.report.page import render
 from triptych.reward.training import RewardTrained
 from triptych.statistics.intervals import Interval, mean_interval, wins
+from triptych.statistics.scores import paired_by_name
 from triptych.storage import read_object, replace_folder, write_whole
 
 SAMPLES = 12
@@ -181,7 +182,10 @@ def verdict(
         gain=rival.gain, gain_interval=rival.gain_interval, win_rate=rate, win_rate_interval=rate_interval,
         equal_length=equal, equal_length_interval=equal_interval,
         gain_at_temperature_1=plain, gain_at_temperature_1_interval=plain_interval,
-        baselines=sorted(baselines.values(), key=lambda baseline: (not baseline.free, -baseline.score)), missed=[],
+        baselines=sorted(baselines.values(), key=lambda baseline: (not baseline.free, -baseline.score)),
+        parts=paired_by_name(*([row.deployed.parts for row in rows] for rows in (before, after))),
+        instructions=paired_by_name(*([row.deployed.instructions for row in rows] for rows in (before, after))),
+        missed=[],
     )
     return final.model_copy(update={"missed": list(missed(recipe.goals, final, audits))})
 
@@ -393,7 +397,8 @@ def _round(number: int, gate: Decided, candidate: Artifact[Improved]) -> report.
         length_controlled=gate.length_controlled, length_controlled_interval=gate.length_controlled_interval,
         bits_before=gate.bits_before, bits_after=gate.bits_after, tasks=gate.tasks,
         decided_by=gate.decided_by, judge_win_rate=gate.judge_win_rate, judge_interval=gate.judge_interval,
-        agreement=gate.agreement, agreement_prompts=gate.agreement_prompts,
+        agreement=gate.agreement, agreement_prompts=gate.agreement_prompts, parts=gate.parts,
+        instructions=gate.instructions,
         decision=gate.decision, reason=gate.reason,
     )
 

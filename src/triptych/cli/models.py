@@ -195,7 +195,9 @@ def _numbers(evaluation: Evaluation) -> dict[str, Any]:
             f"accuracy_of_{name.replace(' ', '_')}": share for name, share in evaluation.agreement.baselines.items()
         }
     if evaluation.answers is not None:
-        numbers |= evaluation.answers.model_dump(exclude_none=True)
+        survey = evaluation.answers
+        numbers |= survey.model_dump(exclude={"parts", "instructions"}, exclude_none=True)
+        numbers |= survey.parts | survey.instructions
     if evaluation.bits_per_byte is not None:
         numbers["bits_per_byte"] = evaluation.bits_per_byte
     return numbers

@@ -73,6 +73,11 @@ class Scores:
     counts: Mapping[str, int] = field(default_factory=dict)
     notes: Mapping[str, str] = field(default_factory=dict)
 
+    def parts_of(self, place: int, who: str) -> dict[str, float]:
+        """The parts of one answer's score under "who/part"; those that do not apply to it are left out."""
+        values = {name: column[place] for name, column in self.parts.items()}
+        return {f"{who}/{name}": value for name, value in values.items() if value is not None}
+
     def by_task(self, tasks: Sequence[str | None]) -> dict[str, dict[str, float]]:
         """Each part's mean over all answers (under "all") and over those to each named task."""
         means: dict[str, dict[str, float]] = {}

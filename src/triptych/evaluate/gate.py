@@ -22,10 +22,11 @@ from triptych.evaluate.answers import Answered, answered
 from triptych.evaluate.lengths import controlled
 from triptych.evaluate.measurement import by_task
 from triptych.evaluate.panel import PEOPLE, beside, preferred
+from triptych.instructions.following import followed_by_kind
 from triptych.pipeline.result import Result
 from triptych.pipeline.stage import StageContext
 from triptych.statistics.intervals import Interval, mean_interval, prompts_needed, wins
-from triptych.statistics.scores import TaskScore
+from triptych.statistics.scores import PairedScore, TaskScore, paired_by_name
 from triptych.statistics.significance import chance, least, level
 from triptych.storage import Folder, read_rows
 
@@ -73,6 +74,8 @@ class Decided(Answered):
         judge_counts: what else the judge said, such as contradictions.
         decided_by: the judge, or people; then the judge's own win rate and how often the two agree stand beside.
         judge_before, judge_after, reward_before, reward_after: mean scores of champion and candidate.
+        parts: what judge and reward are made of, as each of their rules: "judge/length", "reward/length".
+        instructions: for each kind of the prompts' instructions how often it is followed.
     """
 
     win_rate: float
@@ -94,6 +97,8 @@ class Decided(Answered):
     judge_after: float
     reward_before: float
     reward_after: float
+    parts: dict[str, PairedScore] = Field(default_factory=dict)
+    instructions: dict[str, PairedScore] = Field(default_factory=dict)
     decision: Decision = UNDECIDED
     reason: str = ""
 
@@ -144,7 +149,7 @@ def decide(
     pairs = answered(answers)
     # Judged in one call, so that a judge that compares answers sees both, in both orders.
     both = [conversation for side in zip(*(pair.conversations for pair in pairs), strict=True) for conversation in side]
-    judged, rewards = scored(judge, both), reward.score(both)
+    judged, rewarded = scored(judge, both), scored(reward, both)
     count = len(pairs)
     before, after = judged.totals[:count], judged.totals[count:]
     by_judge = wins(after, before)
@@ -160,6 +165,8 @@ def decide(
     at = level(config.error, failures)
     rate, interval = mean_interval(won, confidence=1 - 2 * at)
     tasks = [pair.prompt.task for pair in pairs]
+    parts = [judged.parts_of(place, "judge") | rewarded.parts_of(place, "reward") for place in range(2 * count)]
+    followed = [followed_by_kind(row.prompt, row.answer) for row in both]
     lengths = [pair.tokens_after for pair in pairs], [pair.tokens_before for pair in pairs]
     at_equal_length, equal_interval = controlled(won, *lengths) or (None, None)
     numbers = Decided(
@@ -189,8 +196,10 @@ def decide(
         agreement_prompts=judge_beside.prompts if judge_beside else None,
         judge_before=sum(judged.totals[:count]) / count,
         judge_after=sum(judged.totals[count:]) / count,
-        reward_before=sum(rewards[:count]) / count,
-        reward_after=sum(rewards[count:]) / count,
+        reward_before=sum(rewarded.totals[:count]) / count,
+        reward_after=sum(rewarded.totals[count:]) / count,
+        parts=paired_by_name(parts[:count], parts[count:]),
+        instructions=paired_by_name(followed[:count], followed[count:]),
     )
     decision, reason = verdict(config, numbers, won)
     if numbers.prompts_again is not None:

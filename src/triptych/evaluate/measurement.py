@@ -15,6 +15,7 @@ from triptych.data.folder import DataFolder, PromptSplit
 from triptych.engine.rollout import Policy, Render, divergence
 from triptych.engine.sampling import Sampling
 from triptych.engine.scoring import Scorer, Scores, scored
+from triptych.instructions.following import followed_by_kind
 from triptych.pipeline.result import Result
 from triptych.pipeline.stage import StageContext
 from triptych.records import Conversation, Prompt, Rollout
@@ -43,12 +44,19 @@ class Measurement(Config):
 
 
 class ScoredAnswer(Result):
-    """An answer, its tokens, and its scores."""
+    """An answer, its tokens, and its scores.
+
+    Attributes:
+        parts: what the scores are made of, as "judge/length" and "reward/length".
+        instructions: for each kind of the prompt's instructions the share that it follows.
+    """
 
     answer: str
     tokens: int
     judge: float
     reward: float | None
+    parts: dict[str, float] = Field(default_factory=dict)
+    instructions: dict[str, float] = Field(default_factory=dict)
 
 
 class TestedPrompt(Result):
@@ -106,6 +114,10 @@ class ScoredAnswers:
         return ScoredAnswer(
             answer=rollout.answer, tokens=len(rollout.tokens), judge=self.judged.totals[place],
             reward=self.rewarded.totals[place] if self.rewarded else None,
+            parts=self.judged.parts_of(place, "judge") | (
+                self.rewarded.parts_of(place, "reward") if self.rewarded else {}
+            ),
+            instructions=followed_by_kind(rollout.prompt, rollout.answer),
         )
 
 

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from pydantic import Field
+
 from triptych.engine.rollout import Policy
 from triptych.engine.sampling import Sampling
-from triptych.engine.scoring import Scorer
+from triptych.engine.scoring import Scorer, scored
+from triptych.instructions.following import followed_by_kind
 from triptych.pipeline.result import Result
 from triptych.progress import Progress
 from triptych.records import Conversation, Prompt
 from triptych.statistics.intervals import Interval, mean_interval
+from triptych.statistics.scores import means_by_name
 
 
 class AnswerSurvey(Result):
@@ -23,6 +27,8 @@ class AnswerSurvey(Result):
         cut: share of the answers that did not end.
         distinct: different answers in proportion to all.
         reward: their mean score, with its interval; None without a reward.
+        parts: what it is made of, as each of its rules: "reward/length".
+        instructions: for each kind of the prompts' instructions the share that is followed.
     """
 
     decoding: str
@@ -33,6 +39,8 @@ class AnswerSurvey(Result):
     distinct: float
     reward: float | None = None
     reward_interval: Interval | None = None
+    parts: dict[str, float] = Field(default_factory=dict)
+    instructions: dict[str, float] = Field(default_factory=dict)
 
 
 def survey(
@@ -49,10 +57,10 @@ def survey(
     """
     asked = policy.fitting(prompts, sampling.max_tokens, progress, places=places)
     answers = [group[0] for group in policy.write(asked, sampling, progress=progress)]
-    score, interval = None, None
-    if reward is not None:
-        conversations = [Conversation(rollout.prompt, rollout.answer) for rollout in answers]
-        score, interval = mean_interval(reward.score(conversations))
+    conversations = [Conversation(rollout.prompt, rollout.answer) for rollout in answers]
+    scores = scored(reward, conversations) if reward else None
+    score, interval = mean_interval(scores.totals) if scores else (None, None)
+    parts = [scores.parts_of(place, "reward") for place in range(len(answers))] if scores else []
     return AnswerSurvey(
         decoding=sampling.name,
         prompts=len(asked),
@@ -62,4 +70,6 @@ def survey(
         distinct=len({answer.answer for answer in answers}) / len(answers),
         reward=score,
         reward_interval=interval,
+        parts=means_by_name(parts),
+        instructions=means_by_name([followed_by_kind(row.prompt, row.answer) for row in conversations]),
     )

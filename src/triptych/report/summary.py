@@ -13,6 +13,7 @@ from triptych.audit.record import Bin as Bin
 from triptych.audit.record import Interval as Interval
 from triptych.audit.record import StrictModel as StrictModel
 from triptych.statistics.scores import DecodedScore as DecodedScore
+from triptych.statistics.scores import PairedScore as PairedScore
 from triptych.statistics.scores import TaskScore as TaskScore
 
 
@@ -30,6 +31,8 @@ class FinalVerdict(StrictModel):
         equal_length: the win rate at equal length, with its interval; None where it cannot be told.
         gain_at_temperature_1: champion minus Instruct where both are sampled at temperature 1: a diagnostic.
         baselines: round 0's Instruct in other ways, each beside the champion.
+        parts: what judge and reward are made of, as each of their rules, for Instruct and champion as deployed.
+        instructions: for each kind of the prompts' instructions how often they follow it.
         missed: each target that was not reached, as a sentence.
     """
 
@@ -44,6 +47,8 @@ class FinalVerdict(StrictModel):
     gain_at_temperature_1: float
     gain_at_temperature_1_interval: Interval
     baselines: list[Baseline]
+    parts: dict[str, PairedScore] = Field(default_factory=dict)
+    instructions: dict[str, PairedScore] = Field(default_factory=dict)
     missed: list[str]
 
 
@@ -199,6 +204,8 @@ class RoundSummary(StrictModel):
         tasks: the win rate on each task's prompts, where prompts name their task.
         decided_by: the judge, or people; then the judge's own win rate stands beside theirs.
         agreement: where people and judge both prefer one answer, how often it is the same; on so many prompts.
+        parts: what judge and reward are made of, as each of their rules, for champion and candidate.
+        instructions: for each kind of the prompts' instructions how often they follow it.
         decision: "promoted", "rejected" or "too few prompts to tell".
         curve: reward, judge and KL along the way.
         kept: the step whose policy was the candidate.
@@ -234,6 +241,8 @@ class RoundSummary(StrictModel):
     judge_interval: Interval | None = None
     agreement: float | None = None
     agreement_prompts: int | None = None
+    parts: dict[str, PairedScore] = Field(default_factory=dict)
+    instructions: dict[str, PairedScore] = Field(default_factory=dict)
     decision: str
     reason: str
     curve: list[Point]

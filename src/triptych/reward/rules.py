@@ -32,7 +32,7 @@ from triptych.deadline import within
 from triptych.display import one_line
 from triptych.engine.scoring import Scores, ShardMap, unsharded
 from triptych.errors import DataError, Fault, RewardError, TriptychError
-from triptych.instructions.registry import instruction
+from triptych.instructions.following import followed
 from triptych.pipeline.artifact import Artifact
 from triptych.pipeline.result import Result
 from triptych.pipeline.stage import StageContext, UserFiles
@@ -369,11 +369,8 @@ class Instructions(Rule):
     def value(self, conversation: Conversation) -> float:
         """See the class."""
         self.require_reference(conversation)
-        followed = [
-            bool(conversation.answer.strip()) and instruction(check.kind, check.arguments).follows(conversation.answer)
-            for check in conversation.prompt.checks
-        ]
-        return float(all(followed)) if self.strict else sum(followed) / len(followed)
+        outcomes = followed(conversation.prompt, conversation.answer)
+        return float(all(outcomes)) if self.strict else sum(outcomes) / len(outcomes)
 
     def fault(self, prompt: Prompt) -> str | None:
         """See `Rule`."""
