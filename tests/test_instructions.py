@@ -6,6 +6,7 @@ import importlib
 import itertools
 import json
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,11 @@ import pytest
 from pydantic import ValidationError
 
 from triptych.data.files import json_line, read_comparisons, read_conversations, read_prompts
+from triptych.data.normal_form import normalised
 from triptych.data.rows import Place
 from triptych.data.source import Source
 from triptych.errors import DataError
-from triptych.instructions.constraining import Constraining, constrain, constrain_answers
+from triptych.instructions.constraining import Constraining, constrain, constrain_answers, unconstrained
 from triptych.instructions.registry import DRAWN, IFEVAL, INSTRUCTIONS, instruction
 from triptych.instructions.text import sentences
 from triptych.records import Check, Conversation, Prompt
@@ -196,6 +198,20 @@ def test_a_prompts_own_instructions_stay_and_are_not_contradicted() -> None:
     everything = Prompt(prompts[0].messages, checks=(Check("detectable_format:square_brackets"),))
     only = Constraining(only=("startend:quotation",))
     assert constrain([everything], only) == [everything]
+
+
+def test_added_instructions_are_taken_off_again() -> None:
+    own = replace(Prompt.of("Name 3 birds; be brief"), checks=(Check("punctuation:no_comma"),))
+    texts = [f"Describe the harbour of town {i}{end}" for i in range(200) for end in ("", ".", "?")]
+    prompts = [own, *map(Prompt.of, texts)]
+    for before, after in zip(prompts, constrain(prompts, THREE), strict=True):
+        assert after != before
+        assert normalised(unconstrained(after)) == normalised(before)
+        assert unconstrained(after).checks == before.checks
+        assert unconstrained(before) == before
+    conversations = [Conversation(prompt, "An old one. It lies in the north.") for prompt in prompts[1:]]
+    for conversation, learnt in zip(conversations, constrain_answers(conversations, THREE), strict=True):
+        assert normalised(unconstrained(learnt.prompt)) == normalised(conversation.prompt)
 
 
 def test_kinds_are_held_out() -> None:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import re
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
 from test_verdict import noisy, told
+from triptych.cli import app
+from triptych.data.files import write
 from triptych.data.folder import DataFolder
 from triptych.engine.rollout import Policy
 from triptych.engine.sampling import Sampling
@@ -151,3 +155,22 @@ def test_the_verdict_has_them_of_instruct_and_champion() -> None:
         "judge/length": (0.25, 0.75)
     }
     assert verdict.instructions == {}
+
+
+def test_the_command_tells_them_of_one_model(policy_folder: Path, tmp_path: Path) -> None:
+    prompts = tmp_path / "prompts.jsonl"
+    write(prompts, PROMPTS)
+    (tmp_path / "rules").mkdir()
+    entries = [{"rule": "instructions", "tasks": ["checked"]}, {"rule": "length", "most": 9}]
+    (tmp_path / "rules/reward.json").write_text(json.dumps({"kind": "rules", "rules": entries}))
+    output = tmp_path / "numbers.json"
+    outcome = CliRunner().invoke(app, [
+        "evaluate", str(policy_folder / "model"), "--prompts", str(prompts), "--reward", str(tmp_path / "rules"),
+        "--max-tokens", "6", "--temperature", "0", "--output", str(output),
+    ])
+    assert outcome.exit_code == 0, outcome.output
+    numbers = json.loads(output.read_text())
+    assert numbers["reward"] == pytest.approx((2 * numbers["reward/instructions"] + 3 * numbers["reward/length"]) / 3)
+    assert {"punctuation:no_comma", "detectable_format:title"} <= numbers.keys()
+    assert not {"parts", "instructions"} & numbers.keys()
+    assert "reward/instructions" in outcome.output

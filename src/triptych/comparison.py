@@ -107,7 +107,7 @@ def free_baselines(
     """The judge's scores of the champion on the gate's prompts, by their keys, in each way that costs nothing."""
     reward = current.reward.scorer if current.reward else None
     decoding = deployed(recipe, runner, family, start, start.instruct, "decoding/instruct", reward)
-    config = recipe.evaluate.model_copy(update={"prompts": recipe.gate.answering.prompts})
+    config = recipe.evaluate.measurement.model_copy(update={"prompts": recipe.gate.answering.prompts})
     measured = runner.run(
         "compare/instruct", measure, config, model=start.instruct, data=start.data, judge=start.judge,
         decoding=decoding, split="gate",

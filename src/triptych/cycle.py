@@ -14,12 +14,13 @@ from triptych.base.pretraining import pretrain
 from triptych.base.record import BaseRecord
 from triptych.collection import collect_comparisons, collect_thumbs
 from triptych.dataset.preparation import prepare_data
+from triptych.dataset.tasks import prepare_task
 from triptych.deployment import deployed, watcher
 from triptych.engine.scoring import Scorer
 from triptych.evaluate.answers import QUESTIONS, answer
 from triptych.evaluate.gate import decide
 from triptych.evaluate.measurement import measure
-from triptych.family import Family, ModelTest, Round, Start
+from triptych.family import Family, ModelTest, Round, Start, TaskTest
 from triptych.improve.checkpoints import Limits
 from triptych.improve.improvement import improve
 from triptych.instruct.finetuning import finetune
@@ -31,10 +32,11 @@ from triptych.pipeline.plan import Planner
 from triptych.pipeline.result import Result
 from triptych.pipeline.runner import Runner
 from triptych.pipeline.stage import UserFiles
-from triptych.recipe import Recipe
+from triptych.recipe import Recipe, Task
 from triptych.references import require_references
 from triptych.release.signature import check_signing
-from triptych.reward.making import Materials
+from triptych.reward.making import Materials, make_reward
+from triptych.reward.registry import scorer_of
 from triptych.rewards import evidence_of, make_audited, require
 from triptych.storybook.judge import ExactJudge
 from triptych.storybook.world import write_world
@@ -65,6 +67,8 @@ def cycle(recipe: Recipe, runner: Runner, family: Family) -> None:
             family.champion = current.candidate
     ask_people(recipe, runner, family, start, recipe.improve.rounds + 1)
     measure_all(recipe, runner, family, start)
+    for task, test in zip(recipe.evaluate.tasks, family.tasks, strict=True):
+        measure_task(recipe, runner, family, start, task, test)
 
 
 def begin(recipe: Recipe, runner: Runner, family: Family) -> Start:
@@ -73,6 +77,7 @@ def begin(recipe: Recipe, runner: Runner, family: Family) -> Start:
         runner.outside(lambda: check_signing(signing), planned=None)
     runner.outside(lambda: require_references(recipe), planned=None)
     family.data = data = prepare(recipe, runner)
+    family.tasks = [prompts_of(recipe, runner, task, data) for task in recipe.evaluate.tasks]
     family.base = base = make_base(recipe, runner, data)
     family.instruct = instruct = make_instruct(recipe, runner, data, base)
     family.champion = instruct
@@ -85,6 +90,12 @@ def prepare(recipe: Recipe, runner: Runner) -> Artifact[Result]:
     if recipe.storybook is not None:
         return runner.run("data", write_world, recipe.storybook)
     return runner.run("data", prepare_data, recipe.preparation, UserFiles(recipe.sources))
+
+
+def prompts_of(recipe: Recipe, runner: Runner, task: Task, data: Artifact[Result]) -> TaskTest:
+    """A task's prompts, read before anything is trained."""
+    files = UserFiles({task.file.name: task.file.path})
+    return TaskTest(task.name, runner.run(task.stage, prepare_task, recipe.preparation_of(task), files, data=data))
 
 
 def make_base(recipe: Recipe, runner: Runner, data: Artifact[Result]) -> Artifact[BaseRecord]:
@@ -205,7 +216,7 @@ def improve_and_gate(
 
 def measure_all(recipe: Recipe, runner: Runner, family: Family, start: Start) -> None:
     """Every model on the test prompts: the Base with worked examples, Instruct, each round's candidate."""
-    config, data, judge = recipe.evaluate, start.data, start.judge
+    config, data, judge = recipe.evaluate.measurement, start.data, start.judge
     reward = family.scorer
     if not family.rounds:
         deployed(recipe, runner, family, start, start.instruct, "decoding/instruct")
@@ -215,13 +226,36 @@ def measure_all(recipe: Recipe, runner: Runner, family: Family, start: Start) ->
             reward=reward, style="few-shot",
         )
         family.tests.append(ModelTest("base, few-shot", None, base))
-    models = [("instruct", 0, start.instruct), *(
-        (f"round {round.number}", round.number, round.candidate) for round in family.rounds if round.candidate
-    )]
-    for name, number, model in models:
+    for name, number, model in tuned(family, start):
         measured = runner.run(
             f"test/{name.replace(' ', '-')}", measure, config, model=model, data=data, judge=judge,
             decoding=family.decoding_of(model, recipe.decoding), reference=start.instruct, reward=reward,
-            best_of=recipe.evaluate.best_of if number == 0 else 0,
+            best_of=config.best_of if number == 0 else 0,
         )
         family.tests.append(ModelTest(name, number, measured))
+
+
+def measure_task(recipe: Recipe, runner: Runner, family: Family, start: Start, task: Task, test: TaskTest) -> None:
+    """Every model on a task's prompts, as it is deployed, scored by the task's own rules."""
+    # How many test prompts there are, and how many answers to them, changes nothing here.
+    config = recipe.evaluate.measurement.model_copy(update={"prompts": None, "best_of": 0})
+    reward = make_reward(runner, f"{task.stage}/rules", task.score, Materials())[""]
+    rules = scorer_of(runner, task.score, reward, None, ", ".join(rule.name or rule.rule for rule in task.score.rules))
+    if recipe.finetuning:
+        base = runner.run(
+            f"{task.stage}/base", measure, config, model=start.base, data=test.prompts, judge=rules,
+            decoding=recipe.decoding.at(0.0), style="few-shot", only_deployed=True,
+        )
+        test.tests.append(ModelTest("base, few-shot", None, base))
+    for name, number, model in tuned(family, start):
+        measured = runner.run(
+            f"{task.stage}/{name.replace(' ', '-')}", measure, config, model=model, data=test.prompts, judge=rules,
+            decoding=family.decoding_of(model, recipe.decoding), only_deployed=True,
+        )
+        test.tests.append(ModelTest(name, number, measured))
+
+
+def tuned(family: Family, start: Start) -> list[tuple[str, int, Artifact[Result]]]:
+    """Instruct and each round's candidate, with names and rounds."""
+    candidates = [(round.number, round.candidate) for round in family.rounds if round.candidate]
+    return [("instruct", 0, start.instruct), *((f"round {number}", number, model) for number, model in candidates)]

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from triptych.audit.record import AuditRecord
 from triptych.base.record import BaseRecord
+from triptych.dataset.tasks import TaskPrepared
 from triptych.engine.sampling import Sampling
 from triptych.engine.scoring import Scorer
 from triptych.evaluate.answers import Answered
@@ -92,6 +93,15 @@ class ModelTest:
     artifact: Artifact[Measurements]
 
 
+@dataclass(frozen=True)
+class TaskTest:
+    """A task's prompts, and each model on them."""
+
+    name: str
+    prompts: Artifact[TaskPrepared]
+    tests: list[ModelTest] = field(default_factory=list)
+
+
 @dataclass
 class Family:
     """What the cycle has made so far.
@@ -101,6 +111,7 @@ class Family:
         champion: the best Instruct model that was proved.
         decodings: the choice of each model's own decoding, by the model's digest; none where the recipe fixes it.
         tests: each model's measurement on the test prompts.
+        tasks: their measurements on tasks.
     """
 
     judge: Scorer | None = None
@@ -112,6 +123,7 @@ class Family:
     champion: Artifact[Result] | None = None
     decodings: dict[str, Artifact[Chosen]] = field(default_factory=dict)
     tests: list[ModelTest] = field(default_factory=list)
+    tasks: list[TaskTest] = field(default_factory=list)
 
     @property
     def reward(self) -> Artifact[Result] | None:

@@ -11,7 +11,16 @@ from pathlib import Path
 from typing import Annotated, Literal, Self
 
 import yaml
-from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag, ValidationInfo, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from triptych import configuration
 from triptych.audit.stage import Audit
@@ -276,6 +285,37 @@ class JudgedGate(Composed):
         return self.judge.model if isinstance(self.judge, TrainedJudge) else self.judge
 
 
+class Task(DataSource):
+    """Prompts of a kind that every model answers at the end; nothing is trained on them, or chosen by them.
+
+    Attributes:
+        name: of its stages, and in every report.
+        score: what scores the answers.
+    """
+
+    name: str = Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]*$")
+    score: Flat[RulesReward]
+
+    @property
+    def stage(self) -> str:
+        """The stage that keeps its prompts; those of its answers are named below it."""
+        return f"tasks/{self.name}"
+
+
+class Examination(Composed):
+    """What every model is measured on at the end: the test prompts, and tasks."""
+
+    measurement: Flat[Measurement] = Measurement()
+    tasks: tuple[Task, ...] = ()
+
+    @field_validator("tasks")
+    @classmethod
+    def _names_differ(cls, tasks: tuple[Task, ...]) -> tuple[Task, ...]:
+        if len({task.name for task in tasks}) < len(tasks):
+            raise ValueError("each task needs a name of its own")
+        return tasks
+
+
 class Publication(Config):
     """How the family is published.
 
@@ -326,7 +366,7 @@ class Recipe(Config):
     compare: tuple[AnyMethod, ...] = ()
     decoding: Decoding = Decoding()
     gate: JudgedGate = JudgedGate()
-    evaluate: Measurement = Measurement()
+    evaluate: Examination = Examination()
     splits: Splits = Splits()
     wrong_rows: Literal["refuse", "skip"] = "refuse"
     reasoning: Literal["learn", "leave_out"] = "learn"
@@ -483,9 +523,13 @@ class Recipe(Config):
             judge=judge.share_of_feedback if isinstance(judge, TrainedJudge) else 0.0, **dict(self.splits),
         )
 
+    def preparation_of(self, task: Task) -> DataPreparation:
+        """How a task's prompts are read."""
+        return DataPreparation(prompts=(task.named,), wrong_rows=self.wrong_rows, reasoning=self.reasoning)
+
     @property
     def sources(self) -> dict[str, Path]:
-        """Where every data file lies, by the name that the recipe gives it; of a dataset its name."""
+        """Where every file of the run's data lies, by the name that the recipe gives it; of a dataset its name."""
         files = (
             self.base.text, self.conversation_files, self.comparison_files, self.rating_files, self.thumb_files,
             self.improve.prompts,
@@ -498,8 +542,8 @@ class Recipe(Config):
 
     @property
     def reward_files(self) -> dict[str, Path]:
-        """Where the files and folders lie that the reward, the gate's judge or who labels names, by these names."""
-        rewards = (self.reward.model, self.gate.judge, self.labeller)
+        """Where the files and folders lie that the reward, the gate's judge, who labels or a task names, by them."""
+        rewards = (self.reward.model, self.gate.judge, self.labeller, *(task.score for task in self.evaluate.tasks))
         return {
             name: path
             for reward in rewards if isinstance(reward, RewardConfig) for name, path in reward.files.items()

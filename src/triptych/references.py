@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any
 
 from triptych.data.files import GoodRows, good_rows
+from triptych.data.source import Source
 from triptych.data.splits import prompt_of
 from triptych.errors import DataError, Fault
 from triptych.recipe import Recipe
@@ -35,24 +36,33 @@ def require_references(recipe: Recipe) -> None:
 
 
 def wrong_references(recipe: Recipe, read: Callable[[str], Iterable[GoodRows[Any]]]) -> list[Fault]:
-    """Each reference that a rule of the reward, or of the gate's judge, could not use.
+    """Each reference that a rule of the reward, of the gate's judge or of a task could not use.
 
     Args:
-        read: the good rows of the recipe's files of a kind.
+        read: the good rows of the recipe's files of a kind, or of a task's by the name of its stage.
     """
     rules = list(_rules(recipe.reward.model))
     compared = rules if recipe.compared else []  # an audit scores the answers that were compared
     if isinstance(recipe.gate.judge, RulesReward):
         rules += _rules(recipe.gate.judge)
     asked = "prompts" if recipe.preparation.prompts else "conversations"
-    return [fault for kind, applied in ((asked, rules), ("comparisons", compared)) if applied
+    of_tasks = [(task.stage, list(_rules(task.score))) for task in recipe.evaluate.tasks]
+    return [fault for kind, applied in ((asked, rules), ("comparisons", compared), *of_tasks) if applied
             for fault in _faults(read(kind), applied)]
 
 
 def _read(recipe: Recipe, kind: str) -> Iterator[GoodRows[Any]]:
-    for source in getattr(recipe.preparation, kind):
+    for reader, source in read_as(recipe, kind):
         with suppress(DataError):  # whoever reads it for its rows says so
-            yield good_rows(kind, recipe.located(source))
+            yield good_rows(reader, source)
+
+
+def read_as(recipe: Recipe, kind: str) -> list[tuple[str, Source]]:
+    """The files of a kind, or a task's by the name of its stage, each with the kind of rows that it holds."""
+    for task in recipe.evaluate.tasks:
+        if kind == task.stage:
+            return [("prompts", task.located)]
+    return [(kind, recipe.located(source)) for source in getattr(recipe.preparation, kind)]
 
 
 def _faults(read: Iterable[GoodRows[Any]], rules: Sequence[Applied]) -> Iterator[Fault]:

@@ -23,7 +23,7 @@ from triptych.errors import RunError
 from triptych.evaluate.gate import Decided
 from triptych.evaluate.lengths import controlled
 from triptych.evaluate.measurement import Measurements, TestedPrompt, tested_prompts
-from triptych.family import AuditedScorer, Family, ModelTest, Round
+from triptych.family import AuditedScorer, Family, ModelTest, Round, TaskTest
 from triptych.feedback.labelling import Labelled
 from triptych.improve.improvement import Improved
 from triptych.pipeline.artifact import Artifact
@@ -38,10 +38,11 @@ from triptych.report import summary as report
 from triptych.report.page import render
 from triptych.reward.training import RewardTrained
 from triptych.statistics.intervals import Interval, mean_interval, wins
-from triptych.statistics.scores import paired_by_name
+from triptych.statistics.scores import PairedScore, paired_by_name
 from triptych.storage import read_object, replace_folder, write_whole
 
 SAMPLES = 12
+SAMPLES_OF_TASK = 3
 BRIEF = 400
 """So many letters at most has a prompt that a card shows."""
 OPENING = 8
@@ -89,6 +90,8 @@ def write(recipe: Recipe, family: Family, runner: Runner, ending: Ending | None 
     if released and (measured or not _is_released(family, folder / "release")):
         release(recipe, family, artifacts, summary, folder / "release")
     samples = sample(answers)
+    for task in family.tasks:
+        samples += sample({test.name: tested_prompts(test.artifact) for test in task.tests}, SAMPLES_OF_TASK, task.name)
     write_whole(folder / "summary.json", summary.model_dump_json(indent=1) + "\n")
     write_whole(folder / "samples.json", json.dumps([s.model_dump() for s in samples], ensure_ascii=False, indent=1))
     write_whole(folder / "report.html", render(summary, samples))
@@ -139,6 +142,7 @@ def summarise(
         judge_audit=_audit(recipe, 0, family.judging) if family.judging and family.judging.audit else None,
         rounds=[_round(round.number, round.gate.result, round.candidate) for round in family.rounds
                 if round.gate and round.candidate],
+        tasks=[_task(task, family) for task in family.tasks if task.tests],
         stages=stages, losses={artifact.name: _losses(artifact) for artifact in artifacts
                                if (artifact.folder / "curve.jsonl").exists()},
         seconds=sum(stage.seconds for stage in stages), peak_memory_gib=peak, release=release,
@@ -239,15 +243,19 @@ def reward_order(family: Family) -> report.RewardOrder | None:
     return report.RewardOrder(by_judge=by_judge, by_reward=by_reward, agree=by_judge == by_reward)
 
 
-def sample(answers: Tests) -> list[report.Sample]:
-    """The first test prompts with every model's answer."""
+def sample(answers: Tests, most: int = SAMPLES, task: str | None = None) -> list[report.Sample]:
+    """The first prompts with every model's answer.
+
+    Args:
+        task: whose they are; by default each prompt's own.
+    """
     if not answers:
         return []
     first = next(iter(answers.values()))
     return [
         report.Sample(
             prompt="\n\n".join(text if role == "user" else f"[{role}] {text}" for role, text in row.prompt),
-            task=row.task,
+            task=task or row.task,
             answers=[
                 report.SampleAnswer(model=name, text=other.deployed.answer, judge=other.deployed.judge,
                                     reward=other.deployed.reward)
@@ -255,7 +263,7 @@ def sample(answers: Tests) -> list[report.Sample]:
                 for other in rows if other.key == row.key
             ],
         )
-        for row in first[:SAMPLES]
+        for row in first[:most]
     ]
 
 
@@ -358,6 +366,26 @@ def _model(test: ModelTest, family: Family) -> report.ModelScore:
         reward=measured.reward, kl=measured.kl, mean_length=measured.mean_length, by_task=measured.by_task,
         fewer_examples=measured.fewer_examples,
     )
+
+
+def _task(task: TaskTest, family: Family) -> report.TaskSummary:
+    models = [_model(test, family) for test in task.tests]
+    rows = {test.name: {row.key: row.deployed for row in tested_prompts(test.artifact)} for test in task.tests}
+    alone = report.TaskSummary(name=task.name, scored_by=task.tests[0].artifact.result.judge, models=models)
+    name = _champion_name(family)
+    if name == "instruct" or name not in rows or "instruct" not in rows:
+        return alone
+    # A prompt that one of them had no room for is left out of both.
+    both = [key for key in rows["instruct"] if key in rows[name]]
+    if not both:
+        return alone
+    before, after = ([rows[model][key] for key in both] for model in ("instruct", name))
+    parts = paired_by_name(*([row.parts for row in answers] for answers in (before, after)))
+    return alone.model_copy(update={
+        "champion": PairedScore.of([row.judge for row in before], [row.judge for row in after]),
+        "parts": {part.removeprefix("judge/"): score for part, score in parts.items()},
+        "instructions": paired_by_name(*([row.instructions for row in answers] for answers in (before, after))),
+    })
 
 
 def _audit(recipe: Recipe, number: int, reward: AuditedScorer) -> report.AuditSummary:

@@ -14,7 +14,7 @@ from triptych.display import duration
 
 if TYPE_CHECKING:
     from triptych.recipe import Recipe
-    from triptych.report.summary import Summary
+    from triptych.report.summary import Summary, TaskSummary
 
 
 @app.command()
@@ -124,6 +124,16 @@ def compare(
     say(f"report   {runs / comparison.recipe / 'compare.html'}")
 
 
+def _change(task: TaskSummary) -> str:
+    """A task's score before and after, or the one that there is."""
+    if (score := task.champion) is None:
+        kept = next((model for model in task.models if model.champion), task.models[-1])
+        return f"{kept.score:.3f} by {task.scored_by} ({kept.name}) on {kept.prompts:,} prompts"
+    low, high = score.interval
+    gain = f"{score.gain:+.3f}, 95% interval {low:.3f} to {high:.3f}"
+    return f"{score.before:.3f} → {score.after:.3f} by {task.scored_by} ({gain}) on {score.prompts:,} prompts"
+
+
 def _show_outcome(summary: Summary, folder: Path) -> None:
     from triptych.report.page import headline
 
@@ -131,6 +141,8 @@ def _show_outcome(summary: Summary, folder: Path) -> None:
     tone = {"good": "green", "bad": "red"}.get(outcome.tone, "yellow")
     say()
     say((outcome.text, f"bold {tone}"))
+    for task in summary.tasks:
+        say((f"{task.name}: ", "bold"), _change(task))
     for missed in summary.verdict.missed if summary.verdict else ():
         say(("missed: ", "yellow"), missed)
     if summary.audits and (audit := summary.audits[-1]).worst:

@@ -188,10 +188,10 @@ def prepare_data(context: StageContext, config: DataPreparation, sources: Mappin
     )
     ratings, left.duplicate_ratings = deduplicate(records.ratings)
     thumbs, left.duplicate_thumbs = deduplicate(records.thumbs)
-    prompts, left.duplicate_prompts = _of_different_turns(records.prompts)
+    prompts, left.duplicate_prompts = of_different_turns(records.prompts)
     contradicting = contradictions(comparisons)
 
-    asked = prompts or _of_different_turns(row.prompt for row in conversations)[0]
+    asked = prompts or of_different_turns(row.prompt for row in conversations)[0]
     measured = set_apart(asked, config, context.seed)
     proving = [prompt for part in measured.values() for prompt in part]
     own = {prompt.key for prompt in proving}
@@ -348,7 +348,7 @@ def undivided(parts: Mapping[str, Sequence[A]]) -> dict[str, list[A]]:
     return {trained: [*parts[trained], *parts[audited]] for trained, audited in SPLITS.items()}
 
 
-def _of_different_turns(prompts: Iterable[Prompt]) -> tuple[list[Prompt], list[Prompt]]:
+def of_different_turns(prompts: Iterable[Prompt]) -> tuple[list[Prompt], list[Prompt]]:
     """The prompts of which no other has the same turns, or the first of those that have, and the others."""
     first: dict[str, Prompt] = {}
     repeated = [prompt for prompt in prompts if first.setdefault(prompt.key, prompt) is not prompt]

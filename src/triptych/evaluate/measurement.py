@@ -157,7 +157,7 @@ class Measurements(Result):
 def measure(
     context: StageContext, config: Measurement, model: Folder, data: Folder, judge: Scorer, decoding: Sampling,
     reference: Folder | None = None, reward: Scorer | None = None, style: Literal["chat", "few-shot"] = "chat",
-    best_of: int = 0, split: PromptSplit = "test",
+    best_of: int = 0, split: PromptSplit = "test", only_deployed: bool = False,
 ) -> Measurements:
     """Scores a model's answers to a split's prompts as it is deployed, at temperature 1 and greedy.
 
@@ -166,6 +166,7 @@ def measure(
     Args:
         decoding: as deployed; its seed does not count.
         best_of: draw so many answers at temperature 1 too, and keep the one that the reward likes best.
+        only_deployed: as it is deployed and in no other way; then there may be no reference.
     """
     prompts = DataFolder(data).prompts(split).read()[: config.prompts]
     policy = Policy.open(model / "model")
@@ -201,7 +202,8 @@ def measure(
         return ScoredAnswers(rollouts, judgement, rewarded, drawn)
 
     plain = Sampling(decoding.max_tokens)
-    ways = {way.name: way for way in (decoding, plain, replace(plain, temperature=0.0))}
+    diagnostic = () if only_deployed else (plain, replace(plain, temperature=0.0))
+    ways = {way.name: way for way in (decoding, *diagnostic)}
     answered = {name: judged([rollout for (rollout,) in write(way)]) for name, way in ways.items()}
     if best_of > 1 and reward:
         answered[f"best of {best_of}"] = judged(preferred(write(plain, best_of), reward), best_of)
@@ -214,8 +216,11 @@ def measure(
             )
             file.write(json.dumps(row.model_dump(), ensure_ascii=False) + "\n")
     tasks, numbers = [prompt.task for prompt in prompts], deployed.numbers
-    # Only answers at temperature 1 are the policy's own, of which its divergence is the mean.
-    own = [[rollout] for rollout in answered[plain.name].rollouts]
+    kl = None
+    if reference is not None:
+        # Only answers at temperature 1 are the policy's own, of which its divergence is the mean.
+        own = [[rollout] for rollout in answered[plain.name].rollouts]
+        kl = divergence(policy, Policy.open(reference / "model"), own)
     return Measurements(
         judge=judge.name,
         judge_counts=dict(deployed.judged.counts),
@@ -227,7 +232,7 @@ def measure(
         mean_length=numbers.mean_length,
         drawn=numbers.drawn,
         decodings={name: answers.numbers for name, answers in answered.items()},
-        kl=divergence(policy, Policy.open(reference / "model"), own) if reference else None,
+        kl=kl,
         by_task=by_task(tasks, deployed.judged.totals),
         reward_parts=deployed.rewarded.by_task(tasks) if deployed.rewarded else {},
         reward_counts=dict(deployed.rewarded.counts) if deployed.rewarded else {},

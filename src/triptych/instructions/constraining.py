@@ -89,6 +89,19 @@ def constrain_answers(conversations: Sequence[Conversation], config: Constrainin
     ]
 
 
+def unconstrained(prompt: Prompt) -> Prompt:
+    """The prompt as it was before instructions were added to it; others that it has stay."""
+    *before, last = prompt.messages
+    content, checks = last.content, prompt.checks
+    while checks:
+        sentences = instruction(checks[-1].kind, checks[-1].arguments).sentences
+        added = next((sentence for sentence in sentences if content.endswith(sentence)), None)
+        if added is None:
+            break
+        content, checks = content.removesuffix(added).rstrip(), checks[:-1]
+    return replace(prompt, messages=(*before, replace(last, content=content)), checks=checks)
+
+
 def _followed(conversation: Conversation, config: Constraining, rng: random.Random) -> Conversation:
     answer, count = conversation.answer.strip(), rng.randint(1, config.most)
     words = _words(conversation.prompt, rng) + sorted(set(_WORD.findall(answer)))

@@ -45,9 +45,15 @@ class Instruction(Config):
         """
         return cls()
 
+    @property
+    def sentences(self) -> tuple[str, ...]:
+        """Every sentence that asks for it, one of each wording."""
+        arguments = {name: _written(value) for name, value in self}
+        return tuple(wording.format(**arguments) for wording in self.wordings)
+
     def asked(self, rng: random.Random) -> str:
-        """A sentence that asks for it."""
-        return rng.choice(self.wordings).format(**{name: _written(value) for name, value in self})
+        """One of them."""
+        return rng.choice(self.sentences)
 
 
 def compare(count: int, relation: Relation, bound: int) -> bool:

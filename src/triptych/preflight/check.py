@@ -33,6 +33,7 @@ from triptych.data.lengths import LearntTurns, LengthReport, tokenized, tokenize
 from triptych.data.splits import prompt_of
 from triptych.data.template import conventions_of, prompt_tokens
 from triptych.dataset.preparation import Prepared, left_out, prepare_data
+from triptych.dataset.tasks import prepare_task
 from triptych.engine import models
 from triptych.engine.device import compute_dtype
 from triptych.engine.forward import packs
@@ -63,7 +64,7 @@ from triptych.preflight.trial import try_rewards
 from triptych.progress import Silent
 from triptych.recipe import FileFeedback, Recipe, TrainedJudge, load
 from triptych.records import Comparison, Conversation, Message, Prompt, answers_of
-from triptych.references import wrong_references
+from triptych.references import read_as, wrong_references
 from triptych.release.signature import check_signing
 from triptych.statistics.significance import least, level
 from triptych.storybook import tasks
@@ -127,18 +128,27 @@ def check(path: Path, overrides: Sequence[str] = (), reward: Path | None = None)
         if recipe.storybook is not None:
             asked = tasks.prompts(recipe.seed, SOME_ROWS)
             drawn = [Conversation(prompt, exemplary(prompt, recipe.seed)) for prompt in asked]
-            tell(try_rewards(recipe, drawn, memory()), findings)
+            read = check_files(recipe, findings)
+            asked_of_tasks = {} if read is None else {
+                task.stage: [prompt for rows in read[task.stage] for _, prompt in rows.placed]
+                for task in recipe.evaluate.tasks
+            }
+            tell(try_rewards(recipe, drawn, memory(), asked_of_tasks), findings)
+            findings.notes += [f"{stage}: {len(prompts):,} prompts" for stage, prompts in asked_of_tasks.items()]
             findings.notes.append("nothing to read: the storybook writes all of its own data and trains its own Base")
             return findings
         # Where a file cannot be read, how the others would be split says nothing about the run.
         read = check_files(recipe, findings)
         counts = None if read is None else split_data(recipe, folder, findings)
+        if counts is not None and not split_tasks(recipe, folder, findings):
+            counts = None
         opened = check_model(recipe, folder, findings)
         if read is not None and counts is not None:
             if opened and not check_turns(folder, opened[0], findings):
                 return findings  # how long rows are that cannot be written, nobody knows
             try:
-                tell(try_rewards(recipe, answered(folder), memory()), findings)
+                of_tasks = {task.stage: prompts_of(folder, task.stage) for task in recipe.evaluate.tasks}
+                tell(try_rewards(recipe, answered(folder), memory(), of_tasks), findings)
                 consult(recipe, folder, read, opened[0] if opened else None, reward, findings)
                 texts = check_lengths(recipe, folder, *opened, findings) if opened else {}
             except ModelError as error:  # a chat template that refuses some of the rows
@@ -170,6 +180,11 @@ def consult(
         except ModelError as error:
             findings.problems.append(str(error))
     tell(diagnoses, findings)
+
+
+def prompts_of(folder: Path, stage: str) -> list[Prompt]:
+    """A task's prompts, as they are measured on."""
+    return DataFolder(folder / stage).prompts("test").read_any()
 
 
 def answered(folder: Path) -> list[Conversation]:
@@ -221,18 +236,20 @@ def check_files(recipe: Recipe, findings: Findings) -> dict[str, list[GoodRows[A
     """Reads every file.
 
     Returns:
-        The good rows of the files of each of `TEXTS`; None where a file is missing or has no good row.
+        The good rows of the files of each of `TEXTS`, and of each task by the name of its stage; None where a file is
+        missing or has no good row.
     """
     preparation = recipe.preparation
     readable = True
-    read: dict[str, list[GoodRows[Any]]] = {kind: [] for kind in TEXTS}
+    stages = [task.stage for task in recipe.evaluate.tasks]
+    read: dict[str, list[GoodRows[Any]]] = {kind: [] for kind in (*TEXTS, *stages)}
     problems: list[str] = []
-    for kind in READERS:
-        for named in getattr(preparation, kind):
+    for kind in (*READERS, *stages):
+        for reader, place in read_as(recipe, kind):
             skipped: list[Fault] = []
             notes: list[Fault] = []
             try:
-                rows = good_rows(kind, recipe.located(named), skipped, notes)
+                rows = good_rows(reader, place, skipped, notes)
                 if kind in read:
                     read[kind].append(rows)
             except DataError as error:
@@ -269,6 +286,28 @@ def split_data(recipe: Recipe, folder: Path, findings: Findings) -> Prepared | N
         return None
     judge_splits(recipe, counts, findings)
     return counts
+
+
+def split_tasks(recipe: Recipe, folder: Path, findings: Findings) -> bool:
+    """Whether each task has prompts that the run does not use; writes them as the run will."""
+    whole = True
+    for task in recipe.evaluate.tasks:
+        output = folder / task.stage
+        output.mkdir(parents=True)
+        context = StageContext(output, output, Silent(), recipe.seed, checkpoint_seconds=60.0)
+        config = recipe.preparation_of(task).model_copy(update={"wrong_rows": "skip"})
+        try:
+            prepared = prepare_task(context, config, {task.file.name: task.file.path}, folder)
+        except DataError as error:
+            findings.problems += [f"{task.stage}: {fault}" for fault in error.faults]
+            whole = False
+            continue
+        findings.notes += [f"{task.stage}: {line}" for line in prepared.left_out]
+        if prepared.prompts < FEW_PROMPTS:
+            findings.notes.append(
+                f"{task.stage}: only {prepared.prompts} prompts: an interval over so few hides all but large gains"
+            )
+    return whole
 
 
 def judge_splits(recipe: Recipe, counts: Prepared, findings: Findings) -> None:
@@ -381,11 +420,11 @@ def check_turns(folder: Path, tokenizer: Any, findings: Findings) -> bool:
     known = conventions_of(tokenizer)
     counts: Counter[str] = Counter()
     lacking: Counter[tuple[str, str, str]] = Counter()
-    for path in sorted(folder.glob("*.jsonl")):
+    for path in sorted(folder.rglob("*.jsonl")):
         kind = path.stem.split("_")[0]
         if kind in ("text", "examples"):
             continue
-        for record in DataFolder(folder).named(path.stem).read_any():
+        for record in DataFolder(path.parent).named(path.stem).read_any():
             prompt = prompt_of(record)
             written = [record.messages] if isinstance(record, Prompt | Conversation) else [
                 (*prompt.messages, Message("assistant", answer)) for answer in answers_of(record)
@@ -412,9 +451,13 @@ def check_lengths(
 ) -> dict[str, Texts]:
     """The tokens of every split, and what becomes of rows that are too long."""
     texts: dict[str, Texts] = {}
+    data, deployed = DataFolder(folder), recipe.decoding.max_tokens
     prompts = {
-        "prompts_improve": recipe.improve.method.max_tokens, "prompts_validation": recipe.decoding.max_tokens,
-        "prompts_gate": recipe.decoding.max_tokens, "prompts_test": recipe.decoding.max_tokens,
+        "prompts_improve": (data.prompts("improve"), recipe.improve.method.max_tokens),
+        "prompts_validation": (data.prompts("validation"), deployed),
+        "prompts_gate": (data.prompts("gate"), deployed),
+        "prompts_test": (data.prompts("test"), deployed),
+        **{task.stage: (DataFolder(folder / task.stage).prompts("test"), deployed) for task in recipe.evaluate.tasks},
     }
     trained = [("demonstrations", "instruct", recipe.finetuning)] if recipe.finetuning else []
     if recipe.comparison_files:
@@ -445,8 +488,8 @@ def check_lengths(
     if recipe.thumb_files:
         lengths, sizes = measured([thumb.conversation for thumb in DataFolder(folder).thumbs.read_any()], tokenizer)
         texts["thumbs"] = Texts.of(sizes, lengths)
-    for name, answer in prompts.items():
-        asked: list[Prompt] = DataFolder(folder).named(name).read_any()
+    for name, (file, answer) in prompts.items():
+        asked = file.read_any()
         lengths, _ = measured(asked, tokenizer)
         limit = (model.context or max(lengths, default=0) + answer) - answer
         findings.lengths[name] = report = length_report(lengths, limit)
@@ -456,30 +499,38 @@ def check_lengths(
                 f"{name}: {report.over:,} of {report.count:,} prompts will be left out, for they leave no room for an "
                 f"answer of {answer} tokens: the model knows {model.context:,} positions"
             )
-    texts["few_shot"] = check_few_shot(recipe, folder, tokenizer, model, findings)
+    few_shot = data.prompts("test").read_any()[: recipe.evaluate.measurement.prompts]
+    texts["prompts_test, few-shot"] = check_few_shot(
+        recipe, folder, "prompts_test", few_shot, tokenizer, model, findings
+    )
+    for stage in (task.stage for task in recipe.evaluate.tasks if recipe.finetuning):
+        texts[f"{stage}, few-shot"] = check_few_shot(
+            recipe, folder, stage, prompts_of(folder, stage), tokenizer, model, findings
+        )
     return texts
 
 
 def check_few_shot(
-    recipe: Recipe, folder: Path, tokenizer: Any, model: Architecture, findings: Findings
+    recipe: Recipe, folder: Path, name: str, prompts: Sequence[Prompt], tokenizer: Any, model: Architecture,
+    findings: Findings,
 ) -> Texts:
-    """The test prompts as the Base gets them, behind examples; those that leave no room for all examples."""
-    config = recipe.evaluate
-    prompts = DataFolder(folder).prompts("test").read_any()[: config.prompts]
+    """Prompts as the Base gets them, behind examples; those that leave no room for all examples."""
+    config = recipe.evaluate.measurement
     shown = DataFolder(folder).examples.read_any()
     answer = recipe.decoding.max_tokens
     wanted = [len(few_shot(tokenizer, shown, config)(prompt)) for prompt in prompts]
     room = (model.context or max(wanted, default=0) + answer) - answer
     render = few_shot(tokenizer, shown, config, room)
     lengths = [len(render(prompt)) for prompt in prompts]
-    findings.lengths["prompts_test, few-shot"] = report = length_report(wanted, room)
+    findings.lengths[f"{name}, few-shot"] = report = length_report(wanted, room)
     without = sum(length > room for length in lengths)
     if report.over:
         lost = f"; {without:,} have no room even without examples, and are left out" if without else ""
         (findings.problems if without == report.count else findings.notes).append(
-            f"test/base: {report.over:,} of {report.count:,} prompts leave no room for {config.shots} examples and an "
-            f"answer of {answer} tokens (the longest has {report.longest:,}, and the model knows {model.context:,} "
-            f"positions): they get fewer examples{lost}. Lower evaluate.shots or decoding.max_tokens"
+            f"{name.replace('prompts_test', 'test')}/base: {report.over:,} of {report.count:,} prompts leave no room "
+            f"for {config.shots} examples and an answer of {answer} tokens (the longest has {report.longest:,}, and "
+            f"the model knows {model.context:,} positions): they get fewer examples{lost}. Lower evaluate.shots or "
+            "decoding.max_tokens"
         )
     fitting = [length for length in lengths if length <= room]
     return Texts.of(fitting, fitting)

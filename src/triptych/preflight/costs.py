@@ -214,10 +214,12 @@ def of_answers(config: Answering, given: Circumstances) -> Workload:
 
 @workload.register
 def of_measurement(config: Measurement, given: Circumstances) -> Workload:
-    """Of a model's answers to the test prompts."""
-    arguments = given.stage.arguments
-    asked = given.texts["few_shot" if arguments.get("style") == "few-shot" else "prompts_test"]
-    drawn = 3 + int(str(arguments.get("best_of", 0)))  # as deployed, at temperature 1, greedy
+    """Of a model's answers to the test prompts, or to those of a task."""
+    arguments, data = given.stage.arguments, given.stage.parents["data"].name
+    name = "prompts_test" if data == "data" else data
+    asked = given.texts[f"{name}, few-shot" if arguments.get("style") == "few-shot" else name]
+    # As deployed, at temperature 1, greedy; or as deployed alone.
+    drawn = 1 if arguments.get("only_deployed") else 3 + int(str(arguments.get("best_of", 0)))
     sampled = drawn * asked.rows * given.answer
     answers = given.answers(asked, asked.rows)
     taken = 3 * given.weights + given.copies + given.judging + answers + memory.applied(given.model)

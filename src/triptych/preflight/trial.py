@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -18,7 +18,7 @@ from triptych.pipeline.stage import StageContext
 from triptych.preflight.doctor import Finding
 from triptych.progress import Silent
 from triptych.recipe import Recipe
-from triptych.records import Conversation
+from triptych.records import Conversation, Prompt
 from triptych.reward.endpoint import Replies
 from triptych.reward.judge import JudgeReward, LanguageJudge, keep_judge
 from triptych.reward.kind import Opening, RewardConfig
@@ -44,13 +44,19 @@ class Tried:
     tasks: tuple[str, ...] = ()
 
 
-def try_rewards(recipe: Recipe, rows: Sequence[Conversation], memory: int) -> Iterator[Finding]:
+def try_rewards(
+    recipe: Recipe, rows: Sequence[Conversation], memory: int, of_tasks: Mapping[str, Sequence[Prompt]]
+) -> Iterator[Finding]:
     """What is wrong with the recipe's rules and judges.
 
     Args:
         rows: prompts of the data with answers, of every task.
         memory: bytes that there are; a judge that does not fit is not loaded.
+        of_tasks: the prompts of each task of `evaluate`, by the name of its stage; they get some answer.
     """
+    for place, task in enumerate(recipe.evaluate.tasks):
+        asked = [Conversation(prompt, prompt.reference or "An answer.") for prompt in of_tasks.get(task.stage, ())]
+        yield from _try_rules(recipe, Tried(f"evaluate.tasks[{place}]", task.score), task.score, asked)
     for tried in _untrained(recipe):
         if isinstance(tried.config, RulesReward):
             yield from _try_rules(recipe, tried, tried.config, rows)

@@ -132,7 +132,7 @@ def _datasets(family: ReleasedFamily) -> list[str] | None:
 
 
 def _results(role: Role, family: ReleasedFamily) -> list[EvalResult]:
-    """What the run measured of a model, for the Hub's `model-index`."""
+    """What the run measured of a model, for the Hub's `model-index`, which merges results of one task and evidence."""
 
     def result(
         task: str, data: str, metric: str, name: str, value: float, interval: Interval | None = None,
@@ -148,12 +148,19 @@ def _results(role: Role, family: ReleasedFamily) -> list[EvalResult]:
     scored = {"base": family.prompted, "instruct": family.champion}.get(role)
     if role == "base" and family.summary.base.bits_per_byte is not None:
         bits = family.summary.base.bits_per_byte
-        results.append(result("text-generation", "held-out text of this run", "bits_per_byte", "bits per byte", bits))
+        results.append(result("text-generation", "held-out text of this run", "bits_per_byte", "bits per byte", bits,
+                              evidence="held-out-text"))
     if scored:
         results.append(result(
             "text-generation", f"{scored.prompts} test prompts of this run", "judge_score", f"score by {judge}",
             scored.score, scored.interval,
         ))
+    for task in family.summary.tasks if role == "instruct" else ():
+        results += [
+            result("text-generation", f"{model.prompts} prompts of {task.name}", "task_score",
+                   f"score by {task.scored_by}", model.score, model.interval, f"held-out-{task.name}")
+            for model in task.models if model.champion
+        ]
     if role == "reward" and family.audit and family.described is None:
         results.append(result(
             "text-classification", f"{family.audit.comparisons} {family.audit.evidence} comparisons of this run",

@@ -252,6 +252,25 @@ class RoundSummary(StrictModel):
     overoptimisation: OveroptimisationSummary | None = None
 
 
+class TaskSummary(StrictModel):
+    """The models on the prompts of a task, each as it is deployed; nothing was trained on them, or chosen by them.
+
+    Attributes:
+        scored_by: the task's rules.
+        models: as on the test prompts.
+        champion: round 0's Instruct before, the champion after; None where they are one.
+        parts: each of the rules, before and after.
+        instructions: for each kind of the prompts' instructions how often the two follow it.
+    """
+
+    name: str
+    scored_by: str
+    models: list[ModelScore]
+    champion: PairedScore | None = None
+    parts: dict[str, PairedScore] = Field(default_factory=dict)
+    instructions: dict[str, PairedScore] = Field(default_factory=dict)
+
+
 class StageRow(StrictModel):
     """One stage: how long it took, from what, and its fingerprint."""
 
@@ -276,6 +295,7 @@ class Summary(StrictModel):
 
     Attributes:
         reward_order: whether the reward orders the models as the judge does; None where it did not score them.
+        tasks: the models on each task of the recipe.
         judge_audit: of the gate's judge, where that is a second reward model; its `round` is 0.
         ended: why the run ended before its end; None where it did not.
         missing: the stages that it did not come to.
@@ -291,6 +311,7 @@ class Summary(StrictModel):
     audits: list[AuditSummary]
     judge_audit: AuditSummary | None = None
     rounds: list[RoundSummary]
+    tasks: list[TaskSummary] = Field(default_factory=list)
     stages: list[StageRow]
     losses: dict[str, list[LossPoint]]
     seconds: float
