@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import datasets
+import huggingface_hub
 import pytest
 import torch
 import yaml
@@ -26,6 +28,7 @@ from triptych.base.pretraining import Pretraining, architecture
 from triptych.cycle import cycle, plan
 from triptych.data import lengths, template
 from triptych.data.files import read_comparisons, read_conversations, read_prompts
+from triptych.data.remote import reach_hub
 from triptych.engine import models
 from triptych.errors import DataError, ModelError, RecipeError
 from triptych.family import Family
@@ -245,6 +248,39 @@ def test_a_base_that_can_have_no_reward_head_is_a_problem(tmp_path: Path) -> Non
     desk = StageContext(tmp_path / "base", tmp_path / "base", Silent(), 1, 60.0)
     with pytest.raises(ModelError, match=f"^model: {why}"):
         import_base(desk, config, tmp_path, {"model": tmp_path / "model"})
+
+
+def test_what_a_hub_that_does_not_answer_should_give_is_one_problem(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    reach_hub.cache_clear()
+    (tmp_path / "mine.jsonl").write_text('{"prompt": "Why?"}\n')
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("""
+name: far
+base: {from: someone/model, text: [https://example.org/words.txt]}
+instruct: none
+feedback:
+  - {file: someone/pairs, data_dir: part, rows: [0, 9]}
+  - {thumbs: "someone/thumbs:test"}
+improve: {prompts: [mine.jsonl, {file: someone/prompts, split: test, constrain: {most: 3}}]}
+""")
+    (problem,) = check.check(recipe).problems
+    overrides = re.findall(r"  (\S+):  --set '?(.*?)'?$", problem, re.MULTILINE)
+    assert overrides == [
+        ("someone/model", "base.from=FOLDER"),
+        ("https://example.org/words.txt", "base.text.0={file: FILE}"),
+        ("someone/pairs", "feedback.0={file: FILE, rows: [0, 9]}"),
+        ("someone/thumbs:test", "feedback.1={thumbs: FILE}"),
+        ("someone/prompts", "improve.prompts.1={file: FILE, constrain: {most: 3}}"),
+    ]
+    (tmp_path / "FILE").write_text("")
+    (tmp_path / "FOLDER").mkdir()
+    assert [str(path) for path in load(recipe, [override for _, override in overrides]).sources.values()] == [
+        str(tmp_path / "FILE"), str(tmp_path / "mine.jsonl"),
+    ]
 
 
 def test_a_recipe_that_is_no_yaml_has_one_problem(tmp_path: Path) -> None:

@@ -17,6 +17,8 @@ import pytest
 from triptych.data import files
 from triptych.data import rows as data_rows
 from triptych.data.normal_form import normalised
+from triptych.data.remote import reach_hub
+from triptych.data.rows import Place
 from triptych.data.source import Source, dataset_name
 from triptych.errors import DataError, Fault
 from triptych.records import (
@@ -350,19 +352,91 @@ def test_a_dataset_is_read_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
     datasets = pytest.importorskip("datasets")
     asked = []
 
-    def load_dataset(name: str, configuration: str | None, split: str, revision: str | None) -> object:
-        asked.append((name, configuration, split, revision))
+    def load_dataset(name: str, configuration: str | None, **chosen: str | None) -> object:
+        asked.append((name, configuration, *(chosen[field] for field in ("data_dir", "split", "revision"))))
+        split = chosen["split"]
         if split == "none":
             raise ValueError("Unknown split")
         return datasets.Dataset.from_list([{"text": "a"}])
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     assert files.read_documents("someone/thing:test") == [Document("a")]
-    named = Source(file="someone/thing", configuration="main", split="train[:5]", revision="v1")
+    named = Source(file="someone/thing", configuration="main", data_dir="part", split="train[:5]", revision="v1")
     assert files.read_documents(named) == [Document("a")]
-    assert asked == [("someone/thing", None, "test", None), ("someone/thing", "main", "train[:5]", "v1")]
+    assert asked == [
+        ("someone/thing", None, None, "test", None), ("someone/thing", "main", "part", "train[:5]", "v1"),
+    ]
     message = "no such file, and datasets cannot load it as someone/thing, split none: Unknown split"
     assert faults(files.read_documents, "someone/thing:none") == [f": {message}"]
+
+
+@pytest.mark.parametrize("field", ["configuration", "data_dir", "split", "revision"])
+def test_what_chooses_within_a_dataset_is_refused_beside_a_file(tmp_path: Path, field: str) -> None:
+    (tmp_path / "a.txt").write_text("Words.")
+    for path in (lines(tmp_path, {"text": "Words."}), tmp_path / "a.txt"):
+        assert files.read_documents(path) == [Document("Words.")]
+        with pytest.raises(DataError, match=f"{path}: {field}: is of datasets, and this is a file"):
+            files.read_documents(Source.model_validate({"file": str(path), field: "part"}))
+
+
+def test_an_address_is_fetched_and_stands_for_the_file_in_all_that_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    datasets = pytest.importorskip("datasets")
+    pages = {"rows.jsonl": '{"prompt": "Hi"}\n{"prompt": 3}\n', "text.txt": "Some words.\n", "page.jsonl": "<html>"}
+    asked: list[str] = []
+
+    def download(manager: object, address: str) -> str:
+        asked.append(address)
+        if not address.startswith("https://example.org/"):
+            raise ConnectionError("no such host")
+        cached = tmp_path / str(len(asked))  # the cache names a file by a hash, without how it ends
+        cached.write_text(pages[address.removeprefix("https://example.org/")])
+        return str(cached)
+
+    monkeypatch.setattr(datasets.DownloadManager, "download", download)
+    skipped: list[Fault] = []
+    places: list[Place] = []
+    assert files.read_prompts("https://example.org/rows.jsonl", skipped, places) == [Prompt(user("Hi"))]
+    assert [str(fault) for fault in skipped] == [
+        "https://example.org/rows.jsonl:2: prompt: must be text or a list of messages, got 3"
+    ]
+    assert places == [Place("https://example.org/rows.jsonl", 1)]
+    places.clear()
+    assert files.read_documents("https://example.org/text.txt", places=places) == [Document("Some words.\n")]
+    assert places == [Place("https://example.org/text.txt", 1)]
+    for address, message in (
+        ("https://example.org/page.jsonl", "page.jsonl:1: invalid JSON"),
+        ("https://example.com/rows.jsonl", "rows.jsonl: cannot be fetched: no such host"),
+    ):
+        with pytest.raises(DataError, match=message):
+            files.read_prompts(address)
+    assert files.read_prompts(lines(tmp_path, {"prompt": "Hi"})) == [Prompt(user("Hi"))]
+    assert len(asked) == 4
+
+
+def test_a_hub_that_does_not_answer_is_asked_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    datasets, huggingface_hub = pytest.importorskip("datasets"), pytest.importorskip("huggingface_hub")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+    asked: list[str] = []
+
+    class Session:
+        def head(self, address: str, timeout: float) -> None:
+            asked.append(address)
+            raise OSError("no route")
+
+    monkeypatch.setattr(huggingface_hub, "get_session", Session)
+    reach_hub.cache_clear()
+    try:
+        for name in ("someone/one", "someone/other"):
+            with pytest.raises(DataError, match=f"datasets cannot load it as {name}"):
+                files.read_prompts(name)
+        assert not reach_hub()
+        assert huggingface_hub.is_offline_mode()
+    finally:
+        reach_hub.cache_clear()
+    assert asked == [huggingface_hub.constants.ENDPOINT]
 
 
 def test_each_wrong_thumb_says_what_is_expected(tmp_path: Path) -> None:

@@ -94,7 +94,7 @@ def prepare(recipe: Recipe, runner: Runner) -> Artifact[Result]:
 
 def prompts_of(recipe: Recipe, runner: Runner, task: Task, data: Artifact[Result]) -> TaskTest:
     """A task's prompts, read before anything is trained."""
-    files = UserFiles({task.file.name: task.file.path})
+    files = UserFiles({task.file.name: task.place})
     return TaskTest(task.name, runner.run(task.stage, prepare_task, recipe.preparation_of(task), files, data=data))
 
 

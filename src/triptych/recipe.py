@@ -26,7 +26,7 @@ from triptych import configuration
 from triptych.audit.stage import Audit
 from triptych.base.pretraining import Pretraining
 from triptych.configuration import Composed, Config, Flat, UserFile, by_field, located
-from triptych.data.source import Reading, Source, dataset_name
+from triptych.data.source import Reading, Source, dataset_name, is_address
 from triptych.data.template import Argument
 from triptych.dataset.preparation import DataPreparation, Splits
 from triptych.errors import RecipeError
@@ -52,8 +52,9 @@ from triptych.storybook.world import Storybook
 
 
 def _or_dataset(file: UserFile) -> UserFile:
-    """A name that is no file's may be a dataset's."""
-    return file if file.path.exists() or not dataset_name(file.name) else UserFile(file.name, Path(file.name))
+    """A name that is no file's may be a dataset's, or an address."""
+    remote = is_address(file.name) or (not file.path.exists() and dataset_name(file.name))
+    return UserFile(file.name, Path(file.name)) if remote else file
 
 
 def _or_hub(file: UserFile) -> UserFile:
@@ -83,11 +84,16 @@ class DataSource(Composed):
     """A file of data, and how it is read.
 
     Attributes:
-        file: a file, a folder of files, or a dataset's name.
+        file: a file, a folder of files, a dataset's name, or an address.
     """
 
     file: DataFile
     reading: Flat[Reading] = Reading()
+
+    @property
+    def place(self) -> str | Path:
+        """Where it lies; what is not on this machine is its name."""
+        return self.file.name if is_address(self.file.name) else self.file.path
 
     @property
     def named(self) -> Source:
@@ -97,7 +103,7 @@ class DataSource(Composed):
     @property
     def located(self) -> Source:
         """Where it lies."""
-        return Source(file=str(self.file.path), **dict(self.reading))
+        return Source(file=str(self.place), **dict(self.reading))
 
 
 def _with_file(value: object) -> object:
@@ -528,13 +534,13 @@ class Recipe(Config):
         return DataPreparation(prompts=(task.named,), wrong_rows=self.wrong_rows, reasoning=self.reasoning)
 
     @property
-    def sources(self) -> dict[str, Path]:
+    def sources(self) -> dict[str, str | Path]:
         """Where every file of the run's data lies, by the name that the recipe gives it; of a dataset its name."""
         files = (
             self.base.text, self.conversation_files, self.comparison_files, self.rating_files, self.thumb_files,
             self.improve.prompts,
         )
-        return {source.file.name: source.file.path for source in chain(*files)}
+        return {source.file.name: source.place for source in chain(*files)}
 
     def located(self, source: Source) -> Source:
         """A file that `preparation` names, where it lies."""

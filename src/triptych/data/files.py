@@ -1,6 +1,7 @@
 """Reads rows into typed records, and says of every wrong row what would be right.
 
-A source is a file of rows (:mod:`triptych.data.rows`), a folder of such files, or the name of a dataset on the Hub.
+A source is a file of rows (:mod:`triptych.data.rows`), a folder of such files, the name of a dataset on the Hub, or the
+https address of a file.
 The formats are those of TRL's documentation, and every other form that :mod:`triptych.data.forms` knows.
 """
 
@@ -16,9 +17,10 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from triptych.data import forms
+from triptych.data.remote import fetch
 from triptych.data.row import Row
-from triptych.data.rows import Place, Values, numbered, opened, rows_of, shown, text_of
-from triptych.data.source import Source, kind_of
+from triptych.data.rows import Place, Values, numbered, opened, refuse_choice, rows_of, shown, text_of
+from triptych.data.source import Source, is_address, kind_of
 from triptych.errors import DataError, Fault
 from triptych.instructions.constraining import constrain, constrain_answers
 from triptych.records import (
@@ -58,7 +60,7 @@ def read_documents(
     together are exactly the file's.
 
     Args:
-        source: a file, a folder or a dataset's name.
+        source: a file, a folder, a dataset's name or an address.
         skipped: where given, wrong rows are left out and their faults appended here; otherwise they
             are raised together. The same for all readers.
         places: gets the place of each row that is returned.
@@ -70,9 +72,10 @@ def read_documents(
     source = Source.of(source)
     path = Path(source.file)
     if kind_of(path)[0] == ".txt":
-        texts = list(_paragraphs(text_of(path)))
+        refuse_choice(source)
+        texts = list(_paragraphs(text_of(fetch(source.file) if is_address(source.file) else path)))
         if places is not None:
-            places += [Place(str(path), number) for number, _ in enumerate(texts, start=1)]
+            places += [Place(source.file, number) for number, _ in enumerate(texts, start=1)]
         return [Document(text) for text in texts]
     return _read(source, "documents", _document, skipped, places, notes, (".txt",))
 

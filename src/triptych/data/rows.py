@@ -1,7 +1,7 @@
 """Rows as they stand in files, each with its place: JSON Lines and arrays, CSV, Parquet, folders of these, datasets.
 
-The `datasets` library opens what it saved and what is on the Hub. Files are read here, because a row that two readers
-could understand differently is refused, and none is guessed: in CSV "NA" is a text.
+The `datasets` library opens what it saved, and :mod:`triptych.data.remote` what comes over the network. Files are read
+here, because a row that two readers could understand differently is refused. None is guessed: in CSV "NA" is a text.
 """
 
 from __future__ import annotations
@@ -13,12 +13,14 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from io import BufferedReader
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from triptych import json_text
-from triptych.data.source import COMPRESSED, SUFFIXES, Source, dataset_name, kind_of
+from triptych.data.remote import fetch, load_rows
+from triptych.data.source import CHOICE, COMPRESSED, SUFFIXES, Source, dataset_name, is_address, kind_of
 from triptych.errors import DataError, Fault
 from triptych.storage import IrregularFile, entries, open_regular
 
@@ -53,7 +55,7 @@ def rows_of(source: Source, also: Sequence[str] = ()) -> Iterator[Values | Fault
     """Every row of a source, and what is wrong with those that are none.
 
     Args:
-        source: a file, a folder or a dataset.
+        source: a file, a folder, a dataset or an address.
         also: endings that the caller reads besides, for the message.
 
     Raises:
@@ -65,10 +67,29 @@ def rows_of(source: Source, also: Sequence[str] = ()) -> Iterator[Values | Fault
     path = Path(source.file)
     if path.is_dir() and kind_of(path)[0] not in SUFFIXES:
         return _folder_rows(path, source)
-    if source.configuration or source.revision:
-        field = "configuration" if source.configuration else "revision"
-        raise DataError([Fault(str(path), None, field, "is of datasets on the Hub, and this is a file")])
+    refuse_choice(source)
+    if is_address(source.file):
+        return _fetched_rows(source.file, also)
     return _file_rows(path, also)
+
+
+def refuse_choice(source: Source) -> None:
+    """Refuses what chooses within a dataset, beside a file."""
+    field = next((name for name in CHOICE if getattr(source, name)), None)
+    if field is not None:
+        raise DataError([Fault(source.file, None, field, "is of datasets, and this is a file")])
+
+
+def _fetched_rows(address: str, also: Sequence[str]) -> Iterator[Values | Fault]:
+    """Rows with the address as their place; where the cache has the file means nothing to anybody."""
+    try:
+        for row in _file_rows(fetch(address), also):
+            if isinstance(row, Fault):
+                yield replace(row, file=address)
+            else:
+                yield Values(Place(address, row.place.line), row.fields)
+    except DataError as error:
+        raise DataError([replace(fault, file=address) for fault in error.faults]) from error
 
 
 def _file_rows(path: Path, also: Sequence[str] = ()) -> Iterator[Values | Fault]:
@@ -268,7 +289,7 @@ def _folder_rows(path: Path, source: Source) -> Iterator[Values | Fault]:
     if any((path / name).is_file() for name in ("dataset_dict.json", "state.json")):
         yield from _saved_rows(path, source)
         return
-    if source.configuration or source.revision:  # the folder of a dataset on the Hub, with its card
+    if source.configuration or source.data_dir or source.revision:  # the folder of a dataset on the Hub, with its card
         yield from _dataset_rows(source, str(path), source.split or "train")
         return
     shards = _shards(path, source.split)
@@ -326,18 +347,7 @@ def _saved_rows(path: Path, source: Source) -> Iterator[Values | Fault]:
 
 
 def _dataset_rows(source: Source, name: str, split: str) -> Iterator[Values | Fault]:
-    import datasets
-
-    split = source.split or split
-    try:
-        rows = datasets.load_dataset(name, source.configuration, split=split, revision=source.revision)
-    except (
-        Exception
-    ) as error:  # the library raises many kinds, and each is the name, the split or the network
-        chosen = "".join(f", {what} {value}" for what, value in (
-            ("configuration", source.configuration), ("split", split), ("revision", source.revision)) if value)
-        what = f"no such file, and datasets cannot load it as {name}{chosen}: {error}"
-        raise DataError([Fault(source.file, None, None, what)]) from error
+    rows = load_rows(source, name, source.split or split)
     for number, values in enumerate(rows, start=1):
         yield Values(Place(source.file, number), values)
 

@@ -18,12 +18,17 @@ COMPRESSED: Mapping[str, str] = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2", "
 """How a compressed file's name ends, and what pyarrow calls its compression."""
 
 
+CHOICE = ("configuration", "data_dir", "split", "revision")
+"""Fields that choose within a dataset."""
+
+
 class Reading(Config):
     """How a source is read.
 
     Attributes:
         fields: for fields of ours those of the file, `{prompt: question}`; a dot leads into an object.
         configuration: of a dataset on the Hub, where it has several.
+        data_dir: of a dataset on the Hub: the folder in it, where it has several.
         split: of a dataset, or of a folder with several; `train` by default.
         revision: of a dataset on the Hub: a branch, a tag or a commit.
         rows: of all rows those from the first number on to before the second, counted from 0.
@@ -32,6 +37,7 @@ class Reading(Config):
 
     fields: Mapping[str, str] = Field(default_factory=dict)
     configuration: str | None = None
+    data_dir: str | None = None
     split: str | None = None
     revision: str | None = None
     rows: tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=1)]] | None = None
@@ -39,10 +45,10 @@ class Reading(Config):
 
 
 class Source(Reading):
-    """A file of rows, a folder of such files, or a dataset's name on the Hub.
+    """A file of rows, a folder of such files, a dataset's name on the Hub, or a file's address.
 
     Attributes:
-        file: its path, or `owner/name` with `:split`.
+        file: its path, `owner/name` with `:split`, or `https://...`.
     """
 
     file: str
@@ -76,6 +82,11 @@ def kind_of(path: Path) -> tuple[str, str | None]:
 def is_data_file(place: str | Path) -> bool:
     """Whether the path is a file, or its name ends as a data file's does, be it there or not."""
     return Path(place).is_file() or kind_of(Path(place))[0] in SUFFIXES
+
+
+def is_address(source: str | Path) -> bool:
+    """Whether a source is the address of a file."""
+    return str(source).startswith("https://")
 
 
 def dataset_name(source: str | Path) -> tuple[str, str] | None:

@@ -60,6 +60,7 @@ from triptych.preflight.costs import (
     matrix_rate,
 )
 from triptych.preflight.memory import Architecture
+from triptych.preflight.network import out_of_reach
 from triptych.preflight.trial import try_rewards
 from triptych.progress import Silent
 from triptych.recipe import FileFeedback, Recipe, TrainedJudge, load
@@ -136,6 +137,9 @@ def check(path: Path, overrides: Sequence[str] = (), reward: Path | None = None)
             tell(try_rewards(recipe, drawn, memory(), asked_of_tasks), findings)
             findings.notes += [f"{stage}: {len(prompts):,} prompts" for stage, prompts in asked_of_tasks.items()]
             findings.notes.append("nothing to read: the storybook writes all of its own data and trains its own Base")
+            return findings
+        if lacking := out_of_reach(recipe):
+            findings.problems.append(lacking)
             return findings
         # Where a file cannot be read, how the others would be split says nothing about the run.
         read = check_files(recipe, findings)
@@ -297,7 +301,7 @@ def split_tasks(recipe: Recipe, folder: Path, findings: Findings) -> bool:
         context = StageContext(output, output, Silent(), recipe.seed, checkpoint_seconds=60.0)
         config = recipe.preparation_of(task).model_copy(update={"wrong_rows": "skip"})
         try:
-            prepared = prepare_task(context, config, {task.file.name: task.file.path}, folder)
+            prepared = prepare_task(context, config, {task.file.name: task.place}, folder)
         except DataError as error:
             findings.problems += [f"{task.stage}: {fault}" for fault in error.faults]
             whole = False
