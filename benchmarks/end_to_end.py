@@ -123,7 +123,7 @@ def main() -> None:
 
 
 ROWS = (
-    Row("end-to-end", "SFT, reward model and GRPO, all included", "cycles", 3, ours, peer),
+    Row("end-to-end", "SFT, reward model and GRPO, all included", "cycles", 3, ours, peer, sets=("alpaca", "pandalm")),
 )
 
 if __name__ == "__main__":

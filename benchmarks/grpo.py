@@ -119,6 +119,7 @@ def _run(case: Case, seconds: float, prompt_tokens: float, sampled: float) -> Ru
 ROWS = (
     Row(
         "grpo", f"GRPO, groups of {GROUP}, KL, all included", "completion tokens", 4, ours, peer, gpu=True,
+        sets=("alpaca",),
         setting=Setting(batch=4),
         sweep={
             "batch": (4, 0),

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,22 +21,25 @@ from typing import Any
 
 import numpy as np
 
+from scripts.public import find_set
+from triptych.data.rows import rows_of
+from triptych.data.source import Source
 from triptych.engine.device import settle
 from triptych.engine.rollout import Policy
 from triptych.engine.sampling import Sampling
+from triptych.errors import DataError, Fault
 from triptych.instructions.text import sentences
 from triptych.records import Message, Prompt
 from triptych.statistics.intervals import mean_interval
 
-PROMPTS = Path(__file__).resolve().parents[2] / "shared/data/benchmarks/ifeval_half.jsonl"
-
+FIELDS = ("key", "prompt", "instruction_id_list", "kwargs")
 
 def main() -> None:
     """Parses the command line, prints a line for each model."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.ifeval", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", nargs="+", type=Path, metavar="MODEL", help="Hugging Face folders")
-    parser.add_argument("--prompts", type=Path, default=PROMPTS, help="rows as google/IFEval has them")
+    parser.add_argument("--prompts", help="a file or dataset with rows as google/IFEval has them; by default these")
     parser.add_argument("--first", type=int, help="only so many of the prompts")
     parser.add_argument("--max-tokens", type=int, default=256)
     parser.add_argument("--temperature", type=float, default=0.0, help="0, the default, takes the likeliest token")
@@ -44,7 +48,10 @@ def main() -> None:
     parser.add_argument("--answers", type=Path, help="a folder for every model's answers")
     asked = parser.parse_args()
     settle()
-    rows = [json.loads(line) for line in asked.prompts.read_text(encoding="utf-8").splitlines()][:asked.first]
+    try:
+        rows = read(Source(file=asked.prompts) if asked.prompts else find_set("ifeval"))[:asked.first]
+    except DataError as error:
+        sys.exit(str(error))
     sampling = Sampling(asked.max_tokens, asked.temperature, seed=asked.seed)
     before: list[list[bool]] | None = None
     for folder in asked.models:
@@ -60,6 +67,24 @@ def main() -> None:
                      for row, answer, each in zip(rows, answers, followed, strict=True)]
             name = "-".join(folder.resolve().parts[-3:])
             (asked.answers / f"{name}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def read(source: Source) -> list[dict[str, Any]]:
+    """IFEval's rows; the arguments that a dataset of one type for all rows must leave empty are no arguments.
+
+    Raises:
+        DataError: the source cannot be had, or a row is none of IFEval's.
+    """
+    rows: list[dict[str, Any]] = []
+    for row in rows_of(source):
+        if isinstance(row, Fault):
+            raise DataError([row])
+        if lacking := [name for name in FIELDS if name not in row.fields]:
+            what = f"missing: expected {', '.join(FIELDS)}"
+            raise DataError([Fault(row.place.file, row.place.line, lacking[0], what)])
+        kwargs = [{name: value for name, value in each.items() if value is not None} for each in row.fields["kwargs"]]
+        rows.append({**row.fields, "kwargs": kwargs})
+    return rows
 
 
 def written(

@@ -21,18 +21,17 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = Path(__file__).parent / "results" / "memory.json"
-DATA = ROOT.parent / "shared" / "data"
-MODEL = ROOT / "models" / "SmolLM2-135M-Instruct"
+MODEL = ROOT / "models" / "benchmark" / "smollm2-135m"
 MIB = 2**20
 
 VOCABULARIES = (49_152, 262_144)
 TOKENS = (2048, 4096, 8192)
 SMALL: dict[str, Any] = {
     "name": "small", "wrong_rows": "skip", "seed": 1,
-    "base": {"train": {"tokens": 16_384}, "text": [str(DATA / "text/tinyshakespeare.txt")]},
+    "base": {"train": {"tokens": 16_384}, "text": ["text.jsonl"]},
     "instruct": {"data": ["answers.jsonl"], "batch_tokens": 4096, "muon_learning_rate": 0.01, "learning_rate": 1e-3,
                "epochs": 1},
-    "feedback": [{"file": str(DATA / "preferences/pandalm.jsonl")}],
+    "feedback": [{"file": "pairs.jsonl"}],
     "reward": {"audit": {"required": False}},
     "improve": {"prompts": ["questions.jsonl"]},
     "splits": {"test": 8, "gate": 8, "validation": 8},
@@ -224,14 +223,20 @@ def stage(recipe: dict[str, Any], folder: str, name: str) -> dict[str, float]:
 
 
 def written(recipe: dict[str, Any], folder: Path) -> Path:
-    """The recipe in a file, with 300 conversations and the next 60 conversations' prompts beside it."""
+    """The recipe in a file, with its data beside it: 300 conversations, and the next 60 conversations' prompts."""
+    from benchmarks import work
+    from scripts.public import find_set
+    from triptych.data.files import read_comparisons, read_conversations, read_documents, write
+
     path = folder / "recipe.yaml"
     if not path.exists():
-        with open(DATA / "instruct/alpaca_5000.jsonl", encoding="utf-8") as file:
-            rows = [next(file) for _ in range(360)]
-        (folder / "answers.jsonl").write_text("".join(rows[:300]), encoding="utf-8")
-        prompts = [{"prompt": json.loads(row)["messages"][:1]} for row in rows[300:]]
-        (folder / "questions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in prompts), encoding="utf-8")
+        if "from" in recipe["base"]:
+            work.model("cpu")  # where MODEL is
+        rows = read_conversations(find_set("alpaca"), skipped=[])[:360]
+        write(folder / "answers.jsonl", rows[:300])
+        write(folder / "questions.jsonl", [row.prompt for row in rows[300:]])
+        write(folder / "pairs.jsonl", read_comparisons(find_set("pandalm"), skipped=[]))
+        write(folder / "text.jsonl", read_documents(find_set("tinyshakespeare")))
         path.write_text(json.dumps(recipe), encoding="utf-8")  # JSON is YAML
     return path
 

@@ -83,7 +83,7 @@ def _run(case: Case, rows: list[Any], seconds: float, loss: float) -> Run:
 
 ROWS = (
     Row(
-        "reward", "reward model, PandaLM", "pairs", 3, ours, peer, tolerance=0.02,
+        "reward", "reward model, PandaLM", "pairs", 3, ours, peer, tolerance=0.02, sets=("pandalm",),
         setting=Setting(batch=4),
         sweep={
             "batch": (1, 4, 0),

@@ -3,7 +3,7 @@
     python -m benchmarks.reward_people try                  every variant, measured on the validation comparisons
     python -m benchmarks.reward_people test usual           the chosen one, measured once on the test comparisons
 
-PandaLM's and HH's comparisons (../shared/data/preferences) are put together and split by prompt: 65% train, 15% choose,
+PandaLM's and HH's comparisons are put together and split by prompt: 65% train, 15% choose,
 20% test. Each variant changes one thing of the usual settings and starts from SmolLM2-135M-Instruct, or from a short
 fine-tuning of it. What was measured lies in benchmarks/results/reward-people.json, and is not measured again.
 """
@@ -15,11 +15,13 @@ import json
 import tempfile
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from benchmarks import work
 from benchmarks.table import RESULTS, dump
+from scripts.public import find_set
 from triptych.audit.agreement import outcomes
 from triptych.audit.stage import Audit, Evidence, examine, scored
 from triptych.data.files import read_comparisons, write
@@ -37,7 +39,7 @@ from triptych.reward.training import PairwiseReward, train_reward
 from triptych.statistics.intervals import mean_interval
 
 SEED = 2026
-FILES = ("pandalm.jsonl", "hh_harmless.jsonl")
+SETS = ("pandalm", "hh_harmless")
 SHARES = {"train": 0.65, "validation": 0.15, "test": 0.2}
 USUAL: dict[str, Any] = {
     "epochs": 1, "learning_rate": 1e-4, "batch_pairs": 16, "context": 192, "micro_batch": 2048, "margin": "none",
@@ -64,7 +66,7 @@ class Bench:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         skipped: list[Fault] = []
-        rows = [row for name in FILES for row in read_comparisons(work.DATA / "preferences" / name, skipped)]
+        rows = [replace(row, source=name) for name in SETS for row in read_comparisons(find_set(name), skipped)]
         print(f"{len(rows)} comparisons, {len(skipped)} rows left out as wrong", flush=True)
         self.parts = split("benchmark: people", rows, SHARES, SEED)
         self.start = folder / "start"

@@ -86,6 +86,7 @@ class Row:
         setting: the peer's best, found by the sweep.
         sweep: for each field of the setting, in this order, the values that were tried.
         gpu: whether the row is part of `make bench-gpu`.
+        sets: of data that it reads, by their names in `scripts.public`.
     """
 
     name: str
@@ -98,3 +99,4 @@ class Row:
     setting: Setting = field(default_factory=Setting)
     sweep: dict[str, tuple[object, ...]] = field(default_factory=dict)
     gpu: bool = False
+    sets: tuple[str, ...] = ()

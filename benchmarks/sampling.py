@@ -151,6 +151,7 @@ def _row(name: str, what: str, goal: float, prompts: Callable[[Case], Prompts], 
     return Row(
         name, what, "completion tokens", goal, partial(ours, prompts=prompts, answers=answers),
         partial(peer, prompts=prompts, answers=answers), setting=setting, sweep=sweep, gpu=gpu,
+        sets=("alpaca",),
     )
 
 

@@ -79,6 +79,7 @@ def _run(case: Case, rows: list[Any], seconds: float, loss: float) -> Run:
 ROWS = (
     Row(
         "sft", "supervised fine-tuning, Alpaca", "tokens", 3.5, ours, peer, tolerance=0.02, gpu=True,
+        sets=("alpaca",),
         setting=Setting(batch=4),
         sweep={
             "precision": ("bfloat16", "autocast", "float32"),

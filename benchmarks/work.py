@@ -6,18 +6,13 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from scripts.public import ROOT, find_model, find_set
+from triptych.base.source import take
 from triptych.data.files import read_comparisons, read_conversations
 from triptych.data.lengths import TokenizedComparison, TokenizedConversation, fit, tokenized
-from triptych.data.template import attach, mend_padding
-from triptych.engine.models import load_gguf, load_reward, load_tokenizer, save
+from triptych.engine.models import load_reward, load_tokenizer, save
 from triptych.records import Comparison, Conversation, Prompt
 
-ROOT = Path(__file__).resolve().parents[1]
-DATA = ROOT.parent / "shared" / "data"
-ALPACA = DATA / "instruct" / "alpaca_5000.jsonl"
-PANDALM = DATA / "preferences" / "pandalm.jsonl"
-MODELS = ROOT / "models"
-GGUF = MODELS / "SmolLM2-135M-Instruct.Q4_1.gguf"  # scripts/smollm2.py fetches it
 CONTEXT = 512
 """Longest row, in tokens; longer ones are left out."""
 
@@ -25,14 +20,17 @@ CONTEXT = 512
 def model(device: str) -> Path:
     """The folder of the model: SmolLM2-135M-Instruct on the CPU, a random Llama of a billion parameters on CUDA.
 
-    Its tokenizer is made fit as the Base stage does it: a padding token of its own.
+    It is taken as the Base stage does it, with a padding token of its own.
     """
-    folder = MODELS / "benchmark" / ("smollm2-135m" if device == "cpu" else "llama-1b")
+    smollm2 = ROOT / "models" / "benchmark" / "smollm2-135m"
+    if not smollm2.exists():
+        take(find_model(), smollm2)
+    if device == "cpu":
+        return smollm2
+    folder = smollm2.with_name("llama-1b")
     if not folder.exists():
-        policy, tokenizer = load_gguf(GGUF)
-        attach(tokenizer, None)
-        mend_padding(tokenizer)
-        save(policy if device == "cpu" else _random_llama(len(tokenizer)), tokenizer, folder)
+        tokenizer = load_tokenizer(smollm2)
+        save(_random_llama(len(tokenizer)), tokenizer, folder)
     return folder
 
 
@@ -57,7 +55,7 @@ def reward_model(policy: Path) -> Path:
 
 def conversations(tokenizer: Any, count: int) -> tuple[list[Conversation], list[TokenizedConversation]]:
     """Alpaca rows spread evenly over the file."""
-    rows = read_conversations(ALPACA)
+    rows = read_conversations(find_set("alpaca"), skipped=[])
     spread = [rows[i * len(rows) // (2 * count)] for i in range(2 * count)]
     kept = list(islice((row for row in spread if tokenized(row, tokenizer).length <= CONTEXT), count))
     return kept, list(fit(kept, tokenizer, CONTEXT, "drop").rows)
@@ -66,7 +64,7 @@ def conversations(tokenizer: Any, count: int) -> tuple[list[Conversation], list[
 def comparisons(tokenizer: Any, count: int) -> tuple[list[Comparison], list[TokenizedComparison]]:
     """PandaLM pairs: all of the first prompts', as many as make up the count."""
     groups: dict[str, list[Comparison]] = {}
-    for row in read_comparisons(PANDALM):
+    for row in read_comparisons(find_set("pandalm"), skipped=[]):
         if tokenized(row, tokenizer).length <= CONTEXT:
             groups.setdefault(row.prompt.key, []).append(row)
     kept = list(islice((row for group in groups.values() for row in group), count))

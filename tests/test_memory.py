@@ -158,9 +158,10 @@ def test_computing_again_takes_less_and_logits_do_not_grow() -> None:
 
 @pytest.mark.slow
 def test_a_small_stage_takes_what_was_told() -> None:
-    from benchmarks.memory import DATA, SMALL, compared
+    from benchmarks.memory import SMALL, compared
+    from scripts.public import SHARED
 
-    if not DATA.exists():
-        pytest.skip(f"needs {DATA}")
+    if not SHARED.exists():
+        pytest.skip(f"needs {SHARED}")
     for row in compared(SMALL, ("base", "instruct")):
         assert row["ratio"] == pytest.approx(1.0, abs=0.2), row
