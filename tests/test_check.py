@@ -266,6 +266,7 @@ feedback:
   - {file: someone/pairs, data_dir: part, rows: [0, 9]}
   - {thumbs: "someone/thumbs:test"}
 improve: {prompts: [mine.jsonl, {file: someone/prompts, split: test, constrain: {most: 3}}]}
+evaluate: {tasks: [{name: words, file: "https://example.org/tasks.jsonl", rules: [{rule: f1}]}]}
 """)
     (problem,) = check.check(recipe).problems
     overrides = re.findall(r"  (\S+):  --set '?(.*?)'?$", problem, re.MULTILINE)
@@ -275,6 +276,7 @@ improve: {prompts: [mine.jsonl, {file: someone/prompts, split: test, constrain: 
         ("someone/pairs", "feedback.0={file: FILE, rows: [0, 9]}"),
         ("someone/thumbs:test", "feedback.1={thumbs: FILE}"),
         ("someone/prompts", "improve.prompts.1={file: FILE, constrain: {most: 3}}"),
+        ("https://example.org/tasks.jsonl", "evaluate.tasks.0={file: FILE, name: words, rules: [{rule: f1}]}"),
     ]
     (tmp_path / "FILE").write_text("")
     (tmp_path / "FOLDER").mkdir()

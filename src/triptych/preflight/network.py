@@ -52,7 +52,7 @@ def sources_in(settings: object, place: str = "") -> Iterator[tuple[str, Compose
 
 def _brought(entry: Composed) -> str:
     """The entry with a file in the place of what it names, as YAML in one line."""
-    said = entry.model_dump(mode="json", by_alias=True, exclude_defaults=True)
+    said = entry.model_dump(mode="json", by_alias=True, exclude_unset=True)
     said = {name: "FILE" if name in ("file", "ratings", "thumbs") else value for name, value in said.items()
             if name not in CHOICE}
     return yaml.safe_dump(said, default_flow_style=True, width=10_000, sort_keys=False).strip()
