@@ -134,7 +134,8 @@ def test_every_field_of_the_recipe_is_documented_with_its_default(place: str, ki
     sections = documented()
     optimizer = sections["The optimizer"]
     judge = sections["reward"] | {"share_of_feedback": sections["gate"]["judge.share_of_feedback"]}
-    own = judge if place == "gate.judge" else sections[shared(place)] | sections.get(of_method(kind), {})
+    apart = place in ("gate.judge", "gate.preferences")
+    own = judge if apart else sections[shared(place)] | sections.get(of_method(kind), {})
     own |= sections["A file of data"] if place == "evaluate.tasks" else {}
     for known, info in fields_of(kind).items():
         assert known in own or known in optimizer, f"docs/recipe.md does not name {known} under {place}"
@@ -154,7 +155,7 @@ def of_method(kind: type[BaseModel]) -> str:
 
 def shared(place: str) -> str:
     """The section that documents a place: a judge's, a task's and a mixture's rewards are those of `reward`."""
-    place = re.sub(r"^(gate\.judge|evaluate\.tasks)\.", "reward.", place)
+    place = re.sub(r"^(gate\.judge|gate\.preferences|evaluate\.tasks)\.", "reward.", place)
     place = "A file of data" if place in ("base.text", "instruct.data", "improve.prompts") else place
     return re.sub(r"^(reward\.parts\.reward|feedback\.N\.judged\.by)", "reward", place)
 

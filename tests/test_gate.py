@@ -19,6 +19,7 @@ from triptych.evaluate.lengths import controlled
 from triptych.evaluate.measurement import by_task
 from triptych.recipe import load
 from triptych.records import Prompt, user
+from triptych.statistics.scores import PairedScore
 from triptych.statistics.significance import chance, level
 from triptych.storybook.judge import ExactJudge
 
@@ -265,3 +266,25 @@ def test_who_decides_does_not_watch_unless_it_holds_on_any_prompts() -> None:
     assert watcher(load(tiny), judge, reward) is watcher(load(tiny, [rules]), judge, reward) is judge
     assert watcher(load(tiny, [model]), judge, reward) is watcher(load(starter), judge, reward) is reward
     assert watcher(load(starter, ["gate.people=verdicts.jsonl"]), judge, reward) is judge
+
+
+def test_a_winner_that_people_may_like_less_is_rejected() -> None:
+    def held(low: float, config: Gate | None = None) -> tuple[str, str]:
+        score = PairedScore(before=0.2, after=0.2 + low + 0.1, gain=low + 0.1, interval=(low, low + 0.2), prompts=300)
+        return decided(config, preferences=score)
+
+    assert held(-0.09)[0] == PROMOTED
+    decision, reason = held(-0.11)
+    assert decision == REJECTED
+    assert reason == (
+        "people's preferences may be lost: by the reward model trained apart the candidate's score differs by -0.01 "
+        "(95% interval -0.11 to +0.09), and the budget is -0.1"
+    )
+    assert held(-0.11, Gate(max_preference_loss=0.2))[0] == PROMOTED
+    assert held(math.nan)[0] == REJECTED
+
+
+def test_a_paired_score_is_that_of_the_differences() -> None:
+    score = PairedScore.of([1.0, 2.0, 3.0], [1.5, 2.5, 3.5])
+    assert (score.before, score.after, score.gain) == (2.0, 2.5, 0.5)
+    assert score.interval == (0.5, 0.5)

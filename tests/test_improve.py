@@ -95,6 +95,16 @@ def test_each_token_has_its_answers_advantage_and_its_own_logprobs(policies: lis
     assert masked.weight == sum(len(rollout.tokens) for rollout in finished)
 
 
+def test_a_cut_answer_pays_off_its_own_reward_where_code_checks_it(policies: list[Policy]) -> None:
+    groups = written(policies[0])
+    rewards = torch.arange(6.0).view(2, 3)
+    answers = Answers(groups, rewards)
+    own = Grpo(group_size=3, cut_reward="own", cut_price=0.25).learnt(answers)
+    assert not answers.finished.all()
+    torch.testing.assert_close(own, rewards - 0.25 * (~answers.finished))
+    assert not torch.equal(own, Grpo(group_size=3, cut_price=0.25).learnt(answers))
+
+
 def test_a_policy_is_at_no_distance_from_itself_and_at_some_from_another(policies: list[Policy]) -> None:
     policy, other = policies
     groups = written(policy)

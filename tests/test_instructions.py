@@ -137,8 +137,9 @@ def test_ifevals_own_code_says_the_same(monkeypatch: pytest.MonkeyPatch) -> None
     rng = random.Random(0)
     tried, followed = 0, 0
     for cls in IFEVAL:
+        likely = ["sea", "water", "people", "garden"]
         drawn = given.get(cls.kind) or [
-            cls.draw(rng, ["sea", "water", "people", "garden"]).model_dump(mode="json") for _ in range(2)
+            cls.draw(rng, likely, "Tell me about it.").model_dump(mode="json") for _ in range(2)
         ]
         for arguments, answer in itertools.product(drawn, answers()):
             other = theirs[cls.kind](cls.kind)
@@ -225,9 +226,10 @@ def test_kinds_are_held_out() -> None:
 
 @pytest.mark.parametrize(("settings", "what"), [
     ({"only": ["punctuation:no_commas"]}, "did you mean 'punctuation:no_comma'"),
-    ({"without": ["combination:repeat_prompt"]}, "written for it"),
+    ({"without": ["copy:copy"]}, "written for it"),
     ({"only": ["punctuation:no_comma"], "without": ["punctuation:no_comma"]}, "no kind of instruction is left"),
     ({"most": 0}, "greater than or equal to 1"),
+    ({"least": 3}, "least is 3 and most is 2"),
 ])
 def test_what_cannot_be_added_is_named(settings: dict[str, Any], what: str) -> None:
     with pytest.raises(ValidationError, match=what):

@@ -82,7 +82,7 @@ def begin(recipe: Recipe, runner: Runner, family: Family) -> Start:
     family.instruct = instruct = make_instruct(recipe, runner, data, base)
     family.champion = instruct
     family.judge = judge = independent_judge(recipe, runner, family, data, base, instruct)
-    return Start(data, base, instruct, judge)
+    return Start(data, base, instruct, judge, guard(recipe, runner, family, data, base, instruct))
 
 
 def prepare(recipe: Recipe, runner: Runner) -> Artifact[Result]:
@@ -138,6 +138,22 @@ def independent_judge(
     )
     require(judging.audit, recipe.reward.audit, runner.progress)
     return judging.scorer
+
+
+def guard(
+    recipe: Recipe, runner: Runner, family: Family, data: Artifact[Result], base: Artifact[Result],
+    instruct: Artifact[Result],
+) -> Scorer | None:
+    """A reward model on comparisons that the first never sees, which the candidate may not lose by; None for none."""
+    if (second := recipe.gate.preferences) is None:
+        return None
+    materials = Materials(base, instruct, data, data, share="judge")
+    family.preferences = made = make_audited(
+        recipe, runner, "preferences", second.model, materials, materials.comparisons, audit_name="preferences/audit",
+        reader="reward model trained apart",
+    )
+    require(made.audit, recipe.reward.audit, runner.progress)
+    return made.scorer
 
 
 def ask_people(recipe: Recipe, runner: Runner, family: Family, start: Start, number: int) -> None:
@@ -209,7 +225,7 @@ def improve_and_gate(
         )})
     current.gate = gate = runner.run(
         f"{name}/gate", decide, recipe.gate.decision, answers=answers, measured=answers.result, reward=reward,
-        judge=start.judge, failures=family.failures(current), sources=verdicts,
+        judge=start.judge, failures=family.failures(current), preferences=start.preferences, sources=verdicts,
     )
     runner.progress.say(f"{gate.result.decision}: {gate.result.reason}")
 

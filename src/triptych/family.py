@@ -27,12 +27,14 @@ class Start:
 
     Attributes:
         judge: decides at the gate, and measures.
+        preferences: says there whether people's preferences hold, where the judge is no reward model of theirs.
     """
 
     data: Artifact[Result]
     base: Artifact[BaseRecord]
     instruct: Artifact[Result]
     judge: Scorer
+    preferences: Scorer | None = None
 
 
 @dataclass(frozen=True)
@@ -108,6 +110,7 @@ class Family:
 
     Attributes:
         judging: the gate's judge as a reward of the run; None for the exact judge.
+        preferences: the reward model that says at the gate whether people's preferences hold; None where none does.
         champion: the best Instruct model that was proved.
         decodings: the choice of each model's own decoding, by the model's digest; none where the recipe fixes it.
         tests: each model's measurement on the test prompts.
@@ -116,6 +119,7 @@ class Family:
 
     judge: Scorer | None = None
     judging: AuditedScorer | None = None
+    preferences: AuditedScorer | None = None
     data: Artifact[Result] | None = None
     base: Artifact[BaseRecord] | None = None
     instruct: Artifact[Result] | None = None

@@ -276,12 +276,27 @@ class JudgedGate(Composed):
     Attributes:
         judge: takes no part in the training; measures every model.
         people: the file in which people say which answer they prefer, where they decide at the gate.
+        preferences: a second reward model, trained on comparisons that the first one never sees, which does not decide
+            but says whether people's preferences hold, where the judge is another; it bounds `max_preference_loss`.
     """
 
     answering: Flat[Answering] = Answering()
     decision: Flat[Gate] = Gate()
     judge: GateJudge = TrainedJudge()
     people: GrowingFile | None = None
+    preferences: TrainedJudge | None = None
+
+    @model_validator(mode="after")
+    def _one_apart(self) -> Self:
+        if self.preferences is not None and isinstance(self.judge, TrainedJudge):
+            raise ValueError("preferences is for gates where the judge is another: here it is a reward model of "
+                             "people's comparisons already")
+        return self
+
+    @property
+    def apart(self) -> TrainedJudge | None:
+        """The second reward model, whether it decides or only says whether preferences hold."""
+        return self.judge if isinstance(self.judge, TrainedJudge) else self.preferences
 
     @property
     def judging(self) -> PairwiseReward | RulesReward | JudgeReward | None:
@@ -403,8 +418,9 @@ class Recipe(Config):
         if labelled > 1 or added > 1 or (labelled and self.people_give == "comparisons"):
             raise ValueError("feedback may name one judge that labels, or one file that people add to, once; beside a "
                              "judge people may be asked for thumbs (ask_for: thumbs)")
-        if isinstance(judge, TrainedJudge) and not files:
-            raise ValueError("gate.judge is a reward model, which needs comparisons from a file in `feedback`")
+        if self.gate.apart and not files:
+            name = "judge" if isinstance(judge, TrainedJudge) else "preferences"
+            raise ValueError(f"gate.{name} is a reward model, which needs comparisons from a file in `feedback`")
         if isinstance(judge, JudgeReward) and judge.is_policy:
             raise ValueError("gate.judge may not be the policy, which is what it judges: name a model or an endpoint")
         if self.gate.people is not None and self.people is not None and self.gate.people.path == self.people.path:
@@ -446,6 +462,11 @@ class Recipe(Config):
     def finetuning(self) -> Finetuning | None:
         """How the Base becomes Instruct; None where it is that already."""
         return None if self.instruct == "none" else self.instruct.finetuning
+
+    @property
+    def apart_name(self) -> str:
+        """Where the recipe names the second reward model."""
+        return "gate.preferences" if self.gate.preferences else "gate.judge"
 
     @property
     def conversation_files(self) -> tuple[DataSource, ...]:
@@ -520,13 +541,12 @@ class Recipe(Config):
     @property
     def preparation(self) -> DataPreparation:
         """What is read from the user's own files."""
-        judge = self.gate.judge
         return DataPreparation(
             text=_names(self.base.text), conversations=_names(self.conversation_files),
             comparisons=_names(self.comparison_files), ratings=_names(self.rating_files),
             thumbs=_names(self.thumb_files), prompts=_names(self.improve.prompts), wrong_rows=self.wrong_rows,
             reasoning=self.reasoning,
-            judge=judge.share_of_feedback if isinstance(judge, TrainedJudge) else 0.0, **dict(self.splits),
+            judge=self.gate.apart.share_of_feedback if self.gate.apart else 0.0, **dict(self.splits),
         )
 
     def preparation_of(self, task: Task) -> DataPreparation:
@@ -558,7 +578,7 @@ class Recipe(Config):
     @property
     def trains_reward(self) -> bool:
         """Whether a reward model is trained, as the reward or as the gate's judge."""
-        return self.learner is not None or isinstance(self.gate.judge, TrainedJudge)
+        return self.learner is not None or self.gate.apart is not None
 
     @property
     def learner(self) -> RewardTraining | None:

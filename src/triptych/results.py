@@ -426,7 +426,7 @@ def _round(number: int, gate: Decided, candidate: Artifact[Improved]) -> report.
         bits_before=gate.bits_before, bits_after=gate.bits_after, tasks=gate.tasks,
         decided_by=gate.decided_by, judge_win_rate=gate.judge_win_rate, judge_interval=gate.judge_interval,
         agreement=gate.agreement, agreement_prompts=gate.agreement_prompts, parts=gate.parts,
-        instructions=gate.instructions,
+        instructions=gate.instructions, preferences=gate.preferences,
         decision=gate.decision, reason=gate.reason,
     )
 

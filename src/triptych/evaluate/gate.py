@@ -49,6 +49,8 @@ class Gate(Config):
         min_task_win_rate: a task is lost where the win rate on its prompts is lower, and an exact test says that it is
             below one half; all tasks of a round share one `error`.
         min_task_prompts: a task with fewer does not count.
+        max_preference_loss: where a second reward model says whether people's preferences hold, its score of the
+            candidate may be lower than that of the champion by so much, in its deviations, and no more by its interval.
     """
 
     error: float = Field(default=0.05, gt=0, lt=0.5)
@@ -58,6 +60,7 @@ class Gate(Config):
     max_bits_ratio: float | None = Field(default=1.25, gt=0)
     min_task_win_rate: float | None = Field(default=0.4, gt=0, le=0.5)
     min_task_prompts: int = Field(default=20, ge=1)
+    max_preference_loss: float = Field(default=0.1, ge=0)
 
 
 class Decided(Answered):
@@ -76,6 +79,7 @@ class Decided(Answered):
         judge_before, judge_after, reward_before, reward_after: mean scores of champion and candidate.
         parts: what judge and reward are made of, as each of their rules: "judge/length", "reward/length".
         instructions: for each kind of the prompts' instructions how often it is followed.
+        preferences: what a second reward model says of the two, where rules or a language model decide.
     """
 
     win_rate: float
@@ -99,6 +103,7 @@ class Decided(Answered):
     reward_after: float
     parts: dict[str, PairedScore] = Field(default_factory=dict)
     instructions: dict[str, PairedScore] = Field(default_factory=dict)
+    preferences: PairedScore | None = None
     decision: Decision = UNDECIDED
     reason: str = ""
 
@@ -133,7 +138,7 @@ def gate_scores(folder: Folder) -> list[GateScores]:
 
 def decide(
     context: StageContext, config: Gate, answers: Folder, measured: Answered, reward: Scorer, judge: Scorer,
-    failures: int = 0,
+    failures: int = 0, preferences: Scorer | None = None,
     sources: Mapping[str, str | Path] | None = None,
 ) -> Decided:
     """Compares the answers of candidate and champion; and decides.
@@ -144,6 +149,7 @@ def decide(
         answers: of the two, as :func:`triptych.evaluate.answers.answer` leaves them.
         measured: what it measured of them.
         failures: the rounds of the run before this one that did not promote.
+        preferences: scores both models' answers, where the judge is another; the candidate may not lose by it.
         sources: a file of people's verdicts, where they decide; the judge's win rate is then told beside theirs.
     """
     pairs = answered(answers)
@@ -151,6 +157,7 @@ def decide(
     both = [conversation for side in zip(*(pair.conversations for pair in pairs), strict=True) for conversation in side]
     judged, rewarded = scored(judge, both), scored(reward, both)
     count = len(pairs)
+    held = preferences.score(both) if preferences else []
     before, after = judged.totals[:count], judged.totals[count:]
     by_judge = wins(after, before)
     won, judge_beside = by_judge, None
@@ -200,6 +207,7 @@ def decide(
         reward_after=sum(rewarded.totals[count:]) / count,
         parts=paired_by_name(parts[:count], parts[count:]),
         instructions=paired_by_name(followed[:count], followed[count:]),
+        preferences=PairedScore.of(held[:count], held[count:]) if held else None,
     )
     decision, reason = verdict(config, numbers, won)
     if numbers.prompts_again is not None:
@@ -242,6 +250,13 @@ def verdict(config: Gate, numbers: Decided, won: Sequence[float]) -> tuple[Decis
         return REJECTED, (
             f"plain text takes {forgotten:.2f} times as many bits, over the budget of {config.max_bits_ratio:g}: the "
             "candidate has forgotten some of what the Base knew"
+        )
+    kept = numbers.preferences
+    if kept is not None and not kept.interval[0] >= -config.max_preference_loss:
+        return REJECTED, (
+            f"people's preferences may be lost: by the reward model trained apart the candidate's score differs by "
+            f"{kept.gain:+.2f} (95% interval {kept.interval[0]:+.2f} to {kept.interval[1]:+.2f}), and the budget "
+            f"is {-config.max_preference_loss:g}"
         )
     for task, p in numbers.lost_tasks.items():
         score = numbers.tasks[task]

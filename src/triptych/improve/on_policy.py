@@ -34,6 +34,8 @@ class OnPolicy(Contrast):
     """Improvement on what the policy itself writes.
 
     Attributes:
+        cut_reward: what `cut_price` is taken off for an answer that was cut: the "lowest" reward of its group's
+            finished ones, for a reward that must see the end; or its "own", where code checks the answer as it stands.
         kl_coefficient: β, what a nat of distance from the round's champion costs, in normalised rewards.
         kl_placement: the penalty stands in the "loss", token by token, or is taken off the "reward" of an answer.
         kl_estimator: of the penalty in the loss: "k3_ratio" has the gradient of KL(policy ‖ champion), "k3" (Shao et
@@ -48,6 +50,7 @@ class OnPolicy(Contrast):
             differ by rounding or by another engine (Yao et al. 2025, truncated importance sampling); None for not.
     """
 
+    cut_reward: Literal["lowest", "own"] = "lowest"
     kl_coefficient: float = Field(default=0.04, ge=0)
     kl_placement: Literal["loss", "reward"] = "loss"
     kl_estimator: Literal["k3_ratio", "k3"] = "k3_ratio"
@@ -62,6 +65,12 @@ class OnPolicy(Contrast):
         if self.kl_target is not None and self.kl_coefficient == 0:
             raise ValueError("kl_target steers kl by factors, and 0 stays 0: give kl a value above it")
         return self
+
+    def learnt(self, answers: Answers) -> Tensor:
+        """`[P, G]` the rewards that are learnt from."""
+        if self.cut_price is None or self.cut_reward == "lowest":
+            return super().learnt(answers)
+        return answers.rewards - self.cut_price * (~answers.finished)
 
 
 @dataclass(slots=True)

@@ -32,12 +32,13 @@ class Constraining(Config):
     """Which instructions are added to prompts.
 
     Attributes:
-        most: how many a prompt is given at most.
+        least, most: how many a prompt is given.
         only: the kinds that are drawn from; by default all that can be added to any prompt.
         without: kinds that are held out.
         seed: of the draw.
     """
 
+    least: int = Field(default=1, ge=0)
     most: int = Field(default=2, ge=1)
     only: tuple[str, ...] = ()
     without: tuple[str, ...] = ()
@@ -56,6 +57,8 @@ class Constraining(Config):
     def _some(self) -> Self:
         if not self.kinds:
             raise ValueError("no kind of instruction is left to draw from")
+        if self.least > self.most:
+            raise ValueError(f"least is {self.least} and most is {self.most}: give least a value up to most")
         return self
 
     @property
@@ -68,7 +71,7 @@ DEFAULT = Constraining()
 
 
 def constrain(prompts: Sequence[Prompt], config: Constraining = DEFAULT) -> list[Prompt]:
-    """Each prompt with one or more instructions behind its last turn, and with their checks.
+    """Each prompt with instructions behind its last turn, and with their checks.
 
     No two instructions of a prompt claim the same of an answer (`Instruction.claims`). A prompt is given the same ones
     whatever other prompts stand beside it.
@@ -103,7 +106,8 @@ def unconstrained(prompt: Prompt) -> Prompt:
 
 
 def _followed(conversation: Conversation, config: Constraining, rng: random.Random) -> Conversation:
-    answer, count = conversation.answer.strip(), rng.randint(1, config.most)
+    answer, count = conversation.answer.strip(), rng.randint(config.least, config.most)
+    request = conversation.prompt.messages[-1].content.strip()
     words = _words(conversation.prompt, rng) + sorted(set(_WORD.findall(answer)))
     own = [instruction(check.kind, check.arguments) for check in conversation.prompt.checks]
     kept: list[Instruction] = []
@@ -112,7 +116,7 @@ def _followed(conversation: Conversation, config: Constraining, rng: random.Rand
         if len(kept) == count or claimed & INSTRUCTIONS[kind].claims:
             continue
         for _ in range(TRIES):
-            drawn = INSTRUCTIONS[kind].draw(rng, rng.sample(words, k=len(words)))
+            drawn = INSTRUCTIONS[kind].draw(rng, rng.sample(words, k=len(words)), request)
             changed = drawn.rewrite(answer)
             if changed.strip() and all(asked.follows(changed) for asked in (*own, *kept, drawn)):
                 kept, answer = [*kept, drawn], changed
@@ -124,9 +128,9 @@ def _followed(conversation: Conversation, config: Constraining, rng: random.Rand
 
 
 def _constrained(prompt: Prompt, config: Constraining, rng: random.Random) -> Prompt:
-    drawn = _compatible(config.kinds, rng.randint(1, config.most), _claimed(prompt), rng)
-    words = _words(prompt, rng)
-    return _asking(prompt, [INSTRUCTIONS[kind].draw(rng, words) for kind in drawn], rng)
+    drawn = _compatible(config.kinds, rng.randint(config.least, config.most), _claimed(prompt), rng)
+    words, request = _words(prompt, rng), prompt.messages[-1].content.strip()
+    return _asking(prompt, [INSTRUCTIONS[kind].draw(rng, words, request) for kind in drawn], rng)
 
 
 def _asking(prompt: Prompt, instructions: Sequence[Instruction], rng: random.Random) -> Prompt:

@@ -17,7 +17,8 @@ OPTIONS = ("My answer is yes.", "My answer is no.", "My answer is maybe.")
 
 CLOSINGS = (
     "Let me know what you think.", "That is all there is to say.", "Have a nice day!", "Does this answer help you?",
-    "Thank you for asking.", "I hope that this is useful.",
+    "Thank you for asking.", "I hope that this is useful.", "Do you have more questions?", "And that was it.",
+    "Now it is your turn.", "What would you do?", "This is the whole story.", "Take good care of yourself.",
 )
 """With what an answer may be asked to end."""
 
@@ -29,6 +30,13 @@ _POSTSCRIPTS = {"P.S.": r"p\.\s?s\.", "P.P.S": r"p\.\s?p\.\s?s"}
 _TITLE = re.compile(r"<<[^\n]+>>")
 
 
+def _marked(answer: str, count: int, mark: str) -> str:
+    """The answer with its first long words each between marks."""
+    for word in list(dict.fromkeys(re.findall(r"\b[A-Za-z]{6,}\b", answer)))[:count]:
+        answer = re.sub(rf"\b{word}\b", mark.format(word), answer, count=1)
+    return answer
+
+
 class Placeholders(Instruction):
     """The answer has at least so many placeholders in square brackets."""
 
@@ -36,6 +44,7 @@ class Placeholders(Instruction):
     wordings = (
         "Leave at least {num_placeholders} placeholders in square brackets, such as [name], to be filled in.",
         "Use at least {num_placeholders} placeholders like [date] or [place].",
+        "The response has to hold {num_placeholders} or more placeholders in square brackets, for instance [address].",
     )
     num_placeholders: int = Field(ge=0)
 
@@ -43,8 +52,12 @@ class Placeholders(Instruction):
         """See the class."""
         return len(_PLACEHOLDER.findall(answer)) >= self.num_placeholders
 
+    def rewrite(self, answer: str) -> str:
+        """See `Instruction`."""
+        return _marked(answer, self.num_placeholders, "[{}]")
+
     @classmethod
-    def draw(cls, rng: random.Random, words: list[str]) -> Self:
+    def draw(cls, rng: random.Random, words: list[str], request: str) -> Self:
         """One to four."""
         return cls(num_placeholders=rng.randint(1, 4))
 
@@ -57,6 +70,7 @@ class Postscript(Instruction):
     wordings = (
         "Add a postscript at the end that begins with {postscript_marker}",
         "After your answer, write a postscript. It starts with {postscript_marker}",
+        "End the response with a postscript, marked by {postscript_marker}",
     )
     postscript_marker: str = Field(min_length=1)
 
@@ -71,7 +85,7 @@ class Postscript(Instruction):
         return f"{' '.join(body)}\n\n{self.postscript_marker} {last}"
 
     @classmethod
-    def draw(cls, rng: random.Random, words: list[str]) -> Self:
+    def draw(cls, rng: random.Random, words: list[str], request: str) -> Self:
         """One of the two usual marks."""
         return cls(postscript_marker=rng.choice(tuple(_POSTSCRIPTS)))
 
@@ -84,6 +98,7 @@ class Bullets(Instruction):
     wordings = (
         "Give exactly {num_bullets} bullet points in markdown, such as:\n* A point.",
         "List exactly {num_bullets} points, each on a line of its own that begins with *",
+        "The response must have exactly {num_bullets} markdown bullets, like:\n* The first\n* The second",
     )
     num_bullets: int = Field(ge=0)
 
@@ -96,7 +111,7 @@ class Bullets(Instruction):
         return "\n".join(f"* {part}" for part in parts_of(answer, self.num_bullets))
 
     @classmethod
-    def draw(cls, rng: random.Random, words: list[str]) -> Self:
+    def draw(cls, rng: random.Random, words: list[str], request: str) -> Self:
         """Two to five."""
         return cls(num_bullets=rng.randint(2, 5))
 
@@ -119,6 +134,7 @@ class Highlights(Instruction):
     wordings = (
         "Highlight at least {num_highlights} parts of your answer in markdown, like *this part*.",
         "At least {num_highlights} passages are to be set between stars, as in *a passage*.",
+        "Use markdown to emphasise {num_highlights} or more sections, i.e. *an emphasised section*.",
     )
     num_highlights: int = Field(ge=0)
 
@@ -130,13 +146,10 @@ class Highlights(Instruction):
 
     def rewrite(self, answer: str) -> str:
         """See `Instruction`."""
-        long = dict.fromkeys(re.findall(r"\b[A-Za-z]{6,}\b", answer))
-        for word in list(long)[: self.num_highlights]:
-            answer = re.sub(rf"\b{word}\b", f"*{word}*", answer, count=1)
-        return answer
+        return _marked(answer, self.num_highlights, "*{}*")
 
     @classmethod
-    def draw(cls, rng: random.Random, words: list[str]) -> Self:
+    def draw(cls, rng: random.Random, words: list[str], request: str) -> Self:
         """One to three."""
         return cls(num_highlights=rng.randint(1, 3))
 
@@ -149,6 +162,8 @@ class Sections(Instruction):
     wordings = (
         "Divide your answer into {num_sections} sections, and begin each with {section_spliter} and its number, as in "
         "{section_spliter} 1",
+        "Your response must have {num_sections} sections. Mark where one begins with {section_spliter} X, where X is "
+        "1, 2 and so on.",
     )
     section_spliter: str = Field(min_length=1)
     num_sections: int = Field(ge=0)
@@ -164,7 +179,7 @@ class Sections(Instruction):
         return "\n\n".join(f"{self.section_spliter} {place}\n{part}" for place, part in enumerate(parts, start=1))
 
     @classmethod
-    def draw(cls, rng: random.Random, words: list[str]) -> Self:
+    def draw(cls, rng: random.Random, words: list[str], request: str) -> Self:
         """Two or three."""
         return cls(section_spliter=rng.choice(("Section", "SECTION", "Part", "Day")), num_sections=rng.randint(2, 3))
 
@@ -174,7 +189,11 @@ class JsonFormat(Instruction):
 
     kind = "detectable_format:json_format"
     claims = frozenset({"begin", "end", "layout", "case", "dots"})
-    wordings = ("Give all of your answer as JSON.", "Write your whole answer in JSON, and nothing around it.")
+    wordings = (
+        "Give all of your answer as JSON.",
+        "Write your whole answer in JSON, and nothing around it.",
+        "The response is to be one JSON object, in a markdown code block or not.",
+    )
 
     def follows(self, answer: str) -> bool:
         """See the class."""
@@ -200,6 +219,7 @@ class Title(Instruction):
     wordings = (
         "Give your answer a title in double angular brackets, such as <<a day at sea>>.",
         "Put a title between << and >> into your answer.",
+        "The response needs a title that stands in << >>, for example <<a day at sea>>.",
     )
 
     def follows(self, answer: str) -> bool:
@@ -217,7 +237,10 @@ class TwoResponses(Instruction):
 
     kind = "combination:two_responses"
     claims = frozenset({"layout", "begin", "end", "length"})
-    wordings = ("Give two answers that differ, with six stars between them: ******",)
+    wordings = (
+        "Give two answers that differ, with six stars between them: ******",
+        "Write two different responses, and nothing but ****** between the one and the other.",
+    )
 
     def follows(self, answer: str) -> bool:
         """See the class."""
@@ -227,17 +250,35 @@ class TwoResponses(Instruction):
         given = [response.strip() for response in responses if response.strip()]
         return len(given) == 2 and given[0] != given[1]
 
+    def rewrite(self, answer: str) -> str:
+        """See `Instruction`."""
+        return "\n******\n".join(parts_of(answer, 2))
+
 
 class RepeatedPrompt(Instruction):
     """The answer begins with a given text, capitals aside."""
 
     kind = "combination:repeat_prompt"
     claims = EVERYTHING
+    wordings = (
+        "First repeat the request above word for word, then answer it.",
+        "Before you answer, write the request once more, without a change and with nothing before it.",
+        "Begin with my words from above as they are; your answer comes after them.",
+    )
     prompt_to_repeat: str = Field(min_length=1)
 
     def follows(self, answer: str) -> bool:
         """See the class."""
         return answer.strip().lower().startswith(self.prompt_to_repeat.strip().lower())
+
+    def rewrite(self, answer: str) -> str:
+        """See `Instruction`."""
+        return f"{self.prompt_to_repeat}\n\n{answer}"
+
+    @classmethod
+    def draw(cls, rng: random.Random, words: list[str], request: str) -> Self:
+        """The request itself."""
+        return cls(prompt_to_repeat=request)
 
 
 class EndPhrase(Instruction):
@@ -248,6 +289,7 @@ class EndPhrase(Instruction):
     wordings = (
         "Close with these very words, and write nothing behind them: {end_phrase}",
         "The last thing that you write is: {end_phrase}",
+        'Finish your response with the exact phrase "{end_phrase}" and no other words after it.',
     )
     end_phrase: str = Field(min_length=1)
 
@@ -260,7 +302,7 @@ class EndPhrase(Instruction):
         return f"{answer} {self.end_phrase}"
 
     @classmethod
-    def draw(cls, rng: random.Random, words: list[str]) -> Self:
+    def draw(cls, rng: random.Random, words: list[str], request: str) -> Self:
         """One of the closings."""
         return cls(end_phrase=rng.choice(CLOSINGS))
 
@@ -273,6 +315,7 @@ class Quotation(Instruction):
     wordings = (
         "Put double quotation marks around your whole answer.",
         'Your answer begins with " and ends with "',
+        "The entire response is to be wrapped in double quotation marks.",
     )
 
     def follows(self, answer: str) -> bool:
@@ -293,6 +336,7 @@ class CapitalWords(Instruction):
     wordings = (
         "Write {capital_relation} {capital_frequency} words in capital letters only.",
         "The number of words that are all in capitals is to be {capital_relation} {capital_frequency}.",
+        "Words in all capital letters should appear {capital_relation} {capital_frequency} times.",
     )
     capital_frequency: int = Field(ge=0)
     capital_relation: Relation
@@ -311,7 +355,7 @@ class CapitalWords(Instruction):
         return answer
 
     @classmethod
-    def draw(cls, rng: random.Random, words: list[str]) -> Self:
+    def draw(cls, rng: random.Random, words: list[str], request: str) -> Self:
         """At least one to four, or less than two to five."""
         relation, count = draw_bound(rng, (1, 2, 3, 4), (2, 3, 5))
         return cls(capital_frequency=count, capital_relation=relation)
@@ -325,6 +369,7 @@ class InCapitals(Instruction):
     wordings = (
         "Write your whole answer in English and in capital letters only.",
         "Use capital letters for all of your answer, which is to be in English.",
+        "The entire response is to be in English, in all capital letters.",
     )
 
     def follows(self, answer: str) -> bool:
@@ -344,6 +389,7 @@ class InLowercase(Instruction):
     wordings = (
         "Write your whole answer in English and without a single capital letter.",
         "Use lowercase letters only, in English.",
+        "The entire response is to be in English, all lowercase; capital letters are not allowed.",
     )
 
     def follows(self, answer: str) -> bool:
@@ -368,7 +414,7 @@ class LowercaseWords(Instruction):
         return len(re.findall(r"\b[a-z]+\b", answer)) <= self.N
 
     @classmethod
-    def draw(cls, rng: random.Random, words: list[str]) -> Self:
+    def draw(cls, rng: random.Random, words: list[str], request: str) -> Self:
         """Five to twenty."""
         return cls(N=rng.choice((5, 10, 20)))
 
@@ -405,7 +451,12 @@ class NoComma(_Without):
 
     kind = "punctuation:no_comma"
     mark = ","
-    wordings = ("Use no commas at all.", "Write without any comma.", "There must be no comma in your answer.")
+    wordings = (
+        "Use no commas at all.",
+        "Write without any comma.",
+        "There must be no comma in your answer.",
+        "Do not use a comma anywhere in the response.",
+    )
 
 
 class NoDot(_Without):

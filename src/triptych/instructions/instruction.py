@@ -36,12 +36,13 @@ class Instruction(Config):
         return answer
 
     @classmethod
-    def draw(cls, rng: random.Random, words: list[str]) -> Self:
+    def draw(cls, rng: random.Random, words: list[str], request: str) -> Self:
         """The instruction with arguments drawn by chance.
 
         Args:
             rng: the source of chance.
             words: words that an answer may well hold, the first the likeliest.
+            request: what the answer is to.
         """
         return cls()
 

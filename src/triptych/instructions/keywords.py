@@ -27,6 +27,8 @@ class Existence(Instruction):
         "Make sure that {keywords} can be found in what you write.",
         "Use {keywords} somewhere in your answer.",
         "Your answer has to contain the following: {keywords}.",
+        "Include {keywords} in the response.",
+        "The keywords {keywords} must appear.",
     )
     keywords: tuple[str, ...] = Field(min_length=1)
 
@@ -35,7 +37,7 @@ class Existence(Instruction):
         return all(occurrences(word, answer) for word in self.keywords)
 
     @classmethod
-    def draw(cls, rng: random.Random, words: list[str]) -> Self:
+    def draw(cls, rng: random.Random, words: list[str], request: str) -> Self:
         """One to three words."""
         return cls(keywords=tuple(rng.sample(words, k=rng.randint(1, 3))))
 
@@ -48,6 +50,7 @@ class Frequency(Instruction):
     wordings: ClassVar[tuple[str, ...]] = (
         'Use the word "{keyword}" {relation} {frequency} times.',
         'The word "{keyword}" is to be found {relation} {frequency} times in your answer.',
+        'Let "{keyword}" appear {relation} {frequency} times.',
     )
     keyword: str = Field(min_length=1)
     frequency: int
@@ -58,7 +61,7 @@ class Frequency(Instruction):
         return compare(occurrences(self.keyword.strip(), answer), self.relation, self.frequency)
 
     @classmethod
-    def draw(cls, rng: random.Random, words: list[str]) -> Self:
+    def draw(cls, rng: random.Random, words: list[str], request: str) -> Self:
         """At least two or three times, or less than two to four."""
         relation, frequency = draw_bound(rng, (2, 3), (2, 3, 4))
         return cls(keyword=rng.choice(words), frequency=frequency, relation=relation)
@@ -80,6 +83,8 @@ class ForbiddenWords(Instruction):
         "Do without {forbidden_words}.",
         "Leave out {forbidden_words} in all that you write.",
         "Your answer must not use {forbidden_words}.",
+        "Avoid {forbidden_words}.",
+        "The words {forbidden_words} may not be part of the response.",
     )
     forbidden_words: tuple[str, ...] = Field(min_length=1)
 
@@ -89,7 +94,7 @@ class ForbiddenWords(Instruction):
         return not any(re.search(rf"\b{word}\b", answer, re.IGNORECASE) for word in words)
 
     @classmethod
-    def draw(cls, rng: random.Random, words: list[str]) -> Self:
+    def draw(cls, rng: random.Random, words: list[str], request: str) -> Self:
         """One to three words."""
         return cls(forbidden_words=tuple(rng.sample(words, k=rng.randint(1, 3))))
 
@@ -102,6 +107,7 @@ class LetterFrequency(Instruction):
     wordings: ClassVar[tuple[str, ...]] = (
         'Write the letter "{letter}" {let_relation} {let_frequency} times.',
         'The letter "{letter}" may be counted {let_relation} {let_frequency} times in your answer.',
+        "In your response, the letter {letter} is to occur {let_relation} {let_frequency} times.",
     )
     letter: str = Field(min_length=1, max_length=1)
     let_frequency: int
@@ -112,7 +118,7 @@ class LetterFrequency(Instruction):
         return compare(answer.lower().count(self.letter.lower()), self.let_relation, self.let_frequency)
 
     @classmethod
-    def draw(cls, rng: random.Random, words: list[str]) -> Self:
+    def draw(cls, rng: random.Random, words: list[str], request: str) -> Self:
         """A letter that is neither the commonest nor the rarest."""
         relation, frequency = draw_bound(rng, (2, 4, 6), (4, 6, 10))
         return cls(letter=rng.choice("bcdfghklmpuvwy"), let_frequency=frequency, let_relation=relation)
@@ -138,7 +144,7 @@ class Once(Instruction):
         return occurrences(self.keyword.strip(), answer) == 1
 
     @classmethod
-    def draw(cls, rng: random.Random, words: list[str]) -> Self:
+    def draw(cls, rng: random.Random, words: list[str], request: str) -> Self:
         """One word."""
         return cls(keyword=rng.choice(words))
 
@@ -157,7 +163,7 @@ class OnceAndTwice(Instruction):
         return occurrences(self.keyword1.strip(), answer) == 1 and occurrences(self.keyword2.strip(), answer) == 2
 
     @classmethod
-    def draw(cls, rng: random.Random, words: list[str]) -> Self:
+    def draw(cls, rng: random.Random, words: list[str], request: str) -> Self:
         """Two words."""
         first, second = rng.sample(words, k=2)
         return cls(keyword1=first, keyword2=second)
@@ -176,7 +182,7 @@ class ExcludedWord(Instruction):
         return f" {self.keyword.strip()} " not in answer
 
     @classmethod
-    def draw(cls, rng: random.Random, words: list[str]) -> Self:
+    def draw(cls, rng: random.Random, words: list[str], request: str) -> Self:
         """One of the likelier words."""
         return cls(keyword=rng.choice(words[:5]))
 
@@ -233,7 +239,7 @@ class FirstWord(Instruction):
         return answer.split()[0].lower() == self.first_word.strip().lower()
 
     @classmethod
-    def draw(cls, rng: random.Random, words: list[str]) -> Self:
+    def draw(cls, rng: random.Random, words: list[str], request: str) -> Self:
         """One word."""
         return cls(first_word=rng.choice(words))
 
@@ -251,7 +257,7 @@ class LastWord(Instruction):
         return re.sub(r"[^\w\s]", "", answer.split()[-1]).lower() == self.last_word.strip().lower()
 
     @classmethod
-    def draw(cls, rng: random.Random, words: list[str]) -> Self:
+    def draw(cls, rng: random.Random, words: list[str], request: str) -> Self:
         """One word."""
         return cls(last_word=rng.choice(words))
 
@@ -306,7 +312,7 @@ class LetterTotal(Instruction):
         return compare(len(re.findall("[a-zA-Z]", answer)), self.relation, self.N)
 
     @classmethod
-    def draw(cls, rng: random.Random, words: list[str]) -> Self:
+    def draw(cls, rng: random.Random, words: list[str], request: str) -> Self:
         """At least a line, or less than a few."""
         relation, count = draw_bound(rng, (40, 80, 120), (100, 200, 300))
         return cls(N=count, relation=relation)

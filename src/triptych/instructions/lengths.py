@@ -9,7 +9,13 @@ from typing import Self
 from pydantic import Field
 
 from triptych.instructions.instruction import Instruction, Relation, compare, draw_bound
-from triptych.instructions.text import count_words, parts_of, sentences
+from triptych.instructions.text import count_words, first_sentences, parts_of, sentences
+
+OPENINGS = (
+    "However", "Then", "Indeed", "Well", "Moreover", "Finally", "Today", "Often", "Still", "Besides", "Meanwhile",
+    "Firstly",
+)
+"""Words that can stand before nearly any sentence."""
 
 _DIVIDER = re.compile(r"\s?\*\*\*\s?")
 
@@ -30,6 +36,8 @@ class NumberOfWords(Instruction):
         "Answer in {relation} {num_words} words.",
         "Your answer needs to have {relation} {num_words} words.",
         "Write {relation} {num_words} words.",
+        "The length of the response: {relation} {num_words} words.",
+        "Use {relation} {num_words} words in total.",
     )
     num_words: int = Field(ge=0)
     relation: Relation
@@ -38,10 +46,14 @@ class NumberOfWords(Instruction):
         """See the class."""
         return compare(count_words(answer), self.relation, self.num_words)
 
+    def rewrite(self, answer: str) -> str:
+        """See `Instruction`."""
+        return answer if self.relation == "at least" else first_sentences(answer, self.follows)
+
     @classmethod
-    def draw(cls, rng: random.Random, words: list[str]) -> Self:
-        """At least 20 to 60 words, or less than 15 to 80."""
-        relation, count = draw_bound(rng, (20, 30, 40, 50, 60), (15, 20, 30, 40, 60, 80))
+    def draw(cls, rng: random.Random, words: list[str], request: str) -> Self:
+        """At least 20 to 150 words, or less than 20 to 120."""
+        relation, count = draw_bound(rng, (20, 30, 50, 70, 100, 120, 150), (20, 30, 40, 60, 80, 120))
         return cls(num_words=count, relation=relation)
 
 
@@ -53,6 +65,8 @@ class NumberOfSentences(Instruction):
     wordings = (
         "Answer in {relation} {num_sentences} sentences.",
         "The number of your sentences is to be {relation} {num_sentences}.",
+        "Write {relation} {num_sentences} sentences.",
+        "Your response must consist of {relation} {num_sentences} sentences.",
     )
     num_sentences: int = Field(ge=0)
     relation: Relation
@@ -61,10 +75,14 @@ class NumberOfSentences(Instruction):
         """See the class."""
         return compare(len(sentences(answer)), self.relation, self.num_sentences)
 
+    def rewrite(self, answer: str) -> str:
+        """See `Instruction`."""
+        return answer if self.relation == "at least" else first_sentences(answer, self.follows)
+
     @classmethod
-    def draw(cls, rng: random.Random, words: list[str]) -> Self:
-        """At least 2 to 5 sentences, or less than 2 to 6."""
-        relation, count = draw_bound(rng, (2, 3, 4, 5), (2, 3, 4, 6))
+    def draw(cls, rng: random.Random, words: list[str], request: str) -> Self:
+        """At least 2 to 8 sentences, or less than 2 to 6."""
+        relation, count = draw_bound(rng, (2, 3, 4, 5, 6, 8), (2, 3, 4, 6))
         return cls(num_sentences=count, relation=relation)
 
 
@@ -76,6 +94,7 @@ class NumberOfParagraphs(Instruction):
     wordings = (
         "Write {num_paragraphs} paragraphs and put *** between them.",
         "Your answer consists of {num_paragraphs} paragraphs, with the divider *** between one and the next.",
+        "There should be {num_paragraphs} paragraphs, separated by three stars: ***",
     )
     num_paragraphs: int = Field(ge=0)
 
@@ -88,7 +107,7 @@ class NumberOfParagraphs(Instruction):
         return "\n***\n".join(parts_of(answer, self.num_paragraphs))
 
     @classmethod
-    def draw(cls, rng: random.Random, words: list[str]) -> Self:
+    def draw(cls, rng: random.Random, words: list[str], request: str) -> Self:
         """Two to four."""
         return cls(num_paragraphs=rng.randint(2, 4))
 
@@ -133,6 +152,8 @@ class FirstWordOfParagraph(Instruction):
     wordings = (
         'Write {num_paragraphs} paragraphs with a blank line between them. Paragraph {nth_paragraph} begins with the '
         'word "{first_word}".',
+        "Your response has {num_paragraphs} paragraphs, separated by an empty line, and paragraph {nth_paragraph} "
+        "starts with {first_word}.",
     )
     num_paragraphs: int = Field(ge=1)
     nth_paragraph: int = Field(ge=1)
@@ -149,11 +170,19 @@ class FirstWordOfParagraph(Instruction):
         first = re.split("[.,?!'\"]", words[0].lstrip("'").lstrip('"'), maxsplit=1)[0]
         return first.lower() == self.first_word.lower()
 
+    def rewrite(self, answer: str) -> str:
+        """See `Instruction`."""
+        paragraphs = parts_of(answer, self.num_paragraphs)
+        if self.nth_paragraph <= len(paragraphs):
+            begun = paragraphs[self.nth_paragraph - 1]
+            paragraphs[self.nth_paragraph - 1] = f"{self.first_word}, {begun[:1].lower()}{begun[1:]}"
+        return "\n\n".join(paragraphs)
+
     @classmethod
-    def draw(cls, rng: random.Random, words: list[str]) -> Self:
-        """Two or three paragraphs."""
-        count = rng.randint(2, 3)
-        return cls(num_paragraphs=count, nth_paragraph=rng.randint(1, count), first_word=rng.choice(words))
+    def draw(cls, rng: random.Random, words: list[str], request: str) -> Self:
+        """Two to four paragraphs, and a word that a sentence may begin with."""
+        count = rng.randint(2, 4)
+        return cls(num_paragraphs=count, nth_paragraph=rng.randint(1, count), first_word=rng.choice(OPENINGS))
 
 
 class FirstWordOfSentences(Instruction):
@@ -170,7 +199,7 @@ class FirstWordOfSentences(Instruction):
         return all(sentence.split()[0].lower() == wanted for sentence in sentences(answer))
 
     @classmethod
-    def draw(cls, rng: random.Random, words: list[str]) -> Self:
+    def draw(cls, rng: random.Random, words: list[str], request: str) -> Self:
         """A word that sentences begin with."""
         return cls(first_word=rng.choice(("The", "We", "You", "It", "Some", "Many", "Today")))
 
@@ -189,6 +218,6 @@ class LastWordOfSentences(Instruction):
         return all(re.sub(r"[^\w\s]", "", sentence.split()[-1]).lower() == wanted for sentence in sentences(answer))
 
     @classmethod
-    def draw(cls, rng: random.Random, words: list[str]) -> Self:
+    def draw(cls, rng: random.Random, words: list[str], request: str) -> Self:
         """One word."""
         return cls(last_word=rng.choice(words))

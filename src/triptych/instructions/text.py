@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from itertools import pairwise
 
 import langdetect
@@ -41,6 +42,13 @@ def parts_of(text: str, count: int) -> list[str]:
     bounds = [round(place * len(parts) / count) for place in range(count + 1)]
     pieces = (" ".join(parts[start:end]) for start, end in pairwise(bounds))
     return [piece for piece in pieces if piece]
+
+
+def first_sentences(text: str, fit: Callable[[str], bool]) -> str:
+    """As many of the text's first sentences as fit; the text as it is, where not even the first does."""
+    parts = sentences(text)
+    kept = (" ".join(parts[:count]) for count in range(len(parts), 0, -1))
+    return text if fit(text) else next(filter(fit, kept), text)
 
 
 def tokens(text: str) -> list[str]:

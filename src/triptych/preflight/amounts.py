@@ -38,7 +38,7 @@ def comparisons_needed(recipe: Recipe, learnt: TrainedOn, prompts: int) -> str:
     wanted, held = recipe.reward.audit.checks.least_prompts, recipe.splits.heldout
     judge = recipe.preparation.judge
     share = judge if learnt == "judge" else 1 - judge
-    shares = f"splits.heldout {held:g}" + (f" and gate.judge.share_of_feedback {judge:g}" if judge else "")
+    shares = f"splits.heldout {held:g}" + (f" and {recipe.apart_name}.share_of_feedback {judge:g}" if judge else "")
     enough = prompts_for(wanted, share * held)
     said = (
         f"at these shares ({shares}) it takes comparisons of about {enough:,} different prompts to hold out {wanted} "

@@ -63,7 +63,7 @@ from triptych.preflight.memory import Architecture
 from triptych.preflight.network import out_of_reach
 from triptych.preflight.trial import try_rewards
 from triptych.progress import Silent
-from triptych.recipe import FileFeedback, Recipe, TrainedJudge, load
+from triptych.recipe import FileFeedback, Recipe, load
 from triptych.records import Comparison, Conversation, Message, Prompt, answers_of
 from triptych.references import read_as, wrong_references
 from triptych.release.signature import check_signing
@@ -347,7 +347,7 @@ def judge_splits(recipe: Recipe, counts: Prepared, findings: Findings) -> None:
         (findings.notes if counts.prompts_feedback else findings.problems).append(
             f"{counts.feedback_prompts_removed:,} of {counts.prompts_improve:,} prompts to improve on are not "
             "asked for feedback, for the gate's judge has comparisons of them; give improve.prompts of their own, or "
-            "lower gate.judge.share_of_feedback"
+            f"lower {recipe.apart_name}.share_of_feedback"
         )
     if recipe.base.train is not None and counts.text == 0:
         findings.problems.append("base.text: no document is left to train on once one is held out: give more text")
@@ -467,8 +467,8 @@ def check_lengths(
     if recipe.comparison_files:
         if recipe.learner is not None:
             trained += [("comparisons_train", "reward", recipe.learner)]  # type: ignore[list-item]
-        if isinstance(judge := recipe.gate.judge, TrainedJudge):
-            trained += [("comparisons_judge", "gate.judge", judge.model)]  # type: ignore[list-item]
+        if recipe.gate.apart is not None:
+            trained += [("comparisons_judge", recipe.apart_name, recipe.gate.apart.model)]  # type: ignore[list-item]
     for name, section, config in trained:
         rows = DataFolder(folder).named(name).read_any()
         lengths, sizes = measured(rows, tokenizer, recipe.finetuning.learn if recipe.finetuning else "all")

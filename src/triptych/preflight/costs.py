@@ -23,7 +23,7 @@ from triptych.instruct.finetuning import Finetuning
 from triptych.pipeline.call import StageCall
 from triptych.preflight import memory
 from triptych.preflight.memory import Architecture
-from triptych.recipe import Recipe, TrainedJudge
+from triptych.recipe import Recipe
 from triptych.reward.regression import RegressionReward
 from triptych.reward.training import PairwiseReward, RewardTrained
 
@@ -81,7 +81,7 @@ def costs(
         rate: products and sums a second.
     """
     answer = recipe.decoding.max_tokens
-    judging = memory.weights(model) if recipe.gate.judging is not None and recipe.gate.judging.needs else 0
+    judging = memory.weights(model) if recipe.gate.apart is not None else 0
     works = [
         (stage.name, work) for stage in plan
         if (work := workload(stage.config, Circumstances(stage, model, answer, judging, texts)))
@@ -285,7 +285,7 @@ def improving(config: Improvement, model: Architecture, texts: Mapping[str, Text
 
 def disk_space(recipe: Recipe, model: Architecture) -> int:
     """Bytes that a run writes: its models in float32, and a checkpoint with the optimizer's state."""
-    judges = int(isinstance(recipe.gate.judge, TrainedJudge))
+    judges = int(recipe.gate.apart is not None)
     folders = 2 + judges + recipe.improve.rounds + 1 + 3  # base, instruct, judge, candidates, reward, the release
     if recipe.splits.cross_fit is True:
         folders += FOLDS * (judges + int(recipe.learner is not None))

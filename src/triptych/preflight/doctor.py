@@ -28,7 +28,7 @@ from triptych.engine.models import load_tokenizer
 from triptych.engine.scoring import RewardModel, Scorer
 from triptych.errors import ModelError
 from triptych.preflight.amounts import comparisons_needed, comparisons_to_hold_out
-from triptych.recipe import Recipe, TrainedJudge
+from triptych.recipe import Recipe
 from triptych.records import Comparison, Conversation, Message, Prompt, Rating, answers_of, user
 from triptych.reward.rules import UnitTests
 from triptych.reward.sandbox import confinement
@@ -73,8 +73,8 @@ def diagnose(
     places = {place.row: place for place in reversed(located)}
     audit = recipe.reward.audit
     learners: list[tuple[TrainedOn, str, Any]] = [("train", "reward", recipe.learner)]
-    if isinstance(judge := recipe.gate.judge, TrainedJudge):
-        learners.append(("judge", "gate.judge", judge.model))
+    if recipe.gate.apart is not None:
+        learners.append(("judge", recipe.apart_name, recipe.gate.apart.model))
     data = DataFolder(folder)
     for learnt, section, config in learners:
         training, heldout = (data.comparisons(split).read_any() for split in (learnt, HELD_OUT[learnt]))

@@ -206,6 +206,7 @@ class RoundSummary(StrictModel):
         agreement: where people and judge both prefer one answer, how often it is the same; on so many prompts.
         parts: what judge and reward are made of, as each of their rules, for champion and candidate.
         instructions: for each kind of the prompts' instructions how often they follow it.
+        preferences: scores of a reward model trained apart, where the judge is another.
         decision: "promoted", "rejected" or "too few prompts to tell".
         curve: reward, judge and KL along the way.
         kept: the step whose policy was the candidate.
@@ -243,6 +244,7 @@ class RoundSummary(StrictModel):
     agreement_prompts: int | None = None
     parts: dict[str, PairedScore] = Field(default_factory=dict)
     instructions: dict[str, PairedScore] = Field(default_factory=dict)
+    preferences: PairedScore | None = None
     decision: str
     reason: str
     curve: list[Point]
