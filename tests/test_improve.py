@@ -7,11 +7,13 @@ import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from pydantic import ValidationError
 from safetensors.torch import load_file
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
 
@@ -39,7 +41,7 @@ from triptych.improve.gspo import Gspo
 from triptych.improve.improvement import Improved, improve
 from triptych.improve.kto import Kto, Liked
 from triptych.improve.loop import Answers, Improvement, Loop, passes
-from triptych.improve.on_policy import Tokens, measured, paid, steered, surrogate
+from triptych.improve.on_policy import Tokens, downsampled, measured, most_varied, paid, steered, surrogate
 from triptych.improve.ppo import Ppo
 from triptych.improve.rloo import Rloo
 from triptych.pipeline.stage import StageContext
@@ -103,6 +105,39 @@ def test_a_cut_answer_pays_off_its_own_reward_where_code_checks_it(policies: lis
     assert not answers.finished.all()
     torch.testing.assert_close(own, rewards - 0.25 * (~answers.finished))
     assert not torch.equal(own, Grpo(group_size=3, cut_price=0.25).learnt(answers))
+
+
+def test_the_most_varied_rewards_are_those_of_the_best_subset() -> None:
+    generator = torch.Generator().manual_seed(3)
+    for _ in range(50):
+        rewards = torch.rand(7, generator=generator).double()
+        best = max(combinations(range(7), 4), key=lambda subset: float(rewards[list(subset)].var(correction=0)))
+        assert tuple(most_varied(rewards, 4)) == best  # of all 35, not only of those that the theorem looks at
+    assert most_varied(torch.tensor([0.0, 1.0, 0.0, 1.0, 0.5]), 2) in ([0, 1], [0, 3], [1, 2], [2, 3])
+
+
+def test_a_step_learns_from_the_answers_that_vary_most(policies: list[Policy]) -> None:
+    policy, reference = policies
+    prompts = [Prompt(user(text)) for text in ("the fox", "a red ball and the hen")]
+    groups = policy.write(prompts, Sampling(12, seed=3), n=4)
+    rewards = torch.tensor([[0.1, 0.9, 0.4, 0.5], [0.3, 0.3, 0.3, 0.3]])
+    config = Grpo(group_size=4, downsample=2, cut_reward="own", cut_price=0.0)
+    kept = downsampled(Answers(groups, rewards, lines=[7, 8]), config)
+    assert kept.groups == [groups[0][:2]]  # the other prompt's answers teach nothing
+    assert kept.lines == [7]
+    torch.testing.assert_close(kept.rewards, rewards[:1, :2])
+    assert kept.numbers["reward"] == pytest.approx(float(rewards.mean()))  # the curve shows all that was written
+    step = grpo.step(reference, kept, config)
+    assert step.weight == sum(len(rollout.tokens) for rollout in groups[0][:2])
+    torch.testing.assert_close(
+        torch.cat([batch.reference for batch in step.batches]), torch.cat(reference.logprobs([groups[0][:2]]))
+    )
+    alike = Answers(groups, torch.zeros(2, 4))
+    assert [len(group) for group in downsampled(alike, config).groups] == [2, 2]
+    everything = Answers(groups, rewards)
+    assert downsampled(everything, Grpo(group_size=4)) is everything
+    with pytest.raises(ValidationError, match="downsample is 4 and group_size 4: give it a value below"):
+        Grpo(group_size=4, downsample=4)
 
 
 def test_a_policy_is_at_no_distance_from_itself_and_at_some_from_another(policies: list[Policy]) -> None:

@@ -224,6 +224,15 @@ def test_kinds_are_held_out() -> None:
     assert {check.kind for prompt in measured for check in prompt.checks} == set(held)
 
 
+def test_a_collections_name_stands_for_its_kinds() -> None:
+    theirs = Constraining(only=("ifeval",)).kinds
+    assert set(theirs) == {cls.kind for cls in IFEVAL} & set(DRAWN)
+    assert set(Constraining(without=("ifeval",)).kinds) == set(DRAWN) - set(theirs)
+    assert set(Constraining(only=("open-instruct", "startend:quotation")).kinds) == (
+        set(DRAWN) - set(theirs) | {"startend:quotation"}
+    )
+
+
 @pytest.mark.parametrize(("settings", "what"), [
     ({"only": ["punctuation:no_commas"]}, "did you mean 'punctuation:no_comma'"),
     ({"without": ["copy:copy"]}, "written for it"),

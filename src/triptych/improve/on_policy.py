@@ -34,6 +34,9 @@ class OnPolicy(Contrast):
     """Improvement on what the policy itself writes.
 
     Attributes:
+        downsample: learns from so many of a prompt's answers, those whose rewards vary most, and from no prompt whose
+            answers all got the same (Xu et al. 2025, *Not All Rollouts are Useful*): writing an answer costs less than
+            learning it. None learns all.
         cut_reward: what `cut_price` is taken off for an answer that was cut: the "lowest" reward of its group's
             finished ones, for a reward that must see the end; or its "own", where code checks the answer as it stands.
         kl_coefficient: β, what a nat of distance from the round's champion costs, in normalised rewards.
@@ -50,6 +53,7 @@ class OnPolicy(Contrast):
             differ by rounding or by another engine (Yao et al. 2025, truncated importance sampling); None for not.
     """
 
+    downsample: int | None = Field(default=None, ge=2)
     cut_reward: Literal["lowest", "own"] = "lowest"
     kl_coefficient: float = Field(default=0.04, ge=0)
     kl_placement: Literal["loss", "reward"] = "loss"
@@ -65,6 +69,17 @@ class OnPolicy(Contrast):
         if self.kl_target is not None and self.kl_coefficient == 0:
             raise ValueError("kl_target steers kl by factors, and 0 stays 0: give kl a value above it")
         return self
+
+    @model_validator(mode="after")
+    def _some_of_them(self) -> Self:
+        if self.downsample is not None and self.downsample >= self.group_size:
+            raise ValueError(f"downsample is {self.downsample} and group_size {self.group_size}: give it a value below")
+        return self
+
+    @property
+    def learnt_per_prompt(self) -> int:
+        """How many of the answers to a prompt are learnt from."""
+        return self.downsample or self.group_size
 
     def learnt(self, answers: Answers) -> Tensor:
         """`[P, G]` the rewards that are learnt from."""
@@ -121,7 +136,7 @@ class OnPolicyMethod(Method[OnPolicySettings, AnyTokens]):
 
     def prepare(self, number: int) -> Step[AnyTokens]:
         """An update's batches, of what the policy writes."""
-        return self.step(self.loop.collect(self.loop.policy, number))
+        return self.step(downsampled(self.loop.collect(self.loop.policy, number), self.config))
 
     @abstractmethod
     def step(self, scored: Answers) -> Step[AnyTokens]:
@@ -130,6 +145,34 @@ class OnPolicyMethod(Method[OnPolicySettings, AnyTokens]):
     def loss(self, batch: AnyTokens) -> Loss:
         """The surrogate and the penalty, summed over the tokens that count."""
         return loss(self.loop.model, batch, self.config)
+
+
+def downsampled(scored: Answers, config: OnPolicy) -> Answers:
+    """Of each group the answers whose rewards vary most; all, where the settings do not say how many.
+
+    The subset of m with the largest variance is the k highest and the m − k lowest for some k (Xu et al. 2025, theorem
+    1). Groups whose rewards are all equal teach nothing and are left out, unless all are.
+    """
+    if config.downsample is None:
+        return scored
+    rewards = config.learnt(scored)
+    spread = rewards.amax(dim=1) > rewards.amin(dim=1)
+    taken = [i for i in range(len(rewards)) if bool(spread[i]) or not bool(spread.any())]
+    chosen = {i: most_varied(rewards[i], config.downsample) for i in taken}
+    return Answers(
+        [[scored.groups[i][k] for k in chosen[i]] for i in taken],
+        torch.stack([scored.rewards[i, chosen[i]] for i in taken]),
+        lines=[scored.lines[i] for i in taken] if scored.lines else (),
+        first=scored.first or scored,
+        alike=scored.alike,
+    )
+
+
+def most_varied(rewards: Tensor, count: int) -> list[int]:
+    """Which so many of the rewards `[G]` have the largest variance, in their order."""
+    order = rewards.argsort(stable=True).tolist()
+    subsets = [order[: count - high] + order[len(order) - high :] for high in range(count + 1)]
+    return sorted(max(subsets, key=lambda subset: float(rewards[subset].var(correction=0))))
 
 
 def measured(reference: Policy, scored: Answers, config: OnPolicy, curve: Sequence[Row]) -> Measured:
@@ -180,11 +223,11 @@ def tokens_of(
 ) -> Tokens:
     """The tokens of some groups, with their advantages `[N]`."""
     rollouts = [rollout for i in members for rollout in measurements.scored.groups[i]]
-    device = advantages.device
+    device, size = advantages.device, measurements.scored.rewards.shape[1]
     return Tokens(
         packed, advantages,
         reference=torch.cat([
-            measurements.far[i * config.group_size + k] for i in members for k in range(config.group_size)
+            measurements.far[i * size + k] for i in members for k in range(size)
         ]),
         sampler=torch.tensor([value for rollout in rollouts for value in rollout.logprobs], device=device),
         counted=torch.tensor([

@@ -12,7 +12,7 @@ from pydantic import Field, field_validator, model_validator
 
 from triptych.configuration import Config
 from triptych.instructions.instruction import Instruction
-from triptych.instructions.registry import DRAWN, INSTRUCTIONS, instruction, require_kind
+from triptych.instructions.registry import COLLECTIONS, DRAWN, INSTRUCTIONS, instruction, require_kind
 from triptych.records import Check, Conversation, Prompt
 
 NEUTRAL = (
@@ -33,8 +33,9 @@ class Constraining(Config):
 
     Attributes:
         least, most: how many a prompt is given.
-        only: the kinds that are drawn from; by default all that can be added to any prompt.
-        without: kinds that are held out.
+        only: the kinds that are drawn from, or "ifeval", "open-instruct" for all of theirs; by default all that can be
+            added to any prompt.
+        without: kinds that are held out, in the same way.
         seed: of the draw.
     """
 
@@ -47,11 +48,12 @@ class Constraining(Config):
     @field_validator("only", "without")
     @classmethod
     def _can_be_added(cls, kinds: tuple[str, ...]) -> tuple[str, ...]:
-        for kind in kinds:
+        named = tuple(kind for name in kinds for kind in COLLECTIONS.get(name, (name,)))
+        for kind in named:
             require_kind(kind)
             if kind not in DRAWN:
                 raise ValueError(f"{kind} cannot be added to a prompt; it needs one that was written for it")
-        return kinds
+        return named
 
     @model_validator(mode="after")
     def _some(self) -> Self:

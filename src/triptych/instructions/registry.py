@@ -41,6 +41,13 @@ DRAWN: tuple[str, ...] = tuple(kind for kind, cls in INSTRUCTIONS.items() if cls
 """Those that can be added to any prompt; the others need a prompt that was written for them, or are another's twin."""
 
 
+COLLECTIONS: Mapping[str, tuple[str, ...]] = {
+    name: tuple(cls.kind for cls in kinds if cls.wordings)
+    for name, kinds in (("ifeval", IFEVAL), ("open-instruct", OPEN_INSTRUCT))
+}
+"""Those of `DRAWN` by who made them; such a name stands for all of them where kinds are listed."""
+
+
 def require_kind(kind: str) -> type[Instruction]:
     """The kind of instruction that bears the name.
 
