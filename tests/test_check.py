@@ -485,3 +485,18 @@ def test_a_reference_that_a_rule_cannot_use_is_named_before_the_run(
     with pytest.raises(DataError, match=re.escape(wanted[0])):
         cycle(load(path), Runner(tmp_path / "run", Silent(), 1), Family())  # before anything runs
     assert not (tmp_path / "run").exists()
+
+
+def test_comparisons_need_no_instructions_to_follow_where_prompts_have_them(tmp_path: Path) -> None:
+    rules = {"kind": "rules", "rules": [{"rule": "instructions"}]}
+    reward = {"kind": "mixture", "parts": [
+        {"name": "instructions", "weight": 1, "reward": rules}, {"name": "people", "weight": 0.1, "reward": {}},
+    ]}
+    path = write_recipe(tmp_path, reward=reward, gate={"judge": rules})
+    (lacking, *_) = [problem for problem in check.check(path).problems if "checks" in problem]
+    assert f"{tmp_path / 'questions.jsonl'}:1: reference: has no `checks`" in lacking
+    path = write_recipe(
+        tmp_path, reward=reward, gate={"judge": rules},
+        improve={"prompts": [{"file": "questions.jsonl", "constrain": {"only": ["ifeval"]}}]},
+    )
+    assert check.check(path).problems == []

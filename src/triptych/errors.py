@@ -86,10 +86,13 @@ class DataError(TriptychError):
 
     def __init__(self, faults: Sequence[Fault]) -> None:
         self.faults = tuple(faults)
-        lines = [str(fault) for fault in self.faults[: self.SHOWN]]
-        if len(self.faults) > self.SHOWN:
-            lines.append(f"and {len(self.faults) - self.SHOWN} more")
-        super().__init__("\n".join(lines))
+        super().__init__("\n".join(self.lines))
+
+    @property
+    def lines(self) -> list[str]:
+        """A line for each of the first faults, and one that counts the others."""
+        more = len(self.faults) - self.SHOWN
+        return [*map(str, self.faults[: self.SHOWN]), *([f"and {more} more"] if more > 0 else [])]
 
     def __reduce__(self) -> tuple[type[DataError], tuple[Sequence[Fault]]]:
         """What another process makes the same error of."""

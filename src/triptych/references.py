@@ -18,7 +18,7 @@ from triptych.recipe import Recipe
 from triptych.records import Prompt
 from triptych.reward.mixture import MixtureReward
 from triptych.reward.registry import Reward
-from triptych.reward.rules import Rule, RulesReward
+from triptych.reward.rules import Instructions, Rule, RulesReward
 
 Applied = tuple[Rule, Sequence[Sequence[str]]]
 """A rule, and the lists of tasks that its prompts must all be in; an empty one holds every task."""
@@ -42,7 +42,8 @@ def wrong_references(recipe: Recipe, read: Callable[[str], Iterable[GoodRows[Any
         read: the good rows of the recipe's files of a kind, or of a task's by the name of its stage.
     """
     rules = list(_rules(recipe.reward.model))
-    compared = rules if recipe.compared else []  # an audit scores the answers that were compared
+    # An audit scores the answers that were compared; where nothing is to be followed, they follow it alike.
+    compared = [applied for applied in rules if not isinstance(applied[0], Instructions)] if recipe.compared else []
     if isinstance(recipe.gate.judge, RulesReward):
         rules += _rules(recipe.gate.judge)
     asked = "prompts" if recipe.preparation.prompts else "conversations"

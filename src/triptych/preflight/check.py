@@ -258,13 +258,13 @@ def check_files(recipe: Recipe, findings: Findings) -> dict[str, list[GoodRows[A
                     read[kind].append(rows)
             except DataError as error:
                 readable = False
-                problems += map(str, error.faults)
+                problems += error.lines
             findings.notes += map(str, notes)
             if preparation.wrong_rows == "refuse":
-                problems += map(str, skipped)
+                problems += DataError(skipped).lines
             else:
-                findings.notes += [f"left out: {fault}" for fault in skipped]
-    findings.problems += [*map(str, wrong_references(recipe, read.__getitem__)), *problems]
+                findings.notes += [f"left out: {line}" for line in DataError(skipped).lines]
+    findings.problems += [*DataError(wrong_references(recipe, read.__getitem__)).lines, *problems]
     people: list[tuple[UserFile | None, type[Questionnaire[Any, Any]]]] = [
         (recipe.gate.people, Panel), (recipe.people, FORMS[recipe.people_give or "comparisons"]),
     ]
@@ -274,7 +274,7 @@ def check_files(recipe: Recipe, findings: Findings) -> dict[str, list[GoodRows[A
         except DataError as error:
             faults = error.faults
         if preparation.wrong_rows == "refuse" or questionnaire is Panel:
-            findings.problems += map(str, faults)
+            findings.problems += DataError(faults).lines
         else:
             findings.notes += [f"left out: {fault}" for fault in faults]
     return read if readable else None
@@ -286,7 +286,7 @@ def split_data(recipe: Recipe, folder: Path, findings: Findings) -> Prepared | N
     try:
         counts = prepare_data(context, recipe.preparation.model_copy(update={"wrong_rows": "skip"}), recipe.sources)
     except DataError as error:
-        findings.problems += map(str, error.faults)
+        findings.problems += error.lines
         return None
     judge_splits(recipe, counts, findings)
     return counts

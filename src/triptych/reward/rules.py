@@ -357,7 +357,8 @@ class Refusal(Rule):
 class Instructions(Rule):
     """The share of the prompt's instructions that the answer follows (Zhou et al. 2023, IFEval).
 
-    The prompt's `checks` hold them; see :mod:`triptych.instructions`. An empty answer follows none.
+    The prompt's `checks` hold them; see :mod:`triptych.instructions`. An empty answer follows none. Of a prompt without
+    any, as those of most comparisons are, it is 1 for every answer.
 
     Attributes:
         strict: 1 where it follows all of them, else 0: IFEval's strict accuracy of a prompt.
@@ -368,9 +369,8 @@ class Instructions(Rule):
 
     def value(self, conversation: Conversation) -> float:
         """See the class."""
-        self.require_reference(conversation)
         outcomes = followed(conversation.prompt, conversation.answer)
-        return float(all(outcomes)) if self.strict else sum(outcomes) / len(outcomes)
+        return float(all(outcomes)) if self.strict or not outcomes else sum(outcomes) / len(outcomes)
 
     def fault(self, prompt: Prompt) -> str | None:
         """See `Rule`."""
