@@ -170,9 +170,10 @@ def downsampled(scored: Answers, config: OnPolicy) -> Answers:
 
 def most_varied(rewards: Tensor, count: int) -> list[int]:
     """Which so many of the rewards `[G]` have the largest variance, in their order."""
-    order = rewards.argsort(stable=True).tolist()
-    subsets = [order[: count - high] + order[len(order) - high :] for high in range(count + 1)]
-    return sorted(max(subsets, key=lambda subset: float(rewards[subset].var(correction=0))))
+    order = rewards.argsort(stable=True)
+    subsets = [torch.cat([order[: count - high], order[len(order) - high :]]) for high in range(count + 1)]
+    chosen: list[int] = max(subsets, key=lambda subset: float(rewards[subset].var(correction=0))).tolist()
+    return sorted(chosen)
 
 
 def measured(reference: Policy, scored: Answers, config: OnPolicy, curve: Sequence[Row]) -> Measured:
