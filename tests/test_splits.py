@@ -359,6 +359,8 @@ def test_no_comparison_that_comes_later_is_held_out_on_what_demonstrations_taugh
     assert (len(found.train), found.heldout) == (40, [])
     assert DataFolder(tmp_path / "all").crossfitted("train")
     assert exposed(data, tmp_path / "all", "train")
+    (data / "demonstrations.jsonl").unlink()  # of a model that is tuned already there are none
+    assert not exposed(data, tmp_path / "all", "train")
     (line,) = said.said
     assert line.endswith("so they are cross-fitted, and the reward models start from the Base")
 

@@ -59,7 +59,7 @@ def exposed(data: Folder, comparisons: Folder, split: TrainedOn) -> bool:
     if not DataFolder(comparisons).crossfitted(split):
         return False
     compared = DataFolder(comparisons).comparisons(split).read()
-    demonstrations = DataFolder(data).demonstrations("train").read()
+    demonstrations = DataFolder(data).demonstrations("train").read_any()  # a model that is tuned already has none
     return bool(set(map(form, compared)) & set(map(form, demonstrations)))
 
 
