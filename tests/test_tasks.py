@@ -19,7 +19,7 @@ from triptych.cycle import cycle, plan, prepare, prompts_of
 from triptych.data.files import read_prompts
 from triptych.errors import DataError, RecipeError
 from triptych.family import Family
-from triptych.pipeline.runner import Runner
+from triptych.pipeline.runner import Runner, Until
 from triptych.preflight import check
 from triptych.progress import Silent
 from triptych.recipe import load
@@ -119,29 +119,29 @@ def test_before_and_after_are_paired_where_a_candidate_was_promoted(
 ) -> None:
     path, family, runner, kept = ran
     assert not family.rounds[0].promoted
-    assert [task.champion for task in kept.tasks] == [None] * 3
+    assert [task.change for task in kept.tasks] == [None] * 3
     family = promoted(family)
     summary = results.write(load(path), family, runner)
     for place, task in enumerate(summary.tasks):
         before, after = (scores_of(family, place, model) for model in (1, 2))
         gain, interval = mean_interval([new - old for new, old in zip(after, before, strict=True)])
-        assert task.champion is not None
-        assert (task.champion.gain, task.champion.interval) == (gain, interval)
-        assert (task.champion.before, task.champion.after) == (task.models[1].score, task.models[2].score)
+        assert task.change is not None
+        assert (task.change.gain, task.change.interval) == (gain, interval)
+        assert (task.change.before, task.change.after) == (task.models[1].score, task.models[2].score)
     assert [set(task.parts) for task in summary.tasks] == [{"chrf"}, {"f1", "length"}, {"instructions"}]
     assert [set(task.instructions) for task in summary.tasks] == [set(), set(), {"punctuation:no_comma"}]
     page = re.sub(r"<[^>]+>|\s+", " ", (runner.folder / "report.html").read_text())
     translation = summary.tasks[0]
-    assert translation.champion is not None
-    assert translation.champion.gain != 0
-    assert re.search(rf"translation +chrf +7 .* {re.escape(number(translation.champion.gain, 3, sign=True))} ", page)
+    assert translation.change is not None
+    assert translation.change.gain != 0
+    assert re.search(rf"translation +chrf +7 .* {re.escape(number(translation.change.gain, 3, sign=True))} ", page)
     assert "answering: each rule, before and after" in page
     assert "instructions: each kind of instruction, before and after" in page
     card = (runner.folder / "release/instruct/README.md").read_text()
     (row,) = re.findall(r"^\| translation .*$", card, re.MULTILINE)
     cells = [cell.strip() for cell in row.strip("|").split("|")]
     scores = [f"{model.score:.3f}" for model in translation.models]
-    assert cells[:7] == ["translation", "chrf", "7", *scores, f"{translation.champion.gain:+.3f}"]
+    assert cells[:7] == ["translation", "chrf", "7", *scores, f"{translation.change.gain:+.3f}"]
     assert "7 prompts of translation" in card.split("---")[1]  # the model-index of the Hub
 
 
@@ -155,6 +155,17 @@ def test_the_command_ends_with_each_tasks_score_and_does_nothing_again(
     assert computed(runner) == before
     for task in summary.tasks:
         assert f"{task.name}: {task.models[1].score:.3f} by {task.scored_by} (instruct) on" in told.output
+
+
+def test_a_task_is_told_where_every_model_was_measured_on_it(ran: tuple[Path, Family, Runner, Summary]) -> None:
+    path, _, runner, _ = ran
+    ending, family = Runner(runner.folder, Silent(), runner.seed, until="tasks/answering/instruct"), Family()
+    with pytest.raises(Until):
+        cycle(load(path), ending, family)
+    assert [len(task.tests) for task in family.tasks] == [3, 2, 0]
+    summary = results.write(load(path), family, ending, results.Ending("it was to end there", failed=False, missing=[]))
+    assert [task.name for task in summary.tasks] == ["translation"]
+    assert (summary.ended, summary.release) == ("it was to end there", "release")
 
 
 def test_a_changed_task_is_measured_again_and_nothing_else_is(ran: tuple[Path, Family, Runner, Summary]) -> None:

@@ -135,6 +135,11 @@ class Family:
         return next((round.reward.artifact for round in reversed(self.rounds) if round.reward), None)
 
     @property
+    def measured_tasks(self) -> list[TaskTest]:
+        """The tasks that every model was measured on; where a run ended before its end, the others are not told."""
+        return [task for task in self.tasks if 0 < len(task.tests) == len(self.tests)]
+
+    @property
     def scorer(self) -> ArtifactScorer | None:
         """The last round's reward as a scorer."""
         return self.rounds[-1].reward.scorer if self.rounds and self.rounds[-1].reward else None

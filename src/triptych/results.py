@@ -90,7 +90,7 @@ def write(recipe: Recipe, family: Family, runner: Runner, ending: Ending | None 
     if released and (measured or not _is_released(family, folder / "release")):
         release(recipe, family, artifacts, summary, folder / "release")
     samples = sample(answers)
-    for task in family.tasks:
+    for task in family.measured_tasks:
         samples += sample({test.name: tested_prompts(test.artifact) for test in task.tests}, SAMPLES_OF_TASK, task.name)
     write_whole(folder / "summary.json", summary.model_dump_json(indent=1) + "\n")
     write_whole(folder / "samples.json", json.dumps([s.model_dump() for s in samples], ensure_ascii=False, indent=1))
@@ -142,7 +142,7 @@ def summarise(
         judge_audit=_audit(recipe, 0, family.judging) if family.judging and family.judging.audit else None,
         rounds=[_round(round.number, round.gate.result, round.candidate) for round in family.rounds
                 if round.gate and round.candidate],
-        tasks=[_task(task, family) for task in family.tasks if task.tests],
+        tasks=[_task(task, family) for task in family.measured_tasks],
         stages=stages, losses={artifact.name: _losses(artifact) for artifact in artifacts
                                if (artifact.folder / "curve.jsonl").exists()},
         seconds=sum(stage.seconds for stage in stages), peak_memory_gib=peak, release=release,
@@ -373,7 +373,7 @@ def _task(task: TaskTest, family: Family) -> report.TaskSummary:
     rows = {test.name: {row.key: row.deployed for row in tested_prompts(test.artifact)} for test in task.tests}
     alone = report.TaskSummary(name=task.name, scored_by=task.tests[0].artifact.result.judge, models=models)
     name = _champion_name(family)
-    if name == "instruct" or name not in rows or "instruct" not in rows:
+    if name == "instruct":
         return alone
     # A prompt that one of them had no room for is left out of both.
     both = [key for key in rows["instruct"] if key in rows[name]]
@@ -382,7 +382,7 @@ def _task(task: TaskTest, family: Family) -> report.TaskSummary:
     before, after = ([rows[model][key] for key in both] for model in ("instruct", name))
     parts = paired_by_name(*([row.parts for row in answers] for answers in (before, after)))
     return alone.model_copy(update={
-        "champion": PairedScore.of([row.judge for row in before], [row.judge for row in after]),
+        "change": PairedScore.of([row.judge for row in before], [row.judge for row in after]),
         "parts": {part.removeprefix("judge/"): score for part, score in parts.items()},
         "instructions": paired_by_name(*([row.instructions for row in answers] for answers in (before, after))),
     })

@@ -126,7 +126,7 @@ def compare(
 
 def _change(task: TaskSummary) -> str:
     """A task's score before and after, or the one that there is."""
-    if (score := task.champion) is None:
+    if (score := task.change) is None:
         kept = next((model for model in task.models if model.champion), task.models[-1])
         return f"{kept.score:.3f} by {task.scored_by} ({kept.name}) on {kept.prompts:,} prompts"
     low, high = score.interval

@@ -503,9 +503,9 @@ def check_lengths(
                 f"{name}: {report.over:,} of {report.count:,} prompts will be left out, for they leave no room for an "
                 f"answer of {answer} tokens: the model knows {model.context:,} positions"
             )
-    few_shot = data.prompts("test").read_any()[: recipe.evaluate.measurement.prompts]
+    tested = data.prompts("test").read_any()[: recipe.evaluate.measurement.prompts]
     texts["prompts_test, few-shot"] = check_few_shot(
-        recipe, folder, "prompts_test", few_shot, tokenizer, model, findings
+        recipe, folder, "prompts_test", tested, tokenizer, model, findings
     )
     for stage in (task.stage for task in recipe.evaluate.tasks if recipe.finetuning):
         texts[f"{stage}, few-shot"] = check_few_shot(

@@ -260,7 +260,7 @@ class TaskSummary(StrictModel):
     Attributes:
         scored_by: the task's rules.
         models: as on the test prompts.
-        champion: round 0's Instruct before, the champion after; None where they are one.
+        change: round 0's Instruct before, the champion after; None where they are one.
         parts: each of the rules, before and after.
         instructions: for each kind of the prompts' instructions how often the two follow it.
     """
@@ -268,7 +268,7 @@ class TaskSummary(StrictModel):
     name: str
     scored_by: str
     models: list[ModelScore]
-    champion: PairedScore | None = None
+    change: PairedScore | None = None
     parts: dict[str, PairedScore] = Field(default_factory=dict)
     instructions: dict[str, PairedScore] = Field(default_factory=dict)
 
