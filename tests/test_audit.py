@@ -390,6 +390,27 @@ def test_one_that_counting_words_beats_fails() -> None:
     assert any("not proved better than counting words" in warning for warning in alike.warnings)
 
 
+def test_what_would_mend_a_reward_follows_from_whether_it_is_trained() -> None:
+    rows = [comparison(i, 2 + i % 2, 1 + 2 * (i % 2)) for i in range(200)]
+    chance = measured(Evidence(rows), [float(i % 2) for i in range(200)], [0.5] * 200)
+    (trained,) = judged(chance, Audit()).reasons
+    assert trained.endswith("give it more or cleaner comparisons, more epochs or a better starting model")
+    (made,) = judged(chance, Audit(), learns=False).reasons
+    assert made.endswith("change its rules, its question or who is asked, or look for wrong labels")
+    few = measured(Evidence(rows[:20]), [1.0] * 20, [0.0] * 20)
+    assert judged(few, Audit()).reasons[0].endswith("give more comparisons, or raise the share that is held out")
+    assert judged(few, Audit(), learns=False).reasons[0].endswith("give more comparisons")
+
+
+def test_a_pass_on_what_may_have_been_learnt_has_a_reservation() -> None:
+    rows = [comparison(i, 2 + i % 2, 1 + 2 * (i % 2)) for i in range(200)]
+    right = measured(Evidence(rows), [1.0] * 200, [0.0] * 200)
+    assert judged(right, Audit()).verdict == "passed"
+    unknown = judged(right, Audit(), unseen=False)
+    assert (unknown.verdict, unknown.warnings[0][:9]) == ("passed with reservations", "training:")
+    assert judged(right, Audit(), learns=False, unseen=False).verdict == "passed"
+
+
 def test_comparisons_of_one_prompt_widen_the_interval() -> None:
     alike = [comparison(i // 10, 2, 1) for i in range(100)]
     apart = [comparison(i, 2, 1) for i in range(100)]

@@ -472,7 +472,7 @@ def test_gate_decides_between_files_of_answers(alone: Path) -> None:
     long, short, judge = alone / "long.jsonl", alone / "short.jsonl", alone / "short"
     result = call("gate", long, short, "--judge", judge, "--out", alone / "gate")
     assert result.exit_code == 0, result.output
-    assert "promoted: rules prefers the candidate: win rate 100.0%" in result.stdout
+    assert "promoted: the candidate is preferred by rules: win rate 100.0%" in result.stdout
     assert "words in an answer" in result.stdout
     assert (alone / "gate/gate.html").exists()
     assert call("gate", short, long, "--judge", judge, "--out", alone / "again").exit_code == 1

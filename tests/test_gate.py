@@ -44,7 +44,9 @@ def decided(config: Gate | None = None, won: list[float] = WINNER, **numbers: An
 def test_a_win_rate_above_one_half_promotes() -> None:
     decision, reason = decided()
     assert decision == PROMOTED
-    assert reason == "exact judge prefers the candidate: win rate 60.0% (95% interval 55.0% to 65.0%), p 0.00032"
+    assert reason == (
+        "the candidate is preferred by exact judge: win rate 60.0% (95% interval 55.0% to 65.0%), p 0.00032"
+    )
 
 
 def test_the_decision_is_the_sign_tests_to_the_last_prompt() -> None:
@@ -70,7 +72,7 @@ def test_winning_on_every_one_of_a_few_prompts_proves_nothing() -> None:
 def test_a_win_rate_below_one_half_rejects() -> None:
     decision, reason = decided(won=outcomes(120, 180))
     assert decision == REJECTED
-    assert reason.startswith("exact judge prefers the champion: win rate 40.0%")
+    assert reason.startswith("the champion is preferred by exact judge: win rate 40.0%")
 
 
 def test_a_winner_that_lost_a_task_is_rejected() -> None:
@@ -83,7 +85,8 @@ def test_a_winner_that_lost_a_task_is_rejected() -> None:
     decision, reason = found(21, 60)
     assert decision == REJECTED
     assert reason == (
-        "exact judge prefers the champion on question: win rate 35.0% of 60 prompts (p 0.014), under the budget of 40%"
+        "the champion is preferred on question by exact judge: win rate 35.0% of 60 prompts (p 0.014), under the "
+        "budget of 40%"
     )
     assert found(7, 20)[0] == PROMOTED  # that may be chance
     assert found(2, 12)[0] == PROMOTED  # too few prompts to count

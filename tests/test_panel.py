@@ -162,7 +162,7 @@ def test_a_run_waits_at_its_gate_and_goes_on_to_what_people_decided(tmp_path: Pa
     assert ended.exit_code == 0, ended.output
     (round_,) = json.loads((runs / "tiny" / "summary.json").read_text())["rounds"]
     assert (round_["decided_by"], round_["decision"]) == ("a panel of people", "promoted")
-    assert round_["reason"].startswith("a panel of people prefers the candidate: win rate ")
+    assert round_["reason"].startswith("the candidate is preferred by a panel of people: win rate ")
     assert round_["win_rate"] > 0.5
     assert 0 <= round_["judge_win_rate"] <= 1
     assert "People and judge agree" in (runs / "tiny" / "report.html").read_text()

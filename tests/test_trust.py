@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -289,6 +290,18 @@ def test_a_folder_cannot_say_of_itself_that_it_is_ones_own(tmp_path: Path, claim
     files = FUNCTION | {"reward.json": content | claim}
     with pytest.raises(RewardError, match=r"reward\.json: cannot be used"):
         open_reward(reward_at(tmp_path / "runs/mine/artifacts/round-1-reward", files))
+
+
+@pytest.mark.parametrize(("rule", "message"), [
+    ({"rule": "exat"}, "rules.0: rule must be one of exact, "),
+    ({"rule": "exat"}, ", got 'exat'; did you mean exact?"),
+    ({"rule": "length", "most": "few"}, "rules.0.most: must be a whole number at least 0, got 'few'"),
+    ({"rule": "length", "mst": 3}, "rules.0.mst: unknown field; did you mean most?"),
+])
+def test_a_misspelt_rule_is_named_with_the_nearest(tmp_path: Path, rule: dict[str, Any], message: str) -> None:
+    folder = reward_at(tmp_path / "rules", {"reward.json": {"kind": "rules", "rules": [rule]}})
+    with pytest.raises(RewardError, match=re.escape(message)):
+        open_reward(folder)
 
 
 @pytest.mark.attack("a stranger's reward")

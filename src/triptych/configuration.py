@@ -155,7 +155,9 @@ def load(path: str | Path, model: type[T], overrides: Sequence[str] = ()) -> T:
     try:
         recipe = model.model_validate(source.values, context=beside(Path(path).parent))
     except ValidationError as error:
-        source.problems += _problems(error, model, source)
+        source.problems += [
+            Problem(source.origin(place), place, message) for place, message in complaints(error, model).items()
+        ]
     else:
         if not source.problems:
             return recipe
@@ -163,9 +165,9 @@ def load(path: str | Path, model: type[T], overrides: Sequence[str] = ()) -> T:
     raise RecipeError("\n".join(dict.fromkeys(lines)))
 
 
-def _problems(error: ValidationError, model: type[BaseModel], source: YamlFile) -> list[Problem]:
-    """pydantic's errors in the recipe's terms; of a union's members only the nearest ones complain."""
-    wrong = [(_spot(details["loc"], model), details) for details in error.errors()]
+def complaints(error: ValidationError, model: type[BaseModel]) -> dict[Place, str]:
+    """pydantic's errors in a recipe's terms, by their places; of a union's members only the nearest ones complain."""
+    wrong = [(_spot(details["loc"], model), details) for details in error.errors() if not _follows(details)]
     distances: dict[Place, dict[str, int]] = {}
     for spot, details in wrong:
         for place, member in spot.members:
@@ -175,7 +177,12 @@ def _problems(error: ValidationError, model: type[BaseModel], source: YamlFile) 
     for spot, details in wrong:
         if all(distances[place][member] == min(distances[place].values()) for place, member in spot.members):
             messages.setdefault(spot.place, []).append(_message(details, spot))
-    return [Problem(source.origin(place), place, _together(said)) for place, said in messages.items()]
+    return {place: _together(said) for place, said in messages.items()}
+
+
+def _follows(details: ErrorDetails) -> bool:
+    """Whether a list is called too short only because entries of it are wrong, which are named themselves."""
+    return details["type"] == "too_short" and len(details["input"]) >= details["ctx"]["min_length"]
 
 
 def _distance(details: ErrorDetails, whole: bool) -> int:

@@ -19,7 +19,7 @@ from triptych.audit.record import Agreement, AuditRecord, Calibration, TrivialRu
 from triptych.audit.words import bag_of_words
 from triptych.configuration import Config
 from triptych.data.folder import TRAINED, AuditedOn, DataFolder
-from triptych.engine.scoring import RewardModel, Scorer, log_odds
+from triptych.engine.scoring import RewardModel, Scorer, learns, log_odds
 from triptych.pipeline.stage import StageContext
 from triptych.records import Comparison, Conversation
 from triptych.statistics.intervals import mean_interval
@@ -27,6 +27,14 @@ from triptych.storage import Folder
 
 BAG_OF_WORDS = "bag of words"
 CONSISTENCY_COMPARISONS = 8
+
+REMADE = "change its rules, its question or who is asked"
+"""What mends a reward that is not trained."""
+
+UNKNOWN = (
+    "training: nothing says which comparisons it was trained on. It may have learnt these, and then this audit says "
+    "nothing of others; name those that it was trained on (--training)"
+)
 
 
 class Audit(Config):
@@ -56,6 +64,7 @@ class Evidence:
         new: which of `rows` are newer than the predecessor.
         folds: of how many models' evidence it is, where each was trained without a fold of `rows`.
         seed: of the folds, which the bag of words has too; None where there are none.
+        unseen: whether it is known that the reward has not learnt from `rows`.
     """
 
     rows: Sequence[Comparison]
@@ -63,6 +72,7 @@ class Evidence:
     new: Sequence[bool] = ()
     folds: int = 0
     seed: int | None = None
+    unseen: bool = True
 
 
 def audit(
@@ -114,7 +124,7 @@ def examine(
     if predecessor is not None:
         before = [a - b for a, b in zip(*scored(predecessor, rows), strict=True)]
         record.drift = drift(rows, evidence.new or [False] * len(rows), differences, before)
-    return judged(record, config)
+    return judged(record, config, learns=learns(released), unseen=evidence.unseen)
 
 
 def scored(scorer: Scorer, rows: Sequence[Comparison]) -> tuple[list[float], list[float]]:
@@ -171,7 +181,7 @@ def measured(
     )
 
 
-def judged(record: AuditRecord, config: Audit) -> AuditRecord:
+def judged(record: AuditRecord, config: Audit, *, learns: bool = True, unseen: bool = True) -> AuditRecord:
     """The record with its verdict and warnings.
 
     To pass, the accuracy must be above that of *each* trivial rule: the lower end of the 95% interval of the paired
@@ -180,24 +190,28 @@ def judged(record: AuditRecord, config: Audit) -> AuditRecord:
     no trivial rule but a model that has learnt from the same labels: it must not be proved better, the upper end of
     the interval below 0, and a model that is not proved better than it passes with a warning. A warning is a
     reservation, and is told wherever the verdict is.
+
+    Args:
+        learns: whether the reward is trained, and not made of rules or questions: what would mend it follows from that.
+        unseen: whether it is known that it has not learnt from these comparisons.
     """
     reasons = []
     if record.prompts < config.least_prompts:
         reasons.append(
             f"only {record.prompts} {record.evidence} prompts, where {config.least_prompts} are the least that count: "
-            f"{_more(record)}"
+            f"{_more(record, learns)}"
         )
     name = min(
         (rule for rule in record.leads if rule != BAG_OF_WORDS), key=lambda rule: record.leads[rule].interval[0]
     )
     if record.leads[name].interval[0] <= config.least_margin:
-        reasons.append(_not_ahead(record, name, config.least_margin))
+        reasons.append(_not_ahead(record, name, config.least_margin, learns))
     words = record.leads.get(BAG_OF_WORDS)
     if words and words.interval[1] < 0:
         reasons.append(
             f"accuracy {record.accuracy:.1%} is below that of a bag of words trained on the same comparisons "
-            f"({record.baselines[BAG_OF_WORDS]:.1%}): it has learnt less than to count words; give it more epochs, "
-            "another learning rate or a better starting model"
+            f"({record.baselines[BAG_OF_WORDS]:.1%}): it knows less than to count words; "
+            + ("give it more epochs, another learning rate or a better starting model" if learns else REMADE)
         )
     broken = [row for row in record.consistency if not row.holds]
     reasons += [
@@ -206,12 +220,14 @@ def judged(record: AuditRecord, config: Audit) -> AuditRecord:
         "allowed; look at the padding and end tokens in config.json and tokenizer_config.json"
         for row in broken
     ]
-    record.reasons, record.warnings = reasons, _warnings(record)
+    record.reasons, record.warnings = reasons, _warnings(record, learns)
+    if learns and not unseen:
+        record.warnings.append(UNKNOWN)
     record.verdict = "failed" if reasons else "passed with reservations" if record.warnings else "passed"
     return record
 
 
-def _not_ahead(record: AuditRecord, name: str, margin: float) -> str:
+def _not_ahead(record: AuditRecord, name: str, margin: float, learns: bool) -> str:
     lead = record.leads[name]
     low, high = lead.interval
     shortfall = (
@@ -220,34 +236,35 @@ def _not_ahead(record: AuditRecord, name: str, margin: float) -> str:
         f"interval {100 * low:+.1f} to {100 * high:+.1f}; "
     )
     if lead.lead <= margin:
-        return shortfall + "give it more or cleaner comparisons, more epochs or a better starting model"
+        mended = "give it more or cleaner comparisons, more epochs or a better starting model"
+        return shortfall + (mended if learns else f"{REMADE}, or look for wrong labels")
     # The interval narrows with the root of the number of prompts.
     needed = math.ceil(record.prompts * ((lead.lead - low) / (lead.lead - margin)) ** 2)
     return shortfall + (
         f"about {max(needed, record.prompts + 1):,} {record.evidence} prompts would show a lead of this size (there "
-        f"are {record.prompts:,}): {_more(record)}"
+        f"are {record.prompts:,}): {_more(record, learns)}"
     )
 
 
-def _more(record: AuditRecord) -> str:
-    return "give more comparisons" + ("" if record.folds else ", or raise the share that is held out")
+def _more(record: AuditRecord, learns: bool) -> str:
+    return "give more comparisons" + (", or raise the share that is held out" if learns and not record.folds else "")
 
 
-def _warnings(record: AuditRecord) -> list[str]:
+def _warnings(record: AuditRecord, learns: bool) -> list[str]:
     """What to look at, from what spoils a policy most to what spoils it least."""
     warnings = []
     if side := blind_side(record):
         warnings.append(
             f"length: it is right on only {side[1]:.1%} of comparisons where the {side[0]} answer is preferred, less "
-            "often than a coin: it follows the length there, or most of these labels are wrong; add comparisons in "
-            f"which the {side[0]} answer is the better one"
+            "often than a coin: it follows the length there, or most of these labels are wrong; "
+            + (f"add comparisons in which the {side[0]} answer is the better one" if learns else REMADE)
         )
     if record.length and (liked := leaning(record.length)):
         warnings.append(
             f"length: it leans towards {liked} answers: it prefers the longer in {record.length.prefers_longer:.1%} of "
             f"comparisons and the labels do in {record.length.labels_longer:.1%}; it is right on "
             f"{record.when_longer:.1%} where the longer answer is preferred and on {record.when_shorter:.1%} where the "
-            "shorter is; add comparisons where length and quality disagree"
+            f"shorter is; {'add comparisons where length and quality disagree' if learns else REMADE}"
         )
     words = record.leads.get(BAG_OF_WORDS)
     if words and words.interval[0] <= 0:

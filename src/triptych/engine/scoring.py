@@ -125,6 +125,20 @@ def log_odds(scorer: Scorer) -> float | None:
     return scorer.log_odds if isinstance(scorer, Preferring) else None
 
 
+@runtime_checkable
+class Learning(Protocol):
+    """A scorer that says whether it, or a part of it, learnt from comparisons or ratings."""
+
+    @property
+    def learns(self) -> bool:
+        """False of rules, and of a language model that is asked as it is."""
+
+
+def learns(scorer: Scorer) -> bool:
+    """Whether the scorer may have learnt from comparisons or ratings: one that does not say so may have."""
+    return scorer.learns if isinstance(scorer, Learning) else True
+
+
 def scored(scorer: Scorer, conversations: Sequence[Conversation]) -> Scores:
     """The scorer's scores, with their parts where it knows them."""
     return scorer.details(conversations) if isinstance(scorer, Detailed) else Scores(scorer.score(conversations))

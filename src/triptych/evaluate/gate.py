@@ -261,13 +261,13 @@ def verdict(config: Gate, numbers: Decided, won: Sequence[float]) -> tuple[Decis
     for task, p in numbers.lost_tasks.items():
         score = numbers.tasks[task]
         return REJECTED, (
-            f"{numbers.decided_by} prefers the champion on {task}: win rate {score.score:.1%} of "
+            f"the champion is preferred on {task} by {numbers.decided_by}: win rate {score.score:.1%} of "
             f"{score.prompts} prompts (p {p:.2g}), under the budget of {config.min_task_win_rate:.0%}"
         )
     if numbers.p_value <= at:
-        return PROMOTED, f"{numbers.decided_by} prefers the candidate: {shown}, p {numbers.p_value:.2g}"
+        return PROMOTED, f"the candidate is preferred by {numbers.decided_by}: {shown}, p {numbers.p_value:.2g}"
     if chance([1 - outcome for outcome in won]) <= at:
-        return REJECTED, f"{numbers.decided_by} prefers the champion: {shown}"
+        return REJECTED, f"the champion is preferred by {numbers.decided_by}: {shown}"
     enough = prompts_needed(won, 0.5, at)
     if enough is None:
         return UNDECIDED, f"{shown} is exactly one half, where no number of prompts would tell"

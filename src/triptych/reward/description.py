@@ -10,7 +10,7 @@ from typing import Any, Literal, NoReturn
 
 from pydantic import Field, StrictInt, ValidationError, field_validator
 
-from triptych.configuration import Config
+from triptych.configuration import Config, complaints
 from triptych.display import one_line
 from triptych.engine.scoring import RewardModel
 from triptych.errors import RewardError
@@ -138,9 +138,9 @@ def _content(path: Path) -> Content:
     try:
         return KINDS[kind].model_validate(content)
     except ValidationError as error:
-        wrong = error.errors(include_url=False, include_input=False)
         problems = [
-            f"{one_line('.'.join(map(str, fault['loc'])))[:80]}: {one_line(fault['msg'])[:200]}" for fault in wrong
+            ": ".join(part for part in (one_line(".".join(map(str, place)))[:80], one_line(message)[:400]) if part)
+            for place, message in complaints(error, KINDS[kind]).items()
         ]
         more = f"; and {len(problems) - 3} more" if len(problems) > 3 else ""
         _refuse(path, "cannot be used: " + "; ".join(problems[:3]) + more)

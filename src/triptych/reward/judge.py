@@ -157,6 +157,8 @@ class LanguageJudge:
         inconsistent: of the pairs, those where the verdict went with the place and not with the answer.
     """
 
+    learns = False
+
     def __init__(
         self, config: JudgeReward, judge: Choosing, template: str, *, name: str = "language judge", identity: str = "",
         shard_map: ShardMap = unsharded,

@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator
 
 from triptych.configuration import Config, tagged
-from triptych.engine.scoring import Scorer, Scores, scored
+from triptych.engine.scoring import Scorer, Scores, learns, scored
 from triptych.pipeline.artifact import Artifact
 from triptych.pipeline.result import Result
 from triptych.pipeline.stage import StageContext
@@ -98,6 +98,11 @@ class Mixture:
             if isinstance(weighted.scorer, Rules):
                 weighted.scorer.subtracted = weighted.part.weight < 0
         self.identity = identity
+
+    @property
+    def learns(self) -> bool:
+        """See `Learning`: whether a part does."""
+        return any(learns(weighted.scorer) for weighted in self.parts)
 
     def score(self, conversations: Sequence[Conversation]) -> list[float]:
         """See the class."""

@@ -480,6 +480,7 @@ class Rules:
     """
 
     name = "rules"
+    learns = False
 
     def __init__(
         self, config: RulesReward, folder: Path | None = None, *, identity: str = "", shard_map: ShardMap = unsharded

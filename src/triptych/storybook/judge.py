@@ -35,6 +35,7 @@ class ExactJudge:
 
     name = "exact judge"
     identity = "exact judge"
+    learns = False
 
     def score(self, conversations: Sequence[Conversation]) -> list[float]:
         """Each answer's quality, from 0 (worthless) to 1 (flawless)."""
