@@ -180,6 +180,22 @@ def test_an_audit_leaves_its_record_and_page(folder: Path, tmp_path: Path) -> No
     assert "how long it is" in (tmp_path / "audit" / "audit.html").read_text()
 
 
+def test_an_audit_says_that_it_cannot_know_what_a_reward_learnt(folder: Path, tmp_path: Path) -> None:
+    rows = folder / "preferences.jsonl"
+    record = triptych.audit(Length(), rows, progress=Silent())
+    assert record.warnings[-1].startswith("training: nothing says which comparisons it was trained on")
+    files.write(tmp_path / "learnt.jsonl", [Comparison(Prompt(user("Who?")), "a red cat", "a cat")])
+    known = triptych.audit(Length(), rows, training=tmp_path / "learnt.jsonl", progress=Silent())
+    assert not any(warning.startswith("training:") for warning in known.warnings)
+    kept = tmp_path / "rules"
+    kept.mkdir()
+    (kept / "reward.json").write_text('{"kind": "rules", "rules": [{"rule": "length", "most": 1}]}')
+    rules = triptych.audit(kept, rows, progress=Silent())
+    assert not any(warning.startswith("training:") for warning in rules.warnings)
+    (reason,) = rules.reasons
+    assert reason.endswith("change its rules, its question or who is asked, or look for wrong labels")
+
+
 def test_fine_tuning_alone_is_the_stage_and_resumes_to_the_same_bits(
     policy_folder: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -272,8 +288,8 @@ def test_a_reward_model_is_trained_audited_and_used(policy_folder: Path, folder:
 @pytest.mark.parametrize(("settings", "what"), [
     ({"epoch": 1}, "epoch: unknown setting, did you mean epochs?"),
     ({"zzz": 1}, "zzz: unknown setting; there are "),
-    ({"lora": {"rank": 0}}, "lora.rank: Input should be greater"),
-    ({"epochs": 0, "batch_tokens": 1}, "epochs: Input should be greater than 0\nbatch_tokens: "),
+    ({"lora": {"rank": 0}}, "lora.rank: must be a whole number at least 1, got 0"),
+    ({"epochs": 0, "batch_tokens": 1}, "epochs: must be a number greater than 0, got 0\nbatch_tokens: must be a whole"),
 ])
 def test_wrong_settings_are_all_named(
     policy_folder: Path, folder: Path, tmp_path: Path, settings: dict[str, Any], what: str

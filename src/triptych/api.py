@@ -31,7 +31,8 @@ from triptych import __version__, comparison
 from triptych.audit.benchmarks import BenchmarkData, Remembered, read_benchmark
 from triptych.audit.record import Agreement, AuditRecord
 from triptych.audit.stage import Audit, Evidence, agree, examine
-from triptych.configuration import Config, reason
+from triptych.base.source import downloaded
+from triptych.configuration import Config, complaints
 from triptych.data import files
 from triptych.data.folder import DataFolder
 from triptych.data.rows import Place as Position
@@ -61,11 +62,11 @@ from triptych.recipe import Recipe, load
 from triptych.records import Comparison, Record
 from triptych.report.page import render_audit, render_gate
 from triptych.report.summary import AuditSummary, MethodComparison, Sample, SampleAnswer, Summary
-from triptych.reward import registry
 from triptych.reward.training import PairwiseReward, RewardTrained
 from triptych.reward.training import train_reward as train_pairwise
 from triptych.reward.trust import Trust
-from triptych.storage import entries, make_folder, replace_folder, sha256, write_whole
+from triptych.reward_names import Ask, open_named
+from triptych.storage import digests, make_folder, replace_folder, write_whole
 
 Place = str | Path
 """A file or a folder."""
@@ -235,7 +236,7 @@ def improve(
 
     Args:
         model: a Hugging Face folder, or what `train_sft` or `improve` left.
-        reward: what is learnt from, a scorer or a folder of one.
+        reward: what is learnt from, a scorer or what `open_reward` takes; a language model scores each answer.
         prompts: files of {"prompt"}.
         output: the folder that is made.
         method: "grpo", "rloo", "ppo", "dpo", "best_of_n", or any other in docs/improve.md.
@@ -283,10 +284,10 @@ def audit(
     """Measures what a reward is worth on comparisons that it has not seen, and says whether it may train a policy.
 
     Args:
-        reward: a scorer, or the folder of one.
+        reward: a scorer, or what `open_reward` takes; a language model compares both answers.
         comparisons: files of {"prompt", "chosen", "rejected"}; RewardBench, RewardBench 2, RM-Bench, JudgeBench too.
         training: those that it was trained on: a bag of words learns from them, and comparisons with a prompt of
-            theirs are left out.
+            theirs are left out. Without them the record warns that it may have learnt what it is measured on.
         predecessor: the reward that it was refreshed from.
         output: a folder for `audit.json` and `audit.html`; by default nothing is written.
         name: of the reward on that page; by default its folder's, or the scorer's.
@@ -300,7 +301,8 @@ def audit(
         DataError, RecipeError, RewardError: as `improve`.
     """
     config = _config(Audit, settings)
-    scorer, before = _scorer(reward), None if predecessor is None else _scorer(predecessor)
+    scorer = _scorer(reward, "compare")
+    before = None if predecessor is None else _scorer(predecessor, "compare")
     learnt: list[Comparison] = _rows(training, files.read_comparisons, progress)
     benchmarks: list[BenchmarkData] = []
     compared: list[Comparison] = []
@@ -319,7 +321,7 @@ def audit(
         raise AuditError("no comparison is left: every prompt is one of the training comparisons")
     settle()
     remembered = Remembered(scorer) if benchmarks else scorer
-    record = examine(remembered, Evidence(rows, learnt), config, before, released=scorer)
+    record = examine(remembered, Evidence(rows, learnt, unseen=bool(learnt)), config, before, released=scorer)
     record.benchmarks = [benchmark.without(learnt).scores(remembered.score) for benchmark in benchmarks]
     if output is not None:
         make_folder(Path(output))
@@ -339,7 +341,7 @@ def evaluate(
 
     Args:
         model: a Hugging Face folder, or what `train_sft` or `improve` left.
-        reward: a scorer, or the folder of one; it scores the answers.
+        reward: a scorer, or what `open_reward` takes; it scores the answers.
         prompts: files of {"prompt"}: the model answers each.
         comparisons: files of {"prompt", "chosen", "rejected"}: how often the reward orders them as labelled.
         text: files of plain text: how well the model predicts it.
@@ -385,7 +387,8 @@ def gate(
         champion, candidate: Hugging Face folders, or what `train_sft` or `improve` left; or two files of answers,
             {"prompt", "completion"} or {"messages"}, that any tool wrote to the same prompts.
         prompts: files of {"prompt"} on which nothing was trained; none where answers are given.
-        judge: a scorer that had no part in the training, or the folder of one.
+        judge: a scorer that had no part in the training, or what `open_reward` takes; a language model compares both
+            answers, in both orders.
         temperature, max_tokens: how both answer; by default each as its `generation_config.json` says.
         reward: another scorer whose mean scores stand beside the judge's.
         output: the folder that is made, with `answers.jsonl`, `scores.jsonl`, `gate.json` and `gate.html`; by default
@@ -399,7 +402,7 @@ def gate(
     Raises:
         DataError, ModelError, RecipeError, RewardError, RunError: as `improve`.
     """
-    config, scorer = _config(Gate, settings), _scorer(judge)
+    config, scorer = _config(Gate, settings), _scorer(judge, "compare")
     written = _are_answers(champion, candidate, prompts, config)
     places = {"champion": champion, "candidate": candidate}
     rows: dict[str, Sequence[Any]] = (
@@ -461,27 +464,27 @@ def _are_answers(champion: Place, candidate: Place, prompts: Place | Sequence[Pl
 
 
 def open_reward(
-    path: Place, *, models: Mapping[str, Path] | None = None, cache: Path | None = None, trust: Trust | None = None
+    name: Place, *, ask: Ask = "score", key_env: str | None = None, models: Mapping[str, Path] | None = None,
+    cache: Path | None = None, trust: Trust | None = None,
 ) -> Scorer:
-    """The reward in a folder; its `score` gives a number to each of some `Conversation`s.
+    """A reward of any kind; its `score` gives a number to each of some `Conversation`s.
 
     Args:
-        path: of a sequence classifier, of what `train_reward` left, or a release's `reward`.
-        models: the folders of the models that a judge asks, by the name that its settings give them.
-        cache: the folder in which an endpoint's replies are kept.
+        name: the folder of a sequence classifier, of what `train_reward` left, or a release's `reward`; a `.yaml` file
+            with the settings of rules, a judge or a mixture of these, as a recipe has them under `reward`; a language
+            model's folder; `owner/model` on the Hub; or `URL#MODEL`, an OpenAI-compatible address and a model there.
+        ask: a language model that is named alone is asked to "score" each answer, or to "compare" each two.
+        key_env: the environment variable whose value an address is sent as the key.
+        models: the folders of the models that a judge in a reward's folder asks, by the name that its settings give
+            them.
+        cache: the folder in which the replies of such a judge's endpoint are kept.
         trust: what of that which the folder names may be asked, sent and run; nothing by default.
 
     Raises:
-        RewardError: the folder holds no reward, or one that may not or cannot be used.
+        RecipeError: the settings are wrong, each with its line.
+        ModelError, RewardError: there is no such reward, or it may not or cannot be used.
     """
-    folder = Path(path)
-    digests = {
-        f"{name}/{file}": digest
-        for name, place in {"": folder, **(models or {})}.items() if place.is_dir()
-        for file, digest in _digests(place).items()
-    }
-    identity = fingerprint("reward", digests, "")
-    return registry.open_reward(folder, identity=identity, models=models, cache=cache, trust=trust)
+    return open_named(name, ask=ask, key_env=key_env, models=models, cache=cache, trust=trust)
 
 
 class _Work:
@@ -498,12 +501,12 @@ class _Work:
         self.output = Path(output)
         if self.output.exists():
             raise RunError(f"{self.output} exists; give another output, or delete it to compute it again")
-        digests = {
+        weights = {
             f"{name}/{file}": digest
-            for name, place in models.items() for file, digest in _digests(_model(place)).items()
+            for name, place in models.items() for file, digest in digests(_model(place)).items()
         }
         rows = {name: [files.json_line(row) for row in rows] for name, rows in content.items()}
-        mark = fingerprint([stage, seed, config.model_dump(mode="json"), rows, values], digests, code_version(__name__))
+        mark = fingerprint([stage, seed, config.model_dump(mode="json"), rows, values], weights, code_version(__name__))
         self.folder = self.output.with_name(f".{self.output.name}-{mark[:12]}")
         self.data = self.folder / "data"
         self.context = StageContext(
@@ -542,20 +545,18 @@ class _Work:
 
 
 def _model(place: Place) -> Path:
-    """The model's folder: this one, or `model` in it."""
-    folder = Path(place)
+    """The model's folder: this one, `model` in it, or the one that the Hub gives."""
+    folder = Path(place).expanduser()
     for candidate in (folder, folder / "model"):
         if (candidate / "config.json").is_file():
             return candidate
-    raise ModelError(f"{folder}: no model's folder, for it has no config.json; huggingface_hub can download one")
+    if not folder.exists() and (taken := downloaded(str(place))) is not None:
+        return taken
+    raise ModelError(f"{folder}: no model's folder, for it has no config.json, and no name on the Hub (owner/model)")
 
 
-def _digests(folder: Path) -> dict[str, str]:
-    return {str(path.relative_to(folder)): sha256(path.resolve()) for path in entries(folder) if path.is_file()}
-
-
-def _scorer(reward: Place | Scorer) -> Scorer:
-    return open_reward(reward) if isinstance(reward, str | Path) else reward
+def _scorer(reward: Place | Scorer, ask: Ask = "score") -> Scorer:
+    return open_reward(reward, ask=ask) if isinstance(reward, str | Path) else reward
 
 
 def _rows(
@@ -588,7 +589,7 @@ def _config(kind: type[C], settings: Mapping[str, Any]) -> C:
             return kind.model_validate(dict(settings))
         except ValidationError as error:
             lines = [
-                ": ".join(part for part in (".".join(map(str, fault["loc"])), reason(fault)) if part)
-                for fault in error.errors()
+                ": ".join(part for part in (".".join(map(str, place)), message) if part)
+                for place, message in complaints(error, kind).items()
             ]
     raise RecipeError("\n".join(lines))

@@ -360,6 +360,11 @@ def entries(folder: Path) -> Iterator[Path]:
             waiting += sorted(path.iterdir(), reverse=True)
 
 
+def digests(folder: Path) -> dict[str, str]:
+    """The sha256 of every file below a folder, by its path there; what links lead to counts."""
+    return {str(path.relative_to(folder)): sha256(path.resolve()) for path in entries(folder) if path.is_file()}
+
+
 def irregular(path: Path) -> str | None:
     """What a path is that is neither a regular file nor a folder ("a FIFO"), or None; it is not opened."""
     mode = path.lstat().st_mode

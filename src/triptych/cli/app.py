@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import errno
+import traceback
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 from triptych import __version__
 from triptych.cli.terminal import fail, say
@@ -16,6 +17,12 @@ INTERRUPTED = 130
 """The exit code of a program that Ctrl-C ended: 128 + SIGINT."""
 
 
+class Deciding(TyperCommand):
+    """A command whose exit code is what it decided; whatever ends it without a decision has one of its own."""
+
+    failed = 3
+
+
 class Commands(TyperGroup):
     """The commands; what a user can mend is printed as one block, without a traceback."""
 
@@ -23,16 +30,33 @@ class Commands(TyperGroup):
         """Runs the command that was named."""
         try:
             return super().invoke(ctx)
-        except TriptychError as error:
-            fail(str(error))
-        except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                fail("the disk is full; free some space and give the same command again")
-            if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-                fail(f"{error.filename}: {error.strerror}")
+        except typer.Exit:
             raise
         except KeyboardInterrupt:
             raise typer.Exit(INTERRUPTED) from None
+        except Exception as error:
+            command = self.commands.get(ctx.invoked_subcommand)
+            failed = command.failed if isinstance(command, Deciding) else 1
+            if (words := _words(error)) is not None:
+                fail(words, failed)
+            if not isinstance(command, Deciding):
+                raise
+            if hasattr(error, "exit_code"):  # a command line that cannot be read
+                error.exit_code = failed
+                raise
+            traceback.print_exc()
+            raise typer.Exit(failed) from None
+
+
+def _words(error: Exception) -> str | None:
+    """What a user is told of an error that they can mend; None of another."""
+    if isinstance(error, TriptychError):
+        return str(error)
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return "the disk is full; free some space and give the same command again"
+    if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return f"{error.filename}: {error.strerror}"
+    return None
 
 
 app = typer.Typer(

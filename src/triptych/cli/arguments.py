@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from triptych.errors import ModelError, RunError
+from triptych.errors import ModelError, RewardError, RunError
 
 if TYPE_CHECKING:
     from triptych.engine.scoring import Scorer
     from triptych.reward.trust import Trust
+    from triptych.reward_names import Ask
 
 RUNS = Path("runs")
 
@@ -81,16 +82,25 @@ class Allowed:
 
         return open_reward(folder, models=self._models(policy), trust=self._trust)
 
-    def reward(self, name: str) -> Scorer:
-        """The reward that a path stands for, with its identity; of a release, its Instruct model is the policy.
+    def reward(self, name: str, ask: Ask | None = None) -> Scorer:
+        """The reward of any kind that a user names, with its identity; of a release, its Instruct model is the policy.
+
+        Args:
+            ask: what a language model is asked that is named alone; None refuses one.
 
         Raises:
-            ModelError, RewardError: it is none, or names what the flags do not allow.
+            RecipeError, ModelError, RewardError: it is none, or names what the flags do not allow.
         """
         from triptych.api import open_reward
+        from triptych.reward_names import is_address, is_no_folder
 
-        folder, release = find_model(name, "reward")
-        return open_reward(folder, models=self._models(release / "instruct" if release else None), trust=self._trust)
+        if len(self.keys or ()) > 1 and is_address(name):
+            raise RewardError(f"{name}: one key is sent there; give --allow-key once")
+        folder, release = (name, None) if is_no_folder(name) else find_model(name, "judge" if ask else "reward")
+        return open_reward(
+            folder, ask=ask or "score", key_env=self.keys[0] if self.keys else None,
+            models=self._models(release / "instruct" if release else None), trust=self._trust,
+        )
 
     def _models(self, policy: Path | None) -> dict[str, Path]:
         from triptych.reward.judge import POLICY
@@ -114,24 +124,44 @@ def find_run(name: str) -> Path:
     raise RunError(f"{name}: neither a run's folder nor a name in {RUNS}/{known}")
 
 
-def find_model(name: str, role: str) -> tuple[Path, Path | None]:
-    """The model's folder that a path stands for, and the release it is part of where that was named."""
+Role = Literal["instruct", "reward", "judge"]
+"""What a model is needed for: to write, to score, or to judge, which a model that writes can do too."""
+
+
+def find_model(name: str, role: Role) -> tuple[Path, Path | None]:
+    """The folder of a model, here or on the Hub, that a name stands for, and the release that was named with it."""
+    part = "instruct" if role == "instruct" else "reward"
     for place in (Path(name), RUNS / name):
         for release in (place, place / "release"):
-            if (release / "manifest.json").exists() and _is_model(release / role, role):
-                return release / role, release
-        if role == "reward" and (place / "reward.json").is_file():
+            if (release / "manifest.json").exists() and _is_model(release / part, role):
+                return release / part, release
+        if part == "reward" and (place / "reward.json").is_file():
             return place, None
         for folder in (place, place / "model"):
             if (folder / "config.json").exists():
-                scores = "SequenceClassification" in (folder / "config.json").read_text(encoding="utf-8")
-                if scores != (role == "reward"):
-                    does, wanted = ("scores", "writes") if scores else ("writes", "scores")
-                    raise ModelError(f"{folder}: this model {does} answers; one that {wanted} them is needed here")
-                return folder, None
-    rules = ", nor a folder with a reward.json" if role == "reward" else ""
-    raise ModelError(f"{name}: neither a model's folder, nor a release, nor a run with a release{rules}")
+                return _fit(folder, role), None
+    if not Path(name).exists() and (taken := _downloaded(name)) is not None:
+        return _fit(taken, role), None
+    others = ", nor a folder with a reward.json, nor settings in a .yaml file, nor URL#MODEL" if role == "judge" else ""
+    raise ModelError(
+        f"{name}: neither a model's folder, nor a release, nor a run with a release, nor owner/model on the Hub{others}"
+    )
 
 
-def _is_model(folder: Path, role: str) -> bool:
-    return (folder / "config.json").exists() or (role == "reward" and (folder / "reward.json").is_file())
+def _is_model(folder: Path, role: Role) -> bool:
+    return (folder / "config.json").exists() or (role != "instruct" and (folder / "reward.json").is_file())
+
+
+def _fit(folder: Path, role: Role) -> Path:
+    """The folder, whose model does what is needed."""
+    scores = "SequenceClassification" in (folder / "config.json").read_text(encoding="utf-8")
+    if role != "judge" and scores != (role == "reward"):
+        does, wanted = ("scores", "writes") if scores else ("writes", "scores")
+        raise ModelError(f"{folder}: this model {does} answers; one that {wanted} them is needed here")
+    return folder
+
+
+def _downloaded(name: str) -> Path | None:
+    from triptych.base.source import downloaded
+
+    return downloaded(name)

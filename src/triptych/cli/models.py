@@ -133,7 +133,7 @@ def evaluate(
         Path | None, typer.Option(help="Rows of {prompt}: the model answers each.", show_default=False)
     ] = None,
     reward: Annotated[
-        Path | None, typer.Option(help="A reward model's folder: it scores the answers.", show_default=False)
+        str | None, typer.Option(metavar="REWARD", help="Of any kind: it scores the answers.", show_default=False)
     ] = None,
     comparisons: Annotated[
         Path | None,
@@ -174,7 +174,7 @@ def evaluate(
         numbers |= _numbers(api.evaluate(reward=allowed.reward(model), comparisons=comparisons))
     if prompts is not None or text is not None:
         folder = find_model(model, "instruct")[0]
-        scorer = allowed.reward(str(reward)) if reward is not None else None
+        scorer = allowed.reward(reward, "score") if reward is not None else None
         sampling = replace(own_sampling(folder, temperature, max_tokens), seed=seed)
         numbers |= _numbers(api.evaluate(folder, scorer, prompts=prompts or (), text=text or (), sampling=sampling))
     table = table_of("measured", "value", right=1)
@@ -207,7 +207,9 @@ def _numbers(evaluation: Evaluation) -> dict[str, Any]:
 def audit(
     reward: Annotated[
         str,
-        typer.Argument(metavar="REWARD", help="A reward model's folder, a release, or a run.", show_default=False),
+        typer.Argument(
+            metavar="REWARD", help="Of any kind: a folder, a .yaml file, a model, URL#MODEL.", show_default=False
+        ),
     ],
     data: Annotated[
         list[Path],
@@ -247,8 +249,9 @@ def audit(
 
     allowed = Allowed(allow_endpoint, allow_key, allow_functions, allow_template, allow_model)
     record = api.audit(
-        allowed.reward(reward), data, training=training or (),
-        predecessor=allowed.reward(predecessor) if predecessor else None, output=output, name=reward, progress=Notes(),
+        allowed.reward(reward, "compare"), data, training=training or (),
+        predecessor=allowed.reward(predecessor, "compare") if predecessor else None, output=output, name=reward,
+        progress=Notes(),
     )
     table = table_of("ordered as labelled", "accuracy", "95% interval", right=2)
     parts = {"all": (record.accuracy, record.interval)}

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from triptych.cli.app import app
+from triptych.cli.app import Deciding, app
 from triptych.cli.arguments import (
     Allowed,
     AllowEndpoint,
@@ -17,8 +17,8 @@ from triptych.cli.arguments import (
     AllowTemplate,
     find_model,
 )
-from triptych.cli.terminal import figure, say, show, show_error, table_of
-from triptych.errors import RecipeError, TriptychError
+from triptych.cli.terminal import figure, say, show, table_of
+from triptych.errors import RecipeError
 
 if TYPE_CHECKING:
     from triptych.evaluate.gate import Decided
@@ -33,8 +33,8 @@ Settings = Annotated[
 Output = Annotated[Path, typer.Option("--out", metavar="DIR", help="The folder that is made.", show_default=False)]
 Seed = Annotated[int, typer.Option(min=0, help="The same seed gives the same result.")]
 
-PROMOTED, REJECTED, UNDECIDED, FAILED = range(4)
-"""Exit codes of `gate`: what it decided, or that it could not."""
+PROMOTED, REJECTED, UNDECIDED = range(3)
+"""Exit codes of `gate`: what it decided."""
 
 
 @app.command()
@@ -102,14 +102,14 @@ def improve(
 
     allowed = Allowed(allow_endpoint, allow_key, allow_functions, allow_template, allow_model)
     made = improve_model(
-        find_model(model, "instruct")[0], allowed.reward(by), prompts, out, method=method,
+        find_model(model, "instruct")[0], allowed.reward(by, "score"), prompts, out, method=method,
         comparisons=comparisons or (), thumbs=thumbs or (), seed=seed, **_settings(settings),
     )
     say(made.result.headline)
     say(f"{made.folder} is made: triptych gate {model} {made.folder} --prompts FILE --judge REWARD")
 
 
-@app.command()
+@app.command(cls=Deciding)
 def gate(
     champion: Annotated[
         str,
@@ -154,17 +154,13 @@ def gate(
     from triptych.data.source import is_data_file
 
     allowed = Allowed(allow_endpoint, allow_key, allow_functions, allow_template, allow_model)
-    try:
-        before, after = (
-            Path(name) if is_data_file(name) else find_model(name, "instruct")[0] for name in (champion, candidate)
-        )
-        decided = decide(
-            before, after, prompts or (), judge=allowed.reward(judge), temperature=temperature, max_tokens=max_tokens,
-            output=out, seed=seed, **_settings(settings),
-        )
-    except TriptychError as error:  # a script must tell an error from a rejection
-        show_error(str(error))
-        raise typer.Exit(FAILED) from None
+    before, after = (
+        Path(name) if is_data_file(name) else find_model(name, "instruct")[0] for name in (champion, candidate)
+    )
+    decided = decide(
+        before, after, prompts or (), judge=allowed.reward(judge, "compare"), temperature=temperature,
+        max_tokens=max_tokens, output=out, seed=seed, **_settings(settings),
+    )
     _show_decision(decided)
     say(str(out / "gate.html"))
     raise typer.Exit({"promoted": PROMOTED, "rejected": REJECTED}.get(decided.decision, UNDECIDED))

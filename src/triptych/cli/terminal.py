@@ -29,14 +29,14 @@ class Notes(Silent):
         say(text)
 
 
-def fail(message: str) -> NoReturn:
-    """Prints what is wrong and ends with exit code 1."""
+def fail(message: str, code: int = 1) -> NoReturn:
+    """Prints what is wrong and ends with an exit code."""
     rank = int(os.environ.get("RANK", "0"))
     if rank:  # what is wrong on all ranks is said by the first, and torchrun ends the others meanwhile
         time.sleep(3)
         message = f"rank {rank}: {message}"
     show_error(message)
-    raise typer.Exit(1)
+    raise typer.Exit(code)
 
 
 def show_error(message: str) -> None:

@@ -136,6 +136,15 @@ def inspect_adapter(folder: Path) -> tuple[dict[str, Any], dict[str, torch.Tenso
         raise ModelError(f"{one_line(weights)}: is missing, damaged or not safetensors: {one_line(error)}") from error
 
 
+def is_classifier(folder: Path) -> bool:
+    """Whether the model in a folder gives scores, as reward models do, and does not write.
+
+    Raises:
+        ModelError: it has no `config.json` that can be read.
+    """
+    return "SequenceClassification" in str(read_object(folder / "config.json", LARGEST_SETTINGS).get("architectures"))
+
+
 def inspect_tokenizer(folder: Path, within: Path | None = None) -> None:
     """The same of what a tokenizer is read from, with or without weights beside it.
 
@@ -164,7 +173,7 @@ def _look_over(folder: Path, within: Path | None) -> dict[str, dict[str, Any]]:
 
 
 def _check_entries(folder: Path, within: Path | None) -> None:
-    allowed = [folder.resolve()] + ([within.resolve()] if within else [])
+    allowed = [folder.resolve(), *(place.resolve() for place in (within, _hub_cache(folder)) if place)]
     for path in entries(folder):
         if path.is_symlink():
             try:
@@ -179,6 +188,12 @@ def _check_entries(folder: Path, within: Path | None) -> None:
             raise ModelError(f"{one_line(path)}: is {what}, and no file")
         elif path.parent == folder and path.suffix in {".json", ".jinja", ".safetensors"} and path.is_dir():
             raise ModelError(f"{one_line(path)}: is a folder, and no file")
+
+
+def _hub_cache(folder: Path) -> Path | None:
+    """The place of a model in the Hub's cache, where the folder is one of its revisions: links to `blobs` beside it."""
+    revisions = folder.resolve().parent
+    return revisions.parent if revisions.name == "snapshots" and revisions.parent.name.startswith("models--") else None
 
 
 def read_object(path: Path, largest: int = LARGEST_JSON) -> dict[str, Any]:
