@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+import triptych
 from triptych.cli import app
 from triptych.data.files import json_line, read_verdicts, write
 from triptych.errors import AnsweredError, DataError, RecipeError, WaitingError
@@ -174,3 +175,68 @@ def test_a_run_waits_at_its_gate_and_goes_on_to_what_people_decided(tmp_path: Pa
     assert again.exit_code == 0, again.output
     (same,) = json.loads((runs / "tiny" / "summary.json").read_text())["rounds"]
     assert same["win_rate"] == round_["win_rate"]
+
+
+def test_people_decide_at_a_gate_without_a_recipe(tmp_path: Path) -> None:
+    def answers(name: str, answer: str, count: int = 10) -> Path:
+        rows = [{"prompt": f"{number}?", "completion": answer} for number in range(count)]
+        (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return tmp_path / name
+
+    def call(*arguments: object, typed: str | None = None) -> Any:
+        return CliRunner().invoke(app, [str(argument) for argument in arguments], input=typed)
+
+    old, new = answers("old.jsonl", "three words here"), answers("new.jsonl", "four words are here")
+    out = tmp_path / "gate"
+    gate = ("gate", old, new, "--people", "--out", out)
+    waits = call(*gate)
+    assert waits.exit_code == 4
+    assert f"10 of 10 questions are open ({out / 'questions.jsonl'})" in waits.stdout
+    assert f"triptych label {out}" in waits.stdout
+    assert not (out / "gate.json").exists()
+    other = call("gate", old, answers("other.jsonl", "so it is not"), "--people", "--out", out)
+    assert (other.exit_code, "has answers of other models" in other.stderr) == (3, True)
+
+    asked = call("label", out, typed="t\nq\n")
+    assert f"1 answer added to {out / 'verdicts.jsonl'}" in asked.stdout
+    assert not re.search("champion|candidate", asked.stdout)
+    assert "9 of 10 questions are open" in call(*gate).stdout
+    panel = Panel(out / "questions.jsonl", out / "verdicts.jsonl")
+    for question in panel.open.values():  # a program adds to the file
+        panel.add(question, "first" if question.first.startswith("four") else "second")
+    ended = call(*gate)
+    assert ended.exit_code == 0, ended.output
+    assert "promoted: the candidate is preferred by a panel of people: win rate 95.0%" in ended.stdout
+    record = json.loads((out / "gate.json").read_text())
+    assert (record["decided_by"], record["win_rate"], record["judge_win_rate"]) == ("a panel of people", 0.95, None)
+    assert (record["judge_before"], record["judge_after"]) == (pytest.approx(0.05), pytest.approx(0.95))
+    assert sorted(path.name for path in out.iterdir()) == [
+        "answers.jsonl", "gate.html", "gate.json", "questions.jsonl", "scores.jsonl", "verdicts.jsonl"
+    ]
+    assert "is decided, and no verdict changes it" in call("label", out).stderr
+    assert call(*gate).exit_code == 3
+    assert "neither a recipe nor the folder of a gate" in call("label", tmp_path).stderr
+    assert "nobody decides" in call("gate", old, new, "--out", tmp_path / "x").stderr
+
+
+def test_a_judge_stands_beside_people_at_a_gate_without_a_recipe(tmp_path: Path) -> None:
+    for name, answer in (("old", "three words here"), ("new", "four words are here")):
+        rows = [json.dumps({"prompt": f"{number}?", "completion": answer}) for number in range(8)]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(rows))
+    (tmp_path / "judge.yaml").write_text("kind: rules\nrules: [{rule: length, most: 3}]\n")
+    both = (tmp_path / "old.jsonl", tmp_path / "new.jsonl")
+
+    def gate() -> Any:
+        return triptych.gate(*both, judge=tmp_path / "judge.yaml", people=True, output=tmp_path / "gate")
+
+    with pytest.raises(WaitingError, match="8 of 8 questions are open"):
+        gate()
+    panel = Panel(tmp_path / "gate/questions.jsonl", tmp_path / "gate/verdicts.jsonl")
+    for place, question in enumerate(panel.all.values()):
+        likes_new = place != 0
+        panel.add(question, "first" if question.first.startswith("four") == likes_new else "second")
+    decided = gate()
+    assert (decided.win_rate, decided.judge, decided.judge_win_rate) == (7 / 8, "rules", 0)
+    assert (decided.agreement, decided.agreement_prompts) == (1 / 8, 8)
+    with pytest.raises(RecipeError, match="people find their questions in the output"):
+        triptych.gate(*both, people=True)

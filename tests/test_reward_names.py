@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,10 +15,12 @@ from huggingface_hub import snapshot_download
 import triptych
 from test_check import rows, tiny_model, tokenizer
 from test_cli import call
+from test_docs import DOCS
 from test_endpoint import Wire, completion
 from triptych.base import source
 from triptych.engine import models
 from triptych.errors import TriptychError
+from triptych.people.verdicts import Panel
 from triptych.records import Conversation, Prompt, user
 from triptych.reward.judge import LanguageJudge
 from triptych.reward_names import open_named
@@ -190,3 +193,41 @@ def test_models_and_rewards_are_taken_from_the_hub(
     missing = call("gate", writer, "someone/else", *given, "--judge", "someone/scorer", "--out", tmp_path / "x")
     assert missing.exit_code == 3
     assert "someone/else: there is no folder of this name, and the Hugging Face Hub did not give it" in missing.stderr
+
+
+def test_the_commands_of_the_page_decide(
+    tmp_path: Path, writer: Path, wire: Wire, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = (DOCS / "evaluate.md").read_text(encoding="utf-8")
+    section = page.partition("## The gate without a recipe")[2].partition("\n## ")[0]
+    scripts = re.findall(r"```sh\n(.*?)```", section, re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    for script in scripts:
+        for name, text in re.findall(r"^cat > (\S+) <<'END'\n(.*?)^END$", script, re.DOTALL | re.MULTILINE):
+            Path(name).write_text(text)
+    for name in ("old", "new", "writer"):
+        shutil.copytree(writer, f"models/{name}")
+    models.save(models.load_reward(writer, fresh=True, seed=1), tokenizer(), tmp_path / "judge")
+    settings = json.loads(Path("models/old/generation_config.json").read_text()) | {"max_new_tokens": 3}
+    for name in ("old", "new"):
+        Path(f"models/{name}/generation_config.json").write_text(json.dumps(settings))
+    asked = [{"prompt": f"{i}?", "checks": [{"kind": "punctuation:no_comma"}]} for i in range(12)]
+    rows(tmp_path / "questions.jsonl", asked)
+    rows(tmp_path / "old.jsonl", [row | {"completion": "one, two"} for row in asked])
+    rows(tmp_path / "new.jsonl", [{"prompt": row["prompt"], "completion": "one two"} for row in asked])
+    commands = [
+        shlex.split(line.replace("http://127.0.0.1:8000/v1", wire.url)) for script in scripts
+        for line in script.splitlines() if line.startswith("triptych gate")
+    ]
+    assert len(commands) == 6
+    codes = []
+    for _, *command in commands:
+        codes.append(call(*command).exit_code)
+        if codes[-1] == 4:
+            panel = Panel(Path("gates/people/questions.jsonl"), Path("gates/people/verdicts.jsonl"))
+            for question in panel.open.values():
+                panel.add(question, "first" if question.first == "one two" else "second")
+    assert codes[0] in (0, 1, 2)  # two equal models
+    assert codes[1:] == [0, codes[2], 2, 4, 0]
+    assert codes[2] in (0, 1, 2)  # an untrained judge
+    assert json.loads(Path("gates/rules/gate.json").read_text())["judge_after"] == pytest.approx(1.2)

@@ -16,6 +16,7 @@ the same call is made again; a finished folder is never written over.
 from __future__ import annotations
 
 import difflib
+import json
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -46,7 +47,7 @@ from triptych.engine.rollout import Policy
 from triptych.engine.sampling import Sampling, own_sampling
 from triptych.engine.scoring import Scorer
 from triptych.errors import AuditError, ModelError, RecipeError, RunError
-from triptych.evaluate.answers import Answering, answer, answered, take
+from triptych.evaluate.answers import QUESTIONS, Answered, Answering, answer, answered, take
 from triptych.evaluate.gate import Decided, Gate, decide, gate_scores
 from triptych.evaluate.survey import AnswerSurvey, survey
 from triptych.execution import execute
@@ -54,6 +55,7 @@ from triptych.improve.improvement import Improved
 from triptych.improve.improvement import improve as improve_policy
 from triptych.improve.registry import METHODS
 from triptych.instruct.finetuning import Finetuned, Finetuning, finetune
+from triptych.people.verdicts import Panel
 from triptych.pipeline.fingerprint import code_version, fingerprint
 from triptych.pipeline.result import Result
 from triptych.pipeline.stage import StageContext
@@ -66,10 +68,13 @@ from triptych.reward.training import PairwiseReward, RewardTrained
 from triptych.reward.training import train_reward as train_pairwise
 from triptych.reward.trust import Trust
 from triptych.reward_names import Ask, open_named
-from triptych.storage import digests, make_folder, replace_folder, write_whole
+from triptych.storage import digests, make_folder, read_object, replace_folder, write_whole
 
 Place = str | Path
 """A file or a folder."""
+
+ANSWERED, DECISION, VERDICTS = "answered.json", "gate.json", "verdicts.jsonl"
+"""In a gate's folder: what made the answers, as long as nothing is decided; the decision; what people said."""
 
 WINDOW = 1024
 """The most tokens that a model sees at once of plain text."""
@@ -377,11 +382,12 @@ def evaluate(
 
 
 def gate(
-    champion: Place, candidate: Place, prompts: Place | Sequence[Place] = (), *, judge: Place | Scorer,
-    temperature: float | None = None, max_tokens: int | None = None, reward: Scorer | None = None,
-    output: Place | None = None, seed: int = 0, progress: Progress | None = None, **settings: Any,
+    champion: Place, candidate: Place, prompts: Place | Sequence[Place] = (), *, judge: Place | Scorer | None = None,
+    people: bool = False, temperature: float | None = None, max_tokens: int | None = None,
+    reward: Scorer | None = None, output: Place | None = None, seed: int = 0, progress: Progress | None = None,
+    **settings: Any,
 ) -> Decided:
-    """Has two models answer prompts and a judge decide whether the candidate is better, by an exact test.
+    """Has two models answer prompts and a judge, or people, decide whether the candidate is better, by an exact test.
 
     Args:
         champion, candidate: Hugging Face folders, or what `train_sft` or `improve` left; or two files of answers,
@@ -389,10 +395,12 @@ def gate(
         prompts: files of {"prompt"} on which nothing was trained; none where answers are given.
         judge: a scorer that had no part in the training, or what `open_reward` takes; a language model compares both
             answers, in both orders.
+        people: they decide by their verdicts in the output's `verdicts.jsonl`, on the questions in its
+            `questions.jsonl`; a judge's win rate then stands beside theirs.
         temperature, max_tokens: how both answer; by default each as its `generation_config.json` says.
         reward: another scorer whose mean scores stand beside the judge's.
         output: the folder that is made, with `answers.jsonl`, `scores.jsonl`, `gate.json` and `gate.html`; by default
-            nothing is kept.
+            nothing is kept. The same call goes on with the answers in it, until `gate.json` is there.
         settings: fields of :class:`triptych.evaluate.gate.Gate`, such as `error` or `max_kl`.
 
     Returns:
@@ -401,34 +409,66 @@ def gate(
 
     Raises:
         DataError, ModelError, RecipeError, RewardError, RunError: as `improve`.
+        WaitingError: people have not answered every question.
     """
-    config, scorer = _config(Gate, settings), _scorer(judge, "compare")
+    config = _config(Gate, settings)
+    if judge is None and not people:
+        raise RecipeError("nobody decides: give a judge, or let people")
+    if people and output is None:
+        raise RecipeError("people find their questions in the output: give one")
+    scorer = None if judge is None else _scorer(judge, "compare")
+    with TemporaryDirectory() as temporary:
+        folder = Path(temporary) / "gate" if output is None else Path(output)
+        measured = _answered(champion, candidate, prompts, config, folder, temperature, max_tokens, seed, progress)
+        verdicts = None
+        if people:
+            panel = Panel(folder / QUESTIONS, folder / VERDICTS)
+            panel.require("the gate", panel.questions, f"triptych label {folder}")
+            verdicts = {VERDICTS: panel.take(Path(temporary) / VERDICTS)}
+        context = StageContext(folder, folder, progress or Terminal(), seed, checkpoint_seconds())
+        decided = decide(context, config, folder, measured, reward, scorer, sources=verdicts)
+        page = render_gate(decided, _side_by_side(folder), str(champion), str(candidate), __version__)
+        write_whole(folder / "gate.html", page)
+        write_whole(folder / DECISION, decided.model_dump_json(indent=1) + "\n")  # the last: now it is decided
+        (folder / ANSWERED).unlink()
+        return decided
+
+
+def _answered(
+    champion: Place, candidate: Place, prompts: Place | Sequence[Place], config: Gate, folder: Path,
+    temperature: float | None, max_tokens: int | None, seed: int, progress: Progress | None,
+) -> Answered:
+    """A folder with both models' answers, made now or by the same call before; what was measured of them."""
     written = _are_answers(champion, candidate, prompts, config)
     places = {"champion": champion, "candidate": candidate}
     rows: dict[str, Sequence[Any]] = (
         {f"demonstrations_{name}": _rows(place, files.read_conversations, progress) for name, place in places.items()}
         if written else {"prompts_gate": _rows(prompts, files.read_prompts, progress)}
     )
-    identities = [scorer.identity, reward.identity if reward else None, temperature, max_tokens]
-    with TemporaryDirectory() as temporary:
-        kept = Path(temporary) / "gate" if output is None else output
-        with _Work(kept, "gate", config, seed, progress, {} if written else places, rows, identities) as work:
-            if written:
-                measured = take(work.context, *rows.values())
-            else:
-                asked = _config(Answering, {"prompts": max(2, len(rows["prompts_gate"]))})
-                old, new = (work.start(model) for model in (champion, candidate))
-                before, after = (
-                    own_sampling(folder / "model", temperature, max_tokens) for folder in (old, new)
-                )
-                measured = answer(work.context, asked, new, old, work.data, after, before)
-            decided = decide(
-                work.context, config, work.context.output, measured, reward or scorer, scorer
+    asked = Answering(prompts=max(2, *map(len, rows.values())))
+    kept = folder / ANSWERED
+    work = _Work(
+        folder, "answers", asked, seed, progress, {} if written else places, rows, [temperature, max_tokens],
+        goes_on=kept.exists() and not (folder / DECISION).exists(),
+    )
+    if folder.exists():
+        record = read_object(kept)
+        if record["made_by"] != work.mark:
+            raise RunError(
+                f"{folder} has answers of other models, to other prompts or by other settings; give another output, or "
+                "delete it"
             )
-            write_whole(work.context.output / "gate.json", decided.model_dump_json(indent=1) + "\n")
-            page = render_gate(decided, _side_by_side(work.context.output), str(champion), str(candidate), __version__)
-            write_whole(work.context.output / "gate.html", page)
-        return decided
+        return Answered.model_validate(record["measured"])
+    with work:
+        if written:
+            measured = take(work.context, *rows.values())
+        else:
+            old, new = (work.start(model) for model in (champion, candidate))
+            before, after = (own_sampling(model / "model", temperature, max_tokens) for model in (old, new))
+            measured = answer(work.context, asked, new, old, work.data, after, before)
+        made = {"made_by": work.mark, "measured": measured.model_dump(mode="json")}
+        write_whole(work.context.output / ANSWERED, json.dumps(made, indent=1) + "\n")
+    return measured
 
 
 def _side_by_side(folder: Path, count: int = 12) -> list[Sample]:
@@ -497,17 +537,19 @@ class _Work:
     def __init__(
         self, output: Place, stage: str, config: Config, seed: int, progress: Progress | None,
         models: Mapping[str, Place], content: Mapping[str, Sequence[Any]], values: Sequence[object] = (),
+        goes_on: bool = False,
     ) -> None:
         self.output = Path(output)
-        if self.output.exists():
+        if self.output.exists() and not goes_on:
             raise RunError(f"{self.output} exists; give another output, or delete it to compute it again")
         weights = {
             f"{name}/{file}": digest
             for name, place in models.items() for file, digest in digests(_model(place)).items()
         }
         rows = {name: [files.json_line(row) for row in rows] for name, rows in content.items()}
-        mark = fingerprint([stage, seed, config.model_dump(mode="json"), rows, values], weights, code_version(__name__))
-        self.folder = self.output.with_name(f".{self.output.name}-{mark[:12]}")
+        asked = [stage, seed, config.model_dump(mode="json"), rows, values]
+        self.mark = fingerprint(asked, weights, code_version(__name__))
+        self.folder = self.output.with_name(f".{self.output.name}-{self.mark[:12]}")
         self.data = self.folder / "data"
         self.context = StageContext(
             self.folder / "output", self.folder, progress or Terminal(), seed, checkpoint_seconds()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from triptych.cli.app import app
-from triptych.cli.arguments import RUNS, Overrides, RecipeFile, RunsFolder
+from triptych.cli.arguments import RUNS, Overrides, RunsFolder
 from triptych.cli.terminal import quote, say, show_error
 from triptych.errors import AnsweredError, RecipeError, RunError
 
@@ -24,7 +24,9 @@ if TYPE_CHECKING:
 
 @app.command()
 def label(
-    recipe: RecipeFile,
+    recipe: Annotated[
+        Path, typer.Argument(metavar="RECIPE", help="A recipe, or the folder of a gate --people.", show_default=False)
+    ],
     overrides: Overrides = None,
     page: Annotated[bool, typer.Option("--page", help="Serves a page on which several people may answer.")] = False,
     host: Annotated[str, typer.Option(help="The address that the page listens at.")] = "127.0.0.1",
@@ -41,10 +43,13 @@ def label(
 
     Example: [bold]triptych label recipe.yaml --page[/bold]
     """
-    from triptych.recipe import load
+    if recipe.is_dir():
+        asked = _asked_by_gate(recipe)
+    else:
+        from triptych.recipe import load
 
-    loaded = load(recipe, overrides or ())
-    asked = _asked(loaded, recipe, runs / loaded.name)
+        loaded = load(recipe, overrides or ())
+        asked = _asked(loaded, recipe, runs / loaded.name)
     if page:
         _serve(asked, host, port)
         return
@@ -77,6 +82,23 @@ def _asked(loaded: Recipe, recipe: Path, folder: Path) -> list[Questionnaire[Any
     if loaded.people is not None and loaded.people_give is not None:
         asked.append(FORMS[loaded.people_give](folder / FILE, loaded.people.path))
     return asked
+
+
+def _asked_by_gate(folder: Path) -> list[Questionnaire[Any, Any]]:
+    """What a gate without a recipe asks.
+
+    Raises:
+        RunError: there is none, or it has decided.
+    """
+    from triptych.api import DECISION, VERDICTS
+    from triptych.evaluate.answers import QUESTIONS
+    from triptych.people.verdicts import Panel
+
+    if not (folder / QUESTIONS).exists():
+        raise RunError(f"{folder} is neither a recipe nor the folder of a gate: it has no {QUESTIONS}")
+    if (folder / DECISION).exists():
+        raise RunError(f"{folder} is decided, and no verdict changes it: see {DECISION}")
+    return [Panel(folder / QUESTIONS, folder / VERDICTS)]
 
 
 def _interview(asked: Questionnaire[Any, Any]) -> bool:

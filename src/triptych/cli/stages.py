@@ -18,7 +18,7 @@ from triptych.cli.arguments import (
     find_model,
 )
 from triptych.cli.terminal import figure, say, show, table_of
-from triptych.errors import RecipeError
+from triptych.errors import RecipeError, WaitingError
 
 if TYPE_CHECKING:
     from triptych.evaluate.gate import Decided
@@ -35,6 +35,9 @@ Seed = Annotated[int, typer.Option(min=0, help="The same seed gives the same res
 
 PROMOTED, REJECTED, UNDECIDED = range(3)
 """Exit codes of `gate`: what it decided."""
+
+WAITING = 4
+"""That of a gate that waits for people."""
 
 
 @app.command()
@@ -125,8 +128,15 @@ def gate(
     ] = None,
     *,
     judge: Annotated[
-        str, typer.Option(metavar="REWARD", help="Who decides: it had no part in the training.", show_default=False)
-    ],
+        str | None,
+        typer.Option(
+            metavar="REWARD", show_default=False,
+            help="Who decides, without a part in the training: a reward of any kind, a language model, URL#MODEL.",
+        ),
+    ] = None,
+    people: Annotated[
+        bool, typer.Option("--people", help="People decide; a judge's win rate then stands beside theirs.")
+    ] = False,
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="The folder that is made.")] = Path("gate"),
     temperature: Annotated[
         float | None, typer.Option(min=0.0, help="Of both; by default each model's own.", show_default=False)
@@ -145,8 +155,11 @@ def gate(
     """Says whether a model is better than another, by an exact test on prompts that both answer.
 
     Distance, length, single tasks and plain text have budgets, as in a recipe (`--set max_length_ratio=1.2`). Exit code
-    0: promoted, 1: rejected, 2: too few prompts to tell, 3: an error. DIR holds `gate.html`, `gate.json`, the answers.
-    Two files of answers to the same prompts, {prompt, completion}, are compared without models.
+    0: promoted, 1: rejected, 2: too few prompts to tell, 3: an error, 4: people have not answered every question. DIR
+    holds `gate.html`, `gate.json`, the answers. Two files of answers to the same prompts, {prompt, completion}, are
+    compared without models.
+
+    With --people, `triptych label DIR` asks them; the same command then goes on.
 
     Example: [bold]triptych gate models/old models/new --prompts questions.jsonl --judge judge[/bold]
     """
@@ -157,10 +170,15 @@ def gate(
     before, after = (
         Path(name) if is_data_file(name) else find_model(name, "instruct")[0] for name in (champion, candidate)
     )
-    decided = decide(
-        before, after, prompts or (), judge=allowed.reward(judge, "compare"), temperature=temperature,
-        max_tokens=max_tokens, output=out, seed=seed, **_settings(settings),
-    )
+    scorer = allowed.reward(judge, "compare") if judge else None
+    try:
+        decided = decide(
+            before, after, prompts or (), judge=scorer, people=people, temperature=temperature, max_tokens=max_tokens,
+            output=out, seed=seed, **_settings(settings),
+        )
+    except WaitingError as waiting:
+        say(str(waiting))
+        raise typer.Exit(WAITING) from None
     _show_decision(decided)
     say(str(out / "gate.html"))
     raise typer.Exit({"promoted": PROMOTED, "rejected": REJECTED}.get(decided.decision, UNDECIDED))
@@ -175,6 +193,8 @@ def _show_decision(decided: Decided) -> None:
     show(table)
     if decided.length_controlled is not None:
         say(f"win rate at equal length {decided.length_controlled:.1%}")
+    if decided.judge_win_rate is not None:
+        say(f"win rate by {decided.judge} alone {decided.judge_win_rate:.1%}")
     say(f"{decided.decision}: {decided.reason}")
 
 

@@ -17,7 +17,7 @@ from pydantic import Field
 
 from triptych.configuration import Config
 from triptych.data.files import read_any, read_verdicts
-from triptych.engine.scoring import Scorer, scored
+from triptych.engine.scoring import Scorer, Scores, scored
 from triptych.evaluate.answers import Answered, answered
 from triptych.evaluate.lengths import controlled
 from triptych.evaluate.measurement import by_task
@@ -137,8 +137,8 @@ def gate_scores(folder: Folder) -> list[GateScores]:
 
 
 def decide(
-    context: StageContext, config: Gate, answers: Folder, measured: Answered, reward: Scorer, judge: Scorer,
-    failures: int = 0, preferences: Scorer | None = None,
+    context: StageContext, config: Gate, answers: Folder, measured: Answered, reward: Scorer | None,
+    judge: Scorer | None, failures: int = 0, preferences: Scorer | None = None,
     sources: Mapping[str, str | Path] | None = None,
 ) -> Decided:
     """Compares the answers of candidate and champion; and decides.
@@ -148,6 +148,8 @@ def decide(
     Args:
         answers: of the two, as :func:`triptych.evaluate.answers.answer` leaves them.
         measured: what it measured of them.
+        reward: another scorer whose mean scores stand beside; without it the judge's do.
+        judge: who decides; None where people do without one, and the shares of people are the scores.
         failures: the rounds of the run before this one that did not promote.
         preferences: scores both models' answers, where the judge is another; the candidate may not lose by it.
         sources: a file of people's verdicts, where they decide; the judge's win rate is then told beside theirs.
@@ -155,16 +157,19 @@ def decide(
     pairs = answered(answers)
     # Judged in one call, so that a judge that compares answers sees both, in both orders.
     both = [conversation for side in zip(*(pair.conversations for pair in pairs), strict=True) for conversation in side]
-    judged, rewarded = scored(judge, both), scored(reward, both)
+    shares = None
+    if sources:
+        (file,) = sources.values()
+        shares = preferred(pairs, read_any(Path(file), read_verdicts))
+    judged = scored(judge, both) if judge else Scores([*(1 - share for share in shares or ()), *(shares or ())])
+    rewarded = scored(reward, both) if reward else Scores(judged.totals)
     count = len(pairs)
     held = preferences.score(both) if preferences else []
     before, after = judged.totals[:count], judged.totals[count:]
     by_judge = wins(after, before)
-    won, judge_beside = by_judge, None
-    if sources:
-        (file,) = sources.values()
-        won = preferred(pairs, read_any(Path(file), read_verdicts))
-        judge_beside = beside(won, by_judge)
+    won = by_judge if shares is None else shares
+    judge_beside = beside(shares, by_judge) if shares is not None and judge else None
+    name = judge.name if judge else PEOPLE
     with open(context.output / SCORES, "w", encoding="utf-8") as scores:
         for pair, old, new, share in zip(pairs, before, after, won, strict=True):
             row = GateScores(key=pair.prompt.key, before=old, after=new, won=share)
@@ -194,9 +199,9 @@ def decide(
         length_controlled_interval=equal_interval,
         tasks=by_task(tasks, won),
         lost_tasks=lost(config, tasks, won),
-        judge=judge.name,
+        judge=name,
         judge_counts=dict(judged.counts),
-        decided_by=PEOPLE if sources else judge.name,
+        decided_by=PEOPLE if sources else name,
         judge_win_rate=judge_beside.win_rate if judge_beside else None,
         judge_interval=judge_beside.interval if judge_beside else None,
         agreement=judge_beside.agreement if judge_beside else None,

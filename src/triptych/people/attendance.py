@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from triptych.errors import RunError, WaitingError
+from triptych.errors import RunError
 from triptych.people.inbox import Inbox
 from triptych.people.questions import FILE as QUESTIONS
 from triptych.people.questions import Form, QuestionsAsked
@@ -77,12 +77,8 @@ class Attendance:
         panel = Panel(questions, file)
         kept = self.folder / "verdicts" / f"{questions.parent.name}.jsonl"
         place = self.folder / GATE_QUESTIONS
-        if not kept.exists() and (still := list(panel.open)):
+        if not kept.exists() and panel.open:
             write_whole(place, panel.questions.read_text(encoding="utf-8"))
-            raise WaitingError(
-                f"{gate} waits for people: {len(still)} of {len(panel.all)} "
-                f"questions are open ({place}); answer them with triptych label, then give the same command again"
-                + "".join(f"\n{note}" for note in panel.notes)
-            )
+            panel.require(gate, place, "triptych label")
         place.unlink(missing_ok=True)
         return panel.take(kept)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from triptych.data.files import json_line, parse_question, parse_verdict
+from triptych.errors import WaitingError
 from triptych.people.questionnaire import Choice, Questionnaire
 from triptych.people.questions import Labels
 from triptych.records import Question, Verdict
@@ -32,6 +33,23 @@ class Panel(Questionnaire[Question, Verdict]):
     def question_key(record: Verdict) -> str:
         """The key of its question."""
         return record.question.key
+
+    def require(self, gate: str, place: Path, command: str) -> None:
+        """Sees that every question has a verdict.
+
+        Args:
+            gate: who asks.
+            place: where people find the questions.
+            command: that asks them.
+
+        Raises:
+            WaitingError: some are open.
+        """
+        if still := len(self.open):
+            raise WaitingError(
+                f"{gate} waits for people: {still} of {len(self.all)} questions are open ({place}); answer them with "
+                f"{command}, then give the same command again" + "".join(f"\n{note}" for note in self.notes)
+            )
 
     def take(self, place: Path) -> Path:
         """The verdicts on these questions, kept in a file of their own: the ones kept before, or those of now.
