@@ -238,5 +238,8 @@ def test_a_judge_stands_beside_people_at_a_gate_without_a_recipe(tmp_path: Path)
     decided = gate()
     assert (decided.win_rate, decided.judge, decided.judge_win_rate) == (7 / 8, "rules", 0)
     assert (decided.agreement, decided.agreement_prompts) == (1 / 8, 8)
+    page = (tmp_path / "gate/gate.html").read_text()
+    assert "By rules alone" in page
+    assert "People and judge agree, on 8 prompts" in page
     with pytest.raises(RecipeError, match="people find their questions in the output"):
         triptych.gate(*both, people=True)
