@@ -12,10 +12,11 @@ from test_check import rows, write_recipe
 from triptych import results
 from triptych.cycle import cycle, plan
 from triptych.errors import AuditError, RecipeError, RewardError
+from triptych.execution import execute
 from triptych.family import Family
 from triptych.feedback.labelling import Labelled
 from triptych.feedback.rated import implied
-from triptych.pipeline.runner import Runner
+from triptych.pipeline.runner import Runner, Until
 from triptych.progress import Silent
 from triptych.recipe import load
 from triptych.records import Prompt, Rating, user
@@ -51,6 +52,43 @@ def run(place: Path, *overrides: str) -> tuple[Family, Path]:
     assert [artifact.name for artifact in runner.done] == [stage.name for stage in plan(recipe)]
     assert verify(place / "run" / "release") == []
     return family, place / "run" / "release"
+
+
+def test_without_rounds_a_reward_is_trained_audited_and_released_and_a_round_goes_on_from_it(place: Path) -> None:
+    recipe = load(place / "recipe.yaml", ["improve.rounds=0", "reward.audit.required=false", "gate.judge=exact"])
+    runner, family = Runner(place / "alone", Silent(), recipe.seed), Family()
+    cycle(recipe, runner, family)
+    assert [artifact.name for artifact in runner.done] == [stage.name for stage in plan(recipe)] == [
+        "data", "base", "instruct", "round-1/feedback", "round-1/reward", "round-1/audit", "decoding/instruct",
+        "test/base", "test/instruct",
+    ]
+    summary = results.write(recipe, family, runner)
+    assert summary.rounds == []
+    assert [(audit.round, audit.verdict) for audit in summary.audits] == [(1, runner.done[5].result.verdict)]
+    assert [(model.name, model.champion) for model in summary.models] == [("base, few-shot", False), ("instruct", True)]
+    assert all(model.reward is not None for model in summary.models)
+    release = place / "alone" / "release"
+    assert verify(release) == []
+    assert AutoModelForSequenceClassification.from_pretrained(release / "reward").config.num_labels == 1
+    cards = [path.read_text() for path in sorted(release.rglob("README.md"))]
+    assert len(cards) == 4
+    assert not any("rounds of improvement" in card or "improved against" in card for card in cards)
+    assert family.instruct is not None
+    manifest = json.loads((release / "manifest.json").read_text())
+    assert manifest["models"]["instruct"]["fingerprint"] == family.instruct.fingerprint
+
+    again = Runner(place / "alone", Silent(), recipe.seed, until="round-1/improve")
+    with pytest.raises(Until):
+        cycle(load(place / "recipe.yaml", SHORT), again, Family())
+    assert [artifact.digest for artifact in again.done[:7]] == [artifact.digest for artifact in runner.done[:7]]
+
+
+def test_without_rounds_a_failed_audit_releases_nothing(place: Path) -> None:
+    recipe = load(place / "recipe.yaml", ["improve.rounds=0", "reward.audit={required: true, least_prompts: 1000}"])
+    with pytest.raises(AuditError, match="1000 are the least that count"):
+        execute(recipe, place / "failing", Silent())
+    assert json.loads((place / "failing" / "summary.json").read_text())["release"] is None
+    assert not (place / "failing" / "release").exists()
 
 
 def test_rules_are_released_as_what_they_are(place: Path) -> None:

@@ -58,14 +58,15 @@ def cycle(recipe: Recipe, runner: Runner, family: Family) -> None:
         ReleaseError: the release could not be signed as the recipe asks.
     """
     start = begin(recipe, runner, family)
-    for number in range(1, recipe.improve.rounds + 1):
+    for number in range(1, max(1, recipe.improve.rounds) + 1):
         ask_people(recipe, runner, family, start, number)
         family.rounds.append(current := Round(number))
         reward_of_round(recipe, runner, family, start, current)
-        improve_and_gate(recipe, runner, family, start, current)
+        if recipe.improve.rounds:  # else the first round ends with its reward
+            improve_and_gate(recipe, runner, family, start, current)
         if current.promoted:
             family.champion = current.candidate
-    ask_people(recipe, runner, family, start, recipe.improve.rounds + 1)
+    ask_people(recipe, runner, family, start, len(family.rounds) + 1)
     measure_all(recipe, runner, family, start)
     for task, test in zip(recipe.evaluate.tasks, family.tasks, strict=True):
         measure_task(recipe, runner, family, start, task, test)
@@ -234,8 +235,8 @@ def measure_all(recipe: Recipe, runner: Runner, family: Family, start: Start) ->
     """Every model on the test prompts: the Base with worked examples, Instruct, each round's candidate."""
     config, data, judge = recipe.evaluate.measurement, start.data, start.judge
     reward = family.scorer
-    if not family.rounds:
-        deployed(recipe, runner, family, start, start.instruct, "decoding/instruct")
+    if not recipe.improve.rounds:
+        deployed(recipe, runner, family, start, start.instruct, "decoding/instruct", reward)
     if recipe.finetuning:  # else the two are one; a Base is no rival, and likeliest to end in time where it is greedy
         base = runner.run(
             "test/base", measure, config, model=start.base, data=data, judge=judge, decoding=recipe.decoding.at(0.0),

@@ -242,7 +242,7 @@ class AuditedReward(Composed):
 
 
 class Rounds(Composed):
-    """Improvement by some method: its prompts, and how many rounds."""
+    """Improvement by some method: its prompts, and how many rounds; without any the reward is only made and audited."""
 
     method: Flat[AnyMethod] = Grpo()
     prompts: tuple[Data, ...] = ()
@@ -427,7 +427,7 @@ class Recipe(Config):
             raise ValueError("gate.people is the file of feedback, which is trained on: name another")
         if isinstance(judge, JudgeReward) and by is not None and _asked(judge) == _asked(by):
             raise ValueError("gate.judge labels the comparisons too, and may take no part in training: name another")
-        if lacking := self.lacks(self.improve.method):
+        if self.improve.rounds and (lacking := self.lacks(self.improve.method)):
             name = method_of(self.improve.method).name()
             raise ValueError(f"improve.method {name} learns from {lacking}, and feedback names none")
         needs = {material for part in self.reward.model.within for material in part.needs}

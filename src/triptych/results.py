@@ -81,8 +81,9 @@ def write(recipe: Recipe, family: Family, runner: Runner, ending: Ending | None 
     folder, artifacts = runner.folder, made(runner)
     prove(artifacts)
     answers: Tests = {test.name: tested_prompts(test.artifact) for test in family.tests}
-    measured = len(family.tests) == len(family.rounds) + (2 if recipe.finetuning else 1)
-    decided = len(family.rounds) == recipe.improve.rounds and all(round.gate for round in family.rounds)
+    gates = [round.gate for round in family.rounds if round.gate]
+    measured = len(family.tests) == recipe.improve.rounds + (2 if recipe.finetuning else 1)
+    decided = bool(gates) and len(gates) == recipe.improve.rounds
     released = family.reward is not None and (measured or (decided and ending is not None and ending.failed))
     summary = summarise(recipe, family, artifacts, runner.ledger, answers, release="release" if released else None)
     if ending:

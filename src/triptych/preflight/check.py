@@ -319,7 +319,7 @@ def judge_splits(recipe: Recipe, counts: Prepared, findings: Findings) -> None:
     findings.notes += left_out(counts)
     needed = least(level(recipe.gate.decision.error, failures=0))
     prompts = sum(getattr(counts, f"prompts_{name}") for name in ("test", "gate", "validation", "improve"))
-    for name in ("test", "gate"):
+    for name in ("test", "gate") if recipe.improve.rounds else ("test",):
         count, set_apart = getattr(counts, f"prompts_{name}"), getattr(recipe.splits, name)
         if count < needed:
             findings.problems.append(
