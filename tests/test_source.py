@@ -21,7 +21,7 @@ from transformers import (
 
 from triptych.base import source
 from triptych.data import template
-from triptych.engine import models
+from triptych.engine import hub, models
 from triptych.engine.scoring import RewardModel
 from triptych.errors import ModelError
 from triptych.records import Conversation, Prompt, user
@@ -201,7 +201,7 @@ def test_a_hub_name_is_read_from_the_cache(tmp_path: Path, monkeypatch: pytest.M
     cache = hub_cache(tmp_path / "hub")
     download = snapshot_download
     monkeypatch.setattr(
-        source,
+        hub,
         "snapshot_download",
         lambda name, **settings: download(name, **settings, cache_dir=cache, local_files_only=True),
     )

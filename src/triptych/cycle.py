@@ -7,6 +7,7 @@ decoded. What is done already is found by its fingerprint and not done again.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from triptych.base.pretrained import BaseImport, import_base
@@ -37,7 +38,8 @@ from triptych.references import require_references
 from triptych.release.signature import check_signing
 from triptych.reward.making import Materials, make_reward
 from triptych.reward.registry import scorer_of
-from triptych.rewards import evidence_of, make_audited, require
+from triptych.reward.taken import TakenReward
+from triptych.rewards import evidence_of, make_audited, require, require_taken, take_rewards
 from triptych.storybook.judge import ExactJudge
 from triptych.storybook.world import write_world
 
@@ -76,14 +78,17 @@ def begin(recipe: Recipe, runner: Runner, family: Family) -> Start:
     """Data, Base and Instruct, which is the first champion; and the judge."""
     if (signing := recipe.release.sign) is not None:
         runner.outside(lambda: check_signing(signing), planned=None)
+    runner.outside(lambda: require_taken(recipe), planned=None)
     runner.outside(lambda: require_references(recipe), planned=None)
     family.data = data = prepare(recipe, runner)
     family.tasks = [prompts_of(recipe, runner, task, data) for task in recipe.evaluate.tasks]
     family.base = base = make_base(recipe, runner, data)
+    taken = take_rewards(recipe, runner, base)
     family.instruct = instruct = make_instruct(recipe, runner, data, base)
     family.champion = instruct
-    family.judge = judge = independent_judge(recipe, runner, family, data, base, instruct)
-    return Start(data, base, instruct, judge, guard(recipe, runner, family, data, base, instruct))
+    family.judge = judge = independent_judge(recipe, runner, family, data, base, instruct, taken)
+    preferences = guard(recipe, runner, family, data, base, instruct)
+    return Start(data, base, instruct, judge, preferences, taken)
 
 
 def prepare(recipe: Recipe, runner: Runner) -> Artifact[Result]:
@@ -126,16 +131,23 @@ def make_instruct(
 
 def independent_judge(
     recipe: Recipe, runner: Runner, family: Family, data: Artifact[Result], base: Artifact[Result],
-    instruct: Artifact[Result],
+    instruct: Artifact[Result], taken: Mapping[str, Artifact[Result]],
 ) -> Scorer:
-    """The exact judge, rules, a language model, or a second reward model on comparisons the first never sees."""
+    """The exact judge, rules, a language model, or a second reward model.
+
+    That is trained on comparisons that the first never sees, or was made elsewhere.
+    """
     config = recipe.gate.judging
     if config is None:
         return ExactJudge()
-    materials = Materials(base, instruct, data, data, share="judge") if config.needs else Materials()
+    materials = Materials(base, instruct, data, data, share="judge") if config.needs else Materials(taken=taken)
+    reader, evidence = f"the gate's {config.kind}", materials.comparisons
+    if config.needs:
+        reader = "second reward model"
+    elif isinstance(config, TakenReward):
+        reader, evidence = config.from_.name, data if recipe.comparison_files else None
     family.judging = judging = make_audited(
-        recipe, runner, "judge", config, materials, materials.comparisons, audit_name="judge/audit",
-        reader="second reward model" if config.needs else f"the gate's {config.kind}",
+        recipe, runner, "judge", config, materials, evidence, audit_name="judge/audit", reader=reader,
     )
     require(judging.audit, recipe.reward.audit, runner.progress)
     return judging.scorer
@@ -182,7 +194,9 @@ def reward_of_round(recipe: Recipe, runner: Runner, family: Family, start: Start
         current.reward = before
     else:
         parts = before.parts if before else None
-        materials = Materials(start.base, champion, start.data, current.feedback, before=parts)
+        materials = Materials(
+            start.base, champion, start.data, current.feedback, before=parts, taken=start.taken
+        )
         current.reward = make_audited(
             recipe, runner, f"{name}/reward", config, materials,
             evidence_of(recipe, runner, start.data, current.feedback), audit_name=f"{name}/audit", predecessor=before,

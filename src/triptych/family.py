@@ -28,6 +28,7 @@ class Start:
     Attributes:
         judge: decides at the gate, and measures.
         preferences: says there whether people's preferences hold, where the judge is no reward model of theirs.
+        taken: rewards that were made elsewhere, by the names that the recipe gives them.
     """
 
     data: Artifact[Result]
@@ -35,6 +36,7 @@ class Start:
     instruct: Artifact[Result]
     judge: Scorer
     preferences: Scorer | None = None
+    taken: Mapping[str, Artifact[Result]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

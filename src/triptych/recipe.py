@@ -29,6 +29,7 @@ from triptych.configuration import Composed, Config, Flat, UserFile, by_field, l
 from triptych.data.source import Reading, Source, dataset_name, is_address
 from triptych.data.template import Argument
 from triptych.dataset.preparation import DataPreparation, Splits
+from triptych.engine.hub import ModelPlace
 from triptych.errors import RecipeError
 from triptych.evaluate.answers import Answering
 from triptych.evaluate.decoding import Decoding
@@ -44,8 +45,10 @@ from triptych.release.signature import Signing
 from triptych.reward.endpoint import Endpoint
 from triptych.reward.judge import JudgeReward
 from triptych.reward.kind import RewardConfig
+from triptych.reward.mixture import MixtureReward
 from triptych.reward.registry import Reward
 from triptych.reward.rules import RulesReward
+from triptych.reward.taken import TakenReward, elsewhere
 from triptych.reward.training import PairwiseReward, RewardTraining
 from triptych.storage import write_whole
 from triptych.storybook.world import Storybook
@@ -55,12 +58,6 @@ def _or_dataset(file: UserFile) -> UserFile:
     """A name that is no file's may be a dataset's, or an address."""
     remote = is_address(file.name) or (not file.path.exists() and dataset_name(file.name))
     return UserFile(file.name, Path(file.name)) if remote else file
-
-
-def _or_hub(file: UserFile) -> UserFile:
-    """A name that is no folder's and looks like none is a model's on the Hub."""
-    local = file.path.exists() or file.path.suffix.lower() == ".gguf" or file.name.startswith((".", "/", "~"))
-    return file if local else UserFile(file.name, Path(file.name))
 
 
 def _or_shipped(file: UserFile) -> UserFile:
@@ -75,7 +72,6 @@ def _growing(file: UserFile) -> UserFile:
 
 
 DataFile = Annotated[UserFile, AfterValidator(_or_dataset)]
-ModelPlace = Annotated[UserFile, AfterValidator(_or_hub)]
 TemplateFile = Annotated[UserFile, AfterValidator(_or_shipped)]
 GrowingFile = Annotated[UserFile, AfterValidator(_growing)]
 
@@ -265,8 +261,9 @@ def kind(judge: object) -> object:
 
 GateJudge = Annotated[
     Annotated[Literal["exact"], Tag("exact")] | Annotated[TrainedJudge, Tag("pairwise")]
-    | Annotated[RulesReward, Tag("rules")] | Annotated[JudgeReward, Tag("judge")],
-    Discriminator(kind),
+    | Annotated[RulesReward, Tag("rules")] | Annotated[JudgeReward, Tag("judge")]
+    | Annotated[TakenReward, Tag("taken")],
+    Discriminator(kind), elsewhere,
 ]
 
 
@@ -299,7 +296,7 @@ class JudgedGate(Composed):
         return self.judge if isinstance(self.judge, TrainedJudge) else self.preferences
 
     @property
-    def judging(self) -> PairwiseReward | RulesReward | JudgeReward | None:
+    def judging(self) -> PairwiseReward | RulesReward | JudgeReward | TakenReward | None:
         """The judge as a reward; None for the exact one."""
         if isinstance(self.judge, str):
             return None
@@ -435,6 +432,12 @@ class Recipe(Config):
             raise ValueError("feedback must name comparisons, on which the reward model is trained: [{file: ...}]")
         if "ratings" in needs and not self.rating_files:
             raise ValueError("feedback must name ratings, on which the reward model is trained: [{ratings: ...}]")
+        taken = [part for part in self.reward.model.within if isinstance(part, TakenReward)]
+        if taken and self.reward.audit.required and not self.compared:
+            raise ValueError(f"reward.from, {taken[0].from_.name}, is audited before it trains anything: feedback must "
+                             "name comparisons ([{file: ...}]), or set reward.audit.required: false")
+        if isinstance(judge, TakenReward) and judge.from_.path in [part.from_.path for part in taken]:
+            raise ValueError("gate.judge trains the policy too, and may take no part in training: name another")
         home = located("", info).resolve()
         for name, path in self.reward_files.items():
             if name.endswith(".py") and path.exists() and not path.resolve().is_relative_to(home):
@@ -574,6 +577,14 @@ class Recipe(Config):
             name: path
             for reward in rewards if isinstance(reward, RewardConfig) for name, path in reward.files.items()
         }
+
+    @property
+    def taken(self) -> dict[str, TakenReward]:
+        """The rewards that were made elsewhere: the "reward", a part of it as "reward/NAME", and the gate's "judge"."""
+        model, judge = self.reward.model, self.gate.judge
+        parts = {f"reward/{part.name}": part.reward for part in model.parts} if isinstance(model, MixtureReward) else {}
+        rewards: dict[str, object] = {"reward": model, **parts, "judge": judge}
+        return {place: reward for place, reward in rewards.items() if isinstance(reward, TakenReward)}
 
     @property
     def trains_reward(self) -> bool:

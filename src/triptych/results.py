@@ -36,6 +36,8 @@ from triptych.release.family import Shown, assemble
 from triptych.release.lineage import DataFile, Lineage, Parent, Role
 from triptych.report import summary as report
 from triptych.report.page import render
+from triptych.reward.description import DESCRIPTION
+from triptych.reward.taking import RewardTaken
 from triptych.reward.training import RewardTrained
 from triptych.statistics.intervals import Interval, mean_interval, wins
 from triptych.statistics.scores import PairedScore, paired_by_name
@@ -293,12 +295,13 @@ def release(
             _data(family.data, "demonstrations", "prompts_improve") + _learnt_feedback(recipe, family, trained_by),
         ),
         "reward": Lineage(
-            reward.fingerprint, _parents(reward), _data(feedback, "comparisons_train") if feedback else ()
+            reward.fingerprint, _parents(reward),
+            _data(feedback, "comparisons_train") if feedback and recipe.learner else (),
         ),
     }
     models: dict[Role, Path] = {
         "base": base.folder / "model", "instruct": champion.folder / "model",
-        "reward": reward.folder / "model" if (reward.folder / "model").is_dir() else reward.folder,
+        "reward": reward.folder if (reward.folder / DESCRIPTION).exists() else reward.folder / "model",
     }
     assemble(
         partial, name=recipe.name, version=recipe.release.version, license=recipe.release.license,
@@ -338,7 +341,9 @@ def _reward_parent(round: Round) -> Parent:
 
 
 def _parents(reward: Artifact[Result]) -> tuple[Parent, ...]:
-    """What the released reward is made of, or started from: the champion of its round, an earlier reward model."""
+    """What the released reward is, is made of, or started from: the champion of its round, an earlier reward model."""
+    if isinstance(taken := reward.result, RewardTaken):
+        return (Parent(taken.source, taken.digest, hub=taken.hub),)
     parents = reward.manifest["parents"]
     names = ["start"] if "start" in parents else sorted(parents)
     return tuple(Parent(parents[name]["stage"], parents[name]["digest"]) for name in names)

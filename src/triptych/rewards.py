@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 
 from triptych.audit.record import AuditRecord
 from triptych.audit.stage import audit
@@ -14,12 +16,42 @@ from triptych.feedback.rated import RatingWeights, imply
 from triptych.pipeline.artifact import Artifact
 from triptych.pipeline.result import Result
 from triptych.pipeline.runner import Runner
+from triptych.pipeline.stage import UserFiles
 from triptych.progress import Progress
 from triptych.recipe import Recipe, RequiredAudit
 from triptych.reward.crossfitting import cross_fit
 from triptych.reward.kind import RewardConfig
 from triptych.reward.making import Materials, make_reward
 from triptych.reward.registry import scorer_of
+from triptych.reward.taken import TakenReward
+from triptych.reward.taking import offered, take_reward
+
+
+def require_taken(recipe: Recipe) -> None:
+    """Refuses a reward made elsewhere that cannot be taken.
+
+    Raises:
+        ModelError, RewardError: why.
+    """
+    for place, config in recipe.taken.items():
+        offered(config, is_part="/" in place)
+
+
+def take_rewards(recipe: Recipe, runner: Runner, base: Artifact[Result]) -> dict[str, Artifact[Result]]:
+    """The rewards that were made elsewhere, by the names that the recipe gives them; each is taken once."""
+    taken: dict[str, Artifact[Result]] = {}
+    for place, config in recipe.taken.items():
+        name, path = config.from_.name, config.from_.path
+        if name not in taken:
+            folder = runner.outside(partial(_folder_of, config), planned=path)
+            sources = UserFiles({name: folder, **config.files})
+            taken[name] = runner.run(f"taken/{place}", take_reward, config, base=base, sources=sources)
+    return taken
+
+
+def _folder_of(config: TakenReward) -> Path:
+    """Where its files lie; of the Hub its name, which stands for itself."""
+    return offered(config).folder if config.from_.path.exists() else config.from_.path
 
 
 def make_audited(

@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from huggingface_hub import snapshot_download
 from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 from triptych.base.record import Dtype
 from triptych.data import template
 from triptych.engine import models
+from triptych.engine.hub import HUB_NAME, download
 from triptych.engine.inspection import ADAPTER, Stored, adapter_settings, inspect
 from triptych.errors import ModelError
 from triptych.storage import sha256, sha256_all
@@ -29,25 +29,6 @@ from triptych.storage import sha256, sha256_all
 Kind = Literal["folder", "gguf", "hub"]
 
 PADDING = "<|pad|>"
-HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
-HUB_FILES = (
-    "model*.safetensors",
-    "model.safetensors.index.json",
-    "config.json",
-    "generation_config.json",
-    "tokenizer.json",
-    "tokenizer.model",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "chat_template.jinja",
-    "adapter_config.json",
-    "adapter_model.safetensors",
-)
-"""What is downloaded: weights as safetensors, settings, the tokenizer; never code or pickles."""
-
 
 @dataclass(frozen=True, slots=True)
 class ModelSource:
@@ -138,7 +119,7 @@ def find(name: str) -> tuple[Kind, Path]:
         )
     if not HUB_NAME.fullmatch(name):
         raise ModelError(f"{name}: there is no such folder, and it cannot be a name on the Hub")
-    return "hub", _download(name)
+    return "hub", download(name)
 
 
 def downloaded(name: str) -> Path | None:
@@ -186,21 +167,6 @@ def adapted_model(path: Path) -> AdaptedModel | None:
     if kind == "hub":
         return AdaptedModel(path, name, folder, folder.parents[1])
     return AdaptedModel(path, folder.resolve().name, folder, None)
-
-
-def _download(name: str) -> Path:
-    """The newest revision's folder in the Hub's cache; the cache alone where there is no network."""
-    try:
-        with models.quiet():
-            # The second pattern leaves out what lies in subfolders: other formats of the same weights.
-            return Path(snapshot_download(name, allow_patterns=list(HUB_FILES), ignore_patterns=["*/*"]))
-    except Exception as error:  # the Hub's client and the network raise errors of many families
-        reason = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
-        raise ModelError(
-            f"{name}: there is no folder of this name, and the Hugging Face Hub did not give it. Check the "
-            "name; for a gated model accept its terms and run `hf auth login`; without a network download it "
-            f"elsewhere (`hf download {name} --local-dir DIR`), copy DIR here and name its path ({reason})"
-        ) from error
 
 
 def prepare(

@@ -52,6 +52,8 @@ from triptych.errors import ModelError
 from triptych.storage import open_regular
 
 MINUTE = 60.0
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+"""What models of one family have in common, to the byte."""
 ADAPTER_FIELDS = (
     "r", "lora_alpha", "target_modules", "bias", "fan_in_fan_out", "use_rslora", "use_dora", "modules_to_save",
     "rank_pattern", "alpha_pattern", "layers_to_transform", "layers_pattern", "exclude_modules",
@@ -291,10 +293,7 @@ def save(
                 settings._from_model_config = False  # it would be made anew from the config on loading
                 _tell_tokens(settings, tokenizer)
                 settings.save_pretrained(folder)
-            # How often it was called with padding is no part of a tokenizer.
-            tokenizer.backend_tokenizer.no_padding()
-            tokenizer.backend_tokenizer.no_truncation()
-            tokenizer.save_pretrained(folder)
+            save_tokenizer(tokenizer, folder)
     except ValueError as error:
         raise ModelError(f"{folder}: cannot be written: {_first_line(error)}") from error
     except SafetensorError as error:  # safetensors has its own error for a disk that is full
@@ -305,6 +304,14 @@ def save(
     for weights in folder.glob("*.safetensors"):  # written for the owner alone, unlike the other files
         weights.chmod((folder / "config.json").stat().st_mode)
     _mend(folder / "config.json", {"dtype": str(dtype).removeprefix("torch.")})
+
+
+def save_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+    """Writes `TOKENIZER_FILES`; the same tokenizer gives the same bytes."""
+    # How often it was called with padding is no part of a tokenizer.
+    tokenizer.backend_tokenizer.no_padding()
+    tokenizer.backend_tokenizer.no_truncation()
+    tokenizer.save_pretrained(folder)
     _mend(
         folder / "tokenizer_config.json",
         # The first two say how it was loaded here. The class name is the one that transformers 4 knows too. A batch of
@@ -312,6 +319,14 @@ def save(
         {"is_local": None, "local_files_only": None, "tokenizer_class": "PreTrainedTokenizerFast",
          "padding_side": "left"},
     )
+
+
+def tokenizer_difference(folders: Sequence[Path]) -> str | None:
+    """Which of `TOKENIZER_FILES` differs between model folders; None where they have one tokenizer."""
+    for name in TOKENIZER_FILES:
+        if len({(folder / name).read_bytes() if (folder / name).is_file() else None for folder in folders}) > 1:
+            return name
+    return None
 
 
 def cast(folder: Path, dtype: torch.dtype) -> None:

@@ -67,6 +67,9 @@ from triptych.recipe import FileFeedback, Recipe, load
 from triptych.records import Comparison, Conversation, Message, Prompt, answers_of
 from triptych.references import read_as, wrong_references
 from triptych.release.signature import check_signing
+from triptych.reward.registry import open_reward
+from triptych.reward.taking import OfferedReward, offered
+from triptych.reward.trust import Trust
 from triptych.statistics.significance import least, level
 from triptych.storybook import tasks
 from triptych.storybook.demonstrations import exemplary
@@ -147,6 +150,7 @@ def check(path: Path, overrides: Sequence[str] = (), reward: Path | None = None)
         if counts is not None and not split_tasks(recipe, folder, findings):
             counts = None
         opened = check_model(recipe, folder, findings)
+        taken = check_taken(recipe, opened[0] if opened else None, findings)
         if read is not None and counts is not None:
             if opened and not check_turns(folder, opened[0], findings):
                 return findings  # how long rows are that cannot be written, nobody knows
@@ -154,12 +158,13 @@ def check(path: Path, overrides: Sequence[str] = (), reward: Path | None = None)
                 of_tasks = {task.stage: prompts_of(folder, task.stage) for task in recipe.evaluate.tasks}
                 tell(try_rewards(recipe, answered(folder), memory(), of_tasks), findings)
                 consult(recipe, folder, read, opened[0] if opened else None, reward, findings)
+                try_taken(recipe, folder, taken, findings)
                 texts = check_lengths(recipe, folder, *opened, findings) if opened else {}
             except ModelError as error:  # a chat template that refuses some of the rows
                 findings.problems.append(f"base: {error}")
             else:
                 if opened:
-                    estimate(settled(recipe, counts), opened[1], texts, findings)
+                    estimate(settled(recipe, counts), opened[1], texts, taken, findings)
     return findings
 
 
@@ -450,6 +455,49 @@ def check_reward(recipe: Recipe, config: Any, findings: Findings) -> None:
         findings.problems.append(f"base.from: {fault}; {NO_REWARD}")
 
 
+def check_taken(recipe: Recipe, tokenizer: Any | None, findings: Findings) -> dict[str, OfferedReward]:
+    """Looks over the rewards that were made elsewhere, and says which of them a release will be without.
+
+    Args:
+        tokenizer: the Base's, as a run will have it.
+    """
+    offers = {}
+    for place, config in recipe.taken.items():
+        field = "gate.judge" if place == "judge" else place
+        try:
+            offers[place] = offer = offered(config, is_part="/" in place)
+        except TriptychError as error:
+            findings.problems.append(f"{field}: {error}")
+            continue
+        if tokenizer is None or not offer.models:
+            continue
+        with TemporaryDirectory() as name:
+            models.save_tokenizer(tokenizer, Path(name))
+            differs = models.tokenizer_difference([Path(name), *offer.models])
+        if differs and offer.described.content is not None:
+            findings.problems.append(f"{field}: {differs} of its models is not the Base's, and a family shares one")
+        elif differs:
+            findings.notes.append(f"{field}: {differs} is not the Base's; it scores like any, and is not released")
+    return offers
+
+
+def try_taken(recipe: Recipe, folder: Path, offers: Mapping[str, OfferedReward], findings: Findings) -> None:
+    """Has rewards that were made elsewhere score some answers, where they are in this machine's folders and fit."""
+    for place, offer in offers.items():
+        if offer.models and (offer.hub or offer.described.content or 4 * offer.parameters > memory()):
+            continue
+        try:
+            if offer.models:
+                rows = DataFolder(folder).comparisons("heldout").read_any()
+                tell(doctor.diagnose_reward(offer.models[0], None, rows), findings)
+            else:
+                config = recipe.taken[place]
+                named = {Path(name).name: path for name, path in config.files.items()}
+                open_reward(offer.folder, models=named, trust=Trust.in_recipe([config])).score(answered(folder)[:1])
+        except TriptychError as error:
+            findings.problems.append(f"{'gate.judge' if place == 'judge' else place}: {error}")
+
+
 def check_lengths(
     recipe: Recipe, folder: Path, tokenizer: Any, model: Architecture, findings: Findings
 ) -> dict[str, Texts]:
@@ -571,10 +619,14 @@ def length_report(lengths: Sequence[int], limit: int) -> LengthReport:
     return LengthReport(len(lengths), median(lengths) if lengths else 0, max(lengths, default=0), over, limit)
 
 
-def estimate(recipe: Recipe, model: Architecture, texts: Mapping[str, Texts], findings: Findings) -> None:
+def estimate(
+    recipe: Recipe, model: Architecture, texts: Mapping[str, Texts], offers: Mapping[str, OfferedReward],
+    findings: Findings,
+) -> None:
     """Roughly what each stage takes; memory that is not there is a problem."""
     rate = matrix_rate()
-    findings.costs = costs(plan(recipe), recipe, model, texts, rate)
+    taken = {place: offer.parameters for place, offer in offers.items()}
+    findings.costs = costs(plan(recipe), recipe, model, texts, rate, taken)
     findings.assumption = (
         f"{model.parameters / 1e6:,.1f}M parameters; this machine multiplies matrices at {rate / 1e9:,.0f} GFLOP/s in "
         f"{str(compute_dtype()).removeprefix('torch.')}, of which training reaches {TRAINING_EFFICIENCY:.0%} and "
@@ -587,7 +639,7 @@ def estimate(recipe: Recipe, model: Architecture, texts: Mapping[str, Texts], fi
             f"{stage} needs about {most:.1f} GiB of memory and this machine has {there:.1f}: take a smaller model, "
             "lower micro_batch, context and max_tokens, or set activation_checkpointing: true"
         )
-    disk = disk_space(recipe, model) / GIB
+    disk = (disk_space(recipe, model) + sum(2 * 4 * count for count in taken.values())) / GIB
     free = shutil.disk_usage(Path.cwd()).free / GIB
     if disk > free:
         findings.notes.append(f"the run writes about {disk:.1f} GiB, and the disk of this folder has {free:.1f} free")

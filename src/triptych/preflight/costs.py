@@ -21,10 +21,12 @@ from triptych.evaluate.measurement import Measurement
 from triptych.improve.loop import Improvement
 from triptych.instruct.finetuning import Finetuning
 from triptych.pipeline.call import StageCall
+from triptych.pipeline.scorer import ArtifactScorer
 from triptych.preflight import memory
 from triptych.preflight.memory import Architecture
 from triptych.recipe import Recipe
 from triptych.reward.regression import RegressionReward
+from triptych.reward.taken import TakenReward
 from triptych.reward.training import PairwiseReward, RewardTrained
 
 TRAINING_EFFICIENCY = 0.3
@@ -70,7 +72,8 @@ class Texts:
 
 
 def costs(
-    plan: Sequence[StageCall[Any]], recipe: Recipe, model: Architecture, texts: Mapping[str, Texts], rate: float
+    plan: Sequence[StageCall[Any]], recipe: Recipe, model: Architecture, texts: Mapping[str, Texts], rate: float,
+    taken: Mapping[str, int] | None = None,
 ) -> list[Cost]:
     """The costs of a plan's stages, of those that take any to speak of.
 
@@ -79,22 +82,34 @@ def costs(
     Args:
         texts: of each split, by its name.
         rate: products and sums a second.
+        taken: the parameters of rewards that were made elsewhere, by `Recipe.taken`'s places. A reward is counted
+            everywhere as large as the model, so that only what these have beyond it is added.
     """
     answer = recipe.decoding.max_tokens
-    judging = memory.weights(model) if recipe.gate.apart is not None else 0
+    beyond = sum(max(0, count - model.parameters) for count in (taken or {}).values())
+    second = recipe.gate.apart is not None or (recipe.gate.judging is not None and recipe.gate.judging.needs)
+    judging = memory.weights(model) if second else 0
     works = [
-        (stage.name, work) for stage in plan
+        (stage, work) for stage in plan
         if (work := workload(stage.config, Circumstances(stage, model, answer, judging, texts)))
     ]
     return [
         Cost(
-            name, work.trained + work.applied + work.sampled,
-            model.parameters * ((6 * work.trained + 2 * work.applied) / TRAINING_EFFICIENCY
-                                + 2 * work.sampled / SAMPLING_EFFICIENCY) / rate,
-            (memory.BASELINE + work.bytes) / GIB,
+            stage.name, work.trained + work.applied + work.sampled,
+            (model.parameters * ((6 * work.trained + 2 * work.applied) / TRAINING_EFFICIENCY
+                                 + 2 * work.sampled / SAMPLING_EFFICIENCY)
+             + 2 * larger * work.sampled / TRAINING_EFFICIENCY) / rate,
+            (memory.BASELINE + work.bytes + 4 * larger) / GIB,
         )
-        for name, work in works
+        for stage, work in works for larger in [beyond if _scores(stage) else 0]
     ]
+
+
+def _scores(stage: StageCall[Any]) -> bool:
+    """Whether a stage has answers scored."""
+    return isinstance(stage.config, TakenReward) or any(
+        isinstance(value, ArtifactScorer) for value in stage.arguments.values()
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,6 +182,12 @@ def of_finetuning(config: Finetuning, given: Circumstances) -> Workload:
     times = shown.padded(given.model)
     taken = memory.training(given.model, config, round(config.micro_batch * times), shown.keys)
     return Workload(taken, trained=round(shown.tokens * config.epochs * times))
+
+
+@workload.register
+def of_taking(config: TakenReward, given: Circumstances) -> Workload:
+    """Of opening a reward that was made elsewhere."""
+    return Workload(given.weights)
 
 
 @workload.register(PairwiseReward)

@@ -112,19 +112,20 @@ def _unit_tests(settings: object) -> Iterator[UnitTests]:
             yield from _unit_tests(setting)
 
 
-def diagnose_reward(folder: Path, tokenizer: Any, rows: Sequence[Comparison]) -> Iterator[Finding]:
+def diagnose_reward(folder: Path, tokenizer: Any | None, rows: Sequence[Comparison]) -> Iterator[Finding]:
     """All findings about a reward model that is there already.
 
     Args:
         folder: its Hugging Face folder.
-        tokenizer: the policy's.
+        tokenizer: the policy's, where both must see the same texts; None of a reward that keeps its own template.
         rows: comparisons to try it on.
     """
     own = load_tokenizer(folder)
     faults = list(look_at_tokens(own, read_config(folder), str(folder)))
     yield from faults
     if not any(fault.stops for fault in faults):
-        yield from look_at_templates(tokenizer, own, str(folder))
+        if tokenizer is not None:
+            yield from look_at_templates(tokenizer, own, str(folder))
         yield from look_at_scores(RewardModel(folder), rows, str(folder))
 
 

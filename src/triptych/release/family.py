@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from triptych.configuration import reason
 from triptych.engine.device import hardware
 from triptych.engine.inspection import inspect
-from triptych.engine.models import cast
+from triptych.engine.models import TOKENIZER_FILES, cast, tokenizer_difference
 from triptych.engine.sampling import Sampling
 from triptych.errors import ReleaseError
 from triptych.records import Comparison, Message, Prompt, turns
@@ -30,13 +30,10 @@ MODEL_FILES = (
     "model.safetensors.index.json",
     "config.json",
     "generation_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "chat_template.jinja",
+    *TOKENIZER_FILES,
 )
 """What of a model's folder is released: what other programs read, nothing of how a stage worked."""
 
-SHARED = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 EXAMPLES = "examples.jsonl"
 DESCRIBING = ("reward.json", "template.jinja")
 """What describes a reward that is more, or less, than one model."""
@@ -159,10 +156,15 @@ def _described(folder: Path) -> dict[str, Any] | None:
 
 
 def _models_in(folder: Path) -> list[Path]:
-    """The folder itself where it is a model, else the models that a reward is made of: maybe none."""
+    """The folder itself where it is a model, else the models that a reward is made of: maybe none.
+
+    One that lies beside a `reward.json` was taken with another tokenizer, and is not released.
+    """
     if _described(folder) is None:
         return [folder]
-    return sorted(path.parent for path in folder.rglob("config.json"))
+    return sorted(
+        path.parent for path in folder.rglob("config.json") if _described(path.parents[1]) is None
+    )
 
 
 def _released(folder: Path) -> list[Path]:
@@ -175,10 +177,8 @@ def _released(folder: Path) -> list[Path]:
 
 
 def _check_shared(models: Sequence[Path]) -> None:
-    for name in SHARED:
-        contents = {(model / name).read_bytes() if (model / name).is_file() else None for model in models}
-        if len(contents) > 1:
-            raise ReleaseError(f"{name}: differs between the models, and a family shares one tokenizer")
+    if name := tokenizer_difference(models):
+        raise ReleaseError(f"{name}: differs between the models, and a family shares one tokenizer")
 
 
 def _example(example: RewardExample) -> str:

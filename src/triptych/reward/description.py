@@ -62,9 +62,33 @@ class Parts(Config):
         return parts
 
 
-Content = Members | Parts | RulesReward | JudgeReward
+class TakenModel(Config):
+    """What `reward.json` says of a model that was made elsewhere and has a tokenizer of its own.
 
-KINDS: dict[str, type[Content]] = {"ensemble": Members, "mixture": Parts, "rules": RulesReward, "judge": JudgeReward}
+    In a run it lies in `model`; a release names it and is without it.
+    """
+
+    kind: Literal["taken"] = "taken"
+    model: str
+
+    def open(self, opening: Opening) -> RewardModel:
+        """The model, which lies here or is given.
+
+        Raises:
+            RewardError: it is neither.
+        """
+        inside = opening.folder / "model"
+        folder = inside if inside.is_dir() else opening.models.get(self.model)
+        if folder is None:
+            raise RewardError(f"this reward is a model ({self.model}), which is not here")
+        return RewardModel(folder, identity=opening.identity, shard_map=opening.shard_map)
+
+
+Content = Members | Parts | RulesReward | JudgeReward | TakenModel
+
+KINDS: dict[str, type[Content]] = {
+    "ensemble": Members, "mixture": Parts, "rules": RulesReward, "judge": JudgeReward, "taken": TakenModel,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +126,8 @@ class Description:
         if isinstance(content, Members):
             for place in range(content.members):  # ends at the first that is missing, however many it speaks of
                 _require_folder(folder / "models" / str(place), path)
+        if isinstance(content, TakenModel) and os.path.lexists(folder / "model"):
+            _require_folder(folder / "model", path)
         if isinstance(content, RulesReward):
             for place, rule in enumerate(content.rules):
                 if isinstance(rule, OwnFunction):
@@ -119,6 +145,16 @@ class Description:
     def file(self) -> Path:
         """Where it says what it is."""
         return self.folder / DESCRIPTION
+
+    @property
+    def models(self) -> list[Path]:
+        """The folders of the models that it is made of, without those of its parts."""
+        if isinstance(self.content, Members):
+            return [self.folder / "models" / str(place) for place in range(self.content.members)]
+        if self.content is None or isinstance(self.content, TakenModel):
+            inside = [self.folder / "model"] if (self.folder / "model").is_dir() else []
+            return inside or ([self.folder] if self.content is None else [])
+        return []
 
     def all(self) -> Iterator[Description]:
         """It and its parts."""

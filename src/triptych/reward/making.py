@@ -25,6 +25,7 @@ class Materials:
         exposed: whether the champion learnt from prompts that the reward is audited on; what would start from it then
             starts from the Base.
         before: the last round's reward and its parts, by their places, from which trained kinds go on.
+        taken: rewards that were made elsewhere, by the names that the recipe gives them.
     """
 
     base: Artifact[Result] | None = None
@@ -34,6 +35,7 @@ class Materials:
     share: TrainedOn = "train"
     exposed: bool = False
     before: Mapping[str, Artifact[Result]] | None = None
+    taken: Mapping[str, Artifact[Result]] = field(default_factory=dict)
 
 
 @dataclass

@@ -23,6 +23,7 @@ from triptych.reward.making import Making
 from triptych.reward.parts import linked
 from triptych.reward.regression import RegressionReward
 from triptych.reward.rules import Rules, RulesReward
+from triptych.reward.taken import TakenReward, elsewhere
 from triptych.reward.training import PairwiseReward
 from triptych.storage import Folder
 
@@ -50,8 +51,8 @@ class MixedPart(Part):
     """
 
     reward: Annotated[
-        PairwiseReward | RegressionReward | EnsembleReward | RulesReward | JudgeReward, Field(discriminator="kind"),
-        tagged("kind", "pairwise"),
+        PairwiseReward | RegressionReward | EnsembleReward | RulesReward | JudgeReward | TakenReward,
+        Field(discriminator="kind"), tagged("kind", "pairwise"), elsewhere,
     ]
 
 

@@ -8,6 +8,7 @@ ensemble                `models/0`, `models/1`, …, and `reward.json`
 rules                   `reward.json`, and the users' own functions
 judge                   `reward.json` and `template.jinja`
 mixture                 `parts/NAME/`, each of them one of these, and `reward.json`
+taken                   one of these; `model/` and `reward.json` of a model with another tokenizer
 ======================  =======================================================================
 """
 
@@ -33,12 +34,13 @@ from triptych.reward.kind import Opening, RewardConfig
 from triptych.reward.mixture import MixtureReward
 from triptych.reward.regression import RegressionReward
 from triptych.reward.rules import RulesReward
+from triptych.reward.taken import TakenReward, elsewhere
 from triptych.reward.training import PairwiseReward
 from triptych.reward.trust import Trust
 
 Reward = Annotated[
-    PairwiseReward | RegressionReward | EnsembleReward | RulesReward | JudgeReward | MixtureReward,
-    Field(discriminator="kind"), tagged("kind", "pairwise"),
+    PairwiseReward | RegressionReward | EnsembleReward | RulesReward | JudgeReward | MixtureReward | TakenReward,
+    Field(discriminator="kind"), tagged("kind", "pairwise"), elsewhere,
 ]
 
 
@@ -77,8 +79,7 @@ def _opened(
     """The scorer of a description that is trusted."""
     folder = described.folder
     if described.content is None:
-        model = folder / "model" if (folder / "model").is_dir() else folder
-        return RewardModel(model, identity=identity, shard_map=shard_map)
+        return RewardModel(described.models[0], identity=identity, shard_map=shard_map)
     parts = [_opened(part, "", models, cache, shard_map) for part in described.parts]
     return described.content.open(Opening(folder, identity, described.template, models, cache, parts, shard_map))
 

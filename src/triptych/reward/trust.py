@@ -6,16 +6,17 @@ is compared with what the user named, and is refused where the user did not.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from triptych.display import one_line
 from triptych.errors import RewardError
-from triptych.reward.description import TEMPLATE, Description
+from triptych.reward.description import TEMPLATE, Description, TakenModel
 from triptych.reward.endpoint import address
 from triptych.reward.judge import POLICY, TEMPLATES, JudgeReward
 from triptych.reward.kind import RewardConfig
 from triptych.reward.rules import FUNCTIONS, OwnFunction, RulesReward, UnitTests
+from triptych.reward.taken import TakenReward
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,14 +34,22 @@ class Trust:
     templates: bool = False
 
     @classmethod
-    def in_recipe(cls, rewards: Iterable[RewardConfig]) -> Trust:
+    def in_recipe(cls, rewards: Sequence[RewardConfig]) -> Trust:
         """What a reward of the user's recipe names, given with its parts."""
         judges = [reward for reward in rewards if isinstance(reward, JudgeReward)]
         rules = [rule for reward in rewards if isinstance(reward, RulesReward) for rule in reward.rules]
-        return cls(
+        own = cls(
             frozenset((judge.endpoint.url, judge.endpoint.key_env) for judge in judges if judge.endpoint is not None),
             any(isinstance(rule, OwnFunction | UnitTests) for rule in rules),
             bool(judges),
+        )
+        taken = [
+            cls.given(reward.allow_endpoint, reward.allow_key, reward.allow_functions, reward.allow_template)
+            for reward in rewards if isinstance(reward, TakenReward)
+        ]
+        return cls(
+            own.endpoints.union(*(trust.endpoints for trust in taken)),
+            any(trust.functions for trust in (own, *taken)), any(trust.templates for trust in (own, *taken)),
         )
 
     @classmethod
@@ -93,6 +102,11 @@ class Trust:
                     f"{described.folder / TEMPLATE}: would run as a template, and is none of Triptych's; read it, and "
                     "--allow-template allows it"
                 )
+        if isinstance(content, TakenModel) and not described.models and content.model not in models:
+            yield (
+                f"{described.file}: is the model {one_line(content.model)[:200]!r}, which is not in this folder; "
+                "--allow-model FOLDER, with a folder of this name, opens it"
+            )
         if isinstance(content, RulesReward) and not self.functions:
             for place, rule in enumerate(content.rules):
                 if isinstance(rule, OwnFunction):
