@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -19,7 +20,7 @@ from triptych.data import files
 from triptych.instruct.finetuning import Finetuning, finetune
 from triptych.pipeline.stage import StageContext
 from triptych.progress import Silent
-from triptych.records import Comparison, Conversation, Prompt, user
+from triptych.records import Comparison, Conversation, Prompt, Thumb, user
 from triptych.storage import sha256
 
 WORDS = ("small", "red", "cat", "sat", "saw", "dog", "mat")
@@ -283,6 +284,40 @@ def test_a_reward_model_is_trained_audited_and_used(policy_folder: Path, folder:
     ) == decided
     answers = triptych.Policy.open(better.model).write([asked], triptych.Sampling(4))
     assert answers[0][0].prompt == asked
+
+
+def test_pairs_and_thumbs_improve_a_model_without_a_reward(policy_folder: Path, folder: Path, tmp_path: Path) -> None:
+    files.write(tmp_path / "thumbs.jsonl", [
+        Thumb(each, text, label) for each in PROMPTS for text, label in (("a red cat", True), ("the mat", False))
+    ])
+    given: dict[str, dict[str, Any]] = {
+        "dpo": {"comparisons": folder / "preferences.jsonl"}, "kto": {"thumbs": tmp_path / "thumbs.jsonl"}
+    }
+    for method, feedback in given.items():
+        made = triptych.improve(
+            policy_folder, None, (), tmp_path / method, method=method, heldout=0.25, progress=Silent(),
+            learning_rate=3e-3, **feedback, **ROUND | {"steps": 6},
+        )
+        rows = [json.loads(line) for line in (made.folder / "curve.jsonl").read_text().splitlines()]
+        assert made.result.watched_by == "loss"
+        assert not any("validation_reward" in row for row in rows)
+        losses = {row["step"]: row["validation_loss"] for row in rows if row["step"] > 0}
+        assert made.result.kept == min(losses, key=lambda step: (losses[step], -step))
+        # At the start the policy is its own reference: log σ(0) of each pair, and half of what a thumb can gain.
+        assert rows[0]["validation_loss"] == pytest.approx(math.log(2) if method == "dpo" else 0.5)
+        assert min(losses.values()) < 0.95 * rows[0]["validation_loss"]
+        learnt, heldout = ({row.key for row in files.read_prompts(rows)} for rows in (made.learnt, made.heldout))
+        assert len(learnt) + len(heldout) == len(PROMPTS)
+        assert not learnt & heldout
+    for method, feedback, message in (
+        ("dpo", {"pairs": "sampled", **given["dpo"]}, "learns from scores: give a reward"),
+        ("dpo", {"loss": "rpo", **given["dpo"]}, "learns from scores: give a reward"),
+        ("grpo", {}, "learns from scores: give a reward"), ("kto", {}, "kto learns from thumbs: give some"),
+    ):
+        with pytest.raises(triptych.TriptychError, match=message):
+            triptych.improve(policy_folder, None, (), tmp_path / "none", method=method, **feedback)
+    with pytest.raises(triptych.TriptychError, match="grpo writes answers: give prompts"):
+        triptych.improve(policy_folder, Length(), (), tmp_path / "none")
 
 
 @pytest.mark.parametrize(("settings", "what"), [

@@ -15,6 +15,7 @@ from test_check import tiny_model, write_recipe
 from triptych import results
 from triptych.configuration import UserFile
 from triptych.cycle import cycle, plan
+from triptych.data.folder import DataFolder
 from triptych.engine import hub
 from triptych.engine.models import load_reward, load_tokenizer, save
 from triptych.engine.scoring import RewardModel
@@ -221,9 +222,9 @@ def test_models_of_an_ensemble_need_the_familys_tokenizer(place: Path, tmp_path:
 @pytest.mark.parametrize(("overrides", "message"), [
     (["feedback=[]", "reward={from: mine}"], "mine, is audited before it trains anything: feedback must name compar"),
     (["reward={from: mine}", "gate.judge={from: mine}"], r"gate\.judge trains the policy too"),
-    (["reward={from: 'https://here/v1'}"], "`from` is an address: say which of its models to ask"),
+    (["reward={from: 'https://here/v1'}"], "name the model that is asked there too, as in https://here/v1#MODEL"),
     (["reward={from: mine, epochs: 2}"], r"reward\.epochs"),
-    (["reward={from: 'http://here/v1', model: m, key_env: KEY}"], "would be sent a key in the clear"),
+    (["reward={from: 'http://here/v1#m', key_env: KEY}"], "would be sent a key in the clear"),
 ])
 def test_what_does_not_go_together_is_said(place: Path, overrides: list[str], message: str) -> None:
     with pytest.raises(RecipeError, match=message):
@@ -231,7 +232,7 @@ def test_what_does_not_go_together_is_said(place: Path, overrides: list[str], me
 
 
 def test_an_address_is_a_language_model_that_is_asked(place: Path) -> None:
-    reward = "reward={from: 'https://here/v1', model: m, key_env: KEY, ask: compare, seconds: 9}"
+    reward = "reward={from: 'https://here/v1#m', key_env: KEY, ask: compare, seconds: 9}"
     recipe: Recipe = load(place / "recipe.yaml", [reward])
     assert recipe.reward.model == JudgeReward.model_validate(
         {"endpoint": {"url": "https://here/v1", "model": "m", "key_env": "KEY", "seconds": 9}, "ask": "compare"}
@@ -273,3 +274,31 @@ def test_check_looks_over_a_reward_made_elsewhere_and_counts_its_size(tmp_path: 
     bad = check.check(path, ["reward={from: model}", "gate.judge={from: code}"])
     assert any("reward: " in problem and "a reward is a sequence classifier" in problem for problem in bad.problems)
     assert any(problem.startswith("gate.judge: ") and "functions/0.py" in problem for problem in bad.problems)
+
+
+def test_a_reward_that_learnt_what_would_audit_it_is_refused_before_anything_is_trained(tmp_path: Path) -> None:
+    path = write_recipe(tmp_path)
+    write_reward(tmp_path / "made" / "model")
+    rows = (tmp_path / "preferences.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "made" / "learnt.jsonl").write_text("".join(rows[:500]))
+    overrides = ["reward={from: made}", "gate.judge={kind: rules, rules: [{rule: repetition}]}"]
+    recipe = load(path, overrides)
+    runner = Runner(tmp_path / "run", Silent(), recipe.seed)
+    with pytest.raises(RewardError) as raised:
+        cycle(recipe, runner, Family())
+    assert [artifact.name for artifact in runner.done] == ["data"]
+    heldout = {row.prompt.key for row in DataFolder(runner.done[0].folder).comparisons("heldout").read()}
+    learnt = {Prompt.of(json.loads(row)["prompt"]).key for row in rows[:500]}
+    assert 100 < len(heldout & learnt) < len(heldout)
+    said = f"made: it learnt {len(heldout & learnt)} of the {len(heldout)} prompts that it would be audited on"
+    assert said in str(raised.value)
+    assert [problem for problem in check.check(path, overrides).problems if said in problem]
+    (tmp_path / "made" / "learnt.jsonl").write_text("".join(rows[:1]).replace("Which is 0", "Which is another"))
+    assert check.check(path, overrides).problems == []
+
+
+def test_references_that_rules_made_elsewhere_need_are_looked_for_first(tmp_path: Path) -> None:
+    path = write_recipe(tmp_path)
+    write_rules(tmp_path / "rules", rule="exact")
+    problems = check.check(path, ["reward={from: rules, audit: {required: false}}"]).problems
+    assert any("questions.jsonl:1" in problem and "a rule compares answers with it" in problem for problem in problems)

@@ -61,7 +61,7 @@ from triptych.pipeline.result import Result
 from triptych.pipeline.stage import StageContext
 from triptych.progress import Progress, Terminal
 from triptych.recipe import Recipe, load
-from triptych.records import Comparison, Record
+from triptych.records import Comparison, Prompt, Record, Thumb
 from triptych.report.page import render_audit, render_gate
 from triptych.report.summary import AuditSummary, MethodComparison, Sample, SampleAnswer, Summary
 from triptych.reward.training import PairwiseReward, RewardTrained
@@ -233,23 +233,24 @@ def train_reward(
 
 
 def improve(
-    model: Place, reward: Place | Scorer, prompts: Place | Sequence[Place], output: Place, *, method: str = "grpo",
-    judge: Scorer | None = None, comparisons: Place | Sequence[Place] = (), thumbs: Place | Sequence[Place] = (),
-    heldout: float = 0.1, seed: int = 0, progress: Progress | None = None, **settings: Any,
+    model: Place, reward: Place | Scorer | None, prompts: Place | Sequence[Place], output: Place, *,
+    method: str = "grpo", judge: Scorer | None = None, comparisons: Place | Sequence[Place] = (),
+    thumbs: Place | Sequence[Place] = (), heldout: float = 0.1, seed: int = 0, progress: Progress | None = None,
+    **settings: Any,
 ) -> Trained[Improved]:
-    """Improves a model against a reward, near what it was.
+    """Improves a model against a reward, near what it was; or on comparisons or thumbs alone, without a reward.
 
     Args:
         model: a Hugging Face folder, or what `train_sft` or `improve` left.
         reward: what is learnt from, a scorer or what `open_reward` takes; a language model scores each answer.
-        prompts: files of {"prompt"}.
+        prompts: files of {"prompt"}; none where feedback is all that is learnt from, whose own prompts are then taken.
         output: the folder that is made.
         method: "grpo", "rloo", "ppo", "dpo", "best_of_n", or any other in docs/improve.md.
         judge: watches on the held-out prompts and chooses which of the policies on the way is kept; by default the
-            reward does.
+            reward does, and without a reward the loss on the feedback that is held out.
         comparisons: files of {"prompt", "chosen", "rejected"}, for a method that learns from them.
         thumbs: files of {"prompt", "completion", "label"}, for a method that learns from them.
-        heldout: share of the prompts on which the policy is watched.
+        heldout: share of the prompts on which the policy is watched; without a reward of the feedback too.
         settings: fields of the method, such as `steps`, `group_size`, `kl_coefficient`.
 
     Raises:
@@ -259,26 +260,46 @@ def improve(
     kinds = {kind.name(): kind.settings for kind in METHODS}
     if method not in kinds:
         raise RecipeError(f"there is no method {method!r}; there are {', '.join(kinds)}")
+    if reward is None and comparisons and "pairs" in kinds[method].model_fields:
+        settings = {"pairs": "comparisons", **settings}  # others would be scored
     config = _config(kinds[method], settings)
+    if reward is None and config.needs_reward:
+        raise RecipeError(
+            f"{method} with these settings learns from scores: give a reward; without one dpo learns from comparisons, "
+            "and kto from thumbs"
+        )
     if config.needs_comparisons and not comparisons:
         raise RecipeError(f"{method} with these settings learns from comparisons: give some")
     if config.needs_thumbs and not thumbs:
         raise RecipeError(f"{method} learns from thumbs: give some")
-    scorer = _scorer(reward)
-    rows = _rows(prompts, files.read_prompts, progress)
-    (parts,) = divided("prompts", (rows,), {"validation": heldout, "improve": 1 - heldout}, seed)
+    scorer = None if reward is None else _scorer(reward)
+    compared = _rows(comparisons, files.read_comparisons, progress) if comparisons else []
+    liked = _rows(thumbs, files.read_thumbs, progress) if thumbs else []
+    rows = _rows(prompts, files.read_prompts, progress) if prompts else _prompts_of(compared, liked)
+    if not rows:
+        raise RecipeError(f"{method} writes answers: give prompts")
+    feedback = (compared, liked) if scorer is None else ((), ())
+    parts, pairs, thumbed = divided("prompts", (rows, *feedback), {"validation": heldout, "improve": 1 - heldout}, seed)
     content: dict[str, Sequence[Any]] = {f"prompts_{name}": part for name, part in parts.items()}
-    if comparisons:
-        content["comparisons_train"] = _rows(comparisons, files.read_comparisons, progress)
-    if thumbs:
-        content["thumbs"] = decontaminate(_rows(thumbs, files.read_thumbs, progress), parts["validation"])[0]
-    identities = [scorer.identity, judge.identity if judge else None]
+    if scorer is None:
+        content |= {"comparisons_train": pairs["improve"], "comparisons_heldout": pairs["validation"],
+                    "thumbs": thumbed["improve"], "thumbs_heldout": thumbed["validation"]}
+    else:
+        content |= {"comparisons_train": compared, "thumbs": decontaminate(liked, parts["validation"])[0]}
+    content = {name: part for name, part in content.items() if part or name.startswith("prompts")}
+    identities = [scorer.identity if scorer else None, judge.identity if judge else None]
     with _Work(output, "improve", config, seed, progress, {"model": model}, content, identities) as work:
         result = improve_policy(
             work.context, config, work.start(model), work.data, scorer, judge, feedback=work.data
         )
         work.keep(learnt=parts["improve"], heldout=parts["validation"])
     return Trained(work.output, result)
+
+
+def _prompts_of(compared: Sequence[Comparison], liked: Sequence[Thumb]) -> list[Prompt]:
+    """The prompts of feedback, each once."""
+    asked = [row.prompt for row in compared] + [row.prompt for row in liked]
+    return list({prompt.key: prompt for prompt in asked}.values())
 
 
 def audit(

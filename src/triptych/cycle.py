@@ -39,7 +39,8 @@ from triptych.release.signature import check_signing
 from triptych.reward.making import Materials, make_reward
 from triptych.reward.registry import scorer_of
 from triptych.reward.taken import TakenReward
-from triptych.rewards import evidence_of, make_audited, require, require_taken, take_rewards
+from triptych.reward.taking import take_rewards
+from triptych.rewards import evidence_of, make_audited, require, require_taken, require_unseen
 from triptych.storybook.judge import ExactJudge
 from triptych.storybook.world import write_world
 
@@ -81,9 +82,10 @@ def begin(recipe: Recipe, runner: Runner, family: Family) -> Start:
     runner.outside(lambda: require_taken(recipe), planned=None)
     runner.outside(lambda: require_references(recipe), planned=None)
     family.data = data = prepare(recipe, runner)
+    runner.outside(lambda: require_unseen(recipe, data, runner.progress), planned=None)
     family.tasks = [prompts_of(recipe, runner, task, data) for task in recipe.evaluate.tasks]
     family.base = base = make_base(recipe, runner, data)
-    taken = take_rewards(recipe, runner, base)
+    taken = take_rewards(runner, recipe.taken, base)
     family.instruct = instruct = make_instruct(recipe, runner, data, base)
     family.champion = instruct
     family.judge = judge = independent_judge(recipe, runner, family, data, base, instruct, taken)

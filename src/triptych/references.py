@@ -13,12 +13,15 @@ from typing import Any
 from triptych.data.files import GoodRows, good_rows
 from triptych.data.source import Source
 from triptych.data.splits import prompt_of
-from triptych.errors import DataError, Fault
+from triptych.errors import DataError, Fault, TriptychError
 from triptych.recipe import Recipe
 from triptych.records import Prompt
+from triptych.reward.description import Description, Parts
 from triptych.reward.mixture import MixtureReward
 from triptych.reward.registry import Reward
 from triptych.reward.rules import Instructions, Rule, RulesReward
+from triptych.reward.taken import TakenReward
+from triptych.reward.taking import offered
 
 Applied = tuple[Rule, Sequence[Sequence[str]]]
 """A rule, and the lists of tasks that its prompts must all be in; an empty one holds every task."""
@@ -44,7 +47,7 @@ def wrong_references(recipe: Recipe, read: Callable[[str], Iterable[GoodRows[Any
     rules = list(_rules(recipe.reward.model))
     # An audit scores the answers that were compared; where nothing is to be followed, they follow it alike.
     compared = [applied for applied in rules if not isinstance(applied[0], Instructions)] if recipe.compared else []
-    if isinstance(recipe.gate.judge, RulesReward):
+    if isinstance(recipe.gate.judge, RulesReward | TakenReward):
         rules += _rules(recipe.gate.judge)
     asked = "prompts" if recipe.preparation.prompts else "conversations"
     of_tasks = [(task.stage, list(_rules(task.score))) for task in recipe.evaluate.tasks]
@@ -86,6 +89,18 @@ def _rules(reward: Reward) -> Iterator[Applied]:
         for rule in reward.rules:
             if type(rule).fault is not Rule.fault:  # the others look at no reference
                 yield rule, (rule.tasks,)
+    elif isinstance(reward, TakenReward) and reward.from_.path.exists():
+        with suppress(TriptychError):  # whoever takes it says so
+            yield from _described(offered(reward).described)
     elif isinstance(reward, MixtureReward):
         for part in reward.parts:
             yield from ((rule, (*tasks, part.tasks)) for rule, tasks in _rules(part.reward))
+
+
+def _described(reward: Description) -> Iterator[Applied]:
+    """The same of a reward that a folder describes."""
+    if isinstance(reward.content, RulesReward):
+        yield from _rules(reward.content)
+    elif isinstance(reward.content, Parts):
+        for part, inside in zip(reward.content.parts, reward.parts, strict=True):
+            yield from ((rule, (*tasks, part.tasks)) for rule, tasks in _described(inside))

@@ -3,28 +3,26 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import partial
-from pathlib import Path
 
 from triptych.audit.record import AuditRecord
 from triptych.audit.stage import audit
-from triptych.data.folder import HELD_OUT
+from triptych.data.folder import HELD_OUT, AuditedOn, DataFolder, TrainedOn
 from triptych.data.separation import exposed
-from triptych.errors import AuditError
+from triptych.data.splits import form
+from triptych.errors import AuditError, RewardError
 from triptych.family import AuditedScorer
 from triptych.feedback.rated import RatingWeights, imply
 from triptych.pipeline.artifact import Artifact
 from triptych.pipeline.result import Result
 from triptych.pipeline.runner import Runner
-from triptych.pipeline.stage import UserFiles
 from triptych.progress import Progress
 from triptych.recipe import Recipe, RequiredAudit
 from triptych.reward.crossfitting import cross_fit
 from triptych.reward.kind import RewardConfig
 from triptych.reward.making import Materials, make_reward
 from triptych.reward.registry import scorer_of
-from triptych.reward.taken import TakenReward
-from triptych.reward.taking import offered, take_reward
+from triptych.reward.taking import LEARNT, offered
+from triptych.storage import Folder
 
 
 def require_taken(recipe: Recipe) -> None:
@@ -37,21 +35,33 @@ def require_taken(recipe: Recipe) -> None:
         offered(config, is_part="/" in place)
 
 
-def take_rewards(recipe: Recipe, runner: Runner, base: Artifact[Result]) -> dict[str, Artifact[Result]]:
-    """The rewards that were made elsewhere, by the names that the recipe gives them; each is taken once."""
-    taken: dict[str, Artifact[Result]] = {}
-    for place, config in recipe.taken.items():
-        name, path = config.from_.name, config.from_.path
-        if name not in taken:
-            folder = runner.outside(partial(_folder_of, config), planned=path)
-            sources = UserFiles({name: folder, **config.files})
-            taken[name] = runner.run(f"taken/{place}", take_reward, config, base=base, sources=sources)
-    return taken
+def learnt_evidence(recipe: Recipe, data: Folder) -> str | None:
+    """What is wrong where a reward that was made elsewhere learnt what it would be audited on; None where it did not.
+
+    Only what was left beside a reward is known; of others nobody knows here what they learnt.
+    """
+    files = DataFolder(data)
+    split: TrainedOn | AuditedOn = "train" if files.crossfitted("train") else "heldout"
+    audited = set(map(form, files.comparisons(split).read_any())) if recipe.taken else set()
+    for config in recipe.taken.values():
+        if config.from_.path.exists() and (shared := audited & set(map(form, offered(config).learnt))):
+            return (
+                f"{config.from_.name}: it learnt {len(shared):,} of the {len(audited):,} prompts that it would be "
+                f"audited on ({LEARNT} beside it); give feedback that it has not seen, as its heldout.jsonl"
+            )
+    return None
 
 
-def _folder_of(config: TakenReward) -> Path:
-    """Where its files lie; of the Hub its name, which stands for itself."""
-    return offered(config).folder if config.from_.path.exists() else config.from_.path
+def require_unseen(recipe: Recipe, data: Folder, progress: Progress) -> None:
+    """Refuses a reward made elsewhere that learnt what it would be audited on, where the audit must be passed.
+
+    Raises:
+        RewardError: it did.
+    """
+    if fault := learnt_evidence(recipe, data):
+        if recipe.reward.audit.required:
+            raise RewardError(fault)
+        progress.say(fault)
 
 
 def make_audited(

@@ -73,12 +73,13 @@ def improve(
         str, typer.Argument(metavar="MODEL", help="A model's folder, a release, or a run.", show_default=False)
     ],
     prompts: Annotated[
-        list[Path], typer.Option(help="Rows of {prompt}; may be given several times.", show_default=False)
-    ],
+        list[Path] | None, typer.Option(help="Rows of {prompt}; may be given several times.", show_default=False)
+    ] = None,
     by: Annotated[
-        str,
+        str | None,
         typer.Option("--reward", metavar="REWARD", help="A reward's folder, a release, or a run.", show_default=False),
-    ],
+    ] = None,
+    *,
     out: Output,
     method: Annotated[str, typer.Option(help="Of docs/improve.md: grpo, dpo, best_of_n and others.")] = "grpo",
     comparisons: Annotated[
@@ -97,15 +98,20 @@ def improve(
 ) -> None:
     """Improves a model against a reward, as a round of a recipe does; compare it with `triptych gate`.
 
+    DPO on comparisons and KTO on thumbs need neither reward nor prompts: a tenth of the feedback is held out, and of
+    the policies on the way the one with the least loss there is kept.
+
     Given again after an interruption, the command goes on where it was.
 
     Example: [bold]triptych improve models/mine --prompts questions.jsonl --reward reward --out better[/bold]
+
+    Example: [bold]triptych improve models/mine --method dpo --comparisons preferences.jsonl --out better[/bold]
     """
     from triptych.api import improve as improve_model
 
     allowed = Allowed(allow_endpoint, allow_key, allow_functions, allow_template, allow_model)
     made = improve_model(
-        find_model(model, "instruct")[0], allowed.reward(by, "score"), prompts, out, method=method,
+        find_model(model, "instruct")[0], allowed.reward(by, "score") if by else None, prompts or (), out, method=method,
         comparisons=comparisons or (), thumbs=thumbs or (), seed=seed, **_settings(settings),
     )
     say(made.result.headline)

@@ -15,6 +15,7 @@ file                                   what it holds
 `comparisons_judge_heldout.jsonl`      what that one is audited on
 `ratings_*.jsonl`                      ratings, in the same splits as comparisons
 `thumbs.jsonl`                         answers that were liked or not, what KTO learns from
+`thumbs_heldout.jsonl`                 those that it is watched on, where no reward watches
 `prompts_improve.jsonl`                what the policy is improved on
 `prompts_feedback.jsonl`               what is asked for comparisons while a run goes on
 `prompts_validation.jsonl`             what improvement is watched on
@@ -123,6 +124,11 @@ class DataFolder:
     def thumbs(self) -> RecordFile[Thumb]:
         """Answers that were liked or not."""
         return self.named("thumbs")
+
+    @property
+    def thumbs_heldout(self) -> RecordFile[Thumb]:
+        """Those on which learning from the others is watched."""
+        return self.named("thumbs_heldout")
 
     def prompts(self, split: PromptSplit) -> RecordFile[Prompt]:
         """Prompts, nobody's answer beside them."""

@@ -17,6 +17,8 @@ from triptych.engine.training import Curve, Row
 from triptych.improve.overoptimisation import Overoptimisation, fitted
 from triptych.statistics.intervals import mean_interval
 
+Watcher = Literal["judge", "reward", "loss"]
+"""Whose numbers on what is held out choose: a judge's or a reward's scores, or where there is neither the loss."""
 JUDGED = "judged"
 """The judge's score of each validation prompt, in a watched row."""
 ERROR = 0.05
@@ -89,7 +91,7 @@ class PolicyCheckpoints:
     updates_per_rollout: int = 1
     folder: Path | None = None
     limits: Limits = UNLIMITED
-    watcher: Literal["judge", "reward"] = "judge"
+    watcher: Watcher = "judge"
     start: Row = field(default_factory=dict)
     curve: Curve = field(default_factory=list)
 
@@ -111,13 +113,13 @@ class PolicyCheckpoints:
     @property
     def best(self) -> list[Row]:
         """The watched steps within the limits, those that the watcher likes best in front; of equals the later one."""
-        name = self._liked
-        there = [row for row in self.watched[1:] if math.isfinite(row.get(name, math.nan)) and not self.exceeded(row)]
-        return sorted(there, key=lambda row: (-row[name], -row["step"]))
+        there = [row for row in self.watched[1:] if math.isfinite(self._worth(row)) and not self.exceeded(row)]
+        return sorted(there, key=lambda row: (-self._worth(row), -row["step"]))
 
-    @property
-    def _liked(self) -> str:
-        return f"validation_{self.watcher}"
+    def _worth(self, row: Row) -> float:
+        """How much the watcher likes a measured policy; not finite where it said nothing of it."""
+        value = float(row.get(f"validation_{self.watcher}", math.nan))
+        return -value if self.watcher == "loss" else value
 
     @property
     def kept(self) -> int:
@@ -239,7 +241,7 @@ class PolicyCheckpoints:
         if self.folder is None or row["step"] == self.steps or self.exceeded(row):
             return
         before = next(iter(self.best), None)
-        if not row[self._liked] >= (before[self._liked] if before else -math.inf):
+        if not self._worth(row) >= (self._worth(before) if before else -math.inf):
             return
         write_tensors(self._policy(row), weights())
         for older in self.best[1:]:

@@ -9,20 +9,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Literal, Self
 
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from triptych.data.folder import DataFolder
+from triptych.data.folder import DataFolder, Split
 from triptych.data.lengths import fit
 from triptych.data.pairs import PairGroup, grouped
 from triptych.engine import distributed
 from triptych.engine.forward import AnswerPack, Model, answer_logprobs, by_answer, pack_answers
 from triptych.engine.rollout import infer
 from triptych.engine.scoring import Scorer
-from triptych.engine.training import Curve, Loss, Step
+from triptych.engine.training import Curve, Loss, Row, Step
 from triptych.errors import TrainingError
 from triptych.improve import losses
 from triptych.improve.loop import Answers, Contrast, Loop, passes
@@ -57,6 +58,11 @@ class Dpo(Contrast):
     def needs_comparisons(self) -> bool:
         """Where they are its pairs."""
         return self.pairs == "comparisons"
+
+    @property
+    def needs_reward(self) -> bool:
+        """Where the pairs are sampled, and for RPO's gaps."""
+        return self.pairs == "sampled" or self.loss == "rpo"
 
     @property
     def learnt_per_prompt(self) -> int:
@@ -98,7 +104,7 @@ class DpoMethod(Method[Dpo, Pairs]):
 
     def __init__(self, loop: Loop, config: Dpo, feedback: Folder | None = None) -> None:
         super().__init__(loop, config, feedback)
-        self._groups = self._grouped() if config.needs_comparisons else []
+        self._groups = self._grouped("train") if config.needs_comparisons else []
         self._plan = passes(len(self._groups), config, loop.seed) if self._groups else []
 
     def prepare(self, number: int) -> Step[Pairs]:
@@ -108,6 +114,14 @@ class DpoMethod(Method[Dpo, Pairs]):
     def loss(self, batch: Pairs) -> Loss:
         """The loss of the pairs, summed."""
         return loss(self.loop.model, batch, self.config)
+
+    def heldout(self) -> Row:
+        """The mean loss of pairs that are held out, and the share in which the better answer gained more."""
+        return self.watched(self._heldout)
+
+    @cached_property
+    def _heldout(self) -> Step[Pairs]:
+        return step(self.loop.reference.model, self._grouped("heldout"), self.config.micro_batch)
 
     def numbers(self, curve: Curve) -> dict[str, float]:
         """How many answers and pairs there were, and how many prompts were left out."""
@@ -133,18 +147,19 @@ class DpoMethod(Method[Dpo, Pairs]):
         made.rows = [line for group in drawn for line in group.lines]
         return made
 
-    def _grouped(self) -> list[PairGroup]:
+    def _grouped(self, split: Split) -> list[PairGroup]:
         """The round's comparisons by their prompts; RPO takes their gaps from the reward model."""
         loop, config = self.loop, self.config
         assert self.feedback is not None, "the round's comparisons are an input of this stage"
-        rows = DataFolder(self.feedback).comparisons("train").read()
+        rows = DataFolder(self.feedback).comparisons(split).read_any()
         if config.loss == "rpo":
+            assert loop.reward is not None, "RPO needs a reward"
             rows = _with_gaps(rows, loop.reward)
         fitted = fit(rows, loop.tokenizer, min(config.context, loop.policy.context or config.context), "drop")
         if fitted.dropped:
             loop.context.progress.say(f"comparisons: {fitted}")
         groups = grouped(fitted.rows, fitted.lines)
-        if not groups:
+        if not groups and split == "train":
             raise TrainingError(
                 f"no comparison is left to train on ({fitted}); raise improve.context or give more of them"
             )

@@ -23,7 +23,8 @@ class Improved(Result):
         steps: at which it ended.
         answers: that were written for it.
         kept: the step whose policy is the candidate.
-        watched_by: whose scores on the validation prompts chose it: the "judge", or the "reward" where no judge may.
+        watched_by: whose scores on the validation prompts chose it: the "judge", or the "reward" where no judge may; or
+            the "loss" on held-out feedback, where there is no reward.
         alarms: what went wrong on the way.
         overoptimisation: the fitted curve, where there were points enough.
         numbers: the method's own.
@@ -45,19 +46,20 @@ class Improved(Result):
 
 
 def improve(
-    context: StageContext, config: Improvement, champion: Folder, data: Folder, reward: Scorer, judge: Scorer | None,
-    round: int = 1, limits: Limits = UNLIMITED, feedback: Folder | None = None,
+    context: StageContext, config: Improvement, champion: Folder, data: Folder, reward: Scorer | None,
+    judge: Scorer | None, round: int = 1, limits: Limits = UNLIMITED, feedback: Folder | None = None,
 ) -> Improved:
     """Improves the champion against the reward; the champion is also the reference.
 
     Args:
+        reward: None for a method that learns from feedback alone.
         judge: watches on the validation prompts; None where it decides at the gate and may choose nothing.
         feedback: the folder of the comparisons or of the thumbs that the method learns from; thumbs are by default
             those of `data`.
     """
     loop = Loop(context, config, champion, data, reward, judge, round, limits)
     method = method_of(config)(loop, config, feedback)
-    curve = loop.run(method.prepare, method.loss, method.unit, leave=method.detach)
+    curve = loop.run(method.prepare, method.loss, method.unit, leave=method.detach, heldout=method.heldout)
     checkpoints = loop.checkpoints
     numbers = method.numbers(curve)
     return Improved(

@@ -20,11 +20,12 @@ from triptych.data.lengths import fit
 from triptych.engine import distributed
 from triptych.engine.forward import AnswerPack, Model, answer_logprobs, by_answer, pack_answers
 from triptych.engine.rollout import infer
-from triptych.engine.training import Curve, Loss, Step
+from triptych.engine.training import Curve, Loss, Row, Step
 from triptych.errors import TrainingError
 from triptych.improve import losses
 from triptych.improve.loop import Improvement, Loop, passes
 from triptych.improve.method import Method
+from triptych.records import Thumb
 from triptych.storage import Folder
 
 BALANCE = (1.0, 1.5)
@@ -50,6 +51,11 @@ class Kto(Improvement):
     def needs_thumbs(self) -> bool:
         """They are all it learns from."""
         return True
+
+    @property
+    def needs_reward(self) -> bool:
+        """Thumbs say themselves what is liked."""
+        return False
 
     @property
     def answers(self) -> int:
@@ -96,18 +102,11 @@ class KtoMethod(Method[Kto, LikedPack]):
 
     def __init__(self, loop: Loop, config: Kto, feedback: Folder | None = None) -> None:
         super().__init__(loop, config, feedback)
-        thumbs = DataFolder(feedback or loop.data).thumbs.read()
-        limit = min(config.context, loop.policy.context or config.context)
-        fitted = fit([thumb.conversation for thumb in thumbs], loop.tokenizer, limit, "drop")
-        if fitted.dropped:
-            loop.context.progress.say(f"thumbs: {fitted}")
-        if not fitted.rows:
-            raise TrainingError(f"no thumb is left to train on ({fitted}); raise improve.context or give more of them")
-        self.lines = fitted.lines
-        self.rows = [
-            Liked(row.prompt, row.answer, thumbs[line - 1].label)
-            for row, line in zip(fitted.rows, fitted.lines, strict=True)
-        ]
+        data = DataFolder(feedback or loop.data)
+        self.rows, self.lines = self._fitting(data.thumbs.read())
+        if not self.rows:
+            raise TrainingError("no thumb is left to train on; raise improve.context or give more of them")
+        self.held, _ = self._fitting(data.thumbs_heldout.read_any())
         self.plan = passes(len(self.rows), config, loop.seed)
         up = sum(row.liked for row in self.rows)
         weights = config.desirable_weight * up, config.undesirable_weight * (len(self.rows) - up)
@@ -116,6 +115,24 @@ class KtoMethod(Method[Kto, LikedPack]):
                 f"thumbs: {up} are up and {len(self.rows) - up} down; improve.desirable_weight and undesirable_weight "
                 "should make those that are up count 1 to 1.5 times as much together"
             )
+
+    def _fitting(self, thumbs: Sequence[Thumb]) -> tuple[list[Liked], Sequence[int]]:
+        """Those that are not too long, and their lines."""
+        limit = min(self.config.context, self.loop.policy.context or self.config.context)
+        fitted = fit([thumb.conversation for thumb in thumbs], self.loop.tokenizer, limit, "drop")
+        if fitted.dropped:
+            self.loop.context.progress.say(f"thumbs: {fitted}")
+        return [
+            Liked(row.prompt, row.answer, thumbs[line - 1].label)
+            for row, line in zip(fitted.rows, fitted.lines, strict=True)
+        ], fitted.lines
+
+    def heldout(self) -> Row:
+        """The mean loss of thumbs that are held out, and the share on its side of the reference point."""
+        if not self.held:
+            return {}
+        loop = self.loop
+        return self.watched(step(loop.model, loop.reference.model, self.held, self.config.micro_batch))
 
     def prepare(self, number: int) -> Step[LikedPack]:
         """The next answers, with what they gain measured from where the policy is."""

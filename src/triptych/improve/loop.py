@@ -29,7 +29,7 @@ from triptych.engine.scoring import Scorer, Scores, scored
 from triptych.engine.training import Curve, Loss, Optimization, Row, Step, shuffled, train
 from triptych.engine.vllm import VllmSampler
 from triptych.improve.advantages import priced
-from triptych.improve.checkpoints import JUDGED, UNLIMITED, Limits, PolicyCheckpoints
+from triptych.improve.checkpoints import JUDGED, UNLIMITED, Limits, PolicyCheckpoints, Watcher
 from triptych.pipeline.stage import StageContext
 from triptych.records import Conversation, Prompt, Rollout
 from triptych.storage import Folder
@@ -80,6 +80,11 @@ class Improvement(Optimization):
     def needs_thumbs(self) -> bool:
         """Whether it learns from answers that were liked or not."""
         return False
+
+    @property
+    def needs_reward(self) -> bool:
+        """Whether it learns from scores."""
+        return True
 
     @property
     def learnt_per_prompt(self) -> int:
@@ -179,7 +184,8 @@ class Loop:
 
     The judge only measures, on `data/prompts_validation.jsonl`; its scores reach no loss. They choose which of the
     policies on the way is the candidate, which must then prove itself on the gate's prompts. Where the judge decides
-    there and may choose nothing, it is None, and the reward chooses.
+    there and may choose nothing, it is None, and the reward chooses. Where there is no reward either, the loss on
+    held-out feedback does; without any nobody does, and the candidate is the last policy.
 
     Attributes:
         policy, reference: the champion twice; only the policy is updated.
@@ -189,9 +195,8 @@ class Loop:
     """
 
     def __init__(
-        self, context: StageContext, config: Improvement, champion: Folder, data: Folder, reward: Scorer,
-        judge: Scorer | None,
-        round: int, limits: Limits = UNLIMITED,
+        self, context: StageContext, config: Improvement, champion: Folder, data: Folder, reward: Scorer | None,
+        judge: Scorer | None, round: int, limits: Limits = UNLIMITED,
     ) -> None:
         folder = champion / "model"
         self.context, self.config, self.data = context, config, data
@@ -199,9 +204,8 @@ class Loop:
         self.noted: set[str] = set()
         self.seed = context.seed * 1000 + round
         kept = context.scratch if config.select == "best" else None
-        self.checkpoints = PolicyCheckpoints(
-            config.steps, config.updates_per_rollout, kept, limits, "reward" if judge is None else "judge"
-        )
+        watcher: Watcher = "judge" if judge is not None else "reward" if reward is not None else "loss"
+        self.checkpoints = PolicyCheckpoints(config.steps, config.updates_per_rollout, kept, limits, watcher)
         self.tokenizer = load_tokenizer(folder)
         self.load = partial(load_policy, folder, attention=attention.NAME)
         self.model: Any = self.load()
@@ -263,6 +267,7 @@ class Loop:
 
     def _scored(self, groups: Sequence[Sequence[Rollout]], lines: Sequence[int]) -> Answers:
         answers = [Conversation(rollout.prompt, rollout.answer) for group in groups for rollout in group]
+        assert self.reward is not None, "whoever learns from what is sampled needs a reward"
         scores = distributed.broadcast(scored(self.reward, answers))  # a judge may not say the same twice
         for name, note in scores.notes.items():
             if name not in self.noted:
@@ -273,23 +278,24 @@ class Loop:
 
     def run(
         self, prepare: Callable[[int], Step[Batch]], loss: Callable[[Batch], Loss], unit: str,
-        leave: Callable[[], None],
+        leave: Callable[[], None], heldout: Callable[[], Row] = dict,
     ) -> Curve:
         """Trains the policy, measuring on the way, and writes `curve.jsonl`, `validation.jsonl` and `model`.
 
         Args:
             leave: takes from the model what only its training needed.
+            heldout: the loss on held-out feedback, which watches where there is no reward.
         """
         config, context = self.config, self.context
 
         def after(step: int, row: dict[str, Any]) -> bool:
             if (step + 1) % config.eval_every and step + 1 < config.steps:
                 return False
-            row |= self.measured()
+            row |= self.measured(heldout)
             self.checkpoints.remember(row | {"step": step + 1}, lambda: dict(learnt(self.model, self.reference.model)))
             return self.checkpoints.exceeded(row) is not None
 
-        self.checkpoints.start = self.measured()  # policy and reference are still one
+        self.checkpoints.start = self.measured(heldout)  # policy and reference are still one
         curve = train(
             self.model, config.steps, reused(prepare, config.updates_per_rollout), loss, config,
             progress=context.progress, unit=unit,
@@ -310,7 +316,7 @@ class Loop:
         save(plain, self.tokenizer, context.output / "model", GenerationConfig(do_sample=True, temperature=1.0))
         return curve
 
-    def measured(self) -> Row:
+    def measured(self, heldout: Callable[[], Row]) -> Row:
         """Reward, judge, KL and length on the validation prompts, one answer each, always the same noise.
 
         The judge's score of each prompt is kept too.
@@ -319,10 +325,13 @@ class Loop:
         groups = self.policy.write(self.validation, Sampling(self.config.max_tokens, seed=self.context.seed))
         conversations = [Conversation(group[0].prompt, group[0].answer) for group in groups]
         numbers: Row = {
-            "validation_reward": sum(self.reward.score(conversations)) / len(groups),
             "validation_kl": divergence(self.policy, self.reference, groups),
             "validation_length": sum(len(group[0].tokens) for group in groups) / len(groups),
         }
+        if self.reward is not None:
+            numbers["validation_reward"] = sum(self.reward.score(conversations)) / len(groups)
+        else:
+            numbers |= heldout()
         if self.judge is not None:
             numbers[JUDGED] = self.judge.score(conversations)
             numbers["validation_judge"] = sum(numbers[JUDGED]) / len(groups)

@@ -5,7 +5,11 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import ClassVar, Generic, TypeVar
 
-from triptych.engine.training import Curve, Loss, Step
+import torch
+from torch import Tensor
+
+from triptych.engine.rollout import infer
+from triptych.engine.training import Curve, Loss, Row, Step
 from triptych.improve.loop import Batch, Improvement, Loop
 from triptych.storage import Folder
 
@@ -45,6 +49,21 @@ class Method(ABC, Generic[Settings, Batch]):
     @abstractmethod
     def loss(self, batch: Batch) -> Loss:
         """The loss of a batch, summed."""
+
+    def heldout(self) -> Row:
+        """The loss on feedback that is held out, where there is any: the watch of a round without a reward."""
+        return {}
+
+    def watched(self, held: Step[Batch]) -> Row:
+        """The mean loss and accuracy of what is held out; nothing where that is nothing."""
+        def sums(batch: Batch) -> Tensor:
+            lost = self.loss(batch)
+            return torch.stack([lost.total, lost.numbers["accuracy"]])
+
+        if not held.batches:
+            return {}
+        total, right = torch.stack(infer(self.loop.model, sums, held.batches)).sum(0).tolist()
+        return {"validation_loss": total / held.weight, "validation_accuracy": right / held.weight}
 
     def detach(self) -> None:
         """Takes from the policy what only its training needed."""

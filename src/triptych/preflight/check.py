@@ -70,6 +70,7 @@ from triptych.release.signature import check_signing
 from triptych.reward.registry import open_reward
 from triptych.reward.taking import OfferedReward, offered
 from triptych.reward.trust import Trust
+from triptych.rewards import learnt_evidence
 from triptych.statistics.significance import least, level
 from triptych.storybook import tasks
 from triptych.storybook.demonstrations import exemplary
@@ -139,6 +140,7 @@ def check(path: Path, overrides: Sequence[str] = (), reward: Path | None = None)
             }
             tell(try_rewards(recipe, drawn, memory(), asked_of_tasks), findings)
             findings.notes += [f"{stage}: {len(prompts):,} prompts" for stage, prompts in asked_of_tasks.items()]
+            check_taken(recipe, None, findings)
             findings.notes.append("nothing to read: the storybook writes all of its own data and trains its own Base")
             return findings
         if lacking := out_of_reach(recipe):
@@ -159,6 +161,8 @@ def check(path: Path, overrides: Sequence[str] = (), reward: Path | None = None)
                 tell(try_rewards(recipe, answered(folder), memory(), of_tasks), findings)
                 consult(recipe, folder, read, opened[0] if opened else None, reward, findings)
                 try_taken(recipe, folder, taken, findings)
+                if len(taken) == len(recipe.taken) and (learnt := learnt_evidence(recipe, folder)):
+                    (findings.problems if recipe.reward.audit.required else findings.notes).append(learnt)
                 texts = check_lengths(recipe, folder, *opened, findings) if opened else {}
             except ModelError as error:  # a chat template that refuses some of the rows
                 findings.problems.append(f"base: {error}")

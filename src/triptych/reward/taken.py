@@ -51,9 +51,10 @@ def _made_elsewhere(value: Any) -> Any:
         return value
     if not (isinstance(value["from"], str) and re.match("https?://", value["from"], re.IGNORECASE)):
         return {"kind": "taken", **value}
-    if "model" not in value:
-        raise ValueError("`from` is an address: say which of its models to ask, as `model: NAME`")
-    endpoint = {"url": value["from"]} | {name: value[name] for name in value if name in Endpoint.model_fields}
+    url, _, model = value["from"].partition("#")
+    if not model:
+        raise ValueError(f"`from` is an address: name the model that is asked there too, as in {url}#MODEL")
+    endpoint = {"url": url, "model": model} | {name: value[name] for name in value if name in Endpoint.model_fields}
     return {"kind": "judge", "endpoint": endpoint} | {
         name: said for name, said in value.items() if name != "from" and name not in Endpoint.model_fields
     }

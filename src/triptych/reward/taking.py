@@ -7,17 +7,21 @@ import math
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
+from triptych.data.files import read_comparisons
 from triptych.display import one_line
 from triptych.engine.hub import HUB_FILES, HUB_NAME, download
 from triptych.engine.inspection import Stored, inspect, read_object
 from triptych.engine.models import tokenizer_difference
 from triptych.engine.scoring import RewardModel
 from triptych.errors import ModelError, RewardError
+from triptych.pipeline.artifact import Artifact
 from triptych.pipeline.result import Result
-from triptych.pipeline.stage import StageContext, alone
-from triptych.records import Conversation, Prompt
+from triptych.pipeline.runner import Runner
+from triptych.pipeline.stage import StageContext, UserFiles, alone
+from triptych.records import Comparison, Conversation, Prompt
 from triptych.reward.description import DESCRIPTION, LARGEST, TEMPLATE, Description, TakenModel
 from triptych.reward.judge import POLICY, JudgeReward
 from triptych.reward.rules import FUNCTIONS, OwnFunction, RulesReward
@@ -27,6 +31,9 @@ from triptych.storage import Folder, copy_regular, sha256_all
 
 INSIDE = ("", "model", "reward", "release/reward")
 """Where a reward lies in a folder that is named: there, or where a stage, a release or a run has it."""
+
+LEARNT = "learnt.jsonl"
+"""What a training alone leaves beside its model: the rows that it was trained on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +68,12 @@ class OfferedReward:
     def files(self) -> list[Path]:
         """Those that it is read from."""
         return sorted({file for part in self.described.all() for file in _files(part)})
+
+    @property
+    def learnt(self) -> list[Comparison]:
+        """The comparisons that it learnt, where `triptych reward` left them beside it."""
+        files = [folder / LEARNT for folder in (self.folder, self.folder.parent) if not self.hub]
+        return next((read_comparisons(file) for file in files if file.is_file()), [])
 
     @property
     def digest(self) -> str:
@@ -151,9 +164,33 @@ class RewardTaken(Result):
         return self.source + ("" if self.released else ", not released")
 
 
+def take_rewards(
+    runner: Runner, rewards: Mapping[str, TakenReward], base: Artifact[Result] | None
+) -> dict[str, Artifact[Result]]:
+    """The rewards that were made elsewhere, by the names that their settings give them; each is taken once.
+
+    Args:
+        rewards: by their places, which name the stages.
+        base: whose tokenizer the released ones must have; None where nothing is released.
+    """
+    taken: dict[str, Artifact[Result]] = {}
+    for place, config in rewards.items():
+        name, path = config.from_.name, config.from_.path
+        if name not in taken:
+            folder = runner.outside(partial(_folder_of, config), planned=path)
+            sources = UserFiles({name: folder, **config.files})
+            taken[name] = runner.run(f"taken/{place}", take_reward, config, base=base, sources=sources)
+    return taken
+
+
+def _folder_of(config: TakenReward) -> Path:
+    """Where its files lie; of the Hub its name, which stands for itself."""
+    return offered(config).folder if config.from_.path.exists() else config.from_.path
+
+
 @alone
 def take_reward(
-    context: StageContext, config: TakenReward, base: Folder, sources: Mapping[str, str | Path]
+    context: StageContext, config: TakenReward, base: Folder | None, sources: Mapping[str, str | Path]
 ) -> RewardTaken:
     """Copies what the reward is read from, and has its models score an answer.
 
@@ -165,7 +202,7 @@ def take_reward(
     """
     offer = offered(config)
     source = config.from_.name if offer.hub else config.from_.path.resolve().name
-    differs = tokenizer_difference([base / "model", *offer.models])
+    differs = tokenizer_difference([base / "model", *offer.models]) if base else None
     if differs and offer.described.content is not None:
         raise RewardError(
             f"{config.from_.name}: {differs} of its models is not the Base's, and a family shares one tokenizer; "
