@@ -452,8 +452,9 @@ def test_the_plan_names_every_stage_of_the_cycle(tmp_path: Path, kind: Any) -> N
         return [stage.name for stage in plan(kind(tmp_path, rounds))]
 
     tests = ["test/base", "test/instruct"]
-    assert names(0) == [*start, "decoding/instruct", *tests]
-    first = [*(f"round-1/{part}" for part in reward), "decoding/instruct", *(f"round-1/{part}" for part in round)]
+    rewarded = [*(f"round-1/{part}" for part in reward), "decoding/instruct"]
+    assert names(0) == [*start, *rewarded, *tests]
+    first = [*rewarded, *(f"round-1/{part}" for part in round)]
     second = [f"round-2/{part}" for part in ((reward if exact else []) + round)]
     assert names(2) == [*start, *first, *second, *tests, "test/round-1", "test/round-2"]
 

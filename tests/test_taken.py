@@ -209,7 +209,7 @@ def test_models_of_an_ensemble_need_the_familys_tokenizer(place: Path, tmp_path:
     ensemble = tmp_path / "ensemble"
     shutil.copytree(place / "theirs", ensemble / "models" / "0")
     (ensemble / "reward.json").write_text('{"kind": "ensemble", "members": 1, "penalty": 0}')
-    with pytest.raises(RewardError, match=r"tokenizer\.json of its models is not the Base's"):
+    with pytest.raises(RewardError, match="the vocabulary of a model of it is not the Base's"):
         take(settings(ensemble), place / "mine" / "base", tmp_path / "refused")
     policy = tmp_path / "base"
     (policy).mkdir()
@@ -255,7 +255,7 @@ def test_check_looks_over_a_reward_made_elsewhere_and_counts_its_size(tmp_path: 
         template.write("{# #}")
     other = check.check(path, ["reward={from: theirs}", "gate.judge={kind: rules, rules: [{rule: repetition}]}"])
     assert other.problems == []
-    assert "reward: chat_template.jinja is not the Base's; it scores like any, and is not released" in other.notes
+    assert "reward: the chat template is not the Base's; it scores like any, and is not released" in other.notes
     assert [cost.stage for cost in small.costs][:2] == ["base", "taken/reward"]
     counted = {"taken/reward": 10**9}
     recipe = load(path, ["reward={from: theirs}", "gate.judge={kind: rules, rules: [{rule: repetition}]}"])

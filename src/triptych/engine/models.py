@@ -215,6 +215,20 @@ def load_tokenizer(folder: Path, within: Path | None = None) -> PreTrainedTokeni
     return tokenizer
 
 
+def tokenizer_difference(one: PreTrainedTokenizerFast, other: PreTrainedTokenizerFast) -> str | None:
+    """By what two tokenizers read a conversation otherwise, in words; None where they do not."""
+    rules = [json.loads(each.backend_tokenizer.to_str()) for each in (one, other)]
+    for content in rules:
+        for field in ("padding", "truncation", "version"):
+            content.pop(field, None)
+    if rules[0] != rules[1]:
+        return "the vocabulary"
+    if one.chat_template != other.chat_template:
+        return "the chat template"
+    ids = [(each.bos_token_id, each.eos_token_id, each.pad_token_id) for each in (one, other)]
+    return "a special token" if ids[0] != ids[1] else None
+
+
 def load_gguf(file: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
     """The model and tokenizer of a `.gguf` file, every weight dequantised to float32.
 
@@ -293,7 +307,10 @@ def save(
                 settings._from_model_config = False  # it would be made anew from the config on loading
                 _tell_tokens(settings, tokenizer)
                 settings.save_pretrained(folder)
-            save_tokenizer(tokenizer, folder)
+            # How often it was called with padding is no part of a tokenizer.
+            tokenizer.backend_tokenizer.no_padding()
+            tokenizer.backend_tokenizer.no_truncation()
+            tokenizer.save_pretrained(folder)
     except ValueError as error:
         raise ModelError(f"{folder}: cannot be written: {_first_line(error)}") from error
     except SafetensorError as error:  # safetensors has its own error for a disk that is full
@@ -304,14 +321,6 @@ def save(
     for weights in folder.glob("*.safetensors"):  # written for the owner alone, unlike the other files
         weights.chmod((folder / "config.json").stat().st_mode)
     _mend(folder / "config.json", {"dtype": str(dtype).removeprefix("torch.")})
-
-
-def save_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
-    """Writes `TOKENIZER_FILES`; the same tokenizer gives the same bytes."""
-    # How often it was called with padding is no part of a tokenizer.
-    tokenizer.backend_tokenizer.no_padding()
-    tokenizer.backend_tokenizer.no_truncation()
-    tokenizer.save_pretrained(folder)
     _mend(
         folder / "tokenizer_config.json",
         # The first two say how it was loaded here. The class name is the one that transformers 4 knows too. A batch of
@@ -319,14 +328,6 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
         {"is_local": None, "local_files_only": None, "tokenizer_class": "PreTrainedTokenizerFast",
          "padding_side": "left"},
     )
-
-
-def tokenizer_difference(folders: Sequence[Path]) -> str | None:
-    """Which of `TOKENIZER_FILES` differs between model folders; None where they have one tokenizer."""
-    for name in TOKENIZER_FILES:
-        if len({(folder / name).read_bytes() if (folder / name).is_file() else None for folder in folders}) > 1:
-            return name
-    return None
 
 
 def cast(folder: Path, dtype: torch.dtype) -> None:

@@ -475,11 +475,9 @@ def check_taken(recipe: Recipe, tokenizer: Any | None, findings: Findings) -> di
             continue
         if tokenizer is None or not offer.models:
             continue
-        with TemporaryDirectory() as name:
-            models.save_tokenizer(tokenizer, Path(name))
-            differs = models.tokenizer_difference([Path(name), *offer.models])
+        differs = offer.reads_otherwise(tokenizer)
         if differs and offer.described.content is not None:
-            findings.problems.append(f"{field}: {differs} of its models is not the Base's, and a family shares one")
+            findings.problems.append(f"{field}: {differs} of a model of it is not the Base's, and a family shares one")
         elif differs:
             findings.notes.append(f"{field}: {differs} is not the Base's; it scores like any, and is not released")
     return offers

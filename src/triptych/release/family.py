@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from triptych.configuration import reason
 from triptych.engine.device import hardware
 from triptych.engine.inspection import inspect
-from triptych.engine.models import TOKENIZER_FILES, cast, tokenizer_difference
+from triptych.engine.models import TOKENIZER_FILES, cast
 from triptych.engine.sampling import Sampling
 from triptych.errors import ReleaseError
 from triptych.records import Comparison, Message, Prompt, turns
@@ -177,8 +177,10 @@ def _released(folder: Path) -> list[Path]:
 
 
 def _check_shared(models: Sequence[Path]) -> None:
-    if name := tokenizer_difference(models):
-        raise ReleaseError(f"{name}: differs between the models, and a family shares one tokenizer")
+    for name in TOKENIZER_FILES:
+        contents = {(model / name).read_bytes() if (model / name).is_file() else None for model in models}
+        if len(contents) > 1:
+            raise ReleaseError(f"{name}: differs between the models, and a family shares one tokenizer")
 
 
 def _example(example: RewardExample) -> str:

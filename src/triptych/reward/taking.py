@@ -10,11 +10,13 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from transformers import PreTrainedTokenizerFast
+
 from triptych.data.files import read_comparisons
 from triptych.display import one_line
 from triptych.engine.hub import HUB_FILES, HUB_NAME, download
 from triptych.engine.inspection import Stored, inspect, read_object
-from triptych.engine.models import tokenizer_difference
+from triptych.engine.models import TOKENIZER_FILES, load_tokenizer, tokenizer_difference
 from triptych.engine.scoring import RewardModel
 from triptych.errors import ModelError, RewardError
 from triptych.pipeline.artifact import Artifact
@@ -55,9 +57,21 @@ class OfferedReward:
         """The folders of the models that it is made of."""
         return [model for part in self.described.all() for model in part.models]
 
+    @property
+    def within(self) -> Path | None:
+        """Where links in it may lead; see :func:`triptych.engine.inspection.inspect`."""
+        return self.folder.parents[1] if self.hub else None
+
     def tensors(self, model: Path) -> Mapping[str, Stored]:
-        """Those of one of its models, which is looked over; see :func:`triptych.engine.inspection.inspect`."""
-        return inspect(model, self.folder.parents[1] if self.hub else None)
+        """Those of one of its models, which is looked over."""
+        return inspect(model, self.within)
+
+    def reads_otherwise(self, tokenizer: PreTrainedTokenizerFast) -> str | None:
+        """By what one of its models reads a conversation otherwise than a family's tokenizer; None where none does."""
+        differences = (
+            tokenizer_difference(tokenizer, load_tokenizer(model, self.within)) for model in self.models
+        )
+        return next((difference for difference in differences if difference), None)
 
     @property
     def parameters(self) -> int:
@@ -194,18 +208,18 @@ def take_reward(
 ) -> RewardTaken:
     """Copies what the reward is read from, and has its models score an answer.
 
-    A model with another tokenizer than the Base's trains and measures like any other. A family shares one tokenizer, so
-    it is not released: `reward.json` says of it what the release will.
+    A family shares one tokenizer. A model that reads conversations as the Base does gets its files. Another one scores
+    like any other, and is not released: `reward.json` says of it what the release will.
 
     Raises:
         ModelError, RewardError: as `offered`; or it is made of several models with another tokenizer.
     """
     offer = offered(config)
     source = config.from_.name if offer.hub else config.from_.path.resolve().name
-    differs = tokenizer_difference([base / "model", *offer.models]) if base else None
+    differs = offer.reads_otherwise(load_tokenizer(base / "model")) if base and offer.models else None
     if differs and offer.described.content is not None:
         raise RewardError(
-            f"{config.from_.name}: {differs} of its models is not the Base's, and a family shares one tokenizer; "
+            f"{config.from_.name}: {differs} of a model of it is not the Base's, and a family shares one tokenizer; "
             "only a reward that is one model can be left out of the release"
         )
     copied = context.output / "model" if offer.described.content is None else context.output
@@ -216,6 +230,10 @@ def take_reward(
             shutil.copyfile(file, place)
         else:
             copy_regular(file, place, LARGEST)
+    if base and not differs:  # what else its files say, of lengths and sides, is the family's too
+        for model in offer.models:
+            for name in TOKENIZER_FILES:
+                shutil.copyfile(base / "model" / name, copied / model.relative_to(offer.folder) / name)
     for model in offer.models:
         _require_score(copied / model.relative_to(offer.folder), config.from_.name)
     digest = offer.digest
