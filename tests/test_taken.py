@@ -65,11 +65,13 @@ def take(config: TakenReward, base: Path, folder: Path) -> tuple[RewardTaken, Pa
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the tiny recipe, and in `mine` the release of a run of it without rounds."""
+    """A folder with the tiny recipe, the release of a run of it without rounds in `mine`, and its Base as a stage's."""
     folder = tmp_path_factory.mktemp("taken")
     (folder / "recipe.yaml").write_text(TINY.read_text())
     run(folder, "improve.rounds=0")
     shutil.copytree(folder / "run" / "release", folder / "mine")
+    (folder / "base").mkdir()
+    (folder / "base" / "model").symlink_to(folder / "mine" / "base")
     write_reward(folder / "theirs")
     return folder
 
@@ -148,7 +150,7 @@ def test_what_names_more_than_the_recipe_allows_stops_before_anything_is_compute
         cycle(recipe, runner, Family())
     assert runner.done == []
     config = settings(folder, allow_functions=True)
-    _, made = take(config, place / "mine" / "base", place / "allowed")
+    _, made = take(config, place / "base", place / "allowed")
     assert sorted(path.relative_to(made).as_posix() for path in made.rglob("*") if path.is_file()) == [
         "functions/0.py", "reward.json",
     ]
@@ -172,7 +174,7 @@ def test_a_classifier_of_the_hub_is_taken_from_its_cache(
     ))
     config = settings("someone/judge")
     assert config.from_ == UserFile("someone/judge", Path("someone/judge"))
-    taken, made = take(config, place / "theirs-policy", tmp_path / "made")
+    taken, made = take(config, place / "base", tmp_path / "made")
     assert (taken.source, taken.hub, taken.digest) == ("someone/judge", True, revision)
     assert not any(path.is_symlink() for path in made.rglob("*"))
     assert open_reward(made).score(ASKED) == RewardModel(place / "theirs").score(ASKED)
@@ -210,7 +212,7 @@ def test_models_of_an_ensemble_need_the_familys_tokenizer(place: Path, tmp_path:
     shutil.copytree(place / "theirs", ensemble / "models" / "0")
     (ensemble / "reward.json").write_text('{"kind": "ensemble", "members": 1, "penalty": 0}')
     with pytest.raises(RewardError, match="the vocabulary of a model of it is not the Base's"):
-        take(settings(ensemble), place / "mine" / "base", tmp_path / "refused")
+        take(settings(ensemble), place / "base", tmp_path / "refused")
     policy = tmp_path / "base"
     (policy).mkdir()
     (policy / "model").symlink_to(place / "theirs")
