@@ -17,7 +17,6 @@ from test_check import rows, tiny_model, tokenizer
 from test_cli import call
 from test_docs import DOCS
 from test_endpoint import Wire, completion
-from triptych.base import source
 from triptych.engine import models
 from triptych.errors import TriptychError
 from triptych.people.verdicts import Panel
@@ -177,7 +176,7 @@ def test_models_and_rewards_are_taken_from_the_hub(
     models.save(models.load_reward(writer, fresh=True, seed=1), tokenizer(), tmp_path / "scorer")
     hub(tmp_path / "hub", writer, "writer")
     hub(tmp_path / "hub", tmp_path / "scorer", "scorer")
-    monkeypatch.setattr(source, "snapshot_download", lambda name, **more: snapshot_download(
+    monkeypatch.setattr("triptych.engine.hub.snapshot_download", lambda name, **more: snapshot_download(
         name, **more, cache_dir=tmp_path / "hub", local_files_only=True
     ))
     prompts = rows(tmp_path / "prompts.jsonl", [{"prompt": f"{i}?"} for i in range(8)])

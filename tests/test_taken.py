@@ -34,6 +34,7 @@ from triptych.reward.judge import JudgeReward
 from triptych.reward.registry import open_reward
 from triptych.reward.taken import TakenReward
 from triptych.reward.taking import RewardTaken, offered, take_reward
+from triptych.reward_names import open_named
 
 TINY = Path(__file__).parent / "tiny.yaml"
 SHORT = ["improve.rounds=1", "improve.steps=1"]
@@ -304,3 +305,14 @@ def test_references_that_rules_made_elsewhere_need_are_looked_for_first(tmp_path
     write_rules(tmp_path / "rules", rule="exact")
     problems = check.check(path, ["reward={from: rules, audit: {required: false}}"]).problems
     assert any("questions.jsonl:1" in problem and "a rule compares answers with it" in problem for problem in problems)
+
+
+def test_settings_that_a_command_is_given_may_take_a_reward_too(place: Path) -> None:
+    (place / "mixed.yaml").write_text(
+        "kind: mixture\nparts:\n  - {name: other, weight: 2, reward: {from: theirs}}\n"
+        "  - {name: form, weight: 1, reward: {kind: rules, rules: [{rule: length, most: 9}]}}\n"
+    )
+    alone = RewardModel(place / "theirs").score(ASKED)
+    assert open_named(place / "mixed.yaml").score(ASKED) == pytest.approx([2 * score + 1 for score in alone])
+    (place / "other.yaml").write_text("{from: theirs}\n")
+    assert open_named(place / "other.yaml").score(ASKED) == alone

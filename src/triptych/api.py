@@ -32,7 +32,6 @@ from triptych import __version__, comparison
 from triptych.audit.benchmarks import BenchmarkData, Remembered, read_benchmark
 from triptych.audit.record import Agreement, AuditRecord
 from triptych.audit.stage import Audit, Evidence, agree, examine
-from triptych.base.source import downloaded
 from triptych.configuration import Config, complaints
 from triptych.data import files
 from triptych.data.folder import DataFolder
@@ -42,6 +41,7 @@ from triptych.data.splits import decontaminate
 from triptych.dataset.preparation import divided
 from triptych.engine.checkpoint import checkpoint_seconds
 from triptych.engine.device import settle
+from triptych.engine.hub import downloaded
 from triptych.engine.perplexity import bits_per_byte
 from triptych.engine.rollout import Policy
 from triptych.engine.sampling import Sampling, own_sampling

@@ -10,8 +10,8 @@ from weakref import finalize
 
 from pydantic import ValidationError
 
-from triptych.base.source import downloaded
 from triptych.configuration import Composed, Flat, complaints, load
+from triptych.engine.hub import downloaded
 from triptych.engine.inspection import is_classifier
 from triptych.engine.scoring import Scorer
 from triptych.errors import RewardError
@@ -23,6 +23,8 @@ from triptych.reward.judge import JudgeReward
 from triptych.reward.kind import RewardConfig
 from triptych.reward.making import Materials, make_reward
 from triptych.reward.registry import Reward, open_reward, scorer_of
+from triptych.reward.taken import TakenReward
+from triptych.reward.taking import take_rewards
 from triptych.reward.trust import Trust
 from triptych.storage import digests
 
@@ -127,7 +129,9 @@ def _made(config: RewardConfig, source: str, name: str | None = None) -> Scorer:
             raise RewardError(f"{file}: there is no such file, and {source} names it")
     temporary = TemporaryDirectory()
     runner = Runner(Path(temporary.name), Silent(), seed=0)
-    reward = make_reward(runner, "reward", config, Materials())[""]
+    elsewhere = [part for part in config.within if isinstance(part, TakenReward)]
+    taken = take_rewards(runner, {str(place): part for place, part in enumerate(elsewhere)}, None)
+    reward = make_reward(runner, "reward", config, Materials(taken=taken))[""]
     scorer = scorer_of(runner, config, reward, None, name).scorer
     finalize(scorer, temporary.cleanup)
     return scorer

@@ -122,15 +122,6 @@ def find(name: str) -> tuple[Kind, Path]:
     return "hub", download(name)
 
 
-def downloaded(name: str) -> Path | None:
-    """The folder of a model on the Hub; None where the name is none of its `owner/model`.
-
-    Raises:
-        ModelError: the Hub did not give it.
-    """
-    return _download(name) if "/" in name and HUB_NAME.fullmatch(name) else None
-
-
 @dataclass(frozen=True, slots=True)
 class AdaptedModel:
     """Low-rank adapters and the model that they were trained on.

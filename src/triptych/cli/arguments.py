@@ -162,6 +162,6 @@ def _fit(folder: Path, role: Role) -> Path:
 
 
 def _downloaded(name: str) -> Path | None:
-    from triptych.base.source import downloaded
+    from triptych.engine.hub import downloaded
 
     return downloaded(name)

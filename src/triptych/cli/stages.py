@@ -111,7 +111,8 @@ def improve(
 
     allowed = Allowed(allow_endpoint, allow_key, allow_functions, allow_template, allow_model)
     made = improve_model(
-        find_model(model, "instruct")[0], allowed.reward(by, "score") if by else None, prompts or (), out, method=method,
+        find_model(model, "instruct")[0], allowed.reward(by, "score") if by else None, prompts or (), out,
+        method=method,
         comparisons=comparisons or (), thumbs=thumbs or (), seed=seed, **_settings(settings),
     )
     say(made.result.headline)

@@ -62,3 +62,12 @@ def download(name: str) -> Path:
             "name; for a gated model accept its terms and run `hf auth login`; without a network download it "
             f"elsewhere (`hf download {name} --local-dir DIR`), copy DIR here and name its path ({reason})"
         ) from error
+
+
+def downloaded(name: str) -> Path | None:
+    """The folder of a model on the Hub; None where the name is none of its `owner/model`.
+
+    Raises:
+        ModelError: the Hub did not give it.
+    """
+    return download(name) if "/" in name and HUB_NAME.fullmatch(name) else None
