@@ -372,6 +372,10 @@ class Instructions(Rule):
         outcomes = followed(conversation.prompt, conversation.answer)
         return float(all(outcomes)) if self.strict or not outcomes else sum(outcomes) / len(outcomes)
 
+    def require_reference(self, conversation: Conversation) -> str:
+        """Nothing: where no instruction is to be followed, every answer follows it."""
+        return ""
+
     def fault(self, prompt: Prompt) -> str | None:
         """See `Rule`."""
         if not prompt.checks:
