@@ -264,7 +264,7 @@ def test_check_looks_over_a_reward_made_elsewhere_and_counts_its_size(tmp_path: 
     recipe = load(path, ["reward={from: theirs}", "gate.judge={kind: rules, rules: [{rule: repetition}]}"])
     model = Architecture(10**6, 100, 16, 32, 2, 2, 16, 8, 512)
     few = dict.fromkeys(("demonstrations", "prompts_improve", "prompts_validation", "prompts_gate", "prompts_test",
-                         "few_shot", "comparisons_train"), Texts.of([9], [9]))
+                         "prompts_test, few-shot", "comparisons_train"), Texts.of([9], [9]))
     alike, larger = (costs(plan(recipe), recipe, model, few, 1e9, taken) for taken in (None, counted))
     more = {one.stage: other.gib - one.gib for one, other in zip(alike, larger, strict=True)}
     beyond = pytest.approx(4 * (10**9 - 10**6) / 2**30)
