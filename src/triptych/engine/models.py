@@ -217,7 +217,7 @@ def load_tokenizer(folder: Path, within: Path | None = None) -> PreTrainedTokeni
 
 def tokenizer_difference(one: PreTrainedTokenizerFast, other: PreTrainedTokenizerFast) -> str | None:
     """By what two tokenizers read a conversation otherwise, in words; None where they do not."""
-    rules = [json.loads(each.backend_tokenizer.to_str()) for each in (one, other)]
+    rules = [json.loads(tokenizer.backend_tokenizer.to_str()) for tokenizer in (one, other)]
     for content in rules:
         for field in ("padding", "truncation", "version"):
             content.pop(field, None)
@@ -225,7 +225,7 @@ def tokenizer_difference(one: PreTrainedTokenizerFast, other: PreTrainedTokenize
         return "the vocabulary"
     if one.chat_template != other.chat_template:
         return "the chat template"
-    ids = [(each.bos_token_id, each.eos_token_id, each.pad_token_id) for each in (one, other)]
+    ids = [(tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id) for tokenizer in (one, other)]
     return "a special token" if ids[0] != ids[1] else None
 
 
