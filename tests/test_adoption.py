@@ -68,6 +68,9 @@ def test_where_rules_decide_a_reward_model_may_say_whether_preferences_hold(tmp_
     assert held is not None
     assert held.gain == pytest.approx(held.after - held.before)
     assert summary.rounds[0].preferences == held
+    assert summary.preferences_audit is not None
+    assert summary.judge_audit is None
+    assert "Whether preferences hold" in (tmp_path / "run/report.html").read_text(encoding="utf-8")
 
 
 def test_preferences_are_the_judges_where_it_is_a_reward_model(tmp_path: Path) -> None:

@@ -143,6 +143,9 @@ def summarise(
         verdict=verdict(recipe, family, answers, audits), base=_base(family.base.result), models=models, audits=audits,
         reward_order=reward_order(family),
         judge_audit=_audit(recipe, 0, family.judging) if family.judging and family.judging.audit else None,
+        preferences_audit=(
+            _audit(recipe, 0, family.preferences) if family.preferences and family.preferences.audit else None
+        ),
         rounds=[_round(round.number, round.gate.result, round.candidate) for round in family.rounds
                 if round.gate and round.candidate],
         tasks=[_task(task, family) for task in family.measured_tasks],

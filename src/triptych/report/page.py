@@ -67,7 +67,8 @@ def render(summary: Summary, samples: Sequence[Sample]) -> str:
         rounds=[(round_, *_round_charts(round_)) for round_ in summary.rounds],
         win_rates=_win_rates(summary.rounds),
         audits=[_audit(audit, f"Round {audit.round}") for audit in summary.audits]
-        + [_audit(audit, "The gate's judge") for audit in [summary.judge_audit] if audit],
+        + [_audit(audit, "The gate's judge") for audit in [summary.judge_audit] if audit]
+        + [_audit(audit, "Whether preferences hold") for audit in [summary.preferences_audit] if audit],
         losses=[(name, *_loss_chart(name, points)) for name, points in summary.losses.items()],
         lineage=_lineage(summary.stages),
         longest_stage=max((stage.seconds for stage in summary.stages), default=0.0) or 1.0,

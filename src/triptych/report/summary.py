@@ -299,6 +299,7 @@ class Summary(StrictModel):
         reward_order: whether the reward orders the models as the judge does; None where it did not score them.
         tasks: the models on each task of the recipe.
         judge_audit: of the gate's judge, where that is a second reward model; its `round` is 0.
+        preferences_audit: of the reward model that says whether preferences hold, where the judge is another.
         ended: why the run ended before its end; None where it did not.
         missing: the stages that it did not come to.
     """
@@ -312,6 +313,7 @@ class Summary(StrictModel):
     reward_order: RewardOrder | None = None
     audits: list[AuditSummary]
     judge_audit: AuditSummary | None = None
+    preferences_audit: AuditSummary | None = None
     rounds: list[RoundSummary]
     tasks: list[TaskSummary] = Field(default_factory=list)
     stages: list[StageRow]
