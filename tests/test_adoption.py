@@ -17,16 +17,17 @@ from triptych.progress import Silent
 from triptych.recipe import load
 from triptych.release.verification import verify
 
+SMALL: dict[str, Any] = {
+    "instruct": "none", "evaluate": {"best_of": 0}, "decoding": {"max_tokens": 8},
+    "splits": {"test": 8, "gate": 8, "validation": 8},
+    "improve": {"prompts": ["questions.jsonl"], "steps": 1, "prompts_per_step": 2, "group_size": 2, "max_tokens": 8,
+                "eval_prompts": 8},
+}
 SHORT: dict[str, Any] = {"kind": "rules", "rules": [{"rule": "length", "most": 9}]}
 
 
 def test_it_is_the_first_champion(tmp_path: Path) -> None:
-    path = write_recipe(
-        tmp_path, instruct="none", feedback=[], gate={"judge": SHORT}, reward=SHORT, evaluate={"best_of": 0},
-        decoding={"max_tokens": 8}, splits={"test": 8, "gate": 8, "validation": 8},
-        improve={"prompts": ["questions.jsonl"], "steps": 1, "prompts_per_step": 2, "group_size": 2, "max_tokens": 8,
-                 "eval_prompts": 8},
-    )
+    path = write_recipe(tmp_path, feedback=[], gate={"judge": SHORT}, reward=SHORT, **SMALL)
     recipe = load(path)
     family = Family()
     runner = Runner(tmp_path / "run", Silent(), recipe.seed)
@@ -48,11 +49,8 @@ def test_it_needs_prompts(tmp_path: Path) -> None:
 
 def test_where_rules_decide_a_reward_model_may_say_whether_preferences_hold(tmp_path: Path) -> None:
     path = write_recipe(
-        tmp_path, instruct="none", reward=SHORT | {"audit": {"required": False}}, evaluate={"best_of": 0},
-        gate={"judge": SHORT, "preferences": {"share_of_feedback": 0.5, "epochs": 1}},
-        decoding={"max_tokens": 8}, splits={"test": 8, "gate": 8, "validation": 8},
-        improve={"prompts": ["questions.jsonl"], "steps": 1, "prompts_per_step": 2, "group_size": 2, "max_tokens": 8,
-                 "eval_prompts": 8},
+        tmp_path, reward=SHORT | {"audit": {"required": False}},
+        gate={"judge": SHORT, "preferences": {"share_of_feedback": 0.5, "epochs": 1}}, **SMALL,
     )
     recipe = load(path)
     family = Family()
