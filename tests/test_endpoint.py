@@ -77,7 +77,9 @@ def wire() -> Iterator[Wire]:
 
 def http(body: bytes | str | object, status: str = "200 OK", headers: str = "") -> bytes:
     content = body if isinstance(body, bytes) else (body if isinstance(body, str) else json.dumps(body)).encode()
-    return f"HTTP/1.1 {status}\r\n{headers}Content-Length: {len(content)}\r\n\r\n".encode() + content
+    # The server hangs up behind each reply; a client that is not told might ask again on what is just being closed.
+    length = f"Connection: close\r\nContent-Length: {len(content)}"
+    return f"HTTP/1.1 {status}\r\n{headers}{length}\r\n\r\n".encode() + content
 
 
 def completion(text: str) -> bytes:
