@@ -210,9 +210,10 @@ def measure(
     deployed = answered[decoding.name]
     with open(context.output / ANSWERS, "w", encoding="utf-8") as file:
         for place, prompt in enumerate(prompts):
+            decodings = {name: answers.at(place) for name, answers in answered.items()}
             row = TestedPrompt(
                 key=prompt.key, task=prompt.task, prompt=tuple((turn.role, turn.content) for turn in prompt.messages),
-                deployed=deployed.at(place), decodings={name: answers.at(place) for name, answers in answered.items()},
+                deployed=decodings[decoding.name], decodings=decodings,
             )
             file.write(json.dumps(row.model_dump(), ensure_ascii=False) + "\n")
     tasks, numbers = [prompt.task for prompt in prompts], deployed.numbers
