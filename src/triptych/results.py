@@ -82,19 +82,20 @@ def write(recipe: Recipe, family: Family, runner: Runner, ending: Ending | None 
     """
     folder, artifacts = runner.folder, made(runner)
     prove(artifacts)
-    answers: Tests = {test.name: tested_prompts(test.artifact) for test in family.tests}
+    answers, tasks = _answers(family.tests), {task.name: _answers(task.tests) for task in family.measured_tasks}
     gates = [round.gate for round in family.rounds if round.gate]
     measured = len(family.tests) == recipe.improve.rounds + (2 if recipe.finetuning else 1)
     decided = bool(gates) and len(gates) == recipe.improve.rounds
     released = family.reward is not None and (measured or (decided and ending is not None and ending.failed))
-    summary = summarise(recipe, family, artifacts, runner.ledger, answers, release="release" if released else None)
+    place = "release" if released else None
+    summary = summarise(recipe, family, artifacts, runner.ledger, answers, tasks, release=place)
     if ending:
         summary = summary.model_copy(update={"ended": ending.reason, "missing": list(ending.missing)})
     if released and (measured or not _is_released(family, folder / "release")):
         release(recipe, family, artifacts, summary, folder / "release")
     samples = sample(answers)
-    for task in family.measured_tasks:
-        samples += sample({test.name: tested_prompts(test.artifact) for test in task.tests}, SAMPLES_OF_TASK, task.name)
+    for task, tested in tasks.items():
+        samples += sample(tested, SAMPLES_OF_TASK, task)
     write_whole(folder / "summary.json", summary.model_dump_json(indent=1) + "\n")
     write_whole(folder / "samples.json", json.dumps([s.model_dump() for s in samples], ensure_ascii=False, indent=1))
     write_whole(folder / "report.html", render(summary, samples))
@@ -118,7 +119,7 @@ def prove(artifacts: Sequence[Artifact[Result]]) -> None:
 
 def summarise(
     recipe: Recipe, family: Family, artifacts: Sequence[Artifact[Result]], ledger: Ledger, answers: Tests,
-    release: str | None,
+    tasks: Mapping[str, Tests], release: str | None,
 ) -> report.Summary:
     """The summary of what was made so far; a Base is the least."""
     assert family.base is not None, "a run without a Base has nothing to summarise"
@@ -148,7 +149,7 @@ def summarise(
         ),
         rounds=[_round(round.number, round.gate.result, round.candidate) for round in family.rounds
                 if round.gate and round.candidate],
-        tasks=[_task(task, family) for task in family.measured_tasks],
+        tasks=[_task(task, tasks[task.name], family) for task in family.measured_tasks],
         stages=stages, losses={artifact.name: _losses(artifact) for artifact in artifacts
                                if (artifact.folder / "curve.jsonl").exists()},
         seconds=sum(stage.seconds for stage in stages), peak_memory_gib=peak, release=release,
@@ -163,9 +164,7 @@ def verdict(
     if "instruct" not in answers or name not in answers:
         return None
     instruct = _tested(family)["instruct"]
-    # A prompt that one of them had no room for is left out of both.
-    both = set.intersection(*({row.key for row in answers[model]} for model in ("instruct", name)))
-    before, after = ([row for row in answers[model] if row.key in both] for model in ("instruct", name))
+    before, after = _before_and_after(answers, name)
     scores = [row.deployed.judge for row in after]
 
     def beside(way: str) -> report.Baseline:
@@ -352,8 +351,19 @@ def _parents(reward: Artifact[Result]) -> tuple[Parent, ...]:
     return tuple(Parent(parents[name]["stage"], parents[name]["digest"]) for name in names)
 
 
+def _before_and_after(answers: Tests, name: str) -> Iterator[list[TestedPrompt]]:
+    """Instruct's rows and the named model's; a prompt that one of them had no room for is left out of both."""
+    models = answers["instruct"], answers[name]
+    both = set.intersection(*({row.key for row in rows} for rows in models))
+    return ([row for row in rows if row.key in both] for rows in models)
+
+
 def _champion_name(family: Family) -> str:
     return f"round {number}" if (number := family.champion_round) else "instruct"
+
+
+def _answers(tests: Sequence[ModelTest]) -> Tests:
+    return {test.name: tested_prompts(test.artifact) for test in tests}
 
 
 def _tested(family: Family) -> dict[str, Measurements]:
@@ -377,23 +387,20 @@ def _model(test: ModelTest, family: Family) -> report.ModelScore:
     )
 
 
-def _task(task: TaskTest, family: Family) -> report.TaskSummary:
+def _task(task: TaskTest, answers: Tests, family: Family) -> report.TaskSummary:
     models = [_model(test, family) for test in task.tests]
-    rows = {test.name: {row.key: row.deployed for row in tested_prompts(test.artifact)} for test in task.tests}
     alone = report.TaskSummary(name=task.name, scored_by=task.tests[0].artifact.result.judge, models=models)
     name = _champion_name(family)
     if name == "instruct":
         return alone
-    # A prompt that one of them had no room for is left out of both.
-    both = [key for key in rows["instruct"] if key in rows[name]]
-    if not both:
+    before, after = ([row.deployed for row in rows] for rows in _before_and_after(answers, name))
+    if not before:
         return alone
-    before, after = ([rows[model][key] for key in both] for model in ("instruct", name))
-    parts = paired_by_name(*([row.parts for row in answers] for answers in (before, after)))
+    parts = paired_by_name(*([row.parts for row in rows] for rows in (before, after)))
     return alone.model_copy(update={
         "change": PairedScore.of([row.judge for row in before], [row.judge for row in after]),
         "parts": {part.removeprefix("judge/"): score for part, score in parts.items()},
-        "instructions": paired_by_name(*([row.instructions for row in answers] for answers in (before, after))),
+        "instructions": paired_by_name(*([row.instructions for row in rows] for rows in (before, after))),
     })
 
 
