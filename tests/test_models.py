@@ -258,10 +258,13 @@ def test_a_bad_folder_is_refused_with_the_reason(
             look(folder)
 
 
-def test_a_link_may_lead_to_the_hubs_cache(folder: Path) -> None:
-    link_outside(folder)
-    inspection.inspect(folder, within=folder.parent)
-    models.load_policy(folder, within=folder.parent)
+def test_a_link_may_lead_to_the_hubs_cache(folder: Path, tmp_path: Path) -> None:
+    revision = tmp_path / "models--someone--tiny" / "snapshots" / ("0" * 40)
+    revision.parent.mkdir(parents=True)
+    folder.rename(revision)
+    link_outside(revision)
+    inspection.inspect(revision)
+    models.load_policy(revision)
 
 
 def test_a_missing_folder_is_named(tmp_path: Path) -> None:

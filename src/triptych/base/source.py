@@ -82,16 +82,14 @@ def take(
         origin, digest = path.name, sha256(path)
         changes.append("weights dequantised from GGUF")
     else:
-        # The Hub's cache keeps each file once, in `blobs`, and a revision as links to them.
-        within = path.parents[1] if kind == "hub" else None
         if adapted := adapted_model(path):
             model, tokenizer = adapted.load()
-            stored = _dtype(inspect(adapted.folder, adapted.within))
+            stored = _dtype(inspect(adapted.folder))
             changes.append(f"low-rank adapters added to the weights of {adapted.name}")
         else:
-            model = models.load_policy(path, within=within)
-            stored = _dtype(inspect(path, within))
-            tokenizer = models.load_tokenizer(path, within)
+            model = models.load_policy(path)
+            stored = _dtype(inspect(path))
+            tokenizer = models.load_tokenizer(path)
         origin = name if kind == "hub" else path.resolve().name
         digest = path.name if kind == "hub" else _digest(path)
     changes += _mend_generation(model)
@@ -128,19 +126,17 @@ class AdaptedModel:
 
     Attributes:
         name: of the model: the Hub's, or the last part of its path.
-        within: as in :func:`triptych.engine.inspection.inspect`.
     """
 
     adapter: Path
     name: str
     folder: Path
-    within: Path | None
 
     def load(self) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
         """The model with the adapters added, and the tokenizer that lies beside them, or else the model's."""
-        model = models.load_adapted(self.adapter, self.folder, within=self.within)
+        model = models.load_adapted(self.adapter, self.folder)
         own = (self.adapter / "tokenizer_config.json").exists()
-        return model, models.load_tokenizer(self.adapter) if own else models.load_tokenizer(self.folder, self.within)
+        return model, models.load_tokenizer(self.adapter if own else self.folder)
 
 
 def adapted_model(path: Path) -> AdaptedModel | None:
@@ -155,9 +151,7 @@ def adapted_model(path: Path) -> AdaptedModel | None:
     kind, folder = find(name)
     if kind == "gguf" or (folder / ADAPTER).exists():
         raise ModelError(f"{path}: its adapters are of {name}, which is no model folder")
-    if kind == "hub":
-        return AdaptedModel(path, name, folder, folder.parents[1])
-    return AdaptedModel(path, folder.resolve().name, folder, None)
+    return AdaptedModel(path, name if kind == "hub" else folder.resolve().name, folder)
 
 
 def prepare(

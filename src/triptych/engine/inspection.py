@@ -75,12 +75,10 @@ class Stored(NamedTuple):
     dtype: str
 
 
-def inspect(folder: Path, within: Path | None = None) -> dict[str, Stored]:
+def inspect(folder: Path) -> dict[str, Stored]:
     """Refuse a model folder that cannot be used, or not safely; nothing of it is executed.
 
-    Args:
-        folder: the model folder.
-        within: links may also lead to places below this folder (the Hub's cache keeps its files that way).
+    Links may lead to places in the folder; of a revision in the Hub's cache also to the model's files there.
 
     Returns:
         The tensors that its weights hold, by name; of their files only the headers are read.
@@ -98,7 +96,7 @@ def inspect(folder: Path, within: Path | None = None) -> dict[str, Stored]:
         raise ModelError(
             f"{one_line(folder)}: config.json is missing, so this is not a Hugging Face model folder"
         )
-    config = _look_over(folder, within).get("config.json", {})
+    config = _look_over(folder).get("config.json", {})
     tensors = _tensors(folder, config.get("transformers_weights"))
     _check_layers(folder / "config.json", config, len(tensors))
     _check_vocabulary(folder, max((tensor.shape[0] for tensor in tensors.values() if tensor.shape), default=0))
@@ -111,7 +109,7 @@ def adapter_settings(folder: Path) -> dict[str, Any]:
     Raises:
         ModelError: with the file and the reason.
     """
-    _look_over(folder, None)
+    _look_over(folder)
     settings = read_object(folder / ADAPTER, LARGEST_SETTINGS)
     if settings.get("peft_type") != "LORA":
         kind = one_line(repr(settings.get("peft_type")))[:40]
@@ -145,20 +143,20 @@ def is_classifier(folder: Path) -> bool:
     return "SequenceClassification" in str(read_object(folder / "config.json", LARGEST_SETTINGS).get("architectures"))
 
 
-def inspect_tokenizer(folder: Path, within: Path | None = None) -> None:
+def inspect_tokenizer(folder: Path) -> None:
     """The same of what a tokenizer is read from, with or without weights beside it.
 
     Raises:
         ModelError: with the file and the reason.
     """
-    _look_over(folder, within)
+    _look_over(folder)
     _check_vocabulary(folder, 2**24)
 
 
-def _look_over(folder: Path, within: Path | None) -> dict[str, dict[str, Any]]:
+def _look_over(folder: Path) -> dict[str, dict[str, Any]]:
     """Refuses what is no file, and settings that ask for what is not in the folder."""
     try:
-        _check_entries(folder, within)
+        _check_entries(folder)
     except (OSError, RecursionError) as error:
         raise ModelError(f"{one_line(folder)}: cannot be looked through: {one_line(error)}") from error
     contents = {}
@@ -172,15 +170,15 @@ def _look_over(folder: Path, within: Path | None) -> dict[str, dict[str, Any]]:
     return contents
 
 
-def _check_entries(folder: Path, within: Path | None) -> None:
-    allowed = [folder.resolve(), *(place.resolve() for place in (within, _hub_cache(folder)) if place)]
+def _check_entries(folder: Path) -> None:
+    allowed = _hub_cache(folder) or folder.resolve()
     for path in entries(folder):
         if path.is_symlink():
             try:
                 target = path.resolve(strict=True)
             except (OSError, RuntimeError) as error:  # a circle is a RuntimeError before Python 3.13
                 raise ModelError(f"{one_line(path)}: is a link that leads nowhere, or in a circle") from error
-            if not any(target.is_relative_to(root) for root in allowed):
+            if not target.is_relative_to(allowed):
                 raise ModelError(f"{one_line(path)}: is a link that leads outside the model folder")
             if not target.is_file():
                 raise ModelError(f"{one_line(path)}: is a link to what is no file")

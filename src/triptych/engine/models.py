@@ -68,7 +68,6 @@ def load_policy(
     dtype: torch.dtype = torch.float32,
     *,
     attention: str | None = None,
-    within: Path | None = None,
 ) -> PreTrainedModel:
     """A causal language model in evaluation mode, on the accelerator if there is one; no dropout is left in it.
 
@@ -77,24 +76,22 @@ def load_policy(
         dtype: what the weights are held in.
         attention: the name under which transformers knows the attention function; None for the one that transformers
             takes. Ours is taken where the model computes the same with it, as :mod:`triptych.engine.parity` finds.
-        within: as in :func:`triptych.engine.inspection.inspect`.
 
     Raises:
         ModelError: if the folder is refused, weights are missing, or some are not finite.
     """
-    tensors = inspect(folder, within)
+    tensors = inspect(folder)
     model = _load(AutoModelForCausalLM, folder, tensors, attention=attention, dtype=dtype)
     _refuse_non_finite(folder, model)
     return model
 
 
-def load_adapted(adapter: Path, folder: Path, *, within: Path | None = None) -> PreTrainedModel:
+def load_adapted(adapter: Path, folder: Path) -> PreTrainedModel:
     """A causal language model with low-rank adapters of peft's added to its weights, as a plain model in float32.
 
     Args:
         adapter: the adapters' folder, `adapter_config.json` and `adapter_model.safetensors`.
         folder: the model that they were trained on.
-        within: of the model, as in :func:`triptych.engine.inspection.inspect`.
 
     Raises:
         ModelError: the adapters are of another kind or do not fit the model; see also :func:`load_policy`.
@@ -102,7 +99,7 @@ def load_adapted(adapter: Path, folder: Path, *, within: Path | None = None) -> 
     shown = one_line(adapter)
     settings, tensors = inspect_adapter(adapter)
     config = LoraConfig(**{name: settings[name] for name in ADAPTER_FIELDS if name in settings})
-    model = load_policy(folder, within=within)
+    model = load_policy(folder)
     with _refusing(f"{shown}: the adapters do not fit {one_line(folder)}"), quiet():
         adapted: Any = get_peft_model(model, config)
         mine = get_peft_model_state_dict(adapted)
@@ -115,14 +112,14 @@ def load_adapted(adapter: Path, folder: Path, *, within: Path | None = None) -> 
     return plain.eval()
 
 
-def load_config(folder: Path, within: Path | None = None) -> PreTrainedConfig:
+def load_config(folder: Path) -> PreTrainedConfig:
     """The configuration of a causal language model, compared with the shapes of its weights; no weight is read.
 
     Raises:
         ModelError: as :func:`load_policy`, but for what the weights' values say.
     """
     settings = {"dtype": torch.float32, "attn_implementation": None}
-    return _rehearse(AutoModelForCausalLM, folder, inspect(folder, within), fresh=False, **settings).config
+    return _rehearse(AutoModelForCausalLM, folder, inspect(folder), fresh=False, **settings).config
 
 
 def load_reward(
@@ -195,19 +192,15 @@ def reward_fault(config: PreTrainedConfig) -> str | None:
     return None if has_head else f"{type(model).__name__} has no linear head called score"
 
 
-def load_tokenizer(folder: Path, within: Path | None = None) -> PreTrainedTokenizerFast:
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
     """The tokenizer of a model folder, with the chat template that lies beside it.
-
-    Args:
-        folder: the model folder.
-        within: as in :func:`triptych.engine.inspection.inspect`.
 
     Raises:
         ModelError: if it cannot be read without code of its own, or is not a fast tokenizer.
     """
     if not folder.is_dir():
         raise ModelError(f"{one_line(folder)}: there is no such folder")
-    inspect_tokenizer(folder, within)
+    inspect_tokenizer(folder)
     with _refusing(f"{one_line(folder)}: its tokenizer cannot be read"), quiet():
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     if not isinstance(tokenizer, PreTrainedTokenizerFast):

@@ -404,17 +404,16 @@ def open_model(
     elif adapted := source.adapted_model(path):
         model, tokenizer = adapted.load()
     else:
-        within = path.parents[1] if kind == "hub" else None
-        tensors = inspect(path, within)
-        tokenizer = models.load_tokenizer(path, within)
+        tensors = inspect(path)
+        tokenizer = models.load_tokenizer(path)
         parameters = sum(math.prod(tensor.shape) for tensor in tensors.values())
         if 4 * parameters < memory():
-            model = models.load_policy(path, within=within)
+            model = models.load_policy(path)
     known = len(tokenizer)
     findings.notes += [f"base: {change}" for change in prepare(tokenizer)]
     grows = len(tokenizer) > known
     if model is None:
-        config = models.load_config(path, within)
+        config = models.load_config(path)
         return tokenizer, Architecture.of(config.get_text_config(), parameters, grows=grows), config
     with models.quiet():
         take_attention(model)

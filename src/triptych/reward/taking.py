@@ -57,20 +57,13 @@ class OfferedReward:
         """The folders of the models that it is made of."""
         return [model for part in self.described.all() for model in part.models]
 
-    @property
-    def within(self) -> Path | None:
-        """Where links in it may lead; see :func:`triptych.engine.inspection.inspect`."""
-        return self.folder.parents[1] if self.hub else None
-
     def tensors(self, model: Path) -> Mapping[str, Stored]:
         """Those of one of its models, which is looked over."""
-        return inspect(model, self.within)
+        return inspect(model)
 
     def reads_otherwise(self, tokenizer: PreTrainedTokenizerFast) -> str | None:
         """By what one of its models reads a conversation otherwise than a family's tokenizer; None where none does."""
-        differences = (
-            tokenizer_difference(tokenizer, load_tokenizer(model, self.within)) for model in self.models
-        )
+        differences = (tokenizer_difference(tokenizer, load_tokenizer(model)) for model in self.models)
         return next((difference for difference in differences if difference), None)
 
     @property
