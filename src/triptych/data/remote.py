@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from triptych.data.source import Source, dataset_name, is_address
+from triptych.data.source import CHOICE, Source, dataset_name, is_address
 from triptych.errors import DataError, Fault
 
 
@@ -43,7 +43,7 @@ def download(source: Source) -> None:
     """
     name = dataset_name(source.file)
     if name is not None:
-        load_rows(source, name[0], source.split or name[1])
+        load_rows(source, *name)
     elif is_address(source.file):
         fetch(source.file)
 
@@ -51,19 +51,22 @@ def download(source: Source) -> None:
 def load_rows(source: Source, name: str, split: str) -> Iterable[dict[str, Any]]:
     """The rows of a dataset on the Hub, or in a folder that is as one there.
 
+    Args:
+        split: where the source says none.
+
     Raises:
         DataError: `datasets` cannot load it.
     """
     import datasets
 
     reach_hub()
-    given = {"configuration": source.configuration, "data_dir": source.data_dir, "split": split,
-             "revision": source.revision}
+    split = source.split or split
     try:
         rows: Iterable[dict[str, Any]] = datasets.load_dataset(
             name, source.configuration, data_dir=source.data_dir, split=split, revision=source.revision
         )
     except Exception as error:  # the library raises many kinds, and each is the name, the split or the network
+        given = {field: getattr(source, field) for field in CHOICE} | {"split": split}
         chosen = "".join(f", {what} {value}" for what, value in given.items() if value)
         what = f"no such file, and datasets cannot load it as {name}{chosen}: {error}"
         raise DataError([Fault(source.file, None, None, what)]) from error

@@ -290,7 +290,7 @@ def _folder_rows(path: Path, source: Source) -> Iterator[Values | Fault]:
         yield from _saved_rows(path, source)
         return
     if source.configuration or source.data_dir or source.revision:  # the folder of a dataset on the Hub, with its card
-        yield from _dataset_rows(source, str(path), source.split or "train")
+        yield from _dataset_rows(source, str(path), "train")
         return
     shards = _shards(path, source.split)
     for shard in shards:
@@ -347,7 +347,7 @@ def _saved_rows(path: Path, source: Source) -> Iterator[Values | Fault]:
 
 
 def _dataset_rows(source: Source, name: str, split: str) -> Iterator[Values | Fault]:
-    rows = load_rows(source, name, source.split or split)
+    rows = load_rows(source, name, split)
     for number, values in enumerate(rows, start=1):
         yield Values(Place(source.file, number), values)
 
