@@ -285,7 +285,7 @@ def check_files(recipe: Recipe, findings: Findings) -> dict[str, list[GoodRows[A
         if preparation.wrong_rows == "refuse" or questionnaire is Panel:
             findings.problems += DataError(faults).lines
         else:
-            findings.notes += [f"left out: {fault}" for fault in faults]
+            findings.notes += [f"left out: {line}" for line in DataError(faults).lines]
     return read if readable else None
 
 
@@ -312,7 +312,7 @@ def split_tasks(recipe: Recipe, folder: Path, findings: Findings) -> bool:
         try:
             prepared = prepare_task(context, config, {task.file.name: task.place}, folder)
         except DataError as error:
-            findings.problems += [f"{task.stage}: {fault}" for fault in error.faults]
+            findings.problems += [f"{task.stage}: {line}" for line in error.lines]
             whole = False
             continue
         findings.notes += [f"{task.stage}: {line}" for line in prepared.left_out]

@@ -87,8 +87,7 @@ def costs(
     """
     answer = recipe.decoding.max_tokens
     beyond = sum(max(0, count - model.parameters) for count in (taken or {}).values())
-    second = recipe.gate.apart is not None or (recipe.gate.judging is not None and recipe.gate.judging.needs)
-    judging = memory.weights(model) if second else 0
+    judging = memory.weights(model) if recipe.gate.apart is not None else 0
     works = [
         (stage, work) for stage in plan
         if (work := workload(stage.config, Circumstances(stage, model, answer, judging, texts)))
@@ -128,7 +127,7 @@ class Circumstances:
 
     Attributes:
         answer: the longest, in tokens, where a model is decoded as it is deployed.
-        judging: bytes of the gate's judge, where it is a reward model.
+        judging: bytes of the second reward model at the gate, where there is one.
         texts: of each split, by its name.
     """
 
