@@ -17,10 +17,11 @@ import yaml
 import triptych
 from test_check import tiny_model
 from triptych.data import files
+from triptych.errors import DataError
 from triptych.instruct.finetuning import Finetuning, finetune
 from triptych.pipeline.stage import StageContext
 from triptych.progress import Silent
-from triptych.records import Comparison, Conversation, Prompt, Thumb, user
+from triptych.records import Check, Comparison, Conversation, Prompt, Thumb, user
 from triptych.storage import sha256
 
 WORDS = ("small", "red", "cat", "sat", "saw", "dog", "mat")
@@ -349,6 +350,59 @@ def test_what_cannot_be_used_is_named(policy_folder: Path, folder: Path, tmp_pat
         triptych.improve(policy_folder, Length(), prompts, tmp_path / "better", method="kto")
     with pytest.raises(triptych.TriptychError, match=r"answers\.jsonl:1"):
         triptych.train_reward(policy_folder, data, tmp_path / "reward")
+
+
+@pytest.mark.parametrize(("rules", "missing"), [
+    ([{"rule": "instructions"}], "has no `checks`; rule instructions"),
+    ([{"rule": "repetition"}, {"rule": "exact"}], "missing; a rule compares answers with it"),
+    ([{"rule": "repetition", "tasks": ["math"]}], "nothing of this reward applies to it"),
+])
+def test_what_a_reward_says_nothing_of_is_refused_before_the_work(
+    policy_folder: Path, tmp_path: Path, rules: list[dict[str, Any]], missing: str
+) -> None:
+    reward = tmp_path / "reward.yaml"
+    reward.write_text(yaml.safe_dump({"kind": "rules", "rules": rules}), encoding="utf-8")
+    mixed = tmp_path / "mixed.yaml"
+    mixed.write_text(yaml.safe_dump({"kind": "mixture", "parts": [
+        {"name": "rules", "weight": 1, "reward": {"kind": "rules", "rules": rules}},
+    ]}), encoding="utf-8")
+    prompts, answers = tmp_path / "prompts.jsonl", tmp_path / "answers.jsonl"
+    # The second alone has all that any of these rules needs.
+    needed: dict[str, Any] = {"checks": [{"kind": "punctuation:no_comma"}], "reference": "a cat", "task": "math"}
+    rows = [{"prompt": "a dog"}, {"prompt": "a cat"} | needed]
+    prompts.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    answers.write_text("".join(json.dumps(row | {"completion": "a"}) + "\n" for row in rows), encoding="utf-8")
+    for scorer in (reward, mixed):
+        for file, call in (
+            (prompts, lambda given: triptych.improve(policy_folder, given, prompts, tmp_path / "better", **ROUND)),
+            (prompts, lambda given: triptych.evaluate(policy_folder, given, prompts=prompts)),
+            (prompts, lambda given: triptych.gate(policy_folder, policy_folder, prompts, judge=given)),
+            (answers, lambda given: triptych.gate(answers, answers, judge=given)),
+        ):
+            with pytest.raises(DataError) as refused:
+                call(scorer)
+            assert {(fault.file, fault.line) for fault in refused.value.faults} == {(str(file), 1)}
+            assert missing in str(refused.value)
+    assert not (tmp_path / "better").exists()
+
+
+def test_an_audit_leaves_out_what_the_reward_says_nothing_of(tmp_path: Path) -> None:
+    reward = tmp_path / "reward.yaml"
+    reward.write_text(yaml.safe_dump({"kind": "rules", "rules": [{"rule": "instructions"}]}), encoding="utf-8")
+    checked = Check("punctuation:no_comma")
+    silent = [Comparison(prompt, "a, b", "a") for prompt in PROMPTS]
+    spoken = [Comparison(dataclasses.replace(prompt, checks=(checked,)), "a", "a, b") for prompt in PROMPTS[:9]]
+    files.write(tmp_path / "some.jsonl", [*silent[9:], *spoken])
+    heard = Lines()
+    record = triptych.audit(reward, tmp_path / "some.jsonl", progress=heard)
+    assert (record.comparisons, record.accuracy) == (9, 1)
+    left_out = len(PROMPTS) - 9
+    assert heard.said == [f"note: {left_out} comparisons are left out, for nothing of this reward applies to them"]
+    assert triptych.evaluate(reward=reward, comparisons=tmp_path / "some.jsonl").agreement.comparisons == 9
+    files.write(tmp_path / "none.jsonl", silent)
+    for measure in (triptych.audit, lambda given, rows: triptych.evaluate(reward=given, comparisons=rows)):
+        with pytest.raises(triptych.TriptychError, match="applies to any of the 42 comparisons"):
+            measure(reward, tmp_path / "none.jsonl")
 
 
 def test_two_files_of_answers_pass_the_gate(tmp_path: Path) -> None:

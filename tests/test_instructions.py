@@ -307,8 +307,9 @@ def test_the_rule_gives_the_share_that_is_followed() -> None:
     strict = Rules(RulesReward.model_validate({"rules": [{"rule": "instructions", "strict": True}]}))
     assert share.score(conversations) == [1, 0.5, 0, 0]
     assert strict.score(conversations) == [1, 0, 0, 0]
-    nothing = [Conversation(Prompt.of("a"), answer) for answer in ("b", "")]
-    assert share.score(nothing) == strict.score(nothing) == [1, 1]
+    nothing = share.details([Conversation(Prompt.of("a"), answer) for answer in ("b", "")])
+    assert nothing.totals == [0, 0]
+    assert nothing.parts == {"instructions": [None, None]}
 
 
 def test_the_page_lists_every_kind_with_its_arguments() -> None:

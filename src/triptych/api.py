@@ -37,16 +37,17 @@ from triptych.data import files
 from triptych.data.folder import DataFolder
 from triptych.data.rows import Place as Position
 from triptych.data.source import is_data_file
-from triptych.data.splits import decontaminate
+from triptych.data.splits import decontaminate, prompt_of
 from triptych.dataset.preparation import divided
+from triptych.display import one_line
 from triptych.engine.checkpoint import checkpoint_seconds
 from triptych.engine.device import settle
 from triptych.engine.hub import downloaded
 from triptych.engine.perplexity import bits_per_byte
 from triptych.engine.rollout import Policy
 from triptych.engine.sampling import Sampling, own_sampling
-from triptych.engine.scoring import Scorer
-from triptych.errors import AuditError, ModelError, RecipeError, RunError
+from triptych.engine.scoring import Scorer, applies, unscorable
+from triptych.errors import AuditError, DataError, Fault, ModelError, RecipeError, RunError
 from triptych.evaluate.answers import QUESTIONS, Answered, Answering, answer, answered, take
 from triptych.evaluate.gate import Decided, Gate, decide, gate_scores
 from triptych.evaluate.survey import AnswerSurvey, survey
@@ -275,9 +276,11 @@ def improve(
     scorer = None if reward is None else _scorer(reward)
     compared = _rows(comparisons, files.read_comparisons, progress) if comparisons else []
     liked = _rows(thumbs, files.read_thumbs, progress) if thumbs else []
-    rows = _rows(prompts, files.read_prompts, progress) if prompts else _prompts_of(compared, liked)
+    places: list[Position] = []
+    rows = _rows(prompts, files.read_prompts, progress, places) if prompts else _prompts_of(compared, liked)
     if not rows:
         raise RecipeError(f"{method} writes answers: give prompts")
+    _require_scorable(scorer, rows, places)
     feedback = (compared, liked) if scorer is None else ((), ())
     parts, pairs, thumbed = divided("prompts", (rows, *feedback), {"validation": heldout, "improve": 1 - heldout}, seed)
     content: dict[str, Sequence[Any]] = {f"prompts_{name}": part for name, part in parts.items()}
@@ -338,7 +341,7 @@ def audit(
         else:
             benchmarks.append(benchmark)
             compared += benchmark.comparisons
-    rows, shared = decontaminate(compared, learnt)
+    rows, shared = decontaminate(_scored_by(scorer, compared, progress), learnt)
     if shared:
         (progress or Terminal()).say(
             f"note: {len(shared):,} comparisons have a prompt of the training comparisons and are left out"
@@ -388,8 +391,9 @@ def evaluate(
     compared = _rows(comparisons, files.read_comparisons, progress)
     documents = _rows(text, files.read_documents, progress)
     scorer = None if reward is None else _scorer(reward)
+    _require_scorable(scorer, asked, positions)
     settle()
-    agreement = agree(scorer, compared) if scorer and compared else None
+    agreement = agree(scorer, _scored_by(scorer, compared, progress)) if scorer and compared else None
     if model is None:
         return Evaluation(agreement=agreement)
     folder = _model(model)
@@ -440,7 +444,10 @@ def gate(
     scorer = None if judge is None else _scorer(judge, "compare")
     with TemporaryDirectory() as temporary:
         folder = Path(temporary) / "gate" if output is None else Path(output)
-        measured = _answered(champion, candidate, prompts, config, folder, temperature, max_tokens, seed, progress)
+        measured = _answered(
+            champion, candidate, prompts, config, folder, temperature, max_tokens, seed, progress,
+            lambda rows, places: _require_scorable(scorer, rows, places),
+        )
         verdicts = None
         if people:
             panel = Panel(folder / QUESTIONS, folder / VERDICTS)
@@ -458,14 +465,18 @@ def gate(
 def _answered(
     champion: Place, candidate: Place, prompts: Place | Sequence[Place], config: Gate, folder: Path,
     temperature: float | None, max_tokens: int | None, seed: int, progress: Progress | None,
+    require: Callable[[Sequence[Prompt], Sequence[Position]], None],
 ) -> Answered:
     """A folder with both models' answers, made now or by the same call before; what was measured of them."""
     written = _are_answers(champion, candidate, prompts, config)
     places = {"champion": champion, "candidate": candidate}
+    positions: list[Position] = []
     rows: dict[str, Sequence[Any]] = (
-        {f"demonstrations_{name}": _rows(place, files.read_conversations, progress) for name, place in places.items()}
-        if written else {"prompts_gate": _rows(prompts, files.read_prompts, progress)}
+        {f"demonstrations_{name}": _rows(place, files.read_conversations, progress, positions)
+         for name, place in places.items()}
+        if written else {"prompts_gate": _rows(prompts, files.read_prompts, progress, positions)}
     )
+    require([prompt_of(row) for side in rows.values() for row in side], positions)
     asked = Answering(prompts=max(2, *map(len, rows.values())))
     kept = folder / ANSWERED
     work = _Work(
@@ -620,6 +631,47 @@ def _model(place: Place) -> Path:
 
 def _scorer(reward: Place | Scorer, ask: Ask = "score") -> Scorer:
     return open_reward(reward, ask=ask) if isinstance(reward, str | Path) else reward
+
+
+def _require_scorable(scorer: Scorer | None, prompts: Sequence[Prompt], places: Sequence[Position]) -> None:
+    """Refuses prompts whose answers the scorer could not score, before anything answers them.
+
+    Args:
+        places: where the prompts stand; none where they are those of feedback.
+
+    Raises:
+        DataError: each of them, with its file and line.
+    """
+    if scorer is None:
+        return
+    faults = []
+    for number, prompt in enumerate(prompts):
+        fault = unscorable(scorer, prompt)
+        if fault is not None:
+            file, line = places[number] if places else (f"prompt {one_line(prompt.messages[-1].content)[:60]!r}", None)
+            faults.append(Fault(file, line, None, fault))
+    if faults:
+        raise DataError(faults)
+
+
+def _scored_by(scorer: Scorer, rows: Sequence[Comparison], progress: Progress | None) -> list[Comparison]:
+    """The comparisons of whose answers the scorer says something; how many there are besides is said.
+
+    Raises:
+        AuditError: there are none.
+    """
+    kept = [row for row in rows if applies(scorer, row.prompt)]
+    silent = len(rows) - len(kept)
+    if silent and not kept:
+        raise AuditError(
+            f"nothing of this reward applies to any of the {len(rows):,} comparisons: rule instructions needs prompts "
+            "with `checks`, and a rule or part with `tasks` one of these"
+        )
+    if silent:
+        (progress or Terminal()).say(
+            f"note: {silent:,} comparisons are left out, for nothing of this reward applies to them"
+        )
+    return kept
 
 
 def _rows(

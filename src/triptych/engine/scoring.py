@@ -20,7 +20,7 @@ from triptych.engine.forward import Model, head_outputs
 from triptych.engine.models import load_reward, load_tokenizer
 from triptych.engine.packing import Group, Pack, fill, grown
 from triptych.errors import ModelError
-from triptych.records import Conversation
+from triptych.records import Conversation, Prompt
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -137,6 +137,30 @@ class Learning(Protocol):
 def learns(scorer: Scorer) -> bool:
     """Whether the scorer may have learnt from comparisons or ratings: one that does not say so may have."""
     return scorer.learns if isinstance(scorer, Learning) else True
+
+
+@runtime_checkable
+class Limited(Protocol):
+    """A scorer that says nothing of answers to some prompts, or needs something of a prompt that it scores."""
+
+    def applies(self, prompt: Prompt) -> bool:
+        """Whether it says anything of answers to the prompt."""
+
+    def fault(self, prompt: Prompt) -> str | None:
+        """What the prompt lacks, or None where it can be asked."""
+
+
+def applies(scorer: Scorer, prompt: Prompt) -> bool:
+    """Whether the scorer says anything of answers to the prompt."""
+    return not isinstance(scorer, Limited) or scorer.applies(prompt)
+
+
+def unscorable(scorer: Scorer, prompt: Prompt) -> str | None:
+    """Why answers to the prompt cannot be scored, or None where they can."""
+    if not isinstance(scorer, Limited):
+        return None
+    silent = "nothing of this reward applies to it: its rules or parts are for other tasks"
+    return scorer.fault(prompt) or (None if scorer.applies(prompt) else silent)
 
 
 def scored(scorer: Scorer, conversations: Sequence[Conversation]) -> Scores:

@@ -11,11 +11,11 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator
 
 from triptych.configuration import Config, tagged
-from triptych.engine.scoring import Scorer, Scores, learns, scored
+from triptych.engine.scoring import Limited, Scorer, Scores, applies, learns, scored
 from triptych.pipeline.artifact import Artifact
 from triptych.pipeline.result import Result
 from triptych.pipeline.stage import StageContext
-from triptych.records import Conversation
+from triptych.records import Conversation, Prompt
 from triptych.reward.ensemble import EnsembleReward
 from triptych.reward.judge import JudgeReward
 from triptych.reward.kind import RewardConfig
@@ -87,6 +87,10 @@ class Weighted:
     part: Part
     scorer: Scorer
 
+    def scores(self, prompt: Prompt) -> bool:
+        """Whether it is for the prompt's task."""
+        return not self.part.tasks or prompt.task in self.part.tasks
+
 
 class Mixture:
     """Σ weight · score over the parts that score the prompt's task."""
@@ -105,6 +109,16 @@ class Mixture:
         """See `Learning`: whether a part does."""
         return any(learns(weighted.scorer) for weighted in self.parts)
 
+    def applies(self, prompt: Prompt) -> bool:
+        """See `Limited`: whether a part does."""
+        return any(weighted.scores(prompt) and applies(weighted.scorer, prompt) for weighted in self.parts)
+
+    def fault(self, prompt: Prompt) -> str | None:
+        """See `Limited`: the first part's that has one."""
+        these = (weighted.scorer for weighted in self.parts
+                 if weighted.scores(prompt) and isinstance(weighted.scorer, Limited))
+        return next((fault for scorer in these if (fault := scorer.fault(prompt)) is not None), None)
+
     def score(self, conversations: Sequence[Conversation]) -> list[float]:
         """See the class."""
         return self.details(conversations).totals
@@ -117,7 +131,7 @@ class Mixture:
         notes: dict[str, str] = {}
         for weighted in self.parts:
             part = weighted.part
-            these = [i for i, row in enumerate(conversations) if not part.tasks or row.prompt.task in part.tasks]
+            these = [i for i, row in enumerate(conversations) if weighted.scores(row.prompt)]
             if not these:
                 continue
             scores = scored(weighted.scorer, [conversations[i] for i in these])

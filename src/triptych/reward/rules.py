@@ -83,6 +83,10 @@ class Rule(Config):
     tasks: tuple[str, ...] = ()
     name: str | None = None
 
+    def applies(self, prompt: Prompt) -> bool:
+        """Whether it says anything of answers to the prompt."""
+        return not self.tasks or prompt.task in self.tasks
+
     def fault(self, prompt: Prompt) -> str | None:
         """Why the prompt's reference cannot be used, or None where it can or need not be."""
         return None
@@ -357,8 +361,8 @@ class Refusal(Rule):
 class Instructions(Rule):
     """The share of the prompt's instructions that the answer follows (Zhou et al. 2023, IFEval).
 
-    The prompt's `checks` hold them; see :mod:`triptych.instructions`. An empty answer follows none. Of a prompt without
-    any, as those of most comparisons are, it is 1 for every answer.
+    The prompt's `checks` hold them; see :mod:`triptych.instructions`. An empty answer follows none. It says nothing of
+    answers to a prompt without any, as those of most comparisons are.
 
     Attributes:
         strict: 1 where it follows all of them, else 0: IFEval's strict accuracy of a prompt.
@@ -370,11 +374,11 @@ class Instructions(Rule):
     def value(self, conversation: Conversation) -> float:
         """See the class."""
         outcomes = followed(conversation.prompt, conversation.answer)
-        return float(all(outcomes)) if self.strict or not outcomes else sum(outcomes) / len(outcomes)
+        return float(all(outcomes)) if self.strict else sum(outcomes) / len(outcomes)
 
-    def require_reference(self, conversation: Conversation) -> str:
-        """Nothing: where no instruction is to be followed, every answer follows it."""
-        return ""
+    def applies(self, prompt: Prompt) -> bool:
+        """See `Rule`."""
+        return bool(prompt.checks) and super().applies(prompt)
 
     def fault(self, prompt: Prompt) -> str | None:
         """See `Rule`."""
@@ -512,8 +516,7 @@ class Rules:
         parts: dict[str, list[float | None]] = {}
         counts, notes = {}, {}
         applied = [
-            [place for place, conversation in enumerate(conversations)
-             if not rule.tasks or conversation.prompt.task in rule.tasks]
+            [place for place, conversation in enumerate(conversations) if rule.applies(conversation.prompt)]
             for rule in self.config.rules
         ]
         for (_, rule, _), these in zip(self._rules, applied, strict=True):
@@ -538,6 +541,15 @@ class Rules:
                 totals[i] += rule.weight * worth
             parts[name] = part
         return Scores(totals, parts, counts, notes)
+
+    def applies(self, prompt: Prompt) -> bool:
+        """See `Limited`: whether a rule does."""
+        return any(rule.applies(prompt) for rule in self.config.rules)
+
+    def fault(self, prompt: Prompt) -> str | None:
+        """See `Limited`: the first rule's that has one, of those for the prompt's task."""
+        these = (rule for rule in self.config.rules if Rule.applies(rule, prompt))
+        return next((fault for rule in these if (fault := rule.fault(prompt)) is not None), None)
 
     def _least(self, rule: Rule, values: Sequence[float]) -> float:
         """The value that rewards least, for an answer on which the rule fails.
