@@ -19,6 +19,7 @@ from triptych.pipeline.fingerprint import fingerprint
 from triptych.pipeline.runner import Runner
 from triptych.progress import Silent
 from triptych.reward.description import DESCRIPTION
+from triptych.reward.endpoint import is_address
 from triptych.reward.judge import JudgeReward
 from triptych.reward.kind import RewardConfig
 from triptych.reward.making import Materials, make_reward
@@ -38,11 +39,6 @@ class WrittenReward(Composed):
     """A file that holds a reward's settings as a recipe has them under `reward`."""
 
     reward: Flat[Reward]
-
-
-def is_address(name: str | Path) -> bool:
-    """Whether it names an endpoint."""
-    return str(name).lower().startswith(("http://", "https://"))
 
 
 def is_no_folder(name: str | Path) -> bool:

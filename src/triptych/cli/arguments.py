@@ -92,7 +92,8 @@ class Allowed:
             RecipeError, ModelError, RewardError: it is none, or names what the flags do not allow.
         """
         from triptych.api import open_reward
-        from triptych.reward_names import is_address, is_no_folder
+        from triptych.reward.endpoint import is_address
+        from triptych.reward_names import is_no_folder
 
         if len(self.keys or ()) > 1 and is_address(name):
             raise RewardError(f"{name}: one key is sent there; give --allow-key once")

@@ -86,6 +86,11 @@ class Endpoint(Config):
         return self
 
 
+def is_address(name: str | Path) -> bool:
+    """Whether it names an endpoint."""
+    return str(name).lower().startswith(("http://", "https://"))
+
+
 def address(url: str) -> str:
     """The address as it is compared and asked.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any, Literal
 
 from pydantic import BeforeValidator, Field
@@ -10,7 +9,7 @@ from pydantic import BeforeValidator, Field
 from triptych.engine.hub import ModelPlace
 from triptych.pipeline.artifact import Artifact
 from triptych.pipeline.result import Result
-from triptych.reward.endpoint import Endpoint
+from triptych.reward.endpoint import Endpoint, is_address
 from triptych.reward.kind import RewardConfig
 from triptych.reward.making import Making
 
@@ -49,7 +48,7 @@ def _made_elsewhere(value: Any) -> Any:
     """`from` alone says of what kind a reward is: that which is there, or a language model behind an address."""
     if not isinstance(value, dict) or "from" not in value or "kind" in value:
         return value
-    if not (isinstance(value["from"], str) and re.match("https?://", value["from"], re.IGNORECASE)):
+    if not (isinstance(value["from"], str) and is_address(value["from"])):
         return {"kind": "taken", **value}
     url, _, model = value["from"].partition("#")
     if not model:
