@@ -8,7 +8,8 @@ lose, and the more either did so already the less it counts.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Literal, Self
 
 import torch
@@ -131,8 +132,12 @@ class KtoMethod(Method[Kto, LikedPack]):
         """The mean loss of thumbs that are held out, and the share on its side of the reference point."""
         if not self.held:
             return {}
-        loop = self.loop
-        return self.watched(step(loop.model, loop.reference.model, self.held, self.config.micro_batch))
+        z = distance(self.loop.model, self.loop.reference.model, self.held, self.config.micro_batch)
+        return self.watched(Step([replace(batch, distance=z) for batch in self._heldout], weight=len(self.held)))
+
+    @cached_property
+    def _heldout(self) -> list[LikedPack]:
+        return packs_of(self.loop.reference.model, self.held, self.config.micro_batch, z=0.0)
 
     def prepare(self, number: int) -> Step[LikedPack]:
         """The next answers, with what they gain measured from where the policy is."""
@@ -157,15 +162,19 @@ Answered = tuple[tuple[int, ...], tuple[int, ...]]
 def step(model: Model, reference: Model, rows: Sequence[Liked], micro_batch: int) -> Step[LikedPack]:
     """An update's batches, and the policy's distance from the reference before it."""
     z = distance(model, reference, rows, micro_batch)
+    return Step(packs_of(reference, rows, micro_batch, z), weight=len(rows), numbers={"distance": z})
+
+
+def packs_of(reference: Model, rows: Sequence[Liked], micro_batch: int, z: float) -> list[LikedPack]:
+    """The rows packed, with what the reference gives their answers, which stays as it is while the policy learns."""
     answers = [(row.prompt, row.answer) for row in rows]
     parts = _dealt(answers, micro_batch)
-    packs = _packed(answers, parts, model.device)
+    packs = _packed(answers, parts, reference.device)
     far = infer(reference, lambda packed: by_answer(answer_logprobs(reference, packed)[0], packed), packs)
-    batches = [
+    return [
         LikedPack(packed, logprobs, torch.tensor([rows[i].liked for i in members], device=logprobs.device), z)
         for members, packed, logprobs in zip(parts, packs, far, strict=True)
     ]
-    return Step(batches, weight=len(rows), numbers={"distance": z})
 
 
 def distance(model: Model, reference: Model, rows: Sequence[Liked], micro_batch: int) -> float:
