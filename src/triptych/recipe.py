@@ -416,8 +416,7 @@ class Recipe(Config):
             raise ValueError("feedback may name one judge that labels, or one file that people add to, once; beside a "
                              "judge people may be asked for thumbs (ask_for: thumbs)")
         if self.gate.apart and not files:
-            name = "judge" if isinstance(judge, TrainedJudge) else "preferences"
-            raise ValueError(f"gate.{name} is a reward model, which needs comparisons from a file in `feedback`")
+            raise ValueError(f"{self.apart_name} is a reward model, which needs comparisons from a file in `feedback`")
         if isinstance(judge, JudgeReward) and judge.is_policy:
             raise ValueError("gate.judge may not be the policy, which is what it judges: name a model or an endpoint")
         if self.gate.people is not None and self.people is not None and self.gate.people.path == self.people.path:
