@@ -43,15 +43,19 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def run(place: Path, *overrides: str) -> tuple[Family, Path]:
-    recipe = load(place / "recipe.yaml", [*overrides, *SHORT])
-    runner = Runner(place / "run", Silent(), recipe.seed)
-    family = Family()
+def run_cycle(place: Path, *overrides: str) -> tuple[Family, Path]:
+    """What the tiny recipe in a folder came to, and its release, which is whole."""
+    recipe = load(place / "recipe.yaml", overrides)
+    runner, family = Runner(place / "run", Silent(), recipe.seed), Family()
     cycle(recipe, runner, family)
     results.write(recipe, family, runner)
     assert [artifact.name for artifact in runner.done] == [stage.name for stage in plan(recipe)]
     assert verify(place / "run" / "release") == []
     return family, place / "run" / "release"
+
+
+def run(place: Path, *overrides: str) -> tuple[Family, Path]:
+    return run_cycle(place, *overrides, *SHORT)
 
 
 def test_without_rounds_a_reward_is_trained_audited_and_released_and_a_round_goes_on_from_it(place: Path) -> None:

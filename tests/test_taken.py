@@ -12,7 +12,7 @@ import pytest
 from huggingface_hub import snapshot_download
 
 from test_check import tiny_model, write_recipe
-from triptych import results
+from test_reward_cycle import run_cycle
 from triptych.configuration import UserFile
 from triptych.cycle import cycle, plan
 from triptych.data.folder import DataFolder
@@ -29,7 +29,6 @@ from triptych.preflight.memory import Architecture
 from triptych.progress import Silent
 from triptych.recipe import Recipe, load
 from triptych.records import Conversation, Prompt
-from triptych.release.verification import verify
 from triptych.reward.judge import JudgeReward
 from triptych.reward.registry import open_reward
 from triptych.reward.taken import TakenReward
@@ -69,7 +68,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the tiny recipe, the release of a run of it without rounds in `mine`, and its Base as a stage's."""
     folder = tmp_path_factory.mktemp("taken")
     (folder / "recipe.yaml").write_text(TINY.read_text())
-    run(folder, "improve.rounds=0")
+    run_cycle(folder, "improve.rounds=0")
     shutil.copytree(folder / "run" / "release", folder / "mine")
     (folder / "base").mkdir()
     (folder / "base" / "model").symlink_to(folder / "mine" / "base")
@@ -77,18 +76,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def run(place: Path, *overrides: str) -> tuple[Family, Path]:
-    recipe = load(place / "recipe.yaml", overrides)
-    runner, family = Runner(place / "run", Silent(), recipe.seed), Family()
-    cycle(recipe, runner, family)
-    results.write(recipe, family, runner)
-    assert [artifact.name for artifact in runner.done] == [stage.name for stage in plan(recipe)]
-    assert verify(place / "run" / "release") == []
-    return family, place / "run" / "release"
-
-
 def test_a_reward_with_the_familys_tokenizer_is_audited_drives_a_round_and_is_released(place: Path) -> None:
-    family, release = run(place, "reward={from: mine, audit: {required: false}}", *SHORT)
+    family, release = run_cycle(place, "reward={from: mine, audit: {required: false}}", *SHORT)
     reward = family.rounds[0].reward
     assert reward is not None
     assert reward.artifact.name == "taken/reward"
@@ -108,7 +97,7 @@ def test_a_reward_with_the_familys_tokenizer_is_audited_drives_a_round_and_is_re
 
 
 def test_a_reward_with_another_tokenizer_drives_a_round_and_is_named_in_the_release(place: Path) -> None:
-    family, release = run(place, "reward={from: theirs, audit: {required: false}}", *SHORT)
+    family, release = run_cycle(place, "reward={from: theirs, audit: {required: false}}", *SHORT)
     reward = family.rounds[0].reward
     assert reward is not None
     assert isinstance(reward.artifact.result, RewardTaken)
@@ -128,7 +117,7 @@ def test_it_may_be_a_part_of_a_mixture_and_judge_at_the_gate(place: Path) -> Non
         "reward={kind: mixture, audit: {required: false}, parts: [{name: other, weight: 2, reward: {from: theirs}}, "
         "{name: form, weight: 1, reward: {kind: rules, rules: [{rule: length, most: 9}]}}]}"
     )
-    family, release = run(place, mixture, "gate.judge={from: mine}", *SHORT)
+    family, release = run_cycle(place, mixture, "gate.judge={from: mine}", *SHORT)
     assert family.rounds[0].reward is not None
     assert set(family.rounds[0].reward.parts) == {"", "other", "form"}
     alone, length = RewardModel(place / "theirs").score(ASKED), [1.0, 1.0]
