@@ -398,7 +398,9 @@ def test_an_audit_leaves_out_what_the_reward_says_nothing_of(tmp_path: Path) -> 
     assert (record.comparisons, record.accuracy) == (9, 1)
     left_out = len(PROMPTS) - 9
     assert heard.said == [f"note: {left_out} comparisons are left out, for nothing of this reward applies to them"]
-    assert triptych.evaluate(reward=reward, comparisons=tmp_path / "some.jsonl").agreement.comparisons == 9
+    agreement = triptych.evaluate(reward=reward, comparisons=tmp_path / "some.jsonl").agreement
+    assert agreement is not None
+    assert agreement.comparisons == 9
     files.write(tmp_path / "none.jsonl", silent)
     for measure in (triptych.audit, lambda given, rows: triptych.evaluate(reward=given, comparisons=rows)):
         with pytest.raises(triptych.TriptychError, match="applies to any of the 42 comparisons"):

@@ -225,7 +225,9 @@ def test_kinds_are_held_out() -> None:
 
 
 def test_a_collections_name_stands_for_its_kinds() -> None:
-    theirs = Constraining(only=("ifeval",)).kinds
+    config = Constraining(only=("ifeval",))
+    theirs = config.kinds
+    assert config.only == ("ifeval",)  # it is shown as it was written
     assert set(theirs) == {cls.kind for cls in IFEVAL} & set(DRAWN)
     assert set(Constraining(without=("ifeval",)).kinds) == set(DRAWN) - set(theirs)
     assert set(Constraining(only=("open-instruct", "startend:quotation")).kinds) == (
@@ -235,6 +237,8 @@ def test_a_collections_name_stands_for_its_kinds() -> None:
 
 @pytest.mark.parametrize(("settings", "what"), [
     ({"only": ["punctuation:no_commas"]}, "did you mean 'punctuation:no_comma'"),
+    ({"only": ["no_coma"]}, "did you mean 'punctuation:no_comma'"),
+    ({"without": ["ifevel"]}, "did you mean 'ifeval'"),
     ({"without": ["copy:copy"]}, "written for it"),
     ({"only": ["punctuation:no_comma"], "without": ["punctuation:no_comma"]}, "no kind of instruction is left"),
     ({"most": 0}, "greater than or equal to 1"),

@@ -469,6 +469,8 @@ def _answered(
 ) -> Answered:
     """A folder with both models' answers, made now or by the same call before; what was measured of them."""
     written = _are_answers(champion, candidate, prompts, config)
+    if written and (temperature, max_tokens) != (None, None):
+        raise RecipeError("temperature and max_tokens are of models that answer; these answers are written already")
     places = {"champion": champion, "candidate": candidate}
     positions: list[Position] = []
     rows: dict[str, Sequence[Any]] = (
@@ -476,7 +478,7 @@ def _answered(
          for name, place in places.items()}
         if written else {"prompts_gate": _rows(prompts, files.read_prompts, progress, positions)}
     )
-    require([prompt_of(row) for side in rows.values() for row in side], positions)
+    require([prompt_of(row) for row in next(iter(rows.values()))], positions)  # the champion's are those of a pair
     asked = Answering(prompts=max(2, *map(len, rows.values())))
     kept = folder / ANSWERED
     work = _Work(

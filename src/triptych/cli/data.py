@@ -72,10 +72,11 @@ def constrain(
         else add_instructions(_prompts(file), config)
     )
     write(out, made)
-    counts = sum(len(prompt_of(record).checks) for record in made)
-    kinds = f"{len(config.kinds)} kind{'' if len(config.kinds) == 1 else 's'}"
+    checks = [check for record in made for check in prompt_of(record).checks]
+    kinds = len({check.kind for check in checks})
     what = "conversations" if answers else "prompts"
-    say(f"wrote {out}: {len(made):,} {what} with {counts:,} instructions of {kinds}")
+    of = f"{kinds} kind{'' if kinds == 1 else 's'}"
+    say(f"wrote {out}: {len(made):,} {what} with {len(checks):,} instructions of {of}")
 
 
 def _prompts(file: Path) -> list[Prompt]:

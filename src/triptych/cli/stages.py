@@ -198,6 +198,8 @@ def _show_decision(decided: Decided) -> None:
     unit = "words" if decided.kl is None else "tokens"
     table.add_row(f"{unit} in an answer", figure(decided.length_before), figure(decided.length_after))
     show(table)
+    low, high = decided.interval
+    say(f"win rate {decided.win_rate:.1%} ({low:.1%} to {high:.1%})")
     if decided.length_controlled is not None:
         say(f"win rate at equal length {decided.length_controlled:.1%}")
     if decided.judge_win_rate is not None:

@@ -28,6 +28,11 @@ TRIES = 6
 _WORD = re.compile(r"\b[a-z]{5,12}\b")
 
 
+def _expanded(names: Sequence[str]) -> list[str]:
+    """The kinds, a collection's name as all of its."""
+    return [kind for name in names for kind in COLLECTIONS.get(name, (name,))]
+
+
 class Constraining(Config):
     """Which instructions are added to prompts.
 
@@ -48,12 +53,11 @@ class Constraining(Config):
     @field_validator("only", "without")
     @classmethod
     def _can_be_added(cls, kinds: tuple[str, ...]) -> tuple[str, ...]:
-        named = tuple(kind for name in kinds for kind in COLLECTIONS.get(name, (name,)))
-        for kind in named:
-            require_kind(kind)
+        for kind in _expanded(kinds):
+            require_kind(kind, among=(*INSTRUCTIONS, *COLLECTIONS))
             if kind not in DRAWN:
                 raise ValueError(f"{kind} cannot be added to a prompt; it needs one that was written for it")
-        return named
+        return kinds
 
     @model_validator(mode="after")
     def _some(self) -> Self:
@@ -66,7 +70,8 @@ class Constraining(Config):
     @property
     def kinds(self) -> list[str]:
         """Those that are drawn from."""
-        return [kind for kind in dict.fromkeys(self.only or DRAWN) if kind not in self.without]
+        held_out = _expanded(self.without)
+        return [kind for kind in dict.fromkeys(_expanded(self.only) or DRAWN) if kind not in held_out]
 
 
 DEFAULT = Constraining()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from pydantic import ValidationError
@@ -48,16 +48,20 @@ COLLECTIONS: Mapping[str, tuple[str, ...]] = {
 """Those of `DRAWN` by who made them; such a name stands for all of them where kinds are listed."""
 
 
-def require_kind(kind: str) -> type[Instruction]:
+def require_kind(kind: str, among: Iterable[str] = INSTRUCTIONS) -> type[Instruction]:
     """The kind of instruction that bears the name.
+
+    Args:
+        among: the names that could have been meant.
 
     Raises:
         ValueError: there is none, with the nearest name.
     """
     if kind in INSTRUCTIONS:
         return INSTRUCTIONS[kind]
-    near = difflib.get_close_matches(kind, INSTRUCTIONS, n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else f"; known are {', '.join(INSTRUCTIONS)}"
+    names = {written: name for name in among for written in (name, name.rpartition(":")[2])}
+    near = difflib.get_close_matches(kind, names, n=1)
+    hint = f"; did you mean {names[near[0]]!r}?" if near else f"; known are {', '.join(among)}"
     raise ValueError(f"{kind!r} is no kind of instruction{hint}")
 
 
