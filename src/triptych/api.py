@@ -495,7 +495,7 @@ def _answered(
         return Answered.model_validate(record["measured"])
     with work:
         if written:
-            measured = take(work.context, *rows.values())
+            measured = take(work.context, *rows.values(), (str(champion), str(candidate)))
         else:
             old, new = (work.start(model) for model in (champion, candidate))
             before, after = (own_sampling(model / "model", temperature, max_tokens) for model in (old, new))

@@ -142,17 +142,26 @@ def answer(
     )
 
 
-def take(context: StageContext, champion: Sequence[Conversation], candidate: Sequence[Conversation]) -> Answered:
+def take(
+    context: StageContext, champion: Sequence[Conversation], candidate: Sequence[Conversation],
+    files: tuple[str, str],
+) -> Answered:
     """The same of answers that are there already, however they were made: each prompt's, one of either model.
+
+    Args:
+        files: where the champion's and the candidate's stand.
 
     Raises:
         DataError: a prompt stands twice, or only one of the two answered it.
     """
-    before, after = (_by_prompt(rows, name) for rows, name in ((champion, "champion"), (candidate, "candidate")))
-    for one, other, name in ((before, after, "candidate"), (after, before, "champion")):
-        for key in one.keys() - other.keys():
-            asked = one_line(one[key].prompt.messages[-1].content)[:60]
-            raise DataError([Fault(f"the {name}'s answers", None, None, f"there is none to {asked!r}")])
+    before, after = (_by_prompt(rows, file) for rows, file in zip((champion, candidate), files, strict=True))
+    lacking = [
+        Fault(file, None, None, f"has no answer to {one_line(row.prompt.messages[-1].content)[:60]!r}, as {there} has")
+        for one, other, file, there in ((before, after, files[1], files[0]), (after, before, *files))
+        for key, row in one.items() if key not in other
+    ]
+    if lacking:
+        raise DataError(lacking)
     pairs = [
         Pair(row.prompt, row.answer, after[key].answer, count_words(row.answer), count_words(after[key].answer))
         for key, row in before.items()
@@ -209,12 +218,12 @@ def _keep(context: StageContext, pairs: Sequence[Pair]) -> None:
     )
 
 
-def _by_prompt(rows: Sequence[Conversation], name: str) -> dict[str, Conversation]:
+def _by_prompt(rows: Sequence[Conversation], file: str) -> dict[str, Conversation]:
     by_key: dict[str, Conversation] = {}
     for row in rows:
         if row.prompt.key in by_key:
             asked = one_line(row.prompt.messages[-1].content)[:60]
-            raise DataError([Fault(f"the {name}'s answers", None, None, f"there are two to {asked!r}")])
+            raise DataError([Fault(file, None, None, f"has two answers to {asked!r}; keep one")])
         by_key[row.prompt.key] = row
     return by_key
 
