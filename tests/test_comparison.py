@@ -15,7 +15,7 @@ from triptych.improve.rloo import Rloo
 from triptych.pipeline.runner import Runner
 from triptych.progress import Silent
 from triptych.recipe import load
-from triptych.report.summary import Budget, instruct_as
+from triptych.report.summary import Budget, decoded_as
 from triptych.storage import read_rows
 
 TINY = Path(__file__).parent / "tiny.yaml"
@@ -58,7 +58,7 @@ def test_methods_stand_side_by_side(tmp_path: Path) -> None:
     means = {way: sum(each[way]["judge"] for each in before.values()) / len(before) for way in ways}
     assert {"greedy", "temperature 1"} <= means.keys()
     assert found.before == pytest.approx(max(means.values()))
-    assert found.rival == instruct_as(max(means, key=lambda way: means[way]))
+    assert found.rival == decoded_as(max(means, key=lambda way: means[way]))
     way = max(means, key=lambda way: means[way])
     for row in found.methods:
         files = artifacts.glob(f"compare-{row.method}-gate-*/scores.jsonl")

@@ -101,9 +101,8 @@ OLD, NEW = ["a, b", "a, b", "an owl an owl"], ["a b", "<<a>>, b", "a hen"]
 
 def gated(folder: Path, reward: Rules | Mixture) -> Decided:
     context = StageContext(folder, folder, Silent(), 1, 60.0)
-    measured = take(
-        context, *([Conversation(*row) for row in zip(PROMPTS, answers, strict=True)] for answers in (OLD, NEW))
-    )
+    before, after = ([Conversation(*row) for row in zip(PROMPTS, answers, strict=True)] for answers in (OLD, NEW))
+    measured = take(context, before, after, ("old.jsonl", "new.jsonl"))
     judge = rules({"rule": "instructions", "tasks": ["checked"]}, {"rule": "length", "most": 3, "weight": 0.5})
     return decide(context, Gate(), folder, measured, reward, judge)
 

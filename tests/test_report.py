@@ -49,7 +49,7 @@ from triptych.report.summary import (
     StageRow,
     Summary,
     TaskScore,
-    instruct_as,
+    decoded_as,
 )
 
 ATTACK = '<script>window.broken = 1</script><img src="https://evil.example/x.png" onerror="alert(1)">'
@@ -72,7 +72,7 @@ def verdict(gain: float, interval: Interval, better: bool, missed: list[str] | N
     """A champion that is so much above Instruct at temperature 0.5, and more above the others."""
     half = (interval[1] - interval[0]) / 2
     baselines = [
-        Baseline(name=instruct_as(way), free=found.drawn == 1, drawn=found.drawn, score=found.score,
+        Baseline(name=decoded_as(way), free=found.drawn == 1, drawn=found.drawn, score=found.score,
                  interval=found.interval, gain=gain + 0.56 - found.score,
                  gain_interval=around(gain + 0.56 - found.score, half))
         for way, found in decodings(0.56).items()

@@ -17,6 +17,8 @@ from triptych import results
 from triptych.cli import app
 from triptych.cycle import cycle, plan, prepare, prompts_of
 from triptych.data.files import read_prompts
+from triptych.engine.rollout import Policy
+from triptych.engine.sampling import Sampling
 from triptych.errors import DataError, RecipeError
 from triptych.family import Family
 from triptych.pipeline.runner import Runner, Until
@@ -44,6 +46,7 @@ def recipe_of(folder: Path, tasks: list[dict[str, Any]] | None = None, **changes
     rows(folder / "quiz.jsonl", [{"prompt": f"Who is {i}?", "right": f"the {i}th"} for i in range(9)])
     rows(folder / "asked.jsonl", [{"prompt": f"Tell me of {i}."} for i in range(6)])
     return write_recipe(folder, **{
+        "base": {"from": "model", "chat_template": "chatml"},  # the recipe's, so that the Base is shown examples
         "feedback": [], "gate": {"judge": SHORT}, "reward": SHORT, "decoding": {"max_tokens": 24, "temperature": 1.0},
         "splits": {"test": 8, "gate": 8, "validation": 8}, "instruct": {"data": ["answers.jsonl"], "epochs": 1},
         "improve": {"prompts": ["questions.jsonl"], "steps": 1, "prompts_per_step": 2, "group_size": 2, "max_tokens": 8,
@@ -97,6 +100,24 @@ def test_every_model_is_measured_on_every_task_by_its_own_rules(ran: tuple[Path,
     assert [sample["task"] for sample in json.loads((runner.folder / "samples.json").read_text())][-9:] == [
         *["translation"] * 3, *["answering"] * 3, *["instructions"] * 3
     ]
+
+
+def test_a_base_that_was_tuned_already_is_asked_as_instruct_is(tmp_path: Path) -> None:
+    path = recipe_of(tmp_path, base={"from": "model"})
+    family, _, summary = run(path)
+    assert [model.name for model in summary.models] == ["base", "instruct", "round 1"]
+    assert [task.models[0].name for task in summary.tasks] == ["base"] * 3
+    base = family.tests[0].artifact
+    assert family.data
+    assert family.base
+    assert set(base.result.decodings) == {"greedy", "temperature 1"}
+    asked = read_prompts(family.data / "prompts_test.jsonl")
+    policy = Policy.open(family.base / "model")
+    answers = [group[0].answer for group in policy.write(asked, Sampling(24, 0.0))]
+    assert [row["deployed"]["answer"] for row in read_rows(base / "answers.jsonl")] == answers
+    assert summary.verdict is not None
+    free = {baseline.name for baseline in summary.verdict.baselines if baseline.free}
+    assert free == {"greedy Base", "Base at temperature 1", "greedy Instruct", "Instruct at temperature 1"}
 
 
 def promoted(family: Family) -> Family:

@@ -495,11 +495,12 @@ def _answered(
         return Answered.model_validate(record["measured"])
     with work:
         if written:
-            measured = take(work.context, *rows.values(), (str(champion), str(candidate)))
+            before, after = rows.values()
+            measured = take(work.context, before, after, (str(champion), str(candidate)))
         else:
             old, new = (work.start(model) for model in (champion, candidate))
-            before, after = (own_sampling(model / "model", temperature, max_tokens) for model in (old, new))
-            measured = answer(work.context, asked, new, old, work.data, after, before)
+            deployed = [own_sampling(model / "model", temperature, max_tokens) for model in (old, new)]
+            measured = answer(work.context, asked, new, old, work.data, deployed[1], deployed[0])
         made = {"made_by": work.mark, "measured": measured.model_dump(mode="json")}
         write_whole(work.context.output / ANSWERED, json.dumps(made, indent=1) + "\n")
     return measured

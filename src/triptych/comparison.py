@@ -32,7 +32,7 @@ from triptych.pipeline.runner import Runner
 from triptych.progress import Progress
 from triptych.recipe import Recipe, store
 from triptych.report.page import render_comparison
-from triptych.report.summary import Budget, MethodComparison, MethodResult, instruct_as
+from triptych.report.summary import Budget, MethodComparison, MethodResult, decoded_as
 from triptych.statistics.intervals import seeds_interval, wins
 from triptych.storage import write_whole
 
@@ -113,7 +113,7 @@ def free_baselines(
         decoding=decoding, split="gate",
     )
     rows = tested_prompts(measured)
-    return {instruct_as(way): {row.key: row.decodings[way].judge for row in rows}
+    return {decoded_as(way): {row.key: row.decodings[way].judge for row in rows}
             for way in measured.result.decodings}
 
 

@@ -248,17 +248,17 @@ def improve_and_gate(
 
 
 def measure_all(recipe: Recipe, runner: Runner, family: Family, start: Start) -> None:
-    """Every model on the test prompts: the Base with worked examples, Instruct, each round's candidate."""
+    """Every model on the test prompts: the Base, Instruct, each round's candidate."""
     config, data, judge = recipe.evaluate.measurement, start.data, start.judge
     reward = family.scorer
     if not recipe.improve.rounds:
         deployed(recipe, runner, family, start, start.instruct, "decoding/instruct", reward)
-    if recipe.finetuning:  # else the two are one; a Base is no rival, and likeliest to end in time where it is greedy
+    if recipe.finetuning:  # else the two are one; a Base is likeliest to end in time where it is greedy
         base = runner.run(
             "test/base", measure, config, model=start.base, data=data, judge=judge, decoding=recipe.decoding.at(0.0),
-            reward=reward, style="few-shot",
+            reward=reward, style=start.style,
         )
-        family.tests.append(ModelTest("base, few-shot", None, base))
+        family.tests.append(ModelTest(start.base_name, None, base))
     for name, number, model in tuned(family, start):
         measured = runner.run(
             f"test/{name.replace(' ', '-')}", measure, config, model=model, data=data, judge=judge,
@@ -277,9 +277,9 @@ def measure_task(recipe: Recipe, runner: Runner, family: Family, start: Start, t
     if recipe.finetuning:
         base = runner.run(
             f"{task.stage}/base", measure, config, model=start.base, data=test.prompts, judge=rules,
-            decoding=recipe.decoding.at(0.0), style="few-shot", only_deployed=True,
+            decoding=recipe.decoding.at(0.0), style=start.style, only_deployed=True,
         )
-        test.tests.append(ModelTest("base, few-shot", None, base))
+        test.tests.append(ModelTest(start.base_name, None, base))
     for name, number, model in tuned(family, start):
         measured = runner.run(
             f"{task.stage}/{name.replace(' ', '-')}", measure, config, model=model, data=test.prompts, judge=rules,

@@ -13,12 +13,15 @@ from triptych.engine.scoring import Scorer
 from triptych.evaluate.answers import Answered
 from triptych.evaluate.decoding import Chosen, Decoding
 from triptych.evaluate.gate import PROMOTED, Decided
-from triptych.evaluate.measurement import Measurements
+from triptych.evaluate.measurement import Measurements, Style
 from triptych.improve.improvement import Improved
 from triptych.pipeline.artifact import Artifact
 from triptych.pipeline.result import Result
 from triptych.pipeline.scorer import ArtifactScorer
 from triptych.reward.crossfitting import FoldModels
+
+BASE, FEW_SHOT = "base", "base, few-shot"
+"""What tables call the Base: one that is asked as Instruct is, and one that is shown worked examples."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,16 @@ class Start:
     judge: Scorer
     preferences: Scorer | None = None
     taken: Mapping[str, Artifact[Result]] = field(default_factory=dict)
+
+    @property
+    def style(self) -> Style:
+        """How the Base is asked: as Instruct is where it came with a chat template, else behind worked examples."""
+        return "chat" if self.base.result.tuned else "few-shot"
+
+    @property
+    def base_name(self) -> str:
+        """The Base in tables."""
+        return BASE if self.base.result.tuned else FEW_SHOT
 
 
 @dataclass(frozen=True)
@@ -88,7 +101,7 @@ class ModelTest:
     """A model on the test prompts.
 
     Attributes:
-        name: "base, few-shot", "instruct", "round 1", ...
+        name: "base" or "base, few-shot", "instruct", "round 1", ...
         round: 0 for Instruct, r for the candidate of round r, None for the Base.
     """
 

@@ -22,8 +22,8 @@ from triptych.engine.sampling import Sampling
 from triptych.errors import RunError
 from triptych.evaluate.gate import Decided
 from triptych.evaluate.lengths import controlled
-from triptych.evaluate.measurement import Measurements, TestedPrompt, tested_prompts
-from triptych.family import AuditedScorer, Family, ModelTest, Round, TaskTest
+from triptych.evaluate.measurement import Measurements, ScoredAnswer, TestedPrompt, tested_prompts
+from triptych.family import BASE, FEW_SHOT, AuditedScorer, Family, ModelTest, Round, TaskTest
 from triptych.feedback.labelling import Labelled
 from triptych.improve.improvement import Improved
 from triptych.pipeline.artifact import Artifact
@@ -163,23 +163,24 @@ def verdict(
     name = _champion_name(family)
     if "instruct" not in answers or name not in answers:
         return None
-    instruct = _tested(family)["instruct"]
-    before, after = _before_and_after(answers, name)
+    tested = _tested(family)
+    rivals = {"instruct": "Instruct"} | ({BASE: "Base"} if BASE in answers else {})
+    after, before, *_ = rows_of = _on_the_same_prompts(answers, name, *rivals)
     scores = [row.deployed.judge for row in after]
-
-    def beside(way: str) -> report.Baseline:
-        measured = instruct.decodings[way]
-        gain, interval = _gain(scores, [row.decodings[way].judge for row in before])
-        return report.Baseline(
-            name=report.instruct_as(way), free=measured.drawn == 1, drawn=measured.drawn, score=measured.score,
-            interval=measured.interval, gain=gain, gain_interval=interval,
-        )
-
-    baselines = {way: beside(way) for way in instruct.decodings}
-    free = {way: baseline for way, baseline in baselines.items() if baseline.free}
-    way = max(free, key=lambda way: free[way].score)
-    rival = free[way]
-    theirs = [row.decodings[way] for row in before]
+    ways: dict[str, list[ScoredAnswer]] = {}
+    baselines: dict[str, report.Baseline] = {}
+    for model, rows in zip(rivals, rows_of[1:], strict=True):
+        for way, measured in tested[model].decodings.items():
+            called = report.decoded_as(way, rivals[model])
+            ways[called] = [row.decodings[way] for row in rows]
+            gain, interval = _gain(scores, [row.judge for row in ways[called]])
+            baselines[called] = report.Baseline(
+                name=called, free=measured.drawn == 1, drawn=measured.drawn, score=measured.score,
+                interval=measured.interval, gain=gain, gain_interval=interval,
+            )
+    free = {called: baseline for called, baseline in baselines.items() if baseline.free}
+    rival = max(free.values(), key=lambda baseline: baseline.score)
+    theirs = ways[rival.name]
     won = wins(scores, [row.judge for row in theirs])
     kept = name == "instruct"
     rate, rate_interval = (None, None) if kept else mean_interval(won)
@@ -239,7 +240,7 @@ def reward_order(family: Family) -> report.RewardOrder | None:
     """Whether the released reward orders Base, Instruct and the champions as the judge does."""
     champions = [f"round {round.number}" for round in family.rounds if round.promoted]
     tested = _tested(family)
-    names = [name for name in ("base, few-shot", "instruct", *champions) if name in tested]
+    names = [name for name in (BASE, FEW_SHOT, "instruct", *champions) if name in tested]
     rewards = {name: reward for name in names if (reward := tested[name].reward) is not None}
     if len(names) < 2 or len(rewards) < len(names):
         return None
@@ -351,11 +352,11 @@ def _parents(reward: Artifact[Result]) -> tuple[Parent, ...]:
     return tuple(Parent(parents[name]["stage"], parents[name]["digest"]) for name in names)
 
 
-def _before_and_after(answers: Tests, name: str) -> Iterator[list[TestedPrompt]]:
-    """Instruct's rows and the named model's; a prompt that one of them had no room for is left out of both."""
-    models = answers["instruct"], answers[name]
-    both = set.intersection(*({row.key for row in rows} for rows in models))
-    return ([row for row in rows if row.key in both] for rows in models)
+def _on_the_same_prompts(answers: Tests, *names: str) -> list[list[TestedPrompt]]:
+    """The named models' rows; a prompt that one of them had no room for is left out of all."""
+    models = [answers[name] for name in names]
+    shared = set.intersection(*({row.key for row in rows} for rows in models))
+    return [[row for row in rows if row.key in shared] for rows in models]
 
 
 def _champion_name(family: Family) -> str:
@@ -393,7 +394,8 @@ def _task(task: TaskTest, answers: Tests, family: Family) -> report.TaskSummary:
     name = _champion_name(family)
     if name == "instruct":
         return alone
-    before, after = ([row.deployed for row in rows] for rows in _before_and_after(answers, name))
+    shared = _on_the_same_prompts(answers, "instruct", name)
+    before, after = ([row.deployed for row in rows] for rows in shared)
     if not before:
         return alone
     parts = paired_by_name(*([row.parts for row in rows] for rows in (before, after)))

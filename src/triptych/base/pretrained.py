@@ -84,6 +84,7 @@ def import_base(
         source_digest=source.digest,
         source_dtype=source.dtype,
         changes=tuple(source.changes),
+        tuned=source.tuned,
         parameters=source.parameters,
         vocabulary=len(tokenizer),
         tokens_seen=None,

@@ -17,6 +17,7 @@ class BaseRecord(Result):
         source_kind, source_digest: of one that was taken; None of one that was trained here.
         source_dtype: what its weights were stored in, which a release keeps.
         changes: what was done to it to make it a plain folder.
+        tuned: it came with a chat template, by which it is asked; one that came without is shown examples.
         tokens_seen: in its training, where that was here.
         bits_per_byte: on held-out text; None where the recipe names no text.
     """
@@ -26,6 +27,7 @@ class BaseRecord(Result):
     source_digest: str | None = None
     source_dtype: Dtype = "float32"
     changes: tuple[str, ...] = ()
+    tuned: bool = False
     parameters: int
     vocabulary: int
     tokens_seen: int | None

@@ -41,6 +41,7 @@ class ModelSource:
         parameters: how many.
         dtype: what most of its weights were stored in; a release has them so again where that is bfloat16.
         changes: what is not as it was, one sentence each.
+        tuned: it has a chat template of its own, and keeps it.
     """
 
     kind: Kind
@@ -49,6 +50,7 @@ class ModelSource:
     parameters: int
     dtype: Dtype
     changes: tuple[str, ...]
+    tuned: bool
 
 
 def take(
@@ -94,6 +96,7 @@ def take(
         digest = path.name if kind == "hub" else _digest(path)
     changes += _mend_generation(model)
     known = set(tokenizer.get_vocab().values())
+    tuned = chat_template is None and tokenizer.chat_template is not None
     changes += prepare(tokenizer, chat_template, arguments, tokens, reasoning)
     changes += _fit_vocabulary(model, tokenizer, known)
     context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
@@ -101,7 +104,7 @@ def take(
         tokenizer.model_max_length = context
     models.save(model, tokenizer, folder, dtype=dtype)
     inspect(folder)
-    return ModelSource(kind, origin, digest, models.parameters(model), stored, tuple(changes))
+    return ModelSource(kind, origin, digest, models.parameters(model), stored, tuple(changes), tuned)
 
 
 def find(name: str) -> tuple[Kind, Path]:

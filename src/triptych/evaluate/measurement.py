@@ -25,6 +25,9 @@ from triptych.storage import Folder, read_rows
 
 ANSWERS = "answers.jsonl"
 
+Style = Literal["chat", "few-shot"]
+"""By its chat template, or as plain text behind worked examples."""
+
 
 class Measurement(Config):
     """How models are measured on the test prompts.
@@ -32,7 +35,7 @@ class Measurement(Config):
     Attributes:
         prompts: how many of the test prompts; all of them by default.
         best_of: so many of Instruct's answers to each, of which the reward takes the best; 0 for none.
-        shots: worked examples before the question, for the Base that is only prompted.
+        shots: worked examples before the question, for a Base that came without a chat template.
         example: how an example is written, ending in its answer. Examples stand in paragraphs of their own, or, if
             this has one line, one after the other.
     """
@@ -156,7 +159,7 @@ class Measurements(Result):
 
 def measure(
     context: StageContext, config: Measurement, model: Folder, data: Folder, judge: Scorer, decoding: Sampling,
-    reference: Folder | None = None, reward: Scorer | None = None, style: Literal["chat", "few-shot"] = "chat",
+    reference: Folder | None = None, reward: Scorer | None = None, style: Style = "chat",
     best_of: int = 0, split: PromptSplit = "test", only_deployed: bool = False,
 ) -> Measurements:
     """Scores a model's answers to a split's prompts as it is deployed, at temperature 1 and greedy.

@@ -95,6 +95,7 @@ class Findings:
         lengths: in tokens, of what each stage trains on.
         costs: for each stage, in the cycle's order.
         assumption: how the times were estimated.
+        tuned: the Base has a chat template of its own, by which it is asked.
     """
 
     problems: list[str] = field(default_factory=list)
@@ -102,6 +103,7 @@ class Findings:
     lengths: dict[str, LengthReport] = field(default_factory=dict)
     costs: list[Cost] = field(default_factory=list)
     assumption: str = ""
+    tuned: bool = False
 
 
 def check(path: Path, overrides: Sequence[str] = (), reward: Path | None = None) -> Findings:
@@ -383,6 +385,7 @@ def check_model(recipe: Recipe, folder: Path, findings: Findings) -> tuple[Any, 
             tokens=recipe.base.tokens, reasoning=has_reasoning(DataFolder(folder)),
         )
         opened = open_model(str(recipe.base.from_.path), kept, findings)
+        findings.tuned = findings.tuned and template is None
         check_reward(recipe, opened[2], findings)
         return opened[:2]
     except TriptychError as error:
@@ -409,7 +412,7 @@ def open_model(
         parameters = sum(math.prod(tensor.shape) for tensor in tensors.values())
         if 4 * parameters < memory():
             model = models.load_policy(path)
-    known = len(tokenizer)
+    known, findings.tuned = len(tokenizer), tokenizer.chat_template is not None
     findings.notes += [f"base: {change}" for change in prepare(tokenizer)]
     grows = len(tokenizer) > known
     if model is None:
@@ -553,12 +556,10 @@ def check_lengths(
                 f"answer of {answer} tokens: the model knows {model.context:,} positions"
             )
     tested = data.prompts("test").read_any()[: recipe.evaluate.measurement.prompts]
-    texts["prompts_test, few-shot"] = check_few_shot(
-        recipe, folder, "prompts_test", tested, tokenizer, model, findings
-    )
-    for stage in (task.stage for task in recipe.evaluate.tasks if recipe.finetuning):
-        texts[f"{stage}, few-shot"] = check_few_shot(
-            recipe, folder, stage, prompts_of(folder, stage), tokenizer, model, findings
+    tasks = {task.stage: prompts_of(folder, task.stage) for task in recipe.evaluate.tasks}
+    for name, asked in {"prompts_test": tested, **tasks}.items() if recipe.finetuning else ():
+        texts[f"{name}, few-shot"] = texts[name] if findings.tuned else check_few_shot(
+            recipe, folder, name, asked, tokenizer, model, findings
         )
     return texts
 

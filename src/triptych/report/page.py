@@ -43,7 +43,7 @@ from triptych.report.summary import (
     StageRow,
     Summary,
     TaskScore,
-    instruct_as,
+    decoded_as,
 )
 
 if TYPE_CHECKING:
@@ -143,7 +143,7 @@ def headline(summary: Summary) -> Headline:
     if before and after and before.name == after.name:
         kept = f"{number(before.score)} on {before.prompts:,} test prompts"
         return Headline(
-            f"No round's model proved better than {instruct_as(before.decoding)}, which was kept: {kept}.", "open"
+            f"No round's model proved better than {decoded_as(before.decoding)}, which was kept: {kept}.", "open"
         )
     # Where it beats the strongest baseline but not each of them, the sentence is about one that it does not beat.
     free = [baseline for baseline in verdict.baselines if baseline.free]
@@ -266,12 +266,13 @@ def _estimate(model: ModelScore, part: ModelScore | TaskScore) -> Estimate:
 
 
 def _ways(model: ModelScore) -> list[Estimate]:
-    """A model as it is deployed; round 0's Instruct in every way, those that cost more than an answer drawn hollow."""
-    if model.round != 0:
+    """A model as it is deployed; one that a champion must beat in every way, what costs more than an answer hollow."""
+    called = {"instruct": "Instruct", "base": "Base"}.get(model.name)
+    if called is None:
         return [_estimate(model, model)]
     ways = sorted(model.decodings.items(), key=lambda item: (item[1].drawn, item[1].score))
     return [
-        Estimate(instruct_as(way), score.score, score.interval, _tone(model) if score.drawn == 1 else "grey",
+        Estimate(decoded_as(way, called), score.score, score.interval, _tone(model) if score.drawn == 1 else "grey",
                  strong=score.drawn == 1)
         for way, score in ways
     ]

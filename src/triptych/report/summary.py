@@ -30,7 +30,7 @@ class FinalVerdict(StrictModel):
             half, with its interval; None where Instruct is the champion.
         equal_length: the win rate at equal length, with its interval; None where it cannot be told.
         gain_at_temperature_1: champion minus Instruct where both are sampled at temperature 1: a diagnostic.
-        baselines: round 0's Instruct in other ways, each beside the champion.
+        baselines: round 0's Instruct, and a Base that was tuned already, in every way, each beside the champion.
         parts: what judge and reward are made of, as each of their rules, for Instruct and champion as deployed.
         instructions: for each kind of the prompts' instructions how often they follow it.
         missed: each target that was not reached, as a sentence.
@@ -52,18 +52,18 @@ class FinalVerdict(StrictModel):
     missed: list[str]
 
 
-def instruct_as(way: str) -> str:
-    """Round 0's Instruct decoded in a way, in words."""
+def decoded_as(way: str, model: str = "Instruct") -> str:
+    """A model decoded in a way, in words; round 0's Instruct."""
     if way == "greedy":
-        return "greedy Instruct"
-    return f"Instruct at {way}" if way.startswith("temperature") else f"Instruct, {way}"
+        return f"greedy {model}"
+    return f"{model} at {way}" if way.startswith("temperature") else f"{model}, {way}"
 
 
 class Baseline(StrictModel):
-    """Round 0's Instruct on the test prompts in one way, and how far the champion is above it.
+    """Round 0's Instruct, or a Base that was tuned already, on the test prompts, and how far the champion is above it.
 
     Attributes:
-        name: "greedy Instruct", "Instruct at temperature 0.5", "Instruct, best of 8".
+        name: "greedy Instruct", "Instruct at temperature 0.5", "Instruct, best of 8", "greedy Base".
         free: False where it takes more than one answer; then it is not to be beaten, but to be known.
         drawn: answers that are written for each that is kept, which is what it costs.
         gain: champion minus this, in judge scores, with the paired interval over the prompts.
@@ -90,7 +90,7 @@ class ModelScore(StrictModel):
     """One model on the test prompts, which nothing was trained or chosen on.
 
     Attributes:
-        name: "base, few-shot", "instruct", "round 1", ...
+        name: "base" or "base, few-shot", "instruct", "round 1", ...
         round: 0 for Instruct, r for the candidate of round r, None for the Base.
         decoding: "greedy", "temperature 0.5", ...: as the model is deployed, to which score, reward, length and
             `by_task` belong.
