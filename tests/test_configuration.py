@@ -213,8 +213,8 @@ WRONG = [
         ],
     ),
     ("name: a\nbase: &b\n  train: *b\n", ["recipe.yaml:3: base.train: an alias inside what it stands for"]),
-    ("", ["recipe.yaml: empty: expected a recipe, as `triptych init` writes one"]),
-    ("# nothing\n", ["recipe.yaml: empty: expected a recipe, as `triptych init` writes one"]),
+    ("", ["recipe.yaml: empty: expected fields, as in `name: my-model`; `triptych init` writes a recipe"]),
+    ("# nothing\n", ["recipe.yaml: empty: expected fields, as in `name: my-model`; `triptych init` writes a recipe"]),
     ("- name\n", ["recipe.yaml:1: must hold fields, as in `name: my-model`"]),
     (
         "name: a\nreward: {ratio: 1\nbold: true\n",
@@ -264,8 +264,8 @@ class Forms(Config):
         ("feedback: [{store: 3}]", "feedback.0.store: must be text, got 3; put it in quotes"),
         (
             "feedback: [{store: x, file: y}]",
-            "feedback.0.store: unknown field; it does not go with the other fields here; "
-            "feedback.0.file: unknown field; it does not go with the other fields here",
+            "feedback.0.store: unknown field; it does not go with the other fields here, but with `kind: people`; "
+            "feedback.0.file: unknown field; it does not go with the other fields here, but with `kind: file`",
         ),
         ("feedback: [3]", "feedback.0: must be a mapping of fields or text, got 3"),
         ("rounds: many", "rounds: must be a whole number or auto, got 'many'"),
@@ -361,7 +361,8 @@ def test_composed_settings_are_flat_in_a_recipe_and_nested_in_python(tmp_path: P
         ("stages: {a: {length: 3}}", [
             "stages.a.length: unknown field; the fields here are betas, data, method, momentum, steps, warmup"
         ]),
-        ("stages: {a: {betas: [0, 1]}}", ["stages.a.betas: unknown field; it does not go with the other fields here"]),
+        ("stages: {a: {betas: [0, 1]}}", ["stages.a.betas: unknown field; it does not go with the other fields here, "
+                                          "but with `method: adam`"]),
         ("stages: {a: {method: adam, betas: [x, 1]}}", ["stages.a.betas.0: must be a number, got 'x'"]),
         ("stages: {a: {method: adam, betas: [1, 0]}}", ["stages.a: betas must rise"]),
         ("stages: {a: {method: adm}}", ["stages.a: method must be one of sgd, adam, got 'adm'; did you mean adam?"]),

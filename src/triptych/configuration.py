@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 from pydantic import (
     BaseModel,
@@ -216,20 +216,20 @@ class _Spot:
         place: in the recipe.
         field: that describes the value there, where one does.
         known: the fields that may stand there.
-        others: those that may where another member of a union is meant.
+        others: those that may where another member of a union is meant, each with such members.
         members: of unions on the way, each with the union's place.
     """
 
     place: Place = ()
     field: FieldInfo | None = None
     known: set[str] = dataclasses.field(default_factory=set)
-    others: set[str] = dataclasses.field(default_factory=set)
+    others: dict[str, list[type[BaseModel]]] = dataclasses.field(default_factory=dict)
     members: list[tuple[Place, str]] = dataclasses.field(default_factory=list)
 
 
     def enter(self, step: str | int, field: FieldInfo | None = None) -> None:
         """Goes on to a field, or to an entry of a list or a plain mapping."""
-        self.place, self.field, self.known, self.others = (*self.place, step), field, set(), set()
+        self.place, self.field, self.known, self.others = (*self.place, step), field, set(), {}
 
 
 def _spot(loc: tuple[str | int, ...], annotation: Any) -> _Spot:
@@ -238,7 +238,9 @@ def _spot(loc: tuple[str | int, ...], annotation: Any) -> _Spot:
         kind = _bare(annotation)
         if _is_union(kind):
             spot.members.append((spot.place, str(step)))
-            spot.others.update(*map(field_names, _models_in(kind)))
+            for model in _models_in(kind):
+                for name in field_names(model):
+                    spot.others.setdefault(name, []).append(model)
             annotation = next((member for member in get_args(kind) if _is_called(member, step)), Any)
         elif _is_model(kind):
             field = _fields(kind).get(str(step))
@@ -337,9 +339,17 @@ def _one_of(choices: list[str], got: Any) -> str:
 def _known_fields(spot: _Spot) -> str:
     name = str(spot.place[-1])
     if name in spot.others:
-        return "it does not go with the other fields here"
+        told = dict.fromkeys(label for model in spot.others[name] for label in _labels(model))
+        return "it does not go with the other fields here" + (f", but with {' or '.join(told)}" if told else "")
     near = difflib.get_close_matches(name, sorted(spot.known), n=1)
     return f"did you mean {near[0]}?" if near else f"the fields here are {', '.join(sorted(spot.known))}"
+
+
+def _labels(model: type[BaseModel]) -> list[str]:
+    """What a recipe writes to mean this member of a union, as `kind: rules`."""
+    fixed = {name: get_args(field.annotation) for name, field in _fields(model).items()
+             if get_origin(field.annotation) is Literal}
+    return [f"`{name}: {values[0]}`" for name, values in fixed.items() if len(values) == 1]
 
 
 def _fields(model: type[BaseModel]) -> dict[str, FieldInfo]:

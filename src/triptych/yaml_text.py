@@ -240,7 +240,7 @@ def _composed(path: Path) -> tuple[yaml.Node, yaml.SafeLoader]:
     except RecursionError:
         raise RecipeError(f"{path}: {_TOO_DEEP}") from None
     if node is None:
-        raise RecipeError(f"{path}: empty: expected a recipe, as `triptych init` writes one")
+        raise RecipeError(f"{path}: empty: expected fields, as in `name: my-model`; `triptych init` writes a recipe")
     return node, loader
 
 
