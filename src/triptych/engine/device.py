@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import os
 import platform
 from contextlib import AbstractContextManager
@@ -69,6 +70,17 @@ def _keep_memory() -> None:
         for setting in (no_mapping, no_trimming):
             allocator.mallopt(*setting)
     except (OSError, AttributeError):  # another C library, which knows better or knows nothing of it
+        return
+
+
+def give_back() -> None:
+    """Gives freed memory back to the system, where other work with tensors of other sizes begins."""
+    gc.collect()
+    if device().type == "cuda":
+        torch.cuda.empty_cache()
+    try:
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+    except (OSError, AttributeError):  # another C library
         return
 
 

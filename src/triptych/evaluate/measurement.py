@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from operator import itemgetter
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field
@@ -221,7 +222,9 @@ def measure(
             file.write(json.dumps(row.model_dump(), ensure_ascii=False) + "\n")
     tasks, numbers = [prompt.task for prompt in prompts], deployed.numbers
     kl = None
-    if reference is not None:
+    if reference is not None and Path(reference) == Path(model):
+        kl = 0.0
+    elif reference is not None:
         # Only answers at temperature 1 are the policy's own, of which its divergence is the mean.
         own = [[rollout] for rollout in answered[plain.name].rollouts]
         kl = divergence(policy, Policy.open(reference / "model"), own)

@@ -28,6 +28,7 @@ from triptych import __version__
 from triptych.configuration import Config
 from triptych.data.files import digest
 from triptych.engine import distributed
+from triptych.engine.device import give_back
 from triptych.errors import RunError
 from triptych.pipeline.artifact import Artifact, folder_name, publish, seal
 from triptych.pipeline.call import StageCall
@@ -182,6 +183,7 @@ class Runner:
             raise
         if first:
             shutil.rmtree(work)
+        give_back()
         distributed.barrier()
         artifact = Artifact.open(stage.name, destination, stage.kind)
         if artifact is None:
