@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import io
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -115,6 +116,20 @@ def test_the_line_that_is_rewritten_holds_no_other_sequence(monkeypatch: pytest.
     line = progress.console.file.getvalue()  # type: ignore[attr-defined]
     assert line.startswith("\r\x1b[2K        ")
     assert not steers(line.removeprefix("\r\x1b[2K"))
+
+
+def test_the_rate_of_a_stages_second_answers_is_their_own(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    now = 0.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    progress = Terminal(every=0.0)
+    progress.stage("test")
+    for done, seen, moment in ((0, 0, 100.0), (4, 400, 104.0), (0, 0, 200.0), (2, 400, 202.0)):
+        now = moment
+        progress.step(done, 4, "tokens", seen)
+    lines = [" ".join(line.split()) for line in capsys.readouterr().err.splitlines()[1:]]
+    assert lines == ["test 0/4", "test 4/4 100 tokens/s", "test 0/4", "test 2/4 200 tokens/s 2.0 s left"]
 
 
 @pytest.mark.attack("terminal")

@@ -18,7 +18,7 @@ class Progress(Protocol):
         """A stage begins, or is found done (`note`)."""
 
     def step(self, done: int, total: int, unit: str, seen: int, **numbers: float) -> None:
-        """`done` of `total` steps, `seen` units (tokens, answers) since the stage began."""
+        """`done` of `total` steps, `seen` units (tokens, answers) since the first of these."""
 
     def say(self, text: str) -> None:
         """A line that a person should read."""
@@ -50,7 +50,7 @@ class Terminal:
         self.every = 0.2 if self.live else every
         self.name = ""
         self.began = self.shown = self.work_began = time.monotonic()
-        self.first, self.first_seen = -1, 0
+        self.first, self.first_seen, self.last = -1, 0, 0
         self.open_line = False
 
     def stage(self, name: str, note: str = "") -> None:
@@ -66,8 +66,9 @@ class Terminal:
     def step(self, done: int, total: int, unit: str, seen: int, **numbers: float) -> None:
         """Shows the step, at most every `every` seconds."""
         now = time.monotonic()
-        if self.first < 0:
+        if self.first < 0 or done < self.last:  # other answers of the same stage are counted from the start again
             self.first, self.first_seen, self.work_began = done, seen, now
+        self.last = done
         if now - self.shown < self.every and done < total:
             return
         self.shown = now
