@@ -339,8 +339,8 @@ def _one_of(choices: list[str], got: Any) -> str:
 def _known_fields(spot: _Spot) -> str:
     name = str(spot.place[-1])
     if name in spot.others:
-        told = dict.fromkeys(label for model in spot.others[name] for label in _labels(model))
-        return "it does not go with the other fields here" + (f", but with {' or '.join(told)}" if told else "")
+        labels = dict.fromkeys(label for model in spot.others[name] for label in _labels(model))
+        return "it does not go with the other fields here" + (f", but with {' or '.join(labels)}" if labels else "")
     near = difflib.get_close_matches(name, sorted(spot.known), n=1)
     return f"did you mean {near[0]}?" if near else f"the fields here are {', '.join(sorted(spot.known))}"
 
