@@ -280,7 +280,7 @@ def improve(
     rows = _rows(prompts, files.read_prompts, progress, places) if prompts else _prompts_of(compared, liked)
     if not rows:
         raise RecipeError(f"{method} writes answers: give prompts")
-    _require_scorable(scorer, rows, places)
+    _require_scorable([each for each in (scorer, judge) if each], rows, places)
     feedback = (compared, liked) if scorer is None else ((), ())
     parts, pairs, thumbed = divided("prompts", (rows, *feedback), {"validation": heldout, "improve": 1 - heldout}, seed)
     content: dict[str, Sequence[Any]] = {f"prompts_{name}": part for name, part in parts.items()}
@@ -391,7 +391,7 @@ def evaluate(
     compared = _rows(comparisons, files.read_comparisons, progress)
     documents = _rows(text, files.read_documents, progress)
     scorer = None if reward is None else _scorer(reward)
-    _require_scorable(scorer, asked, positions)
+    _require_scorable([scorer] if scorer else [], asked, positions)
     settle()
     agreement = agree(scorer, _scored_by(scorer, compared, progress)) if scorer and compared else None
     if model is None:
@@ -446,7 +446,7 @@ def gate(
         folder = Path(temporary) / "gate" if output is None else Path(output)
         measured = _answered(
             champion, candidate, prompts, config, folder, temperature, max_tokens, seed, progress,
-            lambda rows, places: _require_scorable(scorer, rows, places),
+            [each for each in (scorer, reward) if each],
         )
         verdicts = None
         if people:
@@ -465,9 +465,13 @@ def gate(
 def _answered(
     champion: Place, candidate: Place, prompts: Place | Sequence[Place], config: Gate, folder: Path,
     temperature: float | None, max_tokens: int | None, seed: int, progress: Progress | None,
-    require: Callable[[Sequence[Prompt], Sequence[Position]], None],
+    scorers: Sequence[Scorer],
 ) -> Answered:
-    """A folder with both models' answers, made now or by the same call before; what was measured of them."""
+    """A folder with both models' answers, made now or by the same call before; what was measured of them.
+
+    Args:
+        scorers: who will score them, so that none may be to a prompt that one of these says nothing of.
+    """
     written = _are_answers(champion, candidate, prompts, config)
     if written and (temperature, max_tokens) != (None, None):
         raise RecipeError("temperature and max_tokens are of models that answer; these answers are written already")
@@ -478,7 +482,8 @@ def _answered(
          for name, place in places.items()}
         if written else {"prompts_gate": _rows(prompts, files.read_prompts, progress, positions)}
     )
-    require([prompt_of(row) for row in next(iter(rows.values()))], positions)  # the champion's are those of a pair
+    asked_for = [prompt_of(row) for row in next(iter(rows.values()))]  # the champion's prompts are those of a pair
+    _require_scorable(scorers, asked_for, positions)
     asked = Answering(prompts=max(2, *map(len, rows.values())))
     kept = folder / ANSWERED
     work = _Work(
@@ -636,8 +641,8 @@ def _scorer(reward: Place | Scorer, ask: Ask = "score") -> Scorer:
     return open_reward(reward, ask=ask) if isinstance(reward, str | Path) else reward
 
 
-def _require_scorable(scorer: Scorer | None, prompts: Sequence[Prompt], places: Sequence[Position]) -> None:
-    """Refuses prompts whose answers the scorer could not score, before anything answers them.
+def _require_scorable(scorers: Sequence[Scorer], prompts: Sequence[Prompt], places: Sequence[Position]) -> None:
+    """Refuses prompts whose answers a scorer could not score, before anything answers them.
 
     Args:
         places: where the prompts stand; none where they are those of feedback.
@@ -645,11 +650,9 @@ def _require_scorable(scorer: Scorer | None, prompts: Sequence[Prompt], places: 
     Raises:
         DataError: each of them, with its file and line.
     """
-    if scorer is None:
-        return
     faults = []
     for number, prompt in enumerate(prompts):
-        fault = unscorable(scorer, prompt)
+        fault = next((why for scorer in scorers if (why := unscorable(scorer, prompt)) is not None), None)
         if fault is not None:
             file, line = places[number] if places else (f"prompt {one_line(prompt.messages[-1].content)[:60]!r}", None)
             faults.append(Fault(file, line, None, fault))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import gc
 import os
 import platform
 from contextlib import AbstractContextManager
@@ -75,7 +74,6 @@ def _keep_memory() -> None:
 
 def give_back() -> None:
     """Gives freed memory back to the system, where other work with tensors of other sizes begins."""
-    gc.collect()
     if device().type == "cuda":
         torch.cuda.empty_cache()
     try:
