@@ -280,7 +280,7 @@ def improve(
     rows = _rows(prompts, files.read_prompts, progress, places) if prompts else _prompts_of(compared, liked)
     if not rows:
         raise RecipeError(f"{method} writes answers: give prompts")
-    _require_scorable([each for each in (scorer, judge) if each], rows, places)
+    _require_scorable([known for known in (scorer, judge) if known], rows, places)
     feedback = (compared, liked) if scorer is None else ((), ())
     parts, pairs, thumbed = divided("prompts", (rows, *feedback), {"validation": heldout, "improve": 1 - heldout}, seed)
     content: dict[str, Sequence[Any]] = {f"prompts_{name}": part for name, part in parts.items()}
@@ -446,7 +446,7 @@ def gate(
         folder = Path(temporary) / "gate" if output is None else Path(output)
         measured = _answered(
             champion, candidate, prompts, config, folder, temperature, max_tokens, seed, progress,
-            [each for each in (scorer, reward) if each],
+            [known for known in (scorer, reward) if known],
         )
         verdicts = None
         if people:
