@@ -11,9 +11,11 @@ import pytest
 import torch
 from torch.optim import SGD, AdamW, Muon, Optimizer
 
+from triptych.engine import attention
 from triptych.engine.adapters import Lora, adapt
 from triptych.engine.checkpoint import Checkpoint
 from triptych.engine.forward import Model
+from triptych.engine.models import load_policy, load_tokenizer
 from triptych.engine.rollout import Policy
 from triptych.engine.sampler import Sampler, SlotSampler
 from triptych.engine.sampling import Sampling
@@ -28,6 +30,10 @@ RATE = 0.05
 
 def written(policy: Policy) -> list[list[tuple[tuple[int, ...], tuple[float, ...]]]]:
     return [[(each.tokens, each.logprobs) for each in group] for group in policy.write(PROMPTS, SAMPLING, n=2)]
+
+
+def in_training(folder: Path) -> Policy:
+    return Policy(load_policy(folder, attention=attention.NAME), load_tokenizer(folder))
 
 
 def trained(model: Model) -> list[torch.nn.Parameter]:
@@ -89,7 +95,7 @@ UPDATES = {
 
 @pytest.mark.parametrize("update", UPDATES.values(), ids=UPDATES)
 def test_a_sampler_that_missed_an_update_does_not_write(update: Callable[[Model], None], policy_folder: Path) -> None:
-    policy = Policy.open(policy_folder / "model")
+    policy = in_training(policy_folder / "model")
     before = written(policy)
     assert written(policy) == before
     update(policy.model)
@@ -102,7 +108,7 @@ def test_a_sampler_that_missed_an_update_does_not_write(update: Callable[[Model]
 
 
 def test_an_update_of_adapters_is_one(policy_folder: Path) -> None:
-    policy = Policy.open(policy_folder / "model")
+    policy = in_training(policy_folder / "model")
     adapt(policy.model, Lora(rank=2), seed=0)
     before = written(policy)
     looped()(policy.model)
@@ -115,7 +121,7 @@ def test_an_update_of_adapters_is_one(policy_folder: Path) -> None:
 
 
 def test_a_training_that_is_resumed_is_an_update(policy_folder: Path, tmp_path: Path) -> None:
-    policy, other = (Policy.open(policy_folder / "model") for _ in range(2))
+    policy, other = (in_training(policy_folder / "model") for _ in range(2))
     checkpoint = Checkpoint(tmp_path / "state", seconds=0)
     looped()(other.model)
     checkpoint.save(other.model, [], {})
@@ -145,7 +151,7 @@ def test_weights_are_copied_at_the_first_answer_and_not_again(policy_folder: Pat
         samplers.append(Counting())
         return samplers[-1]
 
-    opened = Policy.open(policy_folder / "model")
+    opened = in_training(policy_folder / "model")
     policy = Policy(opened.model, opened.tokenizer, make)
     assert not samplers  # a reference that never writes has no copy
     for _ in range(3):
@@ -155,7 +161,7 @@ def test_weights_are_copied_at_the_first_answer_and_not_again(policy_folder: Pat
 
 
 def test_a_sampler_that_two_policies_share_writes_for_the_one_whose_weights_it_has(policy_folder: Path) -> None:
-    opened = [Policy.open(policy_folder / "model") for _ in range(2)]
+    opened = [in_training(policy_folder / "model") for _ in range(2)]
     in_place(opened[0].model)
     shared = cache(SlotSampler)
     policy, reference = (Policy(each.model, each.tokenizer, shared) for each in opened)

@@ -10,6 +10,7 @@ what is saved are plain models with the product added to their matrices.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -20,8 +21,8 @@ from torch import Tensor, nn
 
 from triptych.configuration import Config
 from triptych.engine import distributed
-from triptych.engine.device import compute_dtype
 from triptych.engine.prepacked import set_weight
+from triptych.engine.trunk import share_frozen
 from triptych.errors import ModelError
 
 Model = Any
@@ -44,13 +45,14 @@ class Lora(Config):
     targets: Literal["all-linear"] | tuple[str, ...] = "all-linear"
 
 
-def adapt(model: Model, lora: Lora | None, seed: int) -> None:
+def adapt(model: Model, lora: Lora | None, seed: int, folder: Path | None = None) -> None:
     """Adds adapters to the model and freezes the rest but a reward head and added tokens; does nothing without `lora`.
 
-    The adapted matrices are held in the compute type from here on, in which they are multiplied anyway.
+    What is frozen is held from here on as :mod:`triptych.engine.trunk` says.
 
     Args:
         seed: of A; the global random state stays as it was.
+        folder: that the model was just loaded from, with whose other models it shares what is frozen.
 
     Raises:
         ModelError: the model has no linear layer of one of the targets' names.
@@ -81,8 +83,7 @@ def adapt(model: Model, lora: Lora | None, seed: int) -> None:
         head.requires_grad_(True)
     for table in added_rows(model):
         table.requires_grad_(True)
-    for _, layer in _layers(model):
-        layer.base_layer.to(compute_dtype())
+    share_frozen(model, folder)
 
 
 def _fused(model: Model, name: str) -> bool:
@@ -113,6 +114,13 @@ def confine_gradients(model: Model) -> None:
 def adapted(model: Model) -> bool:
     """Whether the model has adapters."""
     return any(True for _ in _layers(model))
+
+
+def trained(model: Model) -> Iterator[tuple[str, Tensor]]:
+    """Each weight that an optimizer changes, whole, by its name in this model."""
+    for name, weight in model.named_parameters():
+        if weight.requires_grad:
+            yield name, distributed.full_tensor(weight.detach())
 
 
 def learnt(model: Model, before: Model | None = None) -> Iterator[tuple[str, Tensor]]:

@@ -48,6 +48,7 @@ from triptych.engine.attention import NAME as OURS
 from triptych.engine.device import device
 from triptych.engine.inspection import INDEX, Stored, inspect, inspect_adapter, inspect_tokenizer
 from triptych.engine.parity import take_attention
+from triptych.engine.trunk import share_frozen
 from triptych.errors import ModelError
 from triptych.storage import open_regular
 
@@ -68,6 +69,7 @@ def load_policy(
     dtype: torch.dtype = torch.float32,
     *,
     attention: str | None = None,
+    frozen: bool = False,
 ) -> PreTrainedModel:
     """A causal language model in evaluation mode, on the accelerator if there is one; no dropout is left in it.
 
@@ -76,6 +78,7 @@ def load_policy(
         dtype: what the weights are held in.
         attention: the name under which transformers knows the attention function; None for the one that transformers
             takes. Ours is taken where the model computes the same with it, as :mod:`triptych.engine.parity` finds.
+        frozen: it is not trained, and holds its weights as :mod:`triptych.engine.trunk` says.
 
     Raises:
         ModelError: if the folder is refused, weights are missing, or some are not finite.
@@ -83,7 +86,7 @@ def load_policy(
     tensors = inspect(folder)
     model = _load(AutoModelForCausalLM, folder, tensors, attention=attention, dtype=dtype)
     _refuse_non_finite(folder, model)
-    return model
+    return _freeze(model, folder) if frozen else model
 
 
 def load_adapted(adapter: Path, folder: Path) -> PreTrainedModel:
@@ -130,6 +133,7 @@ def load_reward(
     seed: int = 0,
     dtype: torch.dtype = torch.float32,
     attention: str | None = None,
+    frozen: bool = False,
 ) -> PreTrainedModel:
     """A reward model in evaluation mode: a trunk and a linear head, `[B, T]` to `[B, labels]`; without dropout.
 
@@ -141,7 +145,7 @@ def load_reward(
         outputs: names of a fresh head's outputs, `id2label` of its config.
         seed: of the fresh head; nothing else is drawn, and the global random state stays as it was.
         dtype: what the weights are held in.
-        attention: as in :func:`load_policy`.
+        attention, frozen: as in :func:`load_policy`.
 
     Raises:
         ModelError: if the folder is refused, weights are missing or not finite, or its tokenizer has no
@@ -178,7 +182,7 @@ def load_reward(
         config.pad_token_id = tokenizer.pad_token_id
     model.config.problem_type = "regression"  # else other tools put one output through a sigmoid
     _refuse_non_finite(folder, model)
-    return model
+    return _freeze(model, folder) if frozen else model
 
 
 def reward_fault(config: PreTrainedConfig) -> str | None:
@@ -452,6 +456,11 @@ def _rehearse(
         raise ModelError(f"{shown}: config.json asks for {beside / 2**30:,.0f} GiB besides the weights")
     loaded: PreTrainedModel = model
     return loaded
+
+
+def _freeze(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
+    model.requires_grad_(False)
+    return share_frozen(model, folder)
 
 
 @contextmanager

@@ -34,7 +34,7 @@ class Policy:
     """A causal language model and its tokenizer, as an author of answers.
 
     Attributes:
-        model: the model whose weights count, in float32; sampling runs on a copy of them in the compute type.
+        model: the model whose weights count; sampling runs on a copy of them in the compute type.
     """
 
     def __init__(self, model: Model, tokenizer: Any, sampler: Callable[[], Sampler] = SlotSampler) -> None:
@@ -58,10 +58,14 @@ class Policy:
         """Hands the model's weights to the sampler: due after an update, before the next answer is written."""
         self._sampler.sync_weights(self.model)
 
+    def release(self) -> None:
+        """Lets go of the sampler's copy of the weights until they are handed over again."""
+        self._sampler.release()
+
     @classmethod
     def open(cls, folder: Path) -> Policy:
-        """The model in a Hugging Face folder."""
-        return cls(load_policy(folder, attention=attention.NAME), load_tokenizer(folder))
+        """The model in a Hugging Face folder, to be read from and not to be trained."""
+        return cls(load_policy(folder, attention=attention.NAME, frozen=True), load_tokenizer(folder))
 
     def write(
         self, prompts: Sequence[Prompt], sampling: Sampling, *,

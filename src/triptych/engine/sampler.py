@@ -71,6 +71,10 @@ class Sampler(ABC):
     def load_weights(self, model: Model) -> None:
         """Copies the model's weights to where answers are computed; all ranks call it."""
 
+    def release(self) -> None:
+        """Gives back what can be made anew when weights are next handed over."""
+        self._held = None
+
     @abstractmethod
     def generate(
         self, prompts: Sequence[Sequence[int]], end: End, sampling: Sampling, *, n: int, numbers: Sequence[int],
@@ -101,6 +105,11 @@ class SlotSampler(Sampler):
             if not adapted(model):
                 return  # the copy is of the weights as they are
         take_over(self.model, model)
+
+    def release(self) -> None:
+        """See :class:`Sampler`."""
+        super().release()
+        self.model = None
 
     def generate(
         self, prompts: Sequence[Sequence[int]], end: End, sampling: Sampling, *, n: int, numbers: Sequence[int],

@@ -277,7 +277,7 @@ class RewardModel:
     @cached_property
     def model(self) -> Model:
         """The trunk and its head."""
-        return load_reward(self.folder, fresh=False, attention=attention.NAME)
+        return load_reward(self.folder, fresh=False, attention=attention.NAME, frozen=not self.precise)
 
     @cached_property
     def tokenizer(self) -> Any:

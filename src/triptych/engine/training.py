@@ -21,11 +21,15 @@ from triptych.configuration import Config
 from triptych.engine import distributed
 from triptych.engine.adapters import Lora, added_rows, confine_gradients
 from triptych.engine.checkpoint import Checkpoint
-from triptych.engine.device import autocast
+from triptych.engine.device import autocast, give_back
 from triptych.errors import TrainingError
 from triptych.progress import Progress
 
 Batch = TypeVar("Batch")
+
+GIVE_BACK_EVERY = 16
+"""Updates after which freed memory goes back to the system: of rows of ever new lengths, pieces into which nothing fits
+would add up."""
 
 
 class Optimization(Config):
@@ -174,6 +178,8 @@ def _trained(
                 raise _hopeless(number, skipped, fault, step.rows, optimization)
             row |= {"fault": fault, "rows": list(step.rows)}
         model.zero_grad(set_to_none=True)
+        if (number + 1) % GIVE_BACK_EVERY == 0:
+            give_back()
         seen += step.weight
         row |= {"step": number + 1, "seen": seen, **step.numbers}
         row["learning_rate"] = optimization.learning_rate * factor

@@ -248,14 +248,14 @@ class PolicyCheckpoints:
             if distributed.rank() == 0:
                 self._policy(older).unlink(missing_ok=True)
 
-    def recall(self, plain: nn.Module) -> None:
+    def recall(self, model: nn.Module) -> None:
         """Gives the model the weights of the step that is kept."""
         if self.kept == self.last:
             return
         distributed.barrier()
         path = self._policy({"step": self.kept})
         weights = read_tensors(path, f"delete the folder {path.parent} to train from the beginning")
-        names = dict(plain.named_parameters())
+        names = dict(model.named_parameters())
         with torch.no_grad():
             for name, weight in weights.items():
                 if name in names:  # a value head is not kept

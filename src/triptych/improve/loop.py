@@ -19,8 +19,9 @@ from transformers import GenerationConfig
 
 from triptych.data.folder import DataFolder
 from triptych.engine import attention, distributed
-from triptych.engine.adapters import adapt, learnt, merged
+from triptych.engine.adapters import adapt, merged, trained
 from triptych.engine.curve import write_curve
+from triptych.engine.device import give_back
 from triptych.engine.models import load_policy, load_tokenizer, save
 from triptych.engine.rollout import Policy, divergence
 from triptych.engine.sampler import Sampler, SlotSampler
@@ -58,7 +59,7 @@ class Improvement(Optimization):
     group_size: int = Field(default=8, ge=2)
     updates_per_rollout: int = Field(default=1, ge=1)
     max_tokens: int = Field(default=96, ge=1)
-    micro_batch: int = Field(default=4096, ge=64)
+    micro_batch: int = Field(default=2048, ge=64)
     eval_every: int = Field(default=10, ge=1)
     eval_prompts: int = Field(default=96, ge=8)
     select: Literal["best", "last"] = "best"
@@ -209,13 +210,13 @@ class Loop:
         self.tokenizer = load_tokenizer(folder)
         self.load = partial(load_policy, folder, attention=attention.NAME)
         self.model: Any = self.load()
-        adapt(self.model, config.lora, self.seed)
+        adapt(self.model, config.lora, self.seed, folder)
         # One engine of vLLM for both: it takes a share of the device's memory.
         sampler: Callable[[], Sampler] = (
             cache(partial(VllmSampler, folder)) if config.sampler == "vllm" else SlotSampler
         )
         self.policy = Policy(self.model, self.tokenizer, sampler)
-        self.reference = Policy(self.load(), self.tokenizer, sampler)
+        self.reference = Policy(self.load(frozen=True), self.tokenizer, sampler)
 
     @cached_property
     def lines(self) -> dict[str, int]:
@@ -249,6 +250,13 @@ class Loop:
             author.sync_weights()
         prompts = [self.prompts[i] for i in self.plan[step]]
         lines = [self.lines[prompt.key] for prompt in prompts]
+        try:
+            return self._collected(author, prompts, lines, step)
+        finally:  # an update and a sampling need memory for other things
+            author.release()
+            give_back()
+
+    def _collected(self, author: Policy, prompts: Sequence[Prompt], lines: Sequence[int], step: int) -> Answers:
         groups = self._written(author, prompts, step, attempt=0)
         answers = self._scored(groups, lines)
         if not isinstance(self.config, Contrast):
@@ -292,7 +300,7 @@ class Loop:
             if (step + 1) % config.eval_every and step + 1 < config.steps:
                 return False
             row |= self.measured(heldout)
-            self.checkpoints.remember(row | {"step": step + 1}, lambda: dict(learnt(self.model, self.reference.model)))
+            self.checkpoints.remember(row | {"step": step + 1}, lambda: dict(trained(self.model)))
             return self.checkpoints.exceeded(row) is not None
 
         self.checkpoints.start = self.measured(heldout)  # policy and reference are still one
@@ -309,8 +317,8 @@ class Loop:
         if self.judge is not None:
             judged = [{"step": row["step"], "judge": row[JUDGED]} for row in rows if JUDGED in row]
             write_curve(context.output / "validation.jsonl", judged)
+        self.checkpoints.recall(self.model)
         plain = merged(self.model, self.load)
-        self.checkpoints.recall(plain)
         for alarm in self.checkpoints.alarms():
             context.progress.say(alarm)
         save(plain, self.tokenizer, context.output / "model", GenerationConfig(do_sample=True, temperature=1.0))

@@ -43,7 +43,7 @@ class Finetuning(Optimization):
 
     epochs: float = Field(default=2, gt=0)
     batch_tokens: int = Field(default=8192, ge=64)
-    micro_batch: int = Field(default=4096, ge=64)
+    micro_batch: int = Field(default=2048, ge=64)
     context: int = Field(default=512, ge=16)
     overlong: Overlong = "drop"
     learn: LearntTurns = "all"
@@ -81,7 +81,7 @@ def finetune(context: StageContext, config: Finetuning, base: Folder, data: Fold
     load = partial(load_policy, base / "model", attention=attention.NAME)
     model: Any = load()
     before = heldout_loss(model, heldout.rows, config.micro_batch)
-    adapt(model, config.lora, context.seed)
+    adapt(model, config.lora, context.seed, base / "model")
 
     def prepare(step: int) -> Step[AnswerPack]:
         order = plan[step]

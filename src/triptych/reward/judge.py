@@ -117,7 +117,7 @@ class LocalJudge:
 
     @cached_property
     def _model(self) -> Any:
-        return load_policy(self.folder, attention=attention.NAME)
+        return load_policy(self.folder, attention=attention.NAME, frozen=True)
 
     @cached_property
     def _tokenizer(self) -> Any:

@@ -1,0 +1,62 @@
+"""The trunk: weights that nothing trains, held once in memory, however many models compute with them.
+
+A reference, a reward, a judge, and what lies below a policy's adapters are only read. Their matrices are multiplied in
+the compute type, and so they are held in it: autocast would round them to the same numbers in each pass. Embeddings and
+norms, whose sums are in float32, stay as they are. Models that were loaded from the same files hold the same tensors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from weakref import WeakValueDictionary
+
+from torch import nn
+
+from triptych.engine.device import compute_dtype
+from triptych.engine.forward import Model, packs
+
+_held: WeakValueDictionary[tuple[Any, ...], nn.Parameter] = WeakValueDictionary()
+"""The weights in memory, by the files that they were read from, their names and their types."""
+
+
+def share_frozen(model: Model, folder: Path | None) -> Model:
+    """Holds each weight of the model that is not trained once, together with other models of the same folder.
+
+    A model that does not pack keeps its weights' types: its own layers may read them outside of a matrix product.
+
+    Args:
+        folder: from whose files the model was just loaded; nothing of it has been changed since. None shares nothing.
+    """
+    files = _identity(folder) if folder else (id(model),)
+    embeddings = model.get_input_embeddings().weight
+    replaced: dict[nn.Parameter, nn.Parameter] = {}  # a tied weight has two places
+    for module, own, name in _frozen(model):
+        weight: nn.Parameter = getattr(module, own)
+        if weight not in replaced:
+            multiplied = isinstance(module, nn.Linear) and weight is not embeddings and packs(model)
+            dtype = compute_dtype() if multiplied else weight.dtype
+            key = (files, name, dtype, weight.device)
+            held = _held.get(key)
+            if held is None or held._version:  # or somebody has written to it since
+                # A copy, so that no file stays mapped for a part of it.
+                held = nn.Parameter(weight.detach().to(dtype, copy=True), requires_grad=False)
+                _held[key] = held
+            replaced[weight] = held
+        setattr(module, own, replaced[weight])
+    return model
+
+
+def _identity(folder: Path) -> tuple[Any, ...]:
+    """Of the weights' files: a file that is written anew is another one."""
+    states = [path.stat() for path in sorted(folder.glob("*.safetensors"))]
+    return tuple((state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns) for state in states)
+
+
+def _frozen(model: Model) -> Iterator[tuple[nn.Module, str, str]]:
+    """Each weight that is not trained: its module, its name there, and its name in the plain model."""
+    for place, module in model.named_modules():
+        for own, weight in list(module.named_parameters(recurse=False, remove_duplicate=False)):
+            if not weight.requires_grad:
+                yield module, own, f"{place}.{own}".replace(".base_layer.", ".")
