@@ -61,12 +61,26 @@ FAMILIES: dict[str, Callable[..., PretrainedConfig]] = {
 """Every family has grouped queries; the sliding windows are shorter than the tests' sequences."""
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Where the tests marked `gpu` compute."""
+    parser.addoption("--accelerator", default="cuda", help="of the tests marked gpu; cpu tries the tests themselves")
+
+
 def pytest_configure() -> None:
     """A core for each of xdist's workers: threads of several processes on the same cores wait for each other."""
     worker = os.environ.get("PYTEST_XDIST_WORKER", "")
     if worker and CORES:
         torch.set_num_threads(1)
         os.sched_setaffinity(0, {sorted(CORES)[int(worker.removeprefix("gw")) % len(CORES)]})
+
+
+@pytest.fixture(scope="session")
+def accelerator(pytestconfig: pytest.Config) -> torch.device:
+    """The device of the tests marked `gpu`."""
+    chosen = torch.device(pytestconfig.getoption("--accelerator"))
+    if chosen.type == "cuda" and not torch.cuda.is_available():
+        pytest.fail("the tests marked gpu need a CUDA device, and torch finds none here")
+    return chosen
 
 
 @contextmanager

@@ -200,9 +200,10 @@ def fully_shard_within(model: nn.Module) -> Iterator[None]:
     """Within, each rank holds a slice of the model's weights; behind it, all hold the whole of them.
 
     Every layer is gathered when it computes; embeddings, last norm and head are gathered for a whole pass. The
-    model is called through :func:`forward` as long as it is sharded.
+    model is called through :func:`forward` as long as it is sharded. A group of one rank is sharded too, so that the
+    whole way is tried on one device.
     """
-    if world_size() == 1:
+    if not dist.is_initialized() or _alone:
         yield
         return
     skeleton = _with_weights(model, [weight.detach().to("meta") for weight in model.parameters()])

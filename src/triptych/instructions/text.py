@@ -6,10 +6,6 @@ import re
 from collections.abc import Callable
 from itertools import pairwise
 
-import langdetect
-
-langdetect.DetectorFactory.seed = 0  # else it draws by chance what it looks at
-
 _WORD = re.compile(r"\w+")
 _END = re.compile(r"(?<=[.!?])[\"'”’)\]*]*\s+(?=[\"'“‘(\[*]*[A-Z0-9])|\n\s*\n")
 _ABBREVIATION = re.compile(r"(?:\b(?:Mr|Mrs|Ms|Dr|Prof|St|Jr|Sr|vs|etc|e\.g|i\.e|No|Inc|Ltd|Co)|\b[A-Z])\.$")
@@ -59,6 +55,9 @@ def tokens(text: str) -> list[str]:
 
 def is_in(language: str, text: str) -> bool:
     """Whether langdetect takes the text to be in a language (ISO 639-1); true where it has no letters to tell by."""
+    import langdetect  # which few rules need
+
+    langdetect.DetectorFactory.seed = 0  # else it draws by chance what it looks at
     try:
         return bool(langdetect.detect(text) == language)
     except langdetect.LangDetectException:

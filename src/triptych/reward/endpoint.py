@@ -3,6 +3,8 @@
 The key is read from an environment variable when questions are asked. It is in no file, identity, cache or message:
 where one was sent, nothing is shown of what the server wrote but words that are known here. What the server replies is
 a stranger's text; it is read within `seconds` in all and `LONGEST` bytes, or not at all.
+
+The HTTP client is imported where it is used: a run that asks no endpoint needs none.
 """
 
 from __future__ import annotations
@@ -21,15 +23,17 @@ from collections.abc import Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from email.utils import parsedate_to_datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import httpx2
 from pydantic import Field, field_validator, model_validator
 
 from triptych.configuration import Config
 from triptych.display import one_line
 from triptych.errors import RewardError
 from triptych.storage import append_line, open_regular
+
+if TYPE_CHECKING:
+    import httpx2
 
 Replies = dict[str, float]
 """The probability of each choice; they add up to 1."""
@@ -97,6 +101,8 @@ def address(url: str) -> str:
     Raises:
         ValueError: it is none, or holds what does not belong into it.
     """
+    import httpx2
+
     wrong = "must begin with https:// or http://, then hold a host, in ASCII, with no user, password, query or space"
     try:
         parsed = httpx2.URL(url)
@@ -110,6 +116,8 @@ def address(url: str) -> str:
 
 def _is_here(url: str) -> bool:
     """Whether the address is one of this machine's own."""
+    import httpx2
+
     host = httpx2.URL(url).host
     try:
         return ipaddress.ip_address(host).is_loopback
@@ -168,6 +176,8 @@ class EndpointJudge:
 
     async def _ask(self, questions: Mapping[str, str], choices: Sequence[str]) -> None:
         """Asks all of them; the first error ends the others."""
+        import httpx2
+
         # Nothing that is small on its way and large when unpacked.
         headers = {"Accept-Encoding": "identity", "Content-Type": "application/json"}
         if self.config.key_env:
@@ -223,6 +233,8 @@ class EndpointJudge:
         raise AssertionError("unreachable")
 
     async def _once(self, client: httpx2.AsyncClient, body: Mapping[str, Any]) -> Mapping[str, Any]:
+        import httpx2
+
         try:
             async with (
                 asyncio.timeout(self.config.seconds),
@@ -327,6 +339,8 @@ def _run(work: Coroutine[Any, Any, None]) -> None:
 
 def _broken(error: Exception) -> str:
     """What went wrong on the way, in words of this machine: those of a protocol error hold what the server wrote."""
+    import httpx2
+
     if isinstance(error, httpx2.ConnectError):
         return f"no connection: {one_line(error)[:200]}"
     if isinstance(error, httpx2.ProxyError):
