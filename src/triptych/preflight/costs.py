@@ -87,7 +87,7 @@ def costs(
     """
     answer = recipe.decoding.max_tokens
     beyond = sum(max(0, count - model.parameters) for count in (taken or {}).values())
-    judging = memory.weights(model) if recipe.gate.apart is not None else 0
+    judging = memory.frozen(model) if recipe.gate.apart is not None else 0
     works = [
         (stage, work) for stage in plan
         if (work := workload(stage.config, Circumstances(stage, model, answer, judging, texts)))
@@ -98,7 +98,7 @@ def costs(
             (model.parameters * ((6 * work.trained + 2 * work.applied) / TRAINING_EFFICIENCY
                                  + 2 * work.sampled / SAMPLING_EFFICIENCY)
              + 2 * larger * work.sampled / TRAINING_EFFICIENCY) / rate,
-            (memory.BASELINE + work.bytes + 4 * larger) / GIB,
+            (memory.BASELINE + work.bytes + 2 * larger) / GIB,
         )
         for stage, work in works for larger in [beyond if _scores(stage) else 0]
     ]
@@ -143,6 +143,11 @@ class Circumstances:
         return memory.weights(self.model)
 
     @property
+    def frozen(self) -> int:
+        """Bytes of the model where it is only read."""
+        return memory.frozen(self.model)
+
+    @property
     def copies(self) -> int:
         """Bytes of their copy in the compute type."""
         return memory.copies(self.model)
@@ -171,7 +176,7 @@ def of_pretraining(config: Pretraining, given: Circumstances) -> Workload:
 @workload.register
 def of_import(config: BaseImport, given: Circumstances) -> Workload:
     """Of taking a Base from others."""
-    return Workload(2 * given.weights + memory.applied(given.model))
+    return Workload(2 * given.weights + given.copies + memory.applied(given.model))
 
 
 @workload.register
@@ -186,7 +191,7 @@ def of_finetuning(config: Finetuning, given: Circumstances) -> Workload:
 @workload.register
 def of_taking(config: TakenReward, given: Circumstances) -> Workload:
     """Of opening a reward that was made elsewhere."""
-    return Workload(given.weights)
+    return Workload(given.weights + given.frozen)
 
 
 @workload.register(PairwiseReward)
@@ -209,7 +214,7 @@ def of_choice(config: Decoding, given: Circumstances) -> Workload:
     asked, tried = given.texts["prompts_validation"], len(set(config.temperatures))
     sampled = tried * asked.rows * given.answer
     answers = given.answers(asked, asked.rows)
-    taken = 2 * given.weights + given.copies + given.judging + answers + memory.applied(given.model)
+    taken = 2 * given.frozen + given.copies + given.judging + answers + memory.applied(given.model)
     return Workload(taken, applied=tried * asked.tokens + sampled, sampled=sampled)
 
 
@@ -217,7 +222,8 @@ def of_choice(config: Decoding, given: Circumstances) -> Workload:
 def of_improvement(config: Improvement, given: Circumstances) -> Workload:
     """Of a round of improvement by any method."""
     trained, applied, sampled = improvement(config, given.texts)
-    taken = given.copies + 2 * given.weights + given.judging + improving(config, given.model, given.texts)
+    others = 2 if config.lora is None else 1  # reward and reference, which is the trunk below adapters
+    taken = others * given.frozen + given.judging + improving(config, given.model, given.texts)
     return Workload(taken, round(trained * padding(config, given.model, given.texts)), applied, sampled)
 
 
@@ -228,7 +234,7 @@ def of_answers(config: Answering, given: Circumstances) -> Workload:
     rows = min(gate.rows, config.prompts)
     read = gate.tokens * rows // max(1, gate.rows)
     sampled = 3 * rows * given.answer  # both models as deployed, and the candidate at temperature 1
-    taken = 2 * (given.weights + given.copies) + given.answers(gate, rows) + memory.applied(given.model)
+    taken = 2 * (given.frozen + given.copies) + given.answers(gate, rows) + memory.applied(given.model)
     return Workload(taken, applied=2 * (read + sampled), sampled=sampled)
 
 
@@ -242,7 +248,7 @@ def of_measurement(config: Measurement, given: Circumstances) -> Workload:
     drawn = 1 if arguments.get("only_deployed") else 3 + int(str(arguments.get("best_of", 0)))
     sampled = drawn * asked.rows * given.answer
     answers = given.answers(asked, asked.rows)
-    taken = 3 * given.weights + given.copies + given.judging + answers + memory.applied(given.model)
+    taken = 3 * given.frozen + given.copies + given.judging + answers + memory.applied(given.model)
     return Workload(taken, applied=2 * (asked.tokens + sampled), sampled=sampled)
 
 
@@ -289,7 +295,8 @@ def padding(config: Improvement, model: Architecture, texts: Mapping[str, Texts]
 def improving(config: Improvement, model: Architecture, texts: Mapping[str, Texts]) -> int:
     """Bytes of the policy in training, and of the answers while they are written.
 
-    A step writes answers, then scores them, then learns from them; what writing took is not given back.
+    A step writes answers with a copy of the policy, then scores them, then learns from them; between these what was
+    taken is given back.
     """
     trained, _, written = improvement(config, texts)
     asked = texts["prompts_improve"]
@@ -300,7 +307,10 @@ def improving(config: Improvement, model: Architecture, texts: Mapping[str, Text
     if written:
         together = config.prompts_per_step * config.group_size
         answers.append(memory.sampling(model, together, asked.longest, config.max_tokens, config.group_size))
-    return memory.training(model, config, tokens, keys) + max(answers)
+    learning = memory.training(model, config, tokens, keys)
+    whole = memory.weights(model) + memory.optimizer_state(model, config)
+    held = whole if config.lora is None else memory.frozen(model)
+    return max(learning, held + memory.copies(model) + memory.applied(model) + max(answers))
 
 
 def disk_space(recipe: Recipe, model: Architecture) -> int:

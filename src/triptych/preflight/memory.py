@@ -81,6 +81,12 @@ def weights(model: Architecture) -> int:
     return 4 * model.parameters
 
 
+def frozen(model: Architecture) -> int:
+    """A model that is only read: its matrices in the compute type, the input's embeddings in float32."""
+    embedding = model.vocabulary * model.width
+    return 4 * embedding + _itemsize() * (model.parameters - embedding)
+
+
 def copies(model: Architecture) -> int:
     """The weights in the compute type: a sampler's own, or those that autocast makes for a pass."""
     return 2 * model.parameters if _itemsize() == 2 else 0
@@ -138,16 +144,16 @@ def training(
         keys: that a token sees, in the mean.
         predicts: tokens; False for a reward model, which has no logits.
     """
-    kept = copies(model) + activations(model, tokens, keys, optimization.activation_checkpointing)
+    kept = activations(model, tokens, keys, optimization.activation_checkpointing)
     if optimization.lora is not None:
-        # The model is loaded in float32 and adapted in the compute type; at the end the plain one stands beside it.
         beside = 16 * optimization.lora.rank * model.layers * _ends(model)
         # Rows of added tokens are trained in their table: it has a gradient and AdamW's two moments as a whole.
         tables = model.trained_tables if predicts else min(1, model.trained_tables)
         beside += 12 * tables * model.vocabulary * model.width
         outputs = head(model, tokens, backward=bool(tables)) if predicts else 0
-        return weights(model) + copies(model) + kept + beside + outputs
-    updated = 2 * weights(model) + optimizer_state(model, optimization)
+        # Before, the model is loaded in float32, of which each weight is held in the compute type in its turn.
+        return max(weights(model) + frozen(model), frozen(model) + kept + beside + outputs)
+    updated = 2 * weights(model) + copies(model) + optimizer_state(model, optimization)
     return updated + kept + (head(model, tokens) if predicts else 0)
 
 
@@ -158,9 +164,9 @@ def _ends(model: Architecture) -> int:
 
 
 def applied(model: Architecture, tokens: int = APPLIED, *, predicts: bool = True) -> int:
-    """A pass without gradient: a few rows of one layer, a block of logits."""
+    """A pass of a frozen model: a few rows of one layer, a block of logits."""
     rows = tokens * (16 * model.width + 3 * _itemsize() * model.inner)
-    return copies(model) + rows + (head(model, tokens, backward=False) if predicts else 0)
+    return rows + (head(model, tokens, backward=False) if predicts else 0)
 
 
 def sampling(model: Architecture, sequences: int, prompt: int, answer: int, members: int = 1) -> int:
