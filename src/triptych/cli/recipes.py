@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
@@ -14,8 +14,9 @@ from triptych.cli.app import app
 from triptych.cli.arguments import Overrides, RecipeFile, find_model
 from triptych.cli.terminal import fail, say, show, table_of
 from triptych.display import duration
-from triptych.errors import RunError
+from triptych.errors import RecipeError, RunError
 from triptych.storage import make_folder, write_whole
+from triptych.yaml_edit import set_value
 
 if TYPE_CHECKING:
     from triptych.preflight.check import Findings
@@ -60,6 +61,9 @@ def check(
             show_default=False,
         ),
     ] = None,
+    fit: Annotated[
+        bool, typer.Option("--fit", help="Write settings into the recipe with which it fits into memory.")
+    ] = False,
 ) -> None:
     """Reads and checks everything a run needs, and estimates its memory and time.
 
@@ -72,12 +76,28 @@ def check(
     from triptych.preflight.check import check as look
 
     settle()
-    findings = look(recipe, overrides or (), find_model(reward, "reward")[0] if reward else None)
+    made = find_model(reward, "reward")[0] if reward else None
+    findings = look(recipe, overrides or (), made)
+    if fit and findings.settings:
+        _write_settings(recipe, findings.settings)
+        findings = look(recipe, overrides or (), made)
     _show_findings(findings)
     if findings.problems:
         count = len(findings.problems)
         fail(f"{count} problem{'s' if count > 1 else ''}:\n" + "\n".join(findings.problems))
     say(f"{recipe} is fine: triptych run {recipe}")
+
+
+def _write_settings(recipe: Path, settings: Sequence[str]) -> None:
+    text = recipe.read_text(encoding="utf-8")
+    for setting in settings:
+        name, _, value = setting.partition("=")
+        try:
+            text = set_value(text, name, value)
+        except RecipeError as error:
+            raise RecipeError(f"{recipe}: {error}; nothing was written") from None
+    write_whole(recipe, text)
+    say(f"wrote into {recipe}: {', '.join(settings)}")
 
 
 def _show_findings(findings: Findings) -> None:

@@ -19,6 +19,7 @@ from statistics import median
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import torch
 from pydantic import ConfigDict
 
 from triptych import configuration
@@ -35,7 +36,7 @@ from triptych.data.template import conventions_of, prompt_tokens
 from triptych.dataset.preparation import Prepared, left_out, prepare_data
 from triptych.dataset.tasks import prepare_task
 from triptych.engine import models
-from triptych.engine.device import compute_dtype
+from triptych.engine.device import compute_dtype, device
 from triptych.engine.forward import packs
 from triptych.engine.inspection import inspect
 from triptych.engine.parity import take_attention
@@ -59,6 +60,7 @@ from triptych.preflight.costs import (
     from_scratch,
     matrix_rate,
 )
+from triptych.preflight.fitting import fit
 from triptych.preflight.memory import Architecture
 from triptych.preflight.network import out_of_reach
 from triptych.preflight.trial import try_rewards
@@ -96,6 +98,7 @@ class Findings:
         costs: for each stage, in the cycle's order.
         assumption: how the times were estimated.
         tuned: the Base has a chat template of its own, by which it is asked.
+        settings: as of `--set`, with which a run fits into memory that does not without them.
     """
 
     problems: list[str] = field(default_factory=list)
@@ -104,6 +107,7 @@ class Findings:
     costs: list[Cost] = field(default_factory=list)
     assumption: str = ""
     tuned: bool = False
+    settings: list[str] = field(default_factory=list)
 
 
 def check(path: Path, overrides: Sequence[str] = (), reward: Path | None = None) -> Findings:
@@ -170,7 +174,10 @@ def check(path: Path, overrides: Sequence[str] = (), reward: Path | None = None)
                 findings.problems.append(f"base: {error}")
             else:
                 if opened:
-                    estimate(settled(recipe, counts), opened[1], texts, taken, findings)
+                    estimate(
+                        lambda settings: settled(load(path, [*overrides, *settings]), counts), opened[1], texts, taken,
+                        findings,
+                    )
     return findings
 
 
@@ -622,13 +629,21 @@ def length_report(lengths: Sequence[int], limit: int) -> LengthReport:
 
 
 def estimate(
-    recipe: Recipe, model: Architecture, texts: Mapping[str, Texts], offers: Mapping[str, OfferedReward],
-    findings: Findings,
+    opened: Callable[[Sequence[str]], Recipe], model: Architecture, texts: Mapping[str, Texts],
+    offers: Mapping[str, OfferedReward], findings: Findings,
 ) -> None:
-    """Roughly what each stage takes; memory that is not there is a problem."""
+    """Roughly what each stage takes; memory that is not there is a problem, told with what would fit.
+
+    Args:
+        opened: the recipe with settings of `--set` beside its own.
+    """
     rate = matrix_rate()
     taken = {place: offer.parameters for place, offer in offers.items()}
-    findings.costs = costs(plan(recipe), recipe, model, texts, rate, taken)
+
+    def costs_of(recipe: Recipe) -> list[Cost]:
+        return costs(plan(recipe), recipe, model, texts, rate, taken)
+
+    findings.costs = costs_of(opened([]))
     findings.assumption = (
         f"{model.parameters / 1e6:,.1f}M parameters; this machine multiplies matrices at {rate / 1e9:,.0f} GFLOP/s in "
         f"{str(compute_dtype()).removeprefix('torch.')}, of which training reaches {TRAINING_EFFICIENCY:.0%} and "
@@ -637,20 +652,29 @@ def estimate(
     most, there = max(cost.gib for cost in findings.costs), memory() / GIB
     if most > there:
         stage = max(findings.costs, key=lambda cost: cost.gib).stage
+        settings = fit(opened, costs_of, there)
+        findings.settings = settings or []
         findings.problems.append(
-            f"{stage} needs about {most:.1f} GiB of memory and this machine has {there:.1f}: take a smaller model, "
-            "lower micro_batch, context and max_tokens, or set activation_checkpointing: true"
+            f"{stage} needs about {most:.1f} GiB of memory and {_memory_of()} has {there:.1f}: "
+            + (f"set {' and '.join(settings)}, which --fit writes into the recipe" if settings else
+               "no settings make it fit; take a smaller model, or lower context and max_tokens")
         )
-    disk = (disk_space(recipe, model) + sum(2 * 4 * count for count in taken.values())) / GIB
+    disk = (disk_space(opened([]), model) + sum(2 * 4 * count for count in taken.values())) / GIB
     free = shutil.disk_usage(Path.cwd()).free / GIB
     if disk > free:
         findings.notes.append(f"the run writes about {disk:.1f} GiB, and the disk of this folder has {free:.1f} free")
 
 
 def memory() -> int:
-    """Bytes of memory that this process may use: the machine's, or its container's where that is less."""
+    """Bytes that this process may use: of the CUDA device, or of the machine, or its container's where that is less."""
+    if device().type == "cuda":
+        return int(torch.cuda.mem_get_info(device())[1])
     limits = list(_limits())
     return min([os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), *limits])
+
+
+def _memory_of() -> str:
+    return torch.cuda.get_device_name() if device().type == "cuda" else "this machine"
 
 
 def _limits() -> Iterator[int]:

@@ -1,0 +1,101 @@
+"""What does not fit into memory is told with the settings that would, which are written as a person would."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from test_check import write_recipe
+from triptych.cli.app import app
+from triptych.errors import RecipeError
+from triptych.preflight import check
+from triptych.preflight.costs import Cost
+from triptych.preflight.fitting import fit
+from triptych.yaml_edit import set_value
+
+RECIPE = """\
+name: tiny                # its name
+instruct:
+  # small updates
+  micro_batch: 4096       # at once
+  data: [answers.jsonl]
+improve: {method: grpo,
+          prompts: [questions.jsonl]}
+reward: {}
+feedback:
+  - file: pairs.jsonl
+"""
+
+
+@pytest.mark.parametrize(("name", "value", "old", "new"), [
+    ("instruct.micro_batch", "512", "micro_batch: 4096 ", "micro_batch: 512 "),
+    ("instruct.lora", "{rank: 16}", "  # small updates\n  micro", "  # small updates\n  lora: {rank: 16}\n  micro"),
+    ("improve.micro_batch", "512", "[questions.jsonl]}", "[questions.jsonl], micro_batch: 512}"),
+    ("reward.micro_batch", "512", "reward: {}", "reward: {micro_batch: 512}"),
+    ("gate.judge.micro_batch", "512", "name: tiny", "gate: {judge: {micro_batch: 512}}\nname: tiny"),
+])
+def test_a_value_is_set_and_all_else_stays_as_it_was_written(name: str, value: str, old: str, new: str) -> None:
+    assert RECIPE.count(old) == 1
+    text = set_value(RECIPE, name, value)
+    assert text == RECIPE.replace(old, new)
+    inside: Any = yaml.safe_load(text)
+    for key in name.split("."):
+        inside = inside[key]
+    assert inside == yaml.safe_load(value)
+
+
+@pytest.mark.parametrize(("text", "name", "message"), [
+    ("a: &b {c: 1}\nd: *b\n", "d.c", "d is an alias of what stands above it: set d.c by hand"),
+    ("instruct: none\n", "instruct.lora", "instruct is not written as a mapping: set instruct.lora by hand"),
+    ("a:\n  b:\n    c: 1\n", "a.b", "a.b is written over several lines: set it by hand to 2"),
+])
+def test_what_cannot_be_edited_is_named(text: str, name: str, message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        set_value(text, name, "2")
+
+
+def test_settings_that_change_least_are_tried_first_and_kept_only_where_they_help() -> None:
+    asked: list[list[str]] = []
+
+    def load(settings: Sequence[str]) -> Any:
+        asked.append(list(settings))
+        if "instruct.activation_checkpointing=true" in settings:
+            raise RecipeError("not with this")
+        return list(settings)
+
+    def costs(settings: Any) -> list[Cost]:
+        less = {"instruct.micro_batch=512": 3.0, "instruct.lora={rank: 16}": 5.0}
+        instruct = 10.0 - sum(less.get(setting, 0.0) for setting in settings)
+        return [Cost("instruct", 0, 0.0, instruct), Cost("test/instruct", 0, 0.0, 1.0)]
+
+    assert fit(load, costs, 7.5) == ["instruct.micro_batch=512"]
+    assert fit(load, costs, 2.0) == ["instruct.micro_batch=512", "instruct.lora={rank: 16}"]
+    assert asked[-1] == fit(load, costs, 2.0)
+    assert fit(load, costs, 1.5) is None
+    assert fit(load, costs, 0.5) is None
+    assert fit(load, costs, 10.0) == []
+
+
+def test_check_names_the_settings_and_writes_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = write_recipe(tmp_path, instruct={"data": ["answers.jsonl"], "micro_batch": 50_000})
+    costs = {cost.stage: cost.gib for cost in check.check(recipe).costs}
+    assert max(costs, key=lambda stage: costs[stage]) == "instruct"
+    monkeypatch.setattr(check, "memory", lambda: int((costs["instruct"] - 1e-4) * 2**30))
+    [problem] = check.check(recipe).problems
+    assert problem.startswith("instruct needs about ")
+    assert problem.endswith("set instruct.micro_batch=1024, which --fit writes into the recipe")
+    before = recipe.read_text(encoding="utf-8")
+    assert CliRunner().invoke(app, ["check", str(recipe)]).exit_code == 1
+    assert recipe.read_text(encoding="utf-8") == before
+    done = CliRunner().invoke(app, ["check", str(recipe), "--fit"])
+    assert done.exit_code == 0
+    assert yaml.safe_load(recipe.read_text(encoding="utf-8"))["instruct"]["micro_batch"] == 1024
+    assert "instruct.micro_batch=1024" in done.output
+    monkeypatch.setattr(check, "memory", lambda: 1 << 20)
+    [problem] = check.check(recipe).problems
+    assert problem.endswith("no settings make it fit; take a smaller model, or lower context and max_tokens")
