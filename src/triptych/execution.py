@@ -14,6 +14,7 @@ from triptych.display import printable
 from triptych.engine import distributed
 from triptych.engine.checkpoint import checkpoint_seconds
 from triptych.engine.device import settle
+from triptych.engine.vllm import verify_place
 from triptych.errors import AuditError, RecipeError, TriptychError, WaitingError
 from triptych.family import Family
 from triptych.pipeline.lock import claimed
@@ -44,6 +45,8 @@ def execute(
     names = [stage.name for stage in plan(recipe)]
     if until is not None and until not in names:
         raise RecipeError(f"--until {until}: this recipe has no such stage; it has {', '.join(names)}")
+    if not (folder / "ledger.jsonl").exists():  # one that goes on may need it no more
+        verify_place(recipe.improve.method.sampler)
     seconds = checkpoint_seconds()
     distributed.init()
     settle()

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,7 +20,6 @@ from triptych.data.template import forges, padded
 from triptych.engine.device import compute_dtype
 from triptych.engine.models import load_reward
 from triptych.engine.scoring import RewardModel, Scale
-from triptych.engine.vllm import pooled
 from triptych.records import Conversation
 
 
@@ -47,8 +45,6 @@ def consistency(folder: Path, conversations: Sequence[Conversation], tolerance: 
         "plain transformers, padded on the right": lambda: plain.score(conversations, "right"),
         "plain transformers, padded on the left": lambda: plain.score(conversations, "left"),
     }
-    if find_spec("vllm") and torch.cuda.is_available():
-        ways["vLLM, pooled"] = lambda: plain.pooled(conversations)
     for way, score in ways.items():
         try:
             rows.append(_compared(way, alone, score(), allowed))
@@ -65,7 +61,6 @@ class PlainModel:
     """A reward model's folder as other tools load it, without our attention, packing and view of a conversation."""
 
     def __init__(self, folder: Path, tokenizer: Any) -> None:
-        self.folder = folder
         self.model = load_reward(folder, fresh=False)
         self.tokenizer = tokenizer
         # What the folder says counts here, and not what loading mended.
@@ -79,16 +74,9 @@ class PlainModel:
         """The scores of one padded batch."""
         batch = padded(self.tokenizer, conversations, side).to(self.model.device)
         output: Any = self.model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
-        return self._raw(output.logits)
-
-    def pooled(self, conversations: Sequence[Conversation]) -> list[float]:
-        """The scores by vLLM."""
-        rows = [padded(self.tokenizer, [conversation])["input_ids"][0].tolist() for conversation in conversations]
-        return self._raw(torch.tensor(pooled(self.folder, rows), device="cpu"))
-
-    def _raw(self, outputs: Any) -> list[float]:
-        scores: list[float] = Scale.of(self.model.config).raw(outputs).tolist()
+        scores: list[float] = Scale.of(self.model.config).raw(output.logits).tolist()
         return scores
+
 
 
 def _compared(way: str, alone: Sequence[float], scores: Sequence[float], allowed: float | None) -> Consistency:

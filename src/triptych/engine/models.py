@@ -327,6 +327,12 @@ def save(
     )
 
 
+def save_weights(model: PreTrainedModel, folder: Path) -> None:
+    """Writes the weights and the configuration alone, for another process on the way; nothing is looked over."""
+    with quiet():
+        model.save_pretrained(folder)
+
+
 def cast(folder: Path, dtype: torch.dtype) -> None:
     """Rounds the weights of a plain folder to `dtype`, as a parent of that type had them; nothing else changes."""
     size = 0

@@ -62,6 +62,11 @@ class Policy:
         """Lets go of the sampler's copy of the weights until they are handed over again."""
         self._sampler.release()
 
+    def close(self) -> None:
+        """Ends what the sampler started, if there is one."""
+        if "_sampler" in vars(self):
+            self._sampler.close()
+
     @classmethod
     def open(cls, folder: Path) -> Policy:
         """The model in a Hugging Face folder, to be read from and not to be trained."""
@@ -179,6 +184,13 @@ def infer(model: Model, function: Callable[[Item], Result], items: Sequence[Item
 def pack_rollouts(groups: Sequence[Sequence[Rollout]], device: torch.device | str) -> AnswerPack:
     """Packs groups of answers, each group's prompt once."""
     return pack_answers([(group[0].prompt_tokens, [rollout.tokens for rollout in group]) for group in groups], device)
+
+
+def sampler_mismatch(policy: Policy, groups: Sequence[Sequence[Rollout]]) -> float:
+    """The mean over the tokens of |log p in sampling − log p by our forward pass|, in nats, at temperature 1."""
+    sampled = [value for group in groups for rollout in group for value in rollout.logprobs]
+    ours = torch.cat(policy.logprobs(groups))
+    return float((ours - torch.tensor(sampled, device=ours.device)).abs().mean())
 
 
 def divergence(policy: Policy, reference: Policy, groups: Sequence[Sequence[Rollout]]) -> float:

@@ -1,4 +1,4 @@
-"""What writes a policy's answers, our own engine or vLLM, and whose weights it holds.
+"""What writes a policy's answers, our own engine or a server of vLLM, and whose weights it holds.
 
 A sampler holds a copy of the weights of a model that may be in training. They are handed over by an explicit call after
 an update. What a sampler was given is remembered by the version counters of torch's tensors, so that one whose weights
@@ -66,6 +66,9 @@ class Sampler(ABC):
     def in_sync(self, model: Model) -> bool:
         """Whether this holds the weights that the model has now."""
         return self._held is not None and self._held.current(model)
+
+    def close(self) -> None:  # noqa: B027 (most have nothing to end)
+        """Ends what it started; it is not used again."""
 
     @abstractmethod
     def load_weights(self, model: Model) -> None:

@@ -1,91 +1,196 @@
-"""vLLM where it is installed: as the sampler, the same answers' distribution with other noise; as a reader of rewards.
+"""vLLM as the sampler: a server in an environment of its own, handed the weights after each update.
 
-It is meant for CUDA devices and large models. The engine runs in this process beside the model in training; after each
-update it is handed the weights by their names in the Hugging Face folder.
+vLLM needs other versions of torch and transformers than Triptych does, so the two meet over HTTP: prompts and answers
+as token ids, with the log-probabilities of the distribution that was sampled from. Weights are handed over as a Hugging
+Face folder in TMPDIR, where the server must find it too. Each time the server is told a new name for its weights. If
+it says another one when it has answered, someone else has given it weights, and the answers are refused.
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryDirectory
+from typing import Annotated, Any
+from uuid import uuid4
 
-from triptych.engine.adapters import learnt
+import httpx2
+from pydantic import AfterValidator, PlainSerializer
+
+from triptych.display import one_line
+from triptych.engine import distributed
+from triptych.engine.adapters import adapted, plain_copy, take_over
 from triptych.engine.device import compute_dtype
 from triptych.engine.forward import Model
+from triptych.engine.models import save_weights
 from triptych.engine.request import Completion
 from triptych.engine.sampler import Sampler
 from triptych.engine.sampling import End, Sampling, ending
+from triptych.engine.vllm_server import VllmServer, interpreter
 from triptych.errors import ModelError
 
-SHARE = 0.35
-"""Of the device's memory; the rest is for training."""
+PARALLEL = 64
+"""Prompts that are asked at a time."""
+ANSWERING = 3600.0
+"""Seconds in which a prompt must be answered; it may wait for others first."""
+def _place(value: str) -> str:
+    if is_address(value):
+        with suppress(httpx2.InvalidURL):
+            if httpx2.URL(value).host:
+                return value.rstrip("/")
+    elif value == "slots" or Path(value).name == "vllm":
+        return value
+    raise ValueError("must be slots, vllm, the path of vLLM's program (.../bin/vllm), or http://HOST:PORT of a server")
+
+
+SamplerPlace = Annotated[
+    str, AfterValidator(_place), PlainSerializer(lambda place: place if place == "slots" else "vllm", when_used="json")
+]
+"""Our engine's "slots"; or vLLM: its program or an address. Where it is changes no result, and is not written down."""
+
+
+def is_address(place: str) -> bool:
+    """Whether it names a server that is there already."""
+    return place.startswith(("http://", "https://"))
+
+
+def verify_place(place: str) -> None:
+    """Finds out before any work whether what is to sample is there.
+
+    Raises:
+        ModelError: it is not.
+    """
+    if is_address(place):
+        with _Client(place) as client:
+            client.get("/weight_info")
+    elif place != "slots":
+        interpreter(place)
 
 
 class VllmSampler(Sampler):
-    """An engine of vLLM that writes answers with the weights of a model in training.
+    """A server of vLLM that writes answers with the weights of a model in training.
 
     Args:
+        place: vLLM's program, from which a server is started, or the address of one.
         folder: the Hugging Face folder that the model was loaded from.
     """
 
-    def __init__(self, folder: Path) -> None:
-        # In this process, so that weights are handed over as they are and not through a pipe.
-        os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
-        try:
-            import vllm
-        except ImportError as error:
-            raise ModelError("improve.sampler is vllm, which is not installed: pip install vllm") from error
-        self._parameters = vllm.SamplingParams
-        self._engine: Any = vllm.LLM(
-            model=str(folder), dtype=str(compute_dtype()).removeprefix("torch."), skip_tokenizer_init=True,
-            gpu_memory_utilization=SHARE, logprobs_mode="processed_logprobs",
-        )
+    def __init__(self, place: str, folder: Path) -> None:
+        self._server: VllmServer | None = None
+        self._weights = ""
+
+        def reach() -> str:
+            if is_address(place):
+                return place
+            self._server = VllmServer(place, folder)
+            return self._server.address
+
+        self._client = _Client(distributed.on_first(reach), self._server.log if self._server else None)
+
+    def close(self) -> None:
+        """Ends the server if it was started here."""
+        self._client.close()
+        if self._server is not None:
+            self._server.close()
 
     def load_weights(self, model: Model) -> None:
-        """Takes over what the model has learnt; what was computed with the old weights is forgotten."""
-        weights = list(learnt(model))
-        self._engine.apply_model(lambda engine: engine.load_weights(weights))
-        self._engine.reset_prefix_cache()
+        """Hands over the whole model, with what its adapters learnt; what was computed before is forgotten."""
+        plain = plain_copy(model, compute_dtype())
+        if adapted(model):
+            take_over(plain, model)
+        self._weights = distributed.on_first(lambda: self._hand_over(plain))
+
+    def _hand_over(self, plain: Model) -> str:
+        name = uuid4().hex
+        with TemporaryDirectory(prefix="triptych-weights-") as folder:
+            save_weights(plain, Path(folder))
+            self._client.post("/collective_rpc", {"method": "reload_whole", "kwargs": {"folder": folder}})
+        self._client.post("/reset_prefix_cache", {})
+        self._client.post("/update_weight_version", {"new_version": name})
+        return name
 
     def generate(
         self, prompts: Sequence[Sequence[int]], end: End, sampling: Sampling, *, n: int, numbers: Sequence[int],
         watch: Callable[[int, int], None],
     ) -> list[list[Completion]]:
         """As :func:`triptych.engine.generation.generate`; the noise belongs to seed and request here too."""
-        asked = [{"prompt_token_ids": list(prompt)} for prompt in prompts]
-        settings = [
-            self._parameters(
-                n=n, max_tokens=sampling.max_tokens, temperature=sampling.temperature, top_p=sampling.top_p,
-                seed=(sampling.seed * 1_000_003 + number * n) % 2**31, stop_token_ids=list(ending(end)),
-                ignore_eos=True, logprobs=0, detokenize=False,
+        ends = ending(end)
+
+        def ask(prompt: Sequence[int], number: int) -> list[Completion]:
+            reply = self._client.post("/v1/completions", {
+                "prompt": list(prompt), "n": n, "max_tokens": sampling.max_tokens, "temperature": sampling.temperature,
+                "top_p": sampling.top_p, "seed": (sampling.seed * 1_000_003 + number * n) % 2**31,
+                "stop_token_ids": list(ends), "ignore_eos": True, "logprobs": 0, "return_token_ids": True,
+            })
+            try:
+                return [_completion(choice, ends) for choice in sorted(reply["choices"], key=lambda one: one["index"])]
+            except (KeyError, TypeError, ValueError):
+                raise ModelError(f"{self._client.address}: its answers are not those of vLLM 0.32") from None
+
+        groups: list[list[Completion]] = []
+        sampled = 0
+        with ThreadPoolExecutor(PARALLEL) as pool:
+            for group in pool.map(ask, prompts, numbers):
+                groups.append(group)
+                sampled += sum(len(completion.tokens) for completion in group)
+                watch(len(groups) * n, sampled)
+        if self._client.get("/weight_info").get("weight_version") != self._weights:
+            raise ModelError(
+                f"{self._client.address}: someone else has given it weights meanwhile; a run needs a server of its own"
             )
-            for number in numbers
-        ]
-        outputs = self._engine.generate(asked, settings, use_tqdm=False)
-        groups = [[_completion(answer, ending(end)) for answer in output.outputs] for output in outputs]
-        watch(len(prompts) * n, sum(len(completion.tokens) for group in groups for completion in group))
         return groups
 
 
-def pooled(folder: Path, rows: Sequence[Sequence[int]]) -> list[list[float]]:
-    """`[N, K]` outputs of a reward model's folder in float32, as vLLM reads them at the last token of each row.
+class _Client:
+    """Asks a server; whatever goes wrong is an error that names it, and the log of one that was started here."""
 
-    `problem_type: regression` in the folder's config keeps vLLM from an activation of its own.
-    """
-    import vllm
+    def __init__(self, address: str, log: Path | None = None) -> None:
+        self.address, self._log = address, log
+        # What is in the same machine or cluster needs no proxy.
+        self._http = httpx2.Client(
+            base_url=address, trust_env=False, timeout=httpx2.Timeout(ANSWERING, connect=30),
+            limits=httpx2.Limits(max_connections=PARALLEL),
+        )
 
-    engine: Any = vllm.LLM(
-        model=str(folder), runner="pooling", convert="classify", dtype="float32", skip_tokenizer_init=True,
-        gpu_memory_utilization=SHARE, enforce_eager=True,
-    )
-    outputs = engine.classify([{"prompt_token_ids": list(row)} for row in rows], use_tqdm=False)
-    return [list(output.outputs.probs) for output in outputs]
+    def __enter__(self) -> _Client:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Closes the connections."""
+        self._http.close()
+
+    def get(self, path: str) -> dict[str, Any]:
+        """What stands there."""
+        return self._sent("GET", path)
+
+    def post(self, path: str, body: Mapping[str, object]) -> dict[str, Any]:
+        """What it replies."""
+        return self._sent("POST", path, json=body)
+
+    def _sent(self, method: str, path: str, **content: Any) -> dict[str, Any]:
+        try:
+            response = self._http.request(method, path, **content)
+            reply = response.json() if response.is_success else response.text
+        except (httpx2.HTTPError, OSError) as error:
+            log = f"; what it wrote is in {self._log}" if self._log else ""
+            raise ModelError(f"{self.address}: the sampler does not answer ({type(error).__name__}){log}") from None
+        except ValueError:
+            reply = ""
+        if not isinstance(reply, dict):
+            served = " (it is a server that `triptych sampler serve` starts?)" if response.status_code == 404 else ""
+            raise ModelError(f"{self.address}{path}: {response.status_code}{served} {one_line(reply)[:300]}".rstrip())
+        return reply
 
 
-def _completion(answer: Any, ends: Collection[int]) -> Completion:
+def _completion(choice: Mapping[str, Any], ends: Collection[int]) -> Completion:
     """vLLM's answer with the log-probability of each of its tokens."""
-    tokens = list(answer.token_ids)
-    logprobs = [float(candidates[token].logprob) for token, candidates in zip(tokens, answer.logprobs, strict=True)]
+    tokens = [int(token) for token in choice["token_ids"]]
+    logprobs = [float(value) for value in choice["logprobs"]["token_logprobs"]]
+    if len(tokens) != len(logprobs):
+        raise ValueError("a log-probability for each token")
     return Completion(tokens, logprobs, finished=bool(tokens) and tokens[-1] in ends)

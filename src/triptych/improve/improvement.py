@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import closing
 
 from pydantic import Field
 
@@ -57,9 +58,9 @@ def improve(
         feedback: the folder of the comparisons or of the thumbs that the method learns from; thumbs are by default
             those of `data`.
     """
-    loop = Loop(context, config, champion, data, reward, judge, round, limits)
-    method = method_of(config)(loop, config, feedback)
-    curve = loop.run(method.prepare, method.loss, method.unit, leave=method.detach, heldout=method.heldout)
+    with closing(Loop(context, config, champion, data, reward, judge, round, limits)) as loop:
+        method = method_of(config)(loop, config, feedback)
+        curve = loop.run(method.prepare, method.loss, method.unit, leave=method.detach, heldout=method.heldout)
     checkpoints = loop.checkpoints
     numbers = method.numbers(curve)
     return Improved(

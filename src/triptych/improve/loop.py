@@ -23,12 +23,13 @@ from triptych.engine.adapters import adapt, merged, trained
 from triptych.engine.curve import write_curve
 from triptych.engine.device import give_back
 from triptych.engine.models import load_policy, load_tokenizer, save
-from triptych.engine.rollout import Policy, divergence
+from triptych.engine.rollout import Policy, divergence, sampler_mismatch
 from triptych.engine.sampler import Sampler, SlotSampler
 from triptych.engine.sampling import Sampling
 from triptych.engine.scoring import Scorer, Scores, scored
 from triptych.engine.training import Curve, Loss, Optimization, Row, Step, shuffled, train
-from triptych.engine.vllm import VllmSampler
+from triptych.engine.vllm import SamplerPlace, VllmSampler
+from triptych.errors import ModelError
 from triptych.improve.advantages import priced
 from triptych.improve.checkpoints import JUDGED, UNLIMITED, Limits, PolicyCheckpoints, Watcher
 from triptych.pipeline.stage import StageContext
@@ -36,6 +37,10 @@ from triptych.records import Conversation, Prompt, Rollout
 from triptych.storage import Folder
 
 Batch = TypeVar("Batch")
+
+MISMATCH = 0.2
+"""Nats a token by which another engine's log-probabilities may differ from ours; bfloat16 alone makes 0.03 to 0.05."""
+
 
 class Improvement(Optimization):
     """What every method can be told.
@@ -51,7 +56,8 @@ class Improvement(Optimization):
         eval_prompts: how many of them.
         select: which of the watched policies is the candidate: the "best" on the validation prompts (the gate has
             prompts of its own) by the judge, or by the reward where no judge may watch; or the "last".
-        sampler: who writes the answers: the engine's own slots, or vLLM, where that is installed.
+        sampler: who writes the answers: the engine's own "slots", or a server of vLLM: its program, from which one is
+            started for the round, or the address of one that is there.
     """
 
     steps: int = Field(default=40, ge=1)
@@ -63,7 +69,7 @@ class Improvement(Optimization):
     eval_every: int = Field(default=10, ge=1)
     eval_prompts: int = Field(default=96, ge=8)
     select: Literal["best", "last"] = "best"
-    sampler: Literal["slots", "vllm"] = "slots"
+    sampler: SamplerPlace = "slots"
     learning_rate: float = Field(default=1e-6, gt=0)
     decay: Literal["cosine", "linear", "constant"] = "constant"
 
@@ -211,12 +217,17 @@ class Loop:
         self.load = partial(load_policy, folder, attention=attention.NAME)
         self.model: Any = self.load()
         adapt(self.model, config.lora, self.seed, folder)
-        # One engine of vLLM for both: it takes a share of the device's memory.
+        # One server for both, whose weights change with the author.
         sampler: Callable[[], Sampler] = (
-            cache(partial(VllmSampler, folder)) if config.sampler == "vllm" else SlotSampler
+            SlotSampler if config.sampler == "slots" else cache(partial(VllmSampler, config.sampler, folder))
         )
         self.policy = Policy(self.model, self.tokenizer, sampler)
         self.reference = Policy(self.load(frozen=True), self.tokenizer, sampler)
+
+    def close(self) -> None:
+        """Ends the server that the round started."""
+        self.policy.close()
+        self.reference.close()
 
     @cached_property
     def lines(self) -> dict[str, int]:
@@ -336,6 +347,8 @@ class Loop:
             "validation_kl": divergence(self.policy, self.reference, groups),
             "validation_length": sum(len(group[0].tokens) for group in groups) / len(groups),
         }
+        if self.config.sampler != "slots":
+            numbers["validation_mismatch"] = self._compared(groups)
         if self.reward is not None:
             numbers["validation_reward"] = sum(self.reward.score(conversations)) / len(groups)
         else:
@@ -344,6 +357,19 @@ class Loop:
             numbers[JUDGED] = self.judge.score(conversations)
             numbers["validation_judge"] = sum(numbers[JUDGED]) / len(groups)
         return numbers
+
+    def _compared(self, groups: Sequence[Sequence[Rollout]]) -> float:
+        """How far another engine's log-probabilities are from ours, before they are learnt from.
+
+        Raises:
+            ModelError: too far: it has other weights, or computes something else.
+        """
+        mismatch = sampler_mismatch(self.policy, groups)
+        said = f"the sampler's log-probabilities differ from our forward pass by {mismatch:.2g} nats a token on average"
+        if not mismatch <= MISMATCH:
+            raise ModelError(f"{said}, more than {MISMATCH}: it has other weights, or computes another model")
+        self.context.progress.say(said)
+        return mismatch
 
 
 def reused(prepare: Callable[[int], Step[Batch]], times: int) -> Callable[[int], Step[Batch]]:

@@ -45,7 +45,7 @@ class Ppo(OnPolicy):
 
     @model_validator(mode="after")
     def _own_sampler(self) -> Self:
-        if self.sampler == "vllm" or self.lora is not None:
+        if self.sampler != "slots" or self.lora is not None:
             raise ValueError("ppo trains a value head with the policy, which works without vllm and without lora")
         return self
 

@@ -40,6 +40,7 @@ from triptych.engine.device import compute_dtype, device
 from triptych.engine.forward import packs
 from triptych.engine.inspection import inspect
 from triptych.engine.parity import take_attention
+from triptych.engine.vllm import verify_place
 from triptych.errors import DataError, Fault, ModelError, RecipeError, ReleaseError, TriptychError
 from triptych.evaluate.answers import portions_of
 from triptych.evaluate.measurement import few_shot
@@ -136,6 +137,11 @@ def check(path: Path, overrides: Sequence[str] = (), reward: Path | None = None)
                 check_signing(recipe.release.sign)
             except ReleaseError as error:
                 findings.problems.append(str(error))
+        for settings in (recipe.improve.method, *recipe.compare):
+            try:
+                verify_place(settings.sampler)
+            except ModelError as error:
+                findings.problems.append(f"improve.sampler: {error}")
         if recipe.storybook is not None:
             asked = tasks.prompts(recipe.seed, SOME_ROWS)
             drawn = [Conversation(prompt, exemplary(prompt, recipe.seed)) for prompt in asked]
