@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 import copy
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from pydantic import ValidationError
-from torch import Tensor, nn
+from torch import Tensor
 
 from conftest import some_tokens, tiny, with_our_attention
 from test_distributed import FINETUNING, GRPO, REWARD, adapted, context, write_data
 from triptych.base.pretraining import Pretraining
 from triptych.engine import attention, training
-from triptych.engine.adapters import Lora, adapt, merged, plain_copy, take_over
+from triptych.engine.adapters import Lora, adapt, learnt_adapters, plain_copy, take_over
 from triptych.engine.checkpoint import Checkpoint
 from triptych.engine.curve import read_curve
 from triptych.engine.device import autocast
 from triptych.engine.forward import answer_logprobs, head_outputs, pack_answers
+from triptych.engine.inspection import trunk_of
 from triptych.engine.models import load_policy, load_reward
 from triptych.engine.packing import Pack, Segment
 from triptych.engine.scoring import RewardModel
@@ -42,6 +42,14 @@ def model_of(family: str = "llama", **more: Any) -> Any:
 def logprobs(model: Any) -> Tensor:
     with autocast():
         return answer_logprobs(model, pack_answers(ROWS, "cpu"))[0]
+
+
+def merged(model: Any, trunk: Any) -> Any:
+    """The plain model that what it has learnt makes of its trunk."""
+    plain = copy.deepcopy(trunk)
+    learnt_adapters(model).add_to(plain)
+    learnt_adapters(model).give_head(plain)
+    return plain
 
 
 def learn_something(model: Any) -> None:
@@ -73,7 +81,7 @@ def test_merged_and_sampled_from_is_the_adapted_model(family: str) -> None:
     assert float((expected - logprobs(plain)).abs().max()) > 0.1
     sampler = plain_copy(model, torch.float32)
     take_over(sampler, model)
-    for other in (merged(model, partial(copy.deepcopy, plain)), sampler):
+    for other in (merged(model, plain), sampler):
         torch.testing.assert_close(logprobs(other), expected, rtol=0, atol=1e-5)
         assert list(other.state_dict()) == list(plain.state_dict())
         assert not any(type(part).__module__.startswith("peft") for part in other.modules())
@@ -116,7 +124,7 @@ def test_tokens_that_were_added_are_trained_and_no_other_row_is(tied: bool) -> N
         lambda batch: training.Loss(-answer_logprobs(model, batch)[0].sum()),
         Optimization(learning_rate=0.05, weight_decay=0.5), checkpoint=None, progress=Silent(),
     )
-    after = merged(model, lambda: copy.deepcopy(plain))
+    after = merged(model, plain)
     with torch.no_grad():
         both, _ = answer_logprobs(after, pack_answers([([3, 4, start], [[5, 6, end], [5, 6, start]])], "cpu"))
     assert float(both[2] - both[5]) > 0.1
@@ -131,7 +139,7 @@ def test_tokens_that_were_added_are_trained_and_no_other_row_is(tied: bool) -> N
 
 
 @pytest.mark.usefixtures("float32")
-def test_every_stage_learns_with_adapters_and_leaves_a_plain_model(policy_folder: Path, tmp_path: Path) -> None:
+def test_every_stage_learns_with_adapters_and_leaves_these_alone(policy_folder: Path, tmp_path: Path) -> None:
     write_data(tmp_path)
     finetune(context(tmp_path, "instruct"), adapted(FINETUNING), policy_folder, tmp_path)
     train_reward(context(tmp_path, "reward"), adapted(REWARD), policy_folder, tmp_path)
@@ -145,7 +153,8 @@ def test_every_stage_learns_with_adapters_and_leaves_a_plain_model(policy_folder
         output = tmp_path / stage / "output"
         after: Any = load_reward(output / "model", fresh=False) if stage == "reward" else load_policy(output / "model")
         assert "peft" not in (output / "model" / "config.json").read_text()
-        assert not list((output / "model").glob("adapter*"))
+        assert [path.name for path in (output / "model").glob("*.safetensors")] == ["adapter_model.safetensors"]
+        assert trunk_of(output / "model") == (policy_folder / "model").resolve()
         changes = {
             name: weight - before.get_parameter(name) for name, weight in after.named_parameters()
             if name != "score.weight"
@@ -167,14 +176,13 @@ def test_an_adapted_reward_model_scores_as_the_merged_one() -> None:
     with torch.no_grad():
         model.score.weight.mul_(2)
         pack = Pack([Segment(some_tokens(5, 1)), Segment(some_tokens(8, 2))], "cpu")
-        mine, theirs = (head_outputs(each, pack)[:, 0] for each in (model, merged(model, lambda: plain)))
+        mine, theirs = (head_outputs(each, pack)[:, 0] for each in (model, merged(model, plain)))
     torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-5)
 
 
 def test_no_adapter_leaves_the_model_alone() -> None:
     model = model_of()
     adapt(model, None, seed=1)
-    assert merged(model, lambda: nn.Identity()) is model
     assert all(weight.requires_grad for weight in model.parameters())
     assert model.config._attn_implementation == attention.NAME
 

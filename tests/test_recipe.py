@@ -138,6 +138,16 @@ def test_a_wrong_field_is_named_as_the_recipe_has_it(path: Path, override: str, 
     assert problem.startswith(f"--set {override}: {message}")
 
 
+def test_adapters_are_released_where_every_stage_has_them(path: Path) -> None:
+    overrides = ["release.form=adapters"]
+    for stage, field in (("instruct", "instruct.lora"), ("improve", "improve.lora"),
+                         ("reward", "reward.parts.0.reward.lora")):
+        with pytest.raises(RecipeError, match=f"release.form is adapters, and {stage} is trained whole: give it `lora"):
+            load(path, overrides)
+        overrides.append(f"{field}={{}}")
+    assert load(path, overrides).release.form == "adapters"
+
+
 def test_a_line_of_the_file_is_named(path: Path) -> None:
     path.write_text(RECIPE.replace("error: 0.1", "eror: 0.1").replace("method: dpo", "method: dpo, nl: 1"))
     with pytest.raises(RecipeError) as caught:

@@ -27,17 +27,21 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from triptych.api import merge
 from triptych.data import template
 from triptych.display import printable
 from triptych.engine import models
+from triptych.engine.adapter_folder import rename_trunk
+from triptych.engine.adapters import Lora, adapt
 from triptych.engine.device import hardware
 from triptych.engine.inspection import WEIGHTS
 from triptych.engine.rollout import Policy
 from triptych.engine.sampling import Sampling
-from triptych.errors import ModelError, ReleaseError
-from triptych.records import Comparison, Prompt, user
+from triptych.engine.scoring import RewardModel
+from triptych.errors import ModelError, ReleaseError, RunError
+from triptych.records import Comparison, Conversation, Prompt, user
 from triptych.release.family import Shown, assemble
-from triptych.release.lineage import ROLES, DataFile, Lineage, Parent, Role
+from triptych.release.lineage import ROLES, DataFile, Lineage, Parent, ReleaseForm, Role
 from triptych.release.signature import Signing
 from triptych.release.verification import verify
 from triptych.report.summary import (
@@ -89,6 +93,25 @@ def train(folder: Path) -> dict[Role, Path]:
     models.save(reward, shared, paths["reward"])
     for path in paths.values():
         (path / "metrics.jsonl").write_text('{"seconds": 12.5}\n')
+    return paths
+
+
+def train_adapted(folder: Path) -> dict[Role, Path]:
+    """The same, but that Instruct and Reward are adapters over the Base, which generates otherwise than they do."""
+    paths = train(folder)
+    shared = tokenizer()
+    for role in ("instruct", "reward"):
+        shutil.rmtree(paths[role])
+        model: Any = (models.load_policy(paths["base"]) if role == "instruct"
+                      else models.load_reward(paths["base"], fresh=True, seed=1))
+        adapt(model, Lora(rank=2, alpha=4), seed=len(role))
+        with torch.no_grad():
+            for name, weight in model.named_parameters():
+                if "lora_B" in name:
+                    weight.copy_(torch.randn_like(weight))
+            if role == "reward":
+                model.score.weight.mul_(50)
+        models.save(model, shared, paths[role], trunk="base")
     return paths
 
 
@@ -193,7 +216,7 @@ SHOWN = Shown(
 
 def release(
     folder: Path, paths: dict[Role, Path], numbers: Summary | None = None, decoding: Sampling = GREEDY,
-    signing: Signing | None = None, dtype: torch.dtype = torch.float32,
+    signing: Signing | None = None, dtype: torch.dtype = torch.float32, form: ReleaseForm = "merged",
 ) -> Path:
     assemble(
         folder,
@@ -208,6 +231,7 @@ def release(
         datasets=["someone/questions"],
         decoding=decoding,
         dtype=dtype,
+        form=form,
         signing=signing,
     )
     return folder
@@ -272,6 +296,50 @@ print(json.dumps(texts))
     texts = json.loads(run_without_triptych(tmp_path, everything, HF_HUB_CACHE=str(hub), HF_HUB_OFFLINE="1"))
     assert [printable(text).replace("\t", "    ") for text in texts] == said
     assert len(set(said)) == 4, "greedy and sampled answers differ, the others do not"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_adapters_are_released_over_the_base_and_do_what_the_merged_models_do(
+    tmp_path: Path, dtype: torch.dtype
+) -> None:
+    paths = train_adapted(tmp_path / "trained")
+    models.cast(paths["base"], dtype)  # as the parent is stored
+    folder = release(tmp_path / "adapters", paths, dtype=dtype, form="adapters")
+    plain = release(tmp_path / "merged", paths, dtype=dtype)
+    assert verify(folder) == []
+    assert sorted(str(path.relative_to(folder)) for path in folder.rglob("*.safetensors")) == [
+        "base/model.safetensors", "instruct/adapter_model.safetensors", "reward/adapter_model.safetensors"
+    ]
+    for role in ROLES:
+        program = code(folder / role / "README.md")
+        said = printed(folder / role / "README.md")
+        assert printable(run_without_triptych(folder / role, program)) == said
+        assert ("from peft import PeftModel" in program) == (role != "base")
+    assert "triptych merge" in (folder / "README.md").read_text()
+    assert "peft" not in "".join(path.read_text() for path in plain.rglob("README.md"))
+    conversations = [Conversation(Prompt.of("Who are you?"), answer) for answer in ANSWERS]
+    scores = [RewardModel(place / "reward", precise=True).raw(conversations) for place in (folder, plain)]
+    assert max(scores[0]) - min(scores[0]) > 1
+    assert scores[0] == pytest.approx(scores[1], abs=1e-4 if dtype == torch.float32 else 0.5)
+    assert [place.name for place in plain.rglob("adapter*")] == []
+    made_plain = merge(folder, tmp_path / "plain")
+    for role in ROLES:
+        assert (made_plain / role / WEIGHTS).read_bytes() == (plain / role / WEIGHTS).read_bytes()
+        models.load_tokenizer(made_plain / role)
+    assert not list(made_plain.rglob("README.md")) + list(made_plain.rglob("manifest*"))
+    with pytest.raises(RunError, match="exists"):
+        merge(folder, made_plain)
+    with pytest.raises(ModelError, match="no model here is adapters"):
+        merge(plain, tmp_path / "again")
+
+
+def test_adapters_over_another_model_than_the_base_are_released_merged(tmp_path: Path) -> None:
+    paths = train_adapted(tmp_path)
+    shutil.copytree(paths["base"], tmp_path / "other")
+    rename_trunk(paths["reward"], "other")
+    with pytest.raises(ReleaseError, match=r"its adapters are of .*other, and not of the Base; release it merged"):
+        release(tmp_path / "release", paths, form="adapters")
+    assert verify(release(tmp_path / "merged", paths)) == []
 
 
 def test_the_rewards_code_scores_the_same_on_either_side(made: Path) -> None:

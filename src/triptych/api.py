@@ -40,9 +40,12 @@ from triptych.data.source import is_data_file
 from triptych.data.splits import decontaminate, prompt_of
 from triptych.dataset.preparation import divided
 from triptych.display import one_line
+from triptych.engine.adapter_folder import model_digests
 from triptych.engine.checkpoint import checkpoint_seconds
 from triptych.engine.device import settle
 from triptych.engine.hub import downloaded
+from triptych.engine.inspection import ADAPTER
+from triptych.engine.merging import merge as merge_model
 from triptych.engine.perplexity import bits_per_byte
 from triptych.engine.rollout import Policy
 from triptych.engine.sampling import Sampling, own_sampling
@@ -63,13 +66,14 @@ from triptych.pipeline.stage import StageContext
 from triptych.progress import Progress, Terminal
 from triptych.recipe import Recipe, load
 from triptych.records import Comparison, Prompt, Record, Thumb
+from triptych.release.verification import OWN
 from triptych.report.page import render_audit, render_gate
 from triptych.report.summary import AuditSummary, MethodComparison, Sample, SampleAnswer, Summary
 from triptych.reward.training import PairwiseReward, RewardTrained
 from triptych.reward.training import train_reward as train_pairwise
 from triptych.reward.trust import Trust
 from triptych.reward_names import Ask, open_named
-from triptych.storage import digests, make_folder, read_object, replace_folder, write_whole
+from triptych.storage import PARTIAL, entries, make_folder, read_object, replace_folder, write_whole
 
 Place = str | Path
 """A file or a folder."""
@@ -99,7 +103,7 @@ class Trained(Generic[R_co]):
 
     @property
     def model(self) -> Path:
-        """A plain Hugging Face folder."""
+        """A Hugging Face folder: a plain one, or with `lora` adapters over the model that was given (see `merge`)."""
         return self.folder / "model"
 
     @property
@@ -567,6 +571,40 @@ def open_reward(
     return open_named(name, ask=ask, key_env=key_env, models=models, cache=cache, trust=trust)
 
 
+def merge(source: Place, output: Place) -> Path:
+    """Makes plain folders of models that are adapters over a trunk; their numbers are as the trunk's were stored.
+
+    At most one file of weights is held at once.
+
+    Args:
+        source: what a stage with `lora` left, or any folder that holds such models, as a release: all of it is written
+            then, but for its cards and its manifest, which tell of adapters.
+        output: the folder that is made.
+
+    Raises:
+        ModelError: there are no adapters, or their trunk is not there.
+        RunError: `output` exists.
+    """
+    folder, target = Path(source).expanduser(), Path(output)
+    if target.exists():
+        raise RunError(f"{target} exists; give another output")
+    folder = folder / "model" if (folder / "model" / ADAPTER).is_file() else folder
+    adapted = [path.parent for path in entries(folder) if path.name == ADAPTER] if folder.is_dir() else []
+    if not adapted:
+        raise ModelError(f"{folder}: no model here is adapters, so there is nothing to merge")
+    partial = target.with_name(target.name + PARTIAL)
+    shutil.rmtree(partial, ignore_errors=True)
+    for path in entries(folder):
+        kept = path.is_file() and path.name != "README.md" and path.parent not in adapted
+        if kept and not (path.parent == folder and path.name in OWN):
+            make_folder((partial / path.relative_to(folder)).parent)
+            shutil.copyfile(path, partial / path.relative_to(folder))
+    for model in adapted:
+        merge_model(model, partial / model.relative_to(folder))
+    replace_folder(partial, target)
+    return target
+
+
 class _Work:
     """A stage alone: a folder to work in beside the output, which gets its name when everything is in it.
 
@@ -584,7 +622,7 @@ class _Work:
             raise RunError(f"{self.output} exists; give another output, or delete it to compute it again")
         weights = {
             f"{name}/{file}": digest
-            for name, place in models.items() for file, digest in digests(_model(place)).items()
+            for name, place in models.items() for file, digest in model_digests(_model(place)).items()
         }
         rows = {name: [files.json_line(row) for row in rows] for name, rows in content.items()}
         asked = [stage, seed, config.model_dump(mode="json"), rows, values]

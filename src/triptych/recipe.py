@@ -30,6 +30,7 @@ from triptych.data.source import Reading, Source, dataset_name, is_address
 from triptych.data.template import Argument
 from triptych.dataset.preparation import DataPreparation, Splits
 from triptych.engine.hub import ModelPlace
+from triptych.engine.training import Optimization
 from triptych.errors import RecipeError
 from triptych.evaluate.answers import Answering
 from triptych.evaluate.decoding import Decoding
@@ -41,6 +42,7 @@ from triptych.improve.loop import Improvement
 from triptych.improve.registry import METHODS, AnyMethod, method_of
 from triptych.instruct.finetuning import Finetuning
 from triptych.people.questions import Asking, Form
+from triptych.release.lineage import ReleaseForm
 from triptych.release.signature import Signing
 from triptych.reward.endpoint import Endpoint
 from triptych.reward.judge import JudgeReward
@@ -338,12 +340,14 @@ class Publication(Config):
     """How the family is published.
 
     Attributes:
+        form: three plain models, or the Base with adapters for Instruct and Reward, where all is trained with `lora`.
         sign: with what; by default the release is not signed.
     """
 
     version: str = "1.0"
     license: str = "other"
     language: str = "en"
+    form: ReleaseForm = "merged"
     sign: Signing | None = None
 
 
@@ -437,11 +441,22 @@ class Recipe(Config):
                              "name comparisons ([{file: ...}]), or set reward.audit.required: false")
         if isinstance(judge, TakenReward) and judge.from_.path in [part.from_.path for part in taken]:
             raise ValueError("gate.judge trains the policy too, and may take no part in training: name another")
+        if self.release.form == "adapters" and (whole := self.trained_whole):
+            raise ValueError(f"release.form is adapters, and {whole[0]} is trained whole: give it `lora: {{}}`, or "
+                             "release it merged")
         home = located("", info).resolve()
         for name, path in self.reward_files.items():
             if name.endswith(".py") and path.exists() and not path.resolve().is_relative_to(home):
                 raise ValueError(f"{name}: a function is taken only from the recipe's own folder, {home}")
         return self
+
+    @property
+    def trained_whole(self) -> list[str]:
+        """Which of the stages that the released models come from are trained without `lora`."""
+        trained: list[tuple[str, object]] = [("instruct", self.finetuning)]
+        trained += [("improve", self.improve.method)] if self.improve.rounds else []
+        trained += [("reward", part) for part in self.reward.model.within]
+        return [name for name, config in trained if isinstance(config, Optimization) and config.lora is None]
 
     @property
     def methods(self) -> dict[str, type[Improvement]]:

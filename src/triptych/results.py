@@ -311,7 +311,8 @@ def release(
         models=models, lineage=lineage, summary=summary, recipe=_recipe_digest(recipe),
         shown=_shown(family.data, feedback), language=recipe.release.language,
         datasets=sorted({dataset[0] for name in recipe.sources if (dataset := dataset_name(name))}),
-        decoding=family.decoding_of(champion, recipe.decoding), dtype=dtype, signing=recipe.release.sign,
+        decoding=family.decoding_of(champion, recipe.decoding), dtype=dtype, form=recipe.release.form,
+        signing=recipe.release.sign,
     )
     prove(artifacts)  # what was copied is what was written
     replace_folder(partial, folder)

@@ -11,6 +11,7 @@ from weakref import finalize
 from pydantic import ValidationError
 
 from triptych.configuration import Composed, Flat, complaints, load
+from triptych.engine.adapter_folder import model_digests
 from triptych.engine.hub import downloaded
 from triptych.engine.inspection import is_classifier
 from triptych.engine.scoring import Scorer
@@ -27,7 +28,6 @@ from triptych.reward.registry import Reward, open_reward, scorer_of
 from triptych.reward.taken import TakenReward
 from triptych.reward.taking import take_rewards
 from triptych.reward.trust import Trust
-from triptych.storage import digests
 
 Ask = Literal["score", "compare"]
 """What a language model is asked that is named alone."""
@@ -80,7 +80,7 @@ def open_named(
     contents = {
         f"{place}/{file}": digest
         for place, path in {"": folder, **(models or {})}.items() if path.is_dir()
-        for file, digest in digests(path).items()
+        for file, digest in model_digests(path).items()
     }
     identity = fingerprint("reward", contents, "")
     return open_reward(folder, identity=identity, models=models, cache=cache, trust=trust)

@@ -278,6 +278,26 @@ def audit(
 
 
 @app.command()
+def merge(
+    source: Annotated[
+        Path,
+        typer.Argument(
+            metavar="FOLDER", help="A model that is adapters, or a folder that holds such models, as a release.",
+            show_default=False,
+        ),
+    ],
+    output: Annotated[Path, typer.Argument(metavar="OUTPUT", help="The folder that is made.", show_default=False)],
+) -> None:
+    """Makes plain models of adapters and their trunk, one file of weights at a time.
+
+    Example: [bold]triptych merge runs/mine/release plain[/bold]
+    """
+    from triptych import api
+
+    say(str(api.merge(source, output)))
+
+
+@app.command()
 def verify(
     name: Annotated[
         str, typer.Argument(metavar="RELEASE", help="A release's folder, or a run in runs/.", show_default=False)

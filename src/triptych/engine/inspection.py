@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,6 +27,9 @@ from triptych.storage import entries, irregular, open_regular
 
 WEIGHTS = "model.safetensors"
 ADAPTER = "adapter_config.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+PREFIX = "base_model.model."
+"""What peft puts before the name of a layer."""
 INDEX = "model.safetensors.index.json"
 SETTINGS = (
     "config.json", "generation_config.json", "tokenizer_config.json", "processor_config.json",
@@ -78,17 +82,20 @@ class Stored(NamedTuple):
 def inspect(folder: Path) -> dict[str, Stored]:
     """Refuse a model folder that cannot be used, or not safely; nothing of it is executed.
 
-    Links may lead to places in the folder; of a revision in the Hub's cache also to the model's files there.
+    Links may lead to places in the folder; of a revision in the Hub's cache also to the model's files there. Of
+    adapters the trunk is looked over too.
 
     Returns:
-        The tensors that its weights hold, by name; of their files only the headers are read.
+        The tensors that its weights hold, by name; of their files only the headers are read. Of adapters those of the
+        plain model that they make of their trunk.
 
     Raises:
         ModelError: with the file and the reason.
     """
     if not folder.is_dir():
         raise ModelError(f"{one_line(folder)}: there is no such folder")
-    if (folder / ADAPTER).exists():
+    adapted = (folder / ADAPTER).exists()
+    if adapted and (not (folder / "config.json").exists() or (folder / WEIGHTS).exists() or (folder / INDEX).exists()):
         raise ModelError(
             f"{one_line(folder / ADAPTER)}: this is an adapter; name it as base.from, or merge it into its model first"
         )
@@ -97,10 +104,33 @@ def inspect(folder: Path) -> dict[str, Stored]:
             f"{one_line(folder)}: config.json is missing, so this is not a Hugging Face model folder"
         )
     config = _look_over(folder).get("config.json", {})
-    tensors = _tensors(folder, config.get("transformers_weights"))
+    tensors = _adapted_tensors(folder) if adapted else _tensors(folder, config.get("transformers_weights"))
     _check_layers(folder / "config.json", config, len(tensors))
     _check_vocabulary(folder, max((tensor.shape[0] for tensor in tensors.values() if tensor.shape), default=0))
     return tensors
+
+
+def trunk_of(folder: Path) -> Path:
+    """The plain folder of the weights that a model's adapters are added to; the folder itself where it has none.
+
+    Raises:
+        ModelError: the trunk is not there, or has adapters itself.
+    """
+    if not (folder / ADAPTER).exists():
+        return folder
+    shown = one_line(folder / ADAPTER)
+    name: str = adapter_settings(folder)["base_model_name_or_path"]
+    place = folder.resolve()
+    for above in (place, *place.parents):
+        trunk = above / name
+        if os.path.isfile(trunk / "config.json"):
+            if (trunk / ADAPTER).exists():
+                raise ModelError(f"{shown}: its trunk, {one_line(trunk)}, has adapters itself")
+            return trunk
+    raise ModelError(
+        f"{shown}: its trunk, {one_line(name)[:200]!r}, is no model's folder, neither as a whole path nor below this "
+        "folder or one above it; name the adapters as base.from where it is on the Hub"
+    )
 
 
 def adapter_settings(folder: Path) -> dict[str, Any]:
@@ -126,7 +156,7 @@ def inspect_adapter(folder: Path) -> tuple[dict[str, Any], dict[str, torch.Tenso
         ModelError: with the file and the reason.
     """
     settings = adapter_settings(folder)
-    weights = folder / "adapter_model.safetensors"
+    weights = folder / ADAPTER_WEIGHTS
     try:
         open_regular(weights).close()
         return settings, load_file(weights)
@@ -362,6 +392,13 @@ def _tensors(folder: Path, pointer: str | None) -> dict[str, Stored]:
                 said = f"says that {one_line(name)} is in {one_line(file)}, but it is not"
                 raise ModelError(f"{one_line(folder / INDEX)}: {said}")
     return tensors
+
+
+def _adapted_tensors(folder: Path) -> dict[str, Stored]:
+    """Those of the trunk, and of a reward the head that lies with the adapters."""
+    own = {name.removeprefix(PREFIX): (shape, dtype) for name, shape, dtype in _header(folder / ADAPTER_WEIGHTS)}
+    head = {name: Stored(ADAPTER_WEIGHTS, *content) for name, content in own.items() if name.startswith("score.")}
+    return inspect(trunk_of(folder)) | head
 
 
 def _index(folder: Path) -> dict[str, str]:

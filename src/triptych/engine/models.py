@@ -44,9 +44,11 @@ from triptych.data.template import end_token
 from triptych.deadline import within
 from triptych.display import one_line
 from triptych.engine import distributed
+from triptych.engine.adapter_folder import read_adapters, write_adapters
+from triptych.engine.adapters import Lora, adapt, adapted, is_adapters, learnt_adapters
 from triptych.engine.attention import NAME as OURS
 from triptych.engine.device import device
-from triptych.engine.inspection import INDEX, Stored, inspect, inspect_adapter, inspect_tokenizer
+from triptych.engine.inspection import INDEX, Stored, inspect, inspect_adapter, inspect_tokenizer, trunk_of
 from triptych.engine.parity import take_attention
 from triptych.engine.trunk import share_frozen
 from triptych.errors import ModelError
@@ -60,6 +62,10 @@ ADAPTER_FIELDS = (
     "rank_pattern", "alpha_pattern", "layers_to_transform", "layers_pattern", "exclude_modules",
 )
 """What of an adapter's settings says which weights it has and how they are added."""
+LABELS = ("num_labels", "id2label", "label2id")
+"""The settings of a reward's outputs."""
+SHARD = "5GB"
+"""The largest file of weights, which whoever merges or copies a model holds at once."""
 HEADS = re.compile(r"(lm_head|embed_out|score)\.(weight|bias)")
 """Of a model that is opened for its trunk, the head is not used."""
 
@@ -70,6 +76,7 @@ def load_policy(
     *,
     attention: str | None = None,
     frozen: bool = False,
+    merged: bool = True,
 ) -> PreTrainedModel:
     """A causal language model in evaluation mode, on the accelerator if there is one; no dropout is left in it.
 
@@ -78,13 +85,14 @@ def load_policy(
         dtype: what the weights are held in.
         attention: the name under which transformers knows the attention function; None for the one that transformers
             takes. Ours is taken where the model computes the same with it, as :mod:`triptych.engine.parity` finds.
-        frozen: it is not trained, and holds its weights as :mod:`triptych.engine.trunk` says.
+        frozen: it is not trained, and holds its weights as :mod:`triptych.engine.trunk` says; adapters lie beside them.
+        merged: whether the folder's adapters, if it has any, are added to the weights; else the model is their trunk.
 
     Raises:
         ModelError: if the folder is refused, weights are missing, or some are not finite.
     """
     tensors = inspect(folder)
-    model = _load(AutoModelForCausalLM, folder, tensors, attention=attention, dtype=dtype)
+    model = _load(AutoModelForCausalLM, folder, tensors, attention=attention, merged=merged and not frozen, dtype=dtype)
     _refuse_non_finite(folder, model)
     return _freeze(model, folder) if frozen else model
 
@@ -134,6 +142,7 @@ def load_reward(
     dtype: torch.dtype = torch.float32,
     attention: str | None = None,
     frozen: bool = False,
+    merged: bool = True,
 ) -> PreTrainedModel:
     """A reward model in evaluation mode: a trunk and a linear head, `[B, T]` to `[B, labels]`; without dropout.
 
@@ -145,7 +154,7 @@ def load_reward(
         outputs: names of a fresh head's outputs, `id2label` of its config.
         seed: of the fresh head; nothing else is drawn, and the global random state stays as it was.
         dtype: what the weights are held in.
-        attention, frozen: as in :func:`load_policy`.
+        attention, frozen, merged: as in :func:`load_policy`; the head is the folder's own all the same.
 
     Raises:
         ModelError: if the folder is refused, weights are missing or not finite, or its tokenizer has no
@@ -164,6 +173,7 @@ def load_reward(
             tensors,
             fresh=fresh,
             attention=attention,
+            merged=merged and not frozen,
             dtype=dtype,
             **(labels if fresh else {}),
         )
@@ -272,8 +282,12 @@ def save(
     generation: GenerationConfig | None = None,
     *,
     dtype: torch.dtype | None = None,
+    trunk: str = "",
 ) -> None:
-    """Write a plain Hugging Face folder; the same weights give the same bytes. Of several ranks the first writes.
+    """Write a Hugging Face folder; the same weights give the same bytes. Of several ranks the first writes.
+
+    It is a plain one; of a model with adapters it holds these in place of weights (see
+    :mod:`triptych.engine.adapter_folder`).
 
     Args:
         model: a causal language model or a reward model; it stays as it is.
@@ -282,6 +296,7 @@ def save(
         generation: how the model generates by default; its own settings if None. Padding is the tokenizer's, and so is
             the end token, beside those that the model ends at too.
         dtype: what the weights are written in; the model's own if None.
+        trunk: what names the folder of the weights that adapters are added to.
 
     Raises:
         ModelError: if weights are not finite, or settings contradict one another.
@@ -296,7 +311,12 @@ def save(
         model.config = copy.deepcopy(config)
         _tell_tokens(model.config.get_text_config(), tokenizer)
         with quiet():
-            model.save_pretrained(folder, state_dict=_cast(model.state_dict(), dtype))
+            if adapted(model):
+                model.config.architectures = [type(model).__name__]
+                model.config.save_pretrained(folder)
+                write_adapters(folder, learnt_adapters(model), trunk)
+            else:
+                model.save_pretrained(folder, state_dict=_cast(model.state_dict(), dtype), max_shard_size=SHARD)
             if model.can_generate():
                 settings = copy.deepcopy(generation or model.generation_config)
                 if settings.eos_token_id is None:
@@ -317,8 +337,8 @@ def save(
         model.config = config
     for weights in folder.glob("*.safetensors"):  # written for the owner alone, unlike the other files
         weights.chmod((folder / "config.json").stat().st_mode)
-    _mend(folder / "config.json", {"dtype": str(dtype).removeprefix("torch.")})
-    _mend(
+    mend(folder / "config.json", {"dtype": str(dtype).removeprefix("torch.")})
+    mend(
         folder / "tokenizer_config.json",
         # The first two say how it was loaded here. The class name is the one that transformers 4 knows too. A batch of
         # prompts is padded on the left, where the answers' tokens follow; a reward is read the same on either side.
@@ -347,8 +367,8 @@ def cast(folder: Path, dtype: torch.dtype) -> None:
         file.chmod(mode)
     if (folder / INDEX).exists():
         index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
-        _mend(folder / INDEX, {"metadata": index["metadata"] | {"total_size": size}})
-    _mend(folder / "config.json", {"dtype": str(dtype).removeprefix("torch.")})
+        mend(folder / INDEX, {"metadata": index["metadata"] | {"total_size": size}})
+    mend(folder / "config.json", {"dtype": str(dtype).removeprefix("torch.")})
 
 
 def end_tokens(tokenizer: PreTrainedTokenizerFast, known: int | Sequence[int] | None) -> tuple[int, ...]:
@@ -365,8 +385,8 @@ def end_tokens(tokenizer: PreTrainedTokenizerFast, known: int | Sequence[int] | 
 
 
 def parameters(model: PreTrainedModel) -> int:
-    """How many numbers the model has learnt, tied weights counted once."""
-    return sum(weights.numel() for weights in model.parameters())
+    """How many numbers the model has learnt, tied weights counted once; adapters are no part of the plain model."""
+    return sum(weights.numel() for name, weights in model.named_parameters() if not is_adapters(name))
 
 
 @contextmanager
@@ -387,15 +407,21 @@ def quiet() -> Iterator[None]:
 
 def _load(
     family: Any, folder: Path, tensors: Mapping[str, Stored], *, attention: str | None, fresh: bool = False,
-    **settings: Any,
+    merged: bool = True, **settings: Any,
 ) -> PreTrainedModel:
-    """The model; with `fresh` its head is not read."""
+    """The model; with `fresh` its head is not read, and without `merged` no adapter is added."""
     shown = one_line(folder)
     settings["attn_implementation"] = None if attention == OURS else attention
-    tied = set(_rehearse(family, folder, tensors, fresh=fresh, **settings).all_tied_weights_keys)
+    rehearsed = _rehearse(family, folder, tensors, fresh=fresh, **settings)
+    tied = set(rehearsed.all_tied_weights_keys)
+    adapters = read_adapters(folder)
+    if adapters is not None:  # the settings are the folder's own, whatever its trunk says
+        settings = {name: value for name, value in settings.items() if name not in LABELS} | {
+            "config": rehearsed.config
+        }
     with _refusing(f"{shown}: the model cannot be loaded"), quiet():
         model: PreTrainedModel = family.from_pretrained(
-            folder,
+            trunk_of(folder),
             trust_remote_code=False,
             use_safetensors=True,
             local_files_only=True,
@@ -406,6 +432,14 @@ def _load(
         raise ModelError(
             f"{shown}: {_few(untied)} is not the same as what it is tied to by tie_word_embeddings in config.json"
         )
+    if adapters is not None:
+        with _refusing(f"{shown}: its adapters do not fit its trunk"), quiet():
+            if not fresh:
+                adapters.give_head(model)
+            if merged:
+                adapters.add_to(model)
+            if model.can_generate():
+                model.generation_config = GenerationConfig.from_pretrained(folder, local_files_only=True)
     _without_dropout(model)
     model = model.to(device()).eval()
     if attention == OURS:
@@ -420,7 +454,7 @@ def _rehearse(
     """Loads shapes alone, and refuses what does not match: names, shapes, and what would be allocated besides."""
     shown = one_line(folder)
     refusing = _refusing(f"{shown}: the model cannot be loaded")
-    labels = {name: value for name, value in settings.items() if name in ("num_labels", "id2label", "label2id")}
+    labels = {name: value for name, value in settings.items() if name in LABELS}
 
     def rehearsed() -> tuple[PreTrainedModel, dict[str, Any]]:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True, **labels)
@@ -465,6 +499,8 @@ def _rehearse(
 
 
 def _freeze(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
+    if (adapters := read_adapters(folder)) is not None:
+        adapt(model, Lora(rank=adapters.rank, alpha=adapters.alpha, targets=()), 0, folder)
     model.requires_grad_(False)
     return share_frozen(model, folder)
 
@@ -522,7 +558,7 @@ def _tell_tokens(config: Any, tokenizer: PreTrainedTokenizerFast) -> None:
     config.bos_token_id = tokenizer.bos_token_id
 
 
-def _mend(path: Path, changes: dict[str, Any]) -> None:
+def mend(path: Path, changes: dict[str, Any]) -> None:
     """Set fields of a JSON file; None takes a field away."""
     content = {**json.loads(path.read_text(encoding="utf-8")), **changes}
     content = {name: value for name, value in content.items() if changes.get(name, True) is not None}

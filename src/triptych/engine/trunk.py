@@ -14,8 +14,10 @@ from weakref import WeakValueDictionary
 
 from torch import nn
 
+from triptych.engine.adapter_folder import read_adapters
 from triptych.engine.device import compute_dtype
 from triptych.engine.forward import Model, packs
+from triptych.engine.inspection import trunk_of
 
 _held: WeakValueDictionary[tuple[Any, ...], nn.Parameter] = WeakValueDictionary()
 """The weights in memory, by the files that they were read from, their names and their types."""
@@ -27,9 +29,12 @@ def share_frozen(model: Model, folder: Path | None) -> Model:
     A model that does not pack keeps its weights' types: its own layers may read them outside of a matrix product.
 
     Args:
-        folder: from whose files the model was just loaded; nothing of it has been changed since. None shares nothing.
+        folder: from whose files the model was just loaded; nothing of it has been changed since. What is not its
+            adapters' is shared with all models over the same trunk. None shares nothing.
     """
-    files = _identity(folder) if folder else (id(model),)
+    adapters = read_adapters(folder) if folder else None
+    apart = {*adapters.head, *(f"{layer}.weight" for layer in adapters.rows)} if adapters else set()
+    trunk, files = (_identity(trunk_of(folder)), _identity(folder)) if folder else ((id(model),), ())
     embeddings = model.get_input_embeddings().weight
     replaced: dict[nn.Parameter, nn.Parameter] = {}  # a tied weight has two places
     for module, own, name in _frozen(model):
@@ -37,7 +42,7 @@ def share_frozen(model: Model, folder: Path | None) -> Model:
         if weight not in replaced:
             multiplied = isinstance(module, nn.Linear) and weight is not embeddings and packs(model)
             dtype = compute_dtype() if multiplied else weight.dtype
-            key = (files, name, dtype, weight.device)
+            key = (trunk, files if name in apart or ".lora_" in name else (), name, dtype, weight.device)
             held = _held.get(key)
             if held is None or held._version:  # or somebody has written to it since
                 # A copy, so that no file stays mapped for a part of it.

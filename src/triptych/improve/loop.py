@@ -19,9 +19,10 @@ from transformers import GenerationConfig
 
 from triptych.data.folder import DataFolder
 from triptych.engine import attention, distributed
-from triptych.engine.adapters import adapt, merged, trained
+from triptych.engine.adapters import adapt, trained
 from triptych.engine.curve import write_curve
 from triptych.engine.device import give_back
+from triptych.engine.inspection import trunk_of
 from triptych.engine.models import load_policy, load_tokenizer, save
 from triptych.engine.rollout import Policy, divergence, sampler_mismatch
 from triptych.engine.sampler import Sampler, SlotSampler
@@ -214,15 +215,16 @@ class Loop:
         watcher: Watcher = "judge" if judge is not None else "reward" if reward is not None else "loss"
         self.checkpoints = PolicyCheckpoints(config.steps, config.updates_per_rollout, kept, limits, watcher)
         self.tokenizer = load_tokenizer(folder)
-        self.load = partial(load_policy, folder, attention=attention.NAME)
-        self.model: Any = self.load()
+        self.folder = folder
+        self.model: Any = load_policy(folder, attention=attention.NAME, merged=config.lora is None)
         adapt(self.model, config.lora, self.seed, folder)
         # One server for both, whose weights change with the author.
         sampler: Callable[[], Sampler] = (
-            SlotSampler if config.sampler == "slots" else cache(partial(VllmSampler, config.sampler, folder))
+            SlotSampler if config.sampler == "slots" else cache(partial(VllmSampler, config.sampler, trunk_of(folder)))
         )
         self.policy = Policy(self.model, self.tokenizer, sampler)
-        self.reference = Policy(self.load(frozen=True), self.tokenizer, sampler)
+        reference = load_policy(folder, attention=attention.NAME, frozen=True)
+        self.reference = Policy(reference, self.tokenizer, sampler)
 
     def close(self) -> None:
         """Ends the server that the round started."""
@@ -329,10 +331,12 @@ class Loop:
             judged = [{"step": row["step"], "judge": row[JUDGED]} for row in rows if JUDGED in row]
             write_curve(context.output / "validation.jsonl", judged)
         self.checkpoints.recall(self.model)
-        plain = merged(self.model, self.load)
         for alarm in self.checkpoints.alarms():
             context.progress.say(alarm)
-        save(plain, self.tokenizer, context.output / "model", GenerationConfig(do_sample=True, temperature=1.0))
+        save(
+            self.model, self.tokenizer, context.output / "model", GenerationConfig(do_sample=True, temperature=1.0),
+            trunk=context.name(trunk_of(self.folder)),
+        )
         return curve
 
     def measured(self, heldout: Callable[[], Row]) -> Row:

@@ -17,10 +17,11 @@ from transformers import GenerationConfig
 from triptych.data.folder import DataFolder
 from triptych.data.lengths import LearntTurns, Overlong, TokenizedConversation, fit_turns
 from triptych.engine import attention, distributed
-from triptych.engine.adapters import adapt, merged
+from triptych.engine.adapters import adapt
 from triptych.engine.curve import write_curve
 from triptych.engine.device import autocast
 from triptych.engine.forward import AnswerPack, answer_logprobs, pack_answers
+from triptych.engine.inspection import trunk_of
 from triptych.engine.models import load_policy, load_tokenizer, parameters, save
 from triptych.engine.packing import fill
 from triptych.engine.training import Loss, Optimization, Step, shuffled, train
@@ -78,10 +79,10 @@ def finetune(context: StageContext, config: Finetuning, base: Folder, data: Fold
         context.progress.say(f"demonstrations: {fitted}")
     rows = fitted.rows
     plan = _plan(rows, config, context.seed)
-    load = partial(load_policy, base / "model", attention=attention.NAME)
-    model: Any = load()
+    folder = base / "model"
+    model: Any = load_policy(folder, attention=attention.NAME, merged=config.lora is None)
+    adapt(model, config.lora, context.seed, folder)
     before = heldout_loss(model, heldout.rows, config.micro_batch)
-    adapt(model, config.lora, context.seed, base / "model")
 
     def prepare(step: int) -> Step[AnswerPack]:
         order = plan[step]
@@ -97,8 +98,10 @@ def finetune(context: StageContext, config: Finetuning, base: Folder, data: Fold
         config, checkpoint=context.checkpoint(), progress=context.progress,
     )
     write_curve(context.output / "curve.jsonl", curve)
-    model = merged(model, load)
-    save(model, tokenizer, context.output / "model", GenerationConfig(do_sample=True, temperature=1.0))
+    save(
+        model, tokenizer, context.output / "model", GenerationConfig(do_sample=True, temperature=1.0),
+        trunk=context.name(trunk_of(folder)),
+    )
     return Finetuned(
         parameters=parameters(model),
         demonstrations=len(set(fitted.lines)),

@@ -163,7 +163,7 @@ class Runner:
             peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
             self._record(event, stage, fingerprint=mark, seconds=seconds, peak_gib=round(peak, 3), **details)
 
-        context = StageContext(output, work, self.progress, self.seed, self.checkpoint_seconds)
+        context = StageContext(output, work, self.progress, self.seed, self.checkpoint_seconds, run=self.folder)
         try:
             if first or not stage.alone:
                 with distributed.single_rank() if stage.alone else nullcontext():

@@ -24,6 +24,7 @@ class StageContext:
         progress: who watches.
         seed: the run's seed, for everything that is drawn.
         checkpoint_seconds: time between two checkpoints.
+        run: the run's folder; None of a stage alone.
     """
 
     output: Path
@@ -31,6 +32,12 @@ class StageContext:
     progress: Progress
     seed: int
     checkpoint_seconds: float
+    run: Path | None = None
+
+    def name(self, folder: Path) -> str:
+        """What an artifact calls a model's folder: in a run by its place there, as equal runs call it alike."""
+        place, run = folder.resolve(), self.run and self.run.resolve()
+        return place.relative_to(run).as_posix() if run and place.is_relative_to(run) else str(place)
 
     def checkpoint(self, every: int = 1) -> Checkpoint:
         """The checkpoint of this stage's training, behind every so many steps at most."""

@@ -37,6 +37,7 @@ class ReleasedFamily:
         opening, continuation: of a held-out text, and how the Base goes on.
         datasets: of the Hub.
         hardware: that the run was on.
+        adapted: the roles whose models are adapters over the Base.
     """
 
     name: str
@@ -56,6 +57,7 @@ class ReleasedFamily:
     datasets: tuple[str, ...] = ()
     hardware: str = ""
     held_out: bool = True
+    adapted: tuple[Role, ...] = ()
 
     @property
     def champion(self) -> ModelScore | None:

@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft import PeftModel
 
 from triptych.data.template import prompt_tokens
+from triptych.engine.inspection import trunk_of
 from triptych.engine.models import load_policy, load_tokenizer, quiet
 from triptych.engine.scoring import RewardModel
 from triptych.records import Comparison, Conversation, Prompt
@@ -51,7 +53,9 @@ def scores(folder: Path, comparisons: Sequence[Comparison]) -> tuple[RewardExamp
 @torch.no_grad()
 def _written(folder: Path, tokenizer: Any, rows: Sequence[Sequence[int]], whole: bool = False) -> list[str]:
     stored = json.loads((folder / "config.json").read_bytes())["dtype"]
-    model: Any = load_policy(folder, dtype=getattr(torch, stored))
+    model: Any = load_policy(folder, dtype=getattr(torch, stored), merged=False)
+    if trunk_of(folder) != folder:  # as the card's code has them: beside the weights, which may be in bfloat16
+        model = PeftModel.from_pretrained(model, folder).eval()
     texts = []
     with torch.random.fork_rng(), quiet():
         for row in rows:

@@ -13,14 +13,16 @@ import torch
 from pydantic import ValidationError
 
 from triptych.configuration import reason
+from triptych.engine.adapter_folder import rename_trunk
 from triptych.engine.device import hardware
-from triptych.engine.inspection import inspect
-from triptych.engine.models import TOKENIZER_FILES, cast
+from triptych.engine.inspection import ADAPTER, inspect, trunk_of
+from triptych.engine.merging import merge
+from triptych.engine.models import TOKENIZER_FILES, cast, mend
 from triptych.engine.sampling import Sampling
 from triptych.errors import ReleaseError
 from triptych.records import Comparison, Message, Prompt, turns
 from triptych.release import card, examples
-from triptych.release.lineage import ROLES, Lineage, RewardExample, Role
+from triptych.release.lineage import ROLES, Lineage, ReleaseForm, RewardExample, Role
 from triptych.release.signature import Signing, sign
 from triptych.release.verification import FORMAT, DataEntry, Manifest, ModelEntry, ParentEntry, listing, seal
 from triptych.report.summary import Summary
@@ -30,9 +32,13 @@ MODEL_FILES = (
     "model.safetensors.index.json",
     "config.json",
     "generation_config.json",
+    ADAPTER,
     *TOKENIZER_FILES,
 )
 """What of a model's folder is released: what other programs read, nothing of how a stage worked."""
+
+TRUNK = "../base"
+"""How released adapters name the Base: from a role's folder."""
 
 EXAMPLES = "examples.jsonl"
 DESCRIBING = ("reward.json", "template.jinja")
@@ -71,6 +77,7 @@ def assemble(
     datasets: Sequence[str] = (),
     decoding: Sampling | None = None,
     dtype: torch.dtype = torch.float32,
+    form: ReleaseForm = "merged",
     signing: Signing | None = None,
 ) -> None:
     """Write the release into `folder`; the same models and numbers give the same bytes.
@@ -89,11 +96,12 @@ def assemble(
         datasets: of the Hub, by name, that the family was trained on.
         decoding: of Instruct, at which it was measured; of the Base the same number of tokens, without sampling.
         dtype: what the weights are released in; they were trained in float32.
+        form: of models that are adapters; these stay in float32.
         signing: how the whole is signed, last; two signatures of equal bytes differ.
 
     Raises:
-        ReleaseError: if a role is missing, the folder is not empty, the three do not share one tokenizer, or it cannot
-            be signed.
+        ReleaseError: if a role is missing, the folder is not empty, the three do not share one tokenizer, adapters are
+            to be released of another trunk than the Base, or it cannot be signed.
         ModelError: if a model's folder cannot be used safely.
     """
     for given in (models, lineage):
@@ -109,13 +117,10 @@ def assemble(
     for role in ROLES:
         target = folder / role
         target.mkdir(parents=True)
-        for source in _released(models[role]):
-            place = target / source.relative_to(models[role])
-            place.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(source, place)
-        if dtype != torch.float32:
-            for place in _models_in(target):
-                cast(place, dtype)
+        for source in _described_files(models[role]):
+            _copy(source, target / source.relative_to(models[role]))
+        for source in _models_in(models[role]):
+            _put(source, target / source.relative_to(models[role]), models["base"], form, dtype)
         if role != "reward" and decoding:
             deployed = decoding if role == "instruct" else replace(decoding, temperature=0.0)
             _deploy(target / "generation_config.json", deployed)
@@ -128,7 +133,7 @@ def assemble(
         answers=examples.answers(folder / "instruct", shown.prompts),
         continuation=examples.continuation(folder / "base", shown.opening) if shown.opening else None,
         opening=shown.opening, decoding=decoding, datasets=tuple(datasets), hardware=hardware(),
-        held_out=shown.held_out,
+        held_out=shown.held_out, adapted=tuple(role for role in ROLES if any((folder / role).rglob(ADAPTER))),
     )
     for role in ROLES:
         _write(folder / role / "README.md", card.model_card(role, family))
@@ -167,13 +172,35 @@ def _models_in(folder: Path) -> list[Path]:
     )
 
 
-def _released(folder: Path) -> list[Path]:
-    """The files of a role's folder that are released."""
-    files = [path for place in _models_in(folder) for pattern in MODEL_FILES for path in place.glob(pattern)]
-    if _described(folder) is not None:
-        files += [path for name in DESCRIBING for path in folder.rglob(name)]
-        files += [path for path in folder.rglob("functions/*.py")]
-    return sorted(set(files))
+def _described_files(folder: Path) -> list[Path]:
+    """The files that describe a reward that is not just one model."""
+    if _described(folder) is None:
+        return []
+    files = [path for name in DESCRIBING for path in folder.rglob(name)]
+    return sorted({*files, *folder.rglob("functions/*.py")})
+
+
+def _put(source: Path, target: Path, base: Path, form: ReleaseForm, dtype: torch.dtype) -> None:
+    """A model's folder as it is released."""
+    trunk = trunk_of(source)
+    if trunk != source and form == "merged":
+        merge(source, target, dtype)
+        return
+    if trunk != source and trunk != base.resolve():
+        raise ReleaseError(f"{source}: its adapters are of {trunk}, and not of the Base; release it merged")
+    for pattern in MODEL_FILES:
+        for path in source.glob(pattern):
+            _copy(path, target / path.name)
+    if trunk != source:
+        rename_trunk(target, TRUNK)
+        mend(target / "config.json", {"dtype": str(dtype).removeprefix("torch.")})
+    elif dtype != torch.float32:
+        cast(target, dtype)
+
+
+def _copy(source: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(source, target)
 
 
 def _check_shared(models: Sequence[Path]) -> None:

@@ -9,6 +9,8 @@ from triptych.records import Messages
 
 Role = Literal["base", "instruct", "reward"]
 ROLES: tuple[Role, ...] = ("base", "instruct", "reward")
+ReleaseForm = Literal["merged", "adapters"]
+"""What is released of a model that was trained as adapters over the Base: a plain folder, or these."""
 
 
 @dataclass(frozen=True, slots=True)

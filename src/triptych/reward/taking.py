@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shlex
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from transformers import PreTrainedTokenizerFast
 from triptych.data.files import read_comparisons
 from triptych.display import one_line
 from triptych.engine.hub import HUB_FILES, HUB_NAME, download
-from triptych.engine.inspection import Stored, inspect, read_object
+from triptych.engine.inspection import ADAPTER, Stored, inspect, read_object
 from triptych.engine.models import TOKENIZER_FILES, load_tokenizer, tokenizer_difference
 from triptych.engine.scoring import RewardModel
 from triptych.errors import ModelError, RewardError
@@ -111,6 +112,9 @@ def offered(config: TakenReward, *, is_part: bool = False) -> OfferedReward:
     except RewardError as error:
         raise RewardError(f"{error}\n(a recipe has these names beside `from`, as `allow_functions: true`)") from None
     for model in offer.models:
+        if (model / ADAPTER).exists():
+            raise RewardError(f"{model}: is adapters over a model that lies elsewhere; make a folder of its own of it "
+                              f"with triptych merge {shlex.quote(str(model))} FOLDER, and name that")
         offer.tensors(model)
         classes = read_object(model / "config.json").get("architectures") or []
         if classes and "SequenceClassification" not in str(classes):

@@ -10,7 +10,6 @@ import dataclasses
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -21,9 +20,10 @@ from torch import Tensor
 from triptych.data.folder import HELD_OUT, DataFolder, TrainedOn
 from triptych.data.lengths import TokenizedComparison, fit
 from triptych.engine import attention, distributed
-from triptych.engine.adapters import adapt, merged
+from triptych.engine.adapters import adapt
 from triptych.engine.curve import write_curve
 from triptych.engine.forward import head_outputs
+from triptych.engine.inspection import trunk_of
 from triptych.engine.models import load_reward, load_tokenizer, parameters, save
 from triptych.engine.packing import Pack, fill
 from triptych.engine.scoring import Output, RewardModel, Scale, pack_scored
@@ -125,10 +125,15 @@ def train_reward(
 
 @dataclass
 class TrainedModel:
-    """A model that was trained, and what it was trained on: see :class:`RewardTrained`."""
+    """A model that was trained, and what it was trained on: see :class:`RewardTrained`.
+
+    Attributes:
+        trunk: the folder of the weights that its adapters, if it has any, are added to.
+    """
 
     model: Any
     tokenizer: Any
+    trunk: Path
     comparisons: int
     ratings: int
     dropped: int
@@ -148,7 +153,7 @@ class TrainedModel:
         # Where all raw scores are equal there is nothing to bring to a deviation of 1; the audit says so.
         finished = dataclasses.replace(scale, mean=float(raw.mean()), deviation=deviation if deviation > 1e-6 else 1.0)
         finished.tell(self.model.config)
-        save(self.model, self.tokenizer, context.output / "model")
+        save(self.model, self.tokenizer, context.output / "model", trunk=context.name(self.trunk))
         return RewardTrained(
             parameters=parameters(self.model), comparisons=self.comparisons, ratings=self.ratings,
             dropped=self.dropped, truncated=self.truncated, epochs=self.epochs,
@@ -234,10 +239,9 @@ def fit_model(
         )
     refreshed = _has_outputs(folder, names)
     epochs = config.refresh_epochs if refreshed else config.epochs
-    load = partial(
-        load_reward, folder, fresh=not refreshed, outputs=names, seed=seed, attention=attention.NAME
+    model: Any = load_reward(
+        folder, fresh=not refreshed, outputs=names, seed=seed, attention=attention.NAME, merged=config.lora is None
     )
-    model: Any = load()
     adapt(model, config.lora, seed, folder)
     groups = _grouped(rows, lines, kept)
     plan = [
@@ -272,7 +276,7 @@ def fit_model(
     )
     write_curve(context.output / "curve.jsonl", curve)
     return TrainedModel(
-        merged(model, load), tokenizer, comparisons=len(rows), ratings=len(kept),
+        model, tokenizer, trunk_of(folder), comparisons=len(rows), ratings=len(kept),
         dropped=dropped + len(ratings) - len(kept), truncated=truncated, epochs=epochs,
     )
 
