@@ -22,7 +22,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from conftest import tiny
 from triptych.base.tokenizer import train_tokenizer
 from triptych.data.files import write
-from triptych.engine.adapters import Lora, adapt, merged
+from triptych.engine.adapters import Lora, adapt, take_over
 from triptych.engine.curve import read_curve
 from triptych.engine.models import save
 from triptych.engine.sampling import Sampling
@@ -147,7 +147,8 @@ def test_it_is_given_the_whole_model_after_an_update(server: StandIn, tmp_path: 
     sampler.sync_weights(learner)
     assert server.called == ["/collective_rpc", "/reset_prefix_cache", "/update_weight_version"] * 2
     assert server.named != first
-    plain = merged(learner, lambda: tiny("llama", tied=tied, dtype=torch.float32))
+    plain = tiny("llama", tied=tied, dtype=torch.float32)
+    take_over(plain, learner)
     expected = {name: value for name, value in plain.state_dict().items() if not (tied and name == "lm_head.weight")}
     assert server.weights.keys() == expected.keys()
     for name, value in expected.items():
