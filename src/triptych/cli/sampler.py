@@ -38,8 +38,10 @@ def serve(
 
     Example: [bold]triptych sampler serve HuggingFaceTB/SmolLM2-135M -- --tensor-parallel-size 2[/bold]
     """
+    from triptych.engine.inspection import trunk_of
     from triptych.engine.vllm_server import command, environment
 
-    words = [*command(vllm, find_model(model, "instruct")[0], host, port), *context.args]
+    # Its shape is that of its trunk; adapters come with the run's weights.
+    words = [*command(vllm, trunk_of(find_model(model, "instruct")[0]), host, port), *context.args]
     say(" ".join(words))
     os.execve(words[0], words, environment())
