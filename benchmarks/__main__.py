@@ -20,7 +20,7 @@ from benchmarks.worker import Worker
 from triptych.errors import DataError, ModelError
 
 SWEEP_SIZE = 0.25
-CUDA_SIZE = 16.0
+DEVICE = "cpu"
 
 
 def main() -> None:
@@ -32,34 +32,29 @@ def main() -> None:
     parser.add_argument("rows", nargs="*", metavar="ROW", help="by default all")
     parser.add_argument("--runs", type=int, default=5, help="timed runs of each side (default 5)")
     parser.add_argument("--size", type=float, help="share of the work, to try a row out; writes no results")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--sweep", action="store_true", help="tries the peer's settings instead")
     asked = parser.parse_args()
     if unknown := set(asked.rows) - set(ROWS):
         parser.error(f"there is no row {', '.join(sorted(unknown))}; there are {', '.join(ROWS)}")
-    if asked.device == "cuda":
-        require_cuda()
     from benchmarks import work
 
     try:
-        model = work.model(asked.device)
+        model = work.model()
     except ModelError as error:
         sys.exit(str(error))
-    rows = [ROWS[name] for name in asked.rows or ROWS if asked.device == "cpu" or ROWS[name].gpu]
-    rows = [row for row in rows if has_data(row)]
+    rows = [ROWS[name] for name in asked.rows or ROWS if has_data(ROWS[name])]
     if asked.sweep:
         for row in rows:
-            sweep(row, model, asked.device, asked.size or SWEEP_SIZE)
+            sweep(row, model, DEVICE, asked.size or SWEEP_SIZE)
         return
-    size = asked.size or (1.0 if asked.device == "cpu" else CUDA_SIZE)
     failed: list[str] = []
     results: list[Result] = []
     for row in rows:
         try:
-            result = measure(row, model, asked.device, size, asked.runs)
+            result = measure(row, model, DEVICE, asked.size or 1.0, asked.runs)
             results.append(result)
             if not asked.size:
-                table.write(result, asked.device)
+                table.write(result, DEVICE)
         except RuntimeError as error:
             failed.append(f"{row.name}: {error}")
             print(failed[-1], file=sys.stderr)
@@ -81,20 +76,18 @@ def has_data(row: Row) -> bool:
     return True
 
 
-def require_cuda() -> None:
-    """Ends where there is no CUDA device."""
-    import torch
-
-    if not torch.cuda.is_available():
-        sys.exit("bench-gpu needs a CUDA device, and torch finds none here")
-
-
 def measure(row: Row, model: Path, device: str, size: float, runs: int) -> Result:
-    """Runs the two sides in turn, each in its own process; what they computed must agree."""
+    """Runs the two sides in turn, each in its own process; what they computed must agree.
+
+    Args:
+        device: "cpu" or "cuda".
+    """
     with ExitStack() as stack:
         sides = [
             stack.enter_context(Worker(row.name, side, model, device, size, row.setting)) for side in ("ours", "peer")
         ]
+        for worker in sides:  # which load and warm up at the same time
+            worker.wait()
         ours: list[Run] = []
         peer: list[Run] = []
         rates: list[float] = []
@@ -150,6 +143,7 @@ def _speed(row: Row, model: Path, device: str, size: float, setting: Setting) ->
     """The peer's units per second in one run; 0 where the setting does not work on this device."""
     try:
         with Worker(row.name, "peer", model, device, size, setting) as worker:
+            worker.wait()
             run, _ = worker.run()
     except RuntimeError:
         return 0.0

@@ -37,8 +37,7 @@ def ours(case: Case) -> Iterator[Run]:
     reward = RewardModel(work.reward_model(case.model))
     config = Grpo(
         steps=MANY, eval_every=MANY, prompts_per_step=len(prompts), group_size=GROUP, kl_coefficient=KL,
-        max_tokens=MAX_TOKENS,
-        learning_rate=1e-6,
+        max_tokens=MAX_TOKENS, learning_rate=1e-6, **work.AT_ONCE[case.device],
     )
     with _heard() as calls:
         for update in stepped(
@@ -118,7 +117,7 @@ def _run(case: Case, seconds: float, prompt_tokens: float, sampled: float) -> Ru
 
 ROWS = (
     Row(
-        "grpo", f"GRPO, groups of {GROUP}, KL, all included", "completion tokens", 4, ours, peer, gpu=True,
+        "grpo", f"GRPO, groups of {GROUP}, KL, all included", "completion tokens", 4, ours, peer,
         sets=("alpaca",),
         setting=Setting(batch=4),
         sweep={

@@ -231,7 +231,7 @@ def written(recipe: dict[str, Any], folder: Path) -> Path:
     path = folder / "recipe.yaml"
     if not path.exists():
         if "from" in recipe["base"]:
-            work.model("cpu")  # where MODEL is
+            work.model()  # where MODEL is
         rows = read_conversations(find_set("alpaca"), skipped=[])[:360]
         write(folder / "answers.jsonl", rows[:300])
         write(folder / "questions.jsonl", [row.prompt for row in rows[300:]])

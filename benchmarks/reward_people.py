@@ -72,7 +72,7 @@ class Bench:
         self.start = folder / "start"
         self.start.mkdir(exist_ok=True)
         if not (self.start / "model").exists():
-            (self.start / "model").symlink_to(work.model("cpu"))
+            (self.start / "model").symlink_to(work.model())
 
     def context(self, name: str) -> StageContext:
         """A place for a training."""
@@ -82,7 +82,7 @@ class Bench:
     def finetuned(self) -> Path:
         """SmolLM2 after a short fine-tuning on Alpaca rows."""
         context = self.context("finetuned")
-        records, _ = work.conversations(load_tokenizer(work.model("cpu")), FINETUNED_ON)
+        records, _ = work.conversations(load_tokenizer(work.model()), FINETUNED_ON)
         write(context.scratch / "demonstrations.jsonl", records)
         write(context.scratch / "demonstrations_heldout.jsonl", records[:1])
         finetune(context, Finetuning(epochs=1, learning_rate=1e-5, micro_batch=2048), self.start, context.scratch)

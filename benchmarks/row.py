@@ -85,7 +85,6 @@ class Row:
         tolerance: the relative difference that `Run.check` may have between the sides.
         setting: the peer's best, found by the sweep.
         sweep: for each field of the setting, in this order, the values that were tried.
-        gpu: whether the row is part of `make bench-gpu`.
         sets: of data that it reads, by their names in `scripts.public`.
     """
 
@@ -98,5 +97,4 @@ class Row:
     tolerance: float = 0.0
     setting: Setting = field(default_factory=Setting)
     sweep: dict[str, tuple[object, ...]] = field(default_factory=dict)
-    gpu: bool = False
     sets: tuple[str, ...] = ()

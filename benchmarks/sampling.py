@@ -147,10 +147,10 @@ def _run(case: Case, seconds: float, prompts: Prompts, sampled: int, check: tupl
 
 
 def _row(name: str, what: str, goal: float, prompts: Callable[[Case], Prompts], answers: int, setting: Setting,
-         sweep: dict[str, tuple[object, ...]], gpu: bool) -> Row:
+         sweep: dict[str, tuple[object, ...]]) -> Row:
     return Row(
         name, what, "completion tokens", goal, partial(ours, prompts=prompts, answers=answers),
-        partial(peer, prompts=prompts, answers=answers), setting=setting, sweep=sweep, gpu=gpu,
+        partial(peer, prompts=prompts, answers=answers), setting=setting, sweep=sweep,
         sets=("alpaca",),
     )
 
@@ -158,14 +158,14 @@ def _row(name: str, what: str, goal: float, prompts: Callable[[Case], Prompts], 
 ROWS = (
     _row(
         "sampling", "64 prompts × 4, to 256 tokens, beside generate", 4, partial(short, count=64), 4, Setting(),
-        {"batch": (64, 0)}, True,
+        {"batch": (64, 0)},
     ),
     _row(
         "continuous", "12 prompts × 4, to 256 tokens, beside generate_batch", 8, partial(short, count=12), 4,
-        Setting(continuous=True), {}, True,
+        Setting(continuous=True), {},
     ),
     _row(
         "shared-prompt", "3 prompts of 512 tokens × 8, beside generate", 6, partial(long, count=3), 8, Setting(),
-        {"batch": (8, 0)}, False,
+        {"batch": (8, 0)},
     ),
 )

@@ -24,7 +24,9 @@ def ours(case: Case) -> Iterator[Run]:
     write(case.scratch / "demonstrations.jsonl", records)
     write(case.scratch / "demonstrations_heldout.jsonl", records[:1])
     base = artifact(case.scratch / "base", case.model)
-    config = Finetuning(epochs=MANY, batch_tokens=1 << 30, context=work.CONTEXT, learning_rate=1e-5)
+    config = Finetuning(
+        epochs=MANY, batch_tokens=1 << 30, context=work.CONTEXT, learning_rate=1e-5, **work.AT_ONCE[case.device]
+    )
     for update in stepped(lambda context: finetune(context, config, base, case.scratch), case.scratch):
         yield _run(case, rows, update.seconds, update.first_loss)
 
@@ -78,7 +80,7 @@ def _run(case: Case, rows: list[Any], seconds: float, loss: float) -> Run:
 
 ROWS = (
     Row(
-        "sft", "supervised fine-tuning, Alpaca", "tokens", 3.5, ours, peer, tolerance=0.02, gpu=True,
+        "sft", "supervised fine-tuning, Alpaca", "tokens", 3.5, ours, peer, tolerance=0.02,
         sets=("alpaca",),
         setting=Setting(batch=4),
         sweep={

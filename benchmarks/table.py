@@ -13,6 +13,7 @@ from statistics import median
 from typing import Any
 
 from benchmarks.row import Row, Run
+from triptych import __version__
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -64,13 +65,13 @@ def dump(name: str, content: object, folder: Path = RESULTS) -> Path:
 
 def machine(device: str) -> dict[str, Any]:
     """What it was measured on, and with which versions."""
-    names = ("triptych", "torch", "transformers", "trl")
+    names = ("torch", "transformers", "trl")
     found = {"cores": len(os.sched_getaffinity(0)), "processor": platform.processor() or platform.machine()}
     if device == "cuda":
         import torch
 
         found["accelerator"] = torch.cuda.get_device_name()
-    return found | {name: version(name) for name in names}
+    return found | {"triptych": __version__} | {name: version(name) for name in names}
 
 
 COLUMNS = (

@@ -12,6 +12,8 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
+import torch
+
 Numbers = Mapping[str, float]
 
 
@@ -68,10 +70,12 @@ class Updates:
     def wait(self) -> None:
         """The train loop begins."""
         self._go.acquire()
+        finish()
         self._began = time.perf_counter()
 
     def computed(self) -> None:
         """An update of the weights is done."""
+        finish()
         self._count += 1
         self._seconds = time.perf_counter() - self._began
 
@@ -84,3 +88,8 @@ class Updates:
             self._done.release()
             self.wait()
 
+
+def finish() -> None:
+    """Waits for what a device was given to do: the processor runs ahead of it."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 from itertools import islice
 from pathlib import Path
+from tempfile import mkdtemp
 from typing import Any
 
 from scripts.public import ROOT, find_model, find_set
@@ -13,43 +15,31 @@ from triptych.data.lengths import TokenizedComparison, TokenizedConversation, fi
 from triptych.engine.models import load_reward, load_tokenizer, save
 from triptych.records import Comparison, Conversation, Prompt
 
+AT_ONCE: dict[str, dict[str, Any]] = {"cpu": {}, "cuda": {"micro_batch": 8192}}
+"""How many tokens our side computes at once, where it is not the default; the peer's setting says how many rows."""
+
 CONTEXT = 512
 """Longest row, in tokens; longer ones are left out."""
 
 
-def model(device: str) -> Path:
-    """The folder of the model: SmolLM2-135M-Instruct on the CPU, a random Llama of a billion parameters on CUDA.
-
-    It is taken as the Base stage does it, with a padding token of its own.
-    """
+def model() -> Path:
+    """The folder of SmolLM2-135M-Instruct, taken as the Base stage does it, with a padding token of its own."""
     smollm2 = ROOT / "models" / "benchmark" / "smollm2-135m"
     if not smollm2.exists():
         take(find_model(), smollm2)
-    if device == "cpu":
-        return smollm2
-    folder = smollm2.with_name("llama-1b")
-    if not folder.exists():
-        tokenizer = load_tokenizer(smollm2)
-        save(_random_llama(len(tokenizer)), tokenizer, folder)
-    return folder
-
-
-def _random_llama(vocabulary: int) -> Any:
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    torch.manual_seed(0)
-    return LlamaForCausalLM(LlamaConfig(
-        vocab_size=vocabulary, hidden_size=2048, intermediate_size=5632, num_hidden_layers=20,
-        num_attention_heads=32, num_key_value_heads=8, max_position_embeddings=4096, tie_word_embeddings=True,
-    ))
+    return smollm2
 
 
 def reward_model(policy: Path) -> Path:
     """A reward model with a fresh head on the policy's trunk, from which both sides start."""
     folder = policy.with_name(f"{policy.name}-reward")
     if not folder.exists():
-        save(load_reward(policy, fresh=True), load_tokenizer(policy), folder)
+        scratch = Path(mkdtemp(dir=policy.parent))
+        save(load_reward(policy, fresh=True), load_tokenizer(policy), scratch)
+        try:
+            scratch.rename(folder)
+        except OSError:  # the other side was faster
+            shutil.rmtree(scratch)
     return folder
 
 

@@ -39,8 +39,12 @@ class Worker(AbstractContextManager["Worker"]):
             # The engine takes a CUDA device where it finds one.
             env=os.environ | ({"CUDA_VISIBLE_DEVICES": ""} if device == "cpu" else {}),
         )
+        self._name = f"{side} of {row}"
+
+    def wait(self) -> None:
+        """Until it has loaded and warmed up."""
         if self._answer() != READY:
-            raise RuntimeError(f"{side} of {row} could not be prepared")
+            raise RuntimeError(f"{self._name} could not be prepared")
 
     def run(self) -> tuple[Run, float]:
         """A timed run, and the machine's rate of products measured right before it."""
