@@ -17,16 +17,18 @@ from typing import Any
 import pytest
 import torch
 from pydantic_core import to_jsonable_python
+from torch.distributed.tensor import DTensor
 
 from conftest import every_core
 from triptych.base.pretraining import Pretraining, pretrain
 from triptych.data.files import write
-from triptych.engine import device, distributed
+from triptych.engine import attention, device, distributed
 from triptych.engine.adapters import Lora
 from triptych.engine.curve import read_curve
-from triptych.engine.models import load_policy
+from triptych.engine.forward import answer_logprobs
+from triptych.engine.models import load_policy, load_tokenizer
 from triptych.engine.packing import fill
-from triptych.engine.rollout import Policy
+from triptych.engine.rollout import Policy, infer, pack_rollouts
 from triptych.engine.sampling import Sampling
 from triptych.engine.scoring import RewardModel
 from triptych.engine.training import WholeMuon
@@ -150,7 +152,7 @@ def language_judge(policy: Path) -> LanguageJudge:
     """The policy, asked which of two answers is better."""
     config = JudgeReward(ask="compare")
     template = (TEMPLATES / "compare.jinja").read_text()
-    return LanguageJudge(config, LocalJudge(policy / "model"), template, shard_map=distributed.shard_map)
+    return LanguageJudge(config, LocalJudge(policy / "model", distributed.shard_map), template)
 
 
 def dealt(folder: Path) -> None:
@@ -245,7 +247,7 @@ def muon(folder: Path) -> None:
 
 def stale(policy: Path, folder: Path) -> None:
     """A policy in slices whose update the sampler missed, and the error of each rank that would write."""
-    author = Policy.open(policy / "model")
+    author = Policy(load_policy(policy / "model", attention=attention.NAME), load_tokenizer(policy / "model"))
     prompts = [Prompt(user(text)) for text in NOUNS[:4]]
     found = []
     with distributed.fully_shard_within(author.model):
@@ -263,6 +265,43 @@ def stale(policy: Path, folder: Path) -> None:
         found.append(author.in_sync)
     found.append(author.in_sync)  # the whole weights are other tensors
     (folder / f"stale-{distributed.rank()}.json").write_text(json.dumps(found))
+
+
+def frozen(policy: Path, folder: Path) -> None:
+    """Models that are opened to be used and not to be trained: how many numbers of them this rank holds, what of
+    their log-probabilities all know, and the share of a trained reward model that was asked for scores.
+    """
+    author = Policy.open(policy / "model")
+    whole = sum(weight.numel() for weight in author.model.parameters())
+    prompts = [Prompt(user(text)) for text in NOUNS[:5]]
+    written = author.write(prompts, Sampling(4))
+    first = author.logprobs(written)
+    again = author.logprobs(author.write(prompts, Sampling(4)))  # the sampler's weights are still the model's
+    reward = RewardModel(folder / "reward" / "output" / "model", shard_map=distributed.shard_map)
+    reward.score([Conversation(prompts[0], "a cat")])
+    judge = LocalJudge(policy / "model", distributed.shard_map)
+    judge.choose(["a", "b", "c"], ["1", "2"])
+    held = [held_here(model) / whole for model in (author.model, reward.model, judge.model)]
+    mixed = load_policy(policy / "model", attention=attention.NAME, frozen=True)
+    for part in mixed.modules():
+        if isinstance(part, torch.nn.Linear):
+            part.to(torch.bfloat16)
+    distributed.fully_shard_frozen(mixed)
+
+    def rounded(groups: Any) -> torch.Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            return answer_logprobs(mixed, pack_rollouts(groups, "cpu"))[0]
+
+    in_bfloat16 = infer(mixed, rounded, [[group] for group in written])
+    same = all(torch.equal(one, other) for one, other in zip(first, again, strict=True))
+    numbers = {"held": held, "same": same, "logprobs": [values.tolist() for values in [*first, *in_bfloat16]]}
+    (folder / f"frozen-{distributed.rank()}.json").write_text(json.dumps(numbers))
+
+
+def held_here(model: Any) -> int:
+    """How many of a model's numbers lie on this rank."""
+    weights = (weight.to_local() if isinstance(weight, DTensor) else weight for weight in model.parameters())
+    return sum(weight.numel() for weight in weights)
 
 
 def torchrun(*arguments: str | Path, count: int = 2) -> None:
@@ -286,6 +325,7 @@ def both(
     killed(folder, policy_folder, one)
     torchrun(__file__, folder, policy_folder, two, one)
     work(folder, policy_folder, one)
+    frozen(policy_folder, one)
     resumed(folder, policy_folder, two)
     return one, two
 
@@ -357,6 +397,20 @@ def test_muon_takes_the_same_step_with_a_matrix_in_slices(both: tuple[Path, Path
 def test_a_sampler_of_weights_in_slices_does_not_write_when_they_moved(both: tuple[Path, Path]) -> None:
     for rank in range(2):
         assert json.loads((both[1] / f"stale-{rank}.json").read_text()) == [True, True, False]
+
+
+def test_of_a_model_that_is_not_trained_each_rank_holds_a_slice(both: tuple[Path, Path]) -> None:
+    alone, first, second = (
+        json.loads((both[place] / f"frozen-{rank}.json").read_text()) for place, rank in ((0, 0), (1, 0), (1, 1))
+    )
+    assert alone["held"][0] == alone["held"][2] == 1
+    for mine, here, there in zip(alone["held"], first["held"], second["held"], strict=True):
+        assert here == pytest.approx(mine / 2, rel=0.01)
+        assert here + there == pytest.approx(mine)
+    for numbers in (alone, first, second):
+        assert numbers["same"]
+        for mine, theirs in zip(alone["logprobs"], numbers["logprobs"], strict=True):
+            assert theirs == pytest.approx(mine, abs=TOLERANCE)
 
 
 def test_each_item_is_worked_on_by_one_rank(both: tuple[Path, Path]) -> None:
@@ -447,6 +501,7 @@ if __name__ == "__main__":
     dealt(mine)
     outside(mine)
     work(data, policy, mine)
+    frozen(policy, mine)
     killed(data, policy, mine)
     distributed.barrier()
     resumed(data, policy, others)

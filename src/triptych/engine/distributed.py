@@ -3,12 +3,14 @@
 Every rank runs the same program on the same data. What is long is shared: micro-batches, prompts to be answered,
 answers to be scored; the results are gathered in their order, so that no rank can tell how many there are. In
 training each rank holds a slice of the weights, of their gradients and of the optimizer's state (FSDP2: Zhao et
-al. 2023, *PyTorch FSDP: Experiences on Scaling Fully Sharded Data Parallel*). One process alone pays for none of it.
+al. 2023, *PyTorch FSDP: Experiences on Scaling Fully Sharded Data Parallel*), and a slice of every model that is not
+trained. One process alone pays for none of it.
 """
 
 from __future__ import annotations
 
 import copy
+import gc
 import os
 import time
 from bisect import bisect_left
@@ -25,7 +27,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.utils._pytree import tree_map
 
-from triptych.engine.packing import fill
+from triptych.engine.packing import APPLIED, fill
 from triptych.errors import TriptychError
 
 Item = TypeVar("Item")
@@ -35,8 +37,10 @@ Result = TypeVar("Result")
 PATIENCE = timedelta(hours=12)
 """How long a rank waits for the others; one that fails is seen by torchrun at once, which ends all."""
 
+SHARDING = "_triptych_sharding"
+"""Where a model that lies in slices keeps what gathers them."""
+
 _alone = False
-_shards: dict[nn.Module, tuple[_Computation, nn.Module]] = {}
 
 
 def init() -> None:
@@ -154,9 +158,24 @@ def all_gather(part: Sequence[Item], device: torch.device | str = "cpu") -> list
     return _moved(order, device)
 
 
-def shard_map(work: Callable[[Sequence[Item]], Sequence[Result]], items: Sequence[Item]) -> list[Result]:
-    """What `work` makes of each item, in their order, on every rank; each item is worked on by one rank alone."""
-    return all_gather(work(shard(items)))
+def shard_map(
+    work: Callable[[Sequence[Item]], Sequence[Result]], items: Sequence[Item], model: nn.Module | None = None,
+    sizes: Iterable[int] = (),
+) -> list[Result]:
+    """What `work` makes of each item, in their order, on every rank; each item is worked on by one rank alone.
+
+    Args:
+        model: that the work computes with, without gradient. One that is not trained lies in slices from here on.
+        sizes: of the items in tokens, where there is a model; it is given batches of at most `APPLIED`.
+    """
+    if model is None:
+        return all_gather(work(shard(items)))
+    if not any(weight.requires_grad for weight in model.parameters()):
+        fully_shard_frozen(model)
+    batches = [[items[i] for i in batch] for batch in micro_batches(sizes, APPLIED)]
+    with torch.no_grad():
+        made = [forward(model, work, batch) for batch, _ in shard_evenly(batches)]
+    return [result for results in all_gather(made)[: len(batches)] for result in results]
 
 
 def _moved(content: list[Item], device: torch.device | str) -> list[Item]:
@@ -206,6 +225,29 @@ def fully_shard_within(model: nn.Module) -> Iterator[None]:
     if not dist.is_initialized() or _alone:
         yield
         return
+    _fully_shard(model)
+    try:
+        yield
+        parts = dict(full_copy(model).named_children())
+    finally:
+        vars(model).pop(SHARDING)
+    for name, part in parts.items():
+        setattr(model, name, part)
+
+
+def fully_shard_frozen(model: Any) -> Any:
+    """The model, which is not trained: from here on each rank holds a slice of it, and calls it by :func:`forward`."""
+    if dist.is_initialized() and not _alone and SHARDING not in vars(model):
+        gc.collect()  # a model in slices that is no longer used: its layers and FSDP's states hold each other
+        _fully_shard(model)
+    return model
+
+
+def _fully_shard(model: nn.Module) -> None:
+    """Leaves each rank a slice of every weight, and keeps on the model what gathers them, and what it looks like whole.
+
+    Kept there, it goes when the model goes.
+    """
     skeleton = _with_weights(model, [weight.detach().to("meta") for weight in model.parameters()])
     kinds = set(getattr(model, "_no_split_modules", None) or ())
     mesh = init_device_mesh(next(model.parameters()).device.type, (world_size(),))
@@ -213,14 +255,7 @@ def fully_shard_within(model: nn.Module) -> Iterator[None]:
         fully_shard(layer, mesh=mesh)
     root = _Computation(model)
     fully_shard(root, mesh=mesh)
-    _shards[model] = root, skeleton
-    try:
-        yield
-        parts = dict(full_copy(model).named_children())
-    finally:
-        del _shards[model]
-    for name, part in parts.items():
-        setattr(model, name, part)
+    vars(model)[SHARDING] = root, skeleton
 
 
 def forward(model: nn.Module, function: Callable[[Batch], Result], batch: Batch) -> Result:
@@ -228,9 +263,10 @@ def forward(model: nn.Module, function: Callable[[Batch], Result], batch: Batch)
 
     What carries a gradient is returned as a tensor, or in tuples, lists and dicts.
     """
-    sharding = _shards.get(model)
+    sharding: tuple[_Computation, nn.Module] | None = vars(model).get(SHARDING)
     if sharding is None:
         return function(batch)
+    assert not _alone, "one rank alone cannot compute with a model that lies in slices"
     root, _ = sharding
     result: Result = root(function, batch)
     if not torch.is_grad_enabled():
@@ -241,7 +277,7 @@ def forward(model: nn.Module, function: Callable[[Batch], Result], batch: Batch)
 
 def full_copy(model: Any, dtype: torch.dtype | None = None) -> Any:
     """A copy of the whole model, its floating weights in `dtype`; of a sharded one on every rank."""
-    _, plain = _shards.get(model, (None, model))
+    _, plain = vars(model).get(SHARDING, (None, model))
     weights = (full_tensor(weight.detach()) for weight in model.parameters())
     return _with_weights(plain, [weight.to(dtype or weight.dtype, copy=True) for weight in weights])
 

@@ -28,6 +28,9 @@ SHORT = 1024
 COMMON = 8
 """Fewer tokens that all prompts begin with are not worth a segment of their own."""
 
+APPLIED = 8192
+"""Tokens of a pack that no gradient is wanted of."""
+
 WASTE = 1.3
 """A block may hold at most this many times the query-key products that its segments need."""
 

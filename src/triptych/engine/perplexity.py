@@ -6,18 +6,15 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import torch
-
 from triptych.engine import distributed
-from triptych.engine.device import autocast
 from triptych.engine.forward import Model, answer_logprobs, pack_answers
-from triptych.engine.packing import Group
+from triptych.engine.packing import APPLIED, Group
+from triptych.engine.rollout import infer
 from triptych.records import Document
 
 
-@torch.no_grad()
 def bits_per_byte(
-    model: Model, tokenizer: Any, documents: Sequence[Document], context: int, batch: int = 8192
+    model: Model, tokenizer: Any, documents: Sequence[Document], context: int, batch: int = APPLIED
 ) -> float:
     """−log2 p(text) over the UTF-8 bytes of the text, each document behind its separator.
 
@@ -34,14 +31,14 @@ def bits_per_byte(
     first = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
     encoded = tokenizer([document.text for document in documents], add_special_tokens=False)["input_ids"]
     rows = [row for tokens in encoded for row in windows([first, *tokens], context)]
-    nats = 0.0
     sizes = (len(given) + len(answers[0]) for given, answers in rows)
-    for group in distributed.shard(distributed.micro_batches(sizes, batch)):
-        with autocast():
-            logprobs, _ = answer_logprobs(model, pack_answers([rows[i] for i in group], model.device))
-        nats -= float(logprobs.double().sum())
-    (nats,) = distributed.all_reduce([nats])
-    return nats / math.log(2) / sum(len(document.text.encode()) for document in documents)
+
+    def nats(batch: Sequence[int]) -> float:
+        logprobs, _ = answer_logprobs(model, pack_answers([rows[i] for i in batch], model.device))
+        return -float(logprobs.double().sum())
+
+    total = sum(infer(model, nats, distributed.micro_batches(sizes, batch)))
+    return total / math.log(2) / sum(len(document.text.encode()) for document in documents)
 
 
 def windows(tokens: Sequence[int], context: int) -> Iterator[Group]:

@@ -15,6 +15,7 @@ from triptych.engine import attention, distributed
 from triptych.engine.device import autocast
 from triptych.engine.forward import AnswerPack, Model, answer_logprobs, pack_answers
 from triptych.engine.models import end_tokens, load_policy, load_tokenizer
+from triptych.engine.packing import APPLIED
 from triptych.engine.sampler import Sampler, SlotSampler
 from triptych.engine.sampling import End, Sampling
 from triptych.errors import ModelError
@@ -69,8 +70,9 @@ class Policy:
 
     @classmethod
     def open(cls, folder: Path) -> Policy:
-        """The model in a Hugging Face folder, to be read from and not to be trained."""
-        return cls(load_policy(folder, attention=attention.NAME, frozen=True), load_tokenizer(folder))
+        """The model in a Hugging Face folder; it is not trained, and of several ranks each holds a slice of it."""
+        model = distributed.fully_shard_frozen(load_policy(folder, attention=attention.NAME, frozen=True))
+        return cls(model, load_tokenizer(folder))
 
     def write(
         self, prompts: Sequence[Prompt], sampling: Sampling, *,
@@ -159,11 +161,10 @@ class Policy:
         text = self.tokenizer.decode(tokens[:-1] if finished else tokens, skip_special_tokens=True)
         return Rollout(prompt, tuple(row), tuple(tokens), tuple(logprobs), text, finished)
 
-    def logprobs(self, groups: Sequence[Sequence[Rollout]], budget: int = 8192) -> list[Tensor]:
+    def logprobs(self, groups: Sequence[Sequence[Rollout]], budget: int = APPLIED) -> list[Tensor]:
         """For each answer in order, the log-probabilities of its tokens, without gradient."""
         sizes = [len(g[0].prompt_tokens) + sum(len(r.tokens) for r in g) for g in groups]
         batches = distributed.micro_batches(sizes, budget)
-
 
         def values(batch: Sequence[int]) -> list[Tensor]:
             packed = pack_rollouts([groups[i] for i in batch], self.model.device)

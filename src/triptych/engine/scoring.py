@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -18,7 +18,7 @@ from triptych.engine import attention
 from triptych.engine.device import autocast
 from triptych.engine.forward import Model, head_outputs
 from triptych.engine.models import load_reward, load_tokenizer
-from triptych.engine.packing import Group, Pack, fill, grown
+from triptych.engine.packing import APPLIED, Group, Pack, fill, grown
 from triptych.errors import ModelError
 from triptych.records import Conversation, Prompt
 
@@ -33,13 +33,27 @@ class ShardMap(Protocol):
     no ranks.
     """
 
-    def __call__(self, work: Callable[[Sequence[Item]], Sequence[Result]], items: Sequence[Item], /) -> list[Result]:
-        """What `work` makes of each item, in their order."""
+    def __call__(
+        self, work: Callable[[Sequence[Item]], Sequence[Result]], items: Sequence[Item], model: Model | None = None,
+        sizes: Iterable[int] = (),
+    ) -> list[Result]:
+        """What `work` makes of each item, in their order.
+
+        Args:
+            model: that the work computes with.
+            sizes: of the items in tokens, where there is a model.
+        """
 
 
-def unsharded(work: Callable[[Sequence[Item]], Sequence[Result]], items: Sequence[Item]) -> list[Result]:
+def unsharded(
+    work: Callable[[Sequence[Item]], Sequence[Result]], items: Sequence[Item], model: Model | None = None,
+    sizes: Iterable[int] = (),
+) -> list[Result]:
     """All of it by this process."""
-    return list(work(items))
+    if model is None:
+        return list(work(items))
+    with torch.no_grad():
+        return [result for batch in fill(sizes, APPLIED) for result in work([items[i] for i in batch])]
 
 
 class Scorer(Protocol):
@@ -311,32 +325,29 @@ class RewardModel:
         names = self.scale.outputs
         return Scores(totals, dict(zip(names, columns, strict=True)) if len(names) > 1 else {})
 
-    @torch.no_grad()
     def outputs(self, conversations: Sequence[Conversation]) -> Tensor:
         """`[N, K]`: the head's outputs at the end of each conversation, as the chat template writes it; on the CPU."""
         groups: dict[str, list[int]] = {}
         for index, conversation in enumerate(conversations):
             groups.setdefault(conversation.prompt.key, []).append(index)
         members = [[conversations[i] for i in group] for group in groups.values()]
+        tokens = [
+            scored_tokens(self.tokenizer, group[0].prompt, [conversation.messages[-1] for conversation in group])
+            for group in members
+        ]
+        sizes = [len(prompt) + sum(map(len, answers)) for prompt, answers in tokens]
         outputs = torch.zeros(len(conversations), self.model.config.num_labels, device="cpu")
-        for group, values in zip(groups.values(), self.shard_map(self._group_outputs, members), strict=True):
+        computed = self.shard_map(self._group_outputs, tokens, self.model, sizes)
+        for group, values in zip(groups.values(), computed, strict=True):
             outputs[group] = values
         return outputs
 
-    def _group_outputs(self, groups: Sequence[Sequence[Conversation]]) -> list[Tensor]:
-        """`[answers, K]` for each group, the conversations of one prompt."""
-        tokens = [
-            scored_tokens(self.tokenizer, group[0].prompt, [conversation.messages[-1] for conversation in group])
-            for group in groups
-        ]
-        outputs: list[Tensor] = []
-        for batch in fill((len(prompt) + sum(map(len, answers)) for prompt, answers in tokens), 8192):
-            members = [tokens[g] for g in batch]
-            pack, ends = pack_scored(members, self.model.device)
-            with autocast(enabled=not self.precise):
-                values = head_outputs(self.model, pack)[ends]
-            outputs += torch.split(values.cpu(), [len(answers) for _, answers in members])
-        return outputs
+    def _group_outputs(self, groups: Sequence[Group]) -> list[Tensor]:
+        """`[answers, K]` for each group, the tokens of a prompt and of its answers."""
+        pack, ends = pack_scored(groups, self.model.device)
+        with autocast(enabled=not self.precise):
+            values = head_outputs(self.model, pack)[ends]
+        return list(torch.split(values.cpu(), [len(answers) for _, answers in groups]))
 
 
 def pack_scored(groups: Sequence[Group], device: torch.device | str) -> tuple[Pack, Tensor]:

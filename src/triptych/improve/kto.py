@@ -189,10 +189,12 @@ def distance(model: Model, reference: Model, rows: Sequence[Liked], micro_batch:
     ]
     packs = _packed(mixed, _dealt(mixed, micro_batch), model.device)
 
-    def ratio(packed: AnswerPack) -> Tensor:
-        return answer_logprobs(model, packed)[0].sum() - answer_logprobs(reference, packed)[0].sum()
-
-    return max(0.0, sum(map(float, infer(model, ratio, packs))) / max(1, len(mixed)))
+    mine, theirs = (
+        infer(one, lambda packed, one=one: answer_logprobs(one, packed)[0].sum(), packs)  # type: ignore[misc]
+        for one in (model, reference)
+    )
+    ratios = [float(here - there) for here, there in zip(mine, theirs, strict=True)]
+    return max(0.0, sum(ratios) / max(1, len(mixed)))
 
 
 def _dealt(answers: Sequence[Answered], micro_batch: int) -> list[list[int]]:

@@ -224,7 +224,7 @@ class Loop:
         )
         self.policy = Policy(self.model, self.tokenizer, sampler)
         reference = load_policy(folder, attention=attention.NAME, frozen=True)
-        self.reference = Policy(reference, self.tokenizer, sampler)
+        self.reference = Policy(distributed.fully_shard_frozen(reference), self.tokenizer, sampler)
 
     def close(self) -> None:
         """Ends the server that the round started."""

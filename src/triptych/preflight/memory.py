@@ -15,7 +15,7 @@ import torch
 from triptych.engine.cache import CACHE_BYTES, MAX_SLOTS, SHARED_KEYS
 from triptych.engine.device import compute_dtype
 from triptych.engine.logprobs import BLOCK, CACHED
-from triptych.engine.packing import SHORT
+from triptych.engine.packing import APPLIED, SHORT
 from triptych.engine.training import Optimization
 
 BASELINE = 680 << 20
@@ -23,8 +23,6 @@ BASELINE = 680 << 20
 that are kept for each, and pieces of freed memory that nothing fits into. It was measured, not counted."""
 PADDING = 1.12
 """What rounded lengths and padded blocks add to attention's queries, keys and scores, roughly."""
-APPLIED = 8192
-"""Tokens of a pack that no gradient is wanted of."""
 
 
 @dataclass(frozen=True, slots=True)

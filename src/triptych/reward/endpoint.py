@@ -29,6 +29,7 @@ from pydantic import Field, field_validator, model_validator
 
 from triptych.configuration import Config
 from triptych.display import one_line
+from triptych.engine.scoring import ShardMap, unsharded
 from triptych.errors import RewardError
 from triptych.storage import append_line, open_regular
 
@@ -145,12 +146,16 @@ def key_in(variable: str) -> str:
 class EndpointJudge:
     """Asks an endpoint; what it replied is kept on disk.
 
+    Args:
+        shard_map: how questions are shared out.
+
     Attributes:
         requests: how many went out.
     """
 
-    def __init__(self, config: Endpoint, cache: Path | None = None) -> None:
+    def __init__(self, config: Endpoint, cache: Path | None = None, shard_map: ShardMap = unsharded) -> None:
         self.config = config
+        self._shard_map = shard_map
         self.requests = 0
         self._cache = _Cache(cache)
         self._pace = _Pace(config.requests_per_minute)
@@ -164,6 +169,9 @@ class EndpointJudge:
         Raises:
             RewardError: the endpoint cannot be used, kept failing, or replied what cannot be meant.
         """
+        return self._shard_map(lambda some: self._replies(some, choices), questions)
+
+    def _replies(self, questions: Sequence[str], choices: Sequence[str]) -> list[Replies | None]:
         named = {self._name(question, choices): question for question in questions}
         unknown = {name: question for name, question in named.items() if not self._cache.knows(name, choices)}
         if unknown:

@@ -26,7 +26,7 @@ from triptych.engine import attention
 from triptych.engine.device import autocast
 from triptych.engine.forward import next_token_logits
 from triptych.engine.models import load_policy, load_tokenizer
-from triptych.engine.packing import Pack, Segment, fill
+from triptych.engine.packing import Pack, Segment
 from triptych.engine.scoring import Scores, ShardMap, unsharded
 from triptych.errors import RewardError
 from triptych.pipeline.artifact import Artifact
@@ -92,14 +92,12 @@ class JudgeReward(RewardConfig):
             RewardError: it is a model, and none was given.
         """
         if self.endpoint is not None:
-            judge: Choosing = EndpointJudge(self.endpoint, opening.cache)
+            judge: Choosing = EndpointJudge(self.endpoint, opening.cache, opening.shard_map)
         elif (model := opening.models.get(self.model)) is not None:
-            judge = LocalJudge(model)
+            judge = LocalJudge(model, opening.shard_map)
         else:
             raise RewardError(f"this reward asks a model ({self.model}), which is not here")
-        return LanguageJudge(
-            self, judge, opening.template, identity=opening.identity, shard_map=opening.shard_map
-        )
+        return LanguageJudge(self, judge, opening.template, identity=opening.identity)
 
 
 class Choosing(Protocol):
@@ -111,45 +109,48 @@ class Choosing(Protocol):
 
 @dataclass
 class LocalJudge:
-    """A causal language model in a folder, whose next token after the question is looked at."""
+    """A causal language model in a folder, whose next token after the question is looked at.
+
+    Attributes:
+        shard_map: how questions are shared out.
+    """
 
     folder: Path
+    shard_map: ShardMap = unsharded
 
     @cached_property
-    def _model(self) -> Any:
+    def model(self) -> Any:
+        """Who is asked."""
         return load_policy(self.folder, attention=attention.NAME, frozen=True)
 
     @cached_property
     def _tokenizer(self) -> Any:
         return load_tokenizer(self.folder)
 
-    @torch.no_grad()
     def choose(self, questions: Sequence[str], choices: Sequence[str]) -> list[Replies | None]:
         """The softmax over the choices' first tokens.
 
         Raises:
             RewardError: two choices begin with the same token.
         """
+        if not questions:
+            return []
         asked = [Prompt.of(question) for question in questions]
-        firsts = [tokens[0] for tokens in answer_tokens(self._tokenizer, asked[0], choices)[1]] if asked else []
-        if asked and len(set(firsts)) < len(choices):
+        firsts = [tokens[0] for tokens in answer_tokens(self._tokenizer, asked[0], choices)[1]]
+        if len(set(firsts)) < len(choices):
             raise RewardError(f"{self.folder}: its tokenizer does not tell {', '.join(choices)} apart by one token")
         rows = [opening_tokens(self._tokenizer, prompt) for prompt in asked]
-        replies: list[Replies | None] = []
-        for members in fill(map(len, rows), 8192):
+
+        def replies(rows: Sequence[Sequence[int]]) -> list[Replies | None]:
             with autocast():
-                pack = Pack([Segment(rows[i]) for i in members], self._model.device)
-                logits = next_token_logits(self._model, pack, firsts)
-            for values in torch.softmax(logits, dim=-1).tolist():
-                replies.append(dict(zip(choices, values, strict=True)))
-        return replies
+                logits = next_token_logits(self.model, Pack([Segment(row) for row in rows], self.model.device), firsts)
+            return [dict(zip(choices, values, strict=True)) for values in torch.softmax(logits, dim=-1).tolist()]
+
+        return self.shard_map(replies, rows, self.model, map(len, rows))
 
 
 class LanguageJudge:
     """A language model's verdicts as a scorer.
-
-    Args:
-        shard_map: how questions are shared out.
 
     Attributes:
         asked: how many verdicts were wanted: scores, or pairs.
@@ -161,14 +162,12 @@ class LanguageJudge:
 
     def __init__(
         self, config: JudgeReward, judge: Choosing, template: str, *, name: str = "language judge", identity: str = "",
-        shard_map: ShardMap = unsharded,
     ) -> None:
         self.config = config
         self.name = name
         self.identity = identity
         self.asked = self.unreadable = self.inconsistent = 0
         self._judge = judge
-        self._shard_map = shard_map
         environment = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
         try:
             self._template = limited(lambda: environment.from_string(template))
@@ -195,7 +194,7 @@ class LanguageJudge:
         digits = [str(digit) for digit in range(1, self.config.highest + 1)]
         questions = [self._question(row.prompt, answer=row.answer) for row in conversations]
         self.asked += len(questions)
-        return [self._expected(replies) for replies in self._asked(questions, digits)]
+        return [self._expected(replies) for replies in self._judge.choose(questions, digits)]
 
     def compare(self, prompts: Sequence[Prompt], firsts: Sequence[str], seconds: Sequence[str]) -> list[float]:
         """How probably each first answer is preferred to the second: the mean over both orders.
@@ -208,7 +207,7 @@ class LanguageJudge:
             prompt, first, second = prompts[place], firsts[place], seconds[place]
             questions.append(self._question(prompt, first=first, second=second))
             questions.append(self._question(prompt, first=second, second=first))
-        replies = self._asked(questions, ["A", "B"])
+        replies = self._judge.choose(questions, ["A", "B"])
         preferences = [0.5] * len(firsts)
         for place, here, there in zip(places, replies[0::2], replies[1::2], strict=True):
             self.asked += 1
@@ -217,10 +216,6 @@ class LanguageJudge:
             self.inconsistent += (p - 0.5) * (q - 0.5) < 0
             preferences[place] = (p + q) / 2
         return preferences
-
-    def _asked(self, questions: Sequence[str], choices: Sequence[str]) -> list[Replies | None]:
-        """The replies, each asked for once."""
-        return self._shard_map(lambda some: self._judge.choose(some, choices), questions)
 
     def _expected(self, replies: Replies | None) -> float:
         if replies is None:
