@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -95,8 +96,11 @@ def execute(
 
 @contextmanager
 def _undisturbed() -> Iterator[None]:
-    """Lets the first rank finish what it writes: torchrun ends all where one failed, and first asks them to."""
-    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
+    """Lets the first rank finish what it writes: torchrun ends all where one failed, and first asks them to.
+
+    Ray has ranks work in a thread, and asks nobody.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) < 2 or threading.current_thread() is not threading.main_thread():
         yield
         return
     before = signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -68,7 +68,7 @@ class Watch:
         """
         inbox, form = self.inbox, self.form
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-            raise RunError("watch waits in one process; for a round on several ranks give triptych run under torchrun")
+            raise RunError("watch waits in one process; for a round on several ranks give triptych run --ranks")
         # The last round may not have come to its end; before the first people must be asked.
         wanted = self.at_least + self._decided(inbox.rounds)
         while rounds is None or inbox.rounds < rounds:

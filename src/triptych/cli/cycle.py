@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,6 +12,7 @@ from triptych.cli.app import INTERRUPTED, app
 from triptych.cli.arguments import RUNS, Overrides, RecipeFile, RunsFolder
 from triptych.cli.terminal import figure, say, show, show_error, table_of
 from triptych.display import duration
+from triptych.errors import RunError
 
 if TYPE_CHECKING:
     from triptych.recipe import Recipe
@@ -29,18 +31,45 @@ def run(
     allow_failed_audit: Annotated[
         bool, typer.Option("--allow-failed-audit", help="Goes on with a reward model that failed; the release says so.")
     ] = False,
+    ranks: Annotated[
+        int, typer.Option(min=1, help="Processes that share the work, each on a device or a part of the cores.")
+    ] = 1,
+    nodes: Annotated[
+        int, typer.Option(min=1, help="Machines, each with so many ranks; the same command is given on all of them.")
+    ] = 1,
+    rendezvous: Annotated[
+        str | None,
+        typer.Option(metavar="HOST:PORT", help="One of the machines, where they find each other.", show_default=False),
+    ] = None,
+    ray: Annotated[
+        bool, typer.Option("--ray", help="Ray starts the ranks, anywhere in the cluster that this is given in.")
+    ] = False,
 ) -> None:
     """Runs the cycle, or goes on with it: what is done already is not done again.
 
     Results go to runs/NAME: summary.json, report.html and release/. Ctrl-C stops it; the same command goes on.
-    On several cores' groups or devices: torchrun --nproc-per-node 2 -m triptych run RECIPE.
 
     Example: [bold]triptych run recipe.yaml --set improve.rounds=3 --until round-1/audit[/bold]
     """
     from triptych.recipe import load
 
-    allowed = ["reward.audit.required=false"] if allow_failed_audit else []
-    _carry_out(load(recipe, [*(overrides or ()), *allowed]), recipe, runs, until)
+    changes = [*(overrides or ()), *(["reward.audit.required=false"] if allow_failed_audit else ())]
+    loaded = load(recipe, changes)
+    if ranks == nodes == 1 and rendezvous is None and not ray:
+        _carry_out(loaded, recipe, runs, until)
+        return
+    arguments = ["run", str(recipe), "--runs", str(runs), *(["--until", until] if until else ())]
+    for change in changes:
+        arguments += ["--set", change]
+    if not ray:
+        from triptych.cluster import elastic
+
+        raise typer.Exit(elastic.launch(arguments, ranks, nodes, rendezvous, loaded.name))
+    if nodes > 1 or rendezvous is not None:
+        raise RunError("--ray places the ranks by itself: --ranks says how many in all; leave out --nodes")
+    from triptych.cluster.ray import launch
+
+    launch(partial(app, arguments, standalone_mode=False), ranks)
 
 
 def _carry_out(loaded: Recipe, recipe: Path, runs: Path, until: str | None = None) -> None:

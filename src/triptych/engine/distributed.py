@@ -34,6 +34,7 @@ Item = TypeVar("Item")
 Batch = TypeVar("Batch")
 Result = TypeVar("Result")
 
+BACKENDS = "cpu:gloo,cuda:nccl"
 PATIENCE = timedelta(hours=12)
 """How long a rank waits for the others; one that fails is seen by torchrun at once, which ends all."""
 
@@ -49,7 +50,7 @@ def init() -> None:
         return
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-        dist.init_process_group("cpu:gloo,cuda:nccl", timeout=PATIENCE)
+        dist.init_process_group(BACKENDS, timeout=PATIENCE)
     else:
         dist.init_process_group("gloo", timeout=PATIENCE)
 
