@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import subprocess
@@ -131,6 +132,19 @@ def alive(process: int) -> bool:
 def test_every_test_marked_gpu_stands_where_the_check_runs_them() -> None:
     marked = {path.name for path in (ROOT / "tests").glob("test_*.py") if "mark.gpu" in path.read_text("utf-8")}
     assert marked - {Path(__file__).name} == {"test_gpu.py"}
+
+
+def test_what_a_machine_without_an_index_lacks_is_imported_where_it_is_used() -> None:
+    at_once = {
+        (path.name, name)
+        for path in (ROOT / "src").rglob("*.py")
+        for statement in ast.parse(path.read_text("utf-8")).body
+        if isinstance(statement, ast.Import | ast.ImportFrom)
+        for name in ([each.name for each in statement.names] if isinstance(statement, ast.Import)
+                     else [statement.module or ""])
+    }
+    assert ("endpoint.py", "asyncio") in at_once
+    assert not {each for each in at_once if each[1].partition(".")[0] in ("httpx2", "langdetect", "sacrebleu")}
 
 
 def test_a_part_that_is_not_there_is_refused() -> None:

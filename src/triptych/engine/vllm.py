@@ -16,7 +16,6 @@ from tempfile import TemporaryDirectory
 from typing import Annotated, Any
 from uuid import uuid4
 
-import httpx2
 from pydantic import AfterValidator, PlainSerializer
 
 from triptych.display import one_line
@@ -37,6 +36,8 @@ ANSWERING = 3600.0
 """Seconds in which a prompt must be answered; it may wait for others first."""
 def _place(value: str) -> str:
     if is_address(value):
+        import httpx2  # of which only a server's client has need
+
         with suppress(httpx2.InvalidURL):
             if httpx2.URL(value).host:
                 return value.rstrip("/")
@@ -147,6 +148,8 @@ class _Client:
     """Asks a server; whatever goes wrong is an error that names it, and the log of one that was started here."""
 
     def __init__(self, address: str, log: Path | None = None) -> None:
+        import httpx2
+
         self.address, self._log = address, log
         # What is in the same machine or cluster needs no proxy.
         self._http = httpx2.Client(
@@ -173,6 +176,8 @@ class _Client:
         return self._sent("POST", path, json=body)
 
     def _sent(self, method: str, path: str, **content: Any) -> dict[str, Any]:
+        import httpx2
+
         try:
             response = self._http.request(method, path, **content)
             reply = response.json() if response.is_success else response.text

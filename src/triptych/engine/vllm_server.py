@@ -13,8 +13,6 @@ from contextlib import suppress
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 
-import httpx2
-
 from triptych.display import one_line
 from triptych.engine.device import compute_dtype, device
 from triptych.engine.vllm_environment import triptych_server
@@ -101,6 +99,8 @@ class VllmServer:
         self.close = weakref.finalize(self, _end, process, self.log)
 
     def _wait(self, process: subprocess.Popen[bytes]) -> None:
+        import httpx2
+
         until = time.monotonic() + STARTING
         while time.monotonic() < until and process.poll() is None:
             with suppress(httpx2.HTTPError):
