@@ -15,7 +15,7 @@ BETA = 0.1
 def ours(case: Case) -> Iterator[Run]:
     """DPO by `triptych.improve.improvement.improve` on given comparisons."""
     from benchmarks import work
-    from benchmarks.ours import artifact, stepped
+    from benchmarks.ours import artifact, lora, stepped
     from triptych.data.files import write
     from triptych.engine.models import load_tokenizer
     from triptych.engine.scoring import RewardModel
@@ -31,7 +31,7 @@ def ours(case: Case) -> Iterator[Run]:
     reward = RewardModel(work.reward_model(case.model))
     config = Dpo(
         pairs="comparisons", steps=MANY, prompts_per_step=len(prompts), kl_coefficient=BETA, max_tokens=8,
-        context=work.CONTEXT, learning_rate=1e-5,
+        context=work.CONTEXT, learning_rate=1e-5, lora=lora(case),
     )
     for update in stepped(
         lambda context: improve(context, config, champion, case.scratch, reward, judge=None, feedback=case.scratch),
@@ -47,7 +47,7 @@ def peer(case: Case) -> Iterator[Run]:
     from trl import DPOConfig, DPOTrainer
 
     from benchmarks import work
-    from benchmarks.peer import arguments, load, stepped
+    from benchmarks.peer import adapters, arguments, load, stepped
     from triptych.engine.models import load_tokenizer
 
     tokenizer = load_tokenizer(case.model)
@@ -61,6 +61,7 @@ def peer(case: Case) -> Iterator[Run]:
         args=arguments(DPOConfig, case, len(rows), beta=BETA, max_length=None),
         train_dataset=dataset,
         processing_class=tokenizer,
+        peft_config=adapters(case),
     )
     for update in stepped(trainer):
         yield _run(case, rows, update.seconds, update.first_loss)

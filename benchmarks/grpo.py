@@ -23,7 +23,7 @@ KL = 0.04
 def ours(case: Case) -> Iterator[Run]:
     """GRPO by `triptych.improve.improvement.improve`."""
     from benchmarks import work
-    from benchmarks.ours import artifact, stepped
+    from benchmarks.ours import artifact, lora, stepped
     from triptych.data.files import write
     from triptych.engine.models import load_tokenizer
     from triptych.engine.scoring import RewardModel
@@ -37,7 +37,7 @@ def ours(case: Case) -> Iterator[Run]:
     reward = RewardModel(work.reward_model(case.model))
     config = Grpo(
         steps=MANY, eval_every=MANY, prompts_per_step=len(prompts), group_size=GROUP, kl_coefficient=KL,
-        max_tokens=MAX_TOKENS, learning_rate=1e-6, **work.AT_ONCE[case.device],
+        max_tokens=MAX_TOKENS, learning_rate=1e-6, lora=lora(case), **work.AT_ONCE[case.device],
     )
     with _heard() as calls:
         for update in stepped(
@@ -88,7 +88,7 @@ def trainer(case: Case, model: Path, reward: Path, prompts: list[Any], tokenizer
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
     from trl import GRPOConfig, GRPOTrainer
 
-    from benchmarks.peer import arguments, load
+    from benchmarks.peer import adapters, arguments, load
     from triptych.records import to_json
 
     answers = len(prompts) * GROUP
@@ -103,6 +103,7 @@ def trainer(case: Case, model: Path, reward: Path, prompts: list[Any], tokenizer
         ),
         train_dataset=Dataset.from_list([to_json(prompt) for prompt in prompts]),
         processing_class=tokenizer,
+        peft_config=adapters(case),
     )
 
 

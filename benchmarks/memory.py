@@ -1,10 +1,12 @@
-"""`python -m benchmarks.memory [vocabulary] [stages]`: what the work takes of memory, measured.
+"""`python -m benchmarks.memory [vocabulary] [stages] [sides] [flat]`: what the work takes of memory, measured.
 
 `vocabulary`: the peak of forward and backward over growing counts of tokens, at two sizes of vocabulary and a trunk
 so small that only the logits matter, ours beside a plain cross-entropy over full logits. `stages`: the peak of
-whole stages beside what `triptych check` tells of them. Every case runs in a process of its own; the figures go to
-benchmarks/results/memory.json. A peak is the most that the system counted as resident (VmHWM in proc(5): ru_maxrss of
-getrusage(2) is the same number, but in a child process it begins with its parent's).
+whole stages beside what `triptych check` tells of them. `sides`: the peak of a training beside TRL's for the same rows,
+trained whole and with adapters. `flat`: the peak after 5 and after 100 updates of ever new rows. Every case runs in a
+process of its own; the figures go to benchmarks/results/memory.json. A peak is the most that the system counted as
+resident (VmHWM in proc(5): ru_maxrss of getrusage(2) is the same number, but in a child process it begins with its
+parent's).
 """
 
 from __future__ import annotations
@@ -23,6 +25,10 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = Path(__file__).parent / "results" / "memory.json"
 MODEL = ROOT / "models" / "benchmark" / "smollm2-135m"
 MIB = 2**20
+SIDES = ("sft", "reward", "dpo", "grpo")
+"""Rows of the benchmark whose memory is compared."""
+SIZE = 0.5
+"""Of their work."""
 
 VOCABULARIES = (49_152, 262_144)
 TOKENS = (2048, 4096, 8192)
@@ -59,14 +65,16 @@ CASES: list[tuple[dict[str, Any], tuple[str, ...]]] = [
 def main() -> None:
     """Runs what is asked for, each case in a process of its own."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.memory", description=__doc__)
-    names = [name(recipe, stage) for recipe, stages in CASES for stage in stages]
-    parser.add_argument("parts", nargs="*", help=f"vocabulary, stages, or one of {', '.join(names)}; by default all")
+    names = [*(name(recipe, stage) for recipe, stages in CASES for stage in stages), *SIDES]
+    parser.add_argument(
+        "parts", nargs="*", help=f"vocabulary, stages, sides, flat, or one of {', '.join(names)}; by default all"
+    )
     parser.add_argument("--case", help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.case:
         print(json.dumps(case(**json.loads(asked.case))))
         return
-    parts = set(asked.parts or ("vocabulary", "stages"))
+    parts = set(asked.parts or ("vocabulary", "stages", "sides", "flat"))
     results = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
     if "vocabulary" in parts:
         results["vocabulary"] = list(vocabulary())
@@ -74,6 +82,13 @@ def main() -> None:
         wanted = tuple(each for each in stages if parts & {"stages", name(recipe, each)})
         for row in compared(recipe, wanted) if wanted else ():
             results.setdefault("stages", {})[row.pop("name")] = row
+    for side in SIDES:
+        if parts & {"sides", side}:
+            results.setdefault("sides", {})[side] = list(beside(side))
+    if "flat" in parts:
+        for trained in ("sft", "grpo"):
+            row = results.setdefault("flat", {})[trained] = apart(work="flat", name=trained)
+            print(f"{trained:6} after 5 updates {row['early']:,} MiB, after 100 {row['late']:,}", flush=True)
     RESULTS.parent.mkdir(exist_ok=True)
     RESULTS.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
 
@@ -111,6 +126,26 @@ def compared(recipe: dict[str, Any], stages: tuple[str, ...]) -> Iterator[dict[s
             yield row
 
 
+def beside(name: str) -> Iterator[dict[str, Any]]:
+    """MiB of a row's two sides, trained whole and with adapters."""
+    from benchmarks import work
+    from benchmarks.rows import ROWS
+    from benchmarks.worker import Worker
+
+    row, model = ROWS[name], work.model("cpu")
+    for lora in (False, True):
+        took: dict[str, Any] = {"lora": lora}
+        for side in ("ours", "peer"):
+            with Worker(name, side, model, "cpu", SIZE, row.setting, lora=lora) as worker:
+                for _ in range(3):
+                    worker.run()
+                took[side] = round(field(f"/proc/{worker.process}/status", "VmHWM") / MIB)
+        took["ratio"] = round(took["ours"] / took["peer"], 2)
+        kind = "LoRA" if lora else "whole"
+        print(f"{name:6} {kind:5} ours {took['ours']:6,} MiB, TRL {took['peer']:6,}: {took['ratio']}", flush=True)
+        yield took
+
+
 def apart(**arguments: Any) -> dict[str, Any]:
     """A case in a process of its own."""
     command = [sys.executable, "-m", "benchmarks.memory", "--case", json.dumps(arguments)]
@@ -126,7 +161,9 @@ def case(work: str, **arguments: Any) -> dict[str, Any]:
     from triptych.engine.device import settle
 
     settle()
-    works: dict[str, Callable[..., dict[str, Any]]] = {"logits": logits, "check": check, "stage": stage}
+    works: dict[str, Callable[..., dict[str, Any]]] = {
+        "logits": logits, "check": check, "stage": stage, "flat": flat
+    }
     return works[work](**arguments)
 
 
@@ -166,6 +203,46 @@ def logits(way: str, vocabulary: int, tokens: int) -> dict[str, float]:
     before = forget_peak()
     learn(tokens // 256)
     return {"mib": peak() - before}
+
+
+def flat(name: str) -> dict[str, float]:
+    """MiB that a training had at its peak after 5 and after 100 updates."""
+    from benchmarks import work
+    from benchmarks.ours import artifact
+    from scripts.public import find_set
+    from triptych.data.files import read_conversations, write
+    from triptych.engine.scoring import RewardModel
+    from triptych.improve.grpo import Grpo
+    from triptych.improve.improvement import improve
+    from triptych.instruct.finetuning import Finetuning, finetune
+    from triptych.pipeline.stage import StageContext
+    from triptych.progress import Silent
+
+    peaks: list[float] = []
+
+    class Watched(Silent):
+        def step(self, done: int, total: int, unit: str, seen: int, **numbers: float) -> None:
+            if "loss" in numbers:
+                peaks.append(peak())
+
+    model = work.model("cpu")
+    with TemporaryDirectory() as folder:
+        place = Path(folder)
+        rows = read_conversations(find_set("alpaca"), skipped=[])[:1100]
+        context = StageContext(place, place, Watched(), seed=0, checkpoint_seconds=float("inf"))
+        start = artifact(place / "start", model)
+        if name == "sft":
+            write(place / "demonstrations.jsonl", rows)
+            write(place / "demonstrations_heldout.jsonl", rows[:1])
+            finetune(context, Finetuning(epochs=1, batch_tokens=1024, learning_rate=1e-5), start, place)
+        else:
+            write(place / "prompts_improve.jsonl", [row.prompt for row in rows])
+            write(place / "prompts_validation.jsonl", [rows[0].prompt])
+            method = Grpo(
+                steps=101, eval_every=101, prompts_per_step=2, group_size=4, max_tokens=48, learning_rate=1e-6
+            )
+            improve(context, method, start, place, RewardModel(work.reward_model(model)), judge=None)
+    return {"early": round(peaks[4]), "late": round(peaks[99])}
 
 
 def check(recipe: dict[str, Any], folder: str) -> dict[str, float]:

@@ -7,7 +7,9 @@ from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any
 
+from benchmarks.row import Case
 from benchmarks.updates import Update, Updates
+from triptych.engine.adapters import Lora
 from triptych.engine.checkpoint import Checkpoint
 from triptych.engine.device import settle
 from triptych.pipeline.stage import StageContext
@@ -58,6 +60,11 @@ def stepped(stage: Callable[[StageContext], object], scratch: Path, every: int =
         stage(context)
 
     return updates.of(training)
+
+
+def lora(case: Case) -> Lora | None:
+    """A stage's setting."""
+    return Lora(rank=16, alpha=32) if case.lora else None
 
 
 def artifact(folder: Path, model: Path) -> Path:

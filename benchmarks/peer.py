@@ -67,6 +67,13 @@ def arguments(kind: Any, case: Case, rows: int, **more: Any) -> Any:
     })
 
 
+def adapters(case: Case) -> Any:
+    """What a trainer of TRL takes as `peft_config`."""
+    from peft import LoraConfig
+
+    return LoraConfig(r=16, lora_alpha=32, target_modules="all-linear") if case.lora else None
+
+
 def load(kind: Any, folder: Path, setting: Setting, **more: Any) -> Any:
     """A transformers model in the setting's precision."""
     dtype = torch.bfloat16 if setting.precision == "bfloat16" else torch.float32

@@ -16,7 +16,7 @@ CENTRING = 0.01
 def ours(case: Case) -> Iterator[Run]:
     """`triptych.reward.training.train_reward`."""
     from benchmarks import work
-    from benchmarks.ours import artifact, stepped
+    from benchmarks.ours import artifact, lora, stepped
     from triptych.data.files import write
     from triptych.engine.models import load_tokenizer
     from triptych.reward.training import PairwiseReward, train_reward
@@ -26,7 +26,7 @@ def ours(case: Case) -> Iterator[Run]:
     start = artifact(case.scratch / "start", work.reward_model(case.model))
     config = PairwiseReward(
         refresh_epochs=MANY, batch_pairs=len(rows), context=work.CONTEXT, center_rewards_coefficient=CENTRING,
-        learning_rate=1e-5,
+        learning_rate=1e-5, lora=lora(case),
     )
     for update in stepped(lambda context: train_reward(context, config, start, case.scratch), case.scratch):
         yield _run(case, rows, update.seconds, update.first_loss)
@@ -51,7 +51,7 @@ def trainer(case: Case, model: Path, rows: list[Any], tokenizer: Any) -> Any:
     from transformers import AutoModelForSequenceClassification
     from trl import RewardConfig, RewardTrainer
 
-    from benchmarks.peer import arguments, load
+    from benchmarks.peer import adapters, arguments, load
 
     dataset = Dataset.from_list([
         {"chosen_ids": [*row.prompt, *row.chosen], "rejected_ids": [*row.prompt, *row.rejected]} for row in rows
@@ -61,6 +61,7 @@ def trainer(case: Case, model: Path, rows: list[Any], tokenizer: Any) -> Any:
         args=arguments(RewardConfig, case, len(rows), max_length=None, center_rewards_coefficient=CENTRING),
         train_dataset=dataset,
         processing_class=tokenizer,
+        peft_config=adapters(case),
     )
 
 

@@ -39,6 +39,7 @@ class Case:
         size: of the work, 1 for what the table shows.
         scratch: a folder that lives as long as the side.
         setting: the peer's.
+        lora: whether low-rank adapters are trained, of rank 16 on both sides, in place of all weights.
     """
 
     model: Path
@@ -46,6 +47,7 @@ class Case:
     size: float
     scratch: Path
     setting: Setting = field(default_factory=Setting)
+    lora: bool = False
 
     def count(self, full: int) -> int:
         """So much of the full work."""

@@ -15,7 +15,7 @@ ROWS_OF_AN_UPDATE = 32
 def ours(case: Case) -> Iterator[Run]:
     """`triptych.instruct.finetuning.finetune`."""
     from benchmarks import work
-    from benchmarks.ours import artifact, stepped
+    from benchmarks.ours import artifact, lora, stepped
     from triptych.data.files import write
     from triptych.engine.models import load_tokenizer
     from triptych.instruct.finetuning import Finetuning, finetune
@@ -25,7 +25,8 @@ def ours(case: Case) -> Iterator[Run]:
     write(case.scratch / "demonstrations_heldout.jsonl", records[:1])
     base = artifact(case.scratch / "base", case.model)
     config = Finetuning(
-        epochs=MANY, batch_tokens=1 << 30, context=work.CONTEXT, learning_rate=1e-5, **work.AT_ONCE[case.device]
+        epochs=MANY, batch_tokens=1 << 30, context=work.CONTEXT, learning_rate=1e-5, lora=lora(case),
+        **work.AT_ONCE[case.device],
     )
     for update in stepped(lambda context: finetune(context, config, base, case.scratch), case.scratch):
         yield _run(case, rows, update.seconds, update.first_loss)
@@ -49,7 +50,7 @@ def trainer(case: Case, model: Path, rows: list[Any], tokenizer: Any) -> Any:
     from transformers import AutoModelForCausalLM
     from trl import SFTConfig, SFTTrainer
 
-    from benchmarks.peer import arguments, load
+    from benchmarks.peer import adapters, arguments, load
 
     setting = case.setting
     packed = setting.layout == "packed"
@@ -66,6 +67,7 @@ def trainer(case: Case, model: Path, rows: list[Any], tokenizer: Any) -> Any:
         ),
         train_dataset=dataset,
         processing_class=tokenizer,
+        peft_config=adapters(case),
     )
 
 

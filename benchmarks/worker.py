@@ -27,11 +27,13 @@ class Worker(AbstractContextManager["Worker"]):
         side: "ours" or "peer".
     """
 
-    def __init__(self, row: str, side: str, model: Path, device: str, size: float, setting: Setting) -> None:
+    def __init__(
+        self, row: str, side: str, model: Path, device: str, size: float, setting: Setting, *, lora: bool = False
+    ) -> None:
         self._scratch = TemporaryDirectory(prefix="triptych-benchmark-")
         asked = json.dumps({
             "row": row, "side": side, "model": str(model), "device": device, "size": size,
-            "scratch": self._scratch.name, "setting": asdict(setting),
+            "scratch": self._scratch.name, "setting": asdict(setting), "lora": lora,
         })
         self._process = subprocess.Popen(
             [sys.executable, "-m", "benchmarks.worker", asked],
@@ -45,6 +47,11 @@ class Worker(AbstractContextManager["Worker"]):
         """Until it has loaded and warmed up."""
         if self._answer() != READY:
             raise RuntimeError(f"{self._name} could not be prepared")
+
+    @property
+    def process(self) -> int:
+        """Its number."""
+        return self._process.pid
 
     def run(self) -> tuple[Run, float]:
         """A timed run, and the machine's rate of products measured right before it."""
@@ -88,7 +95,8 @@ def main() -> None:
     logging.disable_progress_bar()
     asked = json.loads(sys.argv[1])
     case = Case(
-        Path(asked["model"]), asked["device"], asked["size"], Path(asked["scratch"]), Setting(**asked["setting"])
+        Path(asked["model"]), asked["device"], asked["size"], Path(asked["scratch"]), Setting(**asked["setting"]),
+        asked["lora"],
     )
     row = ROWS[asked["row"]]
     runs: Iterator[Run] = (row.ours if asked["side"] == "ours" else row.peer)(case)
