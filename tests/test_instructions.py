@@ -6,6 +6,7 @@ import importlib
 import itertools
 import json
 import random
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -266,6 +267,36 @@ def test_a_source_is_constrained_as_it_is_read(tmp_path: Path) -> None:
     compared.write_text(json.dumps({"prompt": "a", "chosen": "b", "rejected": "c"}))
     with pytest.raises(DataError, match="constrain: is of prompts and conversations, and these are comparisons"):
         read_comparisons(Source(file=str(compared), constrain=Constraining()))
+
+
+def test_a_kind_that_is_named_again_is_drawn_more_often_and_never_twice_for_a_prompt() -> None:
+    prompts = [Prompt.of(f"Tell me about the number {i}.") for i in range(300)]
+    two = ("keywords:existence", "punctuation:no_comma")
+
+    def counted(only: tuple[str, ...]) -> Counter[str]:
+        asked = constrain(prompts, Constraining(least=1, most=1, only=only))
+        return Counter(check.kind for prompt in asked for check in prompt.checks)
+
+    even, often = counted(two), counted((*two, two[0], two[0]))
+    assert abs(even[two[0]] - 150) < 30  # 3.5 deviations
+    assert abs(often[two[0]] - 225) < 27
+    both = constrain(prompts, Constraining(least=2, most=2, only=(*two, two[0])))
+    assert all({check.kind for check in prompt.checks} == set(two) for prompt in both)
+    assert all(len(prompt.checks) == 2 for prompt in both)
+
+
+@pytest.mark.parametrize(("answer", "bullets"), [
+    ("1. Wash the rice.\n2. Cook it. Stir.\n3. Serve.", "* Wash the rice.\n* Cook it. Stir.\n* Serve."),
+    ("- red\n\n- green\n- blue", "* red\n* green\n* blue"),
+    ("One is red. Two is green. Three is blue.", "* One is red.\n* Two is green.\n* Three is blue."),
+    ("1. red\n2. green", None),
+    ("Colours:\n- red\n- green. Blue is third.", None),
+])
+def test_a_list_becomes_bullets_of_as_many_entries(answer: str, bullets: str | None) -> None:
+    asked = instruction("detectable_format:number_bullet_lists", {"num_bullets": 3})
+    changed = asked.rewrite(answer)
+    assert asked.follows(changed) == (bullets is not None)
+    assert bullets is None or changed == bullets
 
 
 def test_rows_hold_instructions_in_three_forms(tmp_path: Path) -> None:

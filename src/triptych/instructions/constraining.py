@@ -39,7 +39,7 @@ class Constraining(Config):
     Attributes:
         least, most: how many a prompt is given.
         only: the kinds that are drawn from, or "ifeval", "open-instruct" for all of theirs; by default all that can be
-            added to any prompt.
+            added to any prompt. What is named again, alone or in a collection, is drawn more often.
         without: kinds that are held out, in the same way.
         seed: of the draw.
     """
@@ -71,7 +71,7 @@ class Constraining(Config):
     def kinds(self) -> list[str]:
         """Those that are drawn from."""
         held_out = _expanded(self.without)
-        return [kind for kind in dict.fromkeys(_expanded(self.only) or DRAWN) if kind not in held_out]
+        return [kind for kind in _expanded(self.only) or DRAWN if kind not in held_out]
 
 
 DEFAULT = Constraining()
@@ -120,7 +120,7 @@ def _followed(conversation: Conversation, config: Constraining, rng: random.Rand
     kept: list[Instruction] = []
     claimed = _claimed(conversation.prompt)
     for kind in rng.sample(config.kinds, k=len(config.kinds)):
-        if len(kept) == count or claimed & INSTRUCTIONS[kind].claims:
+        if len(kept) == count or claimed & INSTRUCTIONS[kind].claims or any(kind == one.kind for one in kept):
             continue
         for _ in range(TRIES):
             drawn = INSTRUCTIONS[kind].draw(rng, rng.sample(words, k=len(words)), request)
@@ -166,7 +166,7 @@ def _compatible(kinds: list[str], count: int, claimed: set[str], rng: random.Ran
     """At most so many kinds of which no two claim the same, and none what is claimed already."""
     drawn: list[str] = []
     for kind in rng.sample(kinds, k=len(kinds)):
-        if len(drawn) < count and not claimed & INSTRUCTIONS[kind].claims:
+        if len(drawn) < count and kind not in drawn and not claimed & INSTRUCTIONS[kind].claims:
             drawn.append(kind)
             claimed |= INSTRUCTIONS[kind].claims
     return drawn

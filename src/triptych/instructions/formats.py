@@ -10,7 +10,7 @@ from typing import ClassVar, Self
 from pydantic import Field
 
 from triptych.instructions.instruction import EVERYTHING, Instruction, Relation, compare, draw_bound
-from triptych.instructions.text import is_in, parts_of, sentences, tokens
+from triptych.instructions.text import is_in, parts_of, points, sentences, tokens
 
 OPTIONS = ("My answer is yes.", "My answer is no.", "My answer is maybe.")
 """What IFEval's constrained response chooses from."""
@@ -107,13 +107,16 @@ class Bullets(Instruction):
         return len(_BULLET.findall(answer)) == self.num_bullets
 
     def rewrite(self, answer: str) -> str:
-        """See `Instruction`."""
-        return "\n".join(f"* {part}" for part in parts_of(answer, self.num_bullets))
+        """See `Instruction`. What is a list already stays one of as many points."""
+        listed = points(answer)
+        if listed and len(listed) != self.num_bullets:
+            return answer
+        return "\n".join(f"* {part}" for part in listed or parts_of(answer, self.num_bullets))
 
     @classmethod
     def draw(cls, rng: random.Random, words: list[str], request: str) -> Self:
-        """Two to five."""
-        return cls(num_bullets=rng.randint(2, 5))
+        """Two to six."""
+        return cls(num_bullets=rng.randint(2, 6))
 
 
 class ConstrainedResponse(Instruction):

@@ -9,6 +9,7 @@ from itertools import pairwise
 _WORD = re.compile(r"\w+")
 _END = re.compile(r"(?<=[.!?])[\"'”’)\]*]*\s+(?=[\"'“‘(\[*]*[A-Z0-9])|\n\s*\n")
 _ABBREVIATION = re.compile(r"(?:\b(?:Mr|Mrs|Ms|Dr|Prof|St|Jr|Sr|vs|etc|e\.g|i\.e|No|Inc|Ltd|Co)|\b[A-Z])\.$")
+_MARK = re.compile(r"^(?:\(?\d{1,2}[.):]|[-*•–])\s+")
 _PUNCTUATION = re.compile(r"\.\.\.|--|[;@#$%&?!,:\[\](){}<>\"“”«»`]|''|(?<=\w)'(?=(?:s|m|d|ll|re|ve)\b)", re.IGNORECASE)
 _TRAILING = re.compile(r"(?<=[^.])\.(?=[\])}>\"'»”’ ]*(?:\s|$))")
 
@@ -38,6 +39,13 @@ def parts_of(text: str, count: int) -> list[str]:
     bounds = [round(place * len(parts) / count) for place in range(count + 1)]
     pieces = (" ".join(parts[start:end]) for start, end in pairwise(bounds))
     return [piece for piece in pieces if piece]
+
+
+def points(text: str) -> list[str]:
+    """The entries of a text that is a list, one on each line and numbered or marked; none of another text."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    entries = [entry for line in lines if (entry := _MARK.sub("", line, count=1).strip()) != line]
+    return entries if len(entries) == len(lines) > 1 and all(entries) else []
 
 
 def first_sentences(text: str, fit: Callable[[str], bool]) -> str:
