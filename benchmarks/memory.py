@@ -85,10 +85,16 @@ def main() -> None:
     for side in SIDES:
         if parts & {"sides", side}:
             results.setdefault("sides", {})[side] = list(beside(side))
+            keep(results)
     if "flat" in parts:
         for trained in ("sft", "grpo"):
             row = results.setdefault("flat", {})[trained] = apart(work="flat", name=trained)
             print(f"{trained:6} after 5 updates {row['early']:,} MiB, after 100 {row['late']:,}", flush=True)
+    keep(results)
+
+
+def keep(results: dict[str, Any]) -> None:
+    """Writes the figures so far."""
     RESULTS.parent.mkdir(exist_ok=True)
     RESULTS.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
 
@@ -137,7 +143,7 @@ def beside(name: str) -> Iterator[dict[str, Any]]:
         took: dict[str, Any] = {"lora": lora}
         for side in ("ours", "peer"):
             with Worker(name, side, model, "cpu", SIZE, row.setting, lora=lora) as worker:
-                for _ in range(3):
+                for _ in range(2):
                     worker.run()
                 took[side] = round(field(f"/proc/{worker.process}/status", "VmHWM") / MIB)
         took["ratio"] = round(took["ours"] / took["peer"], 2)
