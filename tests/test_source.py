@@ -10,6 +10,7 @@ import pytest
 import torch
 from huggingface_hub import snapshot_download
 from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file
 from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 from transformers import (
@@ -233,6 +234,7 @@ def test_it_is_told_what_a_model_was_stored_in(tmp_path: Path) -> None:
     model, words = models.load_policy(tmp_path / "float32"), models.load_tokenizer(tmp_path / "float32")
     models.save(model, words, tmp_path / "theirs", dtype=torch.bfloat16)
     assert source.take(str(tmp_path / "theirs"), tmp_path / "ours").dtype == "bfloat16"
+    assert {tensor.dtype for tensor in load_file(tmp_path / "ours" / "model.safetensors").values()} == {torch.bfloat16}
     weights = models.load_policy(tmp_path / "theirs").state_dict()  # they are trained in float32
     assert all(torch.equal(value[:257], weights[name])
                for name, value in models.load_policy(tmp_path / "ours").state_dict().items())

@@ -61,7 +61,7 @@ def take(
     arguments: Mapping[str, template.Argument] | None = None,
     tokens: Sequence[str] = (),
     reasoning: bool = False,
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | None = None,
 ) -> ModelSource:
     """Write the model that `name` stands for into `folder`, as a plain Hugging Face folder.
 
@@ -71,7 +71,8 @@ def take(
         chat_template: `chatml`, the path of a `.jinja` file or a template's text; if None the model keeps
             its own, or gets ChatML where it has none.
         arguments, tokens, reasoning: of the template; see :func:`triptych.data.template.attach`.
-        dtype: what the weights are written in.
+        dtype: what the weights are written in; by default bfloat16 where they are stored so, which loses nothing but of
+            rows of added tokens, else float32.
 
     Raises:
         ModelError: if there is no such model, or it cannot be used safely, with what to do.
@@ -91,6 +92,7 @@ def take(
         else:
             model = models.load_policy(path)
             stored = _dtype(inspect(path))
+            dtype = dtype or getattr(torch, stored)
             tokenizer = models.load_tokenizer(path)
         origin = name if kind == "hub" else path.resolve().name
         digest = path.name if kind == "hub" else _digest(path)
@@ -102,7 +104,7 @@ def take(
     context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if context is not None and tokenizer.model_max_length > context:
         tokenizer.model_max_length = context
-    models.save(model, tokenizer, folder, dtype=dtype)
+    models.save(model, tokenizer, folder, dtype=dtype or torch.float32)
     inspect(folder)
     return ModelSource(kind, origin, digest, models.parameters(model), stored, tuple(changes), tuned)
 
