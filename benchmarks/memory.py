@@ -138,7 +138,7 @@ def beside(name: str) -> Iterator[dict[str, Any]]:
     from benchmarks.rows import ROWS
     from benchmarks.worker import Worker
 
-    row, model = ROWS[name], work.model("cpu")
+    row, model = ROWS[name], work.model()
     for lora in (False, True):
         took: dict[str, Any] = {"lora": lora}
         for side in ("ours", "peer"):
@@ -231,7 +231,7 @@ def flat(name: str) -> dict[str, float]:
             if "loss" in numbers:
                 peaks.append(peak())
 
-    model = work.model("cpu")
+    model = work.model()
     with TemporaryDirectory() as folder:
         place = Path(folder)
         rows = read_conversations(find_set("alpaca"), skipped=[])[:1100]
