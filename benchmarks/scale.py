@@ -54,6 +54,11 @@ def loading(model: Architecture, cards: int) -> float:
     return memory.weights(model) + held(model, cards)
 
 
+def loading_frozen(model: Architecture, cards: int) -> float:
+    """A model that is not trained whole goes to the card as it is held: the reward beside what is loaded already."""
+    return memory.frozen(model) + held(model, cards, lora=True)
+
+
 def sampling(model: Architecture, cards: int) -> float:
     """The policy's own weights in slices, a whole copy in the compute type, and the cache."""
     asked = PROMPTS * MEMBERS // cards
@@ -103,7 +108,7 @@ def main() -> None:
     """Prints both tables."""
     columns: list[tuple[str, Callable[[Architecture, int], float]]] = [
         ("loading", loading), ("sampling", sampling), ("update", updating),
-        ("sampling, LoRA", sampling_adapted), ("update, LoRA", updating_adapted),
+        ("loading, LoRA", loading_frozen), ("sampling, LoRA", sampling_adapted), ("update, LoRA", updating_adapted),
     ]
     print("| model | cards |" + "".join(f" {name} |" for name, _ in columns))
     print("|" + "---|" * (2 + len(columns)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from conftest import FAMILIES, some_tokens, tiny, with_our_attention
+from test_check import write_recipe
 from triptych.engine import attention
 from triptych.engine.adapters import Lora, adapt
 from triptych.engine.device import autocast, compute_dtype
@@ -19,8 +21,10 @@ from triptych.engine.models import parameters
 from triptych.engine.packing import Pack, Segment
 from triptych.engine.training import Loss, Optimization, Step, train
 from triptych.preflight import memory
+from triptych.preflight.costs import disk_space
 from triptych.preflight.memory import Architecture
 from triptych.progress import Silent
+from triptych.recipe import load
 
 GROUPS = [
     (some_tokens(9, 1), [some_tokens(5, 2), some_tokens(3, 3)]), ([], [some_tokens(12, 4)]),
@@ -165,3 +169,20 @@ def test_a_small_stage_takes_what_was_told() -> None:
         pytest.skip(f"needs {SHARED}")
     for row in compared(SMALL, ("base", "instruct")):
         assert row["ratio"] == pytest.approx(1.0, abs=0.2), row
+
+
+def test_a_run_of_adapters_writes_one_model_and_little_beside_it(tmp_path: Path) -> None:
+    model = Architecture(8_030_261_248, 128_256, 4096, 14_336, 32, 32, 4096, 1024, 131_072)
+    whole = load(write_recipe(tmp_path))
+    lora = [f"{section}.lora={{rank: 16}}" for section in ("instruct", "reward", "improve", "gate.judge")]
+    merged = load(write_recipe(tmp_path), lora)
+    adapters = load(write_recipe(tmp_path), [*lora, "release.form=adapters"])
+    weights = memory.weights(model)
+    small = memory.adapters(model, Lora(rank=16))
+    assert disk_space(whole, model) == (1 + 4 + 3 + 3) * weights
+    assert disk_space(merged, model) == (1 + 3) * weights + (4 + 3) * small
+    assert disk_space(adapters, model) == 2 * weights + (4 + 3 + 2) * small
+    numbers = sum(rows + columns for rows, columns in [  # q, k, v, o, gate, up, down
+        (4096, 4096), (1024, 4096), (1024, 4096), (4096, 4096), (14_336, 4096), (14_336, 4096), (4096, 14_336),
+    ])
+    assert small == 4 * 16 * 32 * numbers

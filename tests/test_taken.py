@@ -23,7 +23,7 @@ from triptych.errors import ModelError, RecipeError, RewardError
 from triptych.family import Family
 from triptych.pipeline.runner import Runner
 from triptych.pipeline.stage import StageContext
-from triptych.preflight import check
+from triptych.preflight import check, memory
 from triptych.preflight.costs import Texts, costs
 from triptych.preflight.memory import Architecture
 from triptych.progress import Silent
@@ -256,7 +256,7 @@ def test_check_looks_over_a_reward_made_elsewhere_and_counts_its_size(tmp_path: 
                          "prompts_test, few-shot", "comparisons_train"), Texts.of([9], [9]))
     alike, larger = (costs(plan(recipe), recipe, model, few, 1e9, taken) for taken in (None, counted))
     more = {one.stage: other.gib - one.gib for one, other in zip(alike, larger, strict=True)}
-    beyond = pytest.approx(4 * (10**9 - 10**6) / 2**30)
+    beyond = pytest.approx(memory.itemsize() * (10**9 - 10**6) / 2**30)
     assert {stage for stage, gib in more.items() if gib} == {
         "taken/reward", "decoding/instruct", "round-1/improve", "round-1/decoding", "test/base", "test/instruct",
         "test/round-1",

@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 
 from conftest import some_tokens, tiny
+from test_packed_parity import theirs
 from triptych.engine import attention, trunk
 from triptych.engine.adapters import Lora, adapt
 from triptych.engine.device import autocast, compute_dtype
 from triptych.engine.forward import answer_logprobs, head_outputs, pack_answers
-from triptych.engine.models import load_policy, load_reward, load_tokenizer, save
+from triptych.engine.models import cast, load_policy, load_reward, load_tokenizer, save
 
 ROWS = [(some_tokens(7, 1), [some_tokens(5, 2), some_tokens(9, 3)]), (some_tokens(4, 4), [some_tokens(6, 5)])]
 
@@ -138,3 +139,30 @@ def test_what_no_model_holds_is_let_go(folder: Path) -> None:
     del held
     gc.collect()
     assert len(trunk._held) == before
+
+
+@pytest.mark.parametrize("folder", [("llama", True, False), ("gemma2", False, False)], indirect=True, ids=str)
+@pytest.mark.parametrize("stored", [torch.bfloat16, torch.float16])
+def test_a_model_of_half_precision_is_never_whole_in_float32(folder: Path, stored: torch.dtype) -> None:
+    cast(folder, stored)
+    below, frozen, whole = policy(folder, merged=False), policy(folder, frozen=True), policy(folder)
+    matrix = "model.layers.0.mlp.up_proj.weight"
+    assert [model.get_parameter(matrix).dtype for model in (below, frozen, whole)] == [
+        stored, compute_dtype(), torch.float32
+    ]
+    for model in (below, frozen):
+        assert model.get_input_embeddings().weight.dtype == torch.float32
+        assert model.get_parameter("model.norm.weight").dtype == torch.float32
+        assert model.config._attn_implementation == attention.NAME  # compared in float32, not in what is stored
+    assert torch.equal(logprobs(frozen), logprobs(whole))
+    adapt(below, Lora(rank=2), 0, folder)
+    assert torch.equal(logprobs(below), logprobs(whole))
+
+
+@pytest.mark.parametrize("family", ["gpt_oss", "lfm2", "mamba"])
+def test_a_model_that_does_not_pack_is_whole_in_float32(family: str, policy_folder: Path, tmp_path: Path) -> None:
+    folder = theirs(family, policy_folder, tmp_path)
+    cast(folder, torch.bfloat16)
+    for model in (policy(folder, merged=False), policy(folder, frozen=True)):
+        assert model.config._attn_implementation != attention.NAME
+        assert {weight.dtype for weight in model.parameters()} == {torch.float32}

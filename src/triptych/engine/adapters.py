@@ -98,6 +98,7 @@ def adapt(model: Model, lora: Lora | None, seed: int, folder: Path | None = None
     if isinstance(head := getattr(model, "score", None), nn.Linear):
         head.requires_grad_(True)
     for table in added_rows(model):
+        table.data = table.data.float()
         table.requires_grad_(True)
     if start is not None:
         _take_up(model, start)

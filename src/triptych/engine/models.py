@@ -48,9 +48,10 @@ from triptych.engine.adapter_folder import read_adapters, write_adapters
 from triptych.engine.adapters import Lora, adapt, adapted, is_adapters, learnt_adapters
 from triptych.engine.attention import NAME as OURS
 from triptych.engine.device import device
+from triptych.engine.forward import packs
 from triptych.engine.inspection import INDEX, Stored, inspect, inspect_adapter, inspect_tokenizer, trunk_of
 from triptych.engine.parity import take_attention
-from triptych.engine.trunk import share_frozen
+from triptych.engine.trunk import share_frozen, widen
 from triptych.errors import ModelError
 from triptych.storage import open_regular
 
@@ -409,8 +410,14 @@ def _load(
     family: Any, folder: Path, tensors: Mapping[str, Stored], *, attention: str | None, fresh: bool = False,
     merged: bool = True, **settings: Any,
 ) -> PreTrainedModel:
-    """The model; with `fresh` its head is not read, and without `merged` no adapter is added."""
+    """The model; with `fresh` its head is not read.
+
+    Without `merged` no adapter is added, and matrices stay in the type in which they are stored: no copy of the whole
+    model in float32 is made of one that is not trained whole.
+    """
     shown = one_line(folder)
+    if not merged:
+        settings["dtype"] = _stored_dtype(tensors)
     settings["attn_implementation"] = None if attention == OURS else attention
     rehearsed = _rehearse(family, folder, tensors, fresh=fresh, **settings)
     tied = set(rehearsed.all_tied_weights_keys)
@@ -442,10 +449,25 @@ def _load(
                 model.generation_config = GenerationConfig.from_pretrained(folder, local_files_only=True)
     _without_dropout(model)
     model = model.to(device()).eval()
+    if not merged:
+        widen(model)
     if attention == OURS:
         with _refusing(f"{shown}: the model cannot be computed"), quiet():
-            take_attention(model)
+            try:
+                take_attention(model)
+            except RuntimeError:  # layers that read weights outside of a product want all of them in one type
+                take_attention(model.float())
+        if not packs(model):
+            model.float()
     return model
+
+
+def _stored_dtype(tensors: Mapping[str, Stored]) -> torch.dtype:
+    """What the matrices of a folder are stored in, where it is one of half precision; else float32."""
+    kinds = {tensor.dtype for name, tensor in tensors.items() if not HEADS.fullmatch(name)}
+    return {"BF16": torch.bfloat16, "F16": torch.float16}.get(kinds.pop(), torch.float32) if len(kinds) == 1 else (
+        torch.float32
+    )
 
 
 def _rehearse(

@@ -16,6 +16,7 @@ from triptych.engine import attention
 from triptych.engine.forward import answer_logprobs, hidden_states, pack_answers
 from triptych.engine.generation import generate
 from triptych.engine.sampling import Sampling
+from triptych.engine.trunk import Float32Products
 from triptych.errors import ModelError
 
 TOLERANCE = 1e-3
@@ -27,10 +28,12 @@ def take_attention(model: Any) -> None:
     """Gives the model our attention, if it computes a packed prompt with two answers as it does each of them alone."""
     packed = pack_answers([_some_tokens(model)], model.device).pack
     own, count = model.config._attn_implementation, int(packed.ends[-1]) + 1
-    alone = hidden_states(model, packed)[:count]
+    with Float32Products():
+        alone = hidden_states(model, packed)[:count]
     model.set_attn_implementation(attention.NAME)
     try:
-        difference = hidden_states(model, packed)[:count] - alone
+        with Float32Products():
+            difference = hidden_states(model, packed)[:count] - alone
         same = bool((difference.norm(dim=-1) < TOLERANCE * alone.norm(dim=-1)).all())
     except (AssertionError, AttributeError, RuntimeError, TypeError, ValueError):  # it cannot be called this way
         same = False

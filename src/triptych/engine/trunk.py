@@ -13,6 +13,8 @@ from typing import Any
 from weakref import WeakValueDictionary
 
 from torch import nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 
 from triptych.engine.adapter_folder import read_adapters
 from triptych.engine.device import compute_dtype
@@ -21,6 +23,27 @@ from triptych.engine.inspection import trunk_of
 
 _held: WeakValueDictionary[tuple[Any, ...], nn.Parameter] = WeakValueDictionary()
 """The weights in memory, by the files that they were read from, their names and their types."""
+
+
+class Float32Products(TorchFunctionMode):
+    """Within, a linear layer multiplies in its input's type, whatever type its weights are stored in."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Casts the weights of one product for as long as it takes."""
+        if func is F.linear:
+            rows, *weights = args
+            args = (rows, *(weight if weight is None else weight.to(rows.dtype) for weight in weights))
+            kwargs = {name: value if value is None else value.to(rows.dtype) for name, value in (kwargs or {}).items()}
+        return func(*args, **(kwargs or {}))
+
+
+def widen(model: Model) -> None:
+    """Has the model hold in float32 all that is not multiplied as a matrix: embeddings, norms, a reward's head."""
+    embeddings, head = model.get_input_embeddings().weight, getattr(model, "score", None)
+    for module in model.modules():
+        for weight in module.parameters(recurse=False):
+            if not isinstance(module, nn.Linear) or module is head or weight is embeddings:
+                weight.data = weight.data.float()
 
 
 def share_frozen(model: Model, folder: Path | None) -> Model:
@@ -34,7 +57,7 @@ def share_frozen(model: Model, folder: Path | None) -> Model:
     """
     adapters = read_adapters(folder) if folder else None
     apart = {*adapters.head, *(f"{layer}.weight" for layer in adapters.rows)} if adapters else set()
-    trunk, files = (_identity(trunk_of(folder)), _identity(folder)) if folder else ((id(model),), ())
+    trunk, files = (_identity(trunk_of(folder)), _identity(folder)) if folder else ((object(),), ())
     embeddings = model.get_input_embeddings().weight
     replaced: dict[nn.Parameter, nn.Parameter] = {}  # a tied weight has two places
     for module, own, name in _frozen(model):
@@ -45,8 +68,9 @@ def share_frozen(model: Model, folder: Path | None) -> Model:
             key = (trunk, files if name in apart or ".lora_" in name else (), name, dtype, weight.device)
             held = _held.get(key)
             if held is None or held._version:  # or somebody has written to it since
-                # A copy, so that no file stays mapped for a part of it.
-                held = nn.Parameter(weight.detach().to(dtype, copy=True), requires_grad=False)
+                # A copy on a CPU, so that no file stays mapped for a part of it.
+                copied = weight.detach().to(dtype, copy=weight.device.type == "cpu")
+                held = nn.Parameter(copied, requires_grad=False)
                 _held[key] = held
             replaced[weight] = held
         setattr(module, own, replaced[weight])

@@ -15,6 +15,7 @@ from triptych.base.pretraining import Pretraining
 from triptych.configuration import Config
 from triptych.data.folds import FOLDS
 from triptych.engine.device import compute_dtype
+from triptych.engine.training import Optimization
 from triptych.evaluate.answers import Answering
 from triptych.evaluate.decoding import Decoding
 from triptych.evaluate.measurement import Measurement
@@ -98,7 +99,7 @@ def costs(
             (model.parameters * ((6 * work.trained + 2 * work.applied) / TRAINING_EFFICIENCY
                                  + 2 * work.sampled / SAMPLING_EFFICIENCY)
              + 2 * larger * work.sampled / TRAINING_EFFICIENCY) / rate,
-            (memory.BASELINE + work.bytes + 2 * larger) / GIB,
+            (memory.BASELINE + work.bytes + memory.itemsize() * larger) / GIB,
         )
         for stage, work in works for larger in [beyond if _scores(stage) else 0]
     ]
@@ -191,7 +192,7 @@ def of_finetuning(config: Finetuning, given: Circumstances) -> Workload:
 @workload.register
 def of_taking(config: TakenReward, given: Circumstances) -> Workload:
     """Of opening a reward that was made elsewhere."""
-    return Workload(given.weights + given.frozen)
+    return Workload(memory.loading(given.model))
 
 
 @workload.register(PairwiseReward)
@@ -314,12 +315,20 @@ def improving(config: Improvement, model: Architecture, texts: Mapping[str, Text
 
 
 def disk_space(recipe: Recipe, model: Architecture) -> int:
-    """Bytes that a run writes: its models in float32, and a checkpoint with the optimizer's state."""
-    judges = int(recipe.gate.apart is not None)
-    folders = 2 + judges + recipe.improve.rounds + 1 + 3  # base, instruct, judge, candidates, reward, the release
-    if recipe.splits.cross_fit is True:
-        folders += FOLDS * (judges + int(recipe.learner is not None))
-    return (4 * folders + 12) * model.parameters
+    """Bytes that a run writes: its models, in float32 or as adapters, and a checkpoint with the optimizer's state."""
+    whole, merged = memory.weights(model), recipe.release.form == "merged"
+    judges = [recipe.gate.apart.model] if recipe.gate.apart is not None else []
+    learners = [*([recipe.learner] if recipe.learner is not None else []), *judges]
+    folds = FOLDS * learners if recipe.splits.cross_fit is True else []
+    trained: list[Optimization | None] = [
+        recipe.finetuning, recipe.learner, *judges, *[recipe.improve.method] * recipe.improve.rounds, *folds
+    ]
+    kept = [whole if one is None or one.lora is None else memory.adapters(model, one.lora) for one in trained]
+    base = memory.files(model)
+    return (
+        base + sum(kept) + 3 * max(kept)  # the Base, what is trained of it, and weights with AdamW's two moments
+        + (3 * base if merged else base + 2 * max(kept))
+    )
 
 
 def from_scratch(config: Pretraining) -> Architecture:

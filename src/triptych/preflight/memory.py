@@ -12,8 +12,9 @@ from typing import Any
 
 import torch
 
+from triptych.engine.adapters import Lora
 from triptych.engine.cache import CACHE_BYTES, MAX_SLOTS, SHARED_KEYS
-from triptych.engine.device import compute_dtype
+from triptych.engine.device import compute_dtype, device
 from triptych.engine.logprobs import BLOCK, CACHED
 from triptych.engine.packing import APPLIED, SHORT
 from triptych.engine.training import Optimization
@@ -39,6 +40,7 @@ class Architecture:
         trained_tables: embedding tables that are trained beside adapters, for rows of added tokens: 2 where input and
             output have one each, 0 where no token was added.
         packed: whether it computes packed rows; sequences are padded to the longest of a batch where it does not.
+        stored: bytes of a number in its folder.
     """
 
     parameters: int
@@ -52,6 +54,7 @@ class Architecture:
     context: int | None
     trained_tables: int = 0
     packed: bool = True
+    stored: int = 4
 
     @classmethod
     def of(cls, config: Any, parameters: int, grows: bool = False, packed: bool = True) -> Architecture:
@@ -70,8 +73,13 @@ class Architecture:
             int(config.num_hidden_layers), heads, heads * head_width, key_value_heads * head_width,
             getattr(config, "max_position_embeddings", None),
             (1 if config.tie_word_embeddings else 2) if grows or getattr(config, "added_tokens", None) else 0,
-            packed,
+            packed, 2 if config.dtype in (torch.bfloat16, torch.float16) else 4,
         )
+
+
+def files(model: Architecture) -> int:
+    """The model as it is stored."""
+    return model.stored * model.parameters
 
 
 def weights(model: Architecture) -> int:
@@ -82,12 +90,17 @@ def weights(model: Architecture) -> int:
 def frozen(model: Architecture) -> int:
     """A model that is only read: its matrices in the compute type, the input's embeddings in float32."""
     embedding = model.vocabulary * model.width
-    return 4 * embedding + _itemsize() * (model.parameters - embedding)
+    return 4 * embedding + itemsize() * (model.parameters - embedding)
+
+
+def loading(model: Architecture) -> int:
+    """A model that is to be frozen: it is held a matrix at a time, on a CPU beside its files, which are mapped."""
+    return frozen(model) + (files(model) if device().type == "cpu" else 0)
 
 
 def copies(model: Architecture) -> int:
     """The weights in the compute type: a sampler's own, or those that autocast makes for a pass."""
-    return 2 * model.parameters if _itemsize() == 2 else 0
+    return 2 * model.parameters if itemsize() == 2 else 0
 
 
 def optimizer_state(model: Architecture, optimization: Optimization) -> int:
@@ -105,7 +118,7 @@ def layer_activations(model: Architecture, keys: float) -> float:
     attention's output, four rows of the feed-forward layer (gate, its activation, up, their product), and of
     attention the padded queries, keys, values and probabilities; over `SHORT` keys the kernel keeps none of these.
     """
-    size = _itemsize()
+    size = itemsize()
     inputs = (5 if size == 2 else 2) * size * model.width
     attention = model.query_width + 2 * model.key_value_width + (model.heads * keys if keys <= SHORT else 0)
     return 16 * model.width + inputs + size * (model.query_width + 4 * model.inner + PADDING * attention)
@@ -128,8 +141,8 @@ def head(model: Architecture, tokens: int, *, backward: bool = True) -> int:
     """
     logits = tokens * model.vocabulary
     embedding = model.vocabulary * model.width
-    block = _itemsize() * min(BLOCK, logits) + 12 * min(CACHED, logits)
-    return block + 8 * tokens * model.width + ((4 + _itemsize()) * embedding if backward else 0)
+    block = itemsize() * min(BLOCK, logits) + 12 * min(CACHED, logits)
+    return block + 8 * tokens * model.width + ((4 + itemsize()) * embedding if backward else 0)
 
 
 def training(
@@ -144,15 +157,19 @@ def training(
     """
     kept = activations(model, tokens, keys, optimization.activation_checkpointing)
     if optimization.lora is not None:
-        beside = 16 * optimization.lora.rank * model.layers * _ends(model)
+        beside = 4 * adapters(model, optimization.lora)  # they, their gradients and two moments
         # Rows of added tokens are trained in their table: it has a gradient and AdamW's two moments as a whole.
         tables = model.trained_tables if predicts else min(1, model.trained_tables)
         beside += 12 * tables * model.vocabulary * model.width
         outputs = head(model, tokens, backward=bool(tables)) if predicts else 0
-        # Before, the model is loaded in float32, of which each weight is held in the compute type in its turn.
-        return max(weights(model) + frozen(model), frozen(model) + kept + beside + outputs)
+        return max(loading(model), frozen(model) + kept + beside + outputs)
     updated = 2 * weights(model) + copies(model) + optimizer_state(model, optimization)
     return updated + kept + (head(model, tokens) if predicts else 0)
+
+
+def adapters(model: Architecture, lora: Lora) -> int:
+    """Low-rank adapters of all of the layers' matrices, in float32."""
+    return 4 * lora.rank * model.layers * _ends(model)
 
 
 def _ends(model: Architecture) -> int:
@@ -163,7 +180,7 @@ def _ends(model: Architecture) -> int:
 
 def applied(model: Architecture, tokens: int = APPLIED, *, predicts: bool = True) -> int:
     """A pass of a frozen model: a few rows of one layer, a block of logits."""
-    rows = tokens * (16 * model.width + 3 * _itemsize() * model.inner)
+    rows = tokens * (16 * model.width + 3 * itemsize() * model.inner)
     return rows + (head(model, tokens, backward=False) if predicts else 0)
 
 
@@ -175,13 +192,14 @@ def sampling(model: Architecture, sequences: int, prompt: int, answer: int, memb
         prompt, answer: the longest, in tokens.
         members: answers to each prompt, whose keys they share.
     """
-    token = 2 * model.layers * model.key_value_width * _itemsize()
+    token = 2 * model.layers * model.key_value_width * itemsize()
     shared = model.packed and prompt * (members - 1) >= SHARED_KEYS * members
     limit = answer + prompt // members if shared else prompt + answer
     slots = max(1, min(MAX_SLOTS, sequences, CACHE_BYTES // (limit * token)))
     held = answer + 2 * prompt / members if shared else prompt + answer  # with places for prompts that wait
-    return round(slots * (held * token + _itemsize() * model.vocabulary))
+    return round(slots * (held * token + itemsize() * model.vocabulary))
 
 
-def _itemsize() -> int:
+def itemsize() -> int:
+    """Bytes of a number in the compute type."""
     return 2 if compute_dtype() == torch.bfloat16 else 4
