@@ -143,6 +143,7 @@ def beside(name: str) -> Iterator[dict[str, Any]]:
         took: dict[str, Any] = {"lora": lora}
         for side in ("ours", "peer"):
             with Worker(name, side, model, "cpu", SIZE, row.setting, lora=lora) as worker:
+                worker.wait()
                 for _ in range(2):
                     worker.run()
                 took[side] = round(field(f"/proc/{worker.process}/status", "VmHWM") / MIB)

@@ -75,8 +75,8 @@ class Sampler(ABC):
         """Copies the model's weights to where answers are computed; all ranks call it."""
 
     def release(self) -> None:
-        """Gives back what can be made anew when weights are next handed over."""
-        self._held = None
+        """Gives back what this process holds of the weights, until they are next handed over; here, nothing."""
+        return
 
     @abstractmethod
     def generate(
@@ -111,8 +111,7 @@ class SlotSampler(Sampler):
 
     def release(self) -> None:
         """See :class:`Sampler`."""
-        super().release()
-        self.model = None
+        self.model = self._held = None
 
     def generate(
         self, prompts: Sequence[Sequence[int]], end: End, sampling: Sampling, *, n: int, numbers: Sequence[int],
