@@ -66,7 +66,7 @@ class Improvement(Optimization):
     group_size: int = Field(default=8, ge=2)
     updates_per_rollout: int = Field(default=1, ge=1)
     max_tokens: int = Field(default=96, ge=1)
-    micro_batch: int = Field(default=1536, ge=64)
+    micro_batch: int = Field(default=1024, ge=64)
     eval_every: int = Field(default=10, ge=1)
     eval_prompts: int = Field(default=96, ge=8)
     select: Literal["best", "last"] = "best"

@@ -44,7 +44,7 @@ class Finetuning(Optimization):
 
     epochs: float = Field(default=2, gt=0)
     batch_tokens: int = Field(default=8192, ge=64)
-    micro_batch: int = Field(default=1536, ge=64)
+    micro_batch: int = Field(default=1024, ge=64)
     context: int = Field(default=512, ge=16)
     overlong: Overlong = "drop"
     learn: LearntTurns = "all"

@@ -64,7 +64,7 @@ class RewardTraining(Optimization, RewardConfig):
     epochs: int = Field(default=2, ge=1)
     refresh_epochs: int = Field(default=1, ge=1)
     batch_pairs: int = Field(default=32, ge=1)
-    micro_batch: int = Field(default=1536, ge=64)
+    micro_batch: int = Field(default=1024, ge=64)
     context: int = Field(default=512, ge=16)
     overlong: Literal["drop", "truncate"] = "drop"
     margin: Literal["none", "data", "votes"] = "data"
