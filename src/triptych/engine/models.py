@@ -412,11 +412,12 @@ def _load(
 ) -> PreTrainedModel:
     """The model; with `fresh` its head is not read.
 
-    Without `merged` no adapter is added, and matrices stay in the type in which they are stored: no copy of the whole
-    model in float32 is made of one that is not trained whole.
+    Without `merged` no adapter is added. What we compute then stays in the type in which it is stored, but for what is
+    no matrix: no copy of the whole model in float32 is made of one that is not trained whole.
     """
     shown = one_line(folder)
-    if not merged:
+    narrow = not merged and attention == OURS
+    if narrow:
         settings["dtype"] = _stored_dtype(tensors)
     settings["attn_implementation"] = None if attention == OURS else attention
     rehearsed = _rehearse(family, folder, tensors, fresh=fresh, **settings)
@@ -449,7 +450,7 @@ def _load(
                 model.generation_config = GenerationConfig.from_pretrained(folder, local_files_only=True)
     _without_dropout(model)
     model = model.to(device()).eval()
-    if not merged:
+    if narrow:
         widen(model)
     if attention == OURS:
         with _refusing(f"{shown}: the model cannot be computed"), quiet():
