@@ -88,7 +88,7 @@ def updating_adapted(model: Architecture, cards: int) -> float:
     whole = gathered(model, 2) if cards > 1 else 0.0
     head = memory.head(model, MICRO_BATCH, backward=False)
     assert ADAPTED.lora is not None
-    adapters = 16 * ADAPTED.lora.rank * model.layers * (6 * model.width + 3 * model.inner)
+    adapters = 4 * memory.adapters(model, ADAPTED.lora)  # with their gradients and two moments
     return (memory.frozen(model) + adapters) / cards + whole + passed + head + held(model, cards, lora=True)
 
 

@@ -78,7 +78,6 @@ class PlainModel:
         return scores
 
 
-
 def _compared(way: str, alone: Sequence[float], scores: Sequence[float], allowed: float | None) -> Consistency:
     difference = max(abs(a - b) for a, b in zip(alone, scores, strict=True))
     return Consistency(way=way, difference=difference, tolerance=allowed)

@@ -150,13 +150,6 @@ def adapted(model: Model) -> bool:
     return any(True for _ in _layers(model))
 
 
-def trained(model: Model) -> Iterator[tuple[str, Tensor]]:
-    """Each weight that an optimizer changes, whole, by its name in this model."""
-    for name, weight in model.named_parameters():
-        if weight.requires_grad:
-            yield name, distributed.full_tensor(weight.detach())
-
-
 def is_adapters(name: str) -> bool:
     """Whether a weight of this name is an adapter's, and no part of the plain model."""
     return f".{NAME}." in name

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from triptych.engine import distributed
@@ -60,7 +60,7 @@ class Checkpoint:
     def save(self, model: nn.Module, optimizers: Sequence[Optimizer], state: dict[str, Any]) -> None:
         """Writes the state; the last one stays until this one is on disk. All ranks call it, the first writes."""
         content = {
-            "model": {name: distributed.full_tensor(weight.detach()) for name, weight in _trained(model)},
+            "model": trained_weights(model),
             "optimizers": [distributed.full_tensor(optimizer.state_dict()) for optimizer in optimizers],
             "state": state,
         }
@@ -85,6 +85,11 @@ class Checkpoint:
                 moments.update({name: distributed.shard_like(tensor, parameter) for name, tensor in moments.items()})
         state: dict[str, Any] = content["state"]
         return state
+
+
+def trained_weights(model: nn.Module) -> dict[str, Tensor]:
+    """Each weight that an optimizer changes, whole, by its name; all ranks call it."""
+    return {name: distributed.full_tensor(weight.detach()) for name, weight in _trained(model)}
 
 
 def write_tensors(path: Path, content: object) -> None:

@@ -458,7 +458,7 @@ def _load(
                 take_attention(model)
             except RuntimeError:  # layers that read weights outside of a product want all of them in one type
                 take_attention(model.float())
-        if not packs(model):
+        if narrow and not packs(model):
             model.float()
     return model
 

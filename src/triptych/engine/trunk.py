@@ -39,11 +39,17 @@ class Float32Products(TorchFunctionMode):
 
 def widen(model: Model) -> None:
     """Has the model hold in float32 all that is not multiplied as a matrix: embeddings, norms, a reward's head."""
+    matrices = _matrices(model)
+    for weight in model.parameters():
+        if weight not in matrices:
+            weight.data = weight.data.float()
+
+
+def _matrices(model: Model) -> set[nn.Parameter]:
+    """The weights that are multiplied as matrices and read nowhere else: a tied head's are embeddings, too."""
     embeddings, head = model.get_input_embeddings().weight, getattr(model, "score", None)
-    for module in model.modules():
-        for weight in module.parameters(recurse=False):
-            if not isinstance(module, nn.Linear) or module is head or weight is embeddings:
-                weight.data = weight.data.float()
+    layers = (module for module in model.modules() if isinstance(module, nn.Linear) and module is not head)
+    return {weight for layer in layers for weight in layer.parameters(recurse=False) if weight is not embeddings}
 
 
 def share_frozen(model: Model, folder: Path | None) -> Model:
@@ -58,13 +64,12 @@ def share_frozen(model: Model, folder: Path | None) -> Model:
     adapters = read_adapters(folder) if folder else None
     apart = {*adapters.head, *(f"{layer}.weight" for layer in adapters.rows)} if adapters else set()
     trunk, files = (_identity(trunk_of(folder)), _identity(folder)) if folder else ((object(),), ())
-    embeddings = model.get_input_embeddings().weight
+    matrices = _matrices(model) if packs(model) else set()
     replaced: dict[nn.Parameter, nn.Parameter] = {}  # a tied weight has two places
     for module, own, name in _frozen(model):
         weight: nn.Parameter = getattr(module, own)
         if weight not in replaced:
-            multiplied = isinstance(module, nn.Linear) and weight is not embeddings and packs(model)
-            dtype = compute_dtype() if multiplied else weight.dtype
+            dtype = compute_dtype() if weight in matrices else weight.dtype
             key = (trunk, files if name in apart or ".lora_" in name else (), name, dtype, weight.device)
             held = _held.get(key)
             if held is None or held._version:  # or somebody has written to it since

@@ -34,6 +34,8 @@ PARALLEL = 64
 """Prompts that are asked at a time."""
 ANSWERING = 3600.0
 """Seconds in which a prompt must be answered; it may wait for others first."""
+
+
 def _place(value: str) -> str:
     if is_address(value):
         import httpx2  # of which only a server's client has need

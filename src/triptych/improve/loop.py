@@ -19,7 +19,8 @@ from transformers import GenerationConfig
 
 from triptych.data.folder import DataFolder
 from triptych.engine import attention, distributed
-from triptych.engine.adapters import adapt, trained
+from triptych.engine.adapters import adapt
+from triptych.engine.checkpoint import trained_weights
 from triptych.engine.curve import write_curve
 from triptych.engine.device import give_back
 from triptych.engine.inspection import trunk_of
@@ -313,7 +314,7 @@ class Loop:
             if (step + 1) % config.eval_every and step + 1 < config.steps:
                 return False
             row |= self.measured(heldout)
-            self.checkpoints.remember(row | {"step": step + 1}, lambda: dict(trained(self.model)))
+            self.checkpoints.remember(row | {"step": step + 1}, lambda: trained_weights(self.model))
             return self.checkpoints.exceeded(row) is not None
 
         self.checkpoints.start = self.measured(heldout)  # policy and reference are still one

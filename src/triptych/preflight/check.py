@@ -649,7 +649,8 @@ def estimate(
     def costs_of(recipe: Recipe) -> list[Cost]:
         return costs(plan(recipe), recipe, model, texts, rate, taken)
 
-    findings.costs = costs_of(opened([]))
+    recipe = opened([])
+    findings.costs = costs_of(recipe)
     findings.assumption = (
         f"{model.parameters / 1e6:,.1f}M parameters; this machine multiplies matrices at {rate / 1e9:,.0f} GFLOP/s in "
         f"{str(compute_dtype()).removeprefix('torch.')}, of which training reaches {TRAINING_EFFICIENCY:.0%} and "
@@ -665,7 +666,7 @@ def estimate(
             + (f"set {' and '.join(settings)}, which --fit writes into the recipe" if settings else
                "no settings make it fit; take a smaller model, or lower context and max_tokens")
         )
-    disk = (disk_space(opened([]), model) + sum(2 * 4 * count for count in taken.values())) / GIB
+    disk = (disk_space(recipe, model) + sum(2 * 4 * count for count in taken.values())) / GIB
     free = shutil.disk_usage(Path.cwd()).free / GIB
     if disk > free:
         findings.notes.append(f"the run writes about {disk:.1f} GiB, and the disk of this folder has {free:.1f} free")
