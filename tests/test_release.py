@@ -329,6 +329,8 @@ def test_adapters_are_released_over_the_base_and_do_what_the_merged_models_do(
     assert not list(made_plain.rglob("README.md")) + list(made_plain.rglob("manifest*"))
     with pytest.raises(RunError, match="exists"):
         merge(folder, made_plain)
+    with pytest.raises(ModelError, match="nowhere: there is no such folder"):
+        merge(tmp_path / "nowhere", tmp_path / "again")
     with pytest.raises(ModelError, match="no model here is adapters"):
         merge(plain, tmp_path / "again")
 

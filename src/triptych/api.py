@@ -582,14 +582,16 @@ def merge(source: Place, output: Place) -> Path:
         output: the folder that is made.
 
     Raises:
-        ModelError: there are no adapters, or their trunk is not there.
+        ModelError: there is no such folder, no adapters, or their trunk is not there.
         RunError: `output` exists.
     """
     folder, target = Path(source).expanduser(), Path(output)
     if target.exists():
         raise RunError(f"{target} exists; give another output")
+    if not folder.is_dir():
+        raise ModelError(f"{folder}: there is no such folder")
     folder = folder / "model" if (folder / "model" / ADAPTER).is_file() else folder
-    adapted = [path.parent for path in entries(folder) if path.name == ADAPTER] if folder.is_dir() else []
+    adapted = [path.parent for path in entries(folder) if path.name == ADAPTER]
     if not adapted:
         raise ModelError(f"{folder}: no model here is adapters, so there is nothing to merge")
     partial = target.with_name(target.name + PARTIAL)
