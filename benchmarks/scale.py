@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 from triptych.engine.adapters import Lora
 from triptych.engine.packing import APPLIED
@@ -18,9 +19,9 @@ from triptych.preflight import memory
 from triptych.preflight.memory import Architecture
 
 MODELS = {
-    "1B": Architecture(1_235_814_400, 128_256, 2048, 8192, 16, 32, 2048, 512, 131_072),
-    "8B": Architecture(8_030_261_248, 128_256, 4096, 14_336, 32, 32, 4096, 1024, 131_072),
-    "70B": Architecture(70_553_706_496, 128_256, 8192, 28_672, 80, 64, 8192, 1024, 131_072),
+    "1B": Architecture(1_235_814_400, 128_256, 2048, 8192, 16, 32, 2048, 512, 131_072, stored=2),
+    "8B": Architecture(8_030_261_248, 128_256, 4096, 14_336, 32, 32, 4096, 1024, 131_072, stored=2, tables=2),
+    "70B": Architecture(70_553_706_496, 128_256, 8192, 28_672, 80, 64, 8192, 1024, 131_072, stored=2, tables=2),
 }
 """Llama 3.2 1B, Llama 3.1 8B and 70B."""
 CARDS = (1, 8, 64)
@@ -39,8 +40,11 @@ ADAPTED = FULL.model_copy(update={"lora": Lora(rank=16)})
 
 
 def held(model: Architecture, cards: int, lora: bool = False) -> float:
-    """A slice of reference and reward; on one card the reference is the trunk below the policy's adapters."""
-    return (1 if lora and cards == 1 else 2) * memory.frozen(model) / cards
+    """A slice of reference and reward; on one card they are the policy's trunk, and other adapters."""
+    if lora and cards == 1:
+        assert ADAPTED.lora is not None
+        return memory.adapters(model, ADAPTED.lora)
+    return 2 * memory.frozen(model) / cards
 
 
 def gathered(model: Architecture, size: int) -> float:
@@ -55,8 +59,8 @@ def loading(model: Architecture, cards: int) -> float:
 
 
 def loading_frozen(model: Architecture, cards: int) -> float:
-    """A model that is not trained whole goes to the card as it is held: the reward beside what is loaded already."""
-    return memory.frozen(model) + held(model, cards, lora=True)
+    """A model that is not trained whole goes to the card in bfloat16, where its embeddings become float32."""
+    return 2 * model.parameters + 2 * model.vocabulary * model.width + held(model, cards, lora=True)
 
 
 def sampling(model: Architecture, cards: int) -> float:
@@ -105,7 +109,7 @@ def traffic(model: Architecture, cards: int) -> tuple[float, float]:
 
 
 def main() -> None:
-    """Prints both tables."""
+    """Prints the tables."""
     columns: list[tuple[str, Callable[[Architecture, int], float]]] = [
         ("loading", loading), ("sampling", sampling), ("update", updating),
         ("loading, LoRA", loading_frozen), ("sampling, LoRA", sampling_adapted), ("update, LoRA", updating_adapted),
@@ -117,6 +121,11 @@ def main() -> None:
             sizes = [measure(model, cards) for _, measure in columns]
             shown = [f"{size / 1e9:,.0f}" if size < CARD else f"**{size / 1e9:,.0f}**" for size in sizes]
             print(f"| {name} | {cards} | " + " | ".join(shown) + " |")
+    print("\n| model | loading | sampling | update |\n|" + "---|" * 4)
+    for name, model in MODELS.items():
+        quantized = replace(model, quantized=True)
+        sizes = [measure(quantized, 1) for measure in (loading_frozen, sampling_adapted, updating_adapted)]
+        print(f"| {name} | " + " | ".join(f"{size / 1e9:,.1f}" for size in sizes) + " |")
     print("\n| model | cards | update, GB | other, GB | both, s | products, s |\n" + "|" + "---|" * 6)
     for name, model in MODELS.items():
         for cards, link in LINK.items():

@@ -117,7 +117,7 @@ def make_base(recipe: Recipe, runner: Runner, data: Artifact[Result]) -> Artifac
         sources[template.name] = template.path
     config = BaseImport(
         name=taken.name, chat_template=template.name if template else None, template=recipe.base.template,
-        tokens=recipe.base.tokens, reward_head=recipe.trains_reward,
+        tokens=recipe.base.tokens, reward_head=recipe.trains_reward, quantization=recipe.base.quantization,
     )
     return runner.run("base", import_base, config, data=data, sources=sources)
 

@@ -25,10 +25,12 @@ from pydantic import (
 from triptych import configuration
 from triptych.audit.stage import Audit
 from triptych.base.pretraining import Pretraining
+from triptych.base.source import Quantization
 from triptych.configuration import Composed, Config, Flat, UserFile, by_field, located
 from triptych.data.source import Reading, Source, dataset_name, is_address
 from triptych.data.template import Argument
 from triptych.dataset.preparation import DataPreparation, Splits
+from triptych.engine import nf4
 from triptych.engine.hub import ModelPlace
 from triptych.engine.training import Optimization
 from triptych.errors import RecipeError
@@ -119,6 +121,8 @@ class BaseOrigin(Config):
         chat_template: "chatml" or a .jinja file; by default the model's own, or ChatML where it has none.
         template: arguments of a taken Base's chat template, such as `enable_thinking`; they become its defaults.
         tokens: tokens of a taken Base that are such in the texts of messages too, as `<think>`.
+        quantization: "nf4" rounds the matrices of a taken Base to four bits a number, in which they are held from there
+            on by all that does not train them.
         text: files of plain text; a taken Base is only measured on their held-out part.
     """
 
@@ -127,12 +131,17 @@ class BaseOrigin(Config):
     chat_template: TemplateFile | None = None
     template: dict[str, Argument] = Field(default_factory=dict)
     tokens: tuple[str, ...] = ()
+    quantization: Quantization | None = None
     text: tuple[Data, ...] = ()
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
         if (self.from_ is None) == (self.train is None):
             raise ValueError("needs either `from` (a folder, a .gguf file, a Hub name) or `train`")
+        if self.quantization and self.from_ is None:
+            raise ValueError("quantization is of a Base that is taken by `from`")
+        if self.quantization and not nf4.available():
+            raise ValueError(f"quantization {nf4.MISSING}")
         return self
 
 

@@ -9,14 +9,14 @@ from typing import Any
 from pydantic import Field
 
 from triptych.base.record import BaseRecord
-from triptych.base.source import take
+from triptych.base.source import Quantization, take
 from triptych.configuration import Config
 from triptych.data.folder import DataFolder
 from triptych.data.template import Argument
 from triptych.engine import attention
 from triptych.engine.forward import packs
 from triptych.engine.models import load_policy, load_tokenizer, reward_fault
-from triptych.engine.parity import verify_parity
+from triptych.engine.parity import as_in_transformers, verify_parity
 from triptych.engine.perplexity import bits_per_byte
 from triptych.errors import ModelError
 from triptych.pipeline.stage import StageContext, alone
@@ -42,6 +42,7 @@ class BaseImport(Config):
         template: arguments of the chat template, such as `enable_thinking`, by name; they become its defaults.
         tokens: tokens of the model that are such in the texts of messages too, as `<think>`.
         reward_head: a reward model will be trained on it, or on what becomes of it.
+        quantization: its layers' matrices are rounded to what NF4 holds, see :mod:`triptych.engine.nf4`.
         context: tokens in a piece of text when bits per byte are measured.
     """
 
@@ -50,6 +51,7 @@ class BaseImport(Config):
     template: dict[str, Argument] = Field(default_factory=dict)
     tokens: tuple[str, ...] = ()
     reward_head: bool = False
+    quantization: Quantization | None = None
     context: int = 1024
 
 
@@ -61,15 +63,15 @@ def import_base(
     template = config.chat_template and str(sources.get(config.chat_template, config.chat_template))
     source = take(
         str(sources[config.name]), context.output / "model", chat_template=template, arguments=config.template,
-        tokens=config.tokens, reasoning=has_reasoning(DataFolder(data)),
+        tokens=config.tokens, reasoning=has_reasoning(DataFolder(data)), quantization=config.quantization,
     )
     for change in source.changes:
         context.progress.say(change)
-    model: Any = load_policy(context.output / "model", attention=attention.NAME)
+    model: Any = load_policy(context.output / "model", attention=attention.NAME, frozen=True)
     if config.reward_head and (fault := reward_fault(model.config)):
         raise ModelError(f"{config.name}: {fault}; {NO_REWARD}")
     try:
-        verify_parity(model, load_policy(context.output / "model"))
+        verify_parity(model, as_in_transformers(model))
     except ModelError as error:
         raise ModelError(f"{config.name}: {error}") from error
     if not packs(model):

@@ -23,10 +23,12 @@ from triptych.data import template
 from triptych.engine import models
 from triptych.engine.hub import HUB_NAME, download
 from triptych.engine.inspection import ADAPTER, Stored, adapter_settings, inspect
+from triptych.engine.trunk import quantize
 from triptych.errors import ModelError
 from triptych.storage import sha256, sha256_all
 
 Kind = Literal["folder", "gguf", "hub"]
+Quantization = Literal["nf4"]
 
 PADDING = "<|pad|>"
 
@@ -61,6 +63,7 @@ def take(
     arguments: Mapping[str, template.Argument] | None = None,
     tokens: Sequence[str] = (),
     reasoning: bool = False,
+    quantization: Quantization | None = None,
     dtype: torch.dtype | None = None,
 ) -> ModelSource:
     """Write the model that `name` stands for into `folder`, as a plain Hugging Face folder.
@@ -71,6 +74,7 @@ def take(
         chat_template: `chatml`, the path of a `.jinja` file or a template's text; if None the model keeps
             its own, or gets ChatML where it has none.
         arguments, tokens, reasoning: of the template; see :func:`triptych.data.template.attach`.
+        quantization: the layers' matrices are rounded to what NF4 holds, and all weights are written in bfloat16.
         dtype: what the weights are written in; by default bfloat16 where they are stored so, which loses nothing but of
             rows of added tokens, else float32.
 
@@ -90,9 +94,9 @@ def take(
             stored = _dtype(inspect(adapted.folder))
             changes.append(f"low-rank adapters added to the weights of {adapted.name}")
         else:
-            model = models.load_policy(path)
             stored = _dtype(inspect(path))
             dtype = dtype or getattr(torch, stored)
+            model = models.load_policy(path, dtype=getattr(torch, stored))
             tokenizer = models.load_tokenizer(path)
         origin = name if kind == "hub" else path.resolve().name
         digest = path.name if kind == "hub" else _digest(path)
@@ -101,6 +105,9 @@ def take(
     tuned = chat_template is None and tokenizer.chat_template is not None
     changes += prepare(tokenizer, chat_template, arguments, tokens, reasoning)
     changes += _fit_vocabulary(model, tokenizer, known)
+    if quantization is not None:
+        dtype, stored = torch.bfloat16, "bfloat16"
+        changes.append(f"{quantize(model)} matrices rounded to NF4, four bits a number, and all weights to bfloat16")
     context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if context is not None and tokenizer.model_max_length > context:
         tokenizer.model_max_length = context

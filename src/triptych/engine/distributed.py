@@ -236,6 +236,11 @@ def fully_shard_within(model: nn.Module) -> Iterator[None]:
         setattr(model, name, part)
 
 
+def grouped() -> bool:
+    """Whether this process is one of a group, in which models lie in slices."""
+    return dist.is_initialized()
+
+
 def fully_shard_frozen(model: Any) -> Any:
     """The model, which is not trained: from here on each rank holds a slice of it, and calls it by :func:`forward`."""
     if dist.is_initialized() and not _alone and SHARDING not in vars(model):

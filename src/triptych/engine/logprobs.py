@@ -98,7 +98,7 @@ class _TokenLogprobs(torch.autograd.Function):
         ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, shape: _Shape
     ) -> tuple[Tensor, Tensor]:
         kind = torch.get_autocast_dtype(hidden.device.type) if torch.is_autocast_enabled(hidden.device.type) else None
-        kind = kind or weight.dtype
+        kind = kind or torch.promote_types(hidden.dtype, weight.dtype)
         normalisers = hidden.new_empty(len(targets), dtype=torch.float32)
         logprobs, entropies = torch.empty_like(normalisers), torch.zeros_like(normalisers)
         weight_, bias_ = weight.to(kind), None if bias is None else bias.to(kind)

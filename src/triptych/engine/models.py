@@ -51,7 +51,7 @@ from triptych.engine.device import device
 from triptych.engine.forward import packs
 from triptych.engine.inspection import INDEX, Stored, inspect, inspect_adapter, inspect_tokenizer, trunk_of
 from triptych.engine.parity import take_attention
-from triptych.engine.trunk import share_frozen, widen
+from triptych.engine.trunk import share_frozen, take_held, widen
 from triptych.errors import ModelError
 from triptych.storage import open_regular
 
@@ -449,6 +449,8 @@ def _load(
             if model.can_generate():
                 model.generation_config = GenerationConfig.from_pretrained(folder, local_files_only=True)
     _without_dropout(model)
+    if narrow:
+        take_held(model, folder)
     model = model.to(device()).eval()
     if narrow:
         widen(model)

@@ -7,6 +7,7 @@ own attention, and its sequences are computed as a padded batch.
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
@@ -41,14 +42,25 @@ def take_attention(model: Any) -> None:
         model.set_attn_implementation(own)
 
 
+def as_in_transformers(model: Any) -> Any:
+    """A model of the same weights, the same tensors, with transformers' own plain attention."""
+    plain = copy.deepcopy(model, {id(weight): weight for weight in model.parameters()})
+    plain.set_attn_implementation("eager")
+    return plain
+
+
 def verify_parity(model: Any, plain: Any) -> None:
     """Compares log-probabilities as they are computed here, and sampled, with those of the plain model.
+
+    Products are in float32, whatever type the weights are held in.
 
     Raises:
         ModelError: they differ.
     """
     for done, difference in (("computed", logprob_difference), ("sampled", sampling_difference)):
-        if not (largest := difference(model, plain)) < TOLERANCE:
+        with Float32Products():
+            largest = difference(model, plain)
+        if not largest < TOLERANCE:
             raise ModelError(
                 f"{type(model).__name__} is not {done} here as in transformers (log-probabilities differ by "
                 f"{largest:.2g}): it does something that Triptych's engine does not know"

@@ -21,6 +21,7 @@ from triptych.engine.adapters import adapted, plain_copy, take_over
 from triptych.engine.device import autocast, compute_dtype
 from triptych.engine.forward import Model, packs
 from triptych.engine.generation import generate
+from triptych.engine.nf4 import packed_weights
 from triptych.engine.prepacked import prepack
 from triptych.engine.request import Completion
 from triptych.engine.sampling import End, Sampling
@@ -89,8 +90,9 @@ class Sampler(ABC):
 class SlotSampler(Sampler):
     """Our own engine, over a copy of the model's weights in the compute type.
 
-    A plain model of one rank that is in the compute type already is not copied. One that does not pack is sampled from
-    as it is trained, in float32 under autocast: the layers that carry a state need some of their weights whole.
+    A plain model of one rank that is in the compute type already is not copied, nor one whose matrices are held in four
+    bits, where a copy would take more than the model. One that does not pack is sampled from as it is trained, in
+    float32 under autocast: the layers that carry a state need some of their weights whole.
     """
 
     def __init__(self) -> None:
@@ -99,7 +101,8 @@ class SlotSampler(Sampler):
     def load_weights(self, model: Model) -> None:
         """See :class:`Sampler`."""
         dtype = compute_dtype() if packs(model) else torch.float32
-        if dtype == torch.float32 and distributed.world_size() == 1 and not adapted(model):
+        plain = dtype == torch.float32 and distributed.world_size() == 1 and not adapted(model)
+        if plain or packed_weights(model):
             self.model = model
             return
         if self.model is None:
@@ -118,5 +121,5 @@ class SlotSampler(Sampler):
         watch: Callable[[int, int], None],
     ) -> list[list[Completion]]:
         """See :class:`Sampler`."""
-        with autocast(enabled=not packs(self.model)):
+        with autocast(enabled=self.model.dtype != compute_dtype()):
             return generate(self.model, prompts, end, sampling, n=n, numbers=numbers, watch=watch)

@@ -2,7 +2,8 @@
 
 A reference, a reward, a judge, and what lies below a policy's adapters are only read. Their matrices are multiplied in
 the compute type, and so they are held in it: autocast would round them to the same numbers in each pass. Embeddings and
-norms, whose sums are in float32, stay as they are. Models that were loaded from the same files hold the same tensors.
+norms, whose sums are in float32, stay as they are. Matrices that NF4 holds without loss are held so
+(:mod:`triptych.engine.nf4`). Models that were loaded from the same files hold the same tensors.
 """
 
 from __future__ import annotations
@@ -12,14 +13,17 @@ from pathlib import Path
 from typing import Any
 from weakref import WeakValueDictionary
 
+import torch
 from torch import nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
+from triptych.engine import distributed
 from triptych.engine.adapter_folder import read_adapters
-from triptych.engine.device import compute_dtype
+from triptych.engine.device import compute_dtype, device
 from triptych.engine.forward import Model, packs
 from triptych.engine.inspection import trunk_of
+from triptych.engine.nf4 import pack, round_to_nf4
 
 _held: WeakValueDictionary[tuple[Any, ...], nn.Parameter] = WeakValueDictionary()
 """The weights in memory, by the files that they were read from, their names and their types."""
@@ -45,11 +49,37 @@ def widen(model: Model) -> None:
             weight.data = weight.data.float()
 
 
+@torch.no_grad()
+def quantize(model: Model) -> int:
+    """Rounds the matrices of the model's layers, not embeddings and head, to what NF4 holds; says how many."""
+    head = model.get_output_embeddings()
+    layers = _matrices(model) - ({head.weight} if isinstance(head, nn.Linear) else set())
+    rounded = [weight for weight in layers if weight.ndim == 2]  # no bias
+    for weight in rounded:
+        weight.data = round_to_nf4(weight).to(weight.dtype)
+    return len(rounded)
+
+
 def _matrices(model: Model) -> set[nn.Parameter]:
     """The weights that are multiplied as matrices and read nowhere else: a tied head's are embeddings, too."""
     embeddings, head = model.get_input_embeddings().weight, getattr(model, "score", None)
     layers = (module for module in model.modules() if isinstance(module, nn.Linear) and module is not head)
     return {weight for layer in layers for weight in layer.parameters(recurse=False) if weight is not embeddings}
+
+
+def take_held(model: Model, folder: Path) -> None:
+    """Gives a model those matrices of its layers that other models hold already, before it takes memory for its own.
+
+    Args:
+        folder: from whose files the model was just loaded.
+    """
+    trunk = _identity(trunk_of(folder))
+    outside = (model.get_output_embeddings(), getattr(model, "score", None))
+    for place, layer in model.named_modules():
+        if isinstance(layer, nn.Linear) and layer not in outside:
+            held = _held.get((trunk, (), f"{place}.weight", compute_dtype(), device()))
+            if held is not None and not held._version:
+                layer.weight = held
 
 
 def share_frozen(model: Model, folder: Path | None) -> Model:
@@ -75,7 +105,8 @@ def share_frozen(model: Model, folder: Path | None) -> Model:
             if held is None or held._version:  # or somebody has written to it since
                 # A copy on a CPU, so that no file stays mapped for a part of it.
                 copied = weight.detach().to(dtype, copy=weight.device.type == "cpu")
-                held = nn.Parameter(copied, requires_grad=False)
+                packed = pack(copied) if weight in matrices and not distributed.grouped() else None
+                held = nn.Parameter(copied if packed is None else packed, requires_grad=False)
                 _held[key] = held
             replaced[weight] = held
         setattr(module, own, replaced[weight])

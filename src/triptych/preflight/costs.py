@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import singledispatch
 from typing import Any
 
@@ -14,6 +14,7 @@ from triptych.base.pretrained import BaseImport
 from triptych.base.pretraining import Pretraining
 from triptych.configuration import Config
 from triptych.data.folds import FOLDS
+from triptych.engine.adapters import Lora
 from triptych.engine.device import compute_dtype
 from triptych.engine.training import Optimization
 from triptych.evaluate.answers import Answering
@@ -27,6 +28,7 @@ from triptych.preflight import memory
 from triptych.preflight.memory import Architecture
 from triptych.recipe import Recipe
 from triptych.reward.regression import RegressionReward
+from triptych.reward.rules import RulesReward
 from triptych.reward.taken import TakenReward
 from triptych.reward.training import PairwiseReward, RewardTrained
 
@@ -86,12 +88,15 @@ def costs(
         taken: the parameters of rewards that were made elsewhere, by `Recipe.taken`'s places. A reward is counted
             everywhere as large as the model, so that only what these have beyond it is added.
     """
+    model = as_used(recipe, model)
     answer = recipe.decoding.max_tokens
     beyond = sum(max(0, count - model.parameters) for count in (taken or {}).values())
-    judging = memory.frozen(model) if recipe.gate.apart is not None else 0
+    other = other_model(recipe, model)
+    judging = other if recipe.gate.apart is not None else 0
+    scoring = 0 if all(isinstance(part, RulesReward) for part in recipe.reward.model.within) else other
     works = [
         (stage, work) for stage in plan
-        if (work := workload(stage.config, Circumstances(stage, model, answer, judging, texts)))
+        if (work := workload(stage.config, Circumstances(stage, model, answer, other, scoring, judging, texts)))
     ]
     return [
         Cost(
@@ -128,6 +133,8 @@ class Circumstances:
 
     Attributes:
         answer: the longest, in tokens, where a model is decoded as it is deployed.
+        other: bytes of a second model that is only read.
+        scoring: bytes of the reward's, where it is one.
         judging: bytes of the second reward model at the gate, where there is one.
         texts: of each split, by its name.
     """
@@ -135,6 +142,8 @@ class Circumstances:
     stage: StageCall[Any]
     model: Architecture
     answer: int
+    other: int
+    scoring: int
     judging: int
     texts: Mapping[str, Texts]
 
@@ -177,7 +186,8 @@ def of_pretraining(config: Pretraining, given: Circumstances) -> Workload:
 @workload.register
 def of_import(config: BaseImport, given: Circumstances) -> Workload:
     """Of taking a Base from others."""
-    return Workload(2 * given.weights + given.copies + memory.applied(given.model))
+    whole = memory.loading(given.model) if given.model.packed else 2 * given.weights
+    return Workload(whole + memory.applied(given.model))
 
 
 @workload.register
@@ -215,7 +225,8 @@ def of_choice(config: Decoding, given: Circumstances) -> Workload:
     asked, tried = given.texts["prompts_validation"], len(set(config.temperatures))
     sampled = tried * asked.rows * given.answer
     answers = given.answers(asked, asked.rows)
-    taken = 2 * given.frozen + given.copies + given.judging + answers + memory.applied(given.model)
+    models = given.frozen + given.copies + given.scoring + given.judging
+    taken = models + answers + memory.applied(given.model)
     return Workload(taken, applied=tried * asked.tokens + sampled, sampled=sampled)
 
 
@@ -223,8 +234,8 @@ def of_choice(config: Decoding, given: Circumstances) -> Workload:
 def of_improvement(config: Improvement, given: Circumstances) -> Workload:
     """Of a round of improvement by any method."""
     trained, applied, sampled = improvement(config, given.texts)
-    others = 2 if config.lora is None else 1  # reward and reference, which is the trunk below adapters
-    taken = others * given.frozen + given.judging + improving(config, given.model, given.texts)
+    reference = given.other if config.lora is None else 0  # the trunk below the adapters
+    taken = reference + given.scoring + given.judging + improving(config, given.model, given.texts)
     return Workload(taken, round(trained * padding(config, given.model, given.texts)), applied, sampled)
 
 
@@ -235,7 +246,8 @@ def of_answers(config: Answering, given: Circumstances) -> Workload:
     rows = min(gate.rows, config.prompts)
     read = gate.tokens * rows // max(1, gate.rows)
     sampled = 3 * rows * given.answer  # both models as deployed, and the candidate at temperature 1
-    taken = 2 * (given.frozen + given.copies) + given.answers(gate, rows) + memory.applied(given.model)
+    models = given.frozen + given.other + 2 * given.copies
+    taken = models + given.answers(gate, rows) + memory.applied(given.model)
     return Workload(taken, applied=2 * (read + sampled), sampled=sampled)
 
 
@@ -249,7 +261,8 @@ def of_measurement(config: Measurement, given: Circumstances) -> Workload:
     drawn = 1 if arguments.get("only_deployed") else 3 + int(str(arguments.get("best_of", 0)))
     sampled = drawn * asked.rows * given.answer
     answers = given.answers(asked, asked.rows)
-    taken = 3 * given.frozen + given.copies + given.judging + answers + memory.applied(given.model)
+    models = given.frozen + given.copies + given.other + given.scoring + given.judging
+    taken = models + answers + memory.applied(given.model)
     return Workload(taken, applied=2 * (asked.tokens + sampled), sampled=sampled)
 
 
@@ -314,17 +327,40 @@ def improving(config: Improvement, model: Architecture, texts: Mapping[str, Text
     return max(learning, held + memory.copies(model) + memory.applied(model) + max(answers))
 
 
-def disk_space(recipe: Recipe, model: Architecture) -> int:
-    """Bytes that a run writes: its models, in float32 or as adapters, and a checkpoint with the optimizer's state."""
-    whole, merged = memory.weights(model), recipe.release.form == "merged"
+def trainings(recipe: Recipe) -> list[Optimization | None]:
+    """How each model of a run is trained; None for one that is not."""
     judges = [recipe.gate.apart.model] if recipe.gate.apart is not None else []
     learners = [*([recipe.learner] if recipe.learner is not None else []), *judges]
     folds = FOLDS * learners if recipe.splits.cross_fit is True else []
-    trained: list[Optimization | None] = [
-        recipe.finetuning, recipe.learner, *judges, *[recipe.improve.method] * recipe.improve.rounds, *folds
-    ]
-    kept = [whole if one is None or one.lora is None else memory.adapters(model, one.lora) for one in trained]
-    base = memory.files(model)
+    rounds = [recipe.improve.method] * recipe.improve.rounds
+    return [recipe.finetuning, recipe.learner, *judges, *rounds, *folds]
+
+
+def as_used(recipe: Recipe, model: Architecture) -> Architecture:
+    """The model as a run has it, which may round it to four bits."""
+    if recipe.base.quantization is None:
+        return model
+    return replace(model, stored=2, quantized=_rank(recipe) is not None)
+
+
+def other_model(recipe: Recipe, model: Architecture) -> int:
+    """Bytes of one model more that is only read: where all are adapters over one trunk, adapters in float32."""
+    rank = _rank(recipe)
+    return memory.frozen(model) if rank is None else memory.adapters(model, Lora(rank=rank))
+
+
+def _rank(recipe: Recipe) -> int | None:
+    """The largest rank of adapters, where nothing is trained whole; else None."""
+    adapters = [one.lora for one in trainings(recipe) if one is not None]
+    ranks = [lora.rank for lora in adapters if lora is not None]
+    return max(ranks) if ranks and len(ranks) == len(adapters) else None
+
+
+def disk_space(recipe: Recipe, model: Architecture) -> int:
+    """Bytes that a run writes: its models, in float32 or as adapters, and a checkpoint with the optimizer's state."""
+    whole, merged = memory.weights(model), recipe.release.form == "merged"
+    kept = [whole if one is None or one.lora is None else memory.adapters(model, one.lora) for one in trainings(recipe)]
+    base = memory.files(as_used(recipe, model))
     return (
         base + sum(kept) + 3 * max(kept)  # the Base, what is trained of it, and weights with AdamW's two moments
         + (3 * base if merged else base + 2 * max(kept))

@@ -13,6 +13,8 @@ SECTIONS = {"instruct": "instruct", "judge": "gate.judge", "round/reward": "rewa
 """Where the settings of a stage that trains stand, by its name; a round's without its number."""
 LADDER = ("micro_batch=1024", "micro_batch=512", "activation_checkpointing=true", "lora={rank: 16}")
 """Two of speed alone, then a recomputation, then what is trained."""
+LAST = "base.quantization=nf4"
+"""What the models are; it helps where every one of them is adapters over the Base."""
 
 
 def fit(
@@ -24,19 +26,29 @@ def fit(
         load: the recipe with some settings beside its own.
         costs: of each stage.
     """
-    settings: dict[str, str] = {}
+    settings: list[str] = []
     untried = {section: list(LADDER) for section in SECTIONS.values()}
     known = costs(load([]))
     while over := next((cost for cost in known if cost.gib > gib), None):
         section = SECTIONS.get(re.sub(r"^round-\d+/", "round/", over.stage), "")
         if not untried.get(section):
-            return None
-        name, _, value = untried[section].pop(0).partition("=")
-        tried = settings | {f"{section}.{name}": value}
-        try:
-            lower = costs(load([f"{setting}={given}" for setting, given in tried.items()]))
-        except RecipeError:  # the recipe has settings that exclude this one
-            continue
+            settings = _added(load, settings, [f"{one}.{LADDER[-1]}" for one in SECTIONS.values()] + [LAST])
+            return settings if all(cost.gib <= gib for cost in costs(load(settings))) else None
+        tried = _added(load, settings, [f"{section}.{untried[section].pop(0)}"])
+        lower = costs(load(tried))
         if any(cost.stage == over.stage and cost.gib < over.gib for cost in lower):
             settings, known = tried, lower
-    return [f"{setting}={given}" for setting, given in settings.items()]
+    return settings
+
+
+def _added(load: Callable[[Sequence[str]], Recipe], settings: Sequence[str], more: Sequence[str]) -> list[str]:
+    """The settings with those of more that the recipe can have beside them; the last value of a field counts."""
+    kept = {setting.partition("=")[0]: setting for setting in settings}
+    for setting in more:
+        tried = kept | {setting.partition("=")[0]: setting}
+        try:
+            load(list(tried.values()))
+        except RecipeError:  # the recipe has settings that exclude this one
+            continue
+        kept = tried
+    return list(kept.values())

@@ -16,6 +16,7 @@ from triptych.engine.adapters import Lora
 from triptych.engine.cache import CACHE_BYTES, MAX_SLOTS, SHARED_KEYS
 from triptych.engine.device import compute_dtype, device
 from triptych.engine.logprobs import BLOCK, CACHED
+from triptych.engine.nf4 import BLOCK as NF4_BLOCK
 from triptych.engine.packing import APPLIED, SHORT
 from triptych.engine.training import Optimization
 
@@ -41,6 +42,8 @@ class Architecture:
             output have one each, 0 where no token was added.
         packed: whether it computes packed rows; sequences are padded to the longest of a batch where it does not.
         stored: bytes of a number in its folder.
+        tables: embedding tables: 2 where input and output have one each.
+        quantized: whether what is only read holds its layers' matrices in NF4.
     """
 
     parameters: int
@@ -55,6 +58,8 @@ class Architecture:
     trained_tables: int = 0
     packed: bool = True
     stored: int = 4
+    tables: int = 1
+    quantized: bool = False
 
     @classmethod
     def of(cls, config: Any, parameters: int, grows: bool = False, packed: bool = True) -> Architecture:
@@ -73,7 +78,7 @@ class Architecture:
             int(config.num_hidden_layers), heads, heads * head_width, key_value_heads * head_width,
             getattr(config, "max_position_embeddings", None),
             (1 if config.tie_word_embeddings else 2) if grows or getattr(config, "added_tokens", None) else 0,
-            packed, 2 if config.dtype in (torch.bfloat16, torch.float16) else 4,
+            packed, 2 if config.dtype in (torch.bfloat16, torch.float16) else 4, 1 if config.tie_word_embeddings else 2,
         )
 
 
@@ -88,19 +93,32 @@ def weights(model: Architecture) -> int:
 
 
 def frozen(model: Architecture) -> int:
-    """A model that is only read: its matrices in the compute type, the input's embeddings in float32."""
+    """A model that is only read: its matrices in the compute type, the input's embeddings in float32.
+
+    In NF4 the layers' matrices take half a byte a number and a scale for each block; one is whole while it multiplies.
+    """
     embedding = model.vocabulary * model.width
-    return 4 * embedding + itemsize() * (model.parameters - embedding)
+    if not model.quantized:
+        return 4 * embedding + itemsize() * (model.parameters - embedding)
+    tables = (4 + itemsize() * (model.tables - 1)) * embedding
+    matrices = model.parameters - model.tables * embedding
+    return tables + matrices // 2 + 2 * matrices // NF4_BLOCK + itemsize() * model.width * model.inner
 
 
 def loading(model: Architecture) -> int:
     """A model that is to be frozen: it is held a matrix at a time, on a CPU beside its files, which are mapped."""
-    return frozen(model) + (files(model) if device().type == "cpu" else 0)
+    if device().type == "cpu":
+        return frozen(model) + files(model)
+    widened = (4 - model.stored) * model.vocabulary * model.width
+    return max(frozen(model), files(model) + widened)
 
 
 def copies(model: Architecture) -> int:
-    """The weights in the compute type: a sampler's own, or those that autocast makes for a pass."""
-    return 2 * model.parameters if itemsize() == 2 else 0
+    """The weights in the compute type: a sampler's own, or those that autocast makes for a pass.
+
+    What is held in NF4 is sampled from as it is.
+    """
+    return 2 * model.parameters if itemsize() == 2 and not model.quantized else 0
 
 
 def optimizer_state(model: Architecture, optimization: Optimization) -> int:
