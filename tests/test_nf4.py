@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch.nn import functional as F
 
 from conftest import some_tokens, tiny
@@ -21,8 +22,8 @@ from triptych.engine import attention, nf4
 from triptych.engine.adapters import Lora, adapt, plain_copy, take_over
 from triptych.engine.device import autocast, compute_dtype
 from triptych.engine.inspection import ADAPTER_WEIGHTS
-from triptych.engine.models import load_policy, load_reward, load_tokenizer, save
-from triptych.engine.nf4 import BLOCK, SHARES, Nf4Tensor, pack, packed_weights, round_to_nf4
+from triptych.engine.models import cast, load_policy, load_reward, load_tokenizer, save
+from triptych.engine.nf4 import BLOCK, SHARES, Nf4Tensor, holds_nf4, pack, round_to_nf4
 from triptych.engine.rollout import Policy, sampler_mismatch
 from triptych.engine.sampling import Sampling
 from triptych.engine.scoring import RewardModel
@@ -126,7 +127,7 @@ def test_a_product_and_its_gradient_are_those_of_the_matrix_and_no_number_of_it_
 def test_models_over_a_rounded_base_compute_the_same_to_the_bit_and_hold_a_third(folder: Path, whole: Any) -> None:
     small, reward = policy(folder, frozen=True), load_reward(folder, fresh=True, attention=attention.NAME)
     adapt(reward, Lora(rank=2), 0, folder)
-    assert packed_weights(small)
+    assert holds_nf4(small)
     ours, scores = logprobs(small), rewards(reward)
     layers = {id(weight): weight for weight in small.parameters() if isinstance(weight, Nf4Tensor)}
     assert len(layers) == 7 * small.config.num_hidden_layers
@@ -137,8 +138,8 @@ def test_models_over_a_rounded_base_compute_the_same_to_the_bit_and_hold_a_third
     large = load_policy(folder, attention=attention.NAME)
     other = load_reward(folder, fresh=True, attention=attention.NAME)
     adapt(other, Lora(rank=2), 0)
-    assert not packed_weights(large)
-    assert not packed_weights(other)
+    assert not holds_nf4(large)
+    assert not holds_nf4(other)
     assert torch.equal(logprobs(large), ours)
     assert torch.equal(rewards(other), scores)
 
@@ -152,7 +153,7 @@ def test_adapters_learn_the_same_over_four_bits(folder: Path, whole: Any) -> Non
             whole()
         model = policy(folder, merged=False)
         adapt(model, Lora(rank=2), 0, folder if packed else None)
-        assert packed_weights(model) == packed
+        assert holds_nf4(model) == packed
         optimizer = torch.optim.AdamW([weight for weight in model.parameters() if weight.requires_grad], lr=0.05)
         for _ in range(2):
             with autocast():
@@ -215,24 +216,36 @@ def test_a_second_model_of_a_trunk_takes_its_matrices_before_they_are_moved(fold
     assert mine <= {id(weight) for weight in second.parameters()}
 
 
-def learnt(folder: Path, place: Path) -> list[bytes]:
-    """What Instruct and Reward learn in `place`, as adapters over the Base."""
+def test_adapters_over_a_base_in_half_precision_are_trained_in_float32(
+    policy_folder: Path, folder: Path, tmp_path: Path
+) -> None:
+    plain = tmp_path / "plain"
+    shutil.copytree(policy_folder / "model", plain)
+    cast(plain, torch.bfloat16)
+    for way, base in (("plain", plain), ("nf4", folder)):
+        weights = load_file(learnt(base, tmp_path / "runs" / way)[0] / ADAPTER_WEIGHTS)
+        assert {weight.dtype for weight in weights.values()} == {torch.float32}
+        assert all(bool((weight != weight.bfloat16()).any()) for weight in weights.values())
+
+
+def learnt(folder: Path, place: Path) -> list[Path]:
+    """What Instruct and Reward learn in `place`, as adapters over the Base: their folders."""
     shutil.copytree(folder, place / "model")
     write_data(place)
     finetune(context(place, "instruct"), adapted(FINETUNING), place, place)
     train_reward(context(place, "reward"), adapted(REWARD), place, place)
-    models = (place / stage / "output" / "model" for stage in ("instruct", "reward"))
-    return [(model / ADAPTER_WEIGHTS).read_bytes() for model in models]
+    return [place / stage / "output" / "model" for stage in ("instruct", "reward")]
 
 
 def test_instruct_and_reward_are_the_same_bytes_and_a_round_runs(folder: Path, tmp_path: Path, whole: Any) -> None:
     packed = learnt(folder, tmp_path / "packed")
     scorer = RewardModel(tmp_path / "packed" / "reward" / "output" / "model")
-    assert packed_weights(scorer.model)
+    assert holds_nf4(scorer.model)
     place = tmp_path / "packed"
     improve(context(place, "improve"), adapted(GRPO), place, place, scorer, judge=None)
     whole()
-    assert learnt(folder, tmp_path / "whole") == packed
+    for one, other in zip(packed, learnt(folder, tmp_path / "whole"), strict=True):
+        assert (one / ADAPTER_WEIGHTS).read_bytes() == (other / ADAPTER_WEIGHTS).read_bytes()
 
 
 def test_a_cycle_of_eight_billion_parameters_is_counted_within_22_gib(

@@ -327,6 +327,16 @@ def test_a_checkpoint_is_whole_or_absent(tmp_path: Path) -> None:
     assert checkpoint.restore(layer, optimizers) == {"curve": []}
 
 
+def test_saving_takes_a_fiftieth_of_the_time_at_most(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter([60.0, 60.0, 69.0, 69.0 + 449.0, 69.0 + 450.0])  # a save takes 9 seconds
+    monkeypatch.setattr("triptych.engine.checkpoint.time.monotonic", lambda: next(clock))
+    checkpoint = Checkpoint(tmp_path / "training.pt", seconds=60, saved=0.0)
+    assert checkpoint.due(1)
+    checkpoint.save(nn.Linear(3, 1), [], {})
+    assert [checkpoint.due(2), checkpoint.due(2)] == [False, True]
+    assert Checkpoint(tmp_path / "training.pt", seconds=0, took=9.0).interval == 0
+
+
 def test_epochs_are_shuffled_differently_and_the_same_every_time() -> None:
     orders = [shuffled(50, epoch, seed) for seed in (1, 2) for epoch in (0, 1)]
     assert all(sorted(order) == list(range(50)) for order in orders)

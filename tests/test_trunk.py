@@ -13,11 +13,15 @@ from torch import Tensor
 
 from conftest import some_tokens, tiny
 from test_packed_parity import theirs
+from triptych.audit.consistency import PlainModel
+from triptych.data.template import padded
 from triptych.engine import attention, trunk
 from triptych.engine.adapters import Lora, adapt
 from triptych.engine.device import autocast, compute_dtype
 from triptych.engine.forward import answer_logprobs, head_outputs, pack_answers
 from triptych.engine.models import cast, load_policy, load_reward, load_tokenizer, save
+from triptych.engine.scoring import RewardModel
+from triptych.records import Conversation, Prompt
 
 ROWS = [(some_tokens(7, 1), [some_tokens(5, 2), some_tokens(9, 3)]), (some_tokens(4, 4), [some_tokens(6, 5)])]
 
@@ -166,3 +170,21 @@ def test_a_model_that_does_not_pack_is_whole_in_float32(family: str, policy_fold
     for model in (policy(folder, merged=False), policy(folder, frozen=True)):
         assert model.config._attn_implementation != attention.NAME
         assert {weight.dtype for weight in model.parameters()} == {torch.float32}
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3"])
+def test_a_reward_in_bfloat16_is_scored_in_float32_without_a_copy_in_float32(
+    family: str, policy_folder: Path, tmp_path: Path
+) -> None:
+    tokenizer, model = load_tokenizer(policy_folder / "model"), tiny(family, reward=True, dtype=torch.float32)
+    model.resize_token_embeddings(len(tokenizer))
+    model.config.pad_token_id = tokenizer.pad_token_id
+    save(model, tokenizer, tmp_path, dtype=torch.bfloat16)
+    rows = [Conversation(Prompt.of(text), "A dog.") for text in ("Who?", "What is red?")]
+    precise, plain = RewardModel(tmp_path, precise=True), load_reward(tmp_path, fresh=False)
+    batch = padded(tokenizer, rows, "right")
+    with torch.no_grad():
+        theirs = plain(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits[:, 0].tolist()
+    assert precise.raw(rows) == pytest.approx(theirs, abs=1e-5)
+    assert PlainModel(precise).score(rows) == pytest.approx(theirs, abs=1e-5)
+    assert size(precise.model) < size(plain) or compute_dtype() == torch.float32

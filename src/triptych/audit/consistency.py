@@ -18,8 +18,9 @@ import torch
 from triptych.audit.record import Consistency
 from triptych.data.template import forges, padded
 from triptych.engine.device import compute_dtype
-from triptych.engine.models import load_reward
+from triptych.engine.parity import as_in_transformers
 from triptych.engine.scoring import RewardModel, Scale
+from triptych.engine.trunk import Float32Products
 from triptych.records import Conversation
 
 
@@ -39,7 +40,7 @@ def consistency(folder: Path, conversations: Sequence[Conversation], tolerance: 
     alone = [scorer.raw([conversation])[0] for conversation in conversations]
     allowed = tolerance * max(1.0, *map(abs, alone))
     rows = [_compared("packed, prompts shared", alone, scorer.raw(conversations), allowed)]
-    plain = PlainModel(folder, scorer.tokenizer)
+    plain = PlainModel(scorer)
     ways: dict[str, Callable[[], list[float]]] = {
         "plain transformers, alone": lambda: [plain.score([conversation])[0] for conversation in conversations],
         "plain transformers, padded on the right": lambda: plain.score(conversations, "right"),
@@ -58,13 +59,13 @@ def consistency(folder: Path, conversations: Sequence[Conversation], tolerance: 
 
 
 class PlainModel:
-    """A reward model's folder as other tools load it, without our attention, packing and view of a conversation."""
+    """A reward model as other tools compute it, without our attention, packing and view of a conversation."""
 
-    def __init__(self, folder: Path, tokenizer: Any) -> None:
-        self.model = load_reward(folder, fresh=False)
-        self.tokenizer = tokenizer
+    def __init__(self, scorer: RewardModel) -> None:
+        self.model = as_in_transformers(scorer.model)
+        self.tokenizer = scorer.tokenizer
         # What the folder says counts here, and not what loading mended.
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        config = json.loads((scorer.folder / "config.json").read_text(encoding="utf-8"))
         pad = config.get("pad_token_id", config.get("text_config", {}).get("pad_token_id"))
         for part in (self.model.config, self.model.config.get_text_config()):
             part.pad_token_id = pad
@@ -73,7 +74,8 @@ class PlainModel:
     def score(self, conversations: Sequence[Conversation], side: Literal["left", "right"] = "right") -> list[float]:
         """The scores of one padded batch."""
         batch = padded(self.tokenizer, conversations, side).to(self.model.device)
-        output: Any = self.model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
+        with Float32Products():
+            output: Any = self.model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
         scores: list[float] = Scale.of(self.model.config).raw(output.logits).tolist()
         return scores
 

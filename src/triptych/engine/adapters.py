@@ -17,6 +17,7 @@ from typing import Any, Literal
 import torch
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
+from peft.tuners.tuners_utils import cast_adapter_dtype
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -95,6 +96,7 @@ def adapt(model: Model, lora: Lora | None, seed: int, folder: Path | None = None
             ),
             unnamed,
         )
+    cast_adapter_dtype(model, NAME)  # peft makes them in the trunk's type, whose bits small updates do not reach
     if isinstance(head := getattr(model, "score", None), nn.Linear):
         head.requires_grad_(True)
     for table in added_rows(model):

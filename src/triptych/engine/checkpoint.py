@@ -24,6 +24,9 @@ from triptych.engine import distributed
 from triptych.errors import RunError
 from triptych.storage import PARTIAL, make_folder, sync
 
+SHARE = 0.02
+"""Of the time, at most, that saving takes."""
+
 
 def checkpoint_seconds() -> float:
     """The time between two checkpoints: a minute, or what TRIPTYCH_CHECKPOINT_SECONDS says.
@@ -44,28 +47,37 @@ class Checkpoint:
 
     Attributes:
         path: the file.
-        seconds: between two saves; saving never changes a result, only what a crash costs.
+        seconds: between two saves, at least; saving never changes a result, only what a crash costs.
         every: steps that belong together: a state is saved behind the last of them only.
+        took: seconds, the last save.
     """
 
     path: Path
     seconds: float
     every: int = 1
     saved: float = field(default_factory=time.monotonic)
+    took: float = 0.0
+
+    @property
+    def interval(self) -> float:
+        """Seconds between two saves: as asked, or so many that saving takes no more than its share of the time."""
+        return max(self.seconds, self.took / SHARE) if self.seconds else 0.0
 
     def due(self, done: int) -> bool:
         """Whether it is time to save behind so many steps."""
-        return done % self.every == 0 and time.monotonic() - self.saved >= self.seconds
+        return done % self.every == 0 and time.monotonic() - self.saved >= self.interval
 
     def save(self, model: nn.Module, optimizers: Sequence[Optimizer], state: dict[str, Any]) -> None:
         """Writes the state; the last one stays until this one is on disk. All ranks call it, the first writes."""
+        began = time.monotonic()
         content = {
             "model": trained_weights(model),
             "optimizers": [distributed.full_tensor(optimizer.state_dict()) for optimizer in optimizers],
             "state": state,
         }
-        self.saved = time.monotonic()
         write_tensors(self.path, content)
+        self.saved = time.monotonic()
+        self.took = self.saved - began
 
     def restore(self, model: nn.Module, optimizers: Sequence[Optimizer]) -> dict[str, Any] | None:
         """Loads the last state into model and optimizers; None where there is none.

@@ -47,7 +47,7 @@ from triptych.engine import distributed
 from triptych.engine.adapter_folder import read_adapters, write_adapters
 from triptych.engine.adapters import Lora, adapt, adapted, is_adapters, learnt_adapters
 from triptych.engine.attention import NAME as OURS
-from triptych.engine.device import device
+from triptych.engine.device import compute_dtype, device
 from triptych.engine.forward import packs
 from triptych.engine.inspection import INDEX, Stored, inspect, inspect_adapter, inspect_tokenizer, trunk_of
 from triptych.engine.parity import take_attention
@@ -194,6 +194,11 @@ def load_reward(
     model.config.problem_type = "regression"  # else other tools put one output through a sigmoid
     _refuse_non_finite(folder, model)
     return _freeze(model, folder) if frozen else model
+
+
+def held_exactly(folder: Path) -> bool:
+    """Whether a model holds the numbers of its folder as they are, without rounding, where nothing trains it."""
+    return _stored_dtype(inspect(folder)) == compute_dtype() or compute_dtype() == torch.float32
 
 
 def reward_fault(config: PreTrainedConfig) -> str | None:
@@ -442,8 +447,6 @@ def _load(
         )
     if adapters is not None:
         with _refusing(f"{shown}: its adapters do not fit its trunk"), quiet():
-            if not fresh:
-                adapters.give_head(model)
             if merged:
                 adapters.add_to(model)
             if model.can_generate():
@@ -454,6 +457,9 @@ def _load(
     model = model.to(device()).eval()
     if narrow:
         widen(model)
+    if adapters is not None and not fresh:  # behind that, so that a head in float32 stays one
+        with _refusing(f"{shown}: its adapters do not fit its trunk"):
+            adapters.give_head(model)
     if attention == OURS:
         with _refusing(f"{shown}: the model cannot be computed"), quiet():
             try:

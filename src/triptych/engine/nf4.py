@@ -142,7 +142,7 @@ def pack(matrix: Tensor) -> Nf4Tensor | None:
     return packed if torch.equal(packed.unpacked().to(matrix.dtype), matrix) else None
 
 
-def packed_weights(model: torch.nn.Module) -> bool:
+def holds_nf4(model: torch.nn.Module) -> bool:
     """Whether some of the model's matrices are held in four bits."""
     return any(isinstance(weight, Nf4Tensor) for weight in model.parameters())
 

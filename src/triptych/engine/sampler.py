@@ -21,7 +21,7 @@ from triptych.engine.adapters import adapted, plain_copy, take_over
 from triptych.engine.device import autocast, compute_dtype
 from triptych.engine.forward import Model, packs
 from triptych.engine.generation import generate
-from triptych.engine.nf4 import packed_weights
+from triptych.engine.nf4 import holds_nf4
 from triptych.engine.prepacked import prepack
 from triptych.engine.request import Completion
 from triptych.engine.sampling import End, Sampling
@@ -102,7 +102,7 @@ class SlotSampler(Sampler):
         """See :class:`Sampler`."""
         dtype = compute_dtype() if packs(model) else torch.float32
         plain = dtype == torch.float32 and distributed.world_size() == 1 and not adapted(model)
-        if plain or packed_weights(model):
+        if plain or holds_nf4(model):
             self.model = model
             return
         if self.model is None:

@@ -17,8 +17,9 @@ from triptych.data.template import scored_tokens
 from triptych.engine import attention
 from triptych.engine.device import autocast
 from triptych.engine.forward import Model, head_outputs
-from triptych.engine.models import load_reward, load_tokenizer
+from triptych.engine.models import held_exactly, load_reward, load_tokenizer
 from triptych.engine.packing import APPLIED, Group, Pack, fill, grown
+from triptych.engine.trunk import Float32Products
 from triptych.errors import ModelError
 from triptych.records import Conversation, Prompt
 
@@ -291,7 +292,8 @@ class RewardModel:
     @cached_property
     def model(self) -> Model:
         """The trunk and its head."""
-        return load_reward(self.folder, fresh=False, attention=attention.NAME, frozen=not self.precise)
+        frozen = not self.precise or held_exactly(self.folder)
+        return load_reward(self.folder, fresh=False, attention=attention.NAME, frozen=frozen)
 
     @cached_property
     def tokenizer(self) -> Any:
@@ -345,7 +347,7 @@ class RewardModel:
     def _group_outputs(self, groups: Sequence[Group]) -> list[Tensor]:
         """`[answers, K]` for each group, the tokens of a prompt and of its answers."""
         pack, ends = pack_scored(groups, self.model.device)
-        with autocast(enabled=not self.precise):
+        with Float32Products() if self.precise else autocast():
             values = head_outputs(self.model, pack)[ends]
         return list(torch.split(values.cpu(), [len(answers) for _, answers in groups]))
 

@@ -241,6 +241,7 @@ def _optimizers(model: Any, optimization: Optimization) -> list[Optimizer]:
     """
     partly = {id(table) for table in added_rows(model)}
     weights = [(name, weight) for name, weight in model.named_parameters() if weight.requires_grad]
+    assert all(weight.dtype.itemsize >= 4 for _, weight in weights), "small updates are lost in half precision"
     hidden = {
         name for name, weight in weights
         if optimization.muon_learning_rate and weight.ndim == 2 and ".layers." in name

@@ -61,9 +61,15 @@ def quantize(model: Model) -> int:
 
 
 def _matrices(model: Model) -> set[nn.Parameter]:
-    """The weights that are multiplied as matrices and read nowhere else: a tied head's are embeddings, too."""
+    """The weights that are multiplied as matrices and read nowhere else: a tied head's are embeddings, too.
+
+    Adapters are none of them. They are small, and stay in float32.
+    """
     embeddings, head = model.get_input_embeddings().weight, getattr(model, "score", None)
-    layers = (module for module in model.modules() if isinstance(module, nn.Linear) and module is not head)
+    layers = (
+        module for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and module is not head and ".lora_" not in name
+    )
     return {weight for layer in layers for weight in layer.parameters(recurse=False) if weight is not embeddings}
 
 

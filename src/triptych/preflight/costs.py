@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from triptych.audit.stage import Audit
 from triptych.base.pretrained import BaseImport
 from triptych.base.pretraining import Pretraining
 from triptych.configuration import Config
@@ -94,10 +95,12 @@ def costs(
     other = other_model(recipe, model)
     judging = other if recipe.gate.apart is not None else 0
     scoring = 0 if all(isinstance(part, RulesReward) for part in recipe.reward.model.within) else other
-    works = [
-        (stage, work) for stage in plan
-        if (work := workload(stage.config, Circumstances(stage, model, answer, other, scoring, judging, texts)))
-    ]
+
+    def met(stage: StageCall[Any]) -> Circumstances:
+        adapters = _rank(recipe) is not None
+        return Circumstances(stage, model, answer, adapters, other, scoring, judging, texts)
+
+    works = [(stage, work) for stage in plan if (work := workload(stage.config, met(stage)))]
     return [
         Cost(
             stage.name, work.trained + work.applied + work.sampled,
@@ -133,6 +136,7 @@ class Circumstances:
 
     Attributes:
         answer: the longest, in tokens, where a model is decoded as it is deployed.
+        adapters: whether nothing is trained whole.
         other: bytes of a second model that is only read.
         scoring: bytes of the reward's, where it is one.
         judging: bytes of the second reward model at the gate, where there is one.
@@ -142,6 +146,7 @@ class Circumstances:
     stage: StageCall[Any]
     model: Architecture
     answer: int
+    adapters: bool
     other: int
     scoring: int
     judging: int
@@ -217,6 +222,21 @@ def of_reward(config: PairwiseReward | RegressionReward, given: Circumstances) -
     taken = memory.training(given.model, config, round(config.micro_batch * times), compared.keys, predicts=False)
     epochs = config.refresh_epochs if refreshed else config.epochs
     return Workload(taken, trained=round(compared.tokens * epochs * times))
+
+
+@workload.register
+def of_audit(config: Audit, given: Circumstances) -> Workload | None:
+    """Of auditing a reward model, of which some rows are scored in float32; of one that is none nothing is counted."""
+    judging = not given.stage.name.startswith("round-")
+    if not (given.judging if judging else given.scoring):
+        return None
+    compared = given.texts.get("comparisons_judge" if judging else "comparisons_train", Texts())
+    rows = compared.rows // 4 + 5 * config.perturbed  # held out, as by default; changed answers beside the chosen ones
+    whole = 0 if given.adapters else given.weights
+    return Workload(
+        whole + memory.loading(given.model) + memory.applied(given.model, predicts=False),
+        applied=rows * compared.tokens // max(1, compared.rows),
+    )
 
 
 @workload.register
