@@ -60,7 +60,7 @@ def loading(model: Architecture, cards: int) -> float:
 
 def loading_frozen(model: Architecture, cards: int) -> float:
     """A model that is not trained whole goes to the card in bfloat16, where its embeddings become float32."""
-    return 2 * model.parameters + 2 * model.vocabulary * model.width + held(model, cards, lora=True)
+    return memory.arriving(model) + held(model, cards, lora=True)
 
 
 def sampling(model: Architecture, cards: int) -> float:

@@ -97,6 +97,7 @@ def test_any_operation_reads_the_matrix_and_none_writes_to_it() -> None:
         assert torch.equal(read, rounded)
     writes: list[Callable[[], object]] = [
         lambda: held.copy_(rounded), lambda: held.mul_(2), lambda: held.data.zero_(),
+        lambda: torch.mul(rounded, 2, out=held),
     ]
     for write in writes:
         with pytest.raises(RuntimeError, match="only read"):

@@ -25,7 +25,7 @@ from triptych.configuration import Config
 from triptych.engine import distributed
 from triptych.engine.adapter_folder import Adapters, read_adapters
 from triptych.engine.prepacked import set_weight
-from triptych.engine.trunk import share_frozen
+from triptych.engine.trunk import linear_layers, share_frozen
 from triptych.errors import ModelError
 
 Model = Any
@@ -67,11 +67,7 @@ def adapt(model: Model, lora: Lora | None, seed: int, folder: Path | None = None
     """
     if lora is None:
         return
-    outside = (model.get_output_embeddings(), getattr(model, "score", None))
-    linear = [
-        name for name, part in model.named_modules()
-        if isinstance(part, nn.Linear) and part not in outside and not _fused(model, name)
-    ]
+    linear = [name for name, _ in linear_layers(model) if not _fused(model, name)]
     targets = linear if lora.targets == "all-linear" else [
         name for name in linear if name.endswith(tuple(f".{target}" for target in lora.targets))
     ]

@@ -445,21 +445,20 @@ def _load(
         raise ModelError(
             f"{shown}: {_few(untied)} is not the same as what it is tied to by tie_word_embeddings in config.json"
         )
-    if adapters is not None:
-        with _refusing(f"{shown}: its adapters do not fit its trunk"), quiet():
-            if merged:
-                adapters.add_to(model)
-            if model.can_generate():
-                model.generation_config = GenerationConfig.from_pretrained(folder, local_files_only=True)
     _without_dropout(model)
     if narrow:
         take_held(model, folder)
     model = model.to(device()).eval()
     if narrow:
         widen(model)
-    if adapters is not None and not fresh:  # behind that, so that a head in float32 stays one
-        with _refusing(f"{shown}: its adapters do not fit its trunk"):
-            adapters.give_head(model)
+    if adapters is not None:  # behind that, so that a head in float32 stays one
+        with _refusing(f"{shown}: its adapters do not fit its trunk"), quiet():
+            if not fresh:
+                adapters.give_head(model)
+            if merged:
+                adapters.add_to(model)
+            if model.can_generate():
+                model.generation_config = GenerationConfig.from_pretrained(folder, local_files_only=True)
     if attention == OURS:
         with _refusing(f"{shown}: the model cannot be computed"), quiet():
             try:

@@ -84,14 +84,15 @@ class Nf4Tensor(Tensor):
         cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         """What reads a matrix gets it in bfloat16; what would write to one is refused."""
+        kwargs = kwargs or {}
         if func in ALIASES:
             matrix = args[0]
             return cls(matrix.packed, matrix.scales, matrix.shape)
-        written = (arg for arg, given in zip(func._schema.arguments, args, strict=False)
-                   if arg.alias_info is not None and arg.alias_info.is_write and isinstance(given, cls))
-        if any(written):
+        named = {argument.name: value for argument, value in zip(func._schema.arguments, args, strict=False)} | kwargs
+        written = [named.get(argument.name) for argument in func._schema.arguments if argument.is_write]
+        if any(isinstance(value, cls) for value in written):
             raise RuntimeError(f"{func}: a matrix that is held in four bits is only read")
-        args, kwargs = tree_map_only(cls, cls.unpacked, (args, kwargs or {}))
+        args, kwargs = tree_map_only(cls, cls.unpacked, (args, kwargs))
         return func(*args, **kwargs)
 
 

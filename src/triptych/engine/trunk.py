@@ -52,12 +52,16 @@ def widen(model: Model) -> None:
 @torch.no_grad()
 def quantize(model: Model) -> int:
     """Rounds the matrices of the model's layers, not embeddings and head, to what NF4 holds; says how many."""
-    head = model.get_output_embeddings()
-    layers = _matrices(model) - ({head.weight} if isinstance(head, nn.Linear) else set())
-    rounded = [weight for weight in layers if weight.ndim == 2]  # no bias
-    for weight in rounded:
+    weights = [layer.weight for _, layer in linear_layers(model)]
+    for weight in weights:
         weight.data = round_to_nf4(weight).to(weight.dtype)
-    return len(rounded)
+    return len(weights)
+
+
+def linear_layers(model: Model) -> Iterator[tuple[str, nn.Linear]]:
+    """Each linear layer between embeddings and head, by its name."""
+    outside = (model.get_output_embeddings(), getattr(model, "score", None))
+    return ((name, part) for name, part in model.named_modules() if isinstance(part, nn.Linear) and part not in outside)
 
 
 def _matrices(model: Model) -> set[nn.Parameter]:
@@ -80,12 +84,10 @@ def take_held(model: Model, folder: Path) -> None:
         folder: from whose files the model was just loaded.
     """
     trunk = _identity(trunk_of(folder))
-    outside = (model.get_output_embeddings(), getattr(model, "score", None))
-    for place, layer in model.named_modules():
-        if isinstance(layer, nn.Linear) and layer not in outside:
-            held = _held.get((trunk, (), f"{place}.weight", compute_dtype(), device()))
-            if held is not None and not held._version:
-                layer.weight = held
+    for name, layer in linear_layers(model):
+        held = _held.get((trunk, (), f"{name}.weight", compute_dtype(), device()))
+        if held is not None and not held._version:
+            layer.weight = held
 
 
 def share_frozen(model: Model, folder: Path | None) -> Model:

@@ -92,12 +92,12 @@ def costs(
     model = as_used(recipe, model)
     answer = recipe.decoding.max_tokens
     beyond = sum(max(0, count - model.parameters) for count in (taken or {}).values())
+    adapters = _rank(recipe) is not None
     other = other_model(recipe, model)
     judging = other if recipe.gate.apart is not None else 0
     scoring = 0 if all(isinstance(part, RulesReward) for part in recipe.reward.model.within) else other
 
     def met(stage: StageCall[Any]) -> Circumstances:
-        adapters = _rank(recipe) is not None
         return Circumstances(stage, model, answer, adapters, other, scoring, judging, texts)
 
     works = [(stage, work) for stage in plan if (work := workload(stage.config, met(stage)))]

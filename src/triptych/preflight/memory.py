@@ -73,12 +73,13 @@ class Architecture:
         heads = int(getattr(config, "num_attention_heads", 0) or 1)
         key_value_heads = int(getattr(config, "num_key_value_heads", None) or heads)
         head_width = int(getattr(config, "head_dim", None) or width // heads)
+        tables = 1 if config.tie_word_embeddings else 2
         return cls(
             parameters, int(config.vocab_size), width, int(getattr(config, "intermediate_size", None) or 4 * width),
             int(config.num_hidden_layers), heads, heads * head_width, key_value_heads * head_width,
             getattr(config, "max_position_embeddings", None),
-            (1 if config.tie_word_embeddings else 2) if grows or getattr(config, "added_tokens", None) else 0,
-            packed, 2 if config.dtype in (torch.bfloat16, torch.float16) else 4, 1 if config.tie_word_embeddings else 2,
+            tables if grows or getattr(config, "added_tokens", None) else 0,
+            packed, 2 if config.dtype in (torch.bfloat16, torch.float16) else 4, tables,
         )
 
 
@@ -109,8 +110,12 @@ def loading(model: Architecture) -> int:
     """A model that is to be frozen: it is held a matrix at a time, on a CPU beside its files, which are mapped."""
     if device().type == "cpu":
         return frozen(model) + files(model)
-    widened = (4 - model.stored) * model.vocabulary * model.width
-    return max(frozen(model), files(model) + widened)
+    return max(frozen(model), arriving(model))
+
+
+def arriving(model: Architecture) -> int:
+    """A model that is to be frozen, as it comes to a device: as it is stored, its embeddings in float32."""
+    return files(model) + (4 - model.stored) * model.vocabulary * model.width
 
 
 def copies(model: Architecture) -> int:
