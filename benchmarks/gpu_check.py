@@ -1,4 +1,4 @@
-"""`make gpu-check`: what this version does on a CUDA device, in one go of at most 8 minutes.
+"""`make gpu-check`: what this version does on a CUDA device, in one go of at most 13 minutes.
 
 Each part has a process and a time-out of its own. Its result is written as soon as it ends, a line of JSON in
 OUT/gpu-check.jsonl, also where it failed or ran out of time; what it printed is in OUT/PART.log. In the end all results
@@ -9,6 +9,7 @@ package's other dependencies it needs trl and pytest, and where the package is n
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import os
 import platform
@@ -29,7 +30,7 @@ from typing import IO, Any
 from benchmarks.row import Setting
 
 ROOT = Path(__file__).resolve().parents[1]
-MINUTES = 8
+MINUTES = 13
 """What all time-outs together may be."""
 DRY_PATIENCE = 4
 """So much longer are the time-outs of a dry run, whose processor may have other work."""
@@ -182,22 +183,142 @@ def cycle(check: Check) -> None:
     origin, changes = (("tests/tiny.yaml", TINY) if check.dry else ("recipes/quickstart.yaml", QUICKSTART))
     recipe = changed(yaml.safe_load((ROOT / origin).read_text(encoding="utf-8")), changes)
     recipe.pop("goals", None)  # they are the whole recipe's
-    file = check.folder / "recipe.yaml"
-    file.write_text(yaml.safe_dump(recipe), encoding="utf-8")
-    runs = check.folder / "runs"
-    command = [sys.executable, "-m", "triptych", "run", str(file), "--runs", str(runs)]
-    process = subprocess.Popen(command, stdout=sys.stderr)
-    ledger = runs / recipe["name"] / "ledger.jsonl"
-    finished = 0
-    while process.poll() is None:
-        time.sleep(0.2)
-        finished = tell_stages(check, ledger, finished)
-    tell_stages(check, ledger, finished)
-    if process.returncode:
-        raise RuntimeError(f"triptych run ended with {process.returncode}")
-    summary = json.loads((ledger.parent / "summary.json").read_text(encoding="utf-8"))
+    run = run_recipe(check, recipe, [sys.executable, "-m", "triptych"], seconds)
+    summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
     check.say(Figure("decision of the gate", summary["rounds"][0]["decision"]))
     check.say(Figure("gain, by the exact judge", summary["verdict"]["gain"]))
+
+
+def run_recipe(
+    check: Check, recipe: Mapping[str, Any], program: Sequence[str], told: Callable[[Mapping[str, Any]], Figure]
+) -> Path:
+    """Runs a recipe whole.
+
+    Args:
+        program: what runs Triptych.
+        told: what is written down of each stage that has finished.
+
+    Returns:
+        The run's folder.
+    """
+    import yaml
+
+    file = check.folder / f"{recipe['name']}.yaml"
+    file.write_text(yaml.safe_dump(dict(recipe)), encoding="utf-8")
+    folder = check.folder / "runs" / str(recipe["name"])
+    process = subprocess.Popen([*program, "run", str(file), "--runs", str(folder.parent)], stdout=sys.stderr)
+    ledger = folder / "ledger.jsonl"
+    finished = 0
+    running = True
+    while running:
+        running = process.poll() is None
+        stages = finished_stages(ledger)
+        for event in stages[finished:]:
+            check.say(told(event))
+        finished = len(stages)
+        time.sleep(0.2 if running else 0)
+    if process.returncode:
+        raise RuntimeError(f"triptych run ended with {process.returncode}")
+    return folder
+
+
+def finished_stages(ledger: Path) -> list[dict[str, Any]]:
+    """What a run has written of its stages when they finished."""
+    lines = ledger.read_text(encoding="utf-8").splitlines(keepends=True) if ledger.exists() else []
+    events = [json.loads(line) for line in lines if line.endswith("\n") and line.strip()]
+    return [event for event in events if event["event"] == "finished"]
+
+
+def seconds(event: Mapping[str, Any]) -> Figure:
+    """How long a stage took."""
+    return Figure(f"{event['stage']}, s", event["seconds"])
+
+
+SMALL = {
+    "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}
+CARD = 23.0
+"""GiB that PyTorch may take of the device: what a card of 24 has beside CUDA itself."""
+EIGHT_BILLION = {
+    "vocab_size": 128_256, "hidden_size": 4096, "intermediate_size": 14_336, "num_hidden_layers": 32,
+    "num_attention_heads": 32, "num_key_value_heads": 8, "rope_theta": 500_000.0,
+}
+"""The shape of Llama 3.1 8B."""
+
+
+def nf4(check: Check) -> None:
+    """The whole cycle of a random Llama of eight billion parameters, in four bits and with adapters."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from triptych.engine.device import device
+    from triptych.engine.models import load_tokenizer, save
+    from triptych.preflight.check import check as preflight
+
+    tokenizer = load_tokenizer(check.model)
+    config = LlamaConfig(
+        max_position_embeddings=4096, tie_word_embeddings=False, pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
+        **(EIGHT_BILLION if not check.dry else {"vocab_size": 640} | SMALL),
+    )
+    torch.manual_seed(0)
+    torch.set_default_dtype(torch.bfloat16)
+    with device():
+        model = LlamaForCausalLM(config)
+    torch.set_default_dtype(torch.float32)
+    check.say(Figure("parameters", sum(weight.numel() for weight in model.parameters())))
+    folder = check.folder / "eight"
+    save(model, tokenizer, folder)
+    del model
+    gc.collect()
+    recipe = adapters_recipe(check, folder)
+    most = 1.0 if check.dry else CARD * 2**30 / torch.cuda.get_device_properties(0).total_memory
+    limited = (
+        "import runpy, torch\n"
+        f"if torch.cuda.is_available(): torch.cuda.set_per_process_memory_fraction({most})\n"
+        "runpy.run_module('triptych', run_name='__main__', alter_sys=True)"
+    )
+
+    def told(event: Mapping[str, Any]) -> Figure:
+        check.say(seconds(event))
+        return Figure(f"{event['stage']}, most GiB", event["peak_gib"], 22, at_most=True)
+
+    run = run_recipe(check, recipe, [sys.executable, "-c", limited], told)
+    for cost in preflight(check.folder / f"{recipe['name']}.yaml").costs:
+        check.say(Figure(f"{cost.stage}, GiB told by check", cost.gib))
+    release = sum(file.stat().st_size for file in (run / "release").rglob("*") if file.is_file())
+    base = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+    check.say(Figure("release over its Base, bytes", release / base, 1.2, at_most=True))
+
+
+def adapters_recipe(check: Check, base: Path) -> dict[str, Any]:
+    """A recipe in which everything is an adapter over a Base in four bits; rows of words drawn by chance."""
+    rows = check.folder / "data" / "instruct" / "alpaca.jsonl"
+    answers = [json.loads(line) for line in rows.read_text(encoding="utf-8").splitlines()]
+    pairs = check.folder / "data" / "pairs.jsonl"
+    with pairs.open("w", encoding="utf-8") as file:
+        for one, other in zip(answers[0:80:2], answers[1:80:2], strict=True):
+            file.write(json.dumps(
+                {"prompt": one["prompt"], "chosen": one["completion"], "rejected": other["completion"]}) + "\n")
+    tokens = 16 if check.dry else 256
+    trained = {"lora": {"rank": 16}, "activation_checkpointing": True}
+    return {
+        "name": "nf4",
+        "base": {"from": str(base), "quantization": "nf4"},
+        "instruct": trained | {"data": [{"file": str(rows), "rows": [0, 24]}], "epochs": 1, "batch_tokens": 4096},
+        "feedback": [{"file": str(pairs)}],
+        "reward": trained | {"epochs": 1, "batch_pairs": 8, "audit": {"required": False, "perturbed": 8}},
+        "improve": trained | {
+            "method": "grpo", "prompts": [{"file": str(rows), "rows": [24, 72]}], "steps": 2, "prompts_per_step": 4,
+            "group_size": 4, "max_tokens": tokens, "eval_every": 2, "eval_prompts": 8,
+        },
+        "decoding": {"greedy": True, "max_tokens": tokens},
+        "gate": {"judge": {"kind": "rules", "rules": [{"rule": "repetition"}]}, "prompts": 10},
+        "evaluate": {"best_of": 0},
+        "splits": {"test": 10, "gate": 10, "validation": 8, "heldout": 0.3, "cross_fit": False},
+        "release": {"version": "1.0", "license": "other", "form": "adapters"},
+    }
 
 
 def changed(settings: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -206,16 +327,6 @@ def changed(settings: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str
         name: changed(settings[name], value) if isinstance(value, dict) and name in settings else value
         for name, value in changes.items()
     }}
-
-
-def tell_stages(check: Check, ledger: Path, known: int) -> int:
-    """Writes down the seconds of the stages that have finished behind the `known` first; how many these are."""
-    lines = ledger.read_text(encoding="utf-8").splitlines(keepends=True) if ledger.exists() else []
-    events = [json.loads(line) for line in lines if line.endswith("\n") and line.strip()]
-    finished = [event for event in events if event["event"] == "finished"]
-    for event in finished[known:]:
-        check.say(Figure(f"{event['stage']}, s", event["seconds"]))
-    return len(finished)
 
 
 def models(check: Check) -> None:
@@ -235,8 +346,7 @@ def models(check: Check) -> None:
     tokenizer = train_tokenizer([Document(text) for text in texts], 512 if check.dry else 49_152, 4096)
     write_rows(check, draw, words)
     shape = (
-        {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4,
-         "num_key_value_heads": 2} if check.dry else
+        SMALL if check.dry else
         {"hidden_size": 2048, "intermediate_size": 5632, "num_hidden_layers": 20, "num_attention_heads": 32,
          "num_key_value_heads": 8}
     )
@@ -312,6 +422,7 @@ PARTS = (
         "sampling", size=4, runs=1, setting=Setting(), goal=3)),
     Part("continuous", "sampling beside transformers' generate_batch", 45, beside(
         "continuous", size=16, runs=1, setting=Setting(continuous=True), goal=3)),
+    Part("nf4", "the cycle of an 8B Llama in four bits, on 23 GiB of the device", 300, nf4),
 )
 """In the order in which they run; the first one always does, and where it fails no other."""
 
@@ -354,7 +465,7 @@ def main() -> None:
 def outcome_of(part: Part, folder: Path, dry: bool) -> Outcome:
     """Runs a part in a process of its own; at its time-out the process ends, with all that it started."""
     written, log = folder / f"{part.name}.jsonl", folder / f"{part.name}.log"
-    search = os.pathsep.join([str(ROOT / "src"), str(ROOT)])
+    search = os.pathsep.join(filter(None, [str(ROOT / "src"), str(ROOT), os.environ.get("PYTHONPATH")]))
     hidden = {"CUDA_VISIBLE_DEVICES": ""} if dry else {}  # the engine takes a CUDA device where it finds one
     command = [sys.executable, "-m", "benchmarks.gpu_check", part.name, "--within", "--out", str(folder)]
     began = time.monotonic()

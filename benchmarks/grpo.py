@@ -37,7 +37,7 @@ def ours(case: Case) -> Iterator[Run]:
     reward = RewardModel(work.reward_model(case.model))
     config = Grpo(
         steps=MANY, eval_every=MANY, prompts_per_step=len(prompts), group_size=GROUP, kl_coefficient=KL,
-        max_tokens=MAX_TOKENS, learning_rate=1e-6, lora=lora(case), **work.AT_ONCE[case.device],
+        max_tokens=MAX_TOKENS, learning_rate=1e-6, lora=lora(case),
     )
     with _heard() as calls:
         for update in stepped(

@@ -26,7 +26,6 @@ def ours(case: Case) -> Iterator[Run]:
     base = artifact(case.scratch / "base", case.model)
     config = Finetuning(
         epochs=MANY, batch_tokens=1 << 30, context=work.CONTEXT, learning_rate=1e-5, lora=lora(case),
-        **work.AT_ONCE[case.device],
     )
     for update in stepped(lambda context: finetune(context, config, base, case.scratch), case.scratch):
         yield _run(case, rows, update.seconds, update.first_loss)

@@ -15,9 +15,6 @@ from triptych.data.lengths import TokenizedComparison, TokenizedConversation, fi
 from triptych.engine.models import load_reward, load_tokenizer, save
 from triptych.records import Comparison, Conversation, Prompt
 
-AT_ONCE: dict[str, dict[str, Any]] = {"cpu": {}, "cuda": {"micro_batch": 8192}}
-"""How many tokens our side computes at once, where it is not the default; the peer's setting says how many rows."""
-
 CONTEXT = 512
 """Longest row, in tokens; longer ones are left out."""
 

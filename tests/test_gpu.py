@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -20,9 +21,12 @@ from triptych.engine.device import autocast
 from triptych.engine.forward import Model, answer_logprobs, pack_answers
 from triptych.engine.generation import generate
 from triptych.engine.logprobs import token_logprobs
+from triptych.engine.nf4 import holds_nf4, pack, round_to_nf4
+from triptych.engine.packing import Pack, Segment
 from triptych.engine.request import Completion
 from triptych.engine.sampler import SlotSampler
 from triptych.engine.sampling import Sampling
+from triptych.engine.trunk import quantize, share_frozen
 
 pytestmark = pytest.mark.gpu
 
@@ -77,6 +81,32 @@ def test_packed_answers_under_autocast_are_near(accelerator: torch.device) -> No
     expected = logprobs(policy("cpu"))
     assert found.dtype == torch.float32
     assert float((found.cpu() - expected).detach().abs().mean()) < 0.03
+
+
+def gradient(part: Tensor) -> Tensor:
+    assert part.grad is not None
+    return part.grad.float().cpu()
+
+
+@pytest.mark.parametrize("window", [None, 7])
+@pytest.mark.parametrize("alone", [True, False])
+def test_attention_in_half_precision_is_near(window: int | None, alone: bool, accelerator: torch.device) -> None:
+    lengths = [(90, None), (4, 0), (1, 0), (31, None), (5, 3), (3, 1), (200, None)]
+    segments = [Segment(some_tokens(length, 1), None if alone else parent) for length, parent in lengths]
+    draw = torch.Generator().manual_seed(0)
+    total, real = len(Pack(segments, "cpu").tokens), sum(length for length, _ in lengths)
+    assert total > real
+    parts = [torch.randn(1, heads, total, 64, generator=draw).bfloat16() for heads in (4, 2, 2)]
+    wanted = torch.randn(1, total, 4, 64, generator=draw)
+    wanted[:, real:] = 0  # the padding is no one's business
+    results = []
+    for place, dtype in ((accelerator, torch.bfloat16), (torch.device("cpu"), torch.float32)):
+        query, key, value = inputs = [part.detach().to(place, dtype).requires_grad_() for part in parts]
+        out = Pack(segments, place).attend(0, query, key, value, 0.125, window, None)
+        (out.float() * wanted.to(place)).sum().backward()
+        results.append([out.detach()[:, :real].float().cpu(), *(gradient(part) for part in inputs)])
+    for found, expected in zip(*results, strict=True):
+        assert float((found - expected).norm() / expected.norm()) < 0.02
 
 
 @pytest.mark.parametrize("softcap", [None, 5.0])
@@ -136,9 +166,9 @@ def test_a_recorded_decoding_step_computes_what_an_unrecorded_one_does(
     recordings = []
     record = torch.cuda.graph
 
-    def counted(graph: torch.cuda.CUDAGraph) -> torch.cuda.graph:
+    def counted(graph: torch.cuda.CUDAGraph, **settings: Any) -> torch.cuda.graph:
         recordings.append(graph)
-        return record(graph)
+        return record(graph, **settings)
 
     monkeypatch.setattr(torch.cuda, "graph", counted)
     model = policy(accelerator)
@@ -150,6 +180,35 @@ def test_a_recorded_decoding_step_computes_what_an_unrecorded_one_does(
     assert not recordings
     assert tokens(replayed) == tokens(computed)
     torch.testing.assert_close(told(replayed), told(computed), rtol=0, atol=1e-5)
+
+
+def test_a_matrix_in_four_bits_has_the_same_numbers_on_either_device(accelerator: torch.device) -> None:
+    pytest.importorskip("bitsandbytes")
+    matrix = torch.randn(96, 128, generator=torch.Generator().manual_seed(1)).bfloat16()
+    rounded = {place: round_to_nf4(matrix.to(place)).cpu() for place in (accelerator, "cpu")}
+    for one in rounded.values():
+        for place in rounded:
+            held = pack(one.to(place))
+            assert held is not None
+            assert torch.equal(held.unpacked().cpu(), one)
+    away = (rounded[accelerator] != rounded["cpu"]).double().mean()  # in the middle between two shares
+    assert float(away) < 0.01
+
+
+@pytest.mark.parametrize("sampling", WAYS.values(), ids=WAYS)
+def test_a_model_in_four_bits_computes_as_the_same_numbers_in_bfloat16(
+    sampling: Sampling, accelerator: torch.device
+) -> None:
+    pytest.importorskip("bitsandbytes")
+    whole = policy("cpu").bfloat16()
+    assert quantize(whole) > 0
+    whole = whole.to(accelerator).requires_grad_(False)
+    packed = share_frozen(copy.deepcopy(whole), None)
+    assert holds_nf4(packed)
+    with autocast():
+        torch.testing.assert_close(logprobs(packed).cpu(), logprobs(whole).cpu(), rtol=0, atol=1e-5)
+        found, expected = (generate(model, PROMPTS, NEVER, sampling, n=2, slots=6) for model in (packed, whole))
+    assert tokens(found) == tokens(expected)
 
 
 @pytest.fixture

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import random
+from itertools import pairwise
 
 import pytest
 import torch
 from torch import Tensor
-from torch.nn.attention.flex_attention import flex_attention
 
 from conftest import FAMILIES, logprobs_alone, some_tokens, tiny, with_our_attention
 from triptych.engine import packing
 from triptych.engine.forward import answer_logprobs, head_outputs, hidden_states, pack_answers
-from triptych.engine.packing import Pack, Segment, fill
+from triptych.engine.packing import Pack, Segment, Sequences, fill
 from triptych.engine.scoring import pack_scored
 
 GROUPS = [
@@ -209,16 +209,39 @@ def test_fill_keeps_the_order_and_the_budget() -> None:
             assert following is None or used + sizes[following[0]] > budget  # no batch is cut too early
 
 
-@pytest.mark.parametrize(("window", "softcap"), [(None, None), (4, None), (None, 2.0), (4, 2.0)])
-def test_attention_in_tiles_equals_attention_in_blocks(window: int | None, softcap: float | None) -> None:
-    """An accelerator's way of it, computed here by the same function without its compiler."""
+def attention_of_each(
+    query: Tensor, key: Tensor, value: Tensor, sequences: Sequences, scaling: float, window: int | None
+) -> Tensor:
+    """What the fused kernel of a CUDA device computes, sequence by sequence."""
+    outputs = []
+    ends = zip(pairwise(sequences.query_ends.tolist()), pairwise(sequences.key_ends.tolist()), strict=True)
+    for (first, last), (start, end) in ends:
+        assert last - first <= sequences.longest_query
+        assert end - start <= sequences.longest_key
+        q, k, v = query[first:last], *(
+            part[start:end].repeat_interleave(query.shape[1] // key.shape[1], dim=1) for part in (key, value)
+        )
+        away = torch.arange(last - first)[:, None] + (end - start) - (last - first) - torch.arange(end - start)[None]
+        seen = (away >= 0) & (away < (window or 10**9))
+        scores = (torch.einsum("qhd,khd->hqk", q, k) * scaling).masked_fill(~seen, -torch.inf)
+        outputs.append(torch.einsum("hqk,khd->qhd", scores.softmax(-1), v))
+    return torch.cat(outputs)
+
+
+@pytest.mark.parametrize("window", [None, 4])
+@pytest.mark.parametrize("alone", [True, False])
+def test_attention_in_sequences_equals_attention_in_blocks(window: int | None, alone: bool) -> None:
     draw = torch.Generator().manual_seed(0)
     lengths = [(9, None), (4, 0), (11, 0), (31, None), (5, 3), (3, 1)]
-    pack = Pack([Segment(some_tokens(length, place), parent) for place, (length, parent) in enumerate(lengths)], "cpu")
+    pack = Pack([
+        Segment(some_tokens(length, place), None if alone else parent) for place, (length, parent) in enumerate(lengths)
+    ], "cpu")
     total = len(pack.tokens)
     query, key, value = (torch.randn(1, heads, total, 16, generator=draw) for heads in (4, 2, 2))
-    blocks = pack.attend(0, query, key, value, 0.25, window, softcap)
-    tiles = pack.attend_in_tiles(query, key, value, 0.25, window, softcap, flex_attention)
+    blocks = pack.attend(0, query, key, value, 0.25, window, None)
+    assert (pack.sequences.keys is None) == alone
+    found = pack.attend_in_sequences(query, key, value, 0.25, window, attention_of_each)
+    assert found.shape == blocks.shape
     real = sum(length for length, _ in lengths)
     assert total > real  # the padding is no one's business
-    torch.testing.assert_close(tiles[:, :real], blocks[:, :real], rtol=0, atol=2e-6)
+    torch.testing.assert_close(found[:, :real], blocks[:, :real], rtol=0, atol=2e-6)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import resource
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from triptych.base.record import BaseRecord
 from triptych.data.folder import DataFolder
 from triptych.data.source import dataset_name
 from triptych.engine.curve import read_curve, thinned
+from triptych.engine.device import peak_memory
 from triptych.engine.sampling import Sampling
 from triptych.errors import RunError
 from triptych.evaluate.gate import Decided
@@ -138,7 +138,7 @@ def summarise(
         if round.reward and round.reward.audit and (place == 0 or round.reward is not family.rounds[place - 1].reward)
     ]
     models = [_model(test, family) for test in family.tests]
-    peak = max(ledger.peak(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
+    peak = max(ledger.peak(), peak_memory())
     return report.Summary(
         name=recipe.name, version=__version__, judge=family.judge.name if family.judge else "none",
         verdict=verdict(recipe, family, answers, audits), base=_base(family.base.result), models=models, audits=audits,

@@ -15,7 +15,8 @@ import shutil
 import stat
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from io import BufferedReader
@@ -262,7 +263,15 @@ def sha256(path: Path) -> str:
 def sha256_all(folder: Path, files: Iterable[Path]) -> str:
     """One digest of files in a folder: of the list that `sha256sum` would write of them, sorted by name."""
     names = sorted(path.relative_to(folder).as_posix() for path in files)
-    return hashlib.sha256("".join(f"{sha256_once(folder / name)}  {name}\n" for name in names).encode()).hexdigest()
+    hashes = sha256_each([folder / name for name in names])
+    lines = [f"{digest}  {name}\n" for digest, name in zip(hashes, names, strict=True)]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def sha256_each(files: Sequence[Path]) -> list[str]:
+    """The digests of several files, on all cores: hashing is slower than a disk, and a large model has many files."""
+    with ThreadPoolExecutor() as pool:
+        return list(pool.map(sha256_once, files))
 
 
 _digests: dict[tuple[int, ...], str] = {}

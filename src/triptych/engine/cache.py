@@ -64,50 +64,64 @@ def allocate(
         slots = slots_within(model, held)
     # Slots are taken by whole groups, so that a prompt is computed once for all its answers.
     slots = max(n, slots // n * n)
-    return SlotCache(min(slots, len(prompts) * n), n, model.device, shared=shared)
+    return SlotCache(min(slots, len(prompts) * n), n, model.device, longest, max_tokens, shared=shared)
 
 
 class KeyValues:
     """Keys and values of some sequences, `[rows, J, depth, D]` for each layer.
 
-    The depth grows with the longest sequence, so that the products read what is there and no more.
+    The depth grows with the longest sequence, so that the products read what is there and no more. The memory for the
+    longest that may come is set aside at once, and touched when it is needed: a store that was fetched anew whenever it
+    grows would leave smaller ones behind, into which nothing fits.
+
+    Args:
+        longest: how many tokens a row may come to hold.
+        step: by so many tokens the depth grows.
     """
 
-    def __init__(self, rows: int, step: int) -> None:
+    def __init__(self, rows: int, longest: int, step: int) -> None:
         self.rows = rows
         self.step = step
+        self.longest = -(-longest // step) * step
         self.depth = 0
         self.keys: dict[int, Tensor] = {}
         self.values: dict[int, Tensor] = {}
+        self._memory: dict[int, tuple[Tensor, Tensor]] = {}
 
     def grow(self, depth: int) -> None:
-        """Makes room for sequences of this length, in steps, so that room is seldom made."""
+        """Makes room for sequences of this length, in steps, so that it is seldom done."""
         if depth <= self.depth:
             return
-        grown = -(-depth // self.step) * self.step
-        for cache in (self.keys, self.values):
-            for layer, content in cache.items():
-                larger = content.new_empty(*content.shape[:2], grown, content.shape[3])
-                larger[:, :, : self.depth] = content
-                larger[:, :, self.depth :] = 0  # nothing attends to what is not there, but it must be finite
-                cache[layer] = larger
-        self.depth = grown
+        self.depth = -(-depth // self.step) * self.step
+        for layer in self._memory:
+            self._lay_out(layer)
+
+    def take(self, layer: int, like: Tensor) -> None:
+        """Sets memory aside for a layer's keys and values, which are as `[_, J, _, D]` ones, if it has none."""
+        if layer not in self._memory:
+            size = self.rows * like.shape[1] * self.longest * like.shape[3]
+            self._memory[layer] = like.new_empty(size), like.new_empty(size)
+            nothing = like.new_empty(self.rows, like.shape[1], 0, like.shape[3])
+            self.keys[layer] = self.values[layer] = nothing
+            self._lay_out(layer)
+
+    def _lay_out(self, layer: int) -> None:
+        """Rows are whole pieces of memory, of which the products take a batch as it lies: they move as they grow."""
+        for shown, memory in zip((self.keys, self.values), self._memory[layer], strict=True):
+            content = shown[layer].clone()
+            rows, heads, old, width = content.shape
+            grown = memory[: rows * heads * self.depth * width].view(rows, heads, self.depth, width)
+            grown[:, :, :old] = content
+            grown[:, :, old:] = 0  # nothing attends to what is not there, but it must be finite
+            shown[layer] = grown
 
     def write(self, first: int, last: int, start: int, end: int, recorded: PrefillRecorder) -> None:
         """Copies the keys and values of one prompt, at `start:end` of the prefilled row, into rows."""
         self.grow(end - start)
         for layer, (key, value) in recorded.layers.items():
-            for cache, content in ((self.keys, key), (self.values, value)):
-                if layer not in cache:
-                    cache[layer] = content.new_zeros(self.rows, content.shape[1], self.depth, content.shape[3])
-                cache[layer][first:last, :, : end - start] = content[0, :, start:end]
-
-    def match(self, other: KeyValues) -> None:
-        """Takes over the layers of another store, empty."""
-        for layer, content in other.keys.items():
-            shape = (self.rows, content.shape[1], self.depth, content.shape[3])
-            self.keys.setdefault(layer, content.new_zeros(shape))
-            self.values.setdefault(layer, content.new_zeros(shape))
+            self.take(layer, key)
+            for shown, content in ((self.keys, key), (self.values, value)):
+                shown[layer][first:last, :, : end - start] = content[0, :, start:end]
 
     def move(self, origins: Sequence[int], targets: Sequence[int]) -> None:
         """Copies rows over others, whose requests have ended."""
@@ -123,19 +137,25 @@ class SlotCache:
     A request's keys are its prompt's, in `prompts`, and its own, in `slots`. Where prompts are not shared, their
     keys lie in the slots too, and `prompts` is empty.
 
+    Args:
+        longest: tokens of a prompt.
+        max_tokens: of an answer.
+
     Attributes:
         members: answers to each prompt.
         shared: whether a prompt's keys are held once for all of them.
     """
 
-    def __init__(self, slots: int, members: int, device: torch.device, *, shared: bool) -> None:
+    def __init__(
+        self, slots: int, members: int, device: torch.device, longest: int, max_tokens: int, *, shared: bool
+    ) -> None:
         self.members = members
         self.device = device
         self.shared = shared
         step = CUDA_DEPTH_STEP if device.type == "cuda" else DEPTH_STEP
-        self.slots = KeyValues(slots, step)
+        self.slots = KeyValues(slots, max_tokens + (0 if shared else longest), step)
         # Of a prompt with one answer left only a slot is used; places for twice the prompts let others begin.
-        self.prompts = KeyValues(2 * slots // members if shared else 0, step)
+        self.prompts = KeyValues(2 * slots // members if shared else 0, longest, step)
         self.free_rows = list(range(self.prompts.rows))
         self._masks: dict[tuple[str, int | None], Tensor] = {}
 
@@ -146,7 +166,8 @@ class SlotCache:
             return slot
         row = self.free_rows.pop(0)
         self.prompts.write(row, row + 1, start, end, recorded)
-        self.slots.match(self.prompts)
+        for layer, content in self.prompts.keys.items():
+            self.slots.take(layer, content)
         return row
 
     def room(self, running: int) -> int:

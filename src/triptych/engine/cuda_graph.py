@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,7 +15,8 @@ FEW = 4
 class CudaGraph:
     """A function of tensors that is recorded as a CUDA graph once it is called often with the same shapes.
 
-    The function works on the device alone and waits for nothing. What else it reads or writes stays where it is.
+    The function works on the device alone and waits for nothing. What else it reads or writes stays where it is. What
+    it needs meanwhile lies in one place for all shapes: one recording is replayed at a time.
 
     Args:
         function: gives one tensor; its result lasts until the next call.
@@ -24,6 +26,7 @@ class CudaGraph:
         self.function = function
         self._calls: dict[tuple[torch.Size, ...], int] = {}
         self._graphs: dict[tuple[torch.Size, ...], tuple[torch.cuda.CUDAGraph, list[Tensor], Tensor]] = {}
+        self._pool: Any = None
 
     def __call__(self, *arguments: Tensor) -> Tensor:
         """The function's result for these arguments."""
@@ -47,7 +50,9 @@ class CudaGraph:
             for _ in range(2):
                 self.function(*places)
         torch.cuda.current_stream().wait_stream(aside)
+        if self._pool is None:
+            self._pool = torch.cuda.graph_pool_handle()
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        with torch.cuda.graph(graph, pool=self._pool):
             result = self.function(*places)
         return graph, places, result

@@ -5,7 +5,9 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
-from contextlib import AbstractContextManager
+import resource
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from functools import cache
 
 import torch
@@ -25,7 +27,7 @@ def device() -> torch.device:
 def compute_dtype() -> torch.dtype:
     """bfloat16 where the device multiplies it natively, else float32; masters are float32 either way."""
     if device().type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
     flags = cpu_flags()
     return torch.bfloat16 if "avx512_bf16" in flags or "amx_bf16" in flags else torch.float32
 
@@ -80,6 +82,30 @@ def give_back() -> None:
         ctypes.CDLL("libc.so.6").malloc_trim(0)
     except (OSError, AttributeError):  # another C library
         return
+
+
+@contextmanager
+def any_order() -> Iterator[None]:
+    """Within, a CUDA device writes rows in any order, which is faster; for places that are all different."""
+    ordered = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(ordered and device().type == "cpu", warn_only=True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(ordered, warn_only=True)
+
+
+def forget_peak() -> None:
+    """Begins to measure :func:`peak_memory` anew, where the device can."""
+    if device().type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+
+
+def peak_memory() -> float:
+    """The most memory that this process took, in GiB: of a CUDA device what tensors took, else what was resident."""
+    if device().type == "cuda":
+        return torch.cuda.max_memory_allocated() / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
 def _cpu_lines() -> list[str]:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from triptych.engine.cache import PrefillRecorder, SlotCache, allocate, slots_within
 from triptych.engine.cuda_graph import CudaGraph
+from triptych.engine.device import any_order
 from triptych.engine.forward import Model, logits, packs, row_states
 from triptych.engine.packing import Pack, Segment, rounded
 from triptych.engine.request import Completion, Request
@@ -21,6 +22,7 @@ from triptych.engine.scheduler import Scheduler
 
 
 @torch.no_grad()
+@any_order()
 def generate(
     model: Model,
     prompts: Sequence[Sequence[int]],
@@ -143,7 +145,7 @@ def _decode_step(model: Model, cache: SlotCache) -> Callable[..., Tensor]:
 
     def replayed(*state: Tensor) -> Tensor:
         if cache.slots.depth not in recorded:
-            recorded.clear()  # a deeper cache lies elsewhere
+            recorded.clear()  # a deeper cache is laid out anew
             recorded[cache.slots.depth] = CudaGraph(step)
         return recorded[cache.slots.depth](*state)
 

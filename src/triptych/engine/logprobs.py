@@ -65,9 +65,10 @@ def output_logits(hidden: Tensor, head: nn.Linear, softcap: float | None, scale:
     return logits if scale == 1.0 else logits * scale
 
 
-def rows_at_once(vocabulary: int) -> int:
-    """How many rows of logits are worked on together in float32."""
-    return max(1, CACHED // vocabulary)
+def rows_at_once(logits: Tensor) -> int:
+    """How many rows of `[N, V]` logits are worked on together in float32; on an accelerator, which waits for each
+    kernel's launch, more."""
+    return max(1, (CACHED if logits.device.type == "cpu" else BLOCK) // logits.shape[1])
 
 
 def _capped(logits: Tensor, softcap: float) -> Tensor:
@@ -104,7 +105,7 @@ class _TokenLogprobs(torch.autograd.Function):
         weight_, bias_ = weight.to(kind), None if bias is None else bias.to(kind)
         for block in _blocks(len(targets), len(weight)):
             logits = F.linear(hidden[block].to(kind), weight_, bias_)
-            for place, rows in _parts(block, len(weight)):
+            for place, rows in _parts(block, logits):
                 scores = shape.scores(logits[place])
                 normaliser = scores.logsumexp(dim=-1)
                 normalisers[rows] = normaliser
@@ -132,7 +133,7 @@ class _TokenLogprobs(torch.autograd.Function):
             for block in _blocks(len(targets), len(weight)):
                 states = hidden[block].to(kind)
                 logits = F.linear(states, weight_, bias_)
-                for place, rows in _parts(block, len(weight)):
+                for place, rows in _parts(block, logits):
                     scores = shape.scores(logits[place])
                     slope = None
                     if shape.softcap is not None:  # d (c·tanh(l/c)) / dl = 1 − tanh²(l/c)
@@ -159,9 +160,9 @@ def _blocks(count: int, vocabulary: int) -> Iterator[slice]:
         yield slice(start, min(start + size, count))
 
 
-def _parts(block: slice, vocabulary: int) -> Iterator[tuple[slice, slice]]:
+def _parts(block: slice, logits: Tensor) -> Iterator[tuple[slice, slice]]:
     """A block's rows a few at a time: their places in the block, and in all rows."""
-    size = rows_at_once(vocabulary)
+    size = rows_at_once(logits)
     for start in range(block.start, block.stop, size):
         stop = min(start + size, block.stop)
         yield slice(start - block.start, stop - block.start), slice(start, stop)

@@ -4,7 +4,8 @@ A :class:`Pack` is a row of tokens cut into segments. A segment may have a paren
 continues: a preference pair is one prompt and two children, a GRPO group one prompt and G children. Every
 layer but attention works on the row as it is. Attention gathers, for each segment, its own queries and the
 keys of its chain (its ancestors' tokens, then its own) into a few padded blocks of similar length, so that
-only the attention scores are padded, never the matrix products of the model.
+only the attention scores are padded, never the matrix products of the model. On a CUDA device the fused kernel for
+sequences of any lengths takes them one behind the other, without padding.
 
 Shapes: T tokens in the row, N segments of a block, Q and K its longest query and key lengths, H query heads,
 J key-value heads, D the head's width.
@@ -12,15 +13,15 @@ J key-value heads, D the head's width.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cached_property
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
 SHORT = 1024
 """Up to this many keys, plain products are faster on a CPU than the fused kernel, whose backward pass is slow."""
@@ -67,6 +68,32 @@ class Block:
         if window is not None:
             seen &= q - k < window
         return seen[:, None]
+
+
+@dataclass(slots=True)
+class Sequences:
+    """The segments of a row, and its padding, one behind the other: each one's queries, and the keys of its chain.
+
+    Attributes:
+        keys: `[K]` places in the row, or None where every segment has its own keys alone.
+        query_ends, key_ends: `[S + 1]`, int32: zero, then how many queries and keys there are up to each segment.
+        longest_query, longest_key: of a segment.
+    """
+
+    keys: Tensor | None
+    query_ends: Tensor
+    key_ends: Tensor
+    longest_query: int
+    longest_key: int
+
+
+class VarlenAttention(Protocol):
+    """Attention of `[T, H, D]` queries to `[K, J, D]` keys and values, each sequence's last query to its last key."""
+
+    def __call__(
+        self, query: Tensor, key: Tensor, value: Tensor, sequences: Sequences, scaling: float, window: int | None
+    ) -> Tensor:
+        """`[T, H, D]`."""
 
 
 Group = tuple[Sequence[int], Sequence[Sequence[int]]]
@@ -153,16 +180,40 @@ class Pack:
         self.positions = _tensor(np.concatenate([*positions, np.zeros(padding, dtype=np.int64)]), device)
         self.starts = _tensor(offsets[:-1].copy(), device)
         self.ends = _tensor(offsets[1:] - 1, device)
-        self.blocks = [self._block(group, offsets, chains, positions, device) for group in _groups(lengths, chains)]
+        self._chains = chains
+        self._depths = positions
+        self._offsets = offsets
+        self._masks: dict[tuple[int, int | None, torch.dtype], Tensor] = {}
+        self._parents = [segment.parent for segment in segments]
+
+    @cached_property
+    def blocks(self) -> list[Block]:
+        """The segments by similar length."""
+        lengths = np.diff(self._offsets)
+        return [self._block(group) for group in _groups(lengths, self._chains)]
+
+    @cached_property
+    def order(self) -> Tensor:
+        """`[T]`: where the blocks' queries, one behind the other, have each place of the row."""
         order = torch.cat([block.queries.flatten() if block.kept is None else
                            block.queries.flatten()[block.kept] for block in self.blocks])
-        self.order = torch.zeros(count + padding, dtype=torch.long, device=device)
-        self.order[order] = torch.arange(len(order), device=device)
-        self._chains = chains
-        self._masks: dict[tuple[int, int | None, torch.dtype], Tensor] = {}
-        self._block_masks: dict[int | None, BlockMask] = {}
-        self._parents = [segment.parent for segment in segments]
-        self._lengths = [*lengths.tolist(), padding]
+        places = torch.zeros_like(self.tokens)
+        places[order] = torch.arange(len(order), device=places.device)
+        return places
+
+    @cached_property
+    def sequences(self) -> Sequences:
+        """The segments one behind the other; the padding is the last, where there is any."""
+        count, device = int(self._offsets[-1]), self.tokens.device
+        padding = np.arange(count, len(self.tokens))
+        chains = [*self._chains, *([padding] if len(padding) else [])]
+        queries = [*np.diff(self._offsets).tolist(), *([len(padding)] if len(padding) else [])]
+        keys = [len(chain) for chain in chains]
+        query_ends, key_ends = (
+            _tensor(np.cumsum([0, *lengths], dtype=np.int32), device) for lengths in (queries, keys)
+        )
+        places = None if keys == queries else _tensor(np.concatenate(chains), device)
+        return Sequences(places, query_ends, key_ends, max(queries), max(keys))
 
     def unpacked(self) -> tuple[Tensor, Tensor]:
         """The pack's sequences as a batch, for a model that cannot compute them in a row.
@@ -183,11 +234,8 @@ class Pack:
             places[sequence] = row * longest + np.arange(len(sequence))
         return self.tokens[_tensor(batch, self.tokens.device)], _tensor(places, self.tokens.device)
 
-    @staticmethod
-    def _block(
-        group: list[int], offsets: np.ndarray, chains: list[np.ndarray], positions: list[np.ndarray],
-        device: torch.device | str,
-    ) -> Block:
+    def _block(self, group: list[int]) -> Block:
+        offsets, chains, positions, device = self._offsets, self._chains, self._depths, self.tokens.device
         n = rounded(len(group))
         longest_query = rounded(max(len(positions[i]) for i in group))
         longest_key = rounded(max(len(chains[i]) for i in group))
@@ -225,8 +273,8 @@ class Pack:
         Returns:
             `[1, T, H, D]`.
         """
-        if query.is_cuda:
-            return self.attend_in_tiles(query, key, value, scaling, window, softcap, _compiled_flex_attention())
+        if query.is_cuda and softcap is None and flash_takes(query):
+            return self.attend_in_sequences(query, key, value, scaling, window, flash_attention)
         query, key, value = (part[0].transpose(0, 1) for part in (query, key, value))
         heads, kv_heads, width = query.shape[1], key.shape[1], query.shape[2]
         shared = heads // kv_heads
@@ -245,42 +293,14 @@ class Pack:
             outputs.append(out if block.kept is None else out[block.kept])
         return torch.cat(outputs)[self.order][None]
 
-    def attend_in_tiles(
-        self, query: Tensor, key: Tensor, value: Tensor, scaling: float, window: int | None, softcap: float | None,
-        kernel: Callable[..., Tensor],
+    def attend_in_sequences(
+        self, query: Tensor, key: Tensor, value: Tensor, scaling: float, window: int | None, kernel: VarlenAttention
     ) -> Tensor:
-        """The same over the whole row at once, for an accelerator: tiles in which nothing is seen are skipped."""
-
-        def cap(score: Tensor, *_: Tensor) -> Tensor:
-            assert softcap is not None
-            return softcap * torch.tanh(score / softcap)
-
-        out = kernel(
-            query, key, value, score_mod=None if softcap is None else cap, block_mask=self._block_mask(window),
-            scale=scaling, enable_gqa=query.shape[1] != key.shape[1],
-        )
-        return out.transpose(1, 2)
-
-    def _block_mask(self, window: int | None) -> BlockMask:
-        """Which tiles of the row see which: a token sees what stands before it in its own chain of segments."""
-        if window not in self._block_masks:
-            count = len(self._parents)
-            device = self.tokens.device
-            chains = torch.eye(count + 1, dtype=torch.bool, device=device)  # the last is the row's padding
-            for index, parent in enumerate(self._parents):
-                if parent is not None:
-                    chains[index] |= chains[parent]
-            lengths = torch.tensor(self._lengths, device=device)
-            segment = torch.repeat_interleave(torch.arange(count + 1, device=device), lengths)
-            positions = self.positions
-
-            def seen(_batch: Tensor, _head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-                visible = chains[segment[query], segment[key]] & (key <= query)
-                return visible if window is None else visible & (positions[query] - positions[key] < window)
-
-            total = len(self.tokens)
-            self._block_masks[window] = create_block_mask(seen, None, None, total, total, device)
-        return self._block_masks[window]
+        """The same without a soft cap, by a kernel that takes sequences of any lengths."""
+        query, key, value = (part[0].transpose(0, 1) for part in (query, key, value))
+        if self.sequences.keys is not None:
+            key, value = key.index_select(0, self.sequences.keys), value.index_select(0, self.sequences.keys)
+        return kernel(query, key, value, self.sequences, scaling, window)[None]
 
     def _mask(self, index: int, window: int | None, shared: int, dtype: torch.dtype) -> Tensor:
         """The block's additive mask, made once for all layers."""
@@ -291,11 +311,26 @@ class Pack:
         return self._masks[name]
 
 
-@cache
-def _compiled_flex_attention() -> Callable[..., Tensor]:
-    """Uncompiled, flex attention holds every score."""
-    compiled: Callable[..., Tensor] = torch.compile(flex_attention)
-    return compiled
+def flash_takes(query: Tensor) -> bool:
+    """Whether the fused kernel computes queries of this type and width."""
+    width = query.shape[-1]
+    return query.dtype in (torch.bfloat16, torch.float16) and width % 8 == 0 and width <= 256
+
+
+def flash_attention(
+    query: Tensor, key: Tensor, value: Tensor, sequences: Sequences, scaling: float, window: int | None
+) -> Tensor:
+    """FlashAttention-2 (Dao 2023) over sequences of any lengths, see :class:`VarlenAttention`.
+
+    Torch's public function for it, `varlen_attn`, takes other arguments in each release.
+    """
+    causal = window is None
+    out: Tensor = torch.ops.aten._flash_attention_forward(
+        query, key, value, sequences.query_ends, sequences.key_ends, sequences.longest_query, sequences.longest_key,
+        0.0, causal, False, scale=scaling,
+        window_size_left=None if window is None else window - 1, window_size_right=None if causal else 0,
+    )[0]
+    return out
 
 
 def _tensor(array: np.ndarray, device: torch.device | str) -> Tensor:

@@ -94,7 +94,7 @@ def draw(logits: Tensor, noise: Tensor, sampling: Sampling) -> tuple[Tensor, Ten
     The log-probability is that of the distribution sampled from (temperature applied, before `top_p`). A few rows
     at a time are turned into probabilities, so that they stay in the processor's cache.
     """
-    size = rows_at_once(logits.shape[1])
+    size = rows_at_once(logits)
     drawn = [_draw(rows, numbers, sampling)
              for rows, numbers in zip(torch.split(logits, size), torch.split(noise, size), strict=True)]
     return torch.cat([tokens for tokens, _ in drawn]), torch.cat([logprobs for _, logprobs in drawn])

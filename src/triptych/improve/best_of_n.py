@@ -85,7 +85,7 @@ def step(scored: Answers, config: BestOfN) -> Step[AnswerPack]:
     sizes = [len(row.prompt) + len(row.answer) for row in chosen]
     batches = [
         pack_answers([(chosen[i].prompt, [chosen[i].answer]) for i in members], scored.rewards.device)
-        for members in distributed.micro_batches(sizes, config.micro_batch)
+        for members in distributed.micro_batches(sizes, config.at_once)
     ]
     weight = max(1, sum(len(row.answer) for row in chosen))
     left_out = len(scored.groups) - len(chosen)

@@ -121,7 +121,7 @@ class DpoMethod(Method[Dpo, Pairs]):
 
     @cached_property
     def _heldout(self) -> Step[Pairs]:
-        return step(self.loop.reference.model, self._grouped("heldout"), self.config.micro_batch)
+        return step(self.loop.reference.model, self._grouped("heldout"), self.config.at_once)
 
     def numbers(self, curve: Curve) -> dict[str, float]:
         """How many answers and pairs there were, and how many prompts were left out."""
@@ -133,7 +133,7 @@ class DpoMethod(Method[Dpo, Pairs]):
         config, reference = self.config, self.loop.reference
         answers = self.loop.collect(reference, number)
         groups = best_and_worst(answers, config.cut_price)
-        made = step(reference.model, groups, config.micro_batch)
+        made = step(reference.model, groups, config.at_once)
         made.numbers |= answers.numbers | {
             "answers": answers.rewards.numel(), "left_out": len(answers.groups) - len(groups),
         }
@@ -143,7 +143,7 @@ class DpoMethod(Method[Dpo, Pairs]):
     def _compared(self, number: int) -> Step[Pairs]:
         """Of the round's comparisons, pass after pass."""
         drawn = [self._groups[i] for i in self._plan[number]]
-        made = step(self.loop.reference.model, drawn, self.config.micro_batch)
+        made = step(self.loop.reference.model, drawn, self.config.at_once)
         made.rows = [line for group in drawn for line in group.lines]
         return made
 

@@ -132,17 +132,17 @@ class KtoMethod(Method[Kto, LikedPack]):
         """The mean loss of thumbs that are held out, and the share on its side of the reference point."""
         if not self.held:
             return {}
-        z = distance(self.loop.model, self.loop.reference.model, self.held, self.config.micro_batch)
+        z = distance(self.loop.model, self.loop.reference.model, self.held, self.config.at_once)
         return self.watched(Step([replace(batch, distance=z) for batch in self._heldout], weight=len(self.held)))
 
     @cached_property
     def _heldout(self) -> list[LikedPack]:
-        return packs_of(self.loop.reference.model, self.held, self.config.micro_batch, z=0.0)
+        return packs_of(self.loop.reference.model, self.held, self.config.at_once, z=0.0)
 
     def prepare(self, number: int) -> Step[LikedPack]:
         """The next answers, with what they gain measured from where the policy is."""
         drawn = self.plan[number]
-        made = step(self.loop.model, self.loop.reference.model, [self.rows[i] for i in drawn], self.config.micro_batch)
+        made = step(self.loop.model, self.loop.reference.model, [self.rows[i] for i in drawn], self.config.at_once)
         made.rows = [self.lines[i] for i in drawn]
         return made
 

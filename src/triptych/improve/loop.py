@@ -29,7 +29,7 @@ from triptych.engine.rollout import Policy, divergence, sampler_mismatch
 from triptych.engine.sampler import Sampler, SlotSampler
 from triptych.engine.sampling import Sampling
 from triptych.engine.scoring import Scorer, Scores, scored
-from triptych.engine.training import Curve, Loss, Optimization, Row, Step, shuffled, train
+from triptych.engine.training import Curve, GradientAccumulation, Loss, Row, Step, shuffled, train
 from triptych.engine.vllm import SamplerPlace, VllmSampler
 from triptych.errors import ModelError
 from triptych.improve.advantages import priced
@@ -44,7 +44,7 @@ MISMATCH = 0.2
 """Nats a token by which another engine's log-probabilities may differ from ours; bfloat16 alone makes 0.03 to 0.05."""
 
 
-class Improvement(Optimization):
+class Improvement(GradientAccumulation):
     """What every method can be told.
 
     Attributes:
@@ -53,7 +53,6 @@ class Improvement(Optimization):
         group_size: answers to each prompt.
         updates_per_rollout: updates that each sampling is used for.
         max_tokens: an answer is cut there.
-        micro_batch: tokens computed at once; only memory and speed depend on it.
         eval_every: steps between two measurements on the validation prompts, for the report's curves.
         eval_prompts: how many of them.
         select: which of the watched policies is the candidate: the "best" on the validation prompts (the gate has
@@ -67,7 +66,6 @@ class Improvement(Optimization):
     group_size: int = Field(default=8, ge=2)
     updates_per_rollout: int = Field(default=1, ge=1)
     max_tokens: int = Field(default=96, ge=1)
-    micro_batch: int = Field(default=1024, ge=64)
     eval_every: int = Field(default=10, ge=1)
     eval_prompts: int = Field(default=96, ge=8)
     select: Literal["best", "last"] = "best"

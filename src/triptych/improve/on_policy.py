@@ -178,7 +178,7 @@ def most_varied(rewards: Tensor, count: int) -> list[int]:
 
 def measured(reference: Policy, scored: Answers, config: OnPolicy, curve: Sequence[Row]) -> Measured:
     """A step's answers beside the reference, with the β that follows from the curve so far."""
-    far = reference.logprobs(scored.groups, config.micro_batch)
+    far = reference.logprobs(scored.groups, config.at_once)
     answers = [rollout for group in scored.groups for rollout in group]
     distances = [
         float(torch.tensor(rollout.logprobs, device=theirs.device).sum() - theirs.sum())
@@ -242,7 +242,7 @@ def dealt(measurements: Measured, config: OnPolicy) -> list[list[int]]:
     """The groups of each micro-batch."""
     groups = measurements.scored.groups
     sizes = [len(group[0].prompt_tokens) + sum(len(rollout.tokens) for rollout in group) for group in groups]
-    return distributed.micro_batches(sizes, config.micro_batch)
+    return distributed.micro_batches(sizes, config.at_once)
 
 
 def prepared(measurements: Measured, batches: Sequence[Tokens], divisor: float | None = None) -> Step[Tokens]:

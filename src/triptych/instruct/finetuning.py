@@ -24,19 +24,18 @@ from triptych.engine.forward import AnswerPack, answer_logprobs, pack_answers
 from triptych.engine.inspection import trunk_of
 from triptych.engine.models import load_policy, load_tokenizer, parameters, save
 from triptych.engine.packing import fill
-from triptych.engine.training import Loss, Optimization, Step, shuffled, train
+from triptych.engine.training import GradientAccumulation, Loss, Step, shuffled, train
 from triptych.pipeline.result import Result
 from triptych.pipeline.stage import StageContext
 from triptych.storage import Folder
 
 
-class Finetuning(Optimization):
+class Finetuning(GradientAccumulation):
     """How the Base learns to follow instructions.
 
     Attributes:
         epochs: passes over the conversations.
         batch_tokens: tokens in an update, prompts included.
-        micro_batch: tokens computed at once; only memory and speed depend on it.
         context: longest conversation, in tokens.
         overlong: what happens to longer ones: left out, or their answers cut. Either is counted and reported.
         learn: all turns of the assistant, or the last one. A turn of weight 0 is never learnt.
@@ -44,7 +43,6 @@ class Finetuning(Optimization):
 
     epochs: float = Field(default=2, gt=0)
     batch_tokens: int = Field(default=8192, ge=64)
-    micro_batch: int = Field(default=1024, ge=64)
     context: int = Field(default=512, ge=16)
     overlong: Overlong = "drop"
     learn: LearntTurns = "all"
@@ -82,13 +80,13 @@ def finetune(context: StageContext, config: Finetuning, base: Folder, data: Fold
     folder = base / "model"
     model: Any = load_policy(folder, attention=attention.NAME, merged=config.lora is None)
     adapt(model, config.lora, context.seed, folder)
-    before = heldout_loss(model, heldout.rows, config.micro_batch)
+    before = heldout_loss(model, heldout.rows, config.at_once)
 
     def prepare(step: int) -> Step[AnswerPack]:
         order = plan[step]
         batches = [
             _packed([rows[order[i]] for i in group], model.device)
-            for group in distributed.micro_batches((rows[i].length for i in order), config.micro_batch)
+            for group in distributed.micro_batches((rows[i].length for i in order), config.at_once)
         ]
         weight = sum(len(batch.predictions.targets) for batch in batches)
         return Step(batches, weight, rows=[fitted.lines[i] for i in order])
@@ -109,7 +107,7 @@ def finetune(context: StageContext, config: Finetuning, base: Folder, data: Fold
         truncated=fitted.truncated,
         answer_tokens_seen=int(curve[-1]["seen"]),
         heldout_loss_before=before,
-        heldout_loss=heldout_loss(model, heldout.rows, config.micro_batch),
+        heldout_loss=heldout_loss(model, heldout.rows, config.at_once),
     )
 
 

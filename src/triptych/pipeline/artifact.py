@@ -18,7 +18,18 @@ from pydantic import ValidationError
 
 from triptych.errors import RunError
 from triptych.pipeline.result import Result
-from triptych.storage import Fields, entries, irregular, make_folder, read_object, sha256, sha256_once, sync, sync_tree
+from triptych.storage import (
+    Fields,
+    entries,
+    irregular,
+    make_folder,
+    read_object,
+    sha256,
+    sha256_each,
+    sha256_once,
+    sync,
+    sync_tree,
+)
 
 MANIFEST = "manifest.json"
 
@@ -117,9 +128,10 @@ def folder_name(stage: str, fingerprint: str) -> str:
 
 def seal(folder: Path, content: Mapping[str, Any]) -> str:
     """Writes the manifest last, and flushes all that is in the folder; the artifact's digest."""
+    paths = [path for path in entries(folder) if path.is_file()]
     files = {
-        path.relative_to(folder).as_posix(): {"sha256": sha256_once(path), "bytes": path.stat().st_size}
-        for path in entries(folder) if path.is_file()
+        path.relative_to(folder).as_posix(): {"sha256": digest, "bytes": path.stat().st_size}
+        for path, digest in zip(paths, sha256_each(paths), strict=True)
     }
     text = json.dumps(dict(content) | {"files": files}, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
     (folder / MANIFEST).write_bytes(text.encode())

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import errno
 import platform
-import resource
 import shutil
 import time
 from collections.abc import Callable, Mapping
@@ -28,7 +27,7 @@ from triptych import __version__
 from triptych.configuration import Config
 from triptych.data.files import digest
 from triptych.engine import distributed
-from triptych.engine.device import give_back
+from triptych.engine.device import forget_peak, give_back, peak_memory
 from triptych.errors import RunError
 from triptych.pipeline.artifact import Artifact, folder_name, publish, seal
 from triptych.pipeline.call import StageCall
@@ -156,12 +155,12 @@ class Runner:
         output.mkdir(parents=True)
         self.progress.stage(stage.name)
         self._record("started", stage, fingerprint=mark)
+        forget_peak()
         began = time.monotonic()
 
         def finish(event: str, **details: Any) -> None:
             seconds = round(time.monotonic() - began, 3)
-            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-            self._record(event, stage, fingerprint=mark, seconds=seconds, peak_gib=round(peak, 3), **details)
+            self._record(event, stage, fingerprint=mark, seconds=seconds, peak_gib=round(peak_memory(), 3), **details)
 
         context = StageContext(output, work, self.progress, self.seed, self.checkpoint_seconds, run=self.folder)
         try:

@@ -200,7 +200,7 @@ def of_finetuning(config: Finetuning, given: Circumstances) -> Workload:
     """Of fine-tuning."""
     shown = given.texts["demonstrations"]
     times = shown.padded(given.model)
-    taken = memory.training(given.model, config, round(config.micro_batch * times), shown.keys)
+    taken = memory.training(given.model, config, round(config.at_once * times), shown.keys)
     return Workload(taken, trained=round(shown.tokens * config.epochs * times))
 
 
@@ -219,7 +219,7 @@ def of_reward(config: PairwiseReward | RegressionReward, given: Circumstances) -
         return None
     refreshed = isinstance(given.stage.parents["start"].result, RewardTrained)
     times = compared.padded(given.model, sequences=2)
-    taken = memory.training(given.model, config, round(config.micro_batch * times), compared.keys, predicts=False)
+    taken = memory.training(given.model, config, round(config.at_once * times), compared.keys, predicts=False)
     epochs = config.refresh_epochs if refreshed else config.epochs
     return Workload(taken, trained=round(compared.tokens * epochs * times))
 
@@ -334,7 +334,7 @@ def improving(config: Improvement, model: Architecture, texts: Mapping[str, Text
     """
     trained, _, written = improvement(config, texts)
     asked = texts["prompts_improve"]
-    tokens = round(min(config.micro_batch, trained // config.steps) * padding(config, model, texts))
+    tokens = round(min(config.at_once, trained // config.steps) * padding(config, model, texts))
     given = learnt(config, texts)
     keys = given.keys if given else asked.keys + config.max_tokens
     answers = [memory.sampling(model, config.eval_prompts, asked.longest, config.max_tokens)]

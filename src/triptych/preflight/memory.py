@@ -164,7 +164,7 @@ def head(model: Architecture, tokens: int, *, backward: bool = True) -> int:
     """
     logits = tokens * model.vocabulary
     embedding = model.vocabulary * model.width
-    block = itemsize() * min(BLOCK, logits) + 12 * min(CACHED, logits)
+    block = itemsize() * min(BLOCK, logits) + 12 * min(CACHED if device().type == "cpu" else BLOCK, logits)
     return block + 8 * tokens * model.width + ((4 + itemsize()) * embedding if backward else 0)
 
 

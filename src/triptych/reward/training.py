@@ -27,7 +27,7 @@ from triptych.engine.inspection import trunk_of
 from triptych.engine.models import load_reward, load_tokenizer, parameters, save
 from triptych.engine.packing import Pack, fill
 from triptych.engine.scoring import Output, RewardModel, Scale, pack_scored
-from triptych.engine.training import Loss, Optimization, Step, shuffled, train
+from triptych.engine.training import GradientAccumulation, Loss, Step, shuffled, train
 from triptych.errors import AuditError
 from triptych.pipeline.artifact import Artifact
 from triptych.pipeline.result import Result
@@ -42,7 +42,7 @@ REFERENCES = 512
 """So many answers set the mean and the deviation of a reward model's scores."""
 
 
-class RewardTraining(Optimization, RewardConfig):
+class RewardTraining(GradientAccumulation, RewardConfig):
     """What every trained kind has.
 
     Attributes:
@@ -51,7 +51,6 @@ class RewardTraining(Optimization, RewardConfig):
         epochs: passes over the comparisons.
         refresh_epochs: passes when it goes on from the last round's reward model.
         batch_pairs: comparisons (and ratings) in an update; a prompt's stay together.
-        micro_batch: tokens computed at once; only memory and speed depend on it.
         context: longest prompt with one answer, in tokens.
         overlong: what happens to longer ones: left out, or their answers cut. Either is counted and reported.
         margin: by how much the chosen answer should win: not at all, by the data's `margin` where there is one, or
@@ -64,7 +63,6 @@ class RewardTraining(Optimization, RewardConfig):
     epochs: int = Field(default=2, ge=1)
     refresh_epochs: int = Field(default=1, ge=1)
     batch_pairs: int = Field(default=32, ge=1)
-    micro_batch: int = Field(default=1024, ge=64)
     context: int = Field(default=512, ge=16)
     overlong: Literal["drop", "truncate"] = "drop"
     margin: Literal["none", "data", "votes"] = "data"
@@ -253,7 +251,7 @@ def fit_model(
 
     def prepare(step: int) -> Step[_Batch]:
         drawn = [groups[i] for i in plan[step]]
-        dealt = distributed.micro_batches((group.tokens for group in drawn), config.micro_batch)
+        dealt = distributed.micro_batches((group.tokens for group in drawn), config.at_once)
         batches = [_packed([drawn[i] for i in part], model.device) for part in dealt]
         lines = [line for group in drawn for line in group.lines]
         return Step(batches, weight=sum(group.weight for group in drawn), rows=lines)
