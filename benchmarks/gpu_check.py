@@ -1,4 +1,4 @@
-"""`make gpu-check`: what this version does on a CUDA device, in one go of at most 13 minutes.
+"""`make gpu-check`: what this version does on a CUDA device, in one go of at most 17 minutes.
 
 Each part has a process and a time-out of its own. Its result is written as soon as it ends, a line of JSON in
 OUT/gpu-check.jsonl, also where it failed or ran out of time; what it printed is in OUT/PART.log. In the end all results
@@ -30,7 +30,7 @@ from typing import IO, Any
 from benchmarks.row import Setting
 
 ROOT = Path(__file__).resolve().parents[1]
-MINUTES = 13
+MINUTES = 17
 """What all time-outs together may be."""
 DRY_PATIENCE = 4
 """So much longer are the time-outs of a dry run, whose processor may have other work."""
@@ -410,18 +410,18 @@ def beside(
 
 
 PARTS = (
-    Part("machine", "versions, device, driver", 15, machine),
+    Part("machine", "versions, device, driver", 30, machine),
     Part("tests", "tests marked gpu, against float32 on the processor", 80, tests),
-    Part("cycle", "the quickstart's cycle, one round in a smaller world", 80, cycle),
-    Part("models", "a random Llama of a billion parameters", 45, models),
-    Part("sft", "SFT beside TRL's SFTTrainer", 60, beside(
+    Part("models", "a random Llama of a billion parameters", 60, models),
+    Part("sft", "SFT beside TRL's SFTTrainer", 90, beside(
         "sft", size=16, runs=2, setting=Setting(batch=32), goal=3.5, utilisation=0.5)),
-    Part("grpo", "GRPO beside TRL's GRPOTrainer", 75, beside(
-        "grpo", size=8, runs=1, setting=Setting(batch=16), goal=4)),
-    Part("sampling", "sampling beside transformers' generate", 45, beside(
-        "sampling", size=4, runs=1, setting=Setting(), goal=3)),
-    Part("continuous", "sampling beside transformers' generate_batch", 45, beside(
-        "continuous", size=16, runs=1, setting=Setting(continuous=True), goal=3)),
+    Part("grpo", "GRPO beside TRL's GRPOTrainer", 120, beside(
+        "grpo", size=4, runs=1, setting=Setting(batch=16), goal=4)),
+    Part("sampling", "sampling beside transformers' generate", 80, beside(
+        "sampling", size=2, runs=1, setting=Setting(), goal=3)),
+    Part("continuous", "sampling beside transformers' generate_batch", 80, beside(
+        "continuous", size=8, runs=1, setting=Setting(continuous=True), goal=3)),
+    Part("cycle", "the quickstart's cycle, one round in a smaller world", 150, cycle),
     Part("nf4", "the cycle of an 8B Llama in four bits, on 23 GiB of the device", 300, nf4),
 )
 """In the order in which they run; the first one always does, and where it fails no other."""

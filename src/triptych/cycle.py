@@ -21,7 +21,8 @@ from triptych.engine.scoring import Scorer
 from triptych.evaluate.answers import QUESTIONS, answer
 from triptych.evaluate.gate import decide
 from triptych.evaluate.measurement import measure
-from triptych.family import Family, ModelTest, Round, Start, TaskTest
+from triptych.evaluate.prompting import PromptFound, search_prompt
+from triptych.family import BASE, Family, ModelTest, Round, Start, TaskTest
 from triptych.improve.checkpoints import Limits
 from triptych.improve.improvement import improve
 from triptych.instruct.finetuning import finetune
@@ -257,6 +258,7 @@ def measure_all(recipe: Recipe, runner: Runner, family: Family, start: Start) ->
         base = runner.run(
             "test/base", measure, config, model=start.base, data=data, judge=judge, decoding=recipe.decoding.at(0.0),
             reward=reward, style=start.style,
+            prompting=prompt_of(recipe, runner, family, start, BASE) if start.style == "chat" else None,
         )
         family.tests.append(ModelTest(start.base_name, None, base))
     for name, number, model in tuned(family, start):
@@ -264,8 +266,24 @@ def measure_all(recipe: Recipe, runner: Runner, family: Family, start: Start) ->
             f"test/{name.replace(' ', '-')}", measure, config, model=model, data=data, judge=judge,
             decoding=family.decoding_of(model, recipe.decoding), reference=start.instruct, reward=reward,
             best_of=config.best_of if number == 0 else 0,
+            prompting=prompt_of(recipe, runner, family, start, name) if number == 0 else None,
         )
         family.tests.append(ModelTest(name, number, measured))
+
+
+def prompt_of(
+    recipe: Recipe, runner: Runner, family: Family, start: Start, name: str
+) -> Artifact[PromptFound] | None:
+    """The prompt that the Base or Instruct answers best, where one is searched for; a rival that costs nothing."""
+    if recipe.prompting is None:
+        return None
+    model: Artifact[Result] = start.base if name == BASE else start.instruct
+    decoding = recipe.decoding.at(0.0) if name == BASE else family.decoding_of(model, recipe.decoding)
+    family.prompts[name] = found = runner.run(
+        f"prompting/{name}", search_prompt, recipe.prompting, model=model, data=start.data, decoding=decoding,
+        chooser=watcher(recipe, start.judge, family.scorer),
+    )
+    return found
 
 
 def measure_task(recipe: Recipe, runner: Runner, family: Family, start: Start, task: Task, test: TaskTest) -> None:

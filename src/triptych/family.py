@@ -14,6 +14,7 @@ from triptych.evaluate.answers import Answered
 from triptych.evaluate.decoding import Chosen, Decoding
 from triptych.evaluate.gate import PROMOTED, Decided
 from triptych.evaluate.measurement import Measurements, Style
+from triptych.evaluate.prompting import PromptFound
 from triptych.improve.improvement import Improved
 from triptych.pipeline.artifact import Artifact
 from triptych.pipeline.result import Result
@@ -128,6 +129,7 @@ class Family:
         preferences: the reward model that says at the gate whether people's preferences hold; None where none does.
         champion: the best Instruct model that was proved.
         decodings: the choice of each model's own decoding, by the model's digest; none where the recipe fixes it.
+        prompts: the prompt that "base" or "instruct" answers best, where one was searched for.
         tests: each model's measurement on the test prompts.
         tasks: their measurements on tasks.
     """
@@ -141,6 +143,7 @@ class Family:
     rounds: list[Round] = field(default_factory=list)
     champion: Artifact[Result] | None = None
     decodings: dict[str, Artifact[Chosen]] = field(default_factory=dict)
+    prompts: dict[str, Artifact[PromptFound]] = field(default_factory=dict)
     tests: list[ModelTest] = field(default_factory=list)
     tasks: list[TaskTest] = field(default_factory=list)
 

@@ -38,6 +38,7 @@ from triptych.evaluate.answers import Answering
 from triptych.evaluate.decoding import Decoding
 from triptych.evaluate.gate import Gate
 from triptych.evaluate.measurement import Measurement
+from triptych.evaluate.prompting import Prompting
 from triptych.feedback.labelling import ExactLabelling, Labelling
 from triptych.improve.grpo import Grpo
 from triptych.improve.loop import Improvement
@@ -384,6 +385,8 @@ class Recipe(Config):
     Attributes:
         compare: the own settings of methods for `triptych compare`, where they are not the defaults; what they leave
             out of steps, prompts, answers and so on is that of `improve`.
+        decontaminate: benchmarks, of whose prompts no row may hold a part.
+        prompting: a search for the prompt that Instruct answers best, as a rival; None for none.
     """
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
@@ -396,9 +399,11 @@ class Recipe(Config):
     improve: Rounds = Rounds()
     compare: tuple[AnyMethod, ...] = ()
     decoding: Decoding = Decoding()
+    prompting: Prompting | None = None
     gate: JudgedGate = JudgedGate()
     evaluate: Examination = Examination()
     splits: Splits = Splits()
+    decontaminate: tuple[Data, ...] = ()
     wrong_rows: Literal["refuse", "skip"] = "refuse"
     reasoning: Literal["learn", "leave_out"] = "learn"
     release: Publication = Publication()
@@ -420,7 +425,7 @@ class Recipe(Config):
                 raise ValueError("base.text must name the files that a Base is trained on")
         elif (
             files or self.rating_files or self.thumb_files or self.conversation_files or self.improve.prompts
-            or self.base.text or self.base.train is None
+            or self.base.text or self.decontaminate or self.base.train is None
         ):
             raise ValueError("the storybook brings all of the data; files of your own go into a recipe without it")
         labelled = sum(isinstance(source, ExactFeedback | JudgedFeedback) for source in self.feedback)
@@ -571,7 +576,7 @@ class Recipe(Config):
             text=_names(self.base.text), conversations=_names(self.conversation_files),
             comparisons=_names(self.comparison_files), ratings=_names(self.rating_files),
             thumbs=_names(self.thumb_files), prompts=_names(self.improve.prompts), wrong_rows=self.wrong_rows,
-            reasoning=self.reasoning,
+            reasoning=self.reasoning, benchmarks=_names(self.decontaminate),
             judge=self.gate.apart.share_of_feedback if self.gate.apart else 0.0, **dict(self.splits),
         )
 
@@ -584,7 +589,7 @@ class Recipe(Config):
         """Where every file of the run's data lies, by the name that the recipe gives it; of a dataset its name."""
         files = (
             self.base.text, self.conversation_files, self.comparison_files, self.rating_files, self.thumb_files,
-            self.improve.prompts,
+            self.improve.prompts, self.decontaminate,
         )
         return {source.file.name: source.place for source in chain(*files)}
 

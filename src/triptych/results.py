@@ -23,6 +23,7 @@ from triptych.errors import RunError
 from triptych.evaluate.gate import Decided
 from triptych.evaluate.lengths import controlled
 from triptych.evaluate.measurement import Measurements, ScoredAnswer, TestedPrompt, tested_prompts
+from triptych.evaluate.prompting import FOUND, WITH_PROMPT, PromptFound
 from triptych.family import BASE, FEW_SHOT, AuditedScorer, Family, ModelTest, Round, TaskTest
 from triptych.feedback.labelling import Labelled
 from triptych.improve.improvement import Improved
@@ -149,10 +150,18 @@ def summarise(
         ),
         rounds=[_round(round.number, round.gate.result, round.candidate) for round in family.rounds
                 if round.gate and round.candidate],
+        prompts=[_prompt(name, found.result) for name, found in family.prompts.items()],
         tasks=[_task(task, tasks[task.name], family) for task in family.measured_tasks],
         stages=stages, losses={artifact.name: _losses(artifact) for artifact in artifacts
                                if (artifact.folder / "curve.jsonl").exists()},
         seconds=sum(stage.seconds for stage in stages), peak_memory_gib=peak, release=release,
+    )
+
+
+def _prompt(model: str, found: PromptFound) -> report.PromptSearch:
+    return report.PromptSearch(
+        model=model, prompt=found.headline, tried=len(found.tried), chooser=found.chooser, gain=found.gain,
+        gain_interval=found.gain_interval, sampled=found.sampled,
     )
 
 
@@ -312,10 +321,20 @@ def release(
         shown=_shown(family.data, feedback), language=recipe.release.language,
         datasets=sorted({dataset[0] for name in recipe.sources if (dataset := dataset_name(name))}),
         decoding=family.decoding_of(champion, recipe.decoding), dtype=dtype, form=recipe.release.form,
-        signing=recipe.release.sign,
+        signing=recipe.release.sign, prompt=_better_prompt(family),
     )
     prove(artifacts)  # what was copied is what was written
     replace_folder(partial, folder)
+
+
+def _better_prompt(family: Family) -> Path | None:
+    """The file of the prompt that the released Instruct answers better than the prompt alone, on the test prompts."""
+    found = family.prompts.get("instruct")
+    rows = next((tested_prompts(test.artifact) for test in family.tests if test.round == 0), [])
+    if found is None or family.champion_round or not rows or WITH_PROMPT not in rows[0].decodings:
+        return None
+    _, (low, _) = _gain([row.decodings[WITH_PROMPT].judge for row in rows], [row.deployed.judge for row in rows])
+    return found / FOUND if low > 0 else None
 
 
 def _is_released(family: Family, folder: Path) -> bool:

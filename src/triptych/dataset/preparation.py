@@ -18,6 +18,7 @@ from triptych.data import files
 from triptych.data.folder import HELD_OUT as SPLITS
 from triptych.data.folder import DataFolder
 from triptych.data.folds import CrossFit, cross_fits, fold_of
+from triptych.data.overlap import Benchmarks
 from triptych.data.rows import Place
 from triptych.data.separation import require_apart
 from triptych.data.source import AnySource, Source
@@ -49,6 +50,7 @@ WHY = {
     "duplicate_prompts": "prompts have the same turns as an earlier one and are left out",
     "reasoning_left_out": "rows have reasoning before an answer, which is left out",
     "comparisons_alike": "comparisons differ in their reasoning alone, and are left out with it",
+    "benchmark_rows": "rows hold a part of a prompt of a benchmark that `decontaminate` names, and are left out",
     "prompts_removed": "prompts ask the same as one that is held out for test, gate or validation, and are left out",
     "conversations_removed": f"conversations {HELD_OUT}",
     "comparisons_removed": f"comparisons {HELD_OUT}",
@@ -84,6 +86,7 @@ class DataPreparation(Splits):
     Attributes:
         text, conversations, comparisons, ratings, thumbs, prompts: files, as the recipe names them. Without prompts
             those of the conversations are used.
+        benchmarks: files of prompts of which no row may hold a part.
         wrong_rows: whether a wrong row stops the run, or is left out and reported.
         reasoning: whether the reasoning that answers begin with is learnt, or left out of them.
         judge: share of the comparisons' prompts that train the gate's own judge and nothing else.
@@ -95,6 +98,7 @@ class DataPreparation(Splits):
     ratings: tuple[AnySource, ...] = ()
     thumbs: tuple[AnySource, ...] = ()
     prompts: tuple[AnySource, ...] = ()
+    benchmarks: tuple[AnySource, ...] = ()
     wrong_rows: Literal["refuse", "skip"] = "refuse"
     reasoning: Literal["learn", "leave_out"] = "learn"
     judge: float = Field(default=0.0, ge=0, lt=1)
@@ -115,6 +119,7 @@ class Prepared(Result):
     duplicate_comparisons: int = 0
     duplicate_ratings: int = 0
     duplicate_prompts: int = 0
+    benchmark_rows: int = 0
     prompts_removed: int = 0
     conversations_removed: int = 0
     comparisons_removed: int = 0
@@ -157,6 +162,7 @@ class RowsLeftOut:
     duplicate_ratings: Sequence[PromptedRecord] = ()
     duplicate_thumbs: Sequence[PromptedRecord] = ()
     duplicate_prompts: Sequence[PromptedRecord] = ()
+    benchmark_rows: Sequence[PromptedRecord] = ()
     prompts_removed: Sequence[PromptedRecord] = ()
     conversations_removed: Sequence[PromptedRecord] = ()
     comparisons_removed: Sequence[PromptedRecord] = ()
@@ -180,7 +186,7 @@ def prepare_data(context: StageContext, config: DataPreparation, sources: Mappin
         context.progress.say(f"left out: {fault}")
     for note in records.notes:
         context.progress.say(f"data: {note}")
-    left = RowsLeftOut(reasoning_left_out=records.reasoned)
+    left = RowsLeftOut(reasoning_left_out=records.reasoned, benchmark_rows=records.leave_out_benchmarks())
     conversations, left.duplicate_conversations = deduplicate(records.conversations)
     left.comparisons_alike = [row for row in records.comparisons if not differ(row.chosen, row.rejected)]
     comparisons, left.duplicate_comparisons = deduplicate(
@@ -250,7 +256,8 @@ def prepare_data(context: StageContext, config: DataPreparation, sources: Mappin
         output.named(name).write(documents)
     prepared = Prepared(
         wrong_rows_left_out=len(records.skipped), contradictions=len(contradicting),
-        reasoning_left_out=len(left.reasoning_left_out), comparisons_alike=len(left.comparisons_alike),
+        reasoning_left_out=len(left.reasoning_left_out), benchmark_rows=len(left.benchmark_rows),
+        comparisons_alike=len(left.comparisons_alike),
         duplicate_conversations=len(left.duplicate_conversations),
         duplicate_comparisons=len(left.duplicate_comparisons), duplicate_ratings=len(left.duplicate_ratings),
         duplicate_thumbs=len(left.duplicate_thumbs), duplicate_prompts=len(left.duplicate_prompts),
@@ -371,10 +378,21 @@ class UserRecords:
         self.ratings: list[Rating] = []
         self.thumbs: list[Thumb] = []
         self.prompts: list[Prompt] = []
+        self.benchmarks: list[Prompt] = []
         self.reasoned: list[PromptedRecord] = []
         self.skipped: list[Fault] = []
         self.notes: list[Fault] = []
         self.places: dict[int, str] = {}
+
+    def leave_out_benchmarks(self) -> list[PromptedRecord]:
+        """Leaves out what holds a part of a benchmark, and gives it."""
+        benchmarks = Benchmarks(self.benchmarks)
+        removed: list[PromptedRecord] = []
+        for kind in ("conversations", "comparisons", "ratings", "thumbs", "prompts"):
+            kept, held = benchmarks.apart(getattr(self, kind))
+            setattr(self, kind, kept)
+            removed += held
+        return removed
 
 
 def read_all(config: DataPreparation, sources: Mapping[str, str | Path]) -> UserRecords:
@@ -408,6 +426,7 @@ def read_all(config: DataPreparation, sources: Mapping[str, str | Path]) -> User
     for kind, reader in files.READERS.items():
         if kind != "text":
             read(getattr(config, kind), reader, getattr(records, kind))
+    read(config.benchmarks, files.READERS["prompts"], records.benchmarks)
     if faults:
         raise DataError(faults)
     return records

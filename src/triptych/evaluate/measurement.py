@@ -16,6 +16,7 @@ from triptych.data.folder import DataFolder, PromptSplit
 from triptych.engine.rollout import Policy, Render, divergence
 from triptych.engine.sampling import Sampling
 from triptych.engine.scoring import Scorer, Scores, scored
+from triptych.evaluate.prompting import WITH_PROMPT, read_preamble, rendered_behind
 from triptych.instructions.following import followed_by_kind
 from triptych.pipeline.result import Result
 from triptych.pipeline.stage import StageContext
@@ -161,7 +162,7 @@ class Measurements(Result):
 def measure(
     context: StageContext, config: Measurement, model: Folder, data: Folder, judge: Scorer, decoding: Sampling,
     reference: Folder | None = None, reward: Scorer | None = None, style: Style = "chat",
-    best_of: int = 0, split: PromptSplit = "test", only_deployed: bool = False,
+    best_of: int = 0, split: PromptSplit = "test", only_deployed: bool = False, prompting: Folder | None = None,
 ) -> Measurements:
     """Scores a model's answers to a split's prompts as it is deployed, at temperature 1 and greedy.
 
@@ -171,6 +172,7 @@ def measure(
         decoding: as deployed; its seed does not count.
         best_of: draw so many answers at temperature 1 too, and keep the one that the reward likes best.
         only_deployed: as it is deployed and in no other way; then there may be no reference.
+        prompting: of a search for a better prompt; the model is asked so, too.
     """
     prompts = DataFolder(data).prompts(split).read()[: config.prompts]
     policy = Policy.open(model / "model")
@@ -211,6 +213,11 @@ def measure(
     answered = {name: judged([rollout for (rollout,) in write(way)]) for name, way in ways.items()}
     if best_of > 1 and reward:
         answered[f"best of {best_of}"] = judged(preferred(write(plain, best_of), reward), best_of)
+    if prompting is not None and (preamble := read_preamble(prompting)):
+        behind = rendered_behind(preamble, policy, decoding.max_tokens)
+        seeded = replace(decoding, seed=context.seed)
+        groups = policy.write(prompts, seeded, render=behind, progress=context.progress)
+        answered[WITH_PROMPT] = judged([rollout for (rollout,) in groups])
     deployed = answered[decoding.name]
     with open(context.output / ANSWERS, "w", encoding="utf-8") as file:
         for place, prompt in enumerate(prompts):

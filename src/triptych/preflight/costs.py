@@ -21,6 +21,7 @@ from triptych.engine.training import Optimization
 from triptych.evaluate.answers import Answering
 from triptych.evaluate.decoding import Decoding
 from triptych.evaluate.measurement import Measurement
+from triptych.evaluate.prompting import Prompting
 from triptych.improve.loop import Improvement
 from triptych.instruct.finetuning import Finetuning
 from triptych.pipeline.call import StageCall
@@ -248,6 +249,15 @@ def of_choice(config: Decoding, given: Circumstances) -> Workload:
     models = given.frozen + given.copies + given.scoring + given.judging
     taken = models + answers + memory.applied(given.model)
     return Workload(taken, applied=tried * asked.tokens + sampled, sampled=sampled)
+
+
+@workload.register
+def of_prompting(config: Prompting, given: Circumstances) -> Workload:
+    """Of searching for a prompt; what stands before the prompts is not counted."""
+    asked = given.texts["prompts_validation"]
+    answers = given.answers(asked, asked.rows)
+    taken = given.frozen + given.copies + given.scoring + given.judging + answers + memory.applied(given.model)
+    return Workload(taken, applied=config.tokens, sampled=config.tokens)
 
 
 @workload.register

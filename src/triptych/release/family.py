@@ -79,6 +79,7 @@ def assemble(
     dtype: torch.dtype = torch.float32,
     form: ReleaseForm = "merged",
     signing: Signing | None = None,
+    prompt: Path | None = None,
 ) -> None:
     """Write the release into `folder`; the same models and numbers give the same bytes.
 
@@ -98,6 +99,7 @@ def assemble(
         dtype: what the weights are released in; they were trained in float32.
         form: of models that are adapters; these stay in float32.
         signing: how the whole is signed, last; two signatures of equal bytes differ.
+        prompt: a file of turns that Instruct answers better behind, which is put beside it.
 
     Raises:
         ReleaseError: if a role is missing, the folder is not empty, the three do not share one tokenizer, adapters are
@@ -124,6 +126,8 @@ def assemble(
         if role != "reward" and decoding:
             deployed = decoding if role == "instruct" else replace(decoding, temperature=0.0)
             _deploy(target / "generation_config.json", deployed)
+    if prompt is not None:
+        _copy(prompt, folder / "instruct" / prompt.name)
     described = _described(models["reward"])
     scale = None if described else json.loads((models["reward"] / "config.json").read_bytes()).get("reward_scale")
     shown = shown or Shown()

@@ -292,11 +292,33 @@ class LossPoint(StrictModel):
     seen: int
 
 
+class PromptSearch(StrictModel):
+    """The prompt that a model answers best, of those that were tried on the validation prompts.
+
+    Attributes:
+        model: "instruct" or "base".
+        prompt: what stands before each prompt, in words.
+        tried: how many.
+        chooser: whose scores chose.
+        gain: over the prompt alone, on the prompts that chose it.
+        sampled: tokens.
+    """
+
+    model: str
+    prompt: str
+    tried: int
+    chooser: str
+    gain: float
+    gain_interval: Interval
+    sampled: int
+
+
 class Summary(StrictModel):
     """The whole of `summary.json`.
 
     Attributes:
         reward_order: whether the reward orders the models as the judge does; None where it did not score them.
+        prompts: what was found where a better prompt was searched for.
         tasks: the models on each task of the recipe.
         judge_audit: of the gate's judge, where that is a second reward model; its `round` is 0.
         preferences_audit: of the reward model that says whether preferences hold, where the judge is another.
@@ -315,6 +337,7 @@ class Summary(StrictModel):
     judge_audit: AuditSummary | None = None
     preferences_audit: AuditSummary | None = None
     rounds: list[RoundSummary]
+    prompts: list[PromptSearch] = Field(default_factory=list)
     tasks: list[TaskSummary] = Field(default_factory=list)
     stages: list[StageRow]
     losses: dict[str, list[LossPoint]]
