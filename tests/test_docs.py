@@ -156,7 +156,7 @@ def of_method(kind: type[BaseModel]) -> str:
 def shared(place: str) -> str:
     """The section that documents a place: a judge's, a task's and a mixture's rewards are those of `reward`."""
     place = re.sub(r"^(gate\.judge|gate\.preferences|evaluate\.tasks)\.", "reward.", place)
-    place = "A file of data" if place in ("base.text", "instruct.data", "improve.prompts") else place
+    place = "A file of data" if place in ("base.text", "instruct.data", "improve.prompts", "decontaminate") else place
     return re.sub(r"^(reward\.parts\.reward|feedback\.N\.judged\.by)", "reward", place)
 
 

@@ -279,11 +279,11 @@ def prompt_of(
         return None
     model: Artifact[Result] = start.base if name == BASE else start.instruct
     decoding = recipe.decoding.at(0.0) if name == BASE else family.decoding_of(model, recipe.decoding)
-    family.prompts[name] = found = runner.run(
+    family.prompts[name] = runner.run(
         f"prompting/{name}", search_prompt, recipe.prompting, model=model, data=start.data, decoding=decoding,
         chooser=watcher(recipe, start.judge, family.scorer),
     )
-    return found
+    return family.prompts[name]
 
 
 def measure_task(recipe: Recipe, runner: Runner, family: Family, start: Start, task: Task, test: TaskTest) -> None:

@@ -150,7 +150,7 @@ def summarise(
         ),
         rounds=[_round(round.number, round.gate.result, round.candidate) for round in family.rounds
                 if round.gate and round.candidate],
-        prompts=[_prompt(name, found.result) for name, found in family.prompts.items()],
+        prompts=[_prompt(name, search.result) for name, search in family.prompts.items()],
         tasks=[_task(task, tasks[task.name], family) for task in family.measured_tasks],
         stages=stages, losses={artifact.name: _losses(artifact) for artifact in artifacts
                                if (artifact.folder / "curve.jsonl").exists()},
@@ -158,10 +158,10 @@ def summarise(
     )
 
 
-def _prompt(model: str, found: PromptFound) -> report.PromptSearch:
+def _prompt(model: str, search: PromptFound) -> report.PromptSearch:
     return report.PromptSearch(
-        model=model, prompt=found.headline, tried=len(found.tried), chooser=found.chooser, gain=found.gain,
-        gain_interval=found.gain_interval, sampled=found.sampled,
+        model=model, prompt=search.headline, tried=len(search.tried), chooser=search.chooser, gain=search.gain,
+        gain_interval=search.gain_interval, sampled=search.sampled,
     )
 
 
@@ -329,12 +329,12 @@ def release(
 
 def _better_prompt(family: Family) -> Path | None:
     """The file of the prompt that the released Instruct answers better than the prompt alone, on the test prompts."""
-    found = family.prompts.get("instruct")
+    search = family.prompts.get("instruct")
     rows = next((tested_prompts(test.artifact) for test in family.tests if test.round == 0), [])
-    if found is None or family.champion_round or not rows or WITH_PROMPT not in rows[0].decodings:
+    if search is None or family.champion_round or not rows or WITH_PROMPT not in rows[0].decodings:
         return None
     _, (low, _) = _gain([row.decodings[WITH_PROMPT].judge for row in rows], [row.deployed.judge for row in rows])
-    return found / FOUND if low > 0 else None
+    return search / FOUND if low > 0 else None
 
 
 def _is_released(family: Family, folder: Path) -> bool:

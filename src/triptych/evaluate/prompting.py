@@ -44,12 +44,12 @@ class Prompting(Config):
     """What is tried.
 
     Attributes:
-        systems: system prompts; none is tried in any case.
+        systems: system prompts, by default `SYSTEMS`; none is tried in any case.
         examples: how many worked examples, of the conversations that Instruct learns, stand before a prompt as turns.
         tokens: so many are sampled at the most.
     """
 
-    systems: tuple[Annotated[str, Field(min_length=1)], ...] = SYSTEMS
+    systems: tuple[Annotated[str, Field(min_length=1)], ...] | None = None
     examples: tuple[Annotated[int, Field(ge=0)], ...] = (0, 2, 4)
     tokens: int = Field(default=100_000, ge=1000)
 
@@ -207,10 +207,11 @@ def candidates_of(config: Prompting, shown: Sequence[Conversation]) -> list[Prea
     for example in shown:
         rank.append(seen.setdefault(example.prompt.task, 0))
         seen[example.prompt.task] += 1
+    systems = SYSTEMS if config.systems is None else config.systems
     mixed = [example for _, example in sorted(zip(rank, shown, strict=True), key=lambda ranked: ranked[0])]
     tried = [
         Preamble(system, tuple(mixed[:count]))
-        for count in sorted({0, *config.examples}) for system in dict.fromkeys((None, *config.systems))
+        for count in sorted({0, *config.examples}) for system in dict.fromkeys((None, *systems))
     ]
     return list(dict.fromkeys(tried))
 
