@@ -21,6 +21,7 @@ from triptych.data.remote import reach_hub
 from triptych.data.rows import Place
 from triptych.data.source import Source, dataset_name
 from triptych.errors import DataError, Fault
+from triptych.instructions.constraining import Constraining
 from triptych.records import (
     Comparison,
     Conversation,
@@ -733,3 +734,23 @@ def test_records_with_tools_and_reasoning_on_disk() -> None:
 )
 def test_reasoning_is_split_off_as_it_was(reasoning: str, answer: str) -> None:
     assert split_reasoning(with_reasoning(reasoning, answer)) == (reasoning, answer)
+
+
+def test_every_setting_of_how_a_file_is_read_is_followed_or_refused(tmp_path: Path) -> None:
+    """What a recipe says of a file counts for every kind of rows, or is an error: never is it passed over."""
+    text, rows = tmp_path / "text.txt", tmp_path / "rows.jsonl"
+    text.write_text("\n\n".join(f"paragraph {number} " + "word " * 500 for number in range(6)))
+    rows.write_text('{"text": "a"}\n{"text": "b"}\n{"text": "c"}\n')
+    whole = files.read_documents(text)
+    places: list[Place] = []
+    assert files.read_documents(Source(file=str(text), rows=(1, 3)), places=places) == whole[1:3]
+    assert [place.line for place in places] == [2, 3]
+    assert [row.text for row in files.read_documents(Source(file=str(rows), rows=(1, 3)))] == ["b", "c"]
+    with pytest.raises(DataError, match=r"text\.txt: rows: leaves none of the 6 documents"):
+        files.read_documents(Source(file=str(text), rows=(60, 70)))
+    with pytest.raises(DataError, match="fields: is of rows with fields, and this is plain text"):
+        files.read_documents(Source(file=str(text), fields={"text": "body"}))
+    for kind in ("text", "comparisons", "ratings", "thumbs"):
+        for place in (text, rows) if kind == "text" else (rows,):
+            with pytest.raises(DataError, match="constrain: adds instructions to prompts and to conversations, and"):
+                files.READERS[kind](Source(file=str(place), constrain=Constraining()))

@@ -217,6 +217,7 @@ SHOWN = Shown(
 def release(
     folder: Path, paths: dict[Role, Path], numbers: Summary | None = None, decoding: Sampling = GREEDY,
     signing: Signing | None = None, dtype: torch.dtype = torch.float32, form: ReleaseForm = "merged",
+    prompt: Path | None = None,
 ) -> Path:
     assemble(
         folder,
@@ -233,6 +234,7 @@ def release(
         dtype=dtype,
         form=form,
         signing=signing,
+        prompt=prompt,
     )
     return folder
 
@@ -408,6 +410,17 @@ def test_a_release_that_samples_draws_from_the_distribution_that_was_measured(
     # Total variation of two samples of 2,000 from one distribution over some 60 tokens: about 0.1 by chance.
     assert float((counts[0] - counts[1]).abs().sum()) / 4000 < 0.15
     assert int(((counts[0] > 0) | (counts[1] > 0)).sum()) > 3
+
+
+def test_a_prompt_that_instruct_answers_better_lies_beside_it(
+    made: Path, tmp_path: Path, trained: dict[Role, Path]
+) -> None:
+    (tmp_path / "prompt.json").write_text('{"messages": [{"role": "system", "content": "be kind"}]}\n')
+    folder = release(tmp_path / "prompted", trained, prompt=tmp_path / "prompt.json")
+    assert (folder / "instruct" / "prompt.json").read_bytes() == (tmp_path / "prompt.json").read_bytes()
+    assert "prompt.json" in (folder / "instruct" / "README.md").read_text()
+    assert "prompt.json" not in (made / "instruct" / "README.md").read_text()
+    assert verify(folder) == []
 
 
 def test_a_base_is_deployed_with_a_limit_of_its_own(made: Path) -> None:

@@ -57,7 +57,7 @@ def read_documents(
     """Reads `{"text"}` rows, or the paragraphs of a `.txt` file.
 
     The paragraphs of a `.txt` file are joined into documents of about 2,000 characters, whose texts
-    together are exactly the file's.
+    together are exactly the file's. These are the rows that `rows` counts.
 
     Args:
         source: a file, a folder, a dataset's name or an address.
@@ -73,10 +73,17 @@ def read_documents(
     path = Path(source.file)
     if kind_of(path)[0] == ".txt":
         refuse_choice(source)
-        texts = list(_paragraphs(text_of(fetch(source.file) if is_address(source.file) else path)))
+        _refuse_unread(source, "documents")
+        if source.fields:
+            raise DataError([Fault(source.file, None, "fields", "is of rows with fields, and this is plain text")])
+        texts = list(enumerate(_paragraphs(text_of(fetch(source.file) if is_address(source.file) else path)), start=1))
+        chosen = texts[slice(*source.rows or (None,))]
+        if texts and not chosen:
+            what = f"leaves none of the {len(texts):,} documents that the text makes"
+            raise DataError([Fault(source.file, None, "rows", what)])
         if places is not None:
-            places += [Place(source.file, number) for number, _ in enumerate(texts, start=1)]
-        return [Document(text) for text in texts]
+            places += [Place(source.file, number) for number, _ in chosen]
+        return [Document(text) for _, text in chosen]
     return _read(source, "documents", _document, skipped, places, notes, (".txt",))
 
 
@@ -138,6 +145,10 @@ READERS: Mapping[str, Callable[..., list[Any]]] = {
     "ratings": read_ratings, "thumbs": read_thumbs, "prompts": read_prompts,
 }
 """What reads a user's files of each kind of data."""
+
+
+CONSTRAINED = ("prompts", "conversations")
+"""The kinds of rows that instructions can be added to."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -258,6 +269,7 @@ def _read(
     also: tuple[str, ...] = (),
 ) -> list[R]:
     source = Source.of(source)
+    _refuse_unread(source, kind)
     reading = _Reading(source, kind)
     records: list[R] = []
     faults: list[Fault] = []
@@ -285,6 +297,13 @@ def _read(
     if notes is not None:
         notes += reading.notes()
     return records
+
+
+def _refuse_unread(source: Source, kind: forms.Kind | None) -> None:
+    """Refuses what such rows are not read by: a setting that nothing reads would be told as if it counted."""
+    if source.constrain is not None and kind not in CONSTRAINED:
+        what = f"adds instructions to {' and to '.join(CONSTRAINED)}, and these are {kind or 'others'}"
+        raise DataError([Fault(source.file, None, "constrain", what)])
 
 
 class _Reading:

@@ -38,6 +38,7 @@ class ReleasedFamily:
         datasets: of the Hub.
         hardware: that the run was on.
         adapted: the roles whose models are adapters over the Base.
+        behind: whether turns lie beside Instruct behind which it answers better.
     """
 
     name: str
@@ -58,6 +59,7 @@ class ReleasedFamily:
     hardware: str = ""
     held_out: bool = True
     adapted: tuple[Role, ...] = ()
+    behind: bool = False
 
     @property
     def champion(self) -> ModelScore | None:

@@ -138,6 +138,7 @@ def assemble(
         continuation=examples.continuation(folder / "base", shown.opening) if shown.opening else None,
         opening=shown.opening, decoding=decoding, datasets=tuple(datasets), hardware=hardware(),
         held_out=shown.held_out, adapted=tuple(role for role in ROLES if any((folder / role).rglob(ADAPTER))),
+        behind=prompt is not None,
     )
     for role in ROLES:
         _write(folder / role / "README.md", card.model_card(role, family))
