@@ -752,5 +752,5 @@ def test_every_setting_of_how_a_file_is_read_is_followed_or_refused(tmp_path: Pa
         files.read_documents(Source(file=str(text), fields={"text": "body"}))
     for kind in ("text", "comparisons", "ratings", "thumbs"):
         for place in (text, rows) if kind == "text" else (rows,):
-            with pytest.raises(DataError, match="constrain: adds instructions to prompts and to conversations, and"):
+            with pytest.raises(DataError, match="constrain: is of prompts and conversations, and"):
                 files.READERS[kind](Source(file=str(place), constrain=Constraining()))

@@ -302,7 +302,7 @@ def _read(
 def _refuse_unread(source: Source, kind: forms.Kind | None) -> None:
     """Refuses what such rows are not read by: a setting that nothing reads would be told as if it counted."""
     if source.constrain is not None and kind not in CONSTRAINED:
-        what = f"adds instructions to {' and to '.join(CONSTRAINED)}, and these are {kind or 'others'}"
+        what = f"is of {' and '.join(CONSTRAINED)}, and these are {kind or 'others'}"
         raise DataError([Fault(source.file, None, "constrain", what)])
 
 
@@ -319,9 +319,6 @@ class _Reading:
         self._first: dict[str, Place] = {}
         if kind is not None:
             _require_fields(source, kind)
-        if source.constrain and kind not in ("prompts", "conversations"):
-            what = f"is of prompts and conversations, and these are {kind}"
-            raise DataError([Fault(source.file, None, "constrain", what)])
 
     def rows_in(self, values: Values) -> Iterator[Row]:
         self.rows += 1
