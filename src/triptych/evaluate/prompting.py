@@ -167,20 +167,23 @@ def search_prompt(
     rounds = max(1, math.ceil(math.log2(len(candidates))))
     order = alive
     for left in range(rounds, 0, -1):
-        answered = len(scores[0])
-        length = sampled / answers if answers else decoding.max_tokens
-        affordable = int((config.tokens - sampled) / (left * len(alive) * length))
-        count = min(max(affordable, not answered), math.ceil((len(prompts) - answered) / left))
-        asked = prompts[answered : answered + count]
-        for place in alive if asked else ():
-            groups = policy.write(
-                asked, replace(decoding, seed=context.seed), progress=context.progress,
-                render=rendered_behind(candidates[place].messages, policy, decoding.max_tokens),
-            )
-            rollouts = [rollout for (rollout,) in groups]
-            scores[place] += chooser.score([Conversation(rollout.prompt, rollout.answer) for rollout in rollouts])
-            sampled += sum(len(rollout.tokens) for rollout in rollouts)
-            answers += len(rollouts)
+        share = sampled + (config.tokens - sampled) / left
+        goal = len(scores[0]) + math.ceil((len(prompts) - len(scores[0])) / left)
+        while (answered := len(scores[0])) < goal:
+            length = sampled / answers if answers else decoding.max_tokens  # at first nobody knows how long they are
+            affordable = int((share - sampled) / (len(alive) * length))
+            asked = prompts[answered : min(goal, answered + max(affordable, not answers))]
+            if not asked:
+                break
+            for place in alive:
+                groups = policy.write(
+                    asked, replace(decoding, seed=context.seed), progress=context.progress,
+                    render=rendered_behind(candidates[place].messages, policy, decoding.max_tokens),
+                )
+                rollouts = [rollout for (rollout,) in groups]
+                scores[place] += chooser.score([Conversation(rollout.prompt, rollout.answer) for rollout in rollouts])
+                sampled += sum(len(rollout.tokens) for rollout in rollouts)
+                answers += len(rollouts)
         ranked = sorted(alive, key=lambda place: -_mean(scores[place]))  # of equals the one that is named first
         order = [*ranked, *(place for place in order if place not in alive)]
         rivals = [place for place in ranked if place]
