@@ -10,8 +10,10 @@ import torch
 
 from conftest import FAMILIES, VOCABULARY, some_tokens, tiny, with_our_attention
 from triptych.engine import cache, scheduler
+from triptych.engine.cache import KeyValues, PrefillRecorder
 from triptych.engine.forward import answer_logprobs, pack_answers
 from triptych.engine.generation import generate
+from triptych.engine.packing import Pack, Segment
 from triptych.engine.request import Completion
 from triptych.engine.sampling import Sampling, draw, uniforms
 from triptych.engine.training import shuffled
@@ -203,3 +205,23 @@ def test_each_of_several_end_tokens_ends_an_answer_as_in_transformers() -> None:
         )[0, len(prompt) :].tolist()
         assert sample.tokens == expected
         assert sample.finished == (expected[-1] in ends)
+
+
+def test_a_store_of_keys_grows_within_the_memory_that_was_set_aside() -> None:
+    store = KeyValues(3, longest=70, step=32)
+    layer = torch.randn(1, 2, 40, 4)
+    recorded = PrefillRecorder(Pack([Segment(range(40))], "cpu"))
+    recorded.layers[0] = layer, 2 * layer
+    store.write(0, 2, 0, 5, recorded)
+    place = store.keys[0].data_ptr()
+    for depth in (20, 33, 70):
+        store.grow(depth)
+        assert store.keys[0].shape == (3, 2, store.depth, 4)
+        assert store.depth == -(-depth // 32) * 32
+        assert store.keys[0].is_contiguous()  # of which the products take a batch as it lies
+        assert store.keys[0].data_ptr() == place
+        for held, content in ((store.keys[0], layer), (store.values[0], 2 * layer)):
+            for row in (0, 1):
+                assert torch.equal(held[row, :, :5], content[0, :, :5])
+                assert not held[row, :, 32:].any()
+    assert store.longest == 96

@@ -19,7 +19,7 @@ from triptych.engine import training
 from triptych.engine.checkpoint import Checkpoint
 from triptych.engine.curve import read_curve, write_curve
 from triptych.engine.forward import AnswerPack, answer_logprobs, pack_answers
-from triptych.engine.training import Curve, Loss, Optimization, Step, shuffled, train
+from triptych.engine.training import Curve, GradientAccumulation, Loss, Optimization, Step, shuffled, train
 from triptych.errors import TrainingError
 from triptych.progress import Silent
 
@@ -355,3 +355,12 @@ def test_a_curve_comes_back(tmp_path: Path) -> None:
     )
     assert math.isnan(read_curve(tmp_path / "skipped.jsonl")[0]["loss"])
     assert read_curve(tmp_path / "none.jsonl") == []
+
+
+def test_a_micro_batch_that_is_not_given_is_the_devices(monkeypatch: pytest.MonkeyPatch) -> None:
+    usual, chosen = GradientAccumulation(learning_rate=1.0), GradientAccumulation(learning_rate=1.0, micro_batch=512)
+    for kind, tokens in (("cpu", 1024), ("cuda", 8192)):
+        monkeypatch.setattr(training, "device", lambda kind=kind: torch.device(kind))
+        assert usual.at_once == tokens
+        assert chosen.at_once == 512
+    assert usual.micro_batch is None  # so that a run is the same one on another machine
