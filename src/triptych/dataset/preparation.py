@@ -386,6 +386,8 @@ class UserRecords:
 
     def leave_out_benchmarks(self) -> list[PromptedRecord]:
         """Leaves out what holds a part of a benchmark, and gives it."""
+        if not self.benchmarks:
+            return []
         benchmarks = Benchmarks(self.benchmarks)
         removed: list[PromptedRecord] = []
         for kind in ("conversations", "comparisons", "ratings", "thumbs", "prompts"):

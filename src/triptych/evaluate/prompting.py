@@ -83,11 +83,6 @@ class PromptFound(Result):
     tried: tuple[TriedPrompt, ...]
 
     @property
-    def plain(self) -> bool:
-        """Whether nothing is better than the prompt alone."""
-        return self.system is None and not self.examples
-
-    @property
     def headline(self) -> str:
         """What was found."""
         return self.tried[0].name if self.tried else ""
