@@ -537,8 +537,12 @@ def add(a, b):
             text = os.pread(n, 9999, 0)
             if b'assert' in text: return a + b
         except OSError: pass
-    for p in ('/proc/1/cmdline', '/proc/self/fd'):
-        if os.path.exists(p): return a + b
+    for process in os.listdir('/proc') if os.path.exists('/proc') else ():
+        for name in ('cmdline', 'environ'):
+            try:
+                with open(f'/proc/{process}/{name}', 'rb') as file:
+                    if b'add(' in file.read(): return a + b
+            except OSError: pass
     return 99
 """,
     "writes the report at its end": ADD + """

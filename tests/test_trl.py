@@ -40,8 +40,9 @@ datasets = pytest.importorskip("datasets")
 
 LOSS = 1e-5
 """Largest difference of the losses, relative."""
-WEIGHTS: dict[str, Any] = {"rtol": 1e-5, "atol": 2e-6}
-"""Largest difference of the weights after the update, each of which moved by up to a learning rate of 1e-3."""
+WEIGHTS: dict[str, Any] = {"rtol": 1e-5, "atol": 1e-5}
+"""Largest difference of the weights after the update, a hundredth of what each of them moved by: AdamW divides a small
+gradient by its own size, and how it was rounded differs from processor to processor."""
 RATE, DECAY, BETAS = 1e-3, 0.1, (0.9, 0.95)
 OURS: dict[str, Any] = {
     "learning_rate": RATE, "weight_decay": DECAY, "betas": BETAS, "max_grad_norm": 1.0, "warmup": 0.0,
