@@ -288,8 +288,8 @@ def stage(recipe: dict[str, Any], folder: str, name: str) -> dict[str, float]:
         base.mkdir()
         (base / "model").symlink_to(loaded.base.from_.path)
     if name == "base":
-        assert loaded.base.train is not None
-        pretrain(context("base"), loaded.base.train, data)
+        assert loaded.pretraining is not None
+        pretrain(context("base"), loaded.pretraining, data)
     elif name == "instruct":
         assert loaded.finetuning is not None
         finetune(context("instruct"), loaded.finetuning, base, data)

@@ -84,13 +84,14 @@ def _documents() -> list[Any]:
 def _prepared(updates: int) -> tuple[Any, Any, list[list[list[int]]], Any]:
     """The configuration, the tokenizer, the rows of every update, and the model's shape: the stage's own."""
     from triptych.base import pretraining
+    from triptych.base.text import planned, tokenized_documents
     from triptych.base.tokenizer import train_tokenizer
 
     config = pretraining.Pretraining(tokens=updates * 4096, batch_tokens=4096)
     documents = _documents()
     tokenizer = train_tokenizer(documents, config.vocabulary, config.context)
-    rows, _ = pretraining.tokenized_documents(tokenizer, documents, config.context)
-    plan = [[rows[i] for i in step] for step in pretraining._plan(rows, config.batch_tokens, updates, SEED)]
+    text = tokenized_documents(tokenizer, documents, config.context)
+    plan = [[text.rows[i] for i in step] for step in planned(text, config.batch_tokens, updates, SEED)]
     return config, tokenizer, plan, pretraining.architecture(config, tokenizer)
 
 

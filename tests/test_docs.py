@@ -17,6 +17,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from triptych.configuration import is_flat, load
+from triptych.base.continuing import ContinuedPretraining
 from triptych.recipe import Recipe
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -110,6 +111,7 @@ def models(kind: type[BaseModel], place: str = "") -> Iterator[tuple[str, type[B
             section = re.sub(r"^feedback\.(\w+)$", r"feedback.N.\1", section)
             section = name if name in ("lora", "constrain") else section
             section = "improve" if section == "compare" else section
+            section = "base.train` beside `from" if inner is ContinuedPretraining else section
             yield from models(inner, section)
 
 
@@ -136,7 +138,7 @@ def test_every_field_of_the_recipe_is_documented_with_its_default(place: str, ki
     judge = sections["reward"] | {"share_of_feedback": sections["gate"]["judge.share_of_feedback"]}
     apart = place in ("gate.judge", "gate.preferences")
     own = judge if apart else sections[shared(place)] | sections.get(of_method(kind), {})
-    own |= sections["A file of data"] if place == "evaluate.tasks" else {}
+    own |= sections["A file of data"] if place in ("evaluate.tasks", "base.text") else {}
     for known, info in fields_of(kind).items():
         assert known in own or known in optimizer, f"docs/recipe.md does not name {known} under {place}"
         written = number_or_text(own.get(known, optimizer.get(known, "")))
@@ -156,7 +158,7 @@ def of_method(kind: type[BaseModel]) -> str:
 def shared(place: str) -> str:
     """The section that documents a place: a judge's, a task's and a mixture's rewards are those of `reward`."""
     place = re.sub(r"^(gate\.judge|gate\.preferences|evaluate\.tasks)\.", "reward.", place)
-    place = "A file of data" if place in ("base.text", "instruct.data", "improve.prompts", "decontaminate") else place
+    place = "A file of data" if place in ("instruct.data", "improve.prompts", "decontaminate") else place
     return re.sub(r"^(reward\.parts\.reward|feedback\.N\.judged\.by)", "reward", place)
 
 

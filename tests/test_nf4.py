@@ -271,7 +271,7 @@ def test_a_cycle_of_eight_billion_parameters_is_counted_within_22_gib(
 
 
 @pytest.mark.parametrize(("settings", "message"), [
-    (["base.from=null", "base.train={}"], "quantization is of a Base that is taken by `from`"),
+    (["base.from=null", "base.train={}"], "base.quantization: unknown field"),
     ([], "quantization needs the library bitsandbytes: pip install 'triptych"),
 ])
 def test_a_recipe_that_cannot_have_four_bits_is_refused(

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from triptych.base.continuing import continue_pretraining
 from triptych.base.pretrained import BaseImport, import_base
 from triptych.base.pretraining import pretrain
 from triptych.base.record import BaseRecord
@@ -34,7 +35,7 @@ from triptych.pipeline.plan import Planner
 from triptych.pipeline.result import Result
 from triptych.pipeline.runner import Runner
 from triptych.pipeline.stage import UserFiles
-from triptych.recipe import Recipe, Task
+from triptych.recipe import Recipe, Task, TrainedBase
 from triptych.references import require_references
 from triptych.release.signature import check_signing
 from triptych.reward.making import Materials, make_reward
@@ -108,19 +109,26 @@ def prompts_of(recipe: Recipe, runner: Runner, task: Task, data: Artifact[Result
 
 
 def make_base(recipe: Recipe, runner: Runner, data: Artifact[Result]) -> Artifact[BaseRecord]:
-    """A Base trained from scratch, or taken from others."""
-    if recipe.base.train is not None:
-        return runner.run("base", pretrain, recipe.base.train, data=data)
-    assert recipe.base.from_ is not None
-    taken, template = recipe.base.from_, recipe.base.chat_template
-    sources = UserFiles({taken.name: taken.path})
+    """A Base trained from scratch, or taken from others, and then perhaps trained further."""
+    origin = recipe.base
+    weighed = {} if origin.weights is None else {"weights": origin.weights}
+    if isinstance(origin, TrainedBase):
+        return runner.run("base", pretrain, origin.train, data=data, **weighed)
+    sources = UserFiles({origin.from_.name: origin.from_.path})
+    template = origin.chat_template
     if template and template.path.suffix == ".jinja":
         sources[template.name] = template.path
     config = BaseImport(
-        name=taken.name, chat_template=template.name if template else None, template=recipe.base.template,
-        tokens=recipe.base.tokens, reward_head=recipe.trains_reward, quantization=recipe.base.quantization,
+        name=origin.from_.name, chat_template=template.name if template else None, template=origin.template,
+        tokens=origin.tokens, reward_head=recipe.trains_reward, quantization=origin.quantization,
+        measured=origin.train is None,
     )
-    return runner.run("base", import_base, config, data=data, sources=sources)
+    if origin.train is None:
+        return runner.run("base", import_base, config, data=data, sources=sources)
+    taken = runner.run("base/taken", import_base, config, data=data, sources=sources)
+    return runner.run(
+        "base", continue_pretraining, origin.train, base=taken, origin=taken.result, data=data, **weighed
+    )
 
 
 def make_instruct(

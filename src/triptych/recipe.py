@@ -24,10 +24,12 @@ from pydantic import (
 
 from triptych import configuration
 from triptych.audit.stage import Audit
+from triptych.base.continuing import ContinuedPretraining
 from triptych.base.pretraining import Pretraining
 from triptych.base.source import Quantization
 from triptych.configuration import Composed, Config, Flat, UserFile, by_field, located
-from triptych.data.source import Reading, Source, dataset_name, is_address
+from triptych.data.source import STDLIB, Reading, Source, dataset_name, is_address
+from triptych.data.stdlib import versioned
 from triptych.data.template import Argument
 from triptych.dataset.preparation import DataPreparation, Splits
 from triptych.engine import nf4
@@ -60,7 +62,9 @@ from triptych.storybook.world import Storybook
 
 
 def _or_dataset(file: UserFile) -> UserFile:
-    """A name that is no file's may be a dataset's, or an address."""
+    """A name that is no file's may be a dataset's, an address, or the standard library's."""
+    if file.name == STDLIB and not file.path.exists():
+        return UserFile(file.name, Path(versioned()))
     remote = is_address(file.name) or (not file.path.exists() and dataset_name(file.name))
     return UserFile(file.name, Path(file.name)) if remote else file
 
@@ -115,35 +119,90 @@ Data = Annotated[DataSource, BeforeValidator(_with_file)]
 """A file of data; its name alone may stand for it."""
 
 
-class BaseOrigin(Config):
-    """Where the Base comes from: taken (`from`), or trained from scratch (`train`) on `text`.
+class TextSource(DataSource):
+    """A file of plain text, or `python-stdlib`, the sources of Python's standard library.
+
+    Attributes:
+        weight: how much of the training comes from it, beside the other files' weights; 0 for text that is only
+            measured. By default each file gives as much as it holds.
+    """
+
+    weight: float | None = Field(default=None, ge=0)
+
+
+class BaseText(Config):
+    """The plain text that a Base learns or is measured on.
+
+    Attributes:
+        text: files; a taken Base that is not trained further is only measured on their held-out part.
+    """
+
+    text: tuple[Annotated[TextSource, BeforeValidator(_with_file)], ...] = ()
+
+    @field_validator("text")
+    @classmethod
+    def _weighed(cls, text: tuple[TextSource, ...]) -> tuple[TextSource, ...]:
+        if unweighed := [source.file.name for source in text if source.weight is None]:
+            if len(unweighed) < len(text):
+                raise ValueError(f"needs a weight for every file or for none; {unweighed[0]} has none")
+        elif len({source.file.name for source in text}) < len(text):
+            raise ValueError("names a file twice, so that its weight is not known: name it once")
+        return text
+
+    @property
+    def weights(self) -> dict[str, float] | None:
+        """How much of the training comes from each file, by its name; None for as much as it holds."""
+        weights = {source.file.name: source.weight for source in self.text if source.weight is not None}
+        return weights or None
+
+
+class TrainedBase(BaseText):
+    """A Base that is trained from scratch (`train`) on `text`."""
+
+    from_: None = Field(default=None, alias="from")
+    train: Pretraining
+
+
+class TakenBase(BaseText):
+    """A Base that others made (`from`), and how it is trained further (`train`), if it is.
 
     Attributes:
         chat_template: "chatml" or a .jinja file; by default the model's own, or ChatML where it has none.
-        template: arguments of a taken Base's chat template, such as `enable_thinking`; they become its defaults.
-        tokens: tokens of a taken Base that are such in the texts of messages too, as `<think>`.
-        quantization: "nf4" rounds the matrices of a taken Base to four bits a number, in which they are held from there
-            on by all that does not train them.
-        text: files of plain text; a taken Base is only measured on their held-out part.
+        template: arguments of its chat template, such as `enable_thinking`; they become its defaults.
+        tokens: tokens of it that are such in the texts of messages too, as `<think>`.
+        quantization: "nf4" rounds its matrices to four bits a number, in which they are held from there on by all that
+            does not train them.
     """
 
-    from_: ModelPlace | None = Field(default=None, alias="from")
-    train: Pretraining | None = None
+    from_: ModelPlace = Field(alias="from")
+    train: ContinuedPretraining | None = None
     chat_template: TemplateFile | None = None
     template: dict[str, Argument] = Field(default_factory=dict)
     tokens: tuple[str, ...] = ()
     quantization: Quantization | None = None
-    text: tuple[Data, ...] = ()
 
     @model_validator(mode="after")
-    def _one_source(self) -> Self:
-        if (self.from_ is None) == (self.train is None):
-            raise ValueError("needs either `from` (a folder, a .gguf file, a Hub name) or `train`")
-        if self.quantization and self.from_ is None:
-            raise ValueError("quantization is of a Base that is taken by `from`")
+    def _possible(self) -> Self:
         if self.quantization and not nf4.available():
             raise ValueError(f"quantization {nf4.MISSING}")
+        if self.quantization and self.train is not None:
+            raise ValueError("quantization is of a Base that stays as it was taken: leave out train, or quantization")
+        if self.train is not None and not self.text:
+            raise ValueError("text must name the files that it is trained on")
         return self
+
+
+def base_origin(base: object) -> str | None:
+    """Where a Base comes from."""
+    if not isinstance(base, dict):
+        return "train" if isinstance(base, TrainedBase) else "from"
+    return next((name for name in ("from", "train") if base.get(name, base.get(name + "_")) is not None), None)
+
+
+base_origin.__name__ = "one of from (a folder, a .gguf file, a Hub name), train"
+BaseOrigin = Annotated[
+    Annotated[TakenBase, Tag("from")] | Annotated[TrainedBase, Tag("train")], Discriminator(base_origin)
+]
 
 
 class InstructTraining(Composed):
@@ -421,11 +480,11 @@ class Recipe(Config):
                 raise ValueError("improve.prompts must name at least one file, for instruct is none and has no prompts")
             if self.finetuning is not None and not self.conversation_files:
                 raise ValueError("instruct.data must name at least one file of conversations")
-            if self.base.train is not None and not self.base.text:
+            if self.pretraining is not None and not self.base.text:
                 raise ValueError("base.text must name the files that a Base is trained on")
         elif (
             files or self.rating_files or self.thumb_files or self.conversation_files or self.improve.prompts
-            or self.base.text or self.decontaminate or self.base.train is None
+            or self.base.text or self.decontaminate or self.pretraining is None
         ):
             raise ValueError("the storybook brings all of the data; files of your own go into a recipe without it")
         labelled = sum(isinstance(source, ExactFeedback | JudgedFeedback) for source in self.feedback)
@@ -488,6 +547,11 @@ class Recipe(Config):
         shared = Improvement.model_fields.keys() - own.model_fields_set
         method = settings(**dict(own) | {field: getattr(budget, field) for field in shared})
         return self.model_copy(update={"improve": self.improve.model_copy(update={"method": method})})
+
+    @property
+    def pretraining(self) -> Pretraining | None:
+        """How the Base is trained from scratch; None where it is taken."""
+        return self.base.train if isinstance(self.base, TrainedBase) else None
 
     @property
     def finetuning(self) -> Finetuning | None:

@@ -76,9 +76,14 @@ def split_reasoning(answer: str) -> tuple[str | None, str]:
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """Plain text for pretraining and perplexity."""
+    """Plain text for pretraining and perplexity.
+
+    Attributes:
+        domain: the file that it is of, by the name that the recipe gives it; None where nobody asked.
+    """
 
     text: str
+    domain: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -316,7 +321,7 @@ def turns(messages: Messages) -> list[dict[str, Any]]:
 def to_json(record: Record) -> dict[str, Any]:
     """The record in the form it has on disk; what is None is left out."""
     if isinstance(record, Document):
-        return {"text": record.text}
+        return {"text": record.text} | ({} if record.domain is None else {"domain": record.domain})
     if isinstance(record, Verdict):
         return to_json(record.question) | {"better": record.better}
     if isinstance(record, Prompt):

@@ -299,8 +299,9 @@ def release(
     trained_by = next((round for round in reversed(family.rounds) if round.promoted), None)
     source, taken = base.result, base.result.source_digest
     origin = [Parent(source.source, taken, hub=source.source_kind == "hub")] if taken else []
+    learnt_text = source.trained_further or not taken
     lineage: dict[Role, Lineage] = {
-        "base": Lineage(base.fingerprint, tuple(origin), () if taken else _data(family.data, "text")),
+        "base": Lineage(base.fingerprint, tuple(origin), _data(family.data, "text") if learnt_text else ()),
         "instruct": Lineage(
             champion.fingerprint,
             (Parent("base", base.digest), *([_reward_parent(trained_by)] if trained_by else [])),
@@ -394,7 +395,7 @@ def _tested(family: Family) -> dict[str, Measurements]:
 def _base(record: BaseRecord) -> report.Base:
     return report.Base(
         source=record.source, parameters=record.parameters, vocabulary=record.vocabulary,
-        bits_per_byte=record.bits_per_byte, tokens_seen=record.tokens_seen,
+        bits_per_byte=record.bits_per_byte, tokens_seen=record.tokens_seen, domains=record.domains,
     )
 
 

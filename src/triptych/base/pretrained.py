@@ -44,6 +44,7 @@ class BaseImport(Config):
         reward_head: a reward model will be trained on it, or on what becomes of it.
         quantization: its layers' matrices are rounded to what NF4 holds, see :mod:`triptych.engine.nf4`.
         context: tokens in a piece of text when bits per byte are measured.
+        measured: whether they are; where it is trained further they are measured there.
     """
 
     name: str
@@ -53,6 +54,7 @@ class BaseImport(Config):
     reward_head: bool = False
     quantization: Quantization | None = None
     context: int = 1024
+    measured: bool = True
 
 
 @alone
@@ -78,7 +80,7 @@ def import_base(
         context.progress.say(UNPACKED.format(type(model).__name__))
     tokenizer = load_tokenizer(context.output / "model")
     bits = None
-    if DataFolder(data).text("heldout").exists:
+    if config.measured and DataFolder(data).text("heldout").exists:
         bits = bits_per_byte(model, tokenizer, DataFolder(data).text("heldout").read(), config.context)
     return BaseRecord(
         source=source.origin,

@@ -6,7 +6,7 @@ Next-token prediction over packed documents, no document attending to another: t
 
 from __future__ import annotations
 
-import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -14,20 +14,16 @@ from pydantic import Field, field_validator
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
 from triptych.base.record import BaseRecord
+from triptych.base.text import learn_text, tokenized_documents
 from triptych.base.tokenizer import train_tokenizer
 from triptych.data.folder import DataFolder
-from triptych.engine import attention, distributed
+from triptych.engine import attention
 from triptych.engine.adapters import Lora
-from triptych.engine.curve import write_curve
 from triptych.engine.device import device
-from triptych.engine.forward import AnswerPack, answer_logprobs, pack_answers
 from triptych.engine.models import parameters, save
-from triptych.engine.packing import fill
 from triptych.engine.perplexity import bits_per_byte
-from triptych.engine.training import Loss, Optimization, Step, shuffled, train
-from triptych.errors import DataError, Fault
+from triptych.engine.training import Optimization
 from triptych.pipeline.stage import StageContext
-from triptych.records import Document
 from triptych.storage import Folder
 
 
@@ -61,31 +57,23 @@ class Pretraining(Optimization):
             raise ValueError("adapters need a model that was trained before; a Base from scratch is trained whole")
 
 
-def pretrain(context: StageContext, config: Pretraining, data: Folder) -> BaseRecord:
-    """Trains a tokenizer and a Base on `data/text.jsonl`; measures it on `data/text_heldout.jsonl`."""
+def pretrain(
+    context: StageContext, config: Pretraining, data: Folder, weights: Mapping[str, float] | None = None
+) -> BaseRecord:
+    """Trains a tokenizer and a Base on `data/text.jsonl`; measures it on `data/text_heldout.jsonl`.
+
+    Args:
+        weights: how much of the training comes from each file, by its name; None for as much as it holds.
+    """
     documents = DataFolder(data).text("train").read()
     tokenizer = train_tokenizer(documents, config.vocabulary, config.context)
-    rows, lines = tokenized_documents(tokenizer, documents, config.context)
-    steps = math.ceil(config.tokens / config.batch_tokens)
-    plan = _plan(rows, config.batch_tokens, steps, context.seed)
+    text = tokenized_documents(tokenizer, documents, config.context)
     torch.manual_seed(context.seed)
     model: Any = LlamaForCausalLM(architecture(config, tokenizer)).to(device())
     model.set_attn_implementation(attention.NAME)
-
-    def prepare(step: int) -> Step[AnswerPack]:
-        drawn = [rows[i] for i in plan[step]]
-        batches = [
-            pack_answers([([], [drawn[i]]) for i in part], model.device)
-            for part in distributed.micro_batches(map(len, drawn), config.batch_tokens)
-        ]
-        weight = sum(len(batch.predictions.targets) for batch in batches)
-        return Step(batches, weight, rows=sorted({lines[i] for i in plan[step]}))
-
-    curve = train(
-        model, steps, prepare, lambda packed: Loss(-answer_logprobs(model, packed)[0].sum()),
-        config, checkpoint=context.checkpoint(), progress=context.progress,
+    curve, _ = learn_text(
+        context, model, text, config, config.tokens, config.batch_tokens, config.batch_tokens, weights
     )
-    write_curve(context.output / "curve.jsonl", curve)
     save(model, tokenizer, context.output / "model", GenerationConfig(do_sample=True, temperature=1.0))
     heldout = DataFolder(data).text("heldout").read()
     return BaseRecord(
@@ -114,32 +102,3 @@ def architecture(config: Pretraining, tokenizer: Any) -> LlamaConfig:
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
-
-
-def tokenized_documents(
-    tokenizer: Any, documents: list[Document], context: int
-) -> tuple[list[list[int]], list[int]]:
-    """Each document between separators, cut into pieces of at most `context` tokens; and each piece's document."""
-    separator = tokenizer.bos_token_id
-    rows, lines = [], []
-    encoded = tokenizer([document.text for document in documents], add_special_tokens=False)["input_ids"]
-    for line, document in enumerate(encoded, start=1):
-        tokens = [separator, *document, separator]
-        pieces = [tokens[start : start + context] for start in range(0, len(tokens) - 1, context)]
-        kept = [piece for piece in pieces if len(piece) > 1]
-        rows += kept
-        lines += [line] * len(kept)
-    return rows, lines
-
-
-def _plan(rows: list[list[int]], batch: int, steps: int, seed: int) -> list[list[int]]:
-    """The rows of every step, epoch after epoch, each epoch in its own order."""
-    plan: list[list[int]] = []
-    epoch = 0
-    if not rows:
-        raise DataError([Fault("text", None, None, "has no document with two tokens or more")])
-    while len(plan) < steps:
-        order = shuffled(len(rows), epoch, seed)
-        plan += [[order[i] for i in group] for group in fill((len(rows[i]) for i in order), batch)]
-        epoch += 1
-    return plan[:steps]

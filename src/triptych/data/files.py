@@ -11,7 +11,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -20,7 +20,8 @@ from triptych.data import forms
 from triptych.data.remote import fetch
 from triptych.data.row import Row
 from triptych.data.rows import Place, Values, numbered, opened, refuse_choice, rows_of, shown, text_of
-from triptych.data.source import Source, is_address, kind_of
+from triptych.data.source import Source, is_address, is_stdlib, kind_of
+from triptych.data.stdlib import stdlib_files
 from triptych.errors import DataError, Fault
 from triptych.instructions.constraining import constrain, constrain_answers
 from triptych.records import (
@@ -54,7 +55,7 @@ def read_documents(
     source: AnyPlace, skipped: list[Fault] | None = None, places: list[Place] | None = None,
     notes: list[Fault] | None = None,
 ) -> list[Document]:
-    """Reads `{"text"}` rows, or the paragraphs of a `.txt` file.
+    """Reads `{"text"}` rows, the paragraphs of a `.txt` file, or Python's standard library, a module a document.
 
     The paragraphs of a `.txt` file are joined into documents of about 2,000 characters, whose texts
     together are exactly the file's. These are the rows that `rows` counts.
@@ -70,21 +71,34 @@ def read_documents(
         DataError: the file cannot be used, or rows are wrong and `skipped` is None.
     """
     source = Source.of(source)
-    path = Path(source.file)
-    if kind_of(path)[0] == ".txt":
+    if (texts := _plain_texts(source)) is not None:
         refuse_choice(source)
         _refuse_unread(source, "documents")
         if source.fields:
             raise DataError([Fault(source.file, None, "fields", "is of rows with fields, and this is plain text")])
-        texts = list(enumerate(_paragraphs(text_of(fetch(source.file) if is_address(source.file) else path)), start=1))
         chosen = texts[slice(*source.rows or (None,))]
         if texts and not chosen:
             what = f"leaves none of the {len(texts):,} documents that the text makes"
             raise DataError([Fault(source.file, None, "rows", what)])
         if places is not None:
-            places += [Place(source.file, number) for number, _ in chosen]
+            places += [place for place, _ in chosen]
         return [Document(text) for _, text in chosen]
     return _read(source, "documents", _document, skipped, places, notes, (".txt",))
+
+
+def read_documents_of_domains(source: AnyPlace) -> list[Document]:
+    """Reads the `{"text", "domain"}` rows of a data folder."""
+    return _read(source, None, _document_of_domain, None)
+
+
+def _plain_texts(source: Source) -> list[tuple[Place, str]] | None:
+    """The documents of a source that has no rows, each with its place; None of one that has."""
+    if is_stdlib(source.file):
+        return [(Place(name, 1), text) for name, text in stdlib_files()]
+    if kind_of(Path(source.file))[0] != ".txt":
+        return None
+    text = text_of(fetch(source.file) if is_address(source.file) else Path(source.file))
+    return [(Place(source.file, number), part) for number, part in enumerate(_paragraphs(text), start=1)]
 
 
 def read_conversations(
@@ -427,6 +441,11 @@ def _document(row: Row) -> Document | None:
     if text is not None and not text.strip():
         row.fault("text", "empty: expected some text")
     return None if text is None else Document(text)
+
+
+def _document_of_domain(row: Row) -> Document | None:
+    document = _document(row)
+    return document and replace(document, domain=row.text("domain"))
 
 
 def _prompt(row: Row) -> Prompt | None:

@@ -3,7 +3,7 @@
 =====================================  =================================================================================
 file                                   what it holds
 =====================================  =================================================================================
-`text.jsonl`                           documents on which a Base is trained from scratch
+`text.jsonl`                           documents on which a Base is trained
 `text_heldout.jsonl`                   those on which it is measured
 `demonstrations.jsonl`                 conversations on which Instruct is trained
 `demonstrations_heldout.jsonl`         those on which it is measured
@@ -34,7 +34,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
 
-from triptych.data.files import READERS, has_lines, read_conversations, write
+from triptych.data.files import READERS, has_lines, read_conversations, read_documents_of_domains, write
 from triptych.records import Comparison, Conversation, Document, Prompt, Rating, Record, Thumb
 from triptych.storage import Folder
 
@@ -141,5 +141,5 @@ class DataFolder:
 
 _SUFFIX: Mapping[Split, str] = {"train": "", "heldout": "_heldout"}
 _READERS: Mapping[str, Callable[[Path], list[Any]]] = {
-    **READERS, "demonstrations": read_conversations, "examples": read_conversations,
+    **READERS, "text": read_documents_of_domains, "demonstrations": read_conversations, "examples": read_conversations,
 }

@@ -16,7 +16,8 @@ SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".arrow", 
 """How the name of a data file ends, before `.gz` and the like."""
 COMPRESSED: Mapping[str, str] = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2", ".lz4": "lz4"}
 """How a compressed file's name ends, and what pyarrow calls its compression."""
-
+STDLIB = "python-stdlib"
+"""The name of Python's standard library as text, see :mod:`triptych.data.stdlib`."""
 
 CHOICE = ("configuration", "data_dir", "split", "revision")
 """Fields that choose within a dataset."""
@@ -91,6 +92,11 @@ def is_data_file(place: str | Path) -> bool:
 def is_address(source: str | Path) -> bool:
     """Whether a source is the address of a file."""
     return str(source).startswith("https://")
+
+
+def is_stdlib(source: str | Path) -> bool:
+    """Whether a source is Python's standard library, by its name alone or with the version behind it."""
+    return str(source).startswith(STDLIB) and not Path(source).exists()
 
 
 def dataset_name(source: str | Path) -> tuple[str, str] | None:

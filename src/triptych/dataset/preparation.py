@@ -7,7 +7,7 @@ training row whose prompt asks the same, in its normal form, is removed, so that
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Literal, TypeVar
 
@@ -422,7 +422,8 @@ def read_all(config: DataPreparation, sources: Mapping[str, str | Path]) -> User
 
     for source in config.text:
         try:
-            records.documents += files.read_documents(source.at(sources[source.file]), skipped, notes=records.notes)
+            read_now = files.read_documents(source.at(sources[source.file]), skipped, notes=records.notes)
+            records.documents += [replace(document, domain=source.file) for document in read_now]
         except DataError as error:
             faults.extend(error.faults)
     for kind, reader in files.READERS.items():
@@ -440,10 +441,12 @@ def _place(source: Source, sources: Mapping[str, str | Path], place: Place) -> s
 
 
 def split_text(documents: Sequence[Document], share: float, seed: int) -> dict[str, list[Document]]:
-    """Documents for training and, at least one of them, held out; equal documents go the same way."""
+    """Documents for training and, of each domain at least one, held out; equal documents go the same way."""
     ordered = sorted(documents, key=lambda document: fraction("hold out text", document.text, seed))
-    count = max(1, round(share * len(documents)))
-    heldout = {document.text for document in ordered[:count]}
+    heldout: set[str] = set()
+    for domain in dict.fromkeys(document.domain for document in documents):
+        texts = [document.text for document in ordered if document.domain == domain]
+        heldout.update(texts[: max(1, round(share * len(texts)))])
     return {
         "text": [document for document in documents if document.text not in heldout],
         "text_heldout": [document for document in documents if document.text in heldout],

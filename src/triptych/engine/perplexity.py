@@ -29,7 +29,7 @@ def bits_per_byte(
         Lower is better. All bytes of all documents count.
     """
     first = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
-    encoded = tokenizer([document.text for document in documents], add_special_tokens=False)["input_ids"]
+    encoded = tokenizer([document.text for document in documents], add_special_tokens=False, verbose=False)["input_ids"]
     rows = [row for tokens in encoded for row in windows([first, *tokens], context)]
     sizes = (len(given) + len(answers[0]) for given, answers in rows)
 

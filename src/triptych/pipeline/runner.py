@@ -218,6 +218,6 @@ class Runner:
 def _digests(sources: Mapping[str, str | Path]) -> dict[str, str]:
     """What the user's files hold; a name that is no file (a dataset, a Hub model) stands for itself."""
     return {
-        name: digest(path) if isinstance(path, Path) and path.exists() else str(name)
+        name: digest(path) if isinstance(path, Path) and path.exists() else str(path)
         for name, path in sorted(sources.items())
     }

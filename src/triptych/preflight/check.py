@@ -66,7 +66,7 @@ from triptych.preflight.memory import Architecture
 from triptych.preflight.network import out_of_reach
 from triptych.preflight.trial import try_rewards
 from triptych.progress import Silent
-from triptych.recipe import FileFeedback, Recipe, load
+from triptych.recipe import FileFeedback, Recipe, TrainedBase, load
 from triptych.records import Comparison, Conversation, Message, Prompt, answers_of
 from triptych.references import read_as, wrong_references
 from triptych.release.signature import check_signing
@@ -379,7 +379,7 @@ def judge_splits(recipe: Recipe, counts: Prepared, findings: Findings) -> None:
 
 def check_model(recipe: Recipe, folder: Path, findings: Findings) -> tuple[Any, Architecture] | None:
     """Opens model and tokenizer as the run will; a Base from scratch is measured by its configuration."""
-    if recipe.base.train is not None:
+    if isinstance(recipe.base, TrainedBase):
         documents, read = [], 0
         for document in DataFolder(folder).text("train").read_any():
             documents.append(document)
@@ -391,7 +391,6 @@ def check_model(recipe: Recipe, folder: Path, findings: Findings) -> tuple[Any, 
         config = recipe.base.train
         return train_tokenizer(documents, config.vocabulary, config.context), from_scratch(config)
     try:
-        assert recipe.base.from_ is not None
         template = recipe.base.chat_template
         kept = partial(
             source.prepare, chat_template=str(template.path) if template else None, arguments=recipe.base.template,

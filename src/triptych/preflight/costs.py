@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from triptych.audit.stage import Audit
+from triptych.base.continuing import ContinuedPretraining
 from triptych.base.pretrained import BaseImport
 from triptych.base.pretraining import Pretraining
 from triptych.configuration import Config
@@ -28,7 +29,7 @@ from triptych.pipeline.call import StageCall
 from triptych.pipeline.scorer import ArtifactScorer
 from triptych.preflight import memory
 from triptych.preflight.memory import Architecture
-from triptych.recipe import Recipe
+from triptych.recipe import Recipe, TakenBase
 from triptych.reward.regression import RegressionReward
 from triptych.reward.rules import RulesReward
 from triptych.reward.taken import TakenReward
@@ -194,6 +195,13 @@ def of_import(config: BaseImport, given: Circumstances) -> Workload:
     """Of taking a Base from others."""
     whole = memory.loading(given.model) if given.model.packed else 2 * given.weights
     return Workload(whole + memory.applied(given.model))
+
+
+@workload.register
+def of_continuing(config: ContinuedPretraining, given: Circumstances) -> Workload:
+    """Of training a Base further; its held-out text, which is measured twice, is not counted."""
+    taken = memory.training(given.model, config, min(config.at_once, config.batch_tokens), config.context)
+    return Workload(taken, trained=config.tokens)
 
 
 @workload.register
@@ -368,7 +376,7 @@ def trainings(recipe: Recipe) -> list[Optimization | None]:
 
 def as_used(recipe: Recipe, model: Architecture) -> Architecture:
     """The model as a run has it, which may round it to four bits."""
-    if recipe.base.quantization is None:
+    if not isinstance(recipe.base, TakenBase) or recipe.base.quantization is None:
         return model
     return replace(model, stored=2, quantized=_rank(recipe) is not None)
 
@@ -391,8 +399,10 @@ def disk_space(recipe: Recipe, model: Architecture) -> int:
     whole, merged = memory.weights(model), recipe.release.form == "merged"
     kept = [whole if one is None or one.lora is None else memory.adapters(model, one.lora) for one in trainings(recipe)]
     base = memory.files(as_used(recipe, model))
+    further = isinstance(recipe.base, TakenBase) and recipe.base.train is not None
     return (
-        base + sum(kept) + 3 * max(kept)  # the Base, what is trained of it, and weights with AdamW's two moments
+        # The Base, what is trained of it, and weights with AdamW's two moments.
+        base + further * whole + sum(kept) + 3 * max(kept)
         + (3 * base if merged else base + 2 * max(kept))
     )
 

@@ -12,6 +12,7 @@ from triptych.audit.record import AuditRecord as AuditRecord
 from triptych.audit.record import Bin as Bin
 from triptych.audit.record import Interval as Interval
 from triptych.audit.record import StrictModel as StrictModel
+from triptych.base.record import Domain as Domain
 from triptych.statistics.scores import DecodedScore as DecodedScore
 from triptych.statistics.scores import PairedScore as PairedScore
 from triptych.statistics.scores import TaskScore as TaskScore
@@ -126,6 +127,7 @@ class Base(StrictModel):
     Attributes:
         source: "trained from scratch" or where it was taken from.
         bits_per_byte: on held-out text; None where the recipe names no text.
+        domains: bits per byte of each file's text before and after, where a taken Base was trained further.
     """
 
     source: str
@@ -133,6 +135,7 @@ class Base(StrictModel):
     vocabulary: int
     bits_per_byte: float | None
     tokens_seen: int | None
+    domains: tuple[Domain, ...] = ()
 
 
 class AuditSummary(AuditRecord):
