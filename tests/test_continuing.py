@@ -102,7 +102,9 @@ def test_adapters_are_merged_so_that_the_base_is_one_trunk(base: Path, data: Pat
     assert record.domains[0].after < record.domains[0].before - 0.01
 
 
-@pytest.mark.parametrize("weights", [{"long": 1.0, "short": 1.0, "none": 0.0}, {"long": 3.0, "short": 1.0, "none": 2.0}])
+@pytest.mark.parametrize("weights", [
+    {"long": 1.0, "short": 1.0, "none": 0.0}, {"long": 3.0, "short": 1.0, "none": 2.0},
+])
 def test_each_file_gives_its_share_of_the_tokens(weights: dict[str, float]) -> None:
     rows = [[1] * 30] * 5 + [[1] * 7] * 40 + [[1] * 9] * 40
     text = TokenizedText(rows, [1] * 85, ["long"] * 5 + ["short"] * 40 + ["none"] * 40)

@@ -16,8 +16,8 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from triptych.configuration import is_flat, load
 from triptych.base.continuing import ContinuedPretraining
+from triptych.configuration import is_flat, load
 from triptych.recipe import Recipe
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -20,6 +20,7 @@ from triptych.dataset.tasks import prepare_task
 from triptych.deployment import deployed, watcher
 from triptych.engine.scoring import Scorer
 from triptych.evaluate.answers import QUESTIONS, answer
+from triptych.evaluate.diagnosis import diagnose
 from triptych.evaluate.gate import decide
 from triptych.evaluate.measurement import measure
 from triptych.evaluate.prompting import PromptFound, search_prompt
@@ -38,6 +39,7 @@ from triptych.pipeline.stage import UserFiles
 from triptych.recipe import Recipe, Task, TrainedBase
 from triptych.references import require_references
 from triptych.release.signature import check_signing
+from triptych.reward.judge import JudgeReward
 from triptych.reward.making import Materials, make_reward
 from triptych.reward.registry import scorer_of
 from triptych.reward.taken import TakenReward
@@ -254,6 +256,13 @@ def improve_and_gate(
         judge=start.judge, failures=family.failures(current), preferences=start.preferences, sources=verdicts,
     )
     runner.progress.say(f"{gate.result.decision}: {gate.result.reason}")
+    if not current.promoted and recipe.diagnosis is not None:
+        comparing = isinstance(recipe.gate.judge, JudgeReward) and recipe.gate.judge.ask == "compare"
+        current.diagnosis = runner.run(
+            f"{name}/diagnosis", diagnose, recipe.diagnosis, champion=champion, data=data, gate=gate,
+            decided=gate.result, reward=reward, judge=start.judge, decoding=recipe.decoding.at(1.0),
+            absolute=not comparing,
+        )
 
 
 def measure_all(recipe: Recipe, runner: Runner, family: Family, start: Start) -> None:

@@ -12,6 +12,7 @@ from triptych.engine.sampling import Sampling
 from triptych.engine.scoring import Scorer
 from triptych.evaluate.answers import Answered
 from triptych.evaluate.decoding import Chosen, Decoding
+from triptych.evaluate.diagnosis import Diagnosed
 from triptych.evaluate.gate import PROMOTED, Decided
 from triptych.evaluate.measurement import Measurements, Style
 from triptych.evaluate.prompting import PromptFound
@@ -81,6 +82,7 @@ class Round:
 
     Attributes:
         thumbs: all that people gave so far; None where they gave none.
+        diagnosis: what it failed by, where it was not promoted.
     """
 
     number: int
@@ -90,6 +92,7 @@ class Round:
     candidate: Artifact[Improved] | None = None
     answers: Artifact[Answered] | None = None
     gate: Artifact[Decided] | None = None
+    diagnosis: Artifact[Diagnosed] | None = None
 
     @property
     def promoted(self) -> bool:

@@ -38,6 +38,7 @@ from triptych.engine.training import Optimization
 from triptych.errors import RecipeError
 from triptych.evaluate.answers import Answering
 from triptych.evaluate.decoding import Decoding
+from triptych.evaluate.diagnosis import Diagnosis
 from triptych.evaluate.gate import Gate
 from triptych.evaluate.measurement import Measurement
 from triptych.evaluate.prompting import Prompting
@@ -446,6 +447,7 @@ class Recipe(Config):
             out of steps, prompts, answers and so on is that of `improve`.
         decontaminate: benchmarks, of whose prompts no row may hold a part.
         prompting: a search for the prompt that Instruct answers best, as a rival; None for none.
+        diagnosis: what is measured where a round is not promoted, to say what it failed by; None for nothing.
     """
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
@@ -460,6 +462,7 @@ class Recipe(Config):
     decoding: Decoding = Decoding()
     prompting: Prompting | None = None
     gate: JudgedGate = JudgedGate()
+    diagnosis: Diagnosis | None = Diagnosis()
     evaluate: Examination = Examination()
     splits: Splits = Splits()
     decontaminate: tuple[Data, ...] = ()

@@ -20,6 +20,7 @@ from triptych.engine.curve import read_curve, thinned
 from triptych.engine.device import peak_memory
 from triptych.engine.sampling import Sampling
 from triptych.errors import RunError
+from triptych.evaluate.diagnosis import Diagnosed
 from triptych.evaluate.gate import Decided
 from triptych.evaluate.lengths import controlled
 from triptych.evaluate.measurement import Measurements, ScoredAnswer, TestedPrompt, tested_prompts
@@ -148,8 +149,10 @@ def summarise(
         preferences_audit=(
             _audit(recipe, 0, family.preferences) if family.preferences and family.preferences.audit else None
         ),
-        rounds=[_round(round.number, round.gate.result, round.candidate) for round in family.rounds
-                if round.gate and round.candidate],
+        rounds=[
+            _round(round, round.gate.result, round.candidate)
+            for round in family.rounds if round.gate and round.candidate
+        ],
         prompts=[_prompt(name, search.result) for name, search in family.prompts.items()],
         tasks=[_task(task, tasks[task.name], family) for task in family.measured_tasks],
         stages=stages, losses={artifact.name: _losses(artifact) for artifact in artifacts
@@ -437,7 +440,7 @@ def _audit(recipe: Recipe, number: int, reward: AuditedScorer) -> report.AuditSu
     )
 
 
-def _round(number: int, gate: Decided, candidate: Artifact[Improved]) -> report.RoundSummary:
+def _round(made: Round, gate: Decided, candidate: Artifact[Improved]) -> report.RoundSummary:
     curve = [
         report.Point(
             step=int(row["step"]), kl=row["validation_kl"], reward=row["validation_reward"],
@@ -449,7 +452,7 @@ def _round(number: int, gate: Decided, candidate: Artifact[Improved]) -> report.
     turning = improved.overoptimisation
     assert gate.kl is not None, "only of files that others wrote there is no model to measure it by"
     return report.RoundSummary(
-        round=number, curve=curve, method=improved.method, kept=improved.kept, watched_by=improved.watched_by,
+        round=made.number, curve=curve, method=improved.method, kept=improved.kept, watched_by=improved.watched_by,
         alarms=list(improved.alarms),
         overoptimisation=report.OveroptimisationSummary(
             alpha=turning.alpha, beta=turning.beta, peak=turning.peak, interval=turning.interval,
@@ -467,6 +470,14 @@ def _round(number: int, gate: Decided, candidate: Artifact[Improved]) -> report.
         agreement=gate.agreement, agreement_prompts=gate.agreement_prompts, parts=gate.parts,
         instructions=gate.instructions, preferences=gate.preferences,
         decision=gate.decision, reason=gate.reason,
+        diagnosis=_diagnosis(made.diagnosis.result) if made.diagnosis else None,
+    )
+
+
+def _diagnosis(diagnosed: Diagnosed) -> report.DiagnosisSummary:
+    return report.DiagnosisSummary(
+        blamed=diagnosed.headline, because=diagnosed.because, answers=diagnosed.answers, passed=diagnosed.passed,
+        passed_taught=diagnosed.passed_taught, ranked=diagnosed.ranked, reward=diagnosed.reward, judge=diagnosed.judge,
     )
 
 

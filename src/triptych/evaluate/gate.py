@@ -119,16 +119,20 @@ class Decided(Answered):
 
 
 class GateScores(Result):
-    """The judge's scores of the two answers to a prompt, and the share of it that the candidate won.
+    """The scores of the two answers to a prompt, and the share of it that the candidate won.
 
     Attributes:
         key: the prompt's.
+        before, after: by the judge.
+        reward_before, reward_after: by the reward; by the judge where none was given.
     """
 
     key: str
     before: float
     after: float
     won: float
+    reward_before: float
+    reward_after: float
 
 
 def gate_scores(folder: Folder) -> list[GateScores]:
@@ -171,8 +175,11 @@ def decide(
     judge_beside = beside(shares, by_judge) if shares is not None and judge else None
     name = judge.name if judge else PEOPLE
     with open(context.output / SCORES, "w", encoding="utf-8") as scores:
-        for pair, old, new, share in zip(pairs, before, after, won, strict=True):
-            row = GateScores(key=pair.prompt.key, before=old, after=new, won=share)
+        for place, (pair, old, new, share) in enumerate(zip(pairs, before, after, won, strict=True)):
+            row = GateScores(
+                key=pair.prompt.key, before=old, after=new, won=share, reward_before=rewarded.totals[place],
+                reward_after=rewarded.totals[count + place],
+            )
             scores.write(json.dumps(row.model_dump()) + "\n")
     at = level(config.error, failures)
     rate, interval = mean_interval(won, confidence=1 - 2 * at)

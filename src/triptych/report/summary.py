@@ -188,6 +188,29 @@ class OveroptimisationSummary(StrictModel):
     residual: float
 
 
+class DiagnosisSummary(StrictModel):
+    """What a round that was not promoted failed by, and what was measured to find it.
+
+    Attributes:
+        blamed: "the Base", "the instructions", "the reward", "the optimiser", "the gate's power", or "nothing".
+        because: the measurement that shows it.
+        answers: of the champion to each prompt.
+        passed: the share of the prompts to improve on to which one of these answers is good; None where not known.
+        passed_taught: the same of prompts of demonstrations.
+        ranked: how often the reward ranks two of these answers as the judge does.
+        reward, judge: champion and candidate on the gate's prompts.
+    """
+
+    blamed: str
+    because: str
+    answers: int
+    passed: TaskScore | None
+    passed_taught: TaskScore | None
+    ranked: TaskScore | None
+    reward: PairedScore
+    judge: PairedScore
+
+
 class RoundSummary(StrictModel):
     """One round of improvement and the gate's decision on held-out prompts.
 
@@ -216,6 +239,7 @@ class RoundSummary(StrictModel):
         watched_by: whose scores on the validation prompts chose it: the "judge", or the "reward" where no judge may.
         alarms: what went wrong on the way.
         overoptimisation: the fitted curve, where there were points enough.
+        diagnosis: what it failed by, where it was not promoted.
     """
 
     round: int
@@ -255,6 +279,7 @@ class RoundSummary(StrictModel):
     watched_by: str = "judge"
     alarms: list[str] = Field(default_factory=list)
     overoptimisation: OveroptimisationSummary | None = None
+    diagnosis: DiagnosisSummary | None = None
 
 
 class TaskSummary(StrictModel):
