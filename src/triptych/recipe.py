@@ -31,7 +31,7 @@ from triptych.configuration import Composed, Config, Flat, UserFile, by_field, l
 from triptych.data.source import STDLIB, Reading, Source, dataset_name, is_address
 from triptych.data.stdlib import versioned
 from triptych.data.template import Argument
-from triptych.dataset.preparation import DataPreparation, Splits
+from triptych.dataset.preparation import DataPreparation, NearRows, Splits
 from triptych.engine import nf4
 from triptych.engine.hub import ModelPlace
 from triptych.engine.training import Optimization
@@ -446,6 +446,8 @@ class Recipe(Config):
         compare: the own settings of methods for `triptych compare`, where they are not the defaults; what they leave
             out of steps, prompts, answers and so on is that of `improve`.
         decontaminate: benchmarks, of whose prompts no row may hold a part.
+        near_duplicates: what happens to rows to learn from that nearly repeat a held-out prompt, or an earlier row:
+            they are counted and named ("report"), or left out.
         prompting: a search for the prompt that Instruct answers best, as a rival; None for none.
         diagnosis: what is measured where a round is not promoted, to say what it failed by; None for nothing.
     """
@@ -466,6 +468,7 @@ class Recipe(Config):
     evaluate: Examination = Examination()
     splits: Splits = Splits()
     decontaminate: tuple[Data, ...] = ()
+    near_duplicates: NearRows = "report"
     wrong_rows: Literal["refuse", "skip"] = "refuse"
     reasoning: Literal["learn", "leave_out"] = "learn"
     release: Publication = Publication()
@@ -644,6 +647,7 @@ class Recipe(Config):
             comparisons=_names(self.comparison_files), ratings=_names(self.rating_files),
             thumbs=_names(self.thumb_files), prompts=_names(self.improve.prompts), wrong_rows=self.wrong_rows,
             reasoning=self.reasoning, benchmarks=_names(self.decontaminate),
+            near_duplicates=self.near_duplicates,
             judge=self.gate.apart.share_of_feedback if self.gate.apart else 0.0, **dict(self.splits),
         )
 

@@ -7,7 +7,7 @@ import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TypeVar
 
-from triptych.data.splits import PromptedRecord, prompt_of
+from triptych.data.splits import PromptedRecord, partition, prompt_of
 from triptych.records import Prompt, answers_of
 
 A = TypeVar("A", bound=PromptedRecord)
@@ -24,7 +24,7 @@ class Benchmarks:
         self._short: set[str] = set()
         for prompt in prompts:
             for text in _asked(prompt):
-                words = _words(text)
+                words = words_of(text)
                 self._parts.update(_grams(words))
                 if 0 < len(words) < WORDS:
                     self._short.add(" ".join(words))
@@ -34,23 +34,20 @@ class Benchmarks:
         prompt = prompt_of(record)
         texts = [*(turn.content for turn in prompt.messages), *answers_of(record)]
         return any(
-            not self._parts.isdisjoint(_grams(words)) or " ".join(words) in self._short for words in map(_words, texts)
+            not self._parts.isdisjoint(_grams(words)) or " ".join(words) in self._short
+            for words in map(words_of, texts)
         )
 
     def apart(self, records: Iterable[A]) -> tuple[list[A], list[A]]:
         """The records that hold nothing of it, and those that do."""
-        kept: list[A] = []
-        removed: list[A] = []
-        for record in records:
-            (removed if self.in_record(record) else kept).append(record)
-        return kept, removed
+        return partition(records, lambda record: not self.in_record(record))
 
 
 def _asked(prompt: Prompt) -> Iterator[str]:
     return (turn.content for turn in prompt.messages if turn.role == "user")
 
 
-def _words(text: str) -> list[str]:
+def words_of(text: str) -> list[str]:
     """Letters and digits alone: neither case nor signs tell two texts apart here."""
     return re.findall(r"\w+", unicodedata.normalize("NFC", text).casefold())
 

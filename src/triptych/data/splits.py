@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TypeVar
 
 from triptych.data.normal_form import normalised
@@ -104,8 +104,13 @@ def contradictions(comparisons: Iterable[Comparison]) -> list[tuple[Comparison, 
 def decontaminate(train: Iterable[A], held_out: Iterable[PromptedRecord]) -> tuple[list[A], list[A]]:
     """The training records whose prompt is not held out in its normal form, and those that are removed."""
     forms = {form(record) for record in held_out}
+    return partition(train, lambda record: form(record) not in forms)
+
+
+def partition(records: Iterable[A], keep: Callable[[A], bool]) -> tuple[list[A], list[A]]:
+    """The records to keep and the others, each asked about once and in order."""
     kept: list[A] = []
     removed: list[A] = []
-    for record in train:
-        (removed if form(record) in forms else kept).append(record)
+    for record in records:
+        (kept if keep(record) else removed).append(record)
     return kept, removed

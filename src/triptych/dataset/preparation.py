@@ -14,7 +14,7 @@ from typing import Literal, TypeVar
 from pydantic import Field
 
 from triptych.configuration import Config
-from triptych.data import files
+from triptych.data import files, near
 from triptych.data.folder import HELD_OUT as SPLITS
 from triptych.data.folder import DataFolder
 from triptych.data.folds import CrossFit, cross_fits, fold_of
@@ -38,6 +38,7 @@ from triptych.pipeline.stage import StageContext, alone
 from triptych.records import Comparison, Conversation, Document, Prompt, Rating, Thumb, differ, without_reasoning
 
 A = TypeVar("A", bound=PromptedRecord)
+NearRows = Literal["report", "leave_out"]
 
 EXAMPLES = 3
 """How many lines of what was left out are named."""
@@ -51,6 +52,8 @@ WHY = {
     "reasoning_left_out": "rows have reasoning before an answer, which is left out",
     "comparisons_alike": "comparisons differ in their reasoning alone, and are left out with it",
     "benchmark_rows": "rows hold a part of a prompt of a benchmark that `decontaminate` names, and are left out",
+    "near_held_out": "rows nearly repeat a prompt that is held out for measuring",
+    "near_within": "rows nearly repeat an earlier one",
     "prompts_removed": "prompts ask the same as one that is held out for test, gate or validation, and are left out",
     "conversations_removed": f"conversations {HELD_OUT}",
     "comparisons_removed": f"comparisons {HELD_OUT}",
@@ -61,6 +64,9 @@ WHY = {
     "start from the Base",
 }
 """What the counts in the stage's metrics are of."""
+
+
+LEFT, KEPT = ", and are left out", ", and are kept; near_duplicates: leave_out leaves them out"
 
 
 class Splits(Config):
@@ -87,6 +93,7 @@ class DataPreparation(Splits):
         text, conversations, comparisons, ratings, thumbs, prompts: files, as the recipe names them. Without prompts
             those of the conversations are used.
         benchmarks: files of prompts of which no row may hold a part.
+        near_duplicates: what happens to rows to learn from that nearly repeat a held-out prompt, or an earlier row.
         wrong_rows: whether a wrong row stops the run, or is left out and reported.
         reasoning: whether the reasoning that answers begin with is learnt, or left out of them.
         judge: share of the comparisons' prompts that train the gate's own judge and nothing else.
@@ -99,6 +106,7 @@ class DataPreparation(Splits):
     thumbs: tuple[AnySource, ...] = ()
     prompts: tuple[AnySource, ...] = ()
     benchmarks: tuple[AnySource, ...] = ()
+    near_duplicates: NearRows = "report"
     wrong_rows: Literal["refuse", "skip"] = "refuse"
     reasoning: Literal["learn", "leave_out"] = "learn"
     judge: float = Field(default=0.0, ge=0, lt=1)
@@ -109,6 +117,7 @@ class Prepared(Result):
 
     Attributes:
         left_out_lines: for each kind that was left out, where the first ones stand.
+        near_left_out: whether the near duplicates are left out, and not only counted.
     """
 
     wrong_rows_left_out: int = 0
@@ -120,6 +129,9 @@ class Prepared(Result):
     duplicate_ratings: int = 0
     duplicate_prompts: int = 0
     benchmark_rows: int = 0
+    near_held_out: int = 0
+    near_within: int = 0
+    near_left_out: bool = False
     prompts_removed: int = 0
     conversations_removed: int = 0
     comparisons_removed: int = 0
@@ -163,6 +175,8 @@ class RowsLeftOut:
     duplicate_thumbs: Sequence[PromptedRecord] = ()
     duplicate_prompts: Sequence[PromptedRecord] = ()
     benchmark_rows: Sequence[PromptedRecord] = ()
+    near_held_out: Sequence[PromptedRecord] = ()
+    near_within: Sequence[PromptedRecord] = ()
     prompts_removed: Sequence[PromptedRecord] = ()
     conversations_removed: Sequence[PromptedRecord] = ()
     comparisons_removed: Sequence[PromptedRecord] = ()
@@ -202,12 +216,16 @@ def prepare_data(context: StageContext, config: DataPreparation, sources: Mappin
     proving = [prompt for part in measured.values() for prompt in part]
     own = {prompt.key for prompt in proving}
     improve, left.prompts_removed = decontaminate([row for row in asked if row.key not in own], proving)
+    nearly = Nearly(config.near_duplicates)
+    improve = nearly.once(nearly.apart_from(improve, proving))
     if not improve:
         what = f"{len(asked)} different prompts are too few: some improve, others are held out for test, gate, curves"
         raise DataError([Fault("prompts", None, None, what)])
     conversations, left.conversations_removed = decontaminate(conversations, proving)
     comparisons, left.comparisons_removed = decontaminate(comparisons, proving)
     ratings, left.ratings_removed = decontaminate(ratings, proving)
+    conversations = nearly.once(nearly.apart_from(conversations, proving))
+    comparisons, ratings = nearly.apart_from(comparisons, proving), nearly.apart_from(ratings, proving)
 
     shares = {
         "train": (1 - config.judge) * (1 - config.heldout), "heldout": (1 - config.judge) * config.heldout,
@@ -231,6 +249,12 @@ def prepare_data(context: StageContext, config: DataPreparation, sources: Mappin
         conversations, [row for rows in compared.values() for row in rows] if crossfitted else []
     )[1]
     thumbs, left.thumbs_removed = decontaminate(thumbs, [*proving, *audited])
+    conversations, thumbs = nearly.apart_from(conversations, audited), nearly.apart_from(thumbs, [*proving, *audited])
+    if not crossfitted:
+        for name in ("train", "judge"):
+            compared[name] = nearly.apart_from(compared[name], audited)
+            rated[name] = nearly.apart_from(rated[name], audited)
+    left.near_held_out, left.near_within = nearly.held_out, nearly.within
     if records.thumbs and not thumbs:
         what = "none is left: every one has a prompt that is held out for measuring; give more, with other prompts"
         raise DataError([Fault("thumbs", None, None, what)])
@@ -257,6 +281,8 @@ def prepare_data(context: StageContext, config: DataPreparation, sources: Mappin
     prepared = Prepared(
         wrong_rows_left_out=len(records.skipped), contradictions=len(contradicting),
         reasoning_left_out=len(left.reasoning_left_out), benchmark_rows=len(left.benchmark_rows),
+        near_held_out=len(left.near_held_out), near_within=len(left.near_within),
+        near_left_out=config.near_duplicates == "leave_out",
         comparisons_alike=len(left.comparisons_alike),
         duplicate_conversations=len(left.duplicate_conversations),
         duplicate_comparisons=len(left.duplicate_comparisons), duplicate_ratings=len(left.duplicate_ratings),
@@ -286,6 +312,32 @@ def prepare_data(context: StageContext, config: DataPreparation, sources: Mappin
     return prepared
 
 
+class Nearly:
+    """Rows that nearly repeat others, counted, and left out if that is asked for.
+
+    Attributes:
+        held_out: those that repeat a held-out prompt.
+        within: those that repeat an earlier row of their kind.
+    """
+
+    def __init__(self, rule: NearRows) -> None:
+        self._leave_out = rule == "leave_out"
+        self.held_out: list[PromptedRecord] = []
+        self.within: list[PromptedRecord] = []
+
+    def apart_from(self, rows: list[A], others: Sequence[PromptedRecord]) -> list[A]:
+        """The rows to go on with: where they are left out, those whose prompt nearly repeats none of the others'."""
+        kept, close = near.apart_from(rows, others)
+        self.held_out += close
+        return kept if self._leave_out else rows
+
+    def once(self, rows: list[A]) -> list[A]:
+        """The rows to go on with: where they are left out, the first of those that nearly repeat each other."""
+        kept, close = near.apart(rows)
+        self.within += close
+        return kept if self._leave_out else rows
+
+
 def left_out(prepared: Prepared) -> list[str]:
     """What of the user's rows was left out, and why, with the first lines of each kind."""
     lines = []
@@ -293,6 +345,8 @@ def left_out(prepared: Prepared) -> list[str]:
         if count := getattr(prepared, name):
             places = ", ".join(prepared.left_out_lines[name])
             more = ", ..." if count > EXAMPLES else ""
+            if name.startswith("near"):
+                why += LEFT if prepared.near_left_out else KEPT
             lines.append(f"{count:,} {why} ({places}{more})")
     return lines
 
