@@ -11,7 +11,19 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from triptych.api import audit, compare, evaluate, gate, improve, merge, open_reward, run, train_reward, train_sft
+    from triptych.api import (
+        audit,
+        compare,
+        evaluate,
+        gate,
+        improve,
+        merge,
+        open_reward,
+        run,
+        synthesise,
+        train_reward,
+        train_sft,
+    )
     from triptych.engine.chat import Chat
     from triptych.engine.rollout import Policy
     from triptych.engine.sampling import Sampling
@@ -37,6 +49,7 @@ __all__ = [
     "merge",
     "open_reward",
     "run",
+    "synthesise",
     "train_reward",
     "train_sft",
 ]

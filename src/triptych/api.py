@@ -19,6 +19,7 @@ import difflib
 import json
 import os
 import shutil
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -39,6 +40,8 @@ from triptych.data.rows import Place as Position
 from triptych.data.source import is_data_file
 from triptych.data.splits import decontaminate, prompt_of
 from triptych.dataset.preparation import divided
+from triptych.dataset.synthesis import Synthesis
+from triptych.dataset.synthesis import synthesise as write_synthetic
 from triptych.display import one_line
 from triptych.engine.adapter_folder import model_digests
 from triptych.engine.checkpoint import checkpoint_seconds
@@ -569,6 +572,43 @@ def open_reward(
         ModelError, RewardError: there is no such reward, or it may not or cannot be used.
     """
     return open_named(name, ask=ask, key_env=key_env, models=models, cache=cache, trust=trust)
+
+
+def synthesise(
+    model: Place, output: Place, *, seeds: Place | Sequence[Place] = (), reward: Place | Scorer | None = None,
+    seed: int = 0, progress: Progress | None = None, **settings: Any,
+) -> Counter[str]:
+    """Has a tuned model write instructions and answers to them, to learn from; see :mod:`triptych.dataset.synthesis`.
+
+    Args:
+        model: a Hugging Face folder with a chat template, or what `train_sft` or `improve` left.
+        output: the file that is written, rows of {"messages", "task"}; the task says by which way.
+        seeds: files of {"prompt"}: tasks that Self-Instruct shows, and that nothing may nearly repeat.
+        reward: chooses among several answers; a scorer, or what `open_reward` takes.
+        settings: fields of :class:`triptych.dataset.synthesis.Synthesis`, such as `count`.
+
+    Returns:
+        How many instructions were left out, by why.
+
+    Raises:
+        DataError, ModelError, RecipeError, RewardError: as `improve`.
+        RunError: `output` exists, or not one conversation was to be had.
+    """
+    config = _config(Synthesis, settings)
+    if Path(output).exists():
+        raise RunError(f"{output} is there already; nothing was written. Name a new file")
+    progress = progress or Terminal()
+    tasks = _rows(seeds, files.read_prompts, progress)
+    scorer = None if reward is None else _scorer(reward)
+    settle()
+    policy = Policy.open(_model(model))
+    made, left_out = write_synthetic(policy, config, tasks, scorer, seed, progress)
+    if not made:
+        reasons = ", ".join(f"{count:,} {why}" for why, count in left_out.most_common())
+        raise RunError(f"not one conversation was to be had from {model}: {reasons}")
+    make_folder(Path(output).parent)
+    files.write(output, made)
+    return left_out
 
 
 def merge(source: Place, output: Place) -> Path:

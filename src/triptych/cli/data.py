@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from triptych.cli.app import Commands, app
+from triptych.cli.arguments import find_model
 from triptych.cli.terminal import say
 from triptych.errors import DataError, RecipeError, RunError
 from triptych.storage import make_folder
@@ -77,6 +78,43 @@ def constrain(
     what = "conversations" if answers else "prompts"
     of = f"{kinds} kind{'' if kinds == 1 else 's'}"
     say(f"wrote {out}: {len(made):,} {what} with {len(checks):,} instructions of {of}")
+
+
+@data.command()
+def synthesise(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A tuned model: a folder, a run's, or a Hub name.",
+                                         show_default=False)],
+    out: Annotated[Path, typer.Option(help="Where the conversations are written, as JSON Lines.", show_default=False)],
+    seeds: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="FILE", help="Prompts that are shown as examples, and not repeated; may be given again.",
+                     show_default=False),
+    ] = None,
+    count: Annotated[int, typer.Option(min=1, help="How many conversations.")] = 200,
+    reward: Annotated[
+        str | None,
+        typer.Option(metavar="REWARD", help="Takes the best of four answers: a folder, rules in YAML, a Hub name.",
+                     show_default=False),
+    ] = None,
+    max_tokens: Annotated[int, typer.Option(min=8, help="Of an answer.")] = 256,
+    seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same file.")] = 0,
+) -> None:
+    """Has a tuned model write instructions and answer them: Magpie, and Self-Instruct where there are seeds.
+
+    What nearly repeats a seed or an earlier instruction, does not end, or repeats itself is left out and counted. The
+    file is for `instruct.data`.
+
+    Example: [bold]triptych data synthesise models/SmolLM2-135M-Instruct --out own.jsonl --seeds seeds.jsonl[/bold]
+    """
+    import triptych
+
+    folder, _ = find_model(model, "instruct")
+    left_out = triptych.synthesise(
+        folder, out, seeds=seeds or (), reward=reward, count=count, max_tokens=max_tokens, seed=seed
+    )
+    for why, instructions in left_out.most_common():
+        say(f"left out: {instructions:,} instructions: {why}")
+    say(f"wrote {out}")
 
 
 def _prompts(file: Path) -> list[Prompt]:

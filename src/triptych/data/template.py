@@ -310,6 +310,12 @@ def closing_tokens(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     return one[len(one) - _shared([one[::-1], other[::-1]]) :]
 
 
+def question_opening_tokens(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """What the template begins a user's first turn with: what conversations have in common before the question."""
+    one, other = (_tokens(tokenizer, (Message("user", text),)) for text in _ANSWERS)
+    return one[: _shared([one, other])]
+
+
 def end_token(tokenizer: PreTrainedTokenizerBase) -> int:
     """The token that ends an answer: EOS, which :func:`attach` made the template's end of turn."""
     end: int | None = tokenizer.eos_token_id
