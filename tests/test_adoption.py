@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from conftest import by_plan
 from test_check import write_recipe
 from triptych import results
 from triptych.cycle import cycle, plan
@@ -33,7 +34,7 @@ def test_it_is_the_first_champion(tmp_path: Path) -> None:
     runner = Runner(tmp_path / "run", Silent(), recipe.seed)
     cycle(recipe, runner, family)
     results.write(recipe, family, runner)
-    assert [artifact.name for artifact in runner.done] == [stage.name for stage in plan(recipe)]
+    assert by_plan(artifact.name for artifact in runner.done) == [stage.name for stage in plan(recipe)]
     assert family.base is not None
     assert family.instruct is not None
     weights = [(each.folder / "model/model.safetensors").read_bytes() for each in (family.base, family.instruct)]
@@ -57,7 +58,7 @@ def test_where_rules_decide_a_reward_model_may_say_whether_preferences_hold(tmp_
     runner = Runner(tmp_path / "run", Silent(), recipe.seed)
     cycle(recipe, runner, family)
     summary = results.write(recipe, family, runner)
-    assert [artifact.name for artifact in runner.done] == [stage.name for stage in plan(recipe)]
+    assert by_plan(artifact.name for artifact in runner.done) == [stage.name for stage in plan(recipe)]
     assert family.preferences is not None
     assert family.preferences.audit is not None
     (gate,) = (round.gate for round in family.rounds)

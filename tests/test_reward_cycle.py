@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from transformers import AutoModelForSequenceClassification
 
+from conftest import by_plan
 from test_check import rows, write_recipe
 from triptych import results
 from triptych.cycle import cycle, plan
@@ -49,7 +50,7 @@ def run_cycle(place: Path, *overrides: str) -> tuple[Family, Path]:
     runner, family = Runner(place / "run", Silent(), recipe.seed), Family()
     cycle(recipe, runner, family)
     results.write(recipe, family, runner)
-    assert [artifact.name for artifact in runner.done] == [stage.name for stage in plan(recipe)]
+    assert by_plan(artifact.name for artifact in runner.done) == [stage.name for stage in plan(recipe)]
     assert verify(place / "run" / "release") == []
     return family, place / "run" / "release"
 
@@ -62,7 +63,7 @@ def test_without_rounds_a_reward_is_trained_audited_and_released_and_a_round_goe
     recipe = load(place / "recipe.yaml", ["improve.rounds=0", "reward.audit.required=false", "gate.judge=exact"])
     runner, family = Runner(place / "alone", Silent(), recipe.seed), Family()
     cycle(recipe, runner, family)
-    assert [artifact.name for artifact in runner.done] == [stage.name for stage in plan(recipe)] == [
+    assert by_plan(artifact.name for artifact in runner.done) == [stage.name for stage in plan(recipe)] == [
         "data", "base", "instruct", "round-1/feedback", "round-1/reward", "round-1/audit", "decoding/instruct",
         "test/base", "test/instruct",
     ]
@@ -144,7 +145,7 @@ def test_a_policy_that_rewards_itself_is_measured_as_a_judge_in_every_round(plac
     recipe = load(place / "recipe.yaml", SELF_REWARDING)
     runner, family = Runner(place / "run", Silent(), recipe.seed), Family()
     cycle(recipe, runner, family)
-    assert [artifact.name for artifact in runner.done] == [stage.name for stage in plan(recipe)]
+    assert by_plan(artifact.name for artifact in runner.done) == [stage.name for stage in plan(recipe)]
     for round in family.rounds:
         assert round.reward is not None
         assert round.reward.audit is not None

@@ -71,6 +71,7 @@ def cycle(recipe: Recipe, runner: Runner, family: Family) -> None:
         reward_of_round(recipe, runner, family, start, current)
         if recipe.improve.rounds:  # else the first round ends with its reward
             improve_and_gate(recipe, runner, family, start, current)
+            find_blame(recipe, runner, family, start, current)
         if current.promoted:
             family.champion = current.candidate
     ask_people(recipe, runner, family, start, len(family.rounds) + 1)
@@ -256,13 +257,18 @@ def improve_and_gate(
         judge=start.judge, failures=family.failures(current), preferences=start.preferences, sources=verdicts,
     )
     runner.progress.say(f"{gate.result.decision}: {gate.result.reason}")
-    if not current.promoted and recipe.diagnosis is not None:
-        comparing = isinstance(recipe.gate.judge, JudgeReward) and recipe.gate.judge.ask == "compare"
-        current.diagnosis = runner.run(
-            f"{name}/diagnosis", diagnose, recipe.diagnosis, champion=champion, data=data, gate=gate,
-            decided=gate.result, reward=reward, judge=start.judge, decoding=recipe.decoding.at(1.0),
-            absolute=not comparing,
-        )
+
+
+def find_blame(recipe: Recipe, runner: Runner, family: Family, start: Start, current: Round) -> None:
+    """What a round failed by that was not promoted, where the recipe asks."""
+    if current.promoted or current.gate is None or current.reward is None or recipe.diagnosis is None:
+        return
+    comparing = isinstance(recipe.gate.judge, JudgeReward) and recipe.gate.judge.ask == "compare"
+    current.diagnosis = runner.run(
+        f"round-{current.number}/diagnosis", diagnose, recipe.diagnosis, champion=family.champion or start.instruct,
+        data=start.data, gate=current.gate, decided=current.gate.result, reward=current.reward.scorer,
+        judge=start.judge, decoding=recipe.decoding.at(1.0), absolute=not comparing,
+    )
 
 
 def measure_all(recipe: Recipe, runner: Runner, family: Family, start: Start) -> None:
