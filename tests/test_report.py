@@ -37,10 +37,13 @@ from triptych.report.summary import (
     Baseline,
     Bin,
     DecodedScore,
+    DiagnosisSummary,
+    Domain,
     FinalVerdict,
     Interval,
     LossPoint,
     ModelScore,
+    PairedScore,
     Point,
     RewardOrder,
     RoundSummary,
@@ -473,6 +476,30 @@ def test_the_judges_own_audit_is_shown(summary: Summary, samples: list[Sample]) 
     page = Page(render(judged, samples))
     assert "The gate's judge" in page.text
     assert "61.3%" in page.text
+
+
+def test_a_base_that_was_trained_further_is_shown_by_its_files(
+    summary: Summary, samples: list[Sample]
+) -> None:
+    assert "trained further" not in render(summary, samples)
+    domains = (Domain(name="<cats>.txt", tokens=28_875, before=1.6612, after=1.5729),)
+    page = render(summary.model_copy(update={"base": summary.base.model_copy(update={"domains": domains})}), samples)
+    assert "<th scope=\"row\">&lt;cats&gt;.txt</th><td>28,875</td><td>1.661</td><td>1.573</td>" in page
+
+
+def test_what_a_round_failed_by_is_told_with_its_measurements(summary: Summary, samples: list[Sample]) -> None:
+    assert "What to blame" not in render(summary, samples)
+    change = PairedScore(before=0.5, after=0.6, gain=0.1, interval=(0.02, 0.18), prompts=300)
+    share = TaskScore(score=0.525, interval=(0.45, 0.6), prompts=48)
+    diagnosis = DiagnosisSummary(
+        blamed="the reward", because="of two <answers> it prefers", answers=8, passed=None, passed_taught=None,
+        ranked=share, reward=change, judge=change,
+    )
+    rounds = [summary.rounds[0].model_copy(update={"diagnosis": diagnosis}), *summary.rounds[1:]]
+    page = render(summary.model_copy(update={"rounds": rounds}), samples)
+    assert "<strong>What to blame: the reward.</strong> Of two &lt;answers&gt; it prefers." in page
+    assert "Two of these answers that the reward ranks as the judge does" in page
+    assert "with a good one among" not in page
 
 
 def test_an_audit_has_a_page_of_its_own() -> None:
