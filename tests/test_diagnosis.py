@@ -139,5 +139,34 @@ def test_the_stage_measures_what_the_champion_writes(
     assert (again.passed, again.passed_taught, again.ranked) == (None, None, result.ranked)
 
 
+@dataclass
+class Asking(Letters):
+    """A scorer that only knows prompts with a mark, as a rule that needs a reference."""
+
+    def applies(self, prompt: Prompt) -> bool:
+        """It does, where it can be asked."""
+        return True
+
+    def fault(self, prompt: Prompt) -> str | None:
+        """What the prompt lacks."""
+        return None if "saw" in prompt.messages[-1].content else "needs a mark"
+
+    def score(self, conversations: Sequence[Conversation]) -> list[float]:
+        assert all("saw" in row.prompt.messages[-1].content for row in conversations)
+        return super().score(conversations)
+
+
+def test_demonstrations_that_the_judge_cannot_score_say_nothing_of_a_good_answer(
+    policy_folder: Path, data: Path, tmp_path: Path
+) -> None:
+    result = diagnose(
+        context(tmp_path / "diagnosis"), Diagnosis(prompts=8, answers=6), policy_folder, data,
+        gate(tmp_path / "gate", lambda i: 0.1), decided(UNDECIDED), Letters("ab"), Asking("ab"), SAMPLING,
+    )
+    assert (result.passed, result.passed_taught) == (None, None)
+    assert result.ranked is not None
+    assert result.ranked.score == 1
+
+
 def test_a_round_that_is_promoted_needs_no_diagnosis() -> None:
     assert not [stage.name for stage in plan(load(TINY)) if "diagnosis" in stage.name]

@@ -22,7 +22,7 @@ from triptych.configuration import Config
 from triptych.data.folder import DataFolder
 from triptych.engine.rollout import Policy
 from triptych.engine.sampling import Sampling
-from triptych.engine.scoring import Scorer
+from triptych.engine.scoring import Scorer, unscorable
 from triptych.evaluate.gate import REJECTED, UNDECIDED, Decided, gate_scores
 from triptych.pipeline.result import Result
 from triptych.pipeline.stage import StageContext
@@ -122,9 +122,10 @@ def diagnose(
     """
     files, policy = DataFolder(data), Policy.open(champion / "model")
     taught = files.demonstrations("heldout").read_any() if absolute else []
+    taught = [row for row in taught if unscorable(judge, row.prompt) is None]  # a rule may need what only prompts have
     good = levels(taught[:LEVELS], judge)
     asked = files.prompts("validation").read()[: config.prompts]
-    shown = [row.prompt for row in taught if _alike(row.prompt, asked)][: config.prompts]
+    shown = [row.prompt for row in taught if unscorable(reward, row.prompt) is None][: config.prompts]
     plain = Sampling(decoding.max_tokens, seed=context.seed)
 
     def write(prompts: Sequence[Prompt]) -> list[Judged]:
@@ -193,14 +194,6 @@ def blame(diagnosed: Diagnosed, decided: Decided) -> tuple[Bottleneck | None, st
         needed = "" if diagnosed.prompts_needed is None else f"; about {diagnosed.prompts_needed:,} would tell"
         return "gate", f"reward and judge rose ({liked}), and {decided.prompts} prompts are few{needed}"
     return None, "everything that is measured here is as it should be"
-
-
-def _alike(prompt: Prompt, asked: Sequence[Prompt]) -> bool:
-    """Whether it has what the judge may look at in the others: a reference, instructions that code checks."""
-    return all(
-        bool(getattr(prompt, name)) or not all(getattr(other, name) for other in asked)
-        for name in ("reference", "checks")
-    )
 
 
 def _share(values: Sequence[float]) -> TaskScore | None:
