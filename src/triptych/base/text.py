@@ -12,6 +12,7 @@ from triptych.engine import distributed
 from triptych.engine.curve import write_curve
 from triptych.engine.forward import AnswerPack, answer_logprobs, pack_answers
 from triptych.engine.packing import fill
+from triptych.engine.perplexity import separator
 from triptych.engine.training import Curve, Loss, Optimization, Step, shuffled, train
 from triptych.errors import DataError, Fault
 from triptych.pipeline.stage import StageContext
@@ -94,12 +95,6 @@ def learn_text(
     for i in chain(*plan):
         seen[text.domains[i]] = seen.get(text.domains[i], 0) + len(rows[i])
     return curve, seen
-
-
-def separator(tokenizer: Any) -> int:
-    """The token that a text stands behind."""
-    first: int = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
-    return first
 
 
 def planned(

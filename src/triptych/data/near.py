@@ -7,7 +7,7 @@ full, so that no two are called near that are not.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from itertools import pairwise
 from typing import TypeVar
 
@@ -37,11 +37,7 @@ class NearDuplicates:
         self._index = MinHashLSH(threshold=ALIKE - 0.2, num_perm=PERMUTATIONS)
         self._known: list[Pairs] = []
         for text in texts:
-            self.add(text)
-
-    def add(self, text: str) -> None:
-        """Makes a text known."""
-        self._insert(pairs_of(text))
+            self._insert(pairs_of(text))
 
     def __contains__(self, text: str) -> bool:
         return self._near(pairs_of(text))
@@ -72,10 +68,9 @@ def pairs_of(text: str) -> Pairs:
     return frozenset(pairwise(words)) if len(words) > 1 else frozenset((word,) for word in words)
 
 
-def apart_from(records: Iterable[A], others: Iterable[PromptedRecord]) -> tuple[list[A], list[A]]:
-    """The records whose prompt is not nearly that of one of the others, and those whose is."""
-    known = NearDuplicates(map(asked, others))
-    return partition(records, lambda record: asked(record) not in known)
+def apart_from(records: Iterable[A], *others: NearDuplicates) -> tuple[list[A], list[A]]:
+    """The records whose prompt is not nearly one of the others, and those whose is."""
+    return partition(records, lambda record: not any(asked(record) in known for known in others))
 
 
 def apart(records: Iterable[A]) -> tuple[list[A], list[A]]:
@@ -86,16 +81,12 @@ def apart(records: Iterable[A]) -> tuple[list[A], list[A]]:
 
 def asked(record: PromptedRecord) -> str:
     """All turns of its prompt."""
-    return _joined([turn.content for turn in prompt_of(record).messages])
+    return "\n".join(turn.content for turn in prompt_of(record).messages)
 
 
 def whole(record: PromptedRecord) -> str:
     """The prompt and, of a conversation, its answer."""
-    return _joined([asked(record), *(answers_of(record) if isinstance(record, Conversation) else ())])
-
-
-def _joined(texts: Sequence[str]) -> str:
-    return "\n".join(texts)
+    return "\n".join([asked(record), *(answers_of(record) if isinstance(record, Conversation) else ())])
 
 
 def _hashed(pairs: Pairs) -> MinHash:

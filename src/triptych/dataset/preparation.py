@@ -18,6 +18,7 @@ from triptych.data import files, near
 from triptych.data.folder import HELD_OUT as SPLITS
 from triptych.data.folder import DataFolder
 from triptych.data.folds import CrossFit, cross_fits, fold_of
+from triptych.data.near import NearDuplicates
 from triptych.data.overlap import Benchmarks
 from triptych.data.rows import Place
 from triptych.data.separation import require_apart
@@ -216,16 +217,15 @@ def prepare_data(context: StageContext, config: DataPreparation, sources: Mappin
     proving = [prompt for part in measured.values() for prompt in part]
     own = {prompt.key for prompt in proving}
     improve, left.prompts_removed = decontaminate([row for row in asked if row.key not in own], proving)
-    nearly = Nearly(config.near_duplicates)
-    improve = nearly.once(nearly.apart_from(improve, proving))
+    nearly, measuring = Nearly(config.near_duplicates), NearDuplicates(map(near.asked, proving))
+    improve = nearly.once(nearly.apart_from(improve, measuring))
     if not improve:
         what = f"{len(asked)} different prompts are too few: some improve, others are held out for test, gate, curves"
         raise DataError([Fault("prompts", None, None, what)])
     conversations, left.conversations_removed = decontaminate(conversations, proving)
     comparisons, left.comparisons_removed = decontaminate(comparisons, proving)
     ratings, left.ratings_removed = decontaminate(ratings, proving)
-    conversations = nearly.once(nearly.apart_from(conversations, proving))
-    comparisons, ratings = nearly.apart_from(comparisons, proving), nearly.apart_from(ratings, proving)
+    comparisons, ratings = nearly.apart_from(comparisons, measuring), nearly.apart_from(ratings, measuring)
 
     shares = {
         "train": (1 - config.judge) * (1 - config.heldout), "heldout": (1 - config.judge) * config.heldout,
@@ -244,16 +244,18 @@ def prepare_data(context: StageContext, config: DataPreparation, sources: Mappin
     audited = [row for name, row in feedback if "heldout" in name]
     judged = [row for name, row in feedback if "judge" in name]
     conversations, left.demonstrations_removed = decontaminate(conversations, audited)
+    auditing = NearDuplicates(map(near.asked, audited))
+    conversations = nearly.once(nearly.apart_from(conversations, measuring, auditing))
     # Cross-fitted rewards do not start from what learnt these; see `separation.exposed`.
     left.demonstrations_shared = decontaminate(
         conversations, [row for rows in compared.values() for row in rows] if crossfitted else []
     )[1]
     thumbs, left.thumbs_removed = decontaminate(thumbs, [*proving, *audited])
-    conversations, thumbs = nearly.apart_from(conversations, audited), nearly.apart_from(thumbs, [*proving, *audited])
+    thumbs = nearly.apart_from(thumbs, measuring, auditing)
     if not crossfitted:
         for name in ("train", "judge"):
-            compared[name] = nearly.apart_from(compared[name], audited)
-            rated[name] = nearly.apart_from(rated[name], audited)
+            compared[name] = nearly.apart_from(compared[name], auditing)
+            rated[name] = nearly.apart_from(rated[name], auditing)
     left.near_held_out, left.near_within = nearly.held_out, nearly.within
     if records.thumbs and not thumbs:
         what = "none is left: every one has a prompt that is held out for measuring; give more, with other prompts"
@@ -325,9 +327,9 @@ class Nearly:
         self.held_out: list[PromptedRecord] = []
         self.within: list[PromptedRecord] = []
 
-    def apart_from(self, rows: list[A], others: Sequence[PromptedRecord]) -> list[A]:
+    def apart_from(self, rows: list[A], *others: NearDuplicates) -> list[A]:
         """The rows to go on with: where they are left out, those whose prompt nearly repeats none of the others'."""
-        kept, close = near.apart_from(rows, others)
+        kept, close = near.apart_from(rows, *others)
         self.held_out += close
         return kept if self._leave_out else rows
 

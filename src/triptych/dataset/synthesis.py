@@ -126,20 +126,19 @@ def _answered(
     left_out: Counter[str],
 ) -> list[Conversation]:
     """Each instruction with its best answer that ends and does not repeat itself."""
-    if not prompts:
-        return []
     sampling = Sampling(config.max_tokens, config.temperature if reward else 0.0, seed=seed)
-    conversations = []
+    candidates: list[list[Conversation]] = []
     for group in policy.write(prompts, sampling, n=config.answers if reward else 1):
         usable = [rollout for rollout in group if rollout.finished and rollout.answer.strip()]
         varied = [rollout for rollout in usable if _varied(rollout)]
         if not varied:
             left_out["has no answer that ends" if not usable else "has an answer that repeats itself"] += 1
-            continue
-        rows = [Conversation(rollout.prompt, rollout.answer.strip()) for rollout in varied]
-        scores = reward.score(rows) if reward else [0.0]
-        conversations.append(max(zip(scores, rows, strict=True), key=lambda scored: scored[0])[1])
-    return conversations
+        else:
+            candidates.append([Conversation(rollout.prompt, rollout.answer.strip()) for rollout in varied])
+    if reward is None:
+        return [row for (row,) in candidates]
+    scores = iter(reward.score([row for rows in candidates for row in rows]) if candidates else ())
+    return [max(rows, key=lambda row: next(scores)) for rows in candidates]
 
 
 def _varied(rollout: Rollout) -> bool:

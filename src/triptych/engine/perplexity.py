@@ -28,7 +28,7 @@ def bits_per_byte(
     Returns:
         Lower is better. All bytes of all documents count.
     """
-    first = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+    first = separator(tokenizer)
     encoded = tokenizer([document.text for document in documents], add_special_tokens=False, verbose=False)["input_ids"]
     rows = [row for tokens in encoded for row in windows([first, *tokens], context)]
     sizes = (len(given) + len(answers[0]) for given, answers in rows)
@@ -39,6 +39,12 @@ def bits_per_byte(
 
     total = sum(infer(model, nats, distributed.micro_batches(sizes, batch)))
     return total / math.log(2) / sum(len(document.text.encode()) for document in documents)
+
+
+def separator(tokenizer: Any) -> int:
+    """The token that a text stands behind."""
+    first: int = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
+    return first
 
 
 def windows(tokens: Sequence[int], context: int) -> Iterator[Group]:
