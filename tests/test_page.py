@@ -423,6 +423,9 @@ const look = () => {
                                        disabled: document.querySelector("[data-choice]")?.disabled });
 };
 setInterval(look, 50);
+// Nobody is so quick that the question before is answered again while the next one is on its way.
+const keeping = keep;
+keep = (said) => { keeping(said); if (!said) look(); };
 </script>"""
 
 
