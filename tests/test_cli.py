@@ -540,7 +540,7 @@ def test_the_commands_stand_in_their_order() -> None:
     names = [re.match(r"│ ([a-z]+) ", line) for line in call("--help").stdout.splitlines()]
     assert [name[1] for name in names if name] == [
         "init", "check", "run", "watch", "compare", "label", "reward", "improve", "gate", "status", "report", "chat",
-        "evaluate", "audit", "merge", "verify", "data", "sampler",
+        "evaluate", "audit", "merge", "verify", "serve", "data", "sampler",
     ]
 
 

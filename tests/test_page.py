@@ -19,6 +19,7 @@ from shutil import which
 from typing import Any
 
 import pytest
+import uvicorn
 from typer.testing import CliRunner
 
 from triptych.cli import app
@@ -108,9 +109,8 @@ def test_a_question_that_was_left_is_shown_again(
 
 
 @contextmanager
-def served(*sources: Questionnaire[Any, Any]) -> Iterator[str]:
-    """The address of a page."""
-    server = page.serve(sources, KEY)
+def running(server: uvicorn.Server) -> Iterator[str]:
+    """The address of a server, until it has ended."""
     server.config.port = 0
     worker = threading.Thread(target=server.run, daemon=True)
     worker.start()
@@ -118,7 +118,15 @@ def served(*sources: Questionnaire[Any, Any]) -> Iterator[str]:
         time.sleep(0.01)
     yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
     server.should_exit = True
-    worker.join(timeout=10)
+    worker.join(timeout=20)
+    assert not worker.is_alive()
+
+
+@contextmanager
+def served(*sources: Questionnaire[Any, Any]) -> Iterator[str]:
+    """The address of a page."""
+    with running(page.serve(sources, KEY)) as place:
+        yield place
 
 
 @pytest.fixture

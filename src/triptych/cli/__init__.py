@@ -6,10 +6,10 @@ What computes is imported inside the commands, so that `--help` and `status` ans
 from __future__ import annotations
 
 # In the order in which --help lists the commands.
-from triptych.cli import recipes, data, cycle, people, stages, runs, models, sampler  # isort: skip
+from triptych.cli import recipes, data, cycle, people, stages, runs, models, serve, sampler  # isort: skip
 from triptych.cli.app import app
 
-__all__ = ["app", "cycle", "data", "main", "models", "people", "recipes", "runs", "sampler", "stages"]
+__all__ = ["app", "cycle", "data", "main", "models", "people", "recipes", "runs", "sampler", "serve", "stages"]
 
 
 def main() -> None:

@@ -10,6 +10,7 @@ import typer
 
 from triptych.cli.app import app
 from triptych.cli.arguments import RUNS, Overrides, RunsFolder
+from triptych.cli.listening import listening
 from triptych.cli.terminal import quote, say, show_error
 from triptych.errors import AnsweredError, RecipeError, RunError
 
@@ -151,20 +152,12 @@ def _added(asked: Questionnaire[Any, Any], question: Question | Conversation, ch
 
 def _serve(asked: Sequence[Questionnaire[Any, Any]], host: str, port: int) -> None:
     """The page, until Ctrl-C."""
-    import socket
-
     from triptych.people.page import serve
 
-    try:
-        listening = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
-    except OSError as error:
-        reason = str(error.strerror).split(" (")[0]
-        raise RunError(f"--host {host} --port {port}: {reason}; give another port, or 0 for any") from None
     key = secrets.token_urlsafe(16)
-    with listening:
-        name = f"[{host}]" if ":" in host else host
-        say(f"http://{name}:{listening.getsockname()[1]}/#key={key}")
+    with listening(host, port) as (socket, address):
+        say(f"{address}/#key={key}")
         say("answers are added to " + " and ".join(str(source.file) for source in asked) + "; Ctrl-C ends it")
         for note in (note for source in asked for note in source.notes):
             say(note)
-        serve(asked, key, tell=say).run(sockets=[listening])
+        serve(asked, key, tell=say).run(sockets=[socket])

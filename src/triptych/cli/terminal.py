@@ -51,6 +51,7 @@ def say(*parts: Part) -> None:
     """
     styled = [part if isinstance(part, tuple) else (part, "") for part in parts]
     out.print(Text.assemble(*((_below(text, 2), style) for text, style in styled)), soft_wrap=True)
+    out.file.flush()  # whoever reads a pipe waits for no full buffer
 
 
 def quote(*parts: Part) -> None:

@@ -96,6 +96,14 @@ class KeyValues:
         for layer in self._memory:
             self._lay_out(layer)
 
+    def fit(self, depth: int) -> None:
+        """Gives depth back where sequences of this length need less than half of it: each step reads all of it."""
+        depth = -(-depth // self.step) * self.step
+        if 2 * depth <= self.depth:
+            self.depth = depth
+            for layer in self._memory:
+                self._lay_out(layer)
+
     def take(self, layer: int, like: Tensor) -> None:
         """Sets memory aside for a layer's keys and values, which are as `[_, J, _, D]` ones, if it has none."""
         if layer not in self._memory:
@@ -106,9 +114,9 @@ class KeyValues:
             self._lay_out(layer)
 
     def _lay_out(self, layer: int) -> None:
-        """Rows are whole pieces of memory, of which the products take a batch as it lies: they move as they grow."""
+        """Rows are whole pieces of memory, of which the products take a batch as it lies: they move with the depth."""
         for shown, memory in zip((self.keys, self.values), self._memory[layer], strict=True):
-            content = shown[layer].clone()
+            content = shown[layer][:, :, : self.depth].clone()
             rows, heads, old, width = content.shape
             grown = memory[: rows * heads * self.depth * width].view(rows, heads, self.depth, width)
             grown[:, :, :old] = content

@@ -57,19 +57,20 @@ def generate(
         return completions
     cache = allocate(model, prompts, n, sampling.max_tokens, slots)
     scheduler = Scheduler(prompts, cache, sampling.max_tokens)
-    decode_step = _decode_step(model, cache)
+    step = decode_step(model, cache)
     sampled = 0
     while scheduler.unfinished:
         if admitted := scheduler.admit():
-            first, rows = _prefill(model, cache, [prompts[i] for i in admitted], len(scheduler.running))
+            first, rows = prefill(model, cache, [prompts[i] for i in admitted], len(scheduler.running))
             started = [
-                Request(numbers[i] * n + k, len(prompts[i]), row, completions[i][k])
+                Request(number=numbers[i] * n + k, prompt_length=len(prompts[i]), prompt_row=row,
+                        completion=completions[i][k], ends=ends)
                 for i, row in zip(admitted, rows, strict=True) for k in range(n)
             ]
-            _sample(first, started, ends, sampling)
+            _sample(first, started, sampling)
             scheduler.running += started
         else:
-            _sample(_decode(decode_step, cache, scheduler.running), scheduler.running, ends, sampling)
+            _sample(_decode(step, cache, scheduler.running), scheduler.running, sampling)
         sampled += len(scheduler.running)
         scheduler.retire()
         if watch:
@@ -89,7 +90,10 @@ def _generate_unpacked(
         together = max(1, (slots or slots_within(model, length + sampling.max_tokens)) // n)
         for start in range(0, len(alike), together):
             members = alike[start : start + together]
-            requests = [Request(numbers[i] * n + k, length, 0, completions[i][k]) for i in members for k in range(n)]
+            requests = [
+                Request(number=numbers[i] * n + k, prompt_length=length, completion=completions[i][k], ends=ends)
+                for i in members for k in range(n)
+            ]
             tokens = torch.tensor([prompts[i] for i in members for _ in range(n)], device=model.device)
             kept: dict[str, Any] = {}
             running = list(range(len(requests)))
@@ -97,7 +101,7 @@ def _generate_unpacked(
                 output = model.base_model(input_ids=tokens, use_cache=True, **kept)
                 kept = {name: output[name] for name in ("past_key_values", "cache_params") if name in output}
                 scores = logits(model, output.last_hidden_state[running, -1])
-                _sample(scores, [requests[place] for place in running], ends, sampling)
+                _sample(scores, [requests[place] for place in running], sampling)
                 sampled += len(running)
                 running = [place for place in running if not requests[place].ended(sampling.max_tokens)]
                 tokens = torch.tensor([[request.next_token] for request in requests], device=model.device)
@@ -106,7 +110,7 @@ def _generate_unpacked(
             done += len(requests)
 
 
-def _prefill(
+def prefill(
     model: Model, cache: SlotCache, prompts: Sequence[Sequence[int]], first_slot: int
 ) -> tuple[Tensor, list[int]]:
     """Computes prompts in one pack and puts their keys into the cache, for the slots from `first_slot` on.
@@ -126,12 +130,12 @@ def _prefill(
 
 def _decode(step: Callable[..., Tensor], cache: SlotCache, running: Sequence[Request]) -> Tensor:
     """The logits of every running request's next token; free slots behind them fill the rows up to a usual number."""
-    usual = (_power_of_two if cache.device.type == "cuda" else rounded)(len(running))
+    usual = (power_of_two if cache.device.type == "cuda" else rounded)(len(running))
     state = cache.advance(running, min(usual, cache.slots.rows))
     return step(*state)[: len(running)]
 
 
-def _decode_step(model: Model, cache: SlotCache) -> Callable[..., Tensor]:
+def decode_step(model: Model, cache: SlotCache) -> Callable[..., Tensor]:
     """What computes a decoding step from the cache's state; on a CUDA device it is recorded for each depth."""
 
     def step(tokens: Tensor, in_slot: Tensor, in_prompt: Tensor) -> Tensor:
@@ -152,17 +156,14 @@ def _decode_step(model: Model, cache: SlotCache) -> Callable[..., Tensor]:
     return replayed
 
 
-def _power_of_two(count: int) -> int:
+def power_of_two(count: int) -> int:
     """The next one; a device's steps are recorded for each number of rows."""
     return 1 << (count - 1).bit_length()
 
 
-def _sample(scores: Tensor, requests: Sequence[Request], ends: Collection[int], sampling: Sampling) -> None:
+def _sample(scores: Tensor, requests: Sequence[Request], sampling: Sampling) -> None:
     """Draws each request's next token and appends it with its log-probability."""
     noise = uniforms(sampling.seed, [request.number for request in requests], [request.length for request in requests])
     tokens, logprobs = draw(scores, torch.from_numpy(noise).to(scores.device), sampling)
     for request, token, logprob in zip(requests, tokens.tolist(), logprobs.tolist(), strict=True):
-        request.next_token = token
-        request.completion.tokens.append(token)
-        request.completion.logprobs.append(logprob)
-        request.completion.finished = token in ends
+        request.take(token, logprob)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 
@@ -14,26 +15,35 @@ class Completion:
     finished: bool = False
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, kw_only=True)
 class Request:
     """An answer under way.
 
     Attributes:
         number: in the whole batch; with the seed and the position it determines the noise.
         prompt_row: where the cache has the prompt's keys.
+        ends: the tokens that each end the answer.
         next_token: the one drawn last, which the next step decodes.
     """
 
-    number: int
+    number: int = 0
     prompt_length: int
-    prompt_row: int
-    completion: Completion
+    prompt_row: int = 0
+    completion: Completion = field(default_factory=Completion)
+    ends: Collection[int]
     next_token: int = 0
 
     @property
     def length(self) -> int:
         """Tokens of the answer so far."""
         return len(self.completion.tokens)
+
+    def take(self, token: int, logprob: float) -> None:
+        """Takes in the token that was drawn."""
+        self.next_token = token
+        self.completion.tokens.append(token)
+        self.completion.logprobs.append(logprob)
+        self.completion.finished = token in self.ends
 
     def ended(self, max_tokens: int) -> bool:
         """Whether nothing more is to be sampled."""

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from triptych.data.template import prompt_tokens
 from triptych.engine import attention, distributed
+from triptych.engine.continuous import ContinuousBatch
 from triptych.engine.device import autocast
 from triptych.engine.forward import AnswerPack, Model, answer_logprobs, pack_answers
 from triptych.engine.models import end_tokens, load_policy, load_tokenizer
@@ -110,6 +111,16 @@ class Policy:
             [self._rollout(prompt, row, sample.tokens, sample.logprobs, sample.finished) for sample in samples]
             for prompt, row, samples in zip(prompts, tokens, written, strict=True)
         ]
+
+    def batch(self, context: int, slots: int | None = None) -> ContinuousBatch:
+        """Slots in which answers of several clients are decoded together, with the weights as they are now.
+
+        Raises:
+            ModelError: the model does not decode in slots, or another engine samples from it.
+        """
+        if not isinstance(self._sampler, SlotSampler):
+            raise ModelError("answers are decoded together by our own engine; this policy samples with another")
+        return ContinuousBatch(self._sampler.model, context, slots)
 
     def fitting(
         self, prompts: Sequence[Prompt], max_tokens: int, progress: Progress, render: Render | None = None,

@@ -122,13 +122,13 @@ def _nucleus(probabilities: Tensor, top_p: float) -> Tensor:
     return probabilities.scatter(1, places, ordered.masked_fill(outside, 0.0))
 
 
-def uniforms(seed: int, requests: Sequence[int], positions: Sequence[int]) -> np.ndarray:
-    """`[N]` numbers in [0, 1), each a hash (splitmix64) of seed, request and position.
+def uniforms(seed: int | Sequence[int], requests: Sequence[int], positions: Sequence[int]) -> np.ndarray:
+    """`[N]` numbers in [0, 1), each a hash (splitmix64) of seed (one, or one for each), request and position.
 
     24 bits of it: more would round up to 1 in float32, where `draw` would take a token that is impossible.
     """
     with np.errstate(over="ignore"):
-        state = _mix(np.full(len(requests), seed, dtype=np.uint64))
+        state = _mix(np.broadcast_to(np.asarray(seed, dtype=np.uint64), len(requests)))
         state = _mix(state ^ np.asarray(requests, dtype=np.uint64))
         state = _mix(state ^ np.asarray(positions, dtype=np.uint64))
     return (state >> np.uint64(40)).astype(np.float64) / float(1 << 24)

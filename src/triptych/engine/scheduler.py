@@ -8,10 +8,13 @@ the slots is free.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 from triptych.engine.cache import SlotCache
 from triptych.engine.request import Request
+
+R = TypeVar("R", bound=Request)
 
 PREFILL_TOKENS = 8192
 """Prompt tokens computed together."""
@@ -58,13 +61,19 @@ class Scheduler:
 
     def retire(self) -> None:
         """Lets the requests go that have ended; the last running ones move into their slots."""
-        running = self.running
-        going = [slot for slot, request in enumerate(running) if not request.ended(self.max_tokens)]
-        moved = [slot for slot in going if slot >= len(going)]
-        freed = sorted(set(range(len(going))) - set(going))
-        self.cache.release({request.prompt_row for request in running} - {running[slot].prompt_row for slot in going})
-        self.cache.slots.move(moved, freed)
-        for origin, target in zip(moved, freed, strict=True):
-            running[target] = running[origin]
-        self.done += len(running) - len(going)
-        self.running = running[: len(going)]
+        going = retire(self.running, self.cache, lambda request: request.ended(self.max_tokens))
+        self.done += len(self.running) - len(going)
+        self.running = going
+
+
+def retire(running: Sequence[R], cache: SlotCache, ended: Callable[[R], bool]) -> list[R]:
+    """The requests that go on, in the first slots again: the last of them move into the slots of those that ended."""
+    going = [slot for slot, request in enumerate(running) if not ended(request)]
+    moved = [slot for slot in going if slot >= len(going)]
+    freed = sorted(set(range(len(going))) - set(going))
+    cache.release({request.prompt_row for request in running} - {running[slot].prompt_row for slot in going})
+    cache.slots.move(moved, freed)
+    after = list(running)
+    for origin, target in zip(moved, freed, strict=True):
+        after[target] = after[origin]
+    return after[: len(going)]

@@ -344,6 +344,10 @@ class RewardModel:
             outputs[group] = values
         return outputs
 
+    def token_outputs(self, rows: Sequence[Sequence[int]]) -> Tensor:
+        """`[N, K]`: the head's outputs at the last token of each row of tokens, none empty; on the CPU."""
+        return torch.cat(self.shard_map(self._group_outputs, [([], [row]) for row in rows], self.model, map(len, rows)))
+
     def _group_outputs(self, groups: Sequence[Group]) -> list[Tensor]:
         """`[answers, K]` for each group, the tokens of a prompt and of its answers."""
         pack, ends = pack_scored(groups, self.model.device)

@@ -9,14 +9,22 @@ from __future__ import annotations
 import asyncio
 import json
 import secrets
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+from starlette.responses import HTMLResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+Sent = Mapping[bytes, list[bytes]]
+"""The headers of a request, by their names in small letters; each as often as it was sent."""
+
+Refusal = tuple[int, str]
+"""A status, and words."""
+
 BODY = 65536
-"""Bytes that a request may have behind its headers; an answer has some 150."""
+"""Bytes that a request may have behind its headers; what somebody answers has some 150."""
 
 HEADERS_SECONDS = 10.0
 """From the connection, or the reply before, to the end of a request's headers."""
@@ -39,16 +47,34 @@ HEADERS: Mapping[str, str] = {
 """Of every reply that has none of its own."""
 
 
+def own_page(path: Path) -> HTMLResponse:
+    """A page that runs the scripts and styles of its own file alone; `NONCE` there becomes a new word each time."""
+    nonce = secrets.token_urlsafe(16)
+    policy = (
+        f"default-src 'none'; script-src 'nonce-{nonce}'; style-src 'nonce-{nonce}'; connect-src 'self'; "
+        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    )
+    html = path.read_text(encoding="utf-8").replace("NONCE", nonce)
+    return HTMLResponse(html, headers={"Content-Security-Policy": policy})
+
+
 class Guard:
     """An application before another one, which is called with a body that is there, whole and small.
 
     Attributes:
-        key: the header `X-Key` of every request but that for "/".
+        refuse: why a request to a path is refused for what its headers say, or None.
+        body: bytes that a request may have behind its headers.
+        seconds: from the body's end to the end of the reply.
     """
 
-    def __init__(self, application: ASGIApp, key: str) -> None:
+    def __init__(
+        self, application: ASGIApp, refuse: Callable[[str, Sent], Refusal | None], body: int = BODY,
+        seconds: float | None = None,
+    ) -> None:
         self.application = application
-        self.key = key
+        self.refuse = refuse
+        self.body = body
+        self.seconds = REQUEST_SECONDS if seconds is None else seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers a request, or has the application do it."""
@@ -64,32 +90,54 @@ class Guard:
         try:
             async with asyncio.timeout(REQUEST_SECONDS):
                 refused = self._refused(scope)
-                body = b"" if refused else await _body(receive)
+                body = b"" if refused else await self._body(receive)
+            async with asyncio.timeout(self.seconds):
                 if refused or body is None:
-                    await _reply(guarded, *(refused or TOO_LARGE))
+                    await _reply(guarded, *(refused or self._too_large))
                 else:
                     await self.application(scope, _replayed(body, receive), guarded)
         except TimeoutError:
             if not begun:
                 await _reply(guarded, 408, f"the request was not there within {REQUEST_SECONDS:g} seconds")
 
-    def _refused(self, scope: Scope) -> tuple[int, str] | None:
+    def _refused(self, scope: Scope) -> Refusal | None:
         """Why a request is refused for what its headers say."""
         sent: dict[bytes, list[bytes]] = {}
         for name, value in scope["headers"]:
             sent.setdefault(name, []).append(value)
-        keys = sent.get(b"x-key", [])
-        if scope["path"] != "/" and not (len(keys) == 1 and secrets.compare_digest(keys[0], self.key.encode())):
-            return 403, "the address needs its key: the one that triptych label printed"
+        if refused := self.refuse(scope["path"], sent):
+            return refused
         (length,) = sent.get(b"content-length", [b"0"])  # the server refuses two
-        return TOO_LARGE if int(length) > BODY else None
+        return self._too_large if int(length) > self.body else None
+
+    async def _body(self, receive: Receive) -> bytes | None:
+        """A request's body; None where it is too large."""
+        body = bytearray()
+        while True:
+            message = await receive()
+            body += message.get("body", b"")
+            if len(body) > self.body:
+                return None
+            if message["type"] != "http.request" or not message.get("more_body"):
+                return bytes(body)
+
+    @property
+    def _too_large(self) -> Refusal:
+        return 413, f"a request has {self.body:,} bytes at most"
 
 
-TOO_LARGE = (413, f"a request has {BODY:,} bytes at most")
+def is_key(sent: Sequence[bytes], key: str) -> bool:
+    """Whether a header was sent once, and is the key."""
+    return len(sent) == 1 and secrets.compare_digest(sent[0], key.encode())
 
 
 class BoundedProtocol(H11Protocol):
     """HTTP as uvicorn speaks it, with an end to waiting for who is slow, and to connections."""
+
+    @property
+    def seconds(self) -> float:
+        """From the end of the headers."""
+        return REQUEST_SECONDS
 
     _limit: asyncio.TimerHandle | None = None
 
@@ -123,19 +171,7 @@ class BoundedProtocol(H11Protocol):
         if self.cycle is None or self.cycle.response_complete:
             self.transport.abort()
         else:
-            self._limit = self.loop.call_later(REQUEST_SECONDS + 1, self.transport.abort)
-
-
-async def _body(receive: Receive) -> bytes | None:
-    """A request's body; None where it is too large."""
-    body = bytearray()
-    while True:
-        message = await receive()
-        body += message.get("body", b"")
-        if len(body) > BODY:
-            return None
-        if message["type"] != "http.request" or not message.get("more_body"):
-            return bytes(body)
+            self._limit = self.loop.call_later(self.seconds + 1, self.transport.abort)
 
 
 def _replayed(body: bytes, receive: Receive) -> Receive:
@@ -149,8 +185,11 @@ def _replayed(body: bytes, receive: Receive) -> Receive:
 
 
 async def _reply(send: Send, status: int, detail: str) -> None:
-    """Words, and the end of the connection: the rest of a body is not read."""
-    content = json.dumps({"detail": detail}).encode()
+    """Words, as our page reads them and as OpenAI's clients do, and the end of the connection.
+
+    The rest of a body is not read.
+    """
+    content = json.dumps({"detail": detail, "error": {"message": detail}}).encode()
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(content)).encode())]
     await send({"type": "http.response.start", "status": status, "headers": [*headers, (b"connection", b"close")]})
     await send({"type": "http.response.body", "body": content})

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import secrets
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -17,7 +16,7 @@ from fastapi.responses import HTMLResponse, JSONResponse
 from pydantic import BaseModel, Field
 
 from triptych.errors import AnsweredError, TriptychError
-from triptych.people.guard import BoundedProtocol, Guard
+from triptych.people.guard import BoundedProtocol, Guard, Refusal, Sent, is_key, own_page
 from triptych.people.questionnaire import SKIP, Questionnaire
 from triptych.records import Conversation, Question
 
@@ -106,13 +105,7 @@ def serve(asked: Sequence[Questionnaire[Any, Any]], key: str, tell: Callable[[st
 
     @application.get("/", response_class=HTMLResponse)
     def page() -> HTMLResponse:
-        nonce = secrets.token_urlsafe(16)
-        policy = (
-            f"default-src 'none'; script-src 'nonce-{nonce}'; style-src 'nonce-{nonce}'; connect-src 'self'; "
-            "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-        )
-        html = HTML.read_text(encoding="utf-8").replace("NONCE", nonce)
-        return HTMLResponse(html, headers={"Content-Security-Policy": policy})
+        return own_page(HTML)
 
     @application.get("/question")
     def question() -> Any:
@@ -138,8 +131,13 @@ def serve(asked: Sequence[Questionnaire[Any, Any]], key: str, tell: Callable[[st
         tell(f"not written: {error}")
         return _refusal(503, str(error.strerror if isinstance(error, OSError) and error.strerror else error))
 
+    def refuse(path: str, sent: Sent) -> Refusal | None:
+        if path == "/" or is_key(sent.get(b"x-key", []), key):
+            return None
+        return 403, "the address needs its key: the one that triptych label printed"
+
     return uvicorn.Server(uvicorn.Config(
-        Guard(application, key), http=BoundedProtocol, ws="none", lifespan="off", access_log=False,
+        Guard(application, refuse), http=BoundedProtocol, ws="none", lifespan="off", access_log=False,
         server_header=False, log_level="error",
     ))
 

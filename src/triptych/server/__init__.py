@@ -1,0 +1,1 @@
+"""A release over HTTP: its models answer in OpenAI's form, its reward scores in the forms that its callers have."""

@@ -1,0 +1,272 @@
+"""Answers to requests: written together, streamed as they come, put into OpenAI's form."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import secrets
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from typing import Any
+
+from triptych.engine.continuous import StreamedRequest
+from triptych.errors import TriptychError
+from triptych.records import Conversation, Prompt
+from triptych.server.bodies import ChatBody, CompletionBody, DecodingBody
+from triptych.server.served import RequestError, ServedFamily, ServedModel, finite
+from triptych.server.text import TextStream
+from triptych.server.worker import Worker
+
+
+@dataclass(slots=True)
+class StreamedChoice:
+    """An answer of a reply.
+
+    Attributes:
+        index: of the choice.
+        text: all of it so far.
+        new: what of it is new.
+        tokens: how many there are.
+        begun: how many were there when the last piece was told.
+        finish: why it ended: "stop" or "length"; None while it goes on.
+        reward: where the best were chosen by it.
+    """
+
+    index: int
+    request: StreamedRequest
+    text: str = ""
+    new: str = ""
+    tokens: int = 0
+    begun: int = 0
+    finish: str | None = None
+    reward: float | None = None
+
+
+@dataclass
+class PendingReply:
+    """A request of some kind, and its answers.
+
+    Attributes:
+        requests: for each of the body's prompts its own ones.
+        prompt: whose conversation is scored where the best answers are wanted; None of plain text.
+    """
+
+    family: ServedFamily
+    worker: Worker
+    model: ServedModel
+    body: DecodingBody
+    requests: list[list[StreamedRequest]]
+    prompt: Prompt | None = None
+    created: int = field(default_factory=lambda: int(time.time()))
+    name: str = field(default_factory=lambda: secrets.token_hex(12))
+
+    def check(self, queue: int) -> None:
+        """Says beforehand what would be known only when the answers are there.
+
+        Args:
+            queue: so many answers may wait for a slot.
+
+        Raises:
+            RequestError: too many requests wait, or nothing here says which answer is best.
+        """
+        free = self.model.batch.cache.slots.rows - len(self.model.batch.running)
+        if self.worker.waiting + sum(map(len, self.requests)) - free > queue:
+            raise RequestError("too many requests wait; ask again in a moment", 429, "rate_limit_exceeded")
+        if self.body.written > self.body.n and (self.prompt is None or self.family.reward is None):
+            why = "plain text has no reward" if self.family.reward else "there is no reward here"
+            raise RequestError(f"best_of chooses by the reward, and {why}", field="best_of")
+
+    @property
+    def usage(self) -> dict[str, int]:
+        """Tokens read and written; a prompt that has several answers is read once."""
+        read = sum(len(group[0].prompt) for group in self.requests)
+        written = sum(request.length for group in self.requests for request in group)
+        return {"prompt_tokens": read, "completion_tokens": written, "total_tokens": read + written}
+
+    async def choices(self) -> list[StreamedChoice]:
+        """The answers, whole; the best n of each prompt where more were written."""
+        indexed = list(enumerate(request for group in self.requests for request in group))
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(self._whole(place, request)) for place, request in indexed]
+        written = [task.result() for task in tasks]
+        return written if self.body.written == self.body.n else await self._best(written)
+
+    async def _whole(self, index: int, request: StreamedRequest) -> StreamedChoice:
+        async with aclosing(self.pieces(index, request)) as pieces:
+            async for choice in pieces:
+                last = choice
+        return last
+
+    async def _best(self, choices: Sequence[StreamedChoice]) -> list[StreamedChoice]:
+        assert self.prompt is not None
+        assert self.family.reward is not None
+        try:
+            scores = await self.family.reward.score([Conversation(self.prompt, choice.text) for choice in choices])
+        except TriptychError as error:  # a rule that needs a reference
+            raise RequestError(f"best_of: the answers cannot be scored: {error}", field="best_of") from None
+        for choice, reward in zip(choices, scores.totals, strict=True):
+            choice.reward = reward
+        ranked = sorted(choices, key=lambda choice: -(choice.reward or 0.0))[: self.body.n]
+        for place, choice in enumerate(ranked):
+            choice.index = place
+        return ranked
+
+    async def pieces(self, index: int, request: StreamedRequest) -> AsyncGenerator[StreamedChoice]:
+        """An answer as it grows; what is yielded is one choice, which is told on."""
+        choice = StreamedChoice(index, request)
+        stream = TextStream(self.model.policy.tokenizer, request.ends, self.body.stops)
+        async with aclosing(self.worker.answer(self.model.batch, request)) as lengths:
+            async for length in lengths:
+                tokens = request.completion.tokens[:length]
+                ended = tokens[-1:] and tokens[-1] in request.ends
+                over = bool(ended) or length >= request.sampling.max_tokens
+                choice.begun, choice.tokens, choice.new = choice.tokens, length, stream.grow(tokens, over)
+                choice.text = stream.text
+                if stream.stopped or over:
+                    choice.finish = "stop" if stream.stopped or ended else "length"
+                yield choice
+                if choice.finish:
+                    return
+
+    async def events(
+        self, shape: Callable[[StreamedChoice], dict[str, Any]], opening: dict[str, Any] | None
+    ) -> AsyncIterator[str]:
+        """Server-sent events: a chunk for each piece of each answer, and "[DONE]".
+
+        Args:
+            shape: a choice's piece in the form of the interface.
+            opening: what the first chunk of each choice holds, where there is one.
+        """
+        news: asyncio.Queue[str | None] = asyncio.Queue()
+        requests = [request for group in self.requests for request in group]
+
+        async def follow(index: int, request: StreamedRequest) -> None:
+            if opening is not None:
+                await news.put(self._chunk([{"index": index, "delta": opening, "finish_reason": None}]))
+            async with aclosing(self.pieces(index, request)) as pieces:
+                async for choice in pieces:
+                    if choice.new or choice.finish or request.alternatives is not None:
+                        await news.put(self._chunk([shape(choice)]))
+
+        async def follow_all() -> None:
+            try:
+                async with asyncio.TaskGroup() as group:
+                    for index, request in enumerate(requests):
+                        group.create_task(follow(index, request))
+                if self.body.stream_options and self.body.stream_options.include_usage:
+                    await news.put(self._chunk([], usage=self.usage))
+            except* Exception as failures:
+                await news.put(_event({"error": {"message": str(failures.exceptions[0]), "type": "server_error"}}))
+            finally:
+                await news.put(None)
+
+        following = asyncio.create_task(follow_all())
+        try:
+            while (event := await news.get()) is not None:
+                yield event
+            yield "data: [DONE]\n\n"
+        finally:
+            following.cancel()
+
+    def _chunk(self, choices: list[dict[str, Any]], **more: Any) -> str:
+        return _event(self.head(chunk=True) | {"choices": choices} | more)
+
+    def head(self, *, chunk: bool = False) -> dict[str, Any]:
+        """What replies of the kind begin with."""
+        if isinstance(self.body, ChatBody):
+            prefix, kind = "chatcmpl", "chat.completion.chunk" if chunk else "chat.completion"
+        else:
+            prefix, kind = "cmpl", "text_completion"
+        return {"id": f"{prefix}-{self.name}", "object": kind, "created": self.created, "model": self.model.name}
+
+    def chat_choice(self, choice: StreamedChoice) -> dict[str, Any]:
+        """A whole answer in the form of `/v1/chat/completions`."""
+        message = {"role": "assistant", "content": choice.text, "refusal": None}
+        return self._told(choice, {"message": message, "logprobs": self._chat_logprobs(choice, 0)})
+
+    def chat_piece(self, choice: StreamedChoice) -> dict[str, Any]:
+        """A piece of one."""
+        delta = {"content": choice.new} if choice.new else {}
+        return self._told(choice, {"delta": delta, "logprobs": self._chat_logprobs(choice, choice.begun)})
+
+    def text_choice(self, choice: StreamedChoice) -> dict[str, Any]:
+        """A whole answer in the form of `/v1/completions`."""
+        return self._told(choice, {"text": choice.text, "logprobs": self._text_logprobs(choice, 0)})
+
+    def text_piece(self, choice: StreamedChoice) -> dict[str, Any]:
+        """A piece of one."""
+        return self._told(choice, {"text": choice.new, "logprobs": self._text_logprobs(choice, choice.begun)})
+
+    @staticmethod
+    def _told(choice: StreamedChoice, content: dict[str, Any]) -> dict[str, Any]:
+        reward = {} if choice.reward is None else {"reward": choice.reward}
+        return {"index": choice.index, "finish_reason": choice.finish} | content | reward
+
+    def _word(self, token: int) -> str:
+        word: str = self.model.policy.tokenizer.decode([token])
+        return word
+
+    def _chat_logprobs(self, choice: StreamedChoice, first: int) -> dict[str, Any] | None:
+        if choice.request.alternatives is None:
+            return None
+
+        def entry(token: int, logprob: float) -> dict[str, Any]:
+            word = self._word(token)
+            return {"token": word, "logprob": finite(logprob), "bytes": list(word.encode())}
+
+        tokens = choice.request.completion.tokens
+        return {"content": [
+            entry(tokens[place], logprob) | {"top_logprobs": [entry(*likely) for likely in likeliest]}
+            for place, (logprob, likeliest) in list(enumerate(choice.request.likeliest))[first : choice.tokens]
+        ], "refusal": None}
+
+    def _text_logprobs(self, choice: StreamedChoice, first: int) -> dict[str, Any] | None:
+        if choice.request.alternatives is None:
+            return None
+        tokens = choice.request.completion.tokens
+        words = [self._word(token) for token in tokens[: choice.tokens]]
+        likeliest = choice.request.likeliest[first : choice.tokens]
+        return {
+            "tokens": words[first:],
+            "token_logprobs": [finite(logprob) for logprob, _ in likeliest],
+            "top_logprobs": [{self._word(token): finite(value) for token, value in likely} for _, likely in likeliest],
+            "text_offset": [sum(map(len, words[:place])) for place in range(first, len(words))],
+        }
+
+
+def _event(content: dict[str, Any]) -> str:
+    return f"data: {json.dumps(content, ensure_ascii=False)}\n\n"
+
+
+def chat(family: ServedFamily, worker: Worker, body: ChatBody) -> PendingReply:
+    """The answers that a chat's body asks for.
+
+    Raises:
+        RequestError: it cannot be answered.
+        ModelError: the chat template refuses the conversation.
+    """
+    model = family.model(body.model)
+    if not model.talks:
+        raise RequestError(f"{model.name} was not tuned to answer: ask it at /v1/completions", field="model")
+    if body.max_tokens is None:
+        body.max_tokens = body.max_completion_tokens
+    messages = tuple(turn.message for turn in body.messages)
+    if messages[-1].role != "user":
+        raise RequestError("the last turn must be the user's", field="messages")
+    requests = model.requests(model.chat_tokens(messages), body)
+    return PendingReply(family, worker, model, body, [requests], Prompt(messages))
+
+
+def complete(family: ServedFamily, worker: Worker, body: CompletionBody) -> PendingReply:
+    """The answers that a completion's body asks for.
+
+    Raises:
+        RequestError: it cannot be answered.
+    """
+    model = family.model(body.model)
+    prompts = [prompt if isinstance(prompt, list) else model.text_tokens(prompt) for prompt in body.prompts]
+    if not prompts:
+        raise RequestError("there is no prompt", field="prompt")
+    return PendingReply(family, worker, model, body, [model.requests(tokens, body) for tokens in prompts])

@@ -1,0 +1,470 @@
+"""A family over HTTP, asked by OpenAI's client: the same numbers as without a server, and refusals with a reason."""
+
+from __future__ import annotations
+
+import json
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+import torch
+
+from test_page import CHROMIUM, person, running
+from triptych.data.files import read_thumbs
+from triptych.engine.models import load_reward, load_tokenizer, save
+from triptych.engine.rollout import Policy
+from triptych.engine.sampling import Sampling
+from triptych.engine.scoring import RewardModel
+from triptych.errors import RewardError
+from triptych.records import Conversation, Message, Prompt, Thumb, user
+from triptych.server import application
+from triptych.server.application import by_key, from_here
+from triptych.server.served import ServedFamily, ServedReward, open_model
+from triptych.server.text import TextStream
+
+QUESTION: Any = [{"role": "user", "content": "a small cat"}]
+CONTEXT = 96
+
+
+@pytest.fixture(scope="module")
+def reward_folder(policy_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("server") / "reward"
+    save(load_reward(policy_folder / "model", fresh=True, seed=3), load_tokenizer(policy_folder / "model"), folder)
+    return folder
+
+
+@contextmanager
+def served(family: ServedFamily, **settings: Any) -> Iterator[str]:
+    """The address of a server."""
+    with running(application.serve(family, **settings)) as place:
+        yield place
+
+
+@pytest.fixture(scope="module")
+def thumbs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("thumbs") / "thumbs.jsonl"
+
+
+@pytest.fixture(scope="module")
+def address(policy_folder: Path, reward_folder: Path, thumbs: Path) -> Iterator[str]:
+    model, preamble = policy_folder / "model", (Message("system", "a red mat"),)
+    models = {
+        "instruct": open_model(model, "instruct", "Instruct", context=CONTEXT, slots=8),
+        "behind": open_model(model, "behind", "Behind a prompt", context=CONTEXT, slots=8, preamble=preamble),
+        "base": open_model(model, "base", "Base", context=CONTEXT, slots=8, talks=False),
+    }
+    with served(ServedFamily("cats", models, ServedReward(RewardModel(reward_folder)), thumbs)) as place:
+        yield place
+
+
+@pytest.fixture
+def alone(policy_folder: Path) -> ServedFamily:
+    """A family of one model, for a server of its own."""
+    model = open_model(policy_folder / "model", "instruct", "Instruct", context=CONTEXT, slots=8)
+    return ServedFamily("cats", {"instruct": model})
+
+
+@pytest.fixture
+def client(address: str) -> openai.OpenAI:
+    return openai.OpenAI(base_url=address + "/v1", api_key="none", max_retries=0)
+
+
+@pytest.fixture(scope="module")
+def policy(policy_folder: Path) -> Policy:
+    return Policy.open(policy_folder / "model")
+
+
+def post(address: str, body: Any, **headers: str) -> Any:
+    headers = {"Content-Type": "application/json", **headers}
+    request = urllib.request.Request(address, json.dumps(body).encode(), headers)
+    with urllib.request.urlopen(request, timeout=30) as reply:
+        return json.loads(reply.read())
+
+
+def text_of(pieces: Iterable[Any]) -> str:
+    return "".join(piece.choices[0].delta.content or "" for piece in pieces)
+
+
+def test_models_and_reward_are_listed(client: openai.OpenAI) -> None:
+    assert [model.id for model in client.models.list()] == ["instruct", "behind", "base", "reward"]
+    assert client.models.retrieve("base").owned_by == "cats"
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_an_answer_is_the_policy_s_own(client: openai.OpenAI, policy: Policy, temperature: float) -> None:
+    sampling = Sampling(20, temperature=temperature, seed=7)
+    for model, messages in {
+        "instruct": user("a small cat"), "behind": (Message("system", "a red mat"), *user("a small cat")),
+    }.items():
+        ((rollout,),) = policy.write([Prompt(messages)], sampling)
+        reply = client.chat.completions.create(
+            model=model, messages=QUESTION, max_tokens=20, temperature=temperature, seed=7
+        )
+        assert reply.choices[0].message.content == rollout.answer
+        assert reply.choices[0].finish_reason == ("stop" if rollout.finished else "length")
+        assert reply.usage is not None
+        assert reply.usage.prompt_tokens == len(rollout.prompt_tokens)
+        assert reply.usage.completion_tokens == len(rollout.tokens)
+
+
+def test_a_stream_s_pieces_are_the_whole_answer(client: openai.OpenAI) -> None:
+    asked: Any = {"model": "instruct", "messages": QUESTION, "max_tokens": 30, "temperature": 1.2, "seed": 3, "n": 2}
+    whole = client.chat.completions.create(**asked, logprobs=True, top_logprobs=2)
+    texts, tokens, finished, usage = ["", ""], [[], []], {}, None  # type: ignore[var-annotated]
+    asked |= {"logprobs": True, "top_logprobs": 2, "stream": True, "stream_options": {"include_usage": True}}
+    for chunk in client.chat.completions.create(**asked):
+        usage = chunk.usage or usage
+        for choice in chunk.choices:
+            texts[choice.index] += choice.delta.content or ""
+            tokens[choice.index] += (choice.logprobs.content or []) if choice.logprobs else []
+            if choice.finish_reason:
+                finished[choice.index] = choice.finish_reason
+    assert texts == [choice.message.content for choice in whole.choices]
+    assert texts[0] != texts[1]
+    assert tokens == [choice.logprobs.content for choice in whole.choices]
+    assert all(len(token.top_logprobs) == 2 for token in tokens[0])
+    assert finished == {choice.index: choice.finish_reason for choice in whole.choices}
+    assert usage == whole.usage
+
+
+def test_a_stop_sequence_ends_an_answer_before_it(client: openai.OpenAI) -> None:
+    asked: Any = {"model": "instruct", "messages": QUESTION, "max_tokens": 40, "temperature": 1.0, "seed": 11}
+    text = client.chat.completions.create(**asked).choices[0].message.content or ""
+    stop = text[6:9]
+    cut = client.chat.completions.create(**asked, stop=["not there", stop]).choices[0]
+    assert (cut.message.content, cut.finish_reason) == (text[: text.index(stop)], "stop")
+    assert text_of(client.chat.completions.create(**asked, stop=stop, stream=True)) == cut.message.content
+
+
+def test_the_best_of_several_is_the_reward_s(client: openai.OpenAI, reward_folder: Path) -> None:
+    asked: Any = {"model": "instruct", "messages": QUESTION, "max_tokens": 12, "temperature": 1.0, "seed": 2}
+    written = [choice.message.content or "" for choice in client.chat.completions.create(**asked, n=6).choices]
+    rewards = RewardModel(reward_folder).score([Conversation(Prompt.of("a small cat"), answer) for answer in written])
+    best = client.chat.completions.create(**asked, n=2, extra_body={"best_of": 6}).choices
+    ranked = sorted(zip(rewards, written, strict=True), reverse=True)[:2]
+    assert [choice.message.content for choice in best] == [answer for _, answer in ranked]
+    told = [choice.model_extra["reward"] for choice in best if choice.model_extra]
+    assert told == pytest.approx([reward for reward, _ in ranked], abs=1e-5)
+
+
+def test_text_is_gone_on_with(client: openai.OpenAI, policy: Policy) -> None:
+    ids = policy.tokenizer("a red")["input_ids"]
+    replies = [
+        client.completions.create(model="base", prompt=prompt, max_tokens=9, temperature=0, logprobs=1)
+        for prompt in ("a red", ids, [ids])
+    ]
+    assert len({reply.choices[0].text for reply in replies}) == 1
+    logprobs = replies[0].choices[0].logprobs
+    assert logprobs is not None
+    assert "".join(logprobs.tokens or []) == replies[0].choices[0].text
+    assert [max(likely.values()) for likely in logprobs.top_logprobs or []] == logprobs.token_logprobs
+
+
+def test_json_by_a_schema_is_json_by_the_schema(client: openai.OpenAI) -> None:
+    schema = {
+        "type": "object", "properties": {"cat": {"enum": ["small", "red"]}, "n": {"enum": [1, 22]}},
+        "required": ["cat", "n"], "additionalProperties": False,
+    }
+    wanted: Any = {"type": "json_schema", "json_schema": {"name": "cat", "schema": schema, "strict": True}}
+    for seed in range(4):
+        reply = client.chat.completions.create(
+            model="instruct", messages=QUESTION, max_tokens=70, temperature=1.0, seed=seed, response_format=wanted
+        )
+        choice = reply.choices[0]
+        assert choice.finish_reason == "stop"
+        written = json.loads(choice.message.content or "")
+        assert written["cat"] in ("small", "red")
+        assert written["n"] in (1, 22)
+        assert len(written) == 2
+
+
+@pytest.mark.parametrize(("wrong", "why"), [
+    ({"model": "dog"}, "no model 'dog'"), ({"max_tokens": 90}, "no room for 90 tokens"),
+    ({"messages": [{"role": "user", "content": "a small cat " * 40}]}, "no room for an answer"),
+    ({"frequency_penalty": 0.5}, "frequency_penalty is not built"), ({"tools": [{"type": "function"}]}, "tools is not"),
+    ({"temperatur": 1}, "temperatur: Extra inputs"), ({"n": 2, "temperature": 0}, "all the same"),
+    ({"messages": [{"role": "assistant", "content": "a"}]}, "last turn must be the user's"),
+    ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": "x"}]}]}, "messages"),
+    ({"response_format": {"type": "json_schema", "json_schema": {"schema": {"type": "cat"}}}}, "type: cat"),
+    ({"best_of": 3, "n": 4}, "at least n"), ({"best_of": 3, "stream": True}, "cannot be streamed"),
+    ({"model": "base"}, "/v1/completions"), ({"stop": [""]}, "stop must not be empty"),
+])
+def test_what_cannot_be_answered_is_refused_in_words(client: openai.OpenAI, wrong: dict[str, Any], why: str) -> None:
+    body = {"model": "instruct", "messages": QUESTION, "max_tokens": 4, "temperature": 1.0, **wrong}
+    body["max_tokens"] = None if "no room for an answer" in why else body["max_tokens"]
+    with pytest.raises((openai.BadRequestError, openai.NotFoundError), match=why):
+        client.post("/chat/completions", body=body, cast_to=object)
+
+
+def test_what_changes_nothing_is_passed_over(client: openai.OpenAI) -> None:
+    reply = client.chat.completions.create(
+        model="instruct", messages=QUESTION, max_completion_tokens=3, temperature=0, frequency_penalty=0,
+        presence_penalty=0.0, user="somebody", logit_bias={}, metadata={"a": "b"},
+    )
+    assert reply.usage is not None
+    assert reply.usage.completion_tokens <= 3
+
+
+def test_a_reward_scores_in_every_form(address: str, client: openai.OpenAI, reward_folder: Path) -> None:
+    model = RewardModel(reward_folder)
+    pairs = [("a small cat", "sat"), ("a small cat", "saw a dog"), ("a dog", "a mat")]
+    conversations = [Conversation(Prompt.of(prompt), answer) for prompt, answer in pairs]
+    expected, raw = model.score(conversations), model.raw(conversations)
+    rows = [{"prompt": prompt, "completion": answer} for prompt, answer in pairs]
+    turns = [
+        [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}] for prompt, answer in pairs
+    ]
+    texts = [model.tokenizer.apply_chat_template(messages, tokenize=False) for messages in turns]
+    replies = [
+        post(address + "/v1/score", {"conversations": rows}),
+        post(address + "/v1/score", {"text_1": [prompt for prompt, _ in pairs], "text_2": [text for _, text in pairs]}),
+    ]
+    for reply in replies:
+        assert [row["score"] for row in reply["data"]] == pytest.approx(expected, abs=1e-5)
+    comparison = {"prompt": "a small cat", "chosen": "sat", "rejected": "saw a dog"}
+    (pair,) = post(address + "/score", {"comparisons": [comparison]})["data"]
+    assert [pair["chosen"]["score"], pair["rejected"]["score"]] == pytest.approx(expected[:2], abs=1e-5)
+    pooled = post(address + "/pooling", {"input": texts})
+    assert [row["data"][0] for row in pooled["data"]] == pytest.approx(raw, abs=1e-5)
+    alone = post(address + "/pooling", {"messages": turns[2]})
+    assert alone["data"][0]["data"] == pytest.approx([raw[2]], abs=1e-5)
+    classified = post(address + "/classify", {"input": texts[0]})
+    assert classified["data"][0]["probs"] == pytest.approx([torch.tensor(raw[0]).sigmoid().item()], abs=1e-5)
+    asked = [prompt for prompt, _ in pairs]
+    remote = post(address + "/get_reward", {"query": texts, "prompts": asked, "labels": [1, 2, 3]})
+    assert remote["rewards"] == pytest.approx(expected, abs=1e-5)
+    said: Any = turns[1]
+    chat = client.chat.completions.create(model="reward", messages=said)
+    assert chat.choices[0].message.content == f"reward:{expected[1]:.6g}"
+    assert chat.choices[0].logprobs is not None
+    (token,) = chat.choices[0].logprobs.content or []
+    assert token.token == "reward"
+    assert token.logprob == pytest.approx(expected[1], abs=1e-5)
+
+
+@pytest.mark.parametrize(("where", "body", "why"), [
+    ("/v1/score", {"conversations": [{"prompt": "a"}]}, "conversations:0: completion: missing"),
+    ("/v1/score", {"conversations": [{"prompt": "a", "completion": "b"}], "text_1": "a", "text_2": "b"}, "give conv"),
+    ("/v1/score", {"text_1": ["a", "b"], "text_2": "c"}, "2 prompts and text_2 1 answers"),
+    ("/pooling", {}, "give input"), ("/pooling", {"input": [""]}, "a text is empty"),
+    ("/pooling", {"messages": QUESTION}, "must be the assistant's"),
+    ("/v1/score", {"model": "instruct"}, "no such reward"),
+])
+def test_what_cannot_be_scored_is_refused_in_words(address: str, where: str, body: Any, why: str) -> None:
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        post(address + where, body)
+    assert refused.value.code in (400, 404)
+    assert why in json.loads(refused.value.read())["error"]["message"]
+
+
+def test_a_reward_that_is_no_model_scores_no_texts(policy_folder: Path) -> None:
+    class Rule:
+        name, identity = "length rule", ""
+
+        def score(self, conversations: Any) -> list[float]:
+            if any(conversation.answer == "x" for conversation in conversations):
+                raise RewardError("it cannot be scored")
+            return [float(len(conversation.answer)) for conversation in conversations]
+
+    with served(ServedFamily("rules", {}, ServedReward(Rule()))) as place:
+        assert post(place + "/v1/score", {"text_1": "a", "text_2": ["bc"]})["data"][0]["score"] == 2.0
+        for where, body in (("/get_reward", {"query": ["a"]}), ("/v1/score", {"text_1": "a", "text_2": "x"})):
+            with pytest.raises(urllib.error.HTTPError) as refused:
+                post(place + where, body)
+            assert refused.value.code == 400
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            post(place + "/v1/chat/completions", {"messages": QUESTION})
+        assert refused.value.code == 404
+
+
+def test_many_clients_get_what_each_would_get_alone(client: openai.OpenAI) -> None:
+    def ask(number: int) -> str | None:
+        reply = client.chat.completions.create(
+            model="instruct", messages=[{"role": "user", "content": "a small cat " * (number % 5 + 1)}],
+            max_tokens=5 + number % 17, temperature=number % 3 / 2, seed=number,
+        )
+        return reply.choices[0].message.content
+
+    alone = [ask(number) for number in range(40)]
+    with ThreadPoolExecutor(max_workers=20) as pool:
+        assert list(pool.map(ask, range(40))) == alone
+
+
+def test_overload_is_told_and_loses_nothing(alone: ServedFamily) -> None:
+    with served(alone, queue=2) as place:
+        client = openai.OpenAI(base_url=place + "/v1", api_key="none", max_retries=0)
+
+        def ask(number: int) -> list[str | None] | None:
+            try:
+                reply = client.chat.completions.create(
+                    model="instruct", messages=QUESTION, max_tokens=60, temperature=1.0, seed=number, n=5
+                )
+            except openai.RateLimitError as error:
+                waits.append(error.response.headers["Retry-After"])
+                return None
+            return [choice.message.content for choice in reply.choices]
+
+        waits: list[str] = []
+
+        with ThreadPoolExecutor(max_workers=12) as pool:
+            answered = list(pool.map(ask, range(12)))
+        assert set(waits) == {"1"}
+        assert answered.count(None) == len(waits)
+        taken = {number: answers for number, answers in enumerate(answered) if answers is not None}
+        assert taken == {number: ask(number) for number in taken}
+
+
+def test_whoever_leaves_is_not_computed_for_and_a_server_that_ends_lets_answers_end(alone: ServedFamily) -> None:
+    batch = alone.models["instruct"].batch
+    asked: Any = {"model": "instruct", "messages": QUESTION, "stream": True, "max_tokens": 70, "temperature": 2.0}
+    with served(alone) as place:
+        client = openai.OpenAI(base_url=place + "/v1", api_key="none", max_retries=0)
+        stream = client.chat.completions.create(**asked, seed=4)
+        next(iter(stream))
+        stream.close()
+        until = time.monotonic() + 10
+        while batch.unfinished and time.monotonic() < until:
+            time.sleep(0.02)
+        assert not batch.unfinished
+        whole = text_of(client.chat.completions.create(**asked, seed=5))
+        pieces = iter(client.chat.completions.create(**asked, seed=5))
+        first = next(pieces)
+        read = ThreadPoolExecutor(max_workers=1).submit(list, pieces)
+    drained = [first, *read.result()]
+    assert text_of(drained) == whole
+    assert drained[-1].choices[0].finish_reason in ("stop", "length")
+
+
+def test_a_failure_in_computing_is_told_and_the_next_request_is_served(
+    alone: ServedFamily, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    body = {"messages": QUESTION, "max_tokens": 5}
+    with served(alone) as place:
+        with monkeypatch.context() as broken:
+            broken.setattr(alone.models["instruct"].batch, "step", lambda: 1 / 0)
+            with pytest.raises(urllib.error.HTTPError) as failed:
+                post(place + "/v1/chat/completions", body)
+        assert failed.value.code == 500
+        assert post(place + "/v1/chat/completions", body)["usage"]
+
+
+def test_thumbs_become_rows_to_learn_from(address: str, thumbs: Path) -> None:
+    assert post(address + "/thumb", {"messages": QUESTION, "answer": "sat", "label": False}) == {"added": True}
+    assert read_thumbs(thumbs) == [Thumb(Prompt.of("a small cat"), "sat", label=False)]
+
+
+def test_a_key_is_asked_for(alone: ServedFamily) -> None:
+    with served(alone, key="secret") as place:
+        for key in ("secret", "wrong"):
+            client = openai.OpenAI(base_url=place + "/v1", api_key=key, max_retries=0)
+            if key == "secret":
+                assert len(list(client.models.list())) == 1
+            else:
+                with pytest.raises(openai.AuthenticationError, match="needs its key"):
+                    client.models.list()
+        assert b"<!doctype html>" in urllib.request.urlopen(place + "/").read()
+    refuse = by_key("secret")
+    assert refuse("/v1/models", {b"authorization": [b"Bearer secret"]}) is None
+    assert refuse("/v1/models", {b"x-key": [b"secret"]}) is None
+    assert refuse("/v1/models", {b"authorization": [b"Bearer secret", b"Bearer secret"]}) is not None
+    assert refuse("/v1/models", {}) is not None
+
+
+@pytest.mark.attack("page")
+@pytest.mark.parametrize(("sent", "allowed"), [
+    ({b"host": [b"127.0.0.1:8000"]}, True), ({b"host": [b"localhost"]}, True), ({b"host": [b"[::1]:80"]}, True),
+    ({b"host": [b"127.0.0.1:8000"], b"origin": [b"http://127.0.0.1:8000"]}, True),
+    ({b"host": [b"127.0.0.1:8000"], b"origin": [b"http://elsewhere.example"]}, False),
+    ({b"host": [b"127.0.0.1:8000"], b"origin": [b"null"]}, False),
+    ({b"host": [b"elsewhere.example"]}, False), ({}, False),
+])
+def test_without_a_key_no_other_site_may_ask(sent: dict[bytes, list[bytes]], allowed: bool) -> None:
+    assert (from_here("/v1/models", sent) is None) == allowed
+
+
+class Letters:
+    """A tokenizer of bytes."""
+
+    @staticmethod
+    def decode(tokens: list[int], *, skip_special_tokens: bool) -> str:
+        return bytes(token for token in tokens if token).decode(errors="replace")
+
+
+@pytest.mark.parametrize(("text", "stops", "pieces"), [
+    ("añb", [], ["a", "", "ñ", "b"]),
+    ("abcd", ["bd"], ["a", "", "bc", "d"]),
+    ("abcd", ["bc"], ["a", "", ""]),
+    ("aab", ["ab"], ["", "a", ""]),
+])
+def test_a_text_is_told_once_it_is_settled(text: str, stops: list[str], pieces: list[str]) -> None:
+    tokens, stream = list(text.encode()), TextStream(Letters(), (0,), stops)
+    grown = []
+    for length in range(1, len(tokens) + 1):
+        grown.append(stream.grow(tokens[:length], over=False))
+        if stream.stopped:
+            break
+    assert grown == pieces
+    ended = TextStream(Letters(), (0,), [])
+    assert ended.grow([*tokens, 0], over=True) == text
+
+
+TALKS = """<script nonce="NONCE">
+"use strict";
+let sent = false, liked = false;
+setInterval(() => {
+  fetch("health");  // the browser's clock stands still until it is answered, and does not while an answer streams
+  if (columns.length && !sent) {
+    sent = true;
+    place("tokens").value = 30;
+    place("temperature").value = 1;
+    place("text").value = "a <b>small</b> cat";
+    send();
+  }
+  const up = document.querySelectorAll('button[aria-label="Good"]');
+  if (up.length === 2 && !liked) { liked = true; up[0].click(); }
+  const found = document.getElementById("found") || document.body.appendChild(document.createElement("pre"));
+  found.id = "found";
+  found.textContent = JSON.stringify({
+    title: document.title, said: columns.map((column) => column.turns), note: place("note").textContent,
+    rewards: [...document.querySelectorAll(".reward")].map((shown) => shown.textContent),
+    chosen: document.querySelectorAll(".chosen").length, bold: document.querySelectorAll("#models b").length,
+  });
+}, 50);
+</script>"""
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no chromium or google-chrome is installed")
+def test_in_a_browser_models_answer_side_by_side(
+    policy_folder: Path, reward_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    html = application.HTML.read_text(encoding="utf-8")
+    (tmp_path / "page.html").write_text(html.replace("</body>", TALKS + "</body>"), encoding="utf-8")
+    monkeypatch.setattr(application, "HTML", tmp_path / "page.html")
+    monkeypatch.setattr("secrets.randbits", lambda bits: 5)
+    models = {
+        name: open_model(policy_folder / "model", name, name, context=CONTEXT, slots=8, talks=name == "instruct")
+        for name in ("instruct", "base")
+    }
+    family = ServedFamily("cats", models, ServedReward(RewardModel(reward_folder)), tmp_path / "thumbs.jsonl")
+    with served(family, key="secret") as place:
+        shown = person(f"{place}/#key=secret", tmp_path, 30)
+        body = {"messages": shown["said"][0][:1], "max_tokens": 30, "temperature": 1, "seed": 5}
+        reply = post(place + "/v1/chat/completions", body, Authorization="Bearer secret")
+    assert (shown["title"], shown["note"], shown["bold"], shown["chosen"]) == ("cats", "", 0, 1)
+    assert [turns[0] for turns in shown["said"]] == [{"role": "user", "content": "a <b>small</b> cat"}] * 2
+    answer = shown["said"][0][1]["content"]
+    assert answer == reply["choices"][0]["message"]["content"]
+    scores = RewardModel(reward_folder).score([
+        Conversation(Prompt.of("a <b>small</b> cat"), turns[1]["content"]) for turns in shown["said"]
+    ])
+    assert sorted(shown["rewards"]) == sorted(f"reward {score:.2f}" for score in scores)
+    (thumb,) = read_thumbs(tmp_path / "thumbs.jsonl")
+    assert thumb.label
+    assert thumb.prompt == Prompt.of("a <b>small</b> cat")
