@@ -1,7 +1,7 @@
 """`python -m benchmarks.serving [--clients 64] [--seconds 60]`: a server under load, beside the engine without one.
 
-Clients on loopback ask `triptych serve` one question after the other, each with a seed of its own, and some of them again
-alone: no answer may differ. Then the engine answers as many questions without a server. The figures go to
+Clients on loopback ask `triptych serve` one question after the other, each with a seed of its own, and some of them
+again alone: no answer may differ. Then the engine answers as many questions without a server. The figures go to
 benchmarks/results/serving.json.
 """
 

@@ -33,7 +33,8 @@ from triptych.release.verification import FORMAT, Manifest, ModelEntry, listing,
 
 QUICKSTART = Path(__file__).parents[1] / "recipes/quickstart.yaml"
 COMMANDS = (
-    "init", "check", "run", "status", "report", "chat", "evaluate", "audit", "verify", "reward", "improve", "gate",
+    "init", "check", "run", "status", "report", "chat", "evaluate", "audit", "export", "verify", "reward", "improve",
+    "gate",
 )
 
 
@@ -540,8 +541,23 @@ def test_the_commands_stand_in_their_order() -> None:
     names = [re.match(r"│ ([a-z]+) ", line) for line in call("--help").stdout.splitlines()]
     assert [name[1] for name in names if name] == [
         "init", "check", "run", "watch", "compare", "label", "reward", "improve", "gate", "status", "report", "chat",
-        "evaluate", "audit", "merge", "verify", "serve", "data", "sampler",
+        "evaluate", "audit", "merge", "export", "verify", "serve", "data", "sampler",
     ]
+
+
+def test_a_release_is_exported_a_model_at_a_time(
+    release: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    said = call("export", release).stdout
+    assert said.splitlines()[0] == "pre-tokenizer gpt-2; ends at <|im_end|>"
+    assert call("export", release, "--model", "base", "--type", "q8_0").exit_code == 0
+    made = [f"{release.name}-{name}" for name in ("base-Q8_0", "instruct-F16")]
+    names = sorted(f"{name}.{ending}" for name in made for ending in ("Modelfile", "gguf"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == names
+    assert "a reward model is not exported" in refused("export", release, "--model", "reward")
+    assert "exists; nothing was written" in refused("export", release)
+    assert "q4_k: must be one of" in refused("export", release, "--type", "q4_k", "--out", "other.gguf")
 
 
 def test_a_file_of_answers_that_is_not_there_is_named(alone: Path) -> None:

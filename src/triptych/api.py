@@ -69,6 +69,7 @@ from triptych.pipeline.stage import StageContext
 from triptych.progress import Progress, Terminal
 from triptych.recipe import Recipe, load
 from triptych.records import Comparison, Prompt, Record, Thumb
+from triptych.release.gguf import export as export_gguf
 from triptych.release.verification import OWN
 from triptych.report.page import render_audit, render_gate
 from triptych.report.summary import AuditSummary, MethodComparison, Sample, SampleAnswer, Summary
@@ -645,6 +646,23 @@ def merge(source: Place, output: Place) -> Path:
         merge_model(model, partial / model.relative_to(folder))
     replace_folder(partial, target)
     return target
+
+
+def export(model: Place, output: Place, *, type: str = "f16", progress: Progress | None = None) -> Path:
+    """Writes a model as one GGUF file, which llama.cpp runs, and beside it `NAME.Modelfile`, for Ollama.
+
+    Args:
+        model: a Hugging Face folder, or what `train_sft` or `improve` left.
+        output: the file that is made; it ends in `.gguf`.
+        type: what the matrices are rounded to, one of :data:`triptych.release.gguf.TYPES`.
+
+    Raises:
+        ModelError: the model cannot be used, gives scores, or would be computed in another way by llama.cpp.
+        RecipeError: there is no such type, or the file has another ending.
+        RunError: a file of that name exists.
+    """
+    export_gguf(_model(model), Path(output), type, progress or Terminal())
+    return Path(output)
 
 
 class _Work:

@@ -125,13 +125,13 @@ def find_run(name: str) -> Path:
     raise RunError(f"{name}: neither a run's folder nor a name in {RUNS}/{known}")
 
 
-Role = Literal["instruct", "reward", "judge"]
+Role = Literal["base", "instruct", "reward", "judge"]
 """What a model is needed for: to write, to score, or to judge, which a model that writes can do too."""
 
 
 def find_model(name: str, role: Role) -> tuple[Path, Path | None]:
     """The folder of a model, here or on the Hub, that a name stands for, and the release that was named with it."""
-    part = "instruct" if role == "instruct" else "reward"
+    part = "reward" if role == "judge" else role
     for place in (Path(name), RUNS / name):
         for release in (place, place / "release"):
             if (release / "manifest.json").exists() and _is_model(release / part, role):
@@ -150,7 +150,7 @@ def find_model(name: str, role: Role) -> tuple[Path, Path | None]:
 
 
 def _is_model(folder: Path, role: Role) -> bool:
-    return (folder / "config.json").exists() or (role != "instruct" and (folder / "reward.json").is_file())
+    return (folder / "config.json").exists() or (role in ("reward", "judge") and (folder / "reward.json").is_file())
 
 
 def _fit(folder: Path, role: Role) -> Path:

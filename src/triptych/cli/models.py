@@ -1,4 +1,4 @@
-"""Commands for what was made: it is talked to, measured, audited and verified."""
+"""Commands for what was made: it is talked to, measured, audited, exported and verified."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -295,6 +295,51 @@ def merge(
     from triptych import api
 
     say(str(api.merge(source, output)))
+
+
+@app.command()
+def export(
+    model: Annotated[
+        str,
+        typer.Argument(metavar="MODEL", help="A model's folder, a release, or a run.", show_default=False),
+    ],
+    role: Annotated[
+        Literal["base", "instruct", "reward"], typer.Option("--model", help="Which one of a release.")
+    ] = "instruct",
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.gguf", show_default=False,
+            help="The file that is made; by default NAME-TYPE.gguf in the current folder.",
+        ),
+    ] = None,
+    kind: Annotated[
+        str,
+        typer.Option(
+            "--type", metavar="TYPE", help="What the matrices are rounded to: f32, f16, bf16, q8_0, q5_1, q5_0, q4_1, "
+            "q4_0.",
+        ),
+    ] = "f16",
+) -> None:
+    """Writes a model as one GGUF file, for llama.cpp, and a Modelfile beside it, for Ollama.
+
+    Chat template, stop tokens and decoding are inside. What llama.cpp would compute in another way is refused.
+
+    Example: [bold]triptych export runs/quickstart/release --out quickstart.gguf --type q8_0[/bold]
+    """
+    from triptych import api
+
+    folder, release = find_model(model, role)
+    name = f"{_name_of(release)}-{role}" if release else _name_of(folder)
+    file = api.export(folder, out or Path(f"{name}-{kind.upper()}.gguf"), type=kind, progress=Notes())
+    say(f"{file}  {file.stat().st_size / 2**20:,.1f} MiB")
+    say(str(file.with_suffix(".Modelfile")))
+
+
+def _name_of(folder: Path) -> str:
+    """What a user calls a model or a release: its folder's name, or the name of what was made with it inside."""
+    place = folder.resolve()
+    return place.parent.name if place.name in ("model", "release") else place.name
 
 
 @app.command()

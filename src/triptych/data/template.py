@@ -160,12 +160,12 @@ def _settle(tokenizer: PreTrainedTokenizerBase, given: set[str]) -> list[str]:
     Args:
         given: names of arguments that have a value already.
     """
-    whole = _rendered(tokenizer, _ANSWERED)
+    whole = rendered(tokenizer, _ANSWERED)
     wanted = whole[: whole.rindex(_ANSWERS[0])]
 
     def lacking() -> str | None:
         """What the generation prompt lacks; None where it is something else."""
-        written = _rendered(tokenizer, _QUESTION.messages, generation=True)
+        written = rendered(tokenizer, _QUESTION.messages, generation=True)
         if _known(tokenizer).settled or _known(tokenizer).cut_anew:
             return ""
         return wanted[len(written) :] if wanted.startswith(written) else None
@@ -174,7 +174,7 @@ def _settle(tokenizer: PreTrainedTokenizerBase, given: set[str]) -> list[str]:
         """The same with another template that writes answers as this one does."""
         tokenizer.chat_template = template
         with suppress(ModelError):
-            if _rendered(tokenizer, _ANSWERED) == whole:
+            if rendered(tokenizer, _ANSWERED) == whole:
                 return lacking()
         return None
 
@@ -192,7 +192,7 @@ def _settle(tokenizer: PreTrainedTokenizerBase, given: set[str]) -> list[str]:
     tokenizer.chat_template = best
     if lack == "":
         return changes
-    written = _rendered(tokenizer, _QUESTION.messages, generation=True)
+    written = rendered(tokenizer, _QUESTION.messages, generation=True)
     for end in (wanted, wanted.rstrip()):  # a blank may be a part of the answer's first token
         kept = _shared([written, end])
         if tried(_with_opening(best, len(written) - kept, end[kept:])) == "":
@@ -332,7 +332,7 @@ def padded(
     Raises:
         ModelError: the template cannot be applied.
     """
-    texts = [_rendered(tokenizer, conversation.messages, conversation.prompt.tools) for conversation in conversations]
+    texts = [rendered(tokenizer, conversation.messages, conversation.prompt.tools) for conversation in conversations]
     return tokenizer(
         texts, add_special_tokens=False, padding=len(texts) > 1, padding_side=side, return_tensors="pt"
     )
@@ -354,7 +354,7 @@ def check(tokenizer: PreTrainedTokenizerBase) -> None:
     conventions_of(tokenizer)
     end = _end_of_turn(tokenizer)
     if end != tokenizer.eos_token:
-        after = _rendered(tokenizer, _ANSWERED).rpartition(_ANSWERS[0])[2]
+        after = rendered(tokenizer, _ANSWERED).rpartition(_ANSWERS[0])[2]
         raise ModelError(
             f"{_place(tokenizer)}the chat template ends an answer with {after!r} and not with EOS, "
             f"{tokenizer.eos_token}, so that a model would not learn where to stop; {_SET_TEMPLATE}"
@@ -458,7 +458,7 @@ def _check_clock(tokenizer: PreTrainedTokenizerBase) -> None:
         try:
             for now in ("03 Feb 2001", "25 Nov 2034"):
                 tokenizer.chat_template = f"{{% macro {CLOCK}(format) %}}{now}{{% endmacro %}}{own}"
-                texts.add(_rendered(tokenizer, messages))
+                texts.add(rendered(tokenizer, messages))
         except ModelError:
             if messages == questions:
                 raise
@@ -544,9 +544,17 @@ def _written(
     ))
 
 
-def _rendered(
+def rendered(
     tokenizer: PreTrainedTokenizerBase, messages: Messages, tools: Sequence[str] = (), generation: bool = False
 ) -> str:
+    """What the template makes of turns, as text.
+
+    Args:
+        generation: with what it writes before an answer.
+
+    Raises:
+        ModelError: the template cannot be applied.
+    """
     chat, schemas = conventions_of(tokenizer).chat(messages), [json.loads(tool) for tool in tools] or None
     return _applied(tokenizer, lambda: _written(tokenizer, chat, schemas, generation), "cannot be applied")
 
@@ -565,7 +573,7 @@ def _tokens(
         raise ModelError(f"{_place(tokenizer)}the chat template refuses {part} in a {what}: {why}; {_SET_TEMPLATE}")
     chat = conventions.chat(messages)
     if messages[-1].role == "assistant" and "</think>" in messages[-1].content:  # where templates cut a text
-        text = _rendered(tokenizer, messages, tools)
+        text = rendered(tokenizer, messages, tools)
         if not all(part is None or part.strip() in text for part in split_reasoning(messages[-1].content)):
             raise ModelError(
                 f"{_place(tokenizer)}the chat template leaves out a part of an answer with </think>; {_SET_TEMPLATE}"
@@ -604,9 +612,9 @@ def _end_of_turn(tokenizer: PreTrainedTokenizerBase) -> str | None:
     added = {str(token) for token in tokenizer.added_tokens_decoder.values() if not str(token).isspace()}
     # The longest first: one token's text may begin another's.
     tokens = re.compile("|".join(re.escape(token) for token in sorted(added, key=len, reverse=True)) or "(?!)")
-    after = _rendered(tokenizer, _ANSWERED).rpartition(_ANSWERS[0])[2].lstrip()
+    after = rendered(tokenizer, _ANSWERED).rpartition(_ANSWERS[0])[2].lstrip()
     if not after:
-        after = _rendered(tokenizer, (*_ANSWERED, *user("Yes?"))).rpartition(_ANSWERS[0])[2].lstrip()
+        after = rendered(tokenizer, (*_ANSWERED, *user("Yes?"))).rpartition(_ANSWERS[0])[2].lstrip()
         match = tokens.match(after)
         return match and match[0]
     run: list[str] = []

@@ -198,7 +198,7 @@ def load_reward(
 
 def held_exactly(folder: Path) -> bool:
     """Whether a model holds the numbers of its folder as they are, without rounding, where nothing trains it."""
-    return _stored_dtype(inspect(folder)) == compute_dtype() or compute_dtype() == torch.float32
+    return stored_dtype(inspect(folder)) == compute_dtype() or compute_dtype() == torch.float32
 
 
 def reward_fault(config: PreTrainedConfig) -> str | None:
@@ -423,7 +423,7 @@ def _load(
     shown = one_line(folder)
     narrow = not merged and attention == OURS
     if narrow:
-        settings["dtype"] = _stored_dtype(tensors)
+        settings["dtype"] = stored_dtype(tensors)
     settings["attn_implementation"] = None if attention == OURS else attention
     rehearsed = _rehearse(family, folder, tensors, fresh=fresh, **settings)
     tied = set(rehearsed.all_tied_weights_keys)
@@ -470,7 +470,7 @@ def _load(
     return model
 
 
-def _stored_dtype(tensors: Mapping[str, Stored]) -> torch.dtype:
+def stored_dtype(tensors: Mapping[str, Stored]) -> torch.dtype:
     """What the matrices of a folder are stored in, where it is one of half precision; else float32."""
     kinds = {tensor.dtype for name, tensor in tensors.items() if not HEADS.fullmatch(name)}
     return {"BF16": torch.bfloat16, "F16": torch.float16}.get(kinds.pop(), torch.float32) if len(kinds) == 1 else (
