@@ -33,8 +33,8 @@ from triptych.release.verification import FORMAT, Manifest, ModelEntry, listing,
 
 QUICKSTART = Path(__file__).parents[1] / "recipes/quickstart.yaml"
 COMMANDS = (
-    "init", "check", "run", "status", "report", "chat", "evaluate", "audit", "export", "verify", "reward", "improve",
-    "gate",
+    "init", "check", "run", "status", "report", "chat", "evaluate", "audit", "export", "verify", "push", "reward",
+    "improve", "gate",
 )
 
 
@@ -541,7 +541,7 @@ def test_the_commands_stand_in_their_order() -> None:
     names = [re.match(r"│ ([a-z]+) ", line) for line in call("--help").stdout.splitlines()]
     assert [name[1] for name in names if name] == [
         "init", "check", "run", "watch", "compare", "label", "reward", "improve", "gate", "status", "report", "chat",
-        "evaluate", "audit", "merge", "export", "verify", "serve", "data", "sampler",
+        "evaluate", "audit", "merge", "export", "verify", "push", "serve", "data", "sampler",
     ]
 
 

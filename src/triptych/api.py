@@ -70,6 +70,8 @@ from triptych.progress import Progress, Terminal
 from triptych.recipe import Recipe, load
 from triptych.records import Comparison, Prompt, Record, Thumb
 from triptych.release.gguf import export as export_gguf
+from triptych.release.publication import Gating, Published
+from triptych.release.publication import push as push_release
 from triptych.release.verification import OWN
 from triptych.report.page import render_audit, render_gate
 from triptych.report.summary import AuditSummary, MethodComparison, Sample, SampleAnswer, Summary
@@ -663,6 +665,26 @@ def export(model: Place, output: Place, *, type: str = "f16", progress: Progress
     """
     export_gguf(_model(model), Path(output), type, progress or Terminal())
     return Path(output)
+
+
+def push(
+    release: Place, name: str, *, public: bool | None = None, gated: Gating | None = None,
+    progress: Progress | None = None,
+) -> Published:
+    """Puts a release on the Hugging Face Hub: a repository for each of the three models, and a collection of them.
+
+    The release is verified first. The same call again sends what the Hub does not have yet.
+
+    Args:
+        name: `owner/name`; the repositories are `owner/name-Base`, `-Instruct` and `-Reward`.
+        public: whether all can see them; by default new ones are private, and others stay as they are.
+        gated: who wants the models asks for access, which all get ("auto") or the owner grants ("manual"); by default
+            it stays as it is.
+
+    Raises:
+        ReleaseError: there is no token, the folder is not what was released, or the Hub did not take it.
+    """
+    return push_release(Path(release).expanduser(), name, progress or Terminal(), public=public, gated=gated)
 
 
 class _Work:

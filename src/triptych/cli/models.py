@@ -1,4 +1,4 @@
-"""Commands for what was made: it is talked to, measured, audited, exported and verified."""
+"""Commands for what was made: it is talked to, measured, audited, exported, verified and pushed."""
 
 from __future__ import annotations
 
@@ -387,6 +387,70 @@ def verify(
     say(f"OK: {folder} holds what its manifest lists{signed_by}")
     if not signed_by and (folder / SIGNATURE).exists():
         say("It is signed, and the signature was not checked: give --key, or --identity and --identity-provider.")
+
+
+@app.command()
+def push(
+    release: Annotated[
+        str, typer.Argument(metavar="RELEASE", help="A release's folder, or a run in runs/.", show_default=False)
+    ],
+    name: Annotated[
+        str,
+        typer.Argument(
+            metavar="OWNER/NAME", help="On the Hub; -Base, -Instruct and -Reward are added.", show_default=False
+        ),
+    ],
+    public: Annotated[
+        bool | None,
+        typer.Option(
+            "--public/--private", show_default=False,
+            help="Whether all can see them. By default new repositories are private, and others stay as they are.",
+        ),
+    ] = None,
+    gated: Annotated[
+        Literal["auto", "manual"] | None,
+        typer.Option(
+            help="Who wants the models asks for access, which all get (auto) or you grant (manual).", show_default=False
+        ),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Verifies the release, lists every file and asks the Hub nothing.")
+    ] = False,
+) -> None:
+    """Puts a release on the Hugging Face Hub: a repository for each of the three models, and a collection of them.
+
+    The release is verified first. Given again, the command sends what the Hub does not have yet.
+
+    Example: [bold]triptych push runs/quickstart/release me/quickstart --gated manual --dry-run[/bold]
+    """
+    folder = _release_named(release)
+    if dry_run:
+        _show_files(folder, name, public, gated)
+        return
+    from triptych import api
+
+    if not api.push(folder, name, public=public, gated=gated, progress=Notes()).made:
+        say("Nothing was new.")
+
+
+def _show_files(folder: Path, name: str, public: bool | None, gated: str | None) -> None:
+    """Every file that would be sent, with its size."""
+    from triptych.release.lineage import ROLES
+    from triptych.release.publication import prepare
+
+    release = prepare(folder, name)
+    say(release.verified)
+    table = table_of("file", "bytes", "", right=1)
+    sizes = []
+    for role in ROLES:
+        for file, content in release.content(role).items():
+            sizes.append(len(content) if isinstance(content, bytes) else content.stat().st_size)
+            note = "made for the Hub" if isinstance(content, bytes) else ""
+            table.add_row(f"{release.repository(role)}/{file}", figure(sizes[-1]), note)
+    show(table)
+    seen = {None: "private where they are new", True: "public", False: "private"}[public]
+    say(f"3 repositories ({seen}{f', gated: {gated}' if gated else ''}), {len(sizes)} files, {sum(sizes):,} bytes, and "
+        f"the collection {name}; nothing was sent, and the Hub was not asked")
 
 
 def _release_named(name: str) -> Path:

@@ -21,6 +21,13 @@ from triptych.report.summary import AuditSummary, Interval, ModelScore, Summary
 LINE_END = "\0"
 """One that stays, also of several; no other text of a card has this character."""
 
+HERE = 'name = "."  # this folder; or its name on the Hub'
+TRUNK_HERE = 'trunk = "../base"  # the Base\'s'
+"""Lines of the cards' code that name the model, and the trunk of adapters."""
+
+TAG = "triptych"
+"""By which the Hub finds what was made here."""
+
 TITLES: dict[Role, str] = {"base": "Base", "instruct": "Instruct", "reward": "Reward"}
 
 
@@ -85,9 +92,9 @@ class ReleasedFamily:
         return self.summary.audits[-1] if self.summary.audits else None
 
 
-def repository(family: ReleasedFamily, role: str) -> str:
-    """The name under which a model would stand on the Hub."""
-    words = "".join(letter if letter.isalnum() or letter in "._" else "-" for letter in family.name)
+def repository(family: str, role: str) -> str:
+    """The name under which a model of the family would stand on the Hub."""
+    words = "".join(letter if letter.isalnum() or letter in "._" else "-" for letter in family)
     return f"{words.strip('-.')}-{role}"
 
 
@@ -101,7 +108,7 @@ def family_card(family: ReleasedFamily) -> str:
     """The README of the whole release."""
     data = ModelCardData(
         license=one_line(family.license), language=one_line(family.language), library_name="transformers",
-        datasets=_datasets(family), tags=["triptych", "model-family"],
+        datasets=_datasets(family), tags=[TAG, "model-family"],
         model_name=one_line(f"{family.name} {family.version}"),
         eval_results=[*_results("instruct", family), *_results("reward", family)] or None,
     )
@@ -110,7 +117,7 @@ def family_card(family: ReleasedFamily) -> str:
 
 def _front_matter(role: Role, family: ReleasedFamily) -> Markup:
     parents = [
-        one_line(parent.name) if parent.hub else repository(family, parent.name)
+        one_line(parent.name) if parent.hub else repository(family.name, parent.name)
         for parent in family.lineage[role].parents
         # A file's name is nothing that the Hub could link to, and a Reward model guides but is not continued.
         if parent.hub or parent.name in ("base", "instruct")
@@ -126,7 +133,7 @@ def _front_matter(role: Role, family: ReleasedFamily) -> Markup:
         base_model_relation="finetune" if parents else None,
         datasets=_datasets(family),
         eval_results=_results(role, family) or None,
-        tags=["triptych", role, *(["reward-model"] if role == "reward" else [])],
+        tags=[TAG, role, *(["reward-model"] if role == "reward" else [])],
     )
     return Markup(f"---\n{data.to_yaml()}\n---")
 
@@ -218,6 +225,7 @@ def _render(template: str, family: ReleasedFamily, role: Role | None, **fields: 
     )
     environment.filters |= {"interval": _interval, "code": _code, "python": _python, "printed": _printed}
     text = environment.get_template(template).render(
-        family=family, summary=family.summary, role=role, titles=TITLES, **fields
+        family=family, summary=family.summary, role=role, titles=TITLES, here=Markup(HERE),
+        trunk_here=Markup(TRUNK_HERE), **fields
     )
     return re.sub(r"\n{3,}", "\n\n", text).replace(LINE_END, "\n")  # where a part was left out

@@ -42,7 +42,8 @@ TRUNK = "../base"
 
 EXAMPLES = "examples.jsonl"
 DESCRIBING = ("reward.json", "template.jinja")
-"""What describes a reward that is more, or less, than one model."""
+CODE = ("functions/*.py",)
+"""What describes a reward that is more, or less, than one model, and its own functions."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,7 +183,7 @@ def _described_files(folder: Path) -> list[Path]:
     if _described(folder) is None:
         return []
     files = [path for name in DESCRIBING for path in folder.rglob(name)]
-    return sorted({*files, *folder.rglob("functions/*.py")})
+    return sorted({*files, *(path for pattern in CODE for path in folder.rglob(pattern))})
 
 
 def _put(source: Path, target: Path, base: Path, form: ReleaseForm, dtype: torch.dtype) -> None:

@@ -136,7 +136,7 @@ def verify(folder: Path) -> list[str]:
     problems = []
     try:
         problems += _check_seal(folder)
-        problems += [sentence for _, sentence in sorted(_differences(folder, _read(folder)))]
+        problems += [sentence for _, sentence in sorted(_differences(folder, read_manifest(folder)))]
     except ReleaseError as error:
         problems.append(str(error))
     except OSError as error:
@@ -163,7 +163,7 @@ def _check_seal(folder: Path) -> list[str]:
     return [] if holds else [f"{MANIFEST}: was changed; {SEAL} has another digest"]
 
 
-def _read(folder: Path) -> Manifest:
+def read_manifest(folder: Path) -> Manifest:
     """The manifest.
 
     Raises:
