@@ -28,6 +28,7 @@ from transformers import (
 )
 
 from triptych.api import merge
+from triptych.base.record import BaseRecord
 from triptych.data import template
 from triptych.display import printable
 from triptych.engine import models
@@ -54,6 +55,7 @@ from triptych.report.summary import (
     Summary,
     TaskScore,
 )
+from triptych.results import origin_of
 from triptych.storage import sha256
 
 ANSWERS = ["A language model.", "Go away!", "déjà vu\n\n你好 <|im_end|> and more", "x"]
@@ -217,7 +219,7 @@ SHOWN = Shown(
 def release(
     folder: Path, paths: dict[Role, Path], numbers: Summary | None = None, decoding: Sampling = GREEDY,
     signing: Signing | None = None, dtype: torch.dtype = torch.float32, form: ReleaseForm = "merged",
-    prompt: Path | None = None,
+    prompt: Path | None = None, lineage: dict[Role, Lineage] = LINEAGE,
 ) -> Path:
     assemble(
         folder,
@@ -225,7 +227,7 @@ def release(
         version="1.0",
         license="apache-2.0",
         models=paths,
-        lineage=LINEAGE,
+        lineage=lineage,
         summary=numbers or summary(),
         recipe="ee" * 32,
         shown=SHOWN,
@@ -515,6 +517,26 @@ def test_a_card_has_its_results_data_and_parents_as_metadata(made: Path) -> None
     for each in (*data.values(), whole):
         assert (each.datasets, each.license) == (["someone/questions"], "apache-2.0")
     assert data["instruct"].to_dict()["base_model_relation"] == "finetune"
+
+
+def test_a_bases_commit_on_the_hub_is_in_its_lineage_and_on_its_card(
+    tmp_path: Path, trained: dict[Role, Path]
+) -> None:
+    record = BaseRecord(source="someone/tiny", source_kind="hub", source_digest="ab" * 20, parameters=1, vocabulary=1,
+                        tokens_seen=None, bits_per_byte=None)
+    assert record.revision == "ab" * 20
+    assert record.model_copy(update={"source_kind": "folder"}).revision is None
+    assert origin_of(record) == (Parent("someone/tiny", "ab" * 20, hub=True),)
+    numbers = summary()
+    told = numbers.base.model_copy(update={"source": record.source, "revision": record.revision})
+    lineage = LINEAGE | {"base": Lineage("fp-base", origin_of(record))}
+    made = release(tmp_path / "release", trained, numbers.model_copy(update={"base": told}), lineage=lineage)
+    card = (made / "base" / "README.md").read_text()
+    assert f"- Source: someone/tiny at `{'ab' * 20}`.\n" in card
+    assert f"| someone/tiny | `{'ab' * 20}` |" in card
+    assert ModelCard(card).data.get("base_model") == ["someone/tiny"]
+    manifest = json.loads((made / "manifest.json").read_text())
+    assert manifest["models"]["base"]["parents"] == [{"name": "someone/tiny", "digest": "ab" * 20}]
 
 
 def test_a_card_says_how_to_sample_and_what_the_run_took(made: Path) -> None:

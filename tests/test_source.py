@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from huggingface_hub import snapshot_download
+from huggingface_hub import constants, snapshot_download
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from tokenizers import Tokenizer, decoders, pre_tokenizers
@@ -20,6 +20,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from hub_stand_in import TOKEN, StandIn
 from triptych.base import source
 from triptych.data import template
 from triptych.engine import hub, models
@@ -212,6 +213,45 @@ def test_a_hub_name_is_read_from_the_cache(tmp_path: Path, monkeypatch: pytest.M
 
     with pytest.raises(ModelError, match="hf download someone/other --local-dir"):
         source.take("someone/other", tmp_path / "other")
+
+
+def test_a_pin_is_a_commit_and_stands_in_what_is_told_of_the_base(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A tag, a branch and a commit; from the cache too, where nothing answers."""
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    write_model(tmp_path / "theirs")
+    download = snapshot_download
+    with StandIn() as server:
+        monkeypatch.setattr(hub, "snapshot_download", lambda name, **settings: download(
+            name, **settings, cache_dir=tmp_path / "cache", endpoint=server.url, token=TOKEN
+        ))
+        client = server.client
+        client.create_repo("me/model")
+        first = client.upload_folder(repo_id="me/model", folder_path=tmp_path / "theirs").oid
+        config = tmp_path / "theirs" / "generation_config.json"
+        config.write_text(json.dumps({"temperature": 0.25, "do_sample": True}))
+        newest = client.upload_folder(repo_id="me/model", folder_path=tmp_path / "theirs").oid
+        server.repos["me/model"].refs["v1.0"] = first
+
+        def taken(name: str) -> source.ModelSource:
+            made = source.take(name, tmp_path / f"{len(list(tmp_path.iterdir()))}")
+            assert (made.kind, made.origin) == ("hub", "me/model")
+            return made
+
+        pins = {"me/model": newest, "me/model@main": newest, "me/model@v1.0": first, f"me/model@{first}": first}
+        assert first != newest
+        assert {name: taken(name).digest for name in pins} == pins
+        with pytest.raises(ModelError, match="hf download me/model --revision v2 --local-dir DIR"):
+            taken("me/model@v2")
+    assert {name: taken(name).digest for name in pins} == pins, "nothing answers any more"
+
+    (tmp_path / "me/model@v1.0").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    assert source.find("me/model@v1.0") == ("folder", Path("me/model@v1.0"))
+    for name in ("me/model@", "me/model@../main", "me/model@a@b", "me/model@a b"):
+        with pytest.raises(ModelError, match="cannot be a name on the Hub"):
+            source.find(name)
 
 
 def test_generation_settings_that_cannot_be_saved_are_put_right(tmp_path: Path) -> None:

@@ -300,11 +300,10 @@ def release(
     shutil.rmtree(partial, ignore_errors=True)
     feedback = next((round.feedback for round in reversed(family.rounds) if round.feedback), None)
     trained_by = next((round for round in reversed(family.rounds) if round.promoted), None)
-    source, taken = base.result, base.result.source_digest
-    origin = [Parent(source.source, taken, hub=source.source_kind == "hub")] if taken else []
-    learnt_text = source.trained_further or not taken
+    origin = origin_of(base.result)
+    learnt_text = base.result.trained_further or not origin
     lineage: dict[Role, Lineage] = {
-        "base": Lineage(base.fingerprint, tuple(origin), _data(family.data, "text") if learnt_text else ()),
+        "base": Lineage(base.fingerprint, origin, _data(family.data, "text") if learnt_text else ()),
         "instruct": Lineage(
             champion.fingerprint,
             (Parent("base", base.digest), *([_reward_parent(trained_by)] if trained_by else [])),
@@ -329,6 +328,12 @@ def release(
     )
     prove(artifacts)  # what was copied is what was written
     replace_folder(partial, folder)
+
+
+def origin_of(base: BaseRecord) -> tuple[Parent, ...]:
+    """What a Base was taken from, with the Hub's commit or a digest of its files; nothing of one trained here."""
+    taken = base.source_digest
+    return (Parent(base.source, taken, hub=base.source_kind == "hub"),) if taken else ()
 
 
 def _better_prompt(family: Family) -> Path | None:
@@ -399,6 +404,7 @@ def _base(record: BaseRecord) -> report.Base:
     return report.Base(
         source=record.source, parameters=record.parameters, vocabulary=record.vocabulary,
         bits_per_byte=record.bits_per_byte, tokens_seen=record.tokens_seen, domains=record.domains,
+        revision=record.revision,
     )
 
 

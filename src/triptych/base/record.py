@@ -58,6 +58,11 @@ class BaseRecord(Result):
     trained_further: bool = False
 
     @property
+    def revision(self) -> str | None:
+        """The Hub's commit of one that was taken from there."""
+        return self.source_digest if self.source_kind == "hub" else None
+
+    @property
     def headline(self) -> str:
         """How well it predicts text."""
         if self.domains:

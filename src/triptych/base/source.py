@@ -21,7 +21,7 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerF
 from triptych.base.record import Dtype
 from triptych.data import template
 from triptych.engine import models
-from triptych.engine.hub import HUB_NAME, download
+from triptych.engine.hub import HUB_NAME, download, repository_of
 from triptych.engine.inspection import ADAPTER, Stored, adapter_settings, inspect
 from triptych.engine.trunk import quantize
 from triptych.errors import ModelError
@@ -39,7 +39,7 @@ class ModelSource:
     Attributes:
         kind: what it came as.
         origin: the Hub's name, or the last part of the path (never the whole, which is this machine's own).
-        digest: the Hub's revision, or the sha256 of the file or of the folder's model files.
+        digest: the Hub's commit, whatever was named, or the sha256 of the file or of the folder's model files.
         parameters: how many.
         dtype: what most of its weights were stored in; a release has them so again where that is bfloat16.
         changes: what is not as it was, one sentence each.
@@ -69,7 +69,8 @@ def take(
     """Write the model that `name` stands for into `folder`, as a plain Hugging Face folder.
 
     Args:
-        name: a Hugging Face folder, a `.gguf` file, or a name on the Hub, in this order of trial.
+        name: a Hugging Face folder, a `.gguf` file, or a name on the Hub, perhaps with `@revision`, in this order of
+            trial.
         folder: where it is written.
         chat_template: `chatml`, the path of a `.jinja` file or a template's text; if None the model keeps
             its own, or gets ChatML where it has none.
@@ -98,7 +99,7 @@ def take(
             dtype = dtype or getattr(torch, stored)
             model = models.load_policy(path, dtype=getattr(torch, stored))
             tokenizer = models.load_tokenizer(path)
-        origin = name if kind == "hub" else path.resolve().name
+        origin = repository_of(name) if kind == "hub" else path.resolve().name
         digest = path.name if kind == "hub" else _digest(path)
     changes += _mend_generation(model)
     known = set(tokenizer.get_vocab().values())

@@ -13,7 +13,8 @@ from triptych.configuration import UserFile
 from triptych.engine import models
 from triptych.errors import ModelError
 
-HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+HUB_NAME = re.compile(r"([A-Za-z0-9][\w.-]*(?:/[A-Za-z0-9][\w.-]*)?)(?:@(\w[\w.-]*(?:/\w[\w.-]*)*))?")
+"""A repository, and behind an `@` its revision: a branch, a tag or a commit."""
 HUB_FILES = (
     "model*.safetensors",
     "model.safetensors.index.json",
@@ -40,32 +41,41 @@ def _or_hub(file: UserFile) -> UserFile:
 
 
 ModelPlace = Annotated[UserFile, AfterValidator(_or_hub)]
-"""A model's folder, a file of one, or a name on the Hub, which is its own path."""
+"""A model's folder, a file of one, or a name on the Hub, as `owner/model@revision`, which is its own path."""
+
+
+def repository_of(name: str) -> str:
+    """The repository that a name on the Hub means, without the revision."""
+    return name.partition("@")[0]
 
 
 def download(name: str) -> Path:
-    """The newest revision's folder in the Hub's cache; the cache alone where there is no network.
+    """The folder of the named revision, or of the newest, in the Hub's cache; the cache alone without a network.
 
-    The cache keeps each file once, in `blobs` two folders above, and a revision as links to them.
+    The commit is its name. The cache keeps each file once, in `blobs` two folders above, and a commit as links.
 
     Raises:
         ModelError: the Hub did not give it.
     """
+    repository, _, revision = name.partition("@")
     try:
         with models.quiet():
             # The second pattern leaves out what lies in subfolders: other formats of the same weights.
-            return Path(snapshot_download(name, allow_patterns=list(HUB_FILES), ignore_patterns=["*/*"]))
+            return Path(snapshot_download(
+                repository, revision=revision or None, allow_patterns=list(HUB_FILES), ignore_patterns=["*/*"]
+            ))
     except Exception as error:  # the Hub's client and the network raise errors of many families
         reason = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
         raise ModelError(
             f"{name}: there is no folder of this name, and the Hugging Face Hub did not give it. Check the "
             "name; for a gated model accept its terms and run `hf auth login`; without a network download it "
-            f"elsewhere (`hf download {name} --local-dir DIR`), copy DIR here and name its path ({reason})"
+            f"elsewhere (`hf download {repository}{f' --revision {revision}' if revision else ''} --local-dir DIR`), "
+            f"copy DIR here and name its path ({reason})"
         ) from error
 
 
 def downloaded(name: str) -> Path | None:
-    """The folder of a model on the Hub; None where the name is none of its `owner/model`.
+    """The folder of a model on the Hub; None where the name is none of its `owner/model` or `owner/model@revision`.
 
     Raises:
         ModelError: the Hub did not give it.

@@ -19,7 +19,7 @@ class Parent:
 
     Attributes:
         name: a role of this family, a name on the Hub, or a file's name.
-        digest: of its files, or the Hub's revision.
+        digest: of its files, or the Hub's commit.
         hub: whether the name can be looked up on the Hub.
     """
 

@@ -126,6 +126,7 @@ class Base(StrictModel):
 
     Attributes:
         source: "trained from scratch" or where it was taken from.
+        revision: the Hub's commit of one that was taken from there.
         bits_per_byte: on held-out text; None where the recipe names no text.
         domains: bits per byte of each file's text before and after, where a taken Base was trained further.
     """
@@ -136,6 +137,7 @@ class Base(StrictModel):
     bits_per_byte: float | None
     tokens_seen: int | None
     domains: tuple[Domain, ...] = ()
+    revision: str | None = None
 
 
 class AuditSummary(AuditRecord):

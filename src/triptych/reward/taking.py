@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerFast
 
 from triptych.data.files import read_comparisons
 from triptych.display import one_line
-from triptych.engine.hub import HUB_FILES, HUB_NAME, download
+from triptych.engine.hub import HUB_FILES, HUB_NAME, download, repository_of
 from triptych.engine.inspection import ADAPTER, Stored, inspect, read_object
 from triptych.engine.models import TOKENIZER_FILES, load_tokenizer, tokenizer_difference
 from triptych.engine.scoring import RewardModel
@@ -85,7 +85,7 @@ class OfferedReward:
 
     @property
     def digest(self) -> str:
-        """The Hub's revision, or one digest of its files."""
+        """The Hub's commit, or one digest of its files."""
         return self.folder.name if self.hub else sha256_all(self.folder, self.files)
 
 
@@ -158,7 +158,7 @@ class RewardTaken(Result):
     Attributes:
         source: the Hub's name, or the last part of the path (never the whole, which is this machine's own).
         hub: whether it is of the Hub.
-        digest: the Hub's revision, or one digest of its files.
+        digest: the Hub's commit, or one digest of its files.
         parameters: of its models.
         released: whether its models can be released: they have the Base's tokenizer.
     """
@@ -212,7 +212,7 @@ def take_reward(
         ModelError, RewardError: as `offered`; or it is made of several models with another tokenizer.
     """
     offer = offered(config)
-    source = config.from_.name if offer.hub else config.from_.path.resolve().name
+    source = repository_of(config.from_.name) if offer.hub else config.from_.path.resolve().name
     differs = offer.reads_otherwise(load_tokenizer(base / "model")) if base and offer.models else None
     if differs and offer.described.content is not None:
         raise RewardError(
