@@ -101,12 +101,13 @@ class HubRelease:
             f"Version {markdown(self.manifest.version)} of the family {links} ([collection]({collection})). It was "
             f"pushed from the release whose `{MANIFEST}` has the sha256 `{sha256(self.folder / MANIFEST)}`."
         )
-        # Of each the first is the template's own: what others wrote in code stands below it.
+        base = self.repository("base")
+        own = {HERE: f'name = "{self.repository(role)}"', TRUNK_HERE: f'trunk = "{base}"'}
+        if adapted and f"{role}/{DESCRIBING[0]}" in self.manifest.files:  # no code, but a sentence that names the trunk
+            own[f"`{TRUNK}`"] = f"`{base}`"
         text = card.content
-        for line, value in ((HERE, f'name = "{self.repository(role)}"'),
-                            (TRUNK_HERE, f'trunk = "{self.repository("base")}"'),
-                            (f"`{TRUNK}`", f"`{self.repository('base')}`")):
-            text = text.replace(line, value, 1)
+        for words, value in own.items():  # the first is the template's own: what others wrote stands below it
+            text = text.replace(words, value, 1)
         return re.sub("^# .*$", lambda title: f"{title[0]}\n\n{family}", text, count=1, flags=re.MULTILINE).encode()
 
 
