@@ -25,8 +25,9 @@ from urllib.parse import quote
 import pytest
 from pydantic import ValidationError
 
+from triptych.engine.endpoint import LONGEST, Endpoint
 from triptych.errors import RewardError
-from triptych.reward.endpoint import LONGEST, Endpoint, EndpointJudge, replies_in
+from triptych.reward.endpoint import EndpointJudge, replies_in
 
 KEY = "sk-Very+Secret/0123456789=="
 CHOICES = ["1", "2", "3"]

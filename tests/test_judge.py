@@ -15,11 +15,12 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from triptych.engine.endpoint import Endpoint
 from triptych.errors import RewardError
 from triptych.pipeline.stage import StageContext
 from triptych.progress import Silent
 from triptych.records import Conversation, Prompt, user
-from triptych.reward.endpoint import Endpoint, EndpointJudge, replies_in
+from triptych.reward.endpoint import EndpointJudge, replies_in
 from triptych.reward.judge import TEMPLATES, JudgeReward, LanguageJudge, LocalJudge, keep_judge
 from triptych.reward.registry import open_reward
 from triptych.reward.trust import Trust

@@ -9,6 +9,7 @@
     ├── RunError                  a run folder is in use, damaged, or cannot be written (a full disk)
     ├── TrainingError             losses or gradients stayed non-finite
     ├── RewardError               a reward cannot be computed: its settings, a function, a judge or its endpoint
+    ├── EndpointError             a model behind an address cannot be asked, or does not reply
     ├── AuditError                the reward model may not train anything
     ├── WaitingError              people have not answered all that a gate asks
     ├── AnsweredError             somebody else has answered the question meanwhile
@@ -43,6 +44,10 @@ class TrainingError(TriptychError):
 
 class RewardError(TriptychError):
     """A reward cannot be computed."""
+
+
+class EndpointError(TriptychError):
+    """A language model behind an address cannot be asked, or does not reply."""
 
 
 class AuditError(TriptychError):

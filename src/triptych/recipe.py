@@ -33,6 +33,7 @@ from triptych.data.stdlib import versioned
 from triptych.data.template import Argument
 from triptych.dataset.preparation import DataPreparation, NearRows, Splits
 from triptych.engine import nf4
+from triptych.engine.endpoint import Endpoint
 from triptych.engine.hub import ModelPlace
 from triptych.engine.training import Optimization
 from triptych.errors import RecipeError
@@ -50,7 +51,6 @@ from triptych.instruct.finetuning import Finetuning
 from triptych.people.questions import Asking, Form
 from triptych.release.lineage import ReleaseForm
 from triptych.release.signature import Signing
-from triptych.reward.endpoint import Endpoint
 from triptych.reward.judge import JudgeReward
 from triptych.reward.kind import RewardConfig
 from triptych.reward.mixture import MixtureReward

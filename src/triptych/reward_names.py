@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from triptych.configuration import Composed, Flat, complaints, load
 from triptych.engine.adapter_folder import model_digests
+from triptych.engine.endpoint import is_address
 from triptych.engine.hub import downloaded
 from triptych.engine.inspection import is_classifier
 from triptych.engine.scoring import Scorer
@@ -20,7 +21,6 @@ from triptych.pipeline.fingerprint import fingerprint
 from triptych.pipeline.runner import Runner
 from triptych.progress import Silent
 from triptych.reward.description import DESCRIPTION
-from triptych.reward.endpoint import is_address
 from triptych.reward.judge import JudgeReward
 from triptych.reward.kind import RewardConfig
 from triptych.reward.making import Materials, make_reward

@@ -92,7 +92,7 @@ class Allowed:
             RecipeError, ModelError, RewardError: it is none, or names what the flags do not allow.
         """
         from triptych.api import open_reward
-        from triptych.reward.endpoint import is_address
+        from triptych.engine.endpoint import is_address
         from triptych.reward_names import is_no_folder
 
         if len(self.keys or ()) > 1 and is_address(name):

@@ -24,6 +24,7 @@ from triptych.data.rendering import Environment, RenderingError, limited
 from triptych.data.template import answer_tokens, opening_tokens
 from triptych.engine import attention
 from triptych.engine.device import autocast
+from triptych.engine.endpoint import Endpoint
 from triptych.engine.forward import next_token_logits
 from triptych.engine.models import load_policy, load_tokenizer
 from triptych.engine.packing import Pack, Segment
@@ -33,7 +34,7 @@ from triptych.pipeline.artifact import Artifact
 from triptych.pipeline.result import Result
 from triptych.pipeline.stage import StageContext, UserFiles
 from triptych.records import Conversation, Prompt
-from triptych.reward.endpoint import Endpoint, EndpointJudge, Replies
+from triptych.reward.endpoint import EndpointJudge, Replies
 from triptych.reward.kind import Opening, RewardConfig
 from triptych.reward.making import Making
 from triptych.storage import Folder, copy_regular

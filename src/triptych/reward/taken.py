@@ -6,10 +6,10 @@ from typing import Any, Literal
 
 from pydantic import BeforeValidator, Field
 
+from triptych.engine.endpoint import Endpoint, is_address
 from triptych.engine.hub import ModelPlace
 from triptych.pipeline.artifact import Artifact
 from triptych.pipeline.result import Result
-from triptych.reward.endpoint import Endpoint, is_address
 from triptych.reward.kind import RewardConfig
 from triptych.reward.making import Making
 

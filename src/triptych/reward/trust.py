@@ -10,9 +10,9 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from triptych.display import one_line
+from triptych.engine.endpoint import address
 from triptych.errors import RewardError
 from triptych.reward.description import TEMPLATE, Description, TakenModel
-from triptych.reward.endpoint import address
 from triptych.reward.judge import POLICY, TEMPLATES, JudgeReward
 from triptych.reward.kind import RewardConfig
 from triptych.reward.rules import FUNCTIONS, OwnFunction, RulesReward, UnitTests
