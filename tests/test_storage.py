@@ -18,6 +18,7 @@ from triptych.storage import (
     append_line,
     entries,
     irregular,
+    nearest_file,
     open_regular,
     replace_folder,
     write_whole,
@@ -238,3 +239,13 @@ def test_nothing_is_written_that_is_not_flushed() -> None:
     found = {path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py")
              if raw_writes(path.read_text(encoding="utf-8"))}
     assert found - {"storage.py"} == FLUSHED_ELSEWHERE, "what a user is told is done is written by triptych.storage"
+
+
+@pytest.mark.parametrize(("wanted", "near"), [
+    ("recipe.yml", "recipe.yaml"), ("recpe.yaml", "recipe.yaml"), ("rep.yaml", None), ("report.htm", "report.html"),
+    ("rep.html", "report.html"), ("recipe.json", None), ("data.yaml", None),
+])
+def test_a_missing_file_suggests_one_of_its_kind_or_name(tmp_path: Path, wanted: str, near: str | None) -> None:
+    for name in ("recipe.yaml", "report.html", "data.jsonl"):
+        (tmp_path / name).touch()
+    assert nearest_file(tmp_path / wanted) == (near and tmp_path / near)

@@ -60,6 +60,7 @@ def execute(
         if first:
             store(recipe, folder / "recipe.yaml", file)
             runner.ledger.plan(names)
+            runner.planned = names
         distributed.barrier()
         family = Family()
         try:

@@ -7,6 +7,7 @@ Triptych wrote itself is read again here too: one that is damaged is named, with
 from __future__ import annotations
 
 import ctypes
+import difflib
 import errno
 import hashlib
 import json
@@ -377,6 +378,15 @@ def entries(folder: Path) -> Iterator[Path]:
 def digests(folder: Path) -> dict[str, str]:
     """The sha256 of every file below a folder, by its path there; what links lead to counts."""
     return {str(path.relative_to(folder)): sha256(path.resolve()) for path in entries(folder) if path.is_file()}
+
+
+def nearest_file(path: Path) -> Path | None:
+    """The file beside it that may be meant by a name that no file has: one of its kind, or of its name."""
+    folder = path.parent
+    names = sorted(file.name for file in folder.iterdir()) if folder.is_dir() else []
+    alike = [name for name in names if Path(name).suffix == path.suffix or Path(name).stem == path.stem]
+    near = difflib.get_close_matches(path.name, alike, n=1, cutoff=0.7)
+    return folder / near[0] if near else None
 
 
 def irregular(path: Path) -> str | None:

@@ -5,7 +5,6 @@ Numbers are those of YAML 1.2. What is given twice, repeated without end, or too
 
 from __future__ import annotations
 
-import difflib
 import re
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,7 +12,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from triptych.errors import RecipeError
-from triptych.storage import IrregularFile, open_regular
+from triptych.storage import IrregularFile, nearest_file, open_regular
 
 Place = tuple[str | int, ...]
 """Where a value stands: `("feedback", 0, "file")`."""
@@ -219,8 +218,8 @@ def _composed(path: Path) -> tuple[yaml.Node, yaml.SafeLoader]:
             raise RecipeError(f"{path}: is larger than {LARGEST >> 20} MiB, which no recipe is")
         text = content.decode("utf-8-sig")
     except FileNotFoundError:
-        near = difflib.get_close_matches(path.name, _files_in(path.parent), n=1)
-        hint = f"; did you mean {path.parent / near[0]}?" if near else ""
+        near = nearest_file(path)
+        hint = f"; did you mean {near}?" if near else ""
         raise RecipeError(f"{path}: no such file{hint}") from None
     except IrregularFile as error:
         raise RecipeError(f"{path}: {error.kind}: expected a recipe, a YAML file") from None
@@ -242,10 +241,6 @@ def _composed(path: Path) -> tuple[yaml.Node, yaml.SafeLoader]:
     if node is None:
         raise RecipeError(f"{path}: empty: expected fields, as in `name: my-model`; `triptych init` writes a recipe")
     return node, loader
-
-
-def _files_in(folder: Path) -> list[str]:
-    return sorted(file.name for file in folder.iterdir()) if folder.is_dir() else []
 
 
 def _syntax(error: yaml.YAMLError) -> str:

@@ -182,3 +182,5 @@ def _show_outcome(summary: Summary, folder: Path) -> None:
     say(f"report   {folder / 'report.html'}")
     if summary.release:
         say(f"release  {folder / summary.release}")
+        for command in ("chat", "serve"):
+            say(f"{command:<9}triptych {command} {folder}")

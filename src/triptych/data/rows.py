@@ -7,7 +7,6 @@ here, because a row that two readers could understand differently is refused. No
 from __future__ import annotations
 
 import csv
-import difflib
 import io
 import json
 import re
@@ -22,7 +21,7 @@ from triptych import json_text
 from triptych.data.remote import fetch, load_rows
 from triptych.data.source import CHOICE, COMPRESSED, SUFFIXES, Source, dataset_name, is_address, kind_of
 from triptych.errors import DataError, Fault
-from triptych.storage import IrregularFile, entries, open_regular
+from triptych.storage import IrregularFile, entries, nearest_file, open_regular
 
 LINE = 64 << 20
 """How many bytes a line of JSON Lines may have."""
@@ -438,10 +437,8 @@ def _missing(path: Path) -> DataError:
     folder = path.parent
     if not folder.is_dir():
         return DataError([Fault(str(path), None, None, f"no such file: there is no folder {folder}")])
-    near = difflib.get_close_matches(
-        path.name, sorted(file.name for file in folder.iterdir()), n=1, cutoff=0.7
-    )
-    hint = f"; did you mean {folder / near[0]}?" if near else f" in {folder.resolve()}"
+    near = nearest_file(path)
+    hint = f"; did you mean {near}?" if near else f" in {folder.resolve()}"
     return DataError([Fault(str(path), None, None, f"no such file{hint}")])
 
 

@@ -17,7 +17,7 @@ import errno
 import platform
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +26,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 from triptych import __version__
 from triptych.configuration import Config
 from triptych.data.files import digest
+from triptych.display import duration
 from triptych.engine import distributed
 from triptych.engine.device import forget_peak, give_back, peak_memory
 from triptych.errors import RunError
@@ -55,6 +56,7 @@ class Runner:
         folder: `runs/NAME`.
         until: the stage after which to stop.
         done: the artifacts of this run, in order.
+        planned: the names of its stages, where they are known beforehand; for whoever watches.
     """
 
     folder: Path
@@ -63,6 +65,7 @@ class Runner:
     checkpoint_seconds: float = 60.0
     until: str | None = None
     done: list[Artifact[Any]] = field(default_factory=list)
+    planned: Sequence[str] = ()
 
     @property
     def ledger(self) -> Ledger:
@@ -117,9 +120,13 @@ class Runner:
         if distributed.rank() == 0:
             shutil.rmtree(self.folder / "work" / label, ignore_errors=True)
         self._prove(artifact, mark)
-        self.progress.stage(stage.name, "(done before)")
+        self._tell_stage(stage.name, "(done before)")
         self._record("reused", stage, fingerprint=mark, digest=artifact.digest)
         return artifact
+
+    def _tell_stage(self, name: str, note: str = "") -> None:
+        place = f"{self.planned.index(name) + 1} of {len(self.planned)}" if name in self.planned else ""
+        self.progress.stage(name, f"{place} {note}".strip())
 
     def _prove(self, artifact: Artifact[Any], mark: str) -> None:
         """Sees that an artifact is what was written: its files by its manifest, and this by the ledger.
@@ -153,7 +160,7 @@ class Runner:
         output = work / ("output" if first else f"rank-{distributed.rank()}")
         shutil.rmtree(output, ignore_errors=True)
         output.mkdir(parents=True)
-        self.progress.stage(stage.name)
+        self._tell_stage(stage.name)
         self._record("started", stage, fingerprint=mark)
         forget_peak()
         began = time.monotonic()
@@ -182,6 +189,7 @@ class Runner:
             raise
         if first:
             shutil.rmtree(work)
+            self.progress.say(f"{result.headline or 'done'} ({duration(time.monotonic() - began)})")
         give_back()
         distributed.barrier()
         artifact = Artifact.open(stage.name, destination, stage.kind)
