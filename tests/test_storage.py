@@ -242,7 +242,7 @@ def test_nothing_is_written_that_is_not_flushed() -> None:
 
 
 @pytest.mark.parametrize(("wanted", "near"), [
-    ("recipe.yml", "recipe.yaml"), ("recpe.yaml", "recipe.yaml"), ("rep.yaml", None), ("report.htm", "report.html"),
+    ("recipe.yml", "recipe.yaml"), ("recpe.yaml", "recipe.yaml"), ("report.htm", "report.html"),
     ("rep.html", "report.html"), ("recipe.json", None), ("data.yaml", None),
 ])
 def test_a_missing_file_suggests_one_of_its_kind_or_name(tmp_path: Path, wanted: str, near: str | None) -> None:

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from conftest import some_tokens, tiny, with_our_attention
 from triptych.engine import training
 from triptych.engine.checkpoint import Checkpoint
-from triptych.engine.curve import read_curve, write_curve
+from triptych.engine.curve import Curve, read_curve, write_curve
 from triptych.engine.forward import AnswerPack, answer_logprobs, pack_answers
-from triptych.engine.training import Curve, GradientAccumulation, Loss, Optimization, Step, shuffled, train
+from triptych.engine.training import GradientAccumulation, Loss, Optimization, Step, shuffled, train
 from triptych.errors import TrainingError
 from triptych.progress import Silent
 
@@ -204,6 +204,32 @@ def test_a_bad_state_is_never_saved(tmp_path: Path) -> None:
     state = checkpoint.restore(layer, training._optimizers(layer, Optimization(learning_rate=0.01)))
     assert state is not None
     assert [row["step"] for row in state["curve"]] == [1, 2]
+
+
+def test_the_curve_is_on_disk_while_the_training_goes_on(tmp_path: Path) -> None:
+    """A training that goes on from its checkpoint begins its curve there."""
+    file, layer = tmp_path / "curve.jsonl", nn.Linear(3, 1)
+    lengths: list[int] = []
+    checkpoint = Checkpoint(tmp_path / "training.pt", seconds=0, every=2)
+
+    def loss(step: int, output: Tensor) -> Tensor:
+        lengths.append(len(read_curve(file)))
+        if step == 3 and len(lengths) == 4:
+            raise Killed
+        return output.square().sum()
+
+    def go_on() -> Curve:
+        return quadratic(
+            layer, loss, Optimization(learning_rate=0.01), checkpoint=checkpoint, start={"validation_kl": 0.0}
+        )
+
+    with pytest.raises(Killed):
+        go_on()
+    assert [row["step"] for row in read_curve(file)] == [0, 1, 2, 3]
+    curve = go_on()
+    assert lengths == [1, 2, 3, 4, 3, 4, 5, 6]
+    assert read_curve(file)[0] == {"step": 0, "validation_kl": 0.0}
+    assert [row["loss"] for row in read_curve(file)[1:]] == pytest.approx([row["loss"] for row in curve], rel=1e-6)
 
 
 def test_a_training_ends_where_it_is_told_to() -> None:

@@ -23,10 +23,10 @@ from triptych.data.lengths import tokenized
 from triptych.data.pairs import grouped
 from triptych.data.template import CHATML
 from triptych.engine import attention, device
-from triptych.engine.curve import read_curve
+from triptych.engine.curve import Curve, read_curve
 from triptych.engine.models import load_policy, load_reward, load_tokenizer, save
 from triptych.engine.rollout import Policy
-from triptych.engine.training import Curve, Step, train
+from triptych.engine.training import Step, train
 from triptych.improve import dpo, grpo, gspo, kto, on_policy, rloo
 from triptych.improve.loop import Answers
 from triptych.instruct.finetuning import Finetuning, finetune

@@ -23,6 +23,7 @@ from triptych.pipeline.runner import Runner, Until
 from triptych.progress import Progress, Silent
 from triptych.recipe import Recipe, store
 from triptych.report.summary import Summary
+from triptych.trackers.process import tracked
 
 
 def execute(
@@ -64,7 +65,8 @@ def execute(
         distributed.barrier()
         family = Family()
         try:
-            cycle(recipe, runner, family)
+            with tracked(recipe.tracker if first else (), folder, runner.progress):
+                cycle(recipe, runner, family)
         except Until:
             reason = f"it was to end behind {until}"
         except KeyboardInterrupt as stop:

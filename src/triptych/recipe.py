@@ -60,6 +60,7 @@ from triptych.reward.taken import TakenReward, elsewhere
 from triptych.reward.training import PairwiseReward, RewardTraining
 from triptych.storage import write_whole
 from triptych.storybook.world import Storybook
+from triptych.trackers.tracker import TrackerName, missing
 
 
 def _or_dataset(file: UserFile) -> UserFile:
@@ -79,6 +80,16 @@ def _growing(file: UserFile) -> UserFile:
     if not file.path.name.removesuffix(".jsonl") or file.path.suffix != ".jsonl":
         raise ValueError(f"must be a .jsonl file, which people's answers are added to, got {file.name!r}")
     return file
+
+
+def _listed(value: object) -> object:
+    return [value] if isinstance(value, str) else value or ()
+
+
+def _installed(names: tuple[TrackerName, ...]) -> tuple[TrackerName, ...]:
+    if lacking := next(filter(None, map(missing, names)), None):
+        raise ValueError(lacking)
+    return tuple(dict.fromkeys(names))
 
 
 DataFile = Annotated[UserFile, AfterValidator(_or_dataset)]
@@ -450,6 +461,7 @@ class Recipe(Config):
             they are counted and named ("report"), or left out.
         prompting: a search for the prompt that Instruct answers best, as a rival; None for none.
         diagnosis: what is measured where a round is not promoted, to say what it failed by; None for nothing.
+        tracker: where the curves are shown besides, one name or several; no result depends on it.
     """
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
@@ -473,6 +485,7 @@ class Recipe(Config):
     reasoning: Literal["learn", "leave_out"] = "learn"
     release: Publication = Publication()
     goals: Goals = Goals()
+    tracker: Annotated[tuple[TrackerName, ...], BeforeValidator(_listed), AfterValidator(_installed)] = ()
 
     @model_validator(mode="after")
     def _whole(self, info: ValidationInfo) -> Self:

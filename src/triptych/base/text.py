@@ -9,11 +9,11 @@ from itertools import chain, count
 from typing import Any
 
 from triptych.engine import distributed
-from triptych.engine.curve import write_curve
+from triptych.engine.curve import Curve, write_curve
 from triptych.engine.forward import AnswerPack, answer_logprobs, pack_answers
 from triptych.engine.packing import fill
 from triptych.engine.perplexity import separator
-from triptych.engine.training import Curve, Loss, Optimization, Step, shuffled, train
+from triptych.engine.training import Loss, Optimization, Step, shuffled, train
 from triptych.errors import DataError, Fault
 from triptych.pipeline.stage import StageContext
 from triptych.records import Document

@@ -8,15 +8,43 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from triptych.engine.training import Curve
-from triptych.storage import read_rows
+from triptych.storage import make_folder, read_rows
+
+FILE = "curve.jsonl"
+
+Row = dict[str, Any]
+"""A step's numbers; a skipped step's row also has the `fault` and the `rows` of the data."""
+Curve = list[Row]
 
 
 def write_curve(path: Path, curve: Curve) -> None:
     """Writes the rows; numbers are rounded to what float32 can tell apart, those that are not finite are null."""
     with open(path, "w", encoding="utf-8") as file:
         for row in curve:
-            file.write(json.dumps({name: _written(value) for name, value in row.items()}) + "\n")
+            file.write(_line(row))
+
+
+class GrowingCurve:
+    """A training's curve on disk while it goes on, a line for each step, for who watches; no result depends on it.
+
+    Args:
+        path: the file, written anew.
+        curve: the rows so far.
+    """
+
+    def __init__(self, path: Path, curve: Curve) -> None:
+        self.path = path
+        make_folder(path.parent)
+        write_curve(path, curve)
+
+    def add(self, row: Row) -> None:
+        """Adds a step's row."""
+        with open(self.path, "a", encoding="utf-8") as file:
+            file.write(_line(row))
+
+
+def _line(row: Row) -> str:
+    return json.dumps({name: _written(value) for name, value in row.items()}) + "\n"
 
 
 def _written(value: Any) -> Any:

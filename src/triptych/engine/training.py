@@ -21,6 +21,7 @@ from triptych.configuration import Config
 from triptych.engine import distributed
 from triptych.engine.adapters import Lora, added_rows, confine_gradients
 from triptych.engine.checkpoint import Checkpoint
+from triptych.engine.curve import FILE, Curve, GrowingCurve, Row
 from triptych.engine.device import autocast, device, give_back
 from triptych.errors import TrainingError
 from triptych.progress import Progress
@@ -121,11 +122,6 @@ class Loss:
     numbers: dict[str, Tensor] = field(default_factory=dict)
 
 
-Row = dict[str, Any]
-"""A step's numbers; a skipped step's row also has the `fault` and the `rows` of the data."""
-Curve = list[Row]
-
-
 def train(
     model: Any,
     steps: int,
@@ -138,6 +134,7 @@ def train(
     unit: str = "tokens",
     after: Callable[[int, dict[str, Any]], bool | None] | None = None,
     curve: Curve | None = None,
+    start: Row | None = None,
 ) -> Curve:
     """Trains `model` in place and returns the curve: a row for each step.
 
@@ -148,6 +145,7 @@ def train(
         unit: what `Step.weight` counts, for the progress line.
         after: called when a step is done, with its row, which it may extend; where it is true the training ends.
         curve: an empty list that is filled as the training goes, so that a step may look at those before it.
+        start: what was measured before the first step, for who watches the curve on disk.
 
     Raises:
         TrainingError: `optimization.patience` steps in a row had numbers that are not finite.
@@ -157,7 +155,8 @@ def train(
     model.train()
     with distributed.fully_shard_within(model):
         filled = _trained(
-            model, steps, prepare, loss, optimization, checkpoint, progress, unit, after, [] if curve is None else curve
+            model, steps, prepare, loss, optimization, checkpoint, progress, unit, after,
+            [] if curve is None else curve, [] if start is None else [{"step": 0, **start}],
         )
     model.eval()
     return filled
@@ -166,12 +165,14 @@ def train(
 def _trained(
     model: Any, steps: int, prepare: Callable[[int], Step[Batch]], loss: Callable[[Batch], Loss],
     optimization: Optimization, checkpoint: Checkpoint | None, progress: Progress, unit: str,
-    after: Callable[[int, dict[str, Any]], bool | None] | None, curve: Curve,
+    after: Callable[[int, dict[str, Any]], bool | None] | None, curve: Curve, start: Curve,
 ) -> Curve:
     """The loop itself; with several ranks each holds a slice of the weights, and all see the same numbers."""
+    first = distributed.rank() == 0
     optimizers = _optimizers(model, optimization)
     state = checkpoint.restore(model, optimizers) if checkpoint else None
     curve += state["curve"] if state else []
+    watched = GrowingCurve(checkpoint.path.with_name(FILE), start + curve) if checkpoint and first else None
     skipped = 0  # a state is only saved behind a step that was not skipped
     seen = curve[-1]["seen"] if curve else 0.0
     if curve:
@@ -202,6 +203,8 @@ def _trained(
         row["skipped"] = float(skipped > 0)
         ended = after is not None and distributed.broadcast(after(number, row))
         curve.append(row)
+        if watched:
+            watched.add(row)
         shown = {name: row[name] for name in ("loss", "accuracy", "reward", "kl") if name in row}
         progress.step(number + 1, steps, unit, int(seen), **shown)
         if ended:

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from triptych.engine import distributed
+from triptych.engine.curve import Curve
 from triptych.engine.forward import AnswerPack, Model, answer_logprobs, pack_answers
-from triptych.engine.training import Curve, Loss, Step
+from triptych.engine.training import Loss, Step
 from triptych.improve.loop import Answers, Improvement
 from triptych.improve.method import Method
 

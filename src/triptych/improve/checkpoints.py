@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from triptych.engine import distributed
 from triptych.engine.checkpoint import read_tensors, write_tensors
-from triptych.engine.training import Curve, Row
+from triptych.engine.curve import Curve, Row
 from triptych.improve.overoptimisation import Overoptimisation, fitted
 from triptych.statistics.intervals import mean_interval
 

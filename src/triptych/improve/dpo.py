@@ -20,10 +20,11 @@ from triptych.data.folder import DataFolder, Split
 from triptych.data.lengths import fit
 from triptych.data.pairs import PairGroup, grouped
 from triptych.engine import distributed
+from triptych.engine.curve import Curve, Row
 from triptych.engine.forward import AnswerPack, Model, answer_logprobs, by_answer, pack_answers
 from triptych.engine.rollout import infer
 from triptych.engine.scoring import Scorer
-from triptych.engine.training import Curve, Loss, Row, Step
+from triptych.engine.training import Loss, Step
 from triptych.errors import TrainingError
 from triptych.improve import losses
 from triptych.improve.loop import Answers, Contrast, Loop, passes

@@ -11,8 +11,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
+from triptych.engine.curve import Row
 from triptych.engine.rollout import Policy
-from triptych.engine.training import Row, Step
+from triptych.engine.training import Step
 from triptych.improve.advantages import centred, group_normalised
 from triptych.improve.loop import Answers
 from triptych.improve.on_policy import OnPolicy, OnPolicyMethod, Tokens, measured, paid

@@ -12,9 +12,10 @@ from typing import Literal
 
 from pydantic import Field
 
+from triptych.engine.curve import Row
 from triptych.engine.forward import Model, answer_logprobs
 from triptych.engine.rollout import Policy
-from triptych.engine.training import Loss, Row, Step
+from triptych.engine.training import Loss, Step
 from triptych.improve.advantages import group_normalised
 from triptych.improve.loop import Answers
 from triptych.improve.on_policy import OnPolicy, OnPolicyMethod, Tokens, measured, paid, surrogate

@@ -19,9 +19,10 @@ from torch import Tensor
 from triptych.data.folder import DataFolder
 from triptych.data.lengths import fit
 from triptych.engine import distributed
+from triptych.engine.curve import Curve, Row
 from triptych.engine.forward import AnswerPack, Model, answer_logprobs, by_answer, pack_answers
 from triptych.engine.rollout import infer
-from triptych.engine.training import Curve, Loss, Row, Step
+from triptych.engine.training import Loss, Step
 from triptych.errors import TrainingError
 from triptych.improve import losses
 from triptych.improve.loop import Improvement, Loop, passes

@@ -21,7 +21,7 @@ from triptych.data.folder import DataFolder
 from triptych.engine import attention, distributed
 from triptych.engine.adapters import adapt
 from triptych.engine.checkpoint import trained_weights
-from triptych.engine.curve import write_curve
+from triptych.engine.curve import Curve, Row, write_curve
 from triptych.engine.device import give_back
 from triptych.engine.inspection import trunk_of
 from triptych.engine.models import load_policy, load_tokenizer, save
@@ -29,7 +29,7 @@ from triptych.engine.rollout import Policy, divergence, sampler_mismatch
 from triptych.engine.sampler import Sampler, SlotSampler
 from triptych.engine.sampling import Sampling
 from triptych.engine.scoring import Scorer, Scores, scored
-from triptych.engine.training import Curve, GradientAccumulation, Loss, Row, Step, shuffled, train
+from triptych.engine.training import GradientAccumulation, Loss, Step, shuffled, train
 from triptych.engine.vllm import SamplerPlace, VllmSampler
 from triptych.errors import ModelError
 from triptych.improve.advantages import priced
@@ -320,6 +320,7 @@ class Loop:
             self.model, config.steps, reused(prepare, config.updates_per_rollout), loss, config,
             progress=context.progress, unit=unit,
             checkpoint=context.checkpoint(config.updates_per_rollout), after=after, curve=self.checkpoints.curve,
+            start=self.checkpoints.start,
         )
         leave()
         rows = [{"step": 0, **self.checkpoints.start}, *curve]

@@ -8,8 +8,9 @@ from typing import ClassVar, Generic, TypeVar
 import torch
 from torch import Tensor
 
+from triptych.engine.curve import Curve, Row
 from triptych.engine.rollout import infer
-from triptych.engine.training import Curve, Loss, Row, Step
+from triptych.engine.training import Loss, Step
 from triptych.improve.loop import Batch, Improvement, Loop
 from triptych.storage import Folder
 

@@ -18,9 +18,10 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from triptych.engine import distributed, forward
+from triptych.engine.curve import Row
 from triptych.engine.forward import AnswerPack, Model, answer_logprobs
 from triptych.engine.rollout import Policy, pack_rollouts
-from triptych.engine.training import Loss, Row, Step
+from triptych.engine.training import Loss, Step
 from triptych.improve.advantages import centred
 from triptych.improve.loop import Answers, Contrast
 from triptych.improve.losses import clipped_importance, clipped_surrogate, kl_penalty

@@ -16,9 +16,10 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from triptych.engine.curve import Row
 from triptych.engine.forward import Model, hidden_states, predicted_logprobs
 from triptych.engine.rollout import Policy, infer, pack_rollouts
-from triptych.engine.training import Loss, Row, Step
+from triptych.engine.training import Loss, Step
 from triptych.improve.advantages import generalised, whitened
 from triptych.improve.loop import Answers, Loop
 from triptych.improve.losses import clipped_value

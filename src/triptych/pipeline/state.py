@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from triptych.engine.curve import FILE, Curve, read_curve
 from triptych.pipeline.artifact import MANIFEST, folder_name
 from triptych.pipeline.ledger import Ledger
 from triptych.pipeline.lock import holder_of
@@ -31,6 +32,7 @@ class StageState:
         seconds: spent on it, over all attempts that were not killed and the one under way.
         headline: the number that its result is read for; may be empty.
         fingerprint: empty where it is still to come.
+        since: when the last thing happened to it, in seconds since 1970.
     """
 
     name: str
@@ -38,6 +40,7 @@ class StageState:
     seconds: float = 0.0
     headline: str = ""
     fingerprint: str = ""
+    since: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,13 +72,20 @@ class RunState:
         ], process)
 
 
+def curve_of(run: Path, stage: str, fingerprint: str) -> Curve:
+    """What there is of a stage's training: the artifact's curve, or as far as it is; empty where it trains nothing."""
+    label = folder_name(stage, fingerprint)
+    kept = run / "artifacts" / label
+    return read_curve((kept if (kept / MANIFEST).exists() else run / "work" / label) / FILE)
+
+
 def _state(name: str, event: Fields, spent: dict[str, float], folder: Path, *, at_work: bool) -> StageState:
     """Of a stage whose last event is this one."""
     mark = str(event["fingerprint"])
     state = ENDED.get(event["event"], "under way" if at_work else "interrupted")
     running = max(0.0, time.time() - event["time"]) if state == "under way" else 0.0
     headline = _headline(folder / "artifacts" / folder_name(name, mark) / MANIFEST)
-    return StageState(name, state, spent.get(mark, 0.0) + running, headline, mark)
+    return StageState(name, state, spent.get(mark, 0.0) + running, headline, mark, event["time"])
 
 
 def _headline(manifest: Path) -> str:
