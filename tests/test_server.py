@@ -371,10 +371,10 @@ def test_a_key_is_asked_for(alone: ServedFamily) -> None:
                     client.models.list()
         assert b"<!doctype html>" in urllib.request.urlopen(place + "/").read()
     refuse = by_key("secret")
-    assert refuse("/v1/models", {b"authorization": [b"Bearer secret"]}) is None
-    assert refuse("/v1/models", {b"x-key": [b"secret"]}) is None
-    assert refuse("/v1/models", {b"authorization": [b"Bearer secret", b"Bearer secret"]}) is not None
-    assert refuse("/v1/models", {}) is not None
+    assert refuse({"path": "/v1/models"}, {b"authorization": [b"Bearer secret"]}) is None
+    assert refuse({"path": "/v1/models"}, {b"x-key": [b"secret"]}) is None
+    assert refuse({"path": "/v1/models"}, {b"authorization": [b"Bearer secret", b"Bearer secret"]}) is not None
+    assert refuse({"path": "/v1/models"}, {}) is not None
 
 
 @pytest.mark.attack("page")
@@ -386,7 +386,7 @@ def test_a_key_is_asked_for(alone: ServedFamily) -> None:
     ({b"host": [b"elsewhere.example"]}, False), ({}, False),
 ])
 def test_without_a_key_no_other_site_may_ask(sent: dict[bytes, list[bytes]], allowed: bool) -> None:
-    assert (from_here("/v1/models", sent) is None) == allowed
+    assert (from_here({"path": "/v1/models"}, sent) is None) == allowed
 
 
 class Letters:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import secrets
 import webbrowser
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -10,9 +12,9 @@ from rich.text import Text
 
 from triptych.cli.app import app
 from triptych.cli.arguments import RunFolder, find_run
+from triptych.cli.listening import listening
 from triptych.cli.terminal import say, show, table_of
 from triptych.display import duration
-from triptych.errors import RunError
 from triptych.storage import write_whole
 
 TONES = {
@@ -49,26 +51,43 @@ def status(name: RunFolder) -> None:
 
 @app.command()
 def report(
-    name: RunFolder, open_: Annotated[bool, typer.Option("--open", help="Opens it in the browser.")] = False
+    name: RunFolder,
+    live: Annotated[
+        bool, typer.Option("--live", help="Serves the page while the run goes on, until Ctrl-C; it keeps itself new.")
+    ] = False,
+    open_: Annotated[bool, typer.Option("--open", help="Opens it in the browser.")] = False,
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, help="Where --live listens on this machine; 0 for any that is free.")
+    ] = 8378,
 ) -> None:
     """Writes report.html again from a run's summary and samples, and prints its path.
 
-    Example: [bold]triptych report quickstart --open[/bold]
-    """
-    from pydantic import TypeAdapter, ValidationError
+    With --live the page is served on this machine: the plan with what is done, under way and to come, and the curves
+    so far; when the run is at its end, its report.
 
+    Example: [bold]triptych report quickstart --live --open[/bold]
+    """
+    from triptych.report.live import read
     from triptych.report.page import render
-    from triptych.report.summary import Sample, Summary
 
     folder = find_run(name)
-    try:
-        summary = Summary.model_validate_json((folder / "summary.json").read_bytes())
-        samples = TypeAdapter(list[Sample]).validate_json((folder / "samples.json").read_bytes())
-    except FileNotFoundError as error:
-        raise RunError(f"{error.filename} is not there: it is written when the run has a Base or more") from None
-    except ValidationError as error:
-        raise RunError(f"{folder}: summary.json or samples.json is damaged; run the recipe again: {error}") from None
-    write_whole(folder / "report.html", render(summary, samples))
+    if live:
+        _serve(folder, port, open_)
+        return
+    write_whole(folder / "report.html", render(*read(folder)))
     say(str(folder / "report.html"))
     if open_:
         webbrowser.open((folder / "report.html").resolve().as_uri())
+
+
+def _serve(folder: Path, port: int, open_: bool) -> None:
+    """The page, until Ctrl-C."""
+    from triptych.report.live import serve
+
+    key = secrets.token_urlsafe(16)
+    with listening("127.0.0.1", port) as (server, address):
+        say(f"{address}/?key={key}")
+        say("whoever has this address on this machine sees the page; Ctrl-C ends it")
+        if open_:
+            webbrowser.open(f"{address}/?key={key}")
+        serve(folder, key).run(sockets=[server])

@@ -12,7 +12,9 @@ import secrets
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs
 
+import uvicorn
 from starlette.responses import HTMLResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
@@ -22,6 +24,9 @@ Sent = Mapping[bytes, list[bytes]]
 
 Refusal = tuple[int, str]
 """A status, and words."""
+
+Refuse = Callable[[Scope, Sent], Refusal | None]
+"""Why a request is refused for its address and headers, or None."""
 
 BODY = 65536
 """Bytes that a request may have behind its headers; what somebody answers has some 150."""
@@ -62,14 +67,13 @@ class Guard:
     """An application before another one, which is called with a body that is there, whole and small.
 
     Attributes:
-        refuse: why a request to a path is refused for what its headers say, or None.
+        refuse: says whose requests are refused.
         body: bytes that a request may have behind its headers.
         seconds: from the body's end to the end of the reply.
     """
 
     def __init__(
-        self, application: ASGIApp, refuse: Callable[[str, Sent], Refusal | None], body: int = BODY,
-        seconds: float | None = None,
+        self, application: ASGIApp, refuse: Refuse, body: int = BODY, seconds: float | None = None
     ) -> None:
         self.application = application
         self.refuse = refuse
@@ -105,7 +109,7 @@ class Guard:
         sent: dict[bytes, list[bytes]] = {}
         for name, value in scope["headers"]:
             sent.setdefault(name, []).append(value)
-        if refused := self.refuse(scope["path"], sent):
+        if refused := self.refuse(scope, sent):
             return refused
         (length,) = sent.get(b"content-length", [b"0"])  # the server refuses two
         return self._too_large if int(length) > self.body else None
@@ -129,6 +133,38 @@ class Guard:
 def is_key(sent: Sequence[bytes], key: str) -> bool:
     """Whether a header was sent once, and is the key."""
     return len(sent) == 1 and secrets.compare_digest(sent[0], key.encode())
+
+
+def by_header(key: str) -> Refuse:
+    """Lets in who sends the key as `X-Key`, and everybody to "/", which holds nothing."""
+
+    def refuse(scope: Scope, sent: Sent) -> Refusal | None:
+        return None if scope["path"] == "/" or is_key(sent.get(b"x-key", []), key) else _KEYLESS
+
+    return refuse
+
+
+def by_address(key: str) -> Refuse:
+    """Lets in whose address has `?key=`."""
+
+    def refuse(scope: Scope, sent: Sent) -> Refusal | None:
+        return None if is_key(parse_qs(scope["query_string"]).get(b"key", []), key) else _KEYLESS
+
+    return refuse
+
+
+_KEYLESS = (403, "the address needs its key: the one that triptych printed")
+
+
+def guarded(
+    application: ASGIApp, refuse: Refuse, *, body: int = BODY, seconds: float | None = None,
+    protocol: type[BoundedProtocol] | None = None,
+) -> uvicorn.Server:
+    """The server of an application behind its guard, which has these arguments."""
+    return uvicorn.Server(uvicorn.Config(
+        Guard(application, refuse, body, seconds), http=protocol or BoundedProtocol, ws="none", lifespan="auto",
+        access_log=False, server_header=False, log_level="error",
+    ))
 
 
 class BoundedProtocol(H11Protocol):

@@ -16,7 +16,7 @@ from fastapi.responses import HTMLResponse, JSONResponse
 from pydantic import BaseModel, Field
 
 from triptych.errors import AnsweredError, TriptychError
-from triptych.people.guard import BoundedProtocol, Guard, Refusal, Sent, is_key, own_page
+from triptych.people.guard import by_header, guarded, own_page
 from triptych.people.questionnaire import SKIP, Questionnaire
 from triptych.records import Conversation, Question
 
@@ -131,15 +131,7 @@ def serve(asked: Sequence[Questionnaire[Any, Any]], key: str, tell: Callable[[st
         tell(f"not written: {error}")
         return _refusal(503, str(error.strerror if isinstance(error, OSError) and error.strerror else error))
 
-    def refuse(path: str, sent: Sent) -> Refusal | None:
-        if path == "/" or is_key(sent.get(b"x-key", []), key):
-            return None
-        return 403, "the address needs its key: the one that triptych label printed"
-
-    return uvicorn.Server(uvicorn.Config(
-        Guard(application, refuse), http=BoundedProtocol, ws="none", lifespan="off", access_log=False,
-        server_header=False, log_level="error",
-    ))
+    return guarded(application, by_header(key))
 
 
 def _refusal(status: int, detail: str) -> JSONResponse:

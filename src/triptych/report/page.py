@@ -10,8 +10,9 @@ from __future__ import annotations
 import base64
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from triptych.display import duration, printable
+from triptych.engine.curve import Curve, thinned
+from triptych.pipeline.state import RunState
 from triptych.report.charts import (
     NOT_MEASURED,
     Estimate,
@@ -52,10 +55,17 @@ if TYPE_CHECKING:
 FOLDER = Path(__file__).parent
 LONG_ANSWER = 700
 MOST_POINTS = 150
+WATCHED = ("loss", "accuracy", "reward", "kl")
+"""What the page of a run under way shows of its trainings."""
+TONES = {"done": "good", "reused": "good", "interrupted": "warn", "stopped": "warn", "failed": "bad"}
 
 
-def render(summary: Summary, samples: Sequence[Sample]) -> str:
-    """The whole report as one self-contained HTML document."""
+def render(summary: Summary, samples: Sequence[Sample], *, live: bool = False) -> str:
+    """The whole report as one self-contained HTML document.
+
+    Args:
+        live: whether it asks the server that it comes from for a newer one.
+    """
     return _environment().get_template("page.html.j2").render(
         summary=summary,
         samples=samples,
@@ -72,8 +82,35 @@ def render(summary: Summary, samples: Sequence[Sample]) -> str:
         losses=[(name, *_loss_chart(name, points)) for name, points in summary.losses.items()],
         lineage=_lineage(summary.stages),
         longest_stage=max((stage.seconds for stage in summary.stages), default=0.0) or 1.0,
-        **_files(),
+        **_files(live),
     )
+
+
+def render_progress(name: str, run: RunState, curves: Mapping[str, Curve], *, has_report: bool) -> str:
+    """How far a run is, as a page that asks its server for a newer one.
+
+    Args:
+        curves: what there is of each training, by its stage.
+        has_report: whether an earlier command left one.
+    """
+    order = sorted(run.stages, key=lambda stage: stage.state != "under way")
+    return _environment().get_template("progress.html.j2").render(
+        name=name, run=run, has_report=has_report, now=next((s for s in order if s.state == "under way"), None),
+        done=sum(stage.state in ("done", "reused") for stage in run.stages), tones=TONES,
+        charts=[(stage.name, *chart) for stage in order for chart in _progress_charts(stage.name, curves[stage.name])],
+        **_files(live=True),
+    )
+
+
+def _progress_charts(stage: str, curve: Curve) -> Iterator[tuple[str, Markup]]:
+    """A training's charts so far, each with what it shows in words."""
+    for series in WATCHED:
+        rows = thinned([row for row in curve if math.isfinite(row.get(series, math.nan))], MOST_POINTS)
+        if rows:
+            words = f"{series} {number(rows[-1][series], 3)} at step {int(rows[-1]['step']):,}"
+            tips = [f"step {int(row['step']):,}: {number(row[series], 4)}" for row in rows]
+            line = Line([(float(row["step"]), row[series]) for row in rows], tips, dots=len(rows) <= 25)
+            yield words, line_chart([line], title=f"{stage}: {words}", x_label="step", y_label=series)
 
 
 def render_audit(audit: AuditSummary, name: str, version: str) -> str:
@@ -113,11 +150,15 @@ def render_comparison(comparison: MethodComparison) -> str:
     return template.render(comparison=comparison, charts=charts, **_files())
 
 
-def _files() -> dict[str, str]:
+def _files(live: bool = False) -> dict[str, object]:
     """The page's style and script, and the script's digest for the page's policy."""
-    script = (FOLDER / "page.js").read_text(encoding="utf-8")
+    names = ("page", "live") if live else ("page",)
+    style, script = (
+        "".join((FOLDER / f"{name}.{kind}").read_text(encoding="utf-8") for name in names) for kind in ("css", "js")
+    )
     return {
-        "style": Markup((FOLDER / "page.css").read_text(encoding="utf-8")),
+        "live": live,
+        "style": Markup(style),
         "script": Markup(script),
         "script_digest": base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     }
@@ -203,6 +244,7 @@ def _environment() -> Environment:
         "percent_interval": _percent_bracket,
         "duration": duration,
         "count": count,
+        "clock": lambda time: datetime.fromtimestamp(time).strftime("%H:%M"),
     }
     environment.globals["LONG_ANSWER"] = LONG_ANSWER
     return environment

@@ -13,9 +13,10 @@ import uvicorn
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, StreamingResponse
+from starlette.types import Scope
 
 from triptych.errors import TriptychError
-from triptych.people.guard import BoundedProtocol, Guard, Refusal, Sent, is_key, own_page
+from triptych.people.guard import BoundedProtocol, Refusal, Refuse, Sent, guarded, is_key, own_page
 from triptych.records import Thumb
 from triptych.server import answers, scores
 from triptych.server.answers import PendingReply, StreamedChoice
@@ -166,25 +167,23 @@ def serve(family: ServedFamily, key: str | None = None, queue: int = 256) -> uvi
         application.add_api_route(address, function, methods=[method], response_model=None)
     for kind in (RequestError, RequestValidationError, TriptychError, OSError, Exception):
         application.add_exception_handler(kind, _refusal)
-    guard = Guard(application, by_key(key) if key else from_here, BODY, SECONDS)
-    return uvicorn.Server(uvicorn.Config(
-        guard, http=PatientProtocol, ws="none", lifespan="on", access_log=False, server_header=False, log_level="error",
-    ))
+    refuse = by_key(key) if key else from_here
+    return guarded(application, refuse, body=BODY, seconds=SECONDS, protocol=PatientProtocol)
 
 
-def by_key(key: str) -> Callable[[str, Sent], Refusal | None]:
+def by_key(key: str) -> Refuse:
     """Refuses who does not send the key, as OpenAI's clients do or as the page does."""
 
-    def refuse(path: str, sent: Sent) -> Refusal | None:
+    def refuse(scope: Scope, sent: Sent) -> Refusal | None:
         keys = [value.removeprefix(b"Bearer ") for value in sent.get(b"authorization", [])]
-        if path in ("/", "/health") or is_key(keys, key) or is_key(sent.get(b"x-key", []), key):
+        if scope["path"] in ("/", "/health") or is_key(keys, key) or is_key(sent.get(b"x-key", []), key):
             return None
         return 401, "the server needs its key, as api_key or in the address that triptych serve printed"
 
     return refuse
 
 
-def from_here(path: str, sent: Sent) -> Refusal | None:
+def from_here(scope: Scope, sent: Sent) -> Refusal | None:
     """Refuses what a page of another site sends: it has another origin, or a name that was turned to this machine."""
     (host,) = sent.get(b"host", [b""])[:1]
     name = host.decode("latin-1").rpartition(":")[0] or host.decode("latin-1")
