@@ -22,6 +22,7 @@ CALLED_BY_OTHERS = {
     "invoke": "typer", "call_binop": "jinja2", "visit_Concat": "jinja2", "visit_Dict": "jinja2",
     "visit_List": "jinja2", "visit_Tuple": "jinja2", "connection_lost": "uvicorn", "connection_made": "uvicorn",
     "on_response_complete": "uvicorn", "main": "the sandbox's interpreters",
+    "make_reflective_dataset": "gepa", "propose_new_texts": "gepa",
 }
 """What others call by its name: methods of a library's classes, and what an interpreter is started with."""
 AWAITED = {"triptych.pipeline.artifact.Folder"}

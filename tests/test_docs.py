@@ -17,7 +17,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from triptych.base.continuing import ContinuedPretraining
-from triptych.configuration import is_flat, load
+from triptych.configuration import UserFile, is_flat, load
 from triptych.recipe import Recipe
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -157,7 +157,7 @@ def of_method(kind: type[BaseModel]) -> str:
 
 def shared(place: str) -> str:
     """The section that documents a place: a judge's, a task's and a mixture's rewards are those of `reward`."""
-    place = re.sub(r"^(gate\.judge|gate\.preferences|evaluate\.tasks)\.", "reward.", place)
+    place = re.sub(r"^(gate\.judge|gate\.preferences|evaluate\.tasks|prompting\.reflection)\.", "reward.", place)
     place = "A file of data" if place in ("instruct.data", "improve.prompts", "decontaminate") else place
     return re.sub(r"^(reward\.parts\.reward|feedback\.N\.judged\.by)", "reward", place)
 
@@ -167,6 +167,8 @@ def default_of(info: FieldInfo) -> object:
     default = info.default
     if default is PydanticUndefined or default is None or isinstance(default, BaseModel) or default == ():
         return None
+    if isinstance(default, UserFile):
+        return default.name
     return list(default) if isinstance(default, tuple) else default
 
 

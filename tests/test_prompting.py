@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from test_judge import Server, text
 from triptych import results
 from triptych.cycle import plan
 from triptych.data.files import write
@@ -20,17 +21,8 @@ from triptych.engine.sampling import Sampling
 from triptych.errors import ModelError
 from triptych.evaluate import prompting
 from triptych.evaluate.measurement import ANSWERS, Measurement, ScoredAnswer, TestedPrompt, measure
-from triptych.evaluate.prompting import (
-    FOUND,
-    WITH_PROMPT,
-    Preamble,
-    Prompting,
-    behind,
-    candidates_of,
-    read_preamble,
-    rendered_behind,
-    search_prompt,
-)
+from triptych.evaluate.preamble import FOUND, Preamble, behind, read_preamble, rendered_behind
+from triptych.evaluate.prompting import WITH_PROMPT, Prompting, candidates_of, search_prompt
 from triptych.execution import execute
 from triptych.pipeline.stage import StageContext
 from triptych.progress import Silent
@@ -179,7 +171,12 @@ def test_a_prompt_is_released_where_it_wins_and_instruct_is_the_one_it_was_found
 
 
 def test_a_cycle_with_a_search_has_one_more_baseline(tmp_path: Path) -> None:
-    settings = ["prompting={systems: [be brief], examples: [0, 1], tokens: 2000}"]
+    server = Server()
+    server.reply = lambda body: (200, text("```\nbe kind\n```"), {})
+    settings = [
+        "prompting={systems: [be brief], examples: [0, 1], tokens: 4000}",
+        f"prompting.reflection={{endpoint: {{url: {server.url!r}, model: m}}, rewrites: 2}}",
+    ]
     recipe = load(TINY, settings)
     names = [stage.name for stage in plan(recipe)]
     assert names.index("prompting/instruct") < names.index("test/instruct")
@@ -187,7 +184,11 @@ def test_a_cycle_with_a_search_has_one_more_baseline(tmp_path: Path) -> None:
     summary = execute(recipe, tmp_path, Silent())
     assert summary is not None
     (found,) = summary.prompts
-    assert (found.model, found.tried) == ("instruct", 4)
+    assert (found.model, found.rewrites, len(server.asked)) == ("instruct", 2, 2)
+    assert (found.tried, found.accepted) in ((4, 0), (6, 1))
+    assert found.sampled <= 4000
+    assert found.reflected == ("be kind" in found.prompt)
+    assert "; 2 more were rewritten by reflection" in (tmp_path / "report.html").read_text()
     assert summary.verdict is not None
     searched = {baseline.name for baseline in summary.verdict.baselines if baseline.free} & {
         f"Instruct, {WITH_PROMPT}"

@@ -305,6 +305,7 @@ def prompt_of(
     family.prompts[name] = runner.run(
         f"prompting/{name}", search_prompt, recipe.prompting, model=model, data=start.data, decoding=decoding,
         chooser=watcher(recipe, start.judge, family.scorer),
+        sources=UserFiles(recipe.reflecting_model),
     )
     return family.prompts[name]
 

@@ -536,6 +536,8 @@ class Recipe(Config):
         if self.release.form == "adapters" and (whole := self.trained_whole):
             raise ValueError(f"release.form is adapters, and {whole[0]} is trained whole: give it `lora: {{}}`, or "
                              "release it merged")
+        if self.prompting is not None and (why := self.prompting.too_few(self.decoding.max_tokens)):
+            raise ValueError(f"prompting.tokens {why}")
         home = located("", info).resolve()
         for name, path in self.reward_files.items():
             if name.endswith(".py") and path.exists() and not path.resolve().is_relative_to(home):
@@ -691,6 +693,11 @@ class Recipe(Config):
         }
 
     @property
+    def reflecting_model(self) -> dict[str, Path]:
+        """Where the folder lies of the model that reflects on prompts, by its name; none where it has none."""
+        return self.prompting.reflection.files if self.prompting and self.prompting.reflection else {}
+
+    @property
     def taken(self) -> dict[str, TakenReward]:
         """The rewards that were made elsewhere: the "reward", a part of it as "reward/NAME", and the gate's "judge"."""
         model, judge = self.reward.model, self.gate.judge
@@ -727,6 +734,9 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     for file in recipe.reward_files.values():
         if not file.exists():
             raise RecipeError(f"{file}: there is no such file, and the reward names it")
+    for folder in recipe.reflecting_model.values():
+        if not folder.exists():
+            raise RecipeError(f"{folder}: there is no such folder, and prompting.reflection.model names it")
     return recipe
 
 

@@ -24,7 +24,8 @@ from triptych.evaluate.diagnosis import Diagnosed
 from triptych.evaluate.gate import Decided
 from triptych.evaluate.lengths import controlled
 from triptych.evaluate.measurement import Measurements, ScoredAnswer, TestedPrompt, tested_prompts
-from triptych.evaluate.prompting import FOUND, WITH_PROMPT, PromptFound
+from triptych.evaluate.preamble import FOUND
+from triptych.evaluate.prompting import WITH_PROMPT, PromptFound
 from triptych.family import BASE, FEW_SHOT, AuditedScorer, Family, ModelTest, Round, TaskTest
 from triptych.feedback.labelling import Labelled
 from triptych.improve.improvement import Improved
@@ -164,7 +165,8 @@ def summarise(
 def _prompt(model: str, search: PromptFound) -> report.PromptSearch:
     return report.PromptSearch(
         model=model, prompt=search.headline, tried=len(search.tried), chooser=search.chooser, gain=search.gain,
-        gain_interval=search.gain_interval, sampled=search.sampled,
+        gain_interval=search.gain_interval, sampled=search.sampled, rewrites=search.rewrites,
+        accepted=search.accepted, reflected=search.reflected,
     )
 
 

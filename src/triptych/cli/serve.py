@@ -99,7 +99,7 @@ def _family(name: str, allowed: Allowed, context: int, slots: int | None) -> Ser
     """
     from triptych.engine.device import settle
     from triptych.engine.inspection import is_classifier
-    from triptych.evaluate.prompting import FOUND, read_preamble
+    from triptych.evaluate.preamble import FOUND, read_preamble
     from triptych.reward.description import DESCRIPTION
     from triptych.server.served import ServedFamily, open_model
 

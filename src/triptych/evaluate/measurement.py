@@ -16,7 +16,8 @@ from triptych.data.folder import DataFolder, PromptSplit
 from triptych.engine.rollout import Policy, Render, divergence
 from triptych.engine.sampling import Sampling
 from triptych.engine.scoring import Scorer, Scores, scored
-from triptych.evaluate.prompting import WITH_PROMPT, read_preamble, rendered_behind
+from triptych.evaluate.preamble import read_preamble, rendered_behind
+from triptych.evaluate.prompting import WITH_PROMPT
 from triptych.instructions.following import followed_by_kind
 from triptych.pipeline.result import Result
 from triptych.pipeline.stage import StageContext

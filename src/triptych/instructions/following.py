@@ -18,6 +18,11 @@ def followed(prompt: Prompt, answer: str) -> list[bool]:
     return [_follows(check, answer) for check in prompt.checks]
 
 
+def unfollowed(prompt: Prompt, answer: str) -> list[Check]:
+    """Those of the prompt's instructions that the answer does not follow; it is given limits of time."""
+    return [check for check in prompt.checks if not _in_time(partial(_follows, check, answer))]
+
+
 def followed_by_kind(prompt: Prompt, answer: str) -> dict[str, float]:
     """For each kind of the prompt's instructions the share that the answer follows; it is given limits of time."""
     outcomes: dict[str, list[bool]] = {}

@@ -6,6 +6,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import singledispatch
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -264,7 +265,10 @@ def of_prompting(config: Prompting, given: Circumstances) -> Workload:
     """Of searching for a prompt; what stands before the prompts is not counted."""
     asked = given.texts["prompts_validation"]
     answers = given.answers(asked, asked.rows)
-    taken = given.frozen + given.copies + given.scoring + given.judging + answers + memory.applied(given.model)
+    files = [file for folder in given.stage.sources.values() for file in Path(folder).glob("*.safetensors")]
+    reflecting = 2 * sum(file.stat().st_size for file in files)  # a model that reflects, and its sampler's copy
+    models = given.frozen + given.copies + given.scoring + given.judging + reflecting
+    taken = models + answers + memory.applied(given.model)
     return Workload(taken, applied=config.tokens, sampled=config.tokens)
 
 

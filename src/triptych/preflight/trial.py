@@ -1,6 +1,7 @@
 """Rewards that nobody trains, each tried on a row of the data: a function, a rule or a judge that fails is found here.
 
-They run under the limits of the run. An endpoint is asked one question, once.
+So is a model that is to rewrite prompts and cannot be asked. They run under the limits of the run. An endpoint is asked
+one question, once.
 """
 
 from __future__ import annotations
@@ -12,8 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from triptych.engine.endpoint import EndpointClient
 from triptych.engine.inspection import inspect
 from triptych.errors import TriptychError
+from triptych.evaluate.reflection import Reflection
 from triptych.pipeline.stage import StageContext
 from triptych.preflight.doctor import Finding
 from triptych.progress import Silent
@@ -62,6 +65,8 @@ def try_rewards(
             yield from _try_rules(recipe, tried, tried.config, rows)
         elif isinstance(tried.config, JudgeReward) and rows:
             yield from _try_judge(recipe, tried, tried.config, rows[0], memory)
+    if recipe.prompting is not None and recipe.prompting.reflection is not None:
+        yield from _try_reflection(recipe.prompting.reflection)
 
 
 def _untrained(recipe: Recipe) -> Iterator[Tried]:
@@ -167,6 +172,19 @@ def _try_judge(
                 "an unreadable reply counts as the middle, and tells no answers apart",
                 "ask for one of the choices alone in the template, or name another model",
             )
+
+
+def _try_reflection(config: Reflection) -> Iterator[Finding]:
+    """The model that reflects on prompts looked at or, behind an address, asked once."""
+    field = "prompting.reflection.model"
+    try:
+        for folder in config.files.values():
+            inspect(folder)
+        if config.endpoint is not None:
+            field = "prompting.reflection.endpoint"
+            EndpointClient(config.endpoint.model_copy(update={"retries": 0})).write("Reply with one word.", 16)
+    except TriptychError as error:
+        yield Finding(str(error), field, "no prompt can be rewritten", "mend it", stops=True)
 
 
 def _ask(judge: LanguageJudge, row: Conversation) -> int:

@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerFast
 from triptych.data.template import rendered
 from triptych.engine.sampling import Sampling
 from triptych.errors import ModelError
-from triptych.evaluate.prompting import FOUND, read_preamble
+from triptych.evaluate.preamble import FOUND, read_preamble
 from triptych.records import Message, Messages
 from triptych.release.vocabulary import begins_with_bos
 

@@ -22,7 +22,7 @@ from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 from triptych.display import one_line
 from triptych.engine.inspection import ADAPTER
 from triptych.errors import ReleaseError
-from triptych.evaluate.prompting import FOUND as PROMPT
+from triptych.evaluate.preamble import FOUND as PROMPT
 from triptych.progress import Progress
 from triptych.release.card import HERE, TAG, TITLES, TRUNK_HERE, markdown, repository
 from triptych.release.family import CODE, DESCRIBING, EXAMPLES, MODEL_FILES, TRUNK

@@ -331,7 +331,10 @@ class PromptSearch(StrictModel):
         tried: how many.
         chooser: whose scores chose.
         gain: over the prompt alone, on the prompts that chose it.
-        sampled: tokens.
+        sampled: tokens, those of reflection included.
+        rewrites: how many system prompts a language model wrote by reflection.
+        accepted: how many of them were better on the prompts that they were written from.
+        reflected: whether the prompt that was found is one of these.
     """
 
     model: str
@@ -341,6 +344,9 @@ class PromptSearch(StrictModel):
     gain: float
     gain_interval: Interval
     sampled: int
+    rewrites: int = 0
+    accepted: int = 0
+    reflected: bool = False
 
 
 class Summary(StrictModel):

@@ -22,7 +22,7 @@ from triptych.engine.rollout import Policy
 from triptych.engine.sampling import Sampling, own_sampling
 from triptych.engine.scoring import RewardModel, Scorer, Scores, scored
 from triptych.errors import ModelError
-from triptych.evaluate.prompting import behind
+from triptych.evaluate.preamble import behind
 from triptych.records import Conversation, Messages, Prompt, Thumb
 from triptych.server.bodies import DecodingBody
 from triptych.storage import turn_at
