@@ -42,6 +42,7 @@ from triptych.release.signature import check_signing
 from triptych.reward.judge import JudgeReward
 from triptych.reward.making import Materials, make_reward
 from triptych.reward.registry import scorer_of
+from triptych.reward.remote import RemoteReward
 from triptych.reward.taken import TakenReward
 from triptych.reward.taking import take_rewards
 from triptych.rewards import evidence_of, make_audited, require, require_taken, require_unseen
@@ -158,8 +159,9 @@ def independent_judge(
     reader, evidence = f"the gate's {config.kind}", materials.comparisons
     if config.needs:
         reader = "second reward model"
-    elif isinstance(config, TakenReward):
-        reader, evidence = config.from_.name, data if recipe.comparison_files else None
+    elif isinstance(config, TakenReward | RemoteReward):
+        reader = config.from_.name if isinstance(config, TakenReward) else config.endpoint.model
+        evidence = data if recipe.comparison_files else None
     family.judging = judging = make_audited(
         recipe, runner, "judge", config, materials, evidence, audit_name="judge/audit", reader=reader,
     )

@@ -55,6 +55,7 @@ from triptych.reward.judge import JudgeReward
 from triptych.reward.kind import RewardConfig
 from triptych.reward.mixture import MixtureReward
 from triptych.reward.registry import Reward
+from triptych.reward.remote import RemoteReward
 from triptych.reward.rules import RulesReward
 from triptych.reward.taken import TakenReward, elsewhere
 from triptych.reward.training import PairwiseReward, RewardTraining
@@ -345,7 +346,7 @@ def kind(judge: object) -> object:
 GateJudge = Annotated[
     Annotated[Literal["exact"], Tag("exact")] | Annotated[TrainedJudge, Tag("pairwise")]
     | Annotated[RulesReward, Tag("rules")] | Annotated[JudgeReward, Tag("judge")]
-    | Annotated[TakenReward, Tag("taken")],
+    | Annotated[RemoteReward, Tag("remote")] | Annotated[TakenReward, Tag("taken")],
     Discriminator(kind), elsewhere,
 ]
 
@@ -379,7 +380,7 @@ class JudgedGate(Composed):
         return self.judge if isinstance(self.judge, TrainedJudge) else self.preferences
 
     @property
-    def judging(self) -> PairwiseReward | RulesReward | JudgeReward | TakenReward | None:
+    def judging(self) -> PairwiseReward | RulesReward | JudgeReward | RemoteReward | TakenReward | None:
         """The judge as a reward; None for the exact one."""
         if isinstance(self.judge, str):
             return None
@@ -528,9 +529,13 @@ class Recipe(Config):
         if "ratings" in needs and not self.rating_files:
             raise ValueError("feedback must name ratings, on which the reward model is trained: [{ratings: ...}]")
         taken = [part for part in self.reward.model.within if isinstance(part, TakenReward)]
-        if taken and self.reward.audit.required and not self.compared:
-            raise ValueError(f"reward.from, {taken[0].from_.name}, is audited before it trains anything: feedback must "
+        remote = [part for part in self.reward.model.within if isinstance(part, RemoteReward)]
+        if (taken or remote) and self.reward.audit.required and not self.compared:
+            name = f"reward.from, {taken[0].from_.name}," if taken else f"the reward at {remote[0].endpoint.url}"
+            raise ValueError(f"{name} is audited before it trains anything: feedback must "
                              "name comparisons ([{file: ...}]), or set reward.audit.required: false")
+        if isinstance(judge, RemoteReward) and judge.place in [part.place for part in remote]:
+            raise ValueError("gate.judge trains the policy too, and may take no part in training: name another")
         if isinstance(judge, TakenReward) and judge.from_.path in [part.from_.path for part in taken]:
             raise ValueError("gate.judge trains the policy too, and may take no part in training: name another")
         if self.release.form == "adapters" and (whole := self.trained_whole):

@@ -25,6 +25,7 @@ from triptych.reward.judge import JudgeReward
 from triptych.reward.kind import RewardConfig
 from triptych.reward.making import Materials, make_reward
 from triptych.reward.registry import Reward, open_reward, scorer_of
+from triptych.reward.remote import RemoteReward, scores_at
 from triptych.reward.taken import TakenReward
 from triptych.reward.taking import take_rewards
 from triptych.reward.trust import Trust
@@ -57,7 +58,8 @@ def open_named(
 
     Args:
         name: a reward's folder; a `.yaml` file with the settings of one that is not trained; a language model's
-            folder or name on the Hub; or `URL#MODEL`, an OpenAI-compatible address and the model that is asked there.
+            folder or name on the Hub; or `URL#MODEL`, an OpenAI-compatible address and the model that is asked there,
+            or one that scores, by its end (`/score`, `/pooling`).
         ask: what a language model is asked that is named alone.
         key_env: the environment variable whose value an address is sent as the key.
         models, cache, trust: of a folder; see :func:`triptych.reward.registry.open_reward`.
@@ -70,13 +72,17 @@ def open_named(
         url, _, model = str(name).partition("#")
         if not model:
             raise RewardError(f"{name}: name the model that is asked there too, as in {url}#MODEL")
-        return _made(_judge(endpoint={"url": url, "model": model, "key_env": key_env}, ask=ask), url, model)
+        endpoint = {"url": url, "model": model, "key_env": key_env}
+        if scores_at(url):
+            return _made(_settings(RemoteReward, endpoint=endpoint), url, model)
+        return _made(_settings(JudgeReward, endpoint=endpoint, ask=ask), url, model)
     if Path(name).suffix in SETTINGS:
         return _made(load(name, WrittenReward).reward, str(name))
     folder = _folder(name)
     model_folder = folder / "model" if (folder / "model").is_dir() else folder
     if not (folder / DESCRIPTION).exists() and not is_classifier(model_folder):
-        return _made(_judge(model=str(model_folder.resolve()), ask=ask), str(name), Path(name).name)
+        config = _settings(JudgeReward, model=str(model_folder.resolve()), ask=ask)
+        return _made(config, str(name), Path(name).name)
     contents = {
         f"{place}/{file}": digest
         for place, path in {"": folder, **(models or {})}.items() if path.is_dir()
@@ -98,11 +104,11 @@ def _folder(name: str | Path) -> Path:
     )
 
 
-def _judge(**settings: Any) -> JudgeReward:
+def _settings(kind: type[RewardConfig], **settings: Any) -> RewardConfig:
     try:
-        return JudgeReward.model_validate(settings)
+        return kind.model_validate(settings)
     except ValidationError as error:
-        wrong = complaints(error, JudgeReward).items()
+        wrong = complaints(error, kind).items()
         raise RewardError("; ".join(f"{'.'.join(map(str, place))}: {message}" for place, message in wrong)) from None
 
 

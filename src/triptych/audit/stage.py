@@ -19,7 +19,7 @@ from triptych.audit.record import Agreement, AuditRecord, Calibration, TrivialRu
 from triptych.audit.words import bag_of_words
 from triptych.configuration import Config
 from triptych.data.folder import TRAINED, AuditedOn, DataFolder
-from triptych.engine.scoring import RewardModel, Scorer, learns, log_odds
+from triptych.engine.scoring import RewardModel, Scorer, learns, learnt_elsewhere, log_odds
 from triptych.pipeline.stage import StageContext
 from triptych.records import Comparison, Conversation
 from triptych.statistics.intervals import mean_interval
@@ -33,7 +33,7 @@ REMADE = "change its rules, its question or who is asked"
 
 UNKNOWN = (
     "training: nothing says which comparisons it was trained on. It may have learnt these, and then this audit says "
-    "nothing of others; name those that it was trained on (--training)"
+    "nothing of others; triptych audit --training leaves out those that you know it was trained on"
 )
 
 
@@ -88,15 +88,15 @@ def audit(
         folds: rewards like this one, "fold_0" that which was trained without the first fold and so on.
     """
     files = DataFolder(comparisons)
-    training = files.comparisons(TRAINED[share]).read()
+    training, unseen = files.comparisons(TRAINED[share]).read(), not learnt_elsewhere(reward)
     if files.crossfitted(TRAINED[share]):
-        evidence = Evidence(training, folds=len(folds), seed=context.seed)
+        evidence = Evidence(training, folds=len(folds), seed=context.seed, unseen=unseen)
         models = [folds[f"fold_{fold}"] for fold in range(len(folds))]
         record = examine(CrossFitted(models, context.seed) if models else reward, evidence, config, released=reward)
     else:
         rows = files.comparisons(share).read()
         fresh = set(files.new_comparisons.read_any()) if predecessor else set()
-        evidence = Evidence(rows, training, [row in fresh for row in rows])
+        evidence = Evidence(rows, training, [row in fresh for row in rows], unseen=unseen)
         record = examine(reward, evidence, config, predecessor)
     (context.output / "audit.json").write_text(record.model_dump_json(indent=1) + "\n", encoding="utf-8")
     return record

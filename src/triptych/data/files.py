@@ -456,18 +456,22 @@ def _prompt(row: Row) -> Prompt | None:
     return None if turns is None else _asked(row, "prompt", turns)
 
 
-def parse_conversation(row: Row) -> Conversation | None:
-    """A prompt and its answer, or None; what is wrong stands in the row."""
+def parse_conversation(row: Row, *, may_be_empty: bool = False) -> Conversation | None:
+    """A prompt and its answer, or None; what is wrong stands in the row.
+
+    Args:
+        may_be_empty: whether the answer may be, as one that is scored and not learnt.
+    """
     if row.has("completion") or (row.has("prompt") and not row.has("messages")):
         prompt = _prompt(row)
-        answer = _last_turn(row, "completion", prompt)
+        answer = _last_turn(row, "completion", prompt, may_be_empty)
         return None if prompt is None or answer is None else Conversation(prompt, answer.content, answer.tool_calls)
     if not row.has("messages"):
         meant = row.meant("messages", "prompt", "completion")
         row.fault("messages", f'missing: expected {{"messages"}} or {{"prompt", "completion"}}{meant}')
         return None
     turns = row.turns("messages")
-    if turns is None or not _ends_with_assistant(row, "messages", turns, ASKED_LAST):
+    if turns is None or not _ends_with_assistant(row, "messages", turns, ASKED_LAST, may_be_empty):
         return None
     turns = _up_to_learnt(turns)
     if not turns:
@@ -599,13 +603,13 @@ def _answer(row: Row, field: str, prompt: Prompt | None) -> str | None:
     return None if turn is None else turn.content
 
 
-def _last_turn(row: Row, field: str, prompt: Prompt | None) -> Message | None:
+def _last_turn(row: Row, field: str, prompt: Prompt | None, may_be_empty: bool = False) -> Message | None:
     """An answer: a text, one assistant turn, or the whole conversation that ends with it."""
     value = row.required(field)
     if value is None:
         return None
     turns = (Message("assistant", value),) if isinstance(value, str) else row.turns(field)
-    if turns is None or not _ends_with_assistant(row, field, turns):
+    if turns is None or not _ends_with_assistant(row, field, turns, may_be_empty=may_be_empty):
         return None
     if len(turns) > 1 and prompt is not None and turns[:-1] != prompt.messages:
         row.fault(
@@ -615,10 +619,12 @@ def _last_turn(row: Row, field: str, prompt: Prompt | None) -> Message | None:
     return turns[-1]
 
 
-def _ends_with_assistant(row: Row, field: str, turns: Messages, remedy: str = "") -> bool:
+def _ends_with_assistant(
+    row: Row, field: str, turns: Messages, remedy: str = "", may_be_empty: bool = False
+) -> bool:
     if turns[-1].role != "assistant":
         row.fault(field, f"must end with the assistant, got {turns[-1].role}{remedy}")
-    elif not turns[-1].content.strip() and not turns[-1].tool_calls:
+    elif not may_be_empty and not turns[-1].content.strip() and not turns[-1].tool_calls:
         row.fault(field, "empty answer: expected some text from the assistant")
     else:
         return True

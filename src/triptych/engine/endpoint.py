@@ -1,4 +1,4 @@
-"""A language model behind an OpenAI-compatible address.
+"""A model behind an address: a language model that is asked as OpenAI's interface has it, or a reward that scores.
 
 The key is read from an environment variable when something is asked. It is in no file, identity, cache or message:
 where one was sent, nothing is shown of what the server wrote but words that are known here. What the server replies is
@@ -17,7 +17,7 @@ import os
 import random
 import re
 import time
-from collections.abc import Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from email.utils import parsedate_to_datetime
 from pathlib import Path
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     import httpx2
 
 T = TypeVar("T")
+Question = TypeVar("Question")
 
 AGAIN = (408, 409, 425, 429, 500, 502, 503, 504, 529)
 """What a server answers that may do better later."""
@@ -54,10 +55,10 @@ _KNOWN = frozenset({
 
 
 class Endpoint(Config):
-    """Where a language model is asked.
+    """Where a model is asked.
 
     Attributes:
-        url: up to `/v1`; `/chat/completions` is added. With a key it must be https, except on this machine.
+        url: up to `/v1`; what is asked there is added. With a key it must be https, except on this machine.
         model: as the server names it.
         key_env: the environment variable that holds the key; none is sent without it.
         parallel: requests under way at a time.
@@ -190,7 +191,40 @@ class EndpointClient:
             headers=headers, timeout=None, follow_redirects=False, trust_env=not _is_here(self.config.url)
         )
 
+    def ask_all(
+        self, ask: Callable[[httpx2.AsyncClient, Question], Coroutine[Any, Any, None]], questions: Iterable[Question]
+    ) -> None:
+        """Asks all of them, `parallel` at a time; the first error ends the others.
+
+        Raises:
+            EndpointError: the endpoint cannot be used, or kept failing.
+        """
+
+        async def ask_in_turn() -> None:
+            turn = asyncio.Semaphore(self.config.parallel)
+
+            async def wait_and_ask(client: httpx2.AsyncClient, question: Question) -> None:
+                async with turn:
+                    await ask(client, question)
+
+            try:
+                async with self.connection() as client, asyncio.TaskGroup() as group:
+                    for question in questions:
+                        group.create_task(wait_and_ask(client, question))
+            except BaseExceptionGroup as errors:
+                raise errors.exceptions[0] from None
+
+        run_now(ask_in_turn())
+
     async def completion(self, client: httpx2.AsyncClient, body: Mapping[str, Any]) -> Mapping[str, Any]:
+        """What a language model there replies.
+
+        Raises:
+            EndpointError: the endpoint refused it, or kept failing.
+        """
+        return await self.post(client, f"{self.config.url}/chat/completions", body)
+
+    async def post(self, client: httpx2.AsyncClient, url: str, body: Mapping[str, Any]) -> Mapping[str, Any]:
         """The reply to one request, which may take several attempts.
 
         Raises:
@@ -201,7 +235,7 @@ class EndpointClient:
             await self._pace.wait()
             self.requests += 1
             try:
-                return await self._once(client, body)
+                return await self._once(client, url, body)
             except _Later as later:
                 if attempt == self.config.retries:
                     raise EndpointError(f"{self.config.url}: gave up after {attempt + 1} attempts: {later}") from None
@@ -210,13 +244,13 @@ class EndpointClient:
                 wait = min(2 * wait, PATIENCE / 2)
         raise AssertionError("unreachable")
 
-    async def _once(self, client: httpx2.AsyncClient, body: Mapping[str, Any]) -> Mapping[str, Any]:
+    async def _once(self, client: httpx2.AsyncClient, url: str, body: Mapping[str, Any]) -> Mapping[str, Any]:
         import httpx2
 
         try:
             async with (
                 asyncio.timeout(self.config.seconds),
-                client.stream("POST", f"{self.config.url}/chat/completions", content=json.dumps(body)) as response,
+                client.stream("POST", url, content=json.dumps(body)) as response,
             ):
                 content = await _received(response)
         except TimeoutError:

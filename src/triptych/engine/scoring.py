@@ -155,6 +155,20 @@ def learns(scorer: Scorer) -> bool:
 
 
 @runtime_checkable
+class Unknown(Protocol):
+    """A scorer that says whether it, or a part of it, may have learnt from what nobody here can look up."""
+
+    @property
+    def learnt_elsewhere(self) -> bool:
+        """True of what is behind an address."""
+
+
+def learnt_elsewhere(scorer: Scorer) -> bool:
+    """Whether the scorer may have learnt the very comparisons that it is audited on, as nobody here knows."""
+    return isinstance(scorer, Unknown) and scorer.learnt_elsewhere
+
+
+@runtime_checkable
 class Limited(Protocol):
     """A scorer that says nothing of answers to some prompts, or needs something of a prompt that it scores."""
 

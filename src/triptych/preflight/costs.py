@@ -32,6 +32,7 @@ from triptych.preflight import memory
 from triptych.preflight.memory import Architecture
 from triptych.recipe import Recipe, TakenBase
 from triptych.reward.regression import RegressionReward
+from triptych.reward.remote import RemoteReward
 from triptych.reward.rules import RulesReward
 from triptych.reward.taken import TakenReward
 from triptych.reward.training import PairwiseReward, RewardTrained
@@ -98,7 +99,7 @@ def costs(
     adapters = _rank(recipe) is not None
     other = other_model(recipe, model)
     judging = other if recipe.gate.apart is not None else 0
-    scoring = 0 if all(isinstance(part, RulesReward) for part in recipe.reward.model.within) else other
+    scoring = 0 if all(isinstance(part, RulesReward | RemoteReward) for part in recipe.reward.model.within) else other
 
     def met(stage: StageCall[Any]) -> Circumstances:
         return Circumstances(stage, model, answer, adapters, other, scoring, judging, texts)

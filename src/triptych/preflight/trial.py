@@ -1,4 +1,4 @@
-"""Rewards that nobody trains, each tried on a row of the data: a function, a rule or a judge that fails is found here.
+"""Rewards that nobody trains, each tried on a row of the data: what fails there is found here.
 
 So is a model that is to rewrite prompts and cannot be asked. They run under the limits of the run. An endpoint is asked
 one question, once.
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from triptych.engine.endpoint import EndpointClient
+from triptych.engine.endpoint import Endpoint, EndpointClient
 from triptych.engine.inspection import inspect
 from triptych.errors import TriptychError
 from triptych.evaluate.reflection import Reflection
@@ -26,6 +26,7 @@ from triptych.reward.endpoint import Replies
 from triptych.reward.judge import JudgeReward, LanguageJudge, keep_judge
 from triptych.reward.kind import Opening, RewardConfig
 from triptych.reward.mixture import MixtureReward
+from triptych.reward.remote import RemoteReward, RemoteScorer
 from triptych.reward.rules import OwnFunction, Rule, Rules, RulesReward, UnitTests, keep_rules
 from triptych.reward.sandbox import confinement
 
@@ -50,7 +51,7 @@ class Tried:
 def try_rewards(
     recipe: Recipe, rows: Sequence[Conversation], memory: int, of_tasks: Mapping[str, Sequence[Prompt]]
 ) -> Iterator[Finding]:
-    """What is wrong with the recipe's rules and judges.
+    """What is wrong with the recipe's rules and judges, and with addresses that score.
 
     Args:
         rows: prompts of the data with answers, of every task.
@@ -65,6 +66,8 @@ def try_rewards(
             yield from _try_rules(recipe, tried, tried.config, rows)
         elif isinstance(tried.config, JudgeReward) and rows:
             yield from _try_judge(recipe, tried, tried.config, rows[0], memory)
+        elif isinstance(tried.config, RemoteReward):
+            yield from _try_remote(tried, tried.config, rows)
     if recipe.prompting is not None and recipe.prompting.reflection is not None:
         yield from _try_reflection(recipe.prompting.reflection)
 
@@ -157,7 +160,7 @@ def _try_judge(
         try:
             asking = config
             if config.endpoint is not None:
-                asking = config.model_copy(update={"endpoint": config.endpoint.model_copy(update={"retries": 0})})
+                asking = config.model_copy(update={"endpoint": once(config.endpoint)})
             elif config.is_policy or not _fits(config.files[config.model], memory):
                 return
             judge = asking.open(Opening(folder, "", template, config.files, None, ()))
@@ -182,9 +185,25 @@ def _try_reflection(config: Reflection) -> Iterator[Finding]:
             inspect(folder)
         if config.endpoint is not None:
             field = "prompting.reflection.endpoint"
-            EndpointClient(config.endpoint.model_copy(update={"retries": 0})).write("Reply with one word.", 16)
+            EndpointClient(once(config.endpoint)).write("Reply with one word.", 16)
     except TriptychError as error:
         yield Finding(str(error), field, "no prompt can be rewritten", "mend it", stops=True)
+
+
+def _try_remote(tried: Tried, config: RemoteReward, rows: Sequence[Conversation]) -> Iterator[Finding]:
+    """One answer scored, of a task whose prompts it scores."""
+    row = next((row for row in rows if not tried.tasks or row.prompt.task in tried.tasks), None)
+    if row is None:
+        return
+    try:
+        RemoteScorer(config.model_copy(update={"endpoint": once(config.endpoint)})).score([row])
+    except TriptychError as error:
+        yield Finding(str(error), f"{tried.field}.endpoint", "no answer can be scored", "mend it", stops=True)
+
+
+def once(endpoint: Endpoint) -> Endpoint:
+    """The same without a second attempt."""
+    return endpoint.model_copy(update={"retries": 0})
 
 
 def _ask(judge: LanguageJudge, row: Conversation) -> int:

@@ -19,6 +19,7 @@ from triptych.reward.ensemble import Ensemble
 from triptych.reward.judge import JudgeReward
 from triptych.reward.kind import Opening
 from triptych.reward.mixture import Mixture, Part, Weighted
+from triptych.reward.remote import RemoteReward
 from triptych.reward.rules import FUNCTIONS, OwnFunction, RulesReward
 from triptych.storage import open_regular
 
@@ -84,10 +85,11 @@ class TakenModel(Config):
         return RewardModel(folder, identity=opening.identity, shard_map=opening.shard_map)
 
 
-Content = Members | Parts | RulesReward | JudgeReward | TakenModel
+Content = Members | Parts | RulesReward | JudgeReward | RemoteReward | TakenModel
 
 KINDS: dict[str, type[Content]] = {
-    "ensemble": Members, "mixture": Parts, "rules": RulesReward, "judge": JudgeReward, "taken": TakenModel,
+    "ensemble": Members, "mixture": Parts, "rules": RulesReward, "judge": JudgeReward, "remote": RemoteReward,
+    "taken": TakenModel,
 }
 
 

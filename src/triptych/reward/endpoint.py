@@ -5,20 +5,18 @@ What it replied is kept on disk, and nothing is asked twice.
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import json
 import math
-import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from triptych.engine.endpoint import Endpoint, EndpointClient, RefusedError, run_now
+from triptych.engine.endpoint import Endpoint, EndpointClient, RefusedError
 from triptych.engine.scoring import ShardMap, unsharded
 from triptych.errors import EndpointError, RewardError
-from triptych.storage import append_line, open_regular
+from triptych.reward.replies import ReplyCache
 
 if TYPE_CHECKING:
     import httpx2
@@ -38,7 +36,7 @@ class EndpointJudge:
         self.config = config
         self._client = EndpointClient(config)
         self._shard_map = shard_map
-        self._cache = _Cache(cache)
+        self._cache: ReplyCache[Replies] = ReplyCache(cache, "judge.jsonl", _are_probabilities)
         self._logprobs = True
 
     @property
@@ -58,10 +56,10 @@ class EndpointJudge:
 
     def _replies(self, questions: Sequence[str], choices: Sequence[str]) -> list[Replies | None]:
         named = {self._name(question, choices): question for question in questions}
-        unknown = {name: question for name, question in named.items() if not self._cache.knows(name, choices)}
+        unknown = {name: question for name, question in named.items() if not self._knows(name, choices)}
         if unknown:
             try:
-                run_now(self._ask(unknown, choices))
+                self._ask(unknown, choices)
             except EndpointError as error:
                 raise RewardError(str(error)) from None
         return [self._cache[self._name(question, choices)] for question in questions]
@@ -70,24 +68,23 @@ class EndpointJudge:
         asked = json.dumps([self.config.url, self.config.model, question, list(choices)])
         return hashlib.sha256(asked.encode()).hexdigest()
 
-    async def _ask(self, questions: Mapping[str, str], choices: Sequence[str]) -> None:
-        """Asks all of them; the first error ends the others."""
-        turn = asyncio.Semaphore(self.config.parallel)
+    def _knows(self, name: str, choices: Sequence[str]) -> bool:
+        """Whether it is known how probable each of these choices is, or that there was no reply of these."""
+        if name not in self._cache:
+            return False
+        known = self._cache[name]
+        return known is None or known.keys() == set(choices)
 
-        async def ask(client: httpx2.AsyncClient, name: str, question: str) -> None:
-            async with turn:
-                reply = await self._reply(client, question)
+    def _ask(self, questions: Mapping[str, str], choices: Sequence[str]) -> None:
+        async def ask(client: httpx2.AsyncClient, question: tuple[str, str]) -> None:
+            name, text = question
+            reply = await self._reply(client, text)
             try:
                 self._cache.keep(name, replies_in(reply, choices))
             except ValueError as error:
                 raise RewardError(f"{self.config.url}: {error}") from None
 
-        try:
-            async with self._client.connection() as client, asyncio.TaskGroup() as group:
-                for name, question in questions.items():
-                    group.create_task(ask(client, name, question))
-        except BaseExceptionGroup as errors:
-            raise errors.exceptions[0] from None
+        self._client.ask_all(ask, questions.items())
 
     async def _reply(self, client: httpx2.AsyncClient, question: str) -> Mapping[str, Any]:
         body: dict[str, Any] = {
@@ -141,46 +138,6 @@ def _log_probability(value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not value <= 0.01:
         raise ValueError("replied a log-probability that is none: it must be a number and at most 0")
     return float(max(value, -1e4))  # also a whole number that no float holds
-
-
-class _Cache:
-    """What was replied, by the digest of what was asked; a line of JSON each."""
-
-    def __init__(self, folder: Path | None) -> None:
-        self._path = folder / "judge.jsonl" if folder else None
-        self._known: dict[str, Replies | None] = {}
-        for line in self._lines():
-            try:
-                row = json.loads(line)
-                name, replied = row["asked"], row["replied"]
-                if isinstance(name, str) and _are_probabilities(replied):
-                    self._known[name] = replied
-            except (ValueError, RecursionError, KeyError, TypeError):
-                continue  # no line of ours, or one that was cut; it is asked for again
-
-    def _lines(self) -> list[bytes]:
-        if self._path is None or not os.path.lexists(self._path):
-            return []
-        try:
-            with open_regular(self._path) as file:
-                return file.read().split(b"\n")[:-1]
-        except OSError as error:
-            raise RewardError(f"{self._path}: cannot be read ({error.strerror}); remove it, and all is asked again") \
-                from error
-
-    def knows(self, name: str, choices: Sequence[str]) -> bool:
-        """Whether it is known how probable each of these choices is, or that there was no reply of these."""
-        known = self._known.get(name, {})
-        return known is None or known.keys() == set(choices)
-
-    def __getitem__(self, name: str) -> Replies | None:
-        return self._known[name]
-
-    def keep(self, name: str, replied: Replies | None) -> None:
-        """Keeps a reply; one that could not be read is asked for again another time."""
-        self._known[name] = replied
-        if self._path and replied is not None:
-            append_line(self._path, json.dumps({"asked": name, "replied": replied}, allow_nan=False))
 
 
 def _are_probabilities(replied: object) -> bool:

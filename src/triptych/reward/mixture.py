@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator
 
 from triptych.configuration import Config, tagged
-from triptych.engine.scoring import Limited, Scorer, Scores, applies, learns, scored
+from triptych.engine.scoring import Limited, Scorer, Scores, applies, learns, learnt_elsewhere, scored
 from triptych.pipeline.artifact import Artifact
 from triptych.pipeline.result import Result
 from triptych.pipeline.stage import StageContext
@@ -22,6 +22,7 @@ from triptych.reward.kind import RewardConfig
 from triptych.reward.making import Making
 from triptych.reward.parts import linked
 from triptych.reward.regression import RegressionReward
+from triptych.reward.remote import RemoteReward
 from triptych.reward.rules import Rules, RulesReward
 from triptych.reward.taken import TakenReward, elsewhere
 from triptych.reward.training import PairwiseReward
@@ -51,7 +52,7 @@ class MixedPart(Part):
     """
 
     reward: Annotated[
-        PairwiseReward | RegressionReward | EnsembleReward | RulesReward | JudgeReward | TakenReward,
+        PairwiseReward | RegressionReward | EnsembleReward | RulesReward | JudgeReward | RemoteReward | TakenReward,
         Field(discriminator="kind"), tagged("kind", "pairwise"), elsewhere,
     ]
 
@@ -108,6 +109,11 @@ class Mixture:
     def learns(self) -> bool:
         """See `Learning`: whether a part does."""
         return any(learns(weighted.scorer) for weighted in self.parts)
+
+    @property
+    def learnt_elsewhere(self) -> bool:
+        """See `Unknown`: whether a part did."""
+        return any(learnt_elsewhere(weighted.scorer) for weighted in self.parts)
 
     def applies(self, prompt: Prompt) -> bool:
         """See `Limited`: whether a part does."""

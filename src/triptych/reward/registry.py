@@ -7,6 +7,7 @@ pairwise, regression    `model/`, a plain Hugging Face folder
 ensemble                `models/0`, `models/1`, …, and `reward.json`
 rules                   `reward.json`, and the users' own functions
 judge                   `reward.json` and `template.jinja`
+remote                  `reward.json`
 mixture                 `parts/NAME/`, each of them one of these, and `reward.json`
 taken                   one of these; `model/` and `reward.json` of a model with another tokenizer
 ======================  =======================================================================
@@ -33,13 +34,15 @@ from triptych.reward.judge import POLICY, JudgeReward
 from triptych.reward.kind import Opening, RewardConfig
 from triptych.reward.mixture import MixtureReward
 from triptych.reward.regression import RegressionReward
+from triptych.reward.remote import RemoteReward
 from triptych.reward.rules import RulesReward
 from triptych.reward.taken import TakenReward, elsewhere
 from triptych.reward.training import PairwiseReward
 from triptych.reward.trust import Trust
 
 Reward = Annotated[
-    PairwiseReward | RegressionReward | EnsembleReward | RulesReward | JudgeReward | MixtureReward | TakenReward,
+    PairwiseReward | RegressionReward | EnsembleReward | RulesReward | JudgeReward | RemoteReward | MixtureReward
+    | TakenReward,
     Field(discriminator="kind"), tagged("kind", "pairwise"), elsewhere,
 ]
 

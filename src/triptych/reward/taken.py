@@ -12,6 +12,7 @@ from triptych.pipeline.artifact import Artifact
 from triptych.pipeline.result import Result
 from triptych.reward.kind import RewardConfig
 from triptych.reward.making import Making
+from triptych.reward.remote import scores_at
 
 
 class TakenReward(RewardConfig):
@@ -45,7 +46,7 @@ class TakenReward(RewardConfig):
 
 
 def _made_elsewhere(value: Any) -> Any:
-    """`from` alone says of what kind a reward is: that which is there, or a language model behind an address."""
+    """`from` alone says of what kind a reward is: that which is there, or what is behind an address."""
     if not isinstance(value, dict) or "from" not in value or "kind" in value:
         return value
     if not (isinstance(value["from"], str) and is_address(value["from"])):
@@ -54,7 +55,7 @@ def _made_elsewhere(value: Any) -> Any:
     if not model:
         raise ValueError(f"`from` is an address: name the model that is asked there too, as in {url}#MODEL")
     endpoint = {"url": url, "model": model} | {name: value[name] for name in value if name in Endpoint.model_fields}
-    return {"kind": "judge", "endpoint": endpoint} | {
+    return {"kind": "remote" if scores_at(url) else "judge", "endpoint": endpoint} | {
         name: said for name, said in value.items() if name != "from" and name not in Endpoint.model_fields
     }
 

@@ -15,6 +15,7 @@ from triptych.errors import RewardError
 from triptych.reward.description import TEMPLATE, Description, TakenModel
 from triptych.reward.judge import POLICY, TEMPLATES, JudgeReward
 from triptych.reward.kind import RewardConfig
+from triptych.reward.remote import RemoteReward
 from triptych.reward.rules import FUNCTIONS, OwnFunction, RulesReward, UnitTests
 from triptych.reward.taken import TakenReward
 
@@ -36,12 +37,12 @@ class Trust:
     @classmethod
     def in_recipe(cls, rewards: Sequence[RewardConfig]) -> Trust:
         """What a reward of the user's recipe names, given with its parts."""
-        judges = [reward for reward in rewards if isinstance(reward, JudgeReward)]
+        asked = [reward.endpoint for reward in rewards if isinstance(reward, JudgeReward | RemoteReward)]
         rules = [rule for reward in rewards if isinstance(reward, RulesReward) for rule in reward.rules]
         own = cls(
-            frozenset((judge.endpoint.url, judge.endpoint.key_env) for judge in judges if judge.endpoint is not None),
+            frozenset((endpoint.url, endpoint.key_env) for endpoint in asked if endpoint is not None),
             any(isinstance(rule, OwnFunction | UnitTests) for rule in rules),
-            bool(judges),
+            any(isinstance(reward, JudgeReward) for reward in rewards),
         )
         taken = [
             cls.given(reward.allow_endpoint, reward.allow_key, reward.allow_functions, reward.allow_template)
@@ -83,18 +84,18 @@ class Trust:
 
     def _refused(self, described: Description, models: Collection[str]) -> Iterator[str]:
         content = described.content
+        if isinstance(content, JudgeReward | RemoteReward) and content.endpoint is not None:
+            url, key = content.endpoint.url, content.endpoint.key_env
+            if (url, key) not in self.endpoints:
+                value = f" and the value of {key}" if key else ""
+                flags = f"--allow-endpoint {url}" + (f" --allow-key {key}" if key else "")
+                yield f"{described.file}: would send your text{value} to {url}; {flags} allows it"
         if isinstance(content, JudgeReward):
-            if content.endpoint is not None:
-                url, key = content.endpoint.url, content.endpoint.key_env
-                if (url, key) not in self.endpoints:
-                    value = f" and the value of {key}" if key else ""
-                    flags = f"--allow-endpoint {url}" + (f" --allow-key {key}" if key else "")
-                    yield f"{described.file}: would send your text{value} to {url}; {flags} allows it"
-            elif content.model == POLICY and POLICY not in models:
-                yield f"{described.file}: asks the policy, which is not here; name the release that it is part of"
-            elif content.model not in models:
-                yield (
-                    f"{described.file}: would open the model {one_line(content.model)[:200]!r}; --allow-model FOLDER, "
+            if content.endpoint is None and content.model not in models:
+                yield f"{described.file}: " + (
+                    "asks the policy, which is not here; name the release that it is part of"
+                    if content.model == POLICY else
+                    f"would open the model {one_line(content.model)[:200]!r}; --allow-model FOLDER, "
                     "with a folder of this name, allows it"
                 )
             if not self.templates and not _is_shipped(described.template):

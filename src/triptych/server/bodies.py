@@ -205,10 +205,17 @@ class ScoreBody(Body):
 
 
 class PoolingBody(Body):
-    """`/classify` and `/pooling`: whole texts as the chat template writes them, or one conversation."""
+    """`/classify` and `/pooling`: whole texts as the chat template writes them, or one conversation.
+
+    Attributes:
+        task: vLLM's name for outputs of the last token alone, which are all that there are here.
+        use_activation: whether outputs become probabilities, as at `/classify`; no at `/pooling`.
+    """
 
     input: str | list[str] | None = None
     messages: list[ChatTurn] | None = None
+    task: Literal["classify"] | None = None
+    use_activation: bool | None = None
 
 
 class RemoteBody(BaseModel):

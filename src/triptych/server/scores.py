@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -47,7 +48,7 @@ async def score(reward: ServedReward, body: ScoreBody) -> dict[str, Any]:
 
 def _conversations(body: ScoreBody) -> list[Conversation]:
     if body.conversations is not None:
-        return _read("conversations", body.conversations, parse_conversation)
+        return _read("conversations", body.conversations, partial(parse_conversation, may_be_empty=True))
     prompts, answers = ([text] if isinstance(text, str) else text or [] for text in (body.text_1, body.text_2))
     prompts = prompts * len(answers) if isinstance(body.text_1, str) else prompts
     if len(prompts) != len(answers):
@@ -86,6 +87,8 @@ async def pool(reward: ServedReward, body: PoolingBody) -> dict[str, Any]:
     Raises:
         RequestError: the reward is not one model, or there is no text.
     """
+    if body.use_activation:
+        raise RequestError("/pooling gives outputs as they are; /classify makes probabilities", field="use_activation")
     return _listed(reward, "pooling", [{"data": row} for row in await _outputs(reward, body)])
 
 
@@ -95,6 +98,8 @@ async def classify(reward: ServedReward, body: PoolingBody) -> dict[str, Any]:
     Raises:
         RequestError: the reward is not one model, or there is no text.
     """
+    if body.use_activation is False:
+        raise RequestError("/classify makes probabilities; /pooling gives outputs as they are", field="use_activation")
     names = reward.model.model.config.id2label
     rows = []
     for outputs in await _outputs(reward, body):
