@@ -21,8 +21,9 @@ Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
 CALLED_BY_OTHERS = {
     "invoke": "typer", "call_binop": "jinja2", "visit_Concat": "jinja2", "visit_Dict": "jinja2",
     "visit_List": "jinja2", "visit_Tuple": "jinja2", "connection_lost": "uvicorn", "connection_made": "uvicorn",
-    "on_response_complete": "uvicorn", "main": "the sandbox's interpreters",
     "make_reflective_dataset": "gepa", "propose_new_texts": "gepa",
+    "on_response_complete": "uvicorn", "main": "the sandbox's interpreters", "loglikelihood_rolling": "lm_eval",
+    "tokenizer_name": "lm_eval",
 }
 """What others call by its name: methods of a library's classes, and what an interpreter is started with."""
 AWAITED = {"triptych.pipeline.artifact.Folder"}

@@ -55,6 +55,7 @@ from triptych.engine.sampling import Sampling, own_sampling
 from triptych.engine.scoring import Scorer, applies, unscorable
 from triptych.errors import AuditError, DataError, Fault, ModelError, RecipeError, RunError
 from triptych.evaluate.answers import QUESTIONS, Answered, Answering, answer, answered, take
+from triptych.evaluate.benchmarks import HarnessScore, HarnessTasks
 from triptych.evaluate.gate import Decided, Gate, decide, gate_scores
 from triptych.evaluate.survey import AnswerSurvey, survey
 from triptych.execution import execute
@@ -129,11 +130,13 @@ class Evaluation:
 
     Attributes:
         bits_per_byte: of plain text, by the model.
+        benchmarks: each measure of each task of lm-evaluation-harness.
     """
 
     answers: AnswerSurvey | None = None
     agreement: Agreement | None = None
     bits_per_byte: float | None = None
+    benchmarks: Sequence[HarnessScore] = ()
 
 
 def run(
@@ -373,10 +376,11 @@ def audit(
 
 def evaluate(
     model: Place | None = None, reward: Place | Scorer | None = None, *, prompts: Place | Sequence[Place] = (),
-    comparisons: Place | Sequence[Place] = (), text: Place | Sequence[Place] = (), sampling: Sampling | None = None,
+    comparisons: Place | Sequence[Place] = (), text: Place | Sequence[Place] = (), tasks: Sequence[str] = (),
+    limit: int | None = None, chat_template: bool | None = None, sampling: Sampling | None = None,
     progress: Progress | None = None,
 ) -> Evaluation:
-    """Measures a model on prompts or plain text, or a reward on comparisons, on files of one's own.
+    """Measures a model on prompts, plain text or benchmarks, or a reward on comparisons.
 
     Args:
         model: a Hugging Face folder, or what `train_sft` or `improve` left.
@@ -384,18 +388,23 @@ def evaluate(
         prompts: files of {"prompt"}: the model answers each.
         comparisons: files of {"prompt", "chosen", "rejected"}: how often the reward orders them as labelled.
         text: files of plain text: how well the model predicts it.
-        sampling: how the model answers; by default as its `generation_config.json` says.
+        tasks: benchmarks, by their names in lm-evaluation-harness or by the paths of tasks' YAML files.
+        limit: so many documents of each task.
+        chat_template: whether tasks are asked by the model's chat template; by default where it has one.
+        sampling: how the model answers prompts; by default as its `generation_config.json` says. A task says itself
+            how it is answered; where it samples, the seed counts.
 
     Raises:
         DataError, ModelError, RewardError: as `improve`.
         RecipeError: there is nothing to measure, or nobody to be measured on it.
     """
-    if not (prompts or comparisons or text):
-        raise RecipeError("nothing to measure: give prompts, comparisons or text")
+    if not (prompts or comparisons or text or tasks):
+        raise RecipeError("nothing to measure: give prompts, comparisons, text or tasks")
     if comparisons and reward is None:
         raise RecipeError("comparisons are ordered by a reward: give one")
-    if (prompts or text) and model is None:
-        raise RecipeError("prompts are answered, and text is read, by a model: give one")
+    if (prompts or text or tasks) and model is None:
+        raise RecipeError("prompts and tasks are answered, and text is read, by a model: give one")
+    opened = HarnessTasks(tasks) if tasks else None
     positions: list[Position] = []
     asked = _rows(prompts, files.read_prompts, progress, positions)
     compared = _rows(comparisons, files.read_comparisons, progress)
@@ -413,7 +422,11 @@ def evaluate(
     ) if asked else None
     context = min(policy.context or WINDOW, WINDOW)
     bits = bits_per_byte(policy.model, policy.tokenizer, documents, context) if documents else None
-    return Evaluation(answers, agreement, bits)
+    benchmarks = opened.measure(
+        policy, limit=limit, chat_template=chat_template, seed=sampling.seed if sampling else 0,
+        progress=progress or Terminal(),
+    ) if opened else ()
+    return Evaluation(answers, agreement, bits, benchmarks)
 
 
 def gate(

@@ -142,6 +142,24 @@ def evaluate(
     text: Annotated[
         Path | None, typer.Option(help="Plain text: how well the model predicts it.", show_default=False)
     ] = None,
+    tasks: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TASK,...", help="Benchmarks of lm-evaluation-harness, by name or as a task's .yaml file.",
+            show_default=False,
+        ),
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="So many documents of each task; by default all.", show_default=False)
+    ] = None,
+    chat_template: Annotated[
+        bool | None,
+        typer.Option(
+            "--chat-template/--no-chat-template",
+            help="Whether tasks are asked by the model's chat template; by default where it has one.",
+            show_default=False,
+        ),
+    ] = None,
     temperature: Temperature = None,
     max_tokens: MaxTokens = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the answers.")] = 1,
@@ -152,15 +170,15 @@ def evaluate(
     allow_template: AllowTemplate = False,
     allow_model: AllowModel = None,
 ) -> None:
-    """Measures a model: its answers, its reading of plain text, or a reward model's agreement with people.
+    """Measures a model: its answers, its reading of plain text, benchmarks, or a reward model's agreement with people.
 
     Of a release, --comparisons measures the Reward model and the others the Instruct model.
 
     Example: [bold]triptych evaluate runs/quickstart/release/instruct --prompts questions.jsonl
     --reward runs/quickstart/release/reward[/bold]
     """
-    if prompts is None and comparisons is None and text is None:
-        raise RecipeError("nothing to measure: give --prompts, --comparisons or --text")
+    if prompts is None and comparisons is None and text is None and tasks is None:
+        raise RecipeError("nothing to measure: give --prompts, --comparisons, --text or --tasks")
     if output is not None:
         make_folder(output.parent)
     if reward is not None and prompts is None:
@@ -172,14 +190,18 @@ def evaluate(
     numbers: dict[str, Any] = {}
     if comparisons is not None:
         numbers |= _numbers(api.evaluate(reward=allowed.reward(model), comparisons=comparisons))
-    if prompts is not None or text is not None:
+    if prompts is not None or text is not None or tasks is not None:
         folder = find_model(model, "instruct")[0]
         scorer = allowed.reward(reward, "score") if reward is not None else None
         sampling = replace(own_sampling(folder, temperature, max_tokens), seed=seed)
-        numbers |= _numbers(api.evaluate(folder, scorer, prompts=prompts or (), text=text or (), sampling=sampling))
+        names = [name.strip() for name in tasks.split(",") if name.strip()] if tasks is not None else []
+        numbers |= _numbers(api.evaluate(
+            folder, scorer, prompts=prompts or (), text=text or (), tasks=names, limit=limit,
+            chat_template=chat_template, sampling=sampling,
+        ))
     table = table_of("measured", "value", right=1)
     for name, value in numbers.items():
-        table.add_row(name.replace("_", " "), figure(value))
+        table.add_row(name if "/" in name else name.replace("_", " "), figure(value))
     show(table)
     if output is not None:
         write_whole(output, json.dumps(numbers, indent=1, ensure_ascii=False) + "\n")
@@ -200,6 +222,9 @@ def _numbers(evaluation: Evaluation) -> dict[str, Any]:
         numbers |= survey.parts | survey.instructions
     if evaluation.bits_per_byte is not None:
         numbers["bits_per_byte"] = evaluation.bits_per_byte
+    for score in evaluation.benchmarks:
+        kept = {"": score.value, "/interval": score.interval, "/stderr": score.stderr, "/documents": score.documents}
+        numbers |= {score.name + what: value for what, value in kept.items() if value is not None}
     return numbers
 
 

@@ -11,13 +11,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from triptych.engine import attention
 from triptych.engine.attention import Layout
-from triptych.engine.logprobs import output_logits, token_logprobs
-from triptych.engine.packing import Group, Pack, grown
+from triptych.engine.logprobs import greedy_logprobs, output_logits, token_logprobs
+from triptych.engine.packing import Group, Pack, branched, grown
 
 Model = Any
 """A transformers model with our attention; transformers' classes carry no usable types."""
@@ -144,6 +145,29 @@ def pack_answers(
     return AnswerPack(pack, predictions, len(answers))
 
 
+def pack_predicted(sequences: Sequence[tuple[Sequence[int], int]], device: torch.device | str) -> AnswerPack:
+    """Packs sequences, each with how many of its tokens at the end are predicted; all beginnings alike are one.
+
+    The last token of a sequence predicts nothing and is not computed, so that answers of one token to a prompt cost
+    no more than the prompt.
+
+    Args:
+        sequences: in lexical order; each has a token before those that are predicted.
+    """
+    segments, last = branched([tokens[:-1] for tokens, _ in sequences])
+    pack = Pack(segments, device)
+    places: list[np.ndarray] = []
+    targets: list[int] = []
+    rows: list[int] = []
+    for row, ((tokens, count), segment) in enumerate(zip(sequences, last, strict=True)):
+        assert 0 < count < len(tokens), "a token is predicted from one before it"
+        places.append(pack.chain(segment)[-count:])
+        targets += tokens[-count:]
+        rows += [row] * count
+    numbers = (np.concatenate(places).tolist(), targets, rows)
+    return AnswerPack(pack, Predictions(*(torch.tensor(column, device=device) for column in numbers)), len(sequences))
+
+
 def answer_logprobs(
     model: Model, packed: AnswerPack, *, temperature: float = 1.0, with_entropy: bool = False
 ) -> tuple[Tensor, Tensor | None]:
@@ -151,6 +175,15 @@ def answer_logprobs(
     states = hidden_states(model, packed.pack)[packed.predictions.places]
     return predicted_logprobs(
         model, states, packed.predictions.targets, temperature=temperature, with_entropy=with_entropy
+    )
+
+
+def greedy_answers(model: Model, packed: AnswerPack) -> tuple[Tensor, Tensor]:
+    """`[N]` log-probabilities of the answers' tokens, and whether each is the likeliest there; without gradient."""
+    states = hidden_states(model, packed.pack)[packed.predictions.places]
+    return greedy_logprobs(
+        states, model.get_output_embeddings(), packed.predictions.targets, temperature=1 / _logit_scale(model),
+        softcap=_softcap(model),
     )
 
 

@@ -53,6 +53,27 @@ def token_logprobs(
     return logprobs[:count], entropies[:count] if with_entropy else None
 
 
+@torch.no_grad()
+def greedy_logprobs(
+    hidden: Tensor, head: nn.Linear, targets: Tensor, *, temperature: float = 1.0, softcap: float | None = None
+) -> tuple[Tensor, Tensor]:
+    """`[N]` log-probabilities as :func:`token_logprobs` gives them, and whether each target is the likeliest token.
+
+    Without gradient.
+    """
+    count = len(targets)
+    padding = rounded(count) - count
+    hidden, targets = F.pad(hidden, (0, 0, 0, padding)), F.pad(targets, (0, padding))
+    logprobs = hidden.new_empty(len(targets), dtype=torch.float32)
+    greedy = torch.empty_like(targets, dtype=torch.bool)
+    kind = _kind(hidden, head.weight)
+    bias = None if head.bias is None else head.bias.to(kind)
+    for rows, scores in _scores(hidden.to(kind), head.weight.to(kind), bias, _Shape(temperature, softcap, False)):
+        logprobs[rows] = scores.gather(1, targets[rows, None])[:, 0] - scores.logsumexp(dim=-1)
+        greedy[rows] = scores.argmax(dim=-1) == targets[rows]
+    return logprobs[:count], greedy[:count]
+
+
 def output_logits(hidden: Tensor, head: nn.Linear, softcap: float | None, scale: float = 1.0) -> Tensor:
     """`[N, V]` logits for `[N, E]` hidden states, in the compute type, or float32 where a cap bounds them.
 
@@ -98,21 +119,16 @@ class _TokenLogprobs(torch.autograd.Function):
     def forward(
         ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, shape: _Shape
     ) -> tuple[Tensor, Tensor]:
-        kind = torch.get_autocast_dtype(hidden.device.type) if torch.is_autocast_enabled(hidden.device.type) else None
-        kind = kind or torch.promote_types(hidden.dtype, weight.dtype)
+        kind = _kind(hidden, weight)
         normalisers = hidden.new_empty(len(targets), dtype=torch.float32)
         logprobs, entropies = torch.empty_like(normalisers), torch.zeros_like(normalisers)
-        weight_, bias_ = weight.to(kind), None if bias is None else bias.to(kind)
-        for block in _blocks(len(targets), len(weight)):
-            logits = F.linear(hidden[block].to(kind), weight_, bias_)
-            for place, rows in _parts(block, logits):
-                scores = shape.scores(logits[place])
-                normaliser = scores.logsumexp(dim=-1)
-                normalisers[rows] = normaliser
-                logprobs[rows] = scores.gather(1, targets[rows, None])[:, 0] - normaliser
-                if shape.with_entropy:
-                    probabilities = (scores - normaliser[:, None]).exp_()
-                    entropies[rows] = normaliser - (probabilities.mul_(scores)).sum(-1)
+        for rows, scores in _scores(hidden.to(kind), weight.to(kind), None if bias is None else bias.to(kind), shape):
+            normaliser = scores.logsumexp(dim=-1)
+            normalisers[rows] = normaliser
+            logprobs[rows] = scores.gather(1, targets[rows, None])[:, 0] - normaliser
+            if shape.with_entropy:
+                probabilities = (scores - normaliser[:, None]).exp_()
+                entropies[rows] = normaliser - (probabilities.mul_(scores)).sum(-1)
         ctx.save_for_backward(hidden, weight, bias, targets, normalisers)
         ctx.shape, ctx.kind = shape, kind
         ctx.mark_non_differentiable(entropies)
@@ -151,6 +167,20 @@ class _TokenLogprobs(torch.autograd.Function):
                 if to_bias is not None:
                     to_bias += logits.sum(0, dtype=torch.float32)
         return to_hidden, to_weight, to_bias, None, None
+
+
+def _kind(hidden: Tensor, weight: Tensor) -> torch.dtype:
+    """In which type logits are made."""
+    kind = torch.get_autocast_dtype(hidden.device.type) if torch.is_autocast_enabled(hidden.device.type) else None
+    return kind or torch.promote_types(hidden.dtype, weight.dtype)
+
+
+def _scores(hidden: Tensor, weight: Tensor, bias: Tensor | None, shape: _Shape) -> Iterator[tuple[slice, Tensor]]:
+    """A few rows at a time: which, and what their distributions are made of, in float32."""
+    for block in _blocks(len(hidden), len(weight)):
+        logits = F.linear(hidden[block], weight, bias)
+        for place, rows in _parts(block, logits):
+            yield rows, shape.scores(logits[place])
 
 
 def _blocks(count: int, vocabulary: int) -> Iterator[slice]:

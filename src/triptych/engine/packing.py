@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import groupby
 from typing import Protocol
 
 import numpy as np
@@ -136,6 +137,40 @@ def _common(prompts: Sequence[Sequence[int]]) -> list[int]:
     return beginning if len(beginning) >= COMMON else []
 
 
+def branched(rows: Sequence[Sequence[int]]) -> tuple[list[Segment], list[int]]:
+    """The segments of sequences in lexical order: what some begin with alike once, however they branch behind it.
+
+    Fewer than `COMMON` tokens that are alike are each sequence's own, but for sequences that are the same.
+
+    Args:
+        rows: token ids, none empty, sorted.
+
+    Returns:
+        The segments, and for each sequence its last one, whose chain is the sequence.
+    """
+    segments: list[Segment] = []
+    last = [0] * len(rows)
+
+    def grow(members: Sequence[int], start: int, parent: int | None) -> None:
+        """Puts what comes from `start` on of members, which are alike up to there, behind a segment."""
+        for beginning, alike in groupby(members, key=lambda row: tuple(rows[row][start : start + COMMON])):
+            branch = list(alike)
+            if not beginning:  # they end with the parent
+                assert parent is not None, "a sequence has tokens"
+                for row in branch:
+                    last[row] = parent
+                continue
+            first, end = rows[branch[0]], rows[branch[-1]]
+            shared = start + len(beginning)
+            while shared < min(len(first), len(end)) and first[shared] == end[shared]:
+                shared += 1
+            segments.append(Segment(first[start:shared], parent))
+            grow(branch, shared, len(segments) - 1)
+
+    grow(range(len(rows)), 0, None)
+    return segments, last
+
+
 def rounded(count: int) -> int:
     """The count rounded up by at most a sixteenth, so that few different shapes occur.
 
@@ -185,6 +220,10 @@ class Pack:
         self._offsets = offsets
         self._masks: dict[tuple[int, int | None, torch.dtype], Tensor] = {}
         self._parents = [segment.parent for segment in segments]
+
+    def chain(self, segment: int) -> np.ndarray:
+        """The places in the row of a segment's ancestors' tokens, then of its own."""
+        return self._chains[segment]
 
     @cached_property
     def blocks(self) -> list[Block]:

@@ -7,8 +7,9 @@ same interval; 95% unless another confidence is asked for. All pure functions of
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from statistics import NormalDist
+from typing import TypeVar
 
 import numpy as np
 
@@ -18,6 +19,7 @@ TAIL = 10
 TOGETHER = 2**22
 """Draws that are held at once."""
 Interval = tuple[float, float]
+Value = TypeVar("Value")
 
 
 def mean_interval(
@@ -44,6 +46,21 @@ def mean_interval(
     means = np.concatenate([sums[drawn].sum(1) / counts[drawn].sum(1) for drawn in resampled(len(sums), resamples)])
     low, high = np.percentile(means, [100 * tail, 100 * (1 - tail)])
     return float(numbers.mean()), (float(low), float(high))
+
+
+def statistic_interval(
+    values: Sequence[Value], statistic: Callable[[list[Value]], float], resamples: int = RESAMPLES
+) -> Interval | None:
+    """The 95% interval of what a function makes of all values together, as a perplexity of documents.
+
+    None where the function cannot be computed for a resample.
+    """
+    try:
+        made = [statistic([values[i] for i in row]) for part in resampled(len(values), resamples) for row in part]
+    except (ArithmeticError, ValueError):
+        return None
+    low, high = np.percentile(made, [2.5, 97.5])
+    return float(low), float(high)
 
 
 def seeds_interval(values: Sequence[Sequence[float]]) -> tuple[float, Interval]:
