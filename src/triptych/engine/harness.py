@@ -193,7 +193,7 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]  # lm_eval has no types
             self.cache_hook.add_partial("generate_until", request.args, text)
         return texts
 
-    def _asked(self, number: int, context: str, settings: dict[str, Any]) -> _Asked:
+    def _asked(self, number: int, context: str, settings: dict[str, Any]) -> _Posed:
         """A request, with what of the context fits before an answer."""
         rest: dict[str, Any] = dict(normalize_gen_kwargs(settings, MAX_TOKENS))
         drawn, max_tokens = rest.pop("do_sample"), rest.pop("max_gen_toks")
@@ -215,9 +215,9 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]  # lm_eval has no types
             )
         tokens = self.tok_encode(context)[-room:] or [self.prefix_token_id]
         sampling = Sampling(max_tokens, temperature, top_p, self.seed)
-        return _Asked(number, tokens, [stop for stop in stops if stop], sampling)
+        return _Posed(number, tokens, [stop for stop in stops if stop], sampling)
 
-    def _decode(self, asked: Sequence[_Asked]) -> list[str]:
+    def _decode(self, asked: Sequence[_Posed]) -> list[str]:
         """What the model writes to each request, all decoded together; each ends soon behind its stop string."""
         mine = distributed.shard(asked)
         answers = [
@@ -252,7 +252,7 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]  # lm_eval has no types
         text: str = self.tokenizer.decode(tokens, skip_special_tokens=True)
         return text
 
-    def _write(self, asked: Sequence[_Asked]) -> list[str]:
+    def _write(self, asked: Sequence[_Posed]) -> list[str]:
         """The same by a model that does not decode in slots: to the end, requests of one way of decoding together."""
         texts = [""] * len(asked)
         for sampling in dict.fromkeys(one.sampling for one in asked):
@@ -267,7 +267,7 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]  # lm_eval has no types
 
 
 @dataclass(frozen=True, slots=True)
-class _Asked:
+class _Posed:
     """A request to write: its place among all, the context's tokens, where to stop, how to draw."""
 
     number: int
