@@ -21,7 +21,8 @@ A = TypeVar("A", bound=PromptedRecord)
 
 ALIKE = 0.8
 """Jaccard's index from which two texts are near duplicates: of twenty words one may be another."""
-PERMUTATIONS = 128
+EMPTY = MinHash(num_perm=128)
+"""Every text's MinHash starts as a copy, which shares its permutations: to draw them takes longer than to hash."""
 
 Pairs = frozenset[tuple[str, ...]]
 
@@ -34,7 +35,7 @@ class NearDuplicates:
 
     def __init__(self, texts: Iterable[str] = ()) -> None:
         # A threshold below the one that counts, so that hardly a pair is missed.
-        self._index = MinHashLSH(threshold=ALIKE - 0.2, num_perm=PERMUTATIONS)
+        self._index = MinHashLSH(threshold=ALIKE - 0.2, num_perm=len(EMPTY))
         self._known: list[Pairs] = []
         for text in texts:
             self._insert(pairs_of(text))
@@ -90,6 +91,6 @@ def whole(record: PromptedRecord) -> str:
 
 
 def _hashed(pairs: Pairs) -> MinHash:
-    made = MinHash(num_perm=PERMUTATIONS)
+    made = EMPTY.copy()
     made.update_batch([" ".join(pair).encode() for pair in pairs])
     return made

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import singledispatch
+from functools import cache, singledispatch
 from pathlib import Path
 from typing import Any
 
@@ -424,6 +424,7 @@ def from_scratch(config: Pretraining) -> Architecture:
     )
 
 
+@cache
 def matrix_rate(seconds: float = 0.3) -> float:
     """Products and sums a second of a large matrix product in the compute type, on the CPU."""
     side = 1024
