@@ -26,8 +26,8 @@ TORCH_PINS := $(if $(filter file,$(origin TORCH)),constraints.txt,$(PINS))
 run: .venv/installed
 	$(BIN)/triptych run recipes/quickstart.yaml
 
-# A worker for each core, with the tests of a file on one worker.
-PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile
+# A worker for each core, with the tests of a file on one worker, in the order of tests/conftest.py: the longest first.
+PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
 test: lint
 	$(PYTEST) </dev/null

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import copy
+import fcntl
 import os
+import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,6 +33,13 @@ from triptych.engine import attention, device
 from triptych.engine.models import save
 from triptych.records import Document
 
+LONGEST = (
+    "test_cycle", "test_check", "test_distributed", "test_reward_cycle", "test_golden", "test_release", "test_improve",
+    "test_taken", "test_inbox", "test_doctor", "test_fitting", "test_panel", "test_prompting", "test_comparison",
+    "test_crossfitting", "test_adoption", "test_tasks", "test_trial", "test_generation", "test_splits", "test_code",
+)
+"""Files of many seconds: a long one at the end would leave the other workers without work."""
+TINY = Path(__file__).parent / "tiny.yaml"
 CORES = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
 VOCABULARY = 61
 WINDOW = 5
@@ -72,6 +83,12 @@ def pytest_configure() -> None:
     if worker and CORES:
         torch.set_num_threads(1)
         os.sched_setaffinity(0, {sorted(CORES)[int(worker.removeprefix("gw")) % len(CORES)]})
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first, each with its tests together and in their order."""
+    places = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path.stem, len(LONGEST)))
 
 
 @pytest.fixture(scope="session")
@@ -149,6 +166,28 @@ def policy_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ))
     save(model, tokenizer, folder / "model")
     return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a whole run of the tiny recipe, made once for all workers in a process of its own."""
+    own = tmp_path_factory.getbasetemp()
+    folder = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "tiny-run"
+    with open(f"{folder}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # until it is closed
+        if not (folder / "done").exists():
+            command = [sys.executable, "-m", "triptych", "run", str(TINY), "--runs", str(folder)]
+            subprocess.run(command, check=True)
+            (folder / "done").touch()
+    return folder / "tiny"
+
+
+def with_stages(run: Path, done: Path, *names: str) -> Path:
+    """A folder for a run, in which these stages of another one are done: of the same recipe they are taken over."""
+    for name in names:
+        (folder,) = (done / "artifacts").glob(f"{name.replace('/', '-')}-*")
+        shutil.copytree(folder, run / "artifacts" / folder.name)
+    return run
 
 
 @pytest.fixture(scope="module")

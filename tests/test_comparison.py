@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from conftest import with_stages
 from triptych import comparison
 from triptych.engine.device import settle
 from triptych.errors import RecipeError
@@ -43,10 +44,10 @@ def test_a_method_has_its_own_settings_and_the_budget_of_improve() -> None:
     assert comparison.chosen(adapted, ["grpo", "rloo"]) == ["grpo", "rloo"]
 
 
-def test_methods_stand_side_by_side(tmp_path: Path) -> None:
+def test_methods_stand_side_by_side(tmp_path: Path, tiny_run: Path) -> None:
     settle()
     recipe = load(TINY, [OWN, "improve.steps=2"])
-    runner = Runner(tmp_path / "run", Silent(), recipe.seed)
+    runner = Runner(with_stages(tmp_path / "run", tiny_run, "data", "base"), Silent(), recipe.seed)
     found = comparison.improve_by_each(recipe, runner, ["rloo", "best_of_n"], seeds=2)
     assert {row.method for row in found.methods} == {"rloo", "best_of_n"}
     assert all(row.seeds == 2 and row.seconds > 0 for row in found.methods)

@@ -116,12 +116,10 @@ def attempts() -> Iterator[Attempts]:
     attempts.end()
 
 
-@pytest.fixture(scope="module")
-def whole(attempts: Attempts, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An uninterrupted run."""
-    runs = tmp_path_factory.mktemp("whole")
-    attempts.finish(runs)
-    return runs / "tiny"
+@pytest.fixture
+def whole(tiny_run: Path) -> Path:
+    """An uninterrupted run, which others look at too: what changes it has a copy."""
+    return tiny_run
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -205,11 +203,11 @@ def test_no_prompt_proves_what_it_taught(whole: Path) -> None:
             assert seen.setdefault(prompt, path.name) == path.name
 
 
-def test_a_second_run_does_nothing(whole: Path, attempts: Attempts) -> None:
-    before = contents(whole / "artifacts")
-    attempts.finish(whole.parent)
-    assert contents(whole / "artifacts") == before
-    started = [event for event in events(whole) if event["event"] == "started"]
+def test_a_second_run_does_nothing(whole: Path, attempts: Attempts, tmp_path: Path) -> None:
+    shutil.copytree(whole.parent, tmp_path, dirs_exist_ok=True)
+    attempts.finish(tmp_path)
+    assert contents(tmp_path / "tiny" / "artifacts") == contents(whole / "artifacts")
+    started = [event for event in events(tmp_path / "tiny") if event["event"] == "started"]
     assert len(started) == len({event["stage"] for event in started})
 
 
@@ -352,7 +350,11 @@ def test_kills_at_any_moment_change_no_byte(whole: Path, attempts: Attempts, tmp
         children = attempts.start(tmp_path)
         begun = wait_for_start(run, target)
         if begun:
-            time.sleep(draw.random() * seconds[target])
+            moment = draw.random() * seconds[target]
+            if target == "instruct":  # surely between two of its many checkpoints
+                wait_for_checkpoint(run, target)
+            else:
+                time.sleep(moment)
             kills.append(target)
         kill(children)
         attempts.status()
@@ -361,6 +363,15 @@ def test_kills_at_any_moment_change_no_byte(whole: Path, attempts: Attempts, tmp
     assert contents(run / "release") == contents(whole / "release")
     resumed = Path(f"{tmp_path}.log").read_text()
     assert "going on from step" in resumed, "no training was interrupted between two checkpoints"
+
+
+def wait_for_checkpoint(run: Path, stage: str) -> None:
+    """Waits until a stage under way has a checkpoint."""
+    for _ in range(6000):
+        if any(run.glob(f"work/{stage}-*/training.pt")):
+            return
+        time.sleep(0.01)
+    raise AssertionError(f"{stage} has no checkpoint")
 
 
 def wait_for_start(run: Path, stage: str) -> bool:

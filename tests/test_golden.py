@@ -48,11 +48,7 @@ def computed(runs: Path, *overrides: str, methods: Sequence[str] = METHODS) -> R
         options = [f"improve.method={method}", "improve.rounds=1", *overrides]
         if method in ("dpo", "best_of_n"):  # what they have no setting for
             options.append("improve.steps=4")
-        arguments = ["run", str(RECIPE), "--runs", str(runs), "--until", "round-1/improve"]
-        for option in options:
-            arguments += ["--set", option]
-        result = CliRunner().invoke(app, arguments)
-        assert result.exit_code == 0, (method, result.output, result.exception)
+        run(runs, "round-1/improve", *options)
         for stage in (*STAGES, "round-1-improve"):
             (folder,) = (path for path in runs.glob(f"tiny/artifacts/{stage}-*") if is_of(path, method))
             name = stage if stage in STAGES else method
@@ -60,6 +56,15 @@ def computed(runs: Path, *overrides: str, methods: Sequence[str] = METHODS) -> R
                 continue
             found[name] = made_in(folder)
     return found
+
+
+def run(runs: Path, until: str, *overrides: str) -> None:
+    """The recipe's stages up to one."""
+    arguments = ["run", str(RECIPE), "--runs", str(runs), "--until", until]
+    for override in overrides:
+        arguments += ["--set", override]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0, (overrides, result.output, result.exception)
 
 
 def learnt_from_thumbs(runs: Path, *overrides: str) -> dict[str, Any]:
@@ -104,8 +109,21 @@ def machine() -> str:
 
 
 @pytest.fixture(scope="module")
-def mine(tmp_path_factory: pytest.TempPathFactory) -> Record:
-    return computed(tmp_path_factory.mktemp("golden"))
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("golden")
+
+
+@pytest.fixture(scope="module")
+def mine(place: Path) -> Record:
+    return computed(place)
+
+
+def taken_over(runs: Path, place: Path, *stages: str) -> Path:
+    """A folder for runs in which these stages are done."""
+    for stage in stages:
+        (folder,) = place.glob(f"tiny/artifacts/{stage}-*")
+        shutil.copytree(folder, runs / "tiny" / "artifacts" / folder.name)
+    return runs
 
 
 def test_every_stage_computes_what_is_on_record(mine: Record) -> None:
@@ -119,11 +137,14 @@ def test_every_stage_computes_what_is_on_record(mine: Record) -> None:
                 assert step == pytest.approx(kept, rel=0.02), stage
 
 
-def test_other_micro_batches_change_rounding_only(mine: Record, tmp_path: Path) -> None:
+def test_other_micro_batches_change_rounding_only(mine: Record, place: Path, tmp_path: Path) -> None:
     # Each on the same data: what is sampled from another Instruct, or scored by another reward, is something else.
-    smaller = computed(tmp_path / "1", "instruct.micro_batch=256", methods=["grpo"])
-    others = {"instruct": smaller["instruct"]}
-    smaller = computed(tmp_path / "2", "reward.micro_batch=384", "improve.micro_batch=384")
+    runs = taken_over(tmp_path / "1", place, "data", "base")
+    run(runs, "instruct", "instruct.micro_batch=256")
+    (instruct,) = runs.glob("tiny/artifacts/instruct-*")
+    others = {"instruct": made_in(instruct)}
+    runs = taken_over(tmp_path / "2", place, "data", "base", "instruct", "round-1-feedback")
+    smaller = computed(runs, "reward.micro_batch=384", "improve.micro_batch=384")
     others |= {stage: record for stage, record in smaller.items() if stage not in BEFORE_SAMPLING}
     for stage, record in others.items():
         assert len(record["steps"]) == len(mine[stage]["steps"])

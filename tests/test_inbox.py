@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from conftest import by_plan
+from conftest import by_plan, with_stages
 from triptych.cli import app
 from triptych.cycle import plan
 from triptych.data.files import json_line, read_comparisons, read_conversations, read_prompts, read_thumbs, write
@@ -248,7 +248,7 @@ def test_what_people_cannot_be_asked_for_is_said(tmp_path: Path, feedback: str, 
         load(tmp_path / "recipe.yaml")
 
 
-def test_each_round_learns_from_the_thumbs_that_people_gave_so_far(tmp_path: Path) -> None:
+def test_each_round_learns_from_the_thumbs_that_people_gave_so_far(tmp_path: Path, tiny_run: Path) -> None:
     text = TINY.read_text()
     begin, end = text.index("feedback:"), text.index("improve:")
     recipe, thumbs, runs = tmp_path / "recipe.yaml", tmp_path / "thumbs.jsonl", tmp_path / "runs"
@@ -257,6 +257,7 @@ def test_each_round_learns_from_the_thumbs_that_people_gave_so_far(tmp_path: Pat
         "reward: {kind: rules, rules: [{rule: length, most: 12}]}\n"
         + text[end:].replace("method: grpo", "method: kto").replace(" group_size: 4,", "")
     )
+    with_stages(runs / "tiny", tiny_run, "data", "base", "instruct")
     short = ["--runs", str(runs), "--set", "improve.steps=1", "--set", "decoding.temperature=1"]
     none = CliRunner().invoke(app, ["run", str(recipe), *short])
     assert none.exit_code == 1
@@ -316,12 +317,13 @@ def test_what_the_reward_is_least_sure_of_is_asked_first(policy_folder: Path, tm
     assert json.dumps(plain[0]["prompt"]) != json.dumps(later[0]["prompt"])
 
 
-def test_a_round_starts_when_enough_comparisons_have_arrived(tmp_path: Path) -> None:
+def test_a_round_starts_when_enough_comparisons_have_arrived(tmp_path: Path, tiny_run: Path) -> None:
     text = TINY.read_text()
     begin, end = text.index("feedback:"), text.index("reward:")
     recipe, labels = tmp_path / "recipe.yaml", tmp_path / "labels.jsonl"
     recipe.write_text(text[:begin] + "feedback: [{people: labels.jsonl, prompts: 8, max_tokens: 24}]\n" + text[end:])
     runs = tmp_path / "runs"
+    with_stages(runs / "tiny", tiny_run, "data", "base", "instruct")
     short = ["--runs", str(runs), "--set", "improve.steps=1", "--set", "splits.cross_fit=false"]
     none = CliRunner().invoke(app, ["run", str(recipe), *short])
     assert none.exit_code == 1

@@ -11,6 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 import triptych
+from conftest import with_stages
 from triptych.cli import app
 from triptych.data.files import json_line, read_verdicts, write
 from triptych.errors import AnsweredError, DataError, RecipeError, WaitingError
@@ -131,11 +132,14 @@ def test_watch_goes_on_when_people_have_decided(tmp_path: Path, monkeypatch: pyt
     assert "waits for people" in ended.stdout
 
 
-def test_a_run_waits_at_its_gate_and_goes_on_to_what_people_decided(tmp_path: Path) -> None:
+def test_a_run_waits_at_its_gate_and_goes_on_to_what_people_decided(tmp_path: Path, tiny_run: Path) -> None:
     recipe, runs = tmp_path / "recipe.yaml", tmp_path / "runs"
     text = TINY.read_text()
     assert "judge: exact" in text
     recipe.write_text(text.replace("judge: exact", "judge: exact, people: verdicts.jsonl"))
+    with_stages(
+        runs / "tiny", tiny_run, "data", "base", "instruct", "round-1/feedback", "round-1/reward", "round-1/audit"
+    )
     arguments = [str(recipe), "--runs", str(runs)]
     settings = ("improve.rounds=1", "improve.steps=1", "decoding.temperature=1")
     run = ["run", *arguments, *(part for setting in settings for part in ("--set", setting))]

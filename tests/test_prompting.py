@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -170,7 +171,7 @@ def test_a_prompt_is_released_where_it_wins_and_instruct_is_the_one_it_was_found
     assert (results._better_prompt(family) == tmp_path / FOUND) == released
 
 
-def test_a_cycle_with_a_search_has_one_more_baseline(tmp_path: Path) -> None:
+def test_a_cycle_with_a_search_has_one_more_baseline(tmp_path: Path, tiny_run: Path) -> None:
     server = Server()
     server.reply = lambda body: (200, text("```\nbe kind\n```"), {})
     settings = [
@@ -181,6 +182,7 @@ def test_a_cycle_with_a_search_has_one_more_baseline(tmp_path: Path) -> None:
     names = [stage.name for stage in plan(recipe)]
     assert names.index("prompting/instruct") < names.index("test/instruct")
     assert not any(name.startswith("prompting/") for name in (stage.name for stage in plan(load(TINY))))
+    shutil.copytree(tiny_run / "artifacts", tmp_path / "artifacts")
     summary = execute(recipe, tmp_path, Silent())
     assert summary is not None
     (found,) = summary.prompts

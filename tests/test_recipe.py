@@ -122,8 +122,8 @@ def test_a_recipe_is_written_as_it_is_read(path: Path) -> None:
         ("compare.0={method: rlo}", "compare.0: method must be one of grpo, gspo, rloo, ppo, dpo, kto, best_of_n, got "
          "'rlo'; did you mean rloo?"),
         ("gate.judge=exat", "gate.judge: must be exact, got 'exat'; did you mean exact?"),
-        ("gate.judge={kind: rule}", "gate.judge: kind must be one of exact, pairwise, rules, judge, remote, taken, got 'rule'; "
-         "did you mean rules?"),
+        ("gate.judge={kind: rule}", "gate.judge: kind must be one of exact, pairwise, rules, judge, remote, taken, got "
+         "'rule'; did you mean rules?"),
         ("gate.judge.share_of_feedback=1", "gate.judge.share_of_feedback: must be a number greater than 0 and less "
          "than 1, got 1"),
         ("gate.people=x.json", "gate.people: must be a .jsonl file, which people's answers are added to, got 'x.json'"),

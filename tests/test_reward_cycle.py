@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from transformers import AutoModelForSequenceClassification
 
-from conftest import by_plan
+from conftest import by_plan, with_stages
 from test_check import rows, write_recipe
 from triptych import results
 from triptych.cycle import cycle, plan
@@ -36,9 +36,11 @@ MIXTURE = (
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def place(tmp_path_factory: pytest.TempPathFactory, tiny_run: Path) -> Path:
     """A folder with the tiny recipe; data, Base and Instruct are computed once for all of its runs."""
     folder = tmp_path_factory.mktemp("kinds")
+    for name in ("run", "alone", "failing"):
+        with_stages(folder / name, tiny_run, "data", "base", "instruct")
     (folder / "recipe.yaml").write_text(TINY.read_text())
     (folder / "mine.py").write_text("def score(conversation):\n    return -len(conversation.answer) / 100\n")
     return folder

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from huggingface_hub import snapshot_download
 
+from conftest import with_stages
 from test_check import tiny_model, write_recipe
 from test_reward_cycle import run_cycle
 from triptych.configuration import UserFile
@@ -64,10 +65,11 @@ def take(config: TakenReward, base: Path, folder: Path) -> tuple[RewardTaken, Pa
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def place(tmp_path_factory: pytest.TempPathFactory, tiny_run: Path) -> Path:
     """A folder with the tiny recipe, the release of a run of it without rounds in `mine`, and its Base as a stage's."""
     folder = tmp_path_factory.mktemp("taken")
     (folder / "recipe.yaml").write_text(TINY.read_text())
+    with_stages(folder / "run", tiny_run, "data", "base", "instruct")
     run_cycle(folder, "improve.rounds=0")
     shutil.copytree(folder / "run" / "release", folder / "mine")
     (folder / "base").mkdir()
