@@ -70,14 +70,18 @@ def rows(path: Path, content: Sequence[Mapping[str, Any] | str]) -> Path:
     return path
 
 
-def write_recipe(folder: Path, **changes: Any) -> Path:
-    """A recipe of enough rows, all of them right."""
+UNAUDITED: dict[str, Any] = {"comparisons": 200, "reward": {"audit": {"required": False}}}
+"""For what has nothing to do with comparisons."""
+
+
+def write_recipe(folder: Path, comparisons: int = 1000, **changes: Any) -> Path:
+    """A recipe of enough rows, all of them right; fewer comparisons are read sooner and audit too little."""
     tiny_model(folder / "model")
     rows(folder / "answers.jsonl", [{"prompt": f"Question {i}?", "completion": f"Answer {i}."} for i in range(60)])
     rows(folder / "preferences.jsonl", [  # the longer answer is preferred as often as the shorter one
         {"prompt": f"Which is {i}?", "chosen": f"This is {i}.", "rejected": "No."} if i % 2 else
         {"prompt": f"Which is {i}?", "chosen": "Yes.", "rejected": f"That is not {i}."}
-        for i in range(1000)
+        for i in range(comparisons)
     ])
     rows(folder / "questions.jsonl", [{"prompt": f"What about {i}?"} for i in range(500)])
     recipe = {
@@ -115,7 +119,7 @@ def test_a_good_recipe_has_no_problem_and_its_numbers_are_right(tmp_path: Path) 
 
 
 def test_a_round_costs_what_its_method_computes(tmp_path: Path) -> None:
-    path = write_recipe(tmp_path)
+    path = write_recipe(tmp_path, comparisons=200)
 
     def tokens(*overrides: str) -> int:
         costs = check.check(path, ["improve.steps=10", "improve.prompts_per_step=4", *overrides]).costs
@@ -134,7 +138,7 @@ def test_thumbs_are_read_and_what_they_cost_is_told(tmp_path: Path) -> None:
     rows(tmp_path / "thumbs.jsonl", thumbs)
     feedback = [{"file": "preferences.jsonl"}, {"thumbs": "thumbs.jsonl"}]
     improve = {"prompts": ["questions.jsonl"], "method": "kto", "steps": 10, "prompts_per_step": 4}
-    found = check.check(write_recipe(tmp_path, feedback=feedback, improve=improve))
+    found = check.check(write_recipe(tmp_path, feedback=feedback, improve=improve, **UNAUDITED))
     assert found.problems == []
     (tokens,) = (cost.tokens for cost in found.costs if cost.stage == "round-1/improve")
     prompt = len(template.prompt_tokens(tokenizer(), Prompt.of("Is it 00?")))
@@ -150,7 +154,7 @@ def test_thumbs_are_read_and_what_they_cost_is_told(tmp_path: Path) -> None:
 def test_thumbs_that_people_will_give_are_told_beforehand(tmp_path: Path) -> None:
     improve = {"prompts": ["questions.jsonl"], "method": "kto", "steps": 10, "prompts_per_step": 4, "max_tokens": 30}
     people = [{"file": "preferences.jsonl"}, {"people": "thumbs.jsonl"}]
-    path = write_recipe(tmp_path, feedback=people, improve=improve)
+    path = write_recipe(tmp_path, feedback=people, improve=improve, **UNAUDITED)
     found = check.check(path)
     assert found.problems == []
     (tokens,) = (cost.tokens for cost in found.costs if cost.stage == "round-1/improve")
@@ -195,15 +199,16 @@ def test_a_file_is_read_as_a_recipe_with_faults_says(tmp_path: Path) -> None:
 
 
 def test_rewards_that_are_not_trained_and_those_on_ratings_are_checked_too(tmp_path: Path) -> None:
-    rules = {"kind": "rules", "rules": [{"rule": "repetition"}]}
-    findings = check.check(write_recipe(tmp_path, reward=rules))
+    rules = {"kind": "rules", "rules": [{"rule": "repetition"}], "audit": {"required": False}}
+    findings = check.check(write_recipe(tmp_path, comparisons=200, reward=rules))
     assert findings.problems == []
     assert "comparisons_train" not in findings.lengths
     rows(tmp_path / "ratings.jsonl", [
         {"prompt": f"Which is {i}?", "response": "Yes.", "scores": {"clear": i % 5}} for i in range(100)
     ])
     feedback = [{"file": "preferences.jsonl"}, {"ratings": "ratings.jsonl"}]
-    findings = check.check(write_recipe(tmp_path, feedback=feedback, reward={"kind": "regression"}))
+    regression = {"kind": "regression", "audit": {"required": False}}
+    findings = check.check(write_recipe(tmp_path, comparisons=200, feedback=feedback, reward=regression))
     assert findings.problems == []
     assert findings.lengths["comparisons_train"].count > 0
     rows(tmp_path / "ratings.jsonl", [{"prompt": "Which?", "response": "Yes.", "scores": {"clear": "very"}}])
@@ -234,7 +239,7 @@ def test_what_a_chat_template_leaves_out_is_a_problem_with_its_rows(tmp_path: Pa
 
 
 def test_a_base_that_can_have_no_reward_head_is_a_problem(tmp_path: Path) -> None:
-    path = write_recipe(tmp_path)
+    path = write_recipe(tmp_path, **UNAUDITED)
     shared = tokenizer()
     config = GraniteConfig(
         vocab_size=len(shared), hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
@@ -334,7 +339,7 @@ def test_too_few_rows_are_a_problem(tmp_path: Path) -> None:
 
 
 def test_gate_prompts_that_do_not_last_for_all_rounds_are_noted(tmp_path: Path) -> None:
-    path = write_recipe(tmp_path)  # 100 of them
+    path = write_recipe(tmp_path, **UNAUDITED)  # 100 of them
     assert not any("decide again" in note for note in check.check(path, ["gate.prompts=50", "improve.rounds=2"]).notes)
     (note,) = (note for note in check.check(path, ["gate.prompts=50", "improve.rounds=3"]).notes if "again" in note)
     assert note.startswith("100 gate prompts at 50 a round (gate.prompts) are enough for 2 rounds; after that")
@@ -347,7 +352,7 @@ def test_rows_that_cannot_be_split_are_a_problem(tmp_path: Path) -> None:
 
 
 def test_rows_that_do_not_fit_are_counted(tmp_path: Path) -> None:
-    path = write_recipe(tmp_path, instruct={"data": ["answers.jsonl"], "context": 48})
+    path = write_recipe(tmp_path, instruct={"data": ["answers.jsonl"], "context": 48}, **UNAUDITED)
     rows(tmp_path / "answers.jsonl", [{"prompt": f"{i}?", "completion": "x" * (i % 40)  + "."} for i in range(80)])
     found = check.check(path)
     report = found.lengths["demonstrations"]
@@ -360,7 +365,7 @@ def test_rows_that_do_not_fit_are_counted(tmp_path: Path) -> None:
 
 
 def test_rows_longer_than_the_model_are_a_problem(tmp_path: Path) -> None:
-    path = write_recipe(tmp_path)
+    path = write_recipe(tmp_path, **UNAUDITED)
     tiny_model(tmp_path / "model", positions=40)
     problems = check.check(path).problems
     assert any(problem.startswith("demonstrations: rows have up to") for problem in problems)
@@ -371,7 +376,7 @@ def test_a_base_from_scratch_is_checked_on_its_text(tmp_path: Path) -> None:
     book = "\n\n".join(f"Sentence {number} is about tools." for number in range(400))
     (tmp_path / "book.txt").write_text(book, encoding="utf-8")
     train = {"vocabulary": 300, "width": 32, "heads": 2, "layers": 1, "tokens": 5000}
-    found = check.check(write_recipe(tmp_path, base={"train": train, "text": ["book.txt"]}))
+    found = check.check(write_recipe(tmp_path, base={"train": train, "text": ["book.txt"]}, **UNAUDITED))
     assert found.problems == []
     assert (found.costs[0].stage, found.costs[0].tokens) == ("base", 5000)
     (tmp_path / "book.txt").write_text("One short document.", encoding="utf-8")
@@ -397,7 +402,7 @@ def test_the_size_of_a_base_from_scratch_is_its_own() -> None:
 
 @pytest.mark.attack("failing stage")
 def test_few_shot_prompts_that_do_not_fit_are_told_before_the_run(tmp_path: Path) -> None:
-    path = write_recipe(tmp_path, base={"from": "model", "chat_template": "chatml"})
+    path = write_recipe(tmp_path, base={"from": "model", "chat_template": "chatml"}, **UNAUDITED)
     long = "Say more. " * 40  # 400 bytes, which the tiny tokenizer has a token each for
     rows(tmp_path / "answers.jsonl", [{"prompt": f"{i}? {long}", "completion": "Yes."} for i in range(60)])
     found = check.check(path, ["instruct.context=1024", "decoding.max_tokens=48"])
@@ -416,15 +421,16 @@ def test_few_shot_prompts_that_do_not_fit_are_told_before_the_run(tmp_path: Path
 
 
 def test_lengths_are_those_that_training_measures(tmp_path: Path) -> None:
-    write_recipe(tmp_path)
+    write_recipe(tmp_path, comparisons=200)
+    shared = tokenizer()
     for name, reader in {
         "answers": read_conversations, "preferences": read_comparisons, "questions": read_prompts
     }.items():
         records: Any = reader(tmp_path / f"{name}.jsonl")
-        counted, sizes = check.measured(records, tokenizer())
+        counted, sizes = check.measured(records, shared)
         assert counted == [
-            len(template.prompt_tokens(tokenizer(), record)) if isinstance(record, Prompt)
-            else lengths.tokenized(record, tokenizer()).length for record in records
+            len(template.prompt_tokens(shared, record)) if isinstance(record, Prompt)
+            else lengths.tokenized(record, shared).length for record in records
         ]
         report = check.length_report(counted, 50)
         assert (report.count, report.longest, report.over) == (
@@ -491,14 +497,14 @@ def test_a_reference_that_a_rule_cannot_use_is_named_before_the_run(
 
 def test_comparisons_need_no_instructions_to_follow_where_prompts_have_them(tmp_path: Path) -> None:
     rules = {"kind": "rules", "rules": [{"rule": "instructions"}]}
-    reward = {"kind": "mixture", "parts": [
+    reward = {"kind": "mixture", "audit": {"required": False}, "parts": [
         {"name": "instructions", "weight": 1, "reward": rules}, {"name": "people", "weight": 0.1, "reward": {}},
     ]}
-    path = write_recipe(tmp_path, reward=reward, gate={"judge": rules})
+    path = write_recipe(tmp_path, comparisons=200, reward=reward, gate={"judge": rules})
     (lacking, *_) = [problem for problem in check.check(path).problems if "checks" in problem]
     assert f"{tmp_path / 'questions.jsonl'}:1: reference: has no `checks`" in lacking
     path = write_recipe(
-        tmp_path, reward=reward, gate={"judge": rules},
+        tmp_path, comparisons=200, reward=reward, gate={"judge": rules},
         improve={"prompts": [{"file": "questions.jsonl", "constrain": {"only": ["ifeval"]}}]},
     )
     assert check.check(path).problems == []

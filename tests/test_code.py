@@ -9,6 +9,7 @@ import ast
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -39,6 +40,7 @@ REGISTERED = ("validator", "serializer", "command", "callback", "app.", "registe
 """Parts of the decorators that hand what they decorate to a library, which calls it."""
 
 
+@cache
 def trees(folder: Path) -> dict[Path, ast.Module]:
     return {path: ast.parse(path.read_bytes()) for path in sorted(folder.rglob("*.py"))}
 

@@ -51,7 +51,7 @@ def preferences(path: Path, count: int) -> Path:
 def recipe_of(folder: Path, count: int, **changes: Any) -> Path:
     """A recipe of 60 comparisons or so, with rules at the gate."""
     rules = {"kind": "rules", "rules": [{"rule": "length", "most": 12}]}
-    path = write_recipe(folder, **({
+    small: dict[str, Any] = {
         "reward": {"learning_rate": 3e-3, "batch_pairs": 4, "epochs": 4, "context": 128},
         "instruct": {"data": ["answers.jsonl"], "epochs": 1, "context": 128},
         "gate": {"judge": rules, "prompts": 20},
@@ -61,7 +61,8 @@ def recipe_of(folder: Path, count: int, **changes: Any) -> Path:
         },
         "decoding": {"max_tokens": 4, "temperature": 1.0}, "evaluate": {"shots": 1, "best_of": 2},
         "splits": {"test": 20, "gate": 20, "validation": 8},
-    } | changes))
+    }
+    path = write_recipe(folder, **small | changes)
     preferences(folder / "preferences.jsonl", count)
     return path
 

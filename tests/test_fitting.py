@@ -10,7 +10,7 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from test_check import write_recipe
+from test_check import UNAUDITED, write_recipe
 from triptych.cli.app import app
 from triptych.errors import RecipeError
 from triptych.preflight import check
@@ -82,7 +82,7 @@ def test_settings_that_change_least_are_tried_first_and_kept_only_where_they_hel
 
 
 def test_check_names_the_settings_and_writes_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    recipe = write_recipe(tmp_path, instruct={"data": ["answers.jsonl"], "micro_batch": 50_000})
+    recipe = write_recipe(tmp_path, instruct={"data": ["answers.jsonl"], "micro_batch": 50_000}, **UNAUDITED)
     costs = {cost.stage: cost.gib for cost in check.check(recipe).costs}
     assert max(costs, key=lambda stage: costs[stage]) == "instruct"
     monkeypatch.setattr(check, "memory", lambda: int((costs["instruct"] - 1e-4) * 2**30))

@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
@@ -353,6 +354,7 @@ def killed_while_answered(folder: Path, kills: int) -> tuple[list[str], list[Ver
             except (OSError, ValueError):
                 if server.poll() is not None:
                     break
+                time.sleep(0.01)  # so that it can start
         assert server.returncode == -signal.SIGKILL, server.stderr and server.stderr.read()
     return acknowledged, [] if not acknowledged else read_verdicts(folder / "verdicts.jsonl")
 

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -272,6 +273,22 @@ def run_without_triptych(folder: Path, program: str, **environment: str) -> str:
     return done.stdout.decode()
 
 
+def each_run_without_triptych(folder: Path, programs: Sequence[tuple[str, str]], **environment: str) -> list[str]:
+    """What each program prints in its folder; one process runs them all."""
+    everything = f"""
+import contextlib, io, json, os
+texts = []
+for folder, program in {programs!r}:
+    os.chdir(folder)
+    with contextlib.redirect_stdout(io.StringIO()) as output:
+        exec(program, {{}})
+    texts.append(output.getvalue())
+print(json.dumps(texts))
+"""
+    texts: list[str] = json.loads(run_without_triptych(folder, everything, **environment))
+    return texts
+
+
 def test_the_cards_code_prints_what_the_card_says(tmp_path: Path, trained: dict[Role, Path]) -> None:
     """In the folder, and by a name of the Hub, from its cache; what no page can show is left out."""
     hub, programs, said = tmp_path / "hub", [], []
@@ -287,22 +304,12 @@ def test_the_cards_code_prints_what_the_card_says(tmp_path: Path, trained: dict[
             named = program.replace('name = "."', f'name = "someone/{way}-{role}"')
             programs += [(str(folder / role), program), (str(tmp_path), named)]
             said += [printed(folder / role / "README.md")] * 2
-    everything = f"""
-import contextlib, io, json, os
-texts = []
-for folder, program in {programs!r}:
-    os.chdir(folder)
-    with contextlib.redirect_stdout(io.StringIO()) as output:
-        exec(program, {{}})
-    texts.append(output.getvalue())
-print(json.dumps(texts))
-"""
-    texts = json.loads(run_without_triptych(tmp_path, everything, HF_HUB_CACHE=str(hub), HF_HUB_OFFLINE="1"))
+    texts = each_run_without_triptych(tmp_path, programs, HF_HUB_CACHE=str(hub), HF_HUB_OFFLINE="1")
     assert [printable(text).replace("\t", "    ") for text in texts] == said
     assert len(set(said)) == 4, "greedy and sampled answers differ, the others do not"
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.bfloat16, marks=pytest.mark.slow)])
 def test_adapters_are_released_over_the_base_and_do_what_the_merged_models_do(
     tmp_path: Path, dtype: torch.dtype
 ) -> None:
@@ -314,11 +321,10 @@ def test_adapters_are_released_over_the_base_and_do_what_the_merged_models_do(
     assert sorted(str(path.relative_to(folder)) for path in folder.rglob("*.safetensors")) == [
         "base/model.safetensors", "instruct/adapter_model.safetensors", "reward/adapter_model.safetensors"
     ]
-    for role in ROLES:
-        program = code(folder / role / "README.md")
-        said = printed(folder / role / "README.md")
-        assert printable(run_without_triptych(folder / role, program)) == said
-        assert ("from peft import PeftModel" in program) == (role != "base")
+    programs = [(str(folder / role), code(folder / role / "README.md")) for role in ROLES]
+    said = [printed(folder / role / "README.md") for role in ROLES]
+    assert [printable(text) for text in each_run_without_triptych(tmp_path, programs)] == said
+    assert ["from peft import PeftModel" in program for _, program in programs] == [role != "base" for role in ROLES]
     assert "triptych merge" in (folder / "README.md").read_text()
     assert "peft" not in "".join(path.read_text() for path in plain.rglob("README.md"))
     conversations = [Conversation(Prompt.of("Who are you?"), answer) for answer in ANSWERS]

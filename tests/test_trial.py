@@ -15,7 +15,8 @@ LENGTH = {"kind": "rules", "rules": [{"rule": "length"}]}
 
 def found_in(folder: Path, code: str | None = None, **changes: Any) -> check.Findings:
     """What a check finds of a recipe without comparisons."""
-    path = write_recipe(folder, **({"feedback": [], "reward": LENGTH, "gate": {"judge": LENGTH}} | changes))
+    without: dict[str, Any] = {"feedback": [], "reward": LENGTH, "gate": {"judge": LENGTH}}
+    path = write_recipe(folder, **without | changes)
     if code is not None:
         (folder / "mine.py").write_text(code, encoding="utf-8")
     return check.check(path)
