@@ -32,6 +32,7 @@ NAMES: dict[Role, str] = {"base": "me/tiny-Base", "instruct": "me/tiny-Instruct"
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[StandIn]:
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)  # another test may have found that there is no Hub
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", "/nowhere")
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     with StandIn() as server:

@@ -173,7 +173,7 @@ def test_a_language_model_labels_what_the_champion_writes(place: Path) -> None:
 
 @pytest.mark.parametrize(("override", "message"), [
     ("reward.kind=regression", "feedback must name ratings"),
-    ("reward={kind: magic}", "kind must be one of pairwise, regression, ensemble, rules, judge, mixture"),
+    ("reward={kind: magic}", "kind must be one of pairwise, regression, ensemble, rules, judge, remote, mixture"),
     ("reward={kind: rules, rules: [{rule: function, function: ../mine.py:score}]}", "no such file"),
     ("reward={kind: rules, rules: [{rule: length, most: 1, least: 2}]}", "must be at least"),
     ("reward={kind: rules, epochs: 2, rules: [{rule: refusal}]}", "reward.epochs"),

@@ -220,6 +220,7 @@ def test_a_pin_is_a_commit_and_stands_in_what_is_told_of_the_base(
 ) -> None:
     """A tag, a branch and a commit; from the cache too, where nothing answers."""
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)  # another test may have found that there is no Hub
     write_model(tmp_path / "theirs")
     download = snapshot_download
     with StandIn() as server:

@@ -387,4 +387,5 @@ def test_template_text_is_only_here() -> None:
         for path in source.rglob("*.py")
         if "apply_chat_template" in path.read_text(encoding="utf-8")
     }
-    assert users == {"data/template.py"}
+    # The harness has a setting and a question of that name, which end there too.
+    assert users == {"data/template.py", "engine/harness.py", "evaluate/benchmarks.py"}
