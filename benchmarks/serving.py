@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).parent / "results" / "serving.json"
-ALONE = 24
+ALONE = 12
 """Questions that are asked again alone."""
 
 
