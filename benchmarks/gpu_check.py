@@ -1,4 +1,4 @@
-"""`make gpu-check`: what this version does on a CUDA device, in one go of at most 17 minutes.
+"""`make gpu-check`: what this version does on a CUDA device, in one go of at most 18 minutes.
 
 Each part has a process and a time-out of its own. Its result is written as soon as it ends, a line of JSON in
 OUT/gpu-check.jsonl, also where it failed or ran out of time; what it printed is in OUT/PART.log. In the end all results
@@ -30,7 +30,7 @@ from typing import IO, Any
 from benchmarks.row import Setting
 
 ROOT = Path(__file__).resolve().parents[1]
-MINUTES = 17
+MINUTES = 18
 """What all time-outs together may be."""
 DRY_PATIENCE = 4
 """So much longer are the time-outs of a dry run, whose processor may have other work."""
@@ -409,6 +409,20 @@ def beside(
     return measured
 
 
+def serving(check: Check) -> None:
+    """A server of the random Llama under load, beside the engine without one."""
+    os.environ["DATA"] = str(check.folder / "data")
+    from benchmarks.serving import measure
+
+    clients, span, tokens = (4, 2.0, 8) if check.dry else (64, 20.0, 128)
+    result = measure(check.model, clients, span, tokens, 8 if check.dry else 64)
+    for name in ("requests", "errors", "asked_again_alone", "differ", "median_seconds", "slowest_seconds"):
+        check.say(Figure(name.replace("_", " "), result[name]))
+    check.say(Figure("tokens/s of the server", result["tokens_per_second"]))
+    check.say(Figure("tokens/s of the engine", result["engine_tokens_per_second"]))
+    check.say(Figure("server over engine", result["share"], 0.8))
+
+
 PARTS = (
     Part("machine", "versions, device, driver", 30, machine),
     Part("tests", "tests marked gpu, against float32 on the processor", 80, tests),
@@ -421,6 +435,7 @@ PARTS = (
         "sampling", size=2, runs=1, setting=Setting(), goal=3)),
     Part("continuous", "sampling beside transformers' generate_batch", 80, beside(
         "continuous", size=8, runs=1, setting=Setting(continuous=True), goal=3)),
+    Part("serving", "64 clients beside the engine without a server", 90, serving),
     Part("cycle", "the quickstart's cycle, one round in a smaller world", 150, cycle),
     Part("nf4", "the cycle of an 8B Llama in four bits, on 23 GiB of the device", 300, nf4),
 )

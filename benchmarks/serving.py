@@ -26,37 +26,48 @@ ALONE = 12
 
 def main() -> None:
     """Parses the command line, measures, prints and writes."""
-    from benchmarks import work
-    from triptych.engine.device import hardware
-    from triptych.engine.models import load_tokenizer
-
     parser = argparse.ArgumentParser(prog="python -m benchmarks.serving", description=__doc__)
     parser.add_argument("model", nargs="?", type=Path, default=None, help="by default SmolLM2-135M-Instruct")
     parser.add_argument("--clients", type=int, default=64)
     parser.add_argument("--seconds", type=float, default=60.0, help="in which clients ask")
     parser.add_argument("--max-tokens", type=int, default=64)
     parser.add_argument("--slots", type=int, default=64)
-    asked = parser.parse_args()
-    folder = asked.model or work.model()
+    result = measure(**vars(parser.parse_args()))
+    print(json.dumps(result, indent=1))
+    RESULTS.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+
+
+def measure(model: Path | None, clients: int, seconds: float, max_tokens: int, slots: int) -> dict[str, Any]:
+    """A server's figures, and the engine's.
+
+    Args:
+        clients: that ask at a time.
+        seconds: in which they do.
+    """
+    from benchmarks import work
+    from triptych.engine.device import hardware
+    from triptych.engine.models import load_tokenizer
+
+    folder = model or work.model()
     prompts = [
         [{"role": turn.role, "content": turn.content} for turn in prompt.messages]
         for prompt in work.prompts(load_tokenizer(folder), 256)
     ]
     command = [sys.executable, "-m", "triptych", "serve", str(folder), "--port", "0", "--context", "1024",
-               "--slots", str(asked.slots)]
+               "--slots", str(slots)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ) as server:
         assert server.stdout
         address = next(found[0] for line in server.stdout if (found := re.search(r"http://[^/]+", line)))
-        served = asyncio.run(load(address, prompts, asked))
+        served = asyncio.run(load(address, prompts, clients, seconds, max_tokens))
         server.send_signal(signal.SIGINT)
         server.wait(timeout=60)
-    result = served | engine(folder, prompts, asked, served["requests"]) | {"hardware": hardware()}
-    result["share"] = result["tokens_per_second"] / result["engine_tokens_per_second"]
-    print(json.dumps(result, indent=1))
-    RESULTS.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    result = served | engine(folder, prompts, max_tokens, served["requests"]) | {"hardware": hardware()}
+    return result | {"share": result["tokens_per_second"] / result["engine_tokens_per_second"]}
 
 
-async def load(address: str, prompts: list[Any], asked: argparse.Namespace) -> dict[str, Any]:
+async def load(
+    address: str, prompts: list[Any], clients: int, seconds: float, max_tokens: int
+) -> dict[str, Any]:
     """What clients got who asked one question after the other."""
     import httpx2
 
@@ -66,7 +77,7 @@ async def load(address: str, prompts: list[Any], asked: argparse.Namespace) -> d
 
     async def ask(client: httpx2.AsyncClient, number: int) -> tuple[int, Any]:
         reply = await client.post(f"{address}/v1/chat/completions", json={
-            "messages": prompts[number % len(prompts)], "seed": number, "max_tokens": asked.max_tokens,
+            "messages": prompts[number % len(prompts)], "seed": number, "max_tokens": max_tokens,
             "temperature": 1.0,
         })
         return reply.status_code, reply.json()
@@ -84,27 +95,27 @@ async def load(address: str, prompts: list[Any], asked: argparse.Namespace) -> d
             answers[number] = reply["choices"][0]["message"]["content"]
             tokens += reply["usage"]["completion_tokens"]
 
-    limits = httpx2.Limits(max_connections=asked.clients)
+    limits = httpx2.Limits(max_connections=clients)
     async with httpx2.AsyncClient(timeout=600, limits=limits) as client:
         await ask(client, 0)  # warms it up
         began = time.perf_counter()
         async with asyncio.TaskGroup() as group:
-            for _ in range(asked.clients):
-                group.create_task(one(client, began + asked.seconds))
-        seconds = time.perf_counter() - began
+            for _ in range(clients):
+                group.create_task(one(client, began + seconds))
+        spent = time.perf_counter() - began
         numbers = sorted(answers)[:: max(1, len(answers) // ALONE)][:ALONE]
         again = [(await ask(client, number))[1] for number in numbers]
     differ = sum(answers[number] != reply["choices"][0]["message"]["content"]
                  for number, reply in zip(numbers, again, strict=True))
     ordered = sorted(waits)
     return {
-        "clients": asked.clients, "requests": len(answers), "errors": errors, "tokens": tokens, "seconds": seconds,
-        "tokens_per_second": tokens / seconds, "median_seconds": ordered[len(ordered) // 2],
+        "clients": clients, "requests": len(answers), "errors": errors, "tokens": tokens, "seconds": spent,
+        "tokens_per_second": tokens / spent, "median_seconds": ordered[len(ordered) // 2],
         "slowest_seconds": ordered[-1], "asked_again_alone": len(numbers), "differ": differ,
     }
 
 
-def engine(folder: Path, prompts: list[Any], asked: argparse.Namespace, count: int) -> dict[str, Any]:
+def engine(folder: Path, prompts: list[Any], max_tokens: int, count: int) -> dict[str, Any]:
     """The same questions, as many as were answered, by the engine that runs use."""
     from triptych.engine.device import settle
     from triptych.engine.rollout import Policy
@@ -119,7 +130,7 @@ def engine(folder: Path, prompts: list[Any], asked: argparse.Namespace, count: i
     ]
     policy.write(questions[:8], Sampling(8))
     began = time.perf_counter()
-    written = policy.write(questions, Sampling(asked.max_tokens, 1.0, seed=1))
+    written = policy.write(questions, Sampling(max_tokens, 1.0, seed=1))
     seconds = time.perf_counter() - began
     tokens = sum(len(rollout.tokens) for (rollout,) in written)
     return {"engine_tokens": tokens, "engine_seconds": seconds, "engine_tokens_per_second": tokens / seconds}

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import copy
+import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from conftest import FAMILIES, VOCABULARY, some_tokens, tiny, with_our_attention
+from test_continuous import decoded, some_requests
 from triptych.engine import cuda_graph, distributed
+from triptych.engine.continuous import ContinuousBatch
 from triptych.engine.device import autocast
 from triptych.engine.forward import Model, answer_logprobs, pack_answers
 from triptych.engine.generation import generate
@@ -180,6 +183,44 @@ def test_a_recorded_decoding_step_computes_what_an_unrecorded_one_does(
     assert not recordings
     assert tokens(replayed) == tokens(computed)
     torch.testing.assert_close(told(replayed), told(computed), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2"])
+def test_several_clients_get_the_same_tokens(family: str, accelerator: torch.device) -> None:
+    found, expected = (
+        decoded(ContinuousBatch(policy(place, family), 400, slots=16), some_requests(60))
+        for place in (accelerator, "cpu")
+    )
+    for mine, theirs in zip(found, expected, strict=True):
+        assert mine.completion.tokens == theirs.completion.tokens
+        assert mine.completion.logprobs == pytest.approx(theirs.completion.logprobs, abs=1e-3)
+
+
+def test_steps_are_recorded_while_another_thread_works_on_the_device(accelerator: torch.device) -> None:
+    expected = decoded(ContinuousBatch(policy(accelerator), 400, slots=16), some_requests(40))
+    batch = ContinuousBatch(policy(accelerator), 400, slots=16)
+    over, failures, rounds = threading.Event(), [], []
+
+    def work() -> None:
+        try:
+            while not over.is_set():
+                size = 64 + len(rounds) % 200
+                rounds.append(float(torch.ones(size, size, device=accelerator).square().sum()))
+                if len(rounds) % 20 == 0 and accelerator.type == "cuda":
+                    torch.cuda.empty_cache()  # so that memory is fetched from the device again
+        except RuntimeError as error:
+            failures.append(error)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    try:
+        found = decoded(batch, some_requests(40))
+    finally:
+        over.set()
+        thread.join()
+    assert not failures
+    assert rounds
+    assert [one.completion.tokens for one in found] == [one.completion.tokens for one in expected]
 
 
 def test_a_matrix_in_four_bits_has_the_same_numbers_on_either_device(accelerator: torch.device) -> None:

@@ -1,7 +1,7 @@
 """Requests of several clients decoded together: each begins when it comes, and has its own way of being decoded.
 
-An answer does not depend on what is decoded beside it. A prompt is prefilled alone, and a decoding step has a multiple
-of `ROWS` rows, for which the processor's products compute a row by the same operations whatever their number.
+On a CPU an answer does not depend on what is decoded beside it. A prompt is prefilled alone, and a decoding step has a
+multiple of `ROWS` rows, for which the processor's products compute a row by the same operations whatever their number.
 """
 
 from __future__ import annotations

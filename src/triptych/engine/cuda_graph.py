@@ -53,6 +53,7 @@ class CudaGraph:
         if self._pool is None:
             self._pool = torch.cuda.graph_pool_handle()
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool):
+        # Another thread may work on the device meanwhile, as a server's reward does; its calls are no part of this.
+        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
             result = self.function(*places)
         return graph, places, result
