@@ -199,7 +199,9 @@ def test_several_clients_get_the_same_tokens(family: str, accelerator: torch.dev
 def test_steps_are_recorded_while_another_thread_works_on_the_device(accelerator: torch.device) -> None:
     expected = decoded(ContinuousBatch(policy(accelerator), 400, slots=16), some_requests(40))
     batch = ContinuousBatch(policy(accelerator), 400, slots=16)
-    over, failures, rounds = threading.Event(), [], []
+    over = threading.Event()
+    failures: list[RuntimeError] = []
+    rounds: list[float] = []
 
     def work() -> None:
         try:

@@ -17,7 +17,7 @@ from torch import Tensor
 from triptych.engine.cache import MAX_SLOTS, SlotCache, slots_within
 from triptych.engine.device import any_order
 from triptych.engine.forward import Model, packs
-from triptych.engine.generation import decode_step, power_of_two, prefill
+from triptych.engine.generation import decode, decode_step, prefill
 from triptych.engine.request import Request
 from triptych.engine.sampling import Sampling, draw, uniforms
 from triptych.engine.scheduler import retire
@@ -92,7 +92,7 @@ class ContinuousBatch:
         self.model = model
         self.context = context
         wanted = min(slots or slots_within(model, context), MAX_SLOTS)
-        self.cache = SlotCache(-(-wanted // ROWS) * ROWS, 1, model.device, context, 0, shared=False)
+        self.cache = SlotCache(_whole(wanted), 1, model.device, context, 0, shared=False)
         self.waiting: deque[StreamedRequest] = deque()
         self.running: list[StreamedRequest] = []
         self._step = decode_step(model, self.cache)
@@ -127,7 +127,7 @@ class ContinuousBatch:
             self.running.append(request)
             grown = [request]
         elif self.running:
-            first, grown = self._decode(), self.running
+            first, grown = decode(self._step, self.cache, self.running, _whole), self.running
         else:
             return []
         self._sample(first, grown)
@@ -137,11 +137,6 @@ class ContinuousBatch:
     def _retire(self) -> None:
         self.running = retire(self.running, self.cache, lambda request: request.over)
         self.cache.slots.fit(max((request.prompt_length + request.length for request in self.running), default=0))
-
-    def _decode(self) -> Tensor:
-        count = len(self.running)
-        usual = power_of_two(count) if self.cache.device.type == "cuda" else -(-count // ROWS) * ROWS
-        return self._step(*self.cache.advance(self.running, min(usual, self.cache.slots.rows)))[:count]
 
     def _sample(self, logits: Tensor, requests: Sequence[StreamedRequest]) -> None:
         """Draws each request's next token by its own sampling, within its own constraint."""
@@ -165,6 +160,11 @@ class ContinuousBatch:
         for row, request in zip(logits, requests, strict=True):
             if request.alternatives is not None:
                 request.likeliest.append(_likeliest(row, request.next_token, request.alternatives))
+
+
+def _whole(count: int) -> int:
+    """The count rounded up to a multiple of `ROWS`."""
+    return -(-count // ROWS) * ROWS
 
 
 def _likeliest(logits: Tensor, token: int, count: int) -> tuple[float, list[tuple[int, float]]]:

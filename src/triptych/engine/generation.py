@@ -70,7 +70,7 @@ def generate(
             _sample(first, started, sampling)
             scheduler.running += started
         else:
-            _sample(_decode(step, cache, scheduler.running), scheduler.running, sampling)
+            _sample(decode(step, cache, scheduler.running), scheduler.running, sampling)
         sampled += len(scheduler.running)
         scheduler.retire()
         if watch:
@@ -128,11 +128,16 @@ def prefill(
     return logits(model, states[pack.ends]).repeat_interleave(cache.members, dim=0), rows
 
 
-def _decode(step: Callable[..., Tensor], cache: SlotCache, running: Sequence[Request]) -> Tensor:
-    """The logits of every running request's next token; free slots behind them fill the rows up to a usual number."""
-    usual = (power_of_two if cache.device.type == "cuda" else rounded)(len(running))
-    state = cache.advance(running, min(usual, cache.slots.rows))
-    return step(*state)[: len(running)]
+def decode(
+    step: Callable[..., Tensor], cache: SlotCache, running: Sequence[Request], usual: Callable[[int], int] = rounded
+) -> Tensor:
+    """The logits of every running request's next token; free slots behind them fill the rows up to a usual number.
+
+    Args:
+        usual: the number for a count of requests, on a CPU; a device's steps are recorded for powers of two.
+    """
+    rows = (_power_of_two if cache.device.type == "cuda" else usual)(len(running))
+    return step(*cache.advance(running, min(rows, cache.slots.rows)))[: len(running)]
 
 
 def decode_step(model: Model, cache: SlotCache) -> Callable[..., Tensor]:
@@ -156,7 +161,7 @@ def decode_step(model: Model, cache: SlotCache) -> Callable[..., Tensor]:
     return replayed
 
 
-def power_of_two(count: int) -> int:
+def _power_of_two(count: int) -> int:
     """The next one; a device's steps are recorded for each number of rows."""
     return 1 << (count - 1).bit_length()
 

@@ -6,10 +6,12 @@ import asyncio
 import json
 import secrets
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
-from typing import Any
+from itertools import accumulate
+from typing import Any, ClassVar
 
 from triptych.engine.continuous import StreamedRequest
 from triptych.errors import TriptychError
@@ -45,13 +47,21 @@ class StreamedChoice:
 
 
 @dataclass
-class PendingReply:
+class PendingReply(ABC):
     """A request of some kind, and its answers.
 
     Attributes:
+        prefix: of its identity.
+        whole, chunk: what the interface calls a reply, and a piece of one.
+        opening: what the first piece of each answer holds, where there is such a piece.
         requests: for each of the body's prompts its own ones.
         prompt: whose conversation is scored where the best answers are wanted; None of plain text.
     """
+
+    prefix: ClassVar[str]
+    whole: ClassVar[str]
+    chunk: ClassVar[str]
+    opening: ClassVar[dict[str, str] | None] = None
 
     family: ServedFamily
     worker: Worker
@@ -130,25 +140,18 @@ class PendingReply:
                 if choice.finish:
                     return
 
-    async def events(
-        self, shape: Callable[[StreamedChoice], dict[str, Any]], opening: dict[str, Any] | None
-    ) -> AsyncIterator[str]:
-        """Server-sent events: a chunk for each piece of each answer, and "[DONE]".
-
-        Args:
-            shape: a choice's piece in the form of the interface.
-            opening: what the first chunk of each choice holds, where there is one.
-        """
+    async def events(self) -> AsyncIterator[str]:
+        """Server-sent events: a chunk for each piece of each answer, and "[DONE]"."""
         news: asyncio.Queue[str | None] = asyncio.Queue()
         requests = [request for group in self.requests for request in group]
 
         async def follow(index: int, request: StreamedRequest) -> None:
-            if opening is not None:
-                await news.put(self._chunk([{"index": index, "delta": opening, "finish_reason": None}]))
+            if self.opening is not None:
+                await news.put(self._chunk([{"index": index, "delta": self.opening, "finish_reason": None}]))
             async with aclosing(self.pieces(index, request)) as pieces:
                 async for choice in pieces:
                     if choice.new or choice.finish or request.alternatives is not None:
-                        await news.put(self._chunk([shape(choice)]))
+                        await news.put(self._chunk([self.told(choice, streamed=True)]))
 
         async def follow_all() -> None:
             try:
@@ -171,68 +174,75 @@ class PendingReply:
             following.cancel()
 
     def _chunk(self, choices: list[dict[str, Any]], **more: Any) -> str:
-        return _event(self.head(chunk=True) | {"choices": choices} | more)
+        return _event(self.head(self.chunk) | {"choices": choices} | more)
 
-    def head(self, *, chunk: bool = False) -> dict[str, Any]:
-        """What replies of the kind begin with."""
-        if isinstance(self.body, ChatBody):
-            prefix, kind = "chatcmpl", "chat.completion.chunk" if chunk else "chat.completion"
-        else:
-            prefix, kind = "cmpl", "text_completion"
-        return {"id": f"{prefix}-{self.name}", "object": kind, "created": self.created, "model": self.model.name}
+    def head(self, kind: str) -> dict[str, Any]:
+        """What replies of a kind begin with."""
+        return {"id": f"{self.prefix}-{self.name}", "object": kind, "created": self.created, "model": self.model.name}
 
-    def chat_choice(self, choice: StreamedChoice) -> dict[str, Any]:
-        """A whole answer in the form of `/v1/chat/completions`."""
-        message = {"role": "assistant", "content": choice.text, "refusal": None}
-        return self._told(choice, {"message": message, "logprobs": self._chat_logprobs(choice, 0)})
-
-    def chat_piece(self, choice: StreamedChoice) -> dict[str, Any]:
-        """A piece of one."""
-        delta = {"content": choice.new} if choice.new else {}
-        return self._told(choice, {"delta": delta, "logprobs": self._chat_logprobs(choice, choice.begun)})
-
-    def text_choice(self, choice: StreamedChoice) -> dict[str, Any]:
-        """A whole answer in the form of `/v1/completions`."""
-        return self._told(choice, {"text": choice.text, "logprobs": self._text_logprobs(choice, 0)})
-
-    def text_piece(self, choice: StreamedChoice) -> dict[str, Any]:
-        """A piece of one."""
-        return self._told(choice, {"text": choice.new, "logprobs": self._text_logprobs(choice, choice.begun)})
-
-    @staticmethod
-    def _told(choice: StreamedChoice, content: dict[str, Any]) -> dict[str, Any]:
+    def told(self, choice: StreamedChoice, *, streamed: bool) -> dict[str, Any]:
+        """An answer in the form of the interface, whole or the piece of it that is new."""
+        logs = choice.request.alternatives is not None
         reward = {} if choice.reward is None else {"reward": choice.reward}
-        return {"index": choice.index, "finish_reason": choice.finish} | content | reward
+        return {
+            "index": choice.index, "finish_reason": choice.finish, **self._content(choice, streamed),
+            "logprobs": self._logprobs(choice, choice.begun if streamed else 0) if logs else None, **reward,
+        }
+
+    @abstractmethod
+    def _content(self, choice: StreamedChoice, streamed: bool) -> dict[str, Any]:
+        """The text, under its name."""
+
+    @abstractmethod
+    def _logprobs(self, choice: StreamedChoice, first: int) -> dict[str, Any]:
+        """Of the tokens from one on."""
 
     def _word(self, token: int) -> str:
         word: str = self.model.policy.tokenizer.decode([token])
         return word
 
-    def _chat_logprobs(self, choice: StreamedChoice, first: int) -> dict[str, Any] | None:
-        if choice.request.alternatives is None:
-            return None
 
+class ChatReply(PendingReply):
+    """Of `/v1/chat/completions`."""
+
+    prefix, whole, chunk = "chatcmpl", "chat.completion", "chat.completion.chunk"
+    opening = {"role": "assistant", "content": ""}  # noqa: RUF012 (nobody writes to it)
+
+    def _content(self, choice: StreamedChoice, streamed: bool) -> dict[str, Any]:
+        if streamed:
+            return {"delta": {"content": choice.new} if choice.new else {}}
+        return {"message": {"role": "assistant", "content": choice.text, "refusal": None}}
+
+    def _logprobs(self, choice: StreamedChoice, first: int) -> dict[str, Any]:
         def entry(token: int, logprob: float) -> dict[str, Any]:
             word = self._word(token)
             return {"token": word, "logprob": finite(logprob), "bytes": list(word.encode())}
 
-        tokens = choice.request.completion.tokens
+        tokens = choice.request.completion.tokens[first : choice.tokens]
+        likeliest = choice.request.likeliest[first : choice.tokens]
         return {"content": [
-            entry(tokens[place], logprob) | {"top_logprobs": [entry(*likely) for likely in likeliest]}
-            for place, (logprob, likeliest) in list(enumerate(choice.request.likeliest))[first : choice.tokens]
+            entry(token, logprob) | {"top_logprobs": [entry(*likely) for likely in alternatives]}
+            for token, (logprob, alternatives) in zip(tokens, likeliest, strict=True)
         ], "refusal": None}
 
-    def _text_logprobs(self, choice: StreamedChoice, first: int) -> dict[str, Any] | None:
-        if choice.request.alternatives is None:
-            return None
-        tokens = choice.request.completion.tokens
-        words = [self._word(token) for token in tokens[: choice.tokens]]
+
+class TextReply(PendingReply):
+    """Of `/v1/completions`."""
+
+    prefix, whole, chunk = "cmpl", "text_completion", "text_completion"
+
+    def _content(self, choice: StreamedChoice, streamed: bool) -> dict[str, Any]:
+        return {"text": choice.new if streamed else choice.text}
+
+    def _logprobs(self, choice: StreamedChoice, first: int) -> dict[str, Any]:
+        words = [self._word(token) for token in choice.request.completion.tokens[: choice.tokens]]
+        ends = list(accumulate(map(len, words), initial=0))
         likeliest = choice.request.likeliest[first : choice.tokens]
         return {
             "tokens": words[first:],
             "token_logprobs": [finite(logprob) for logprob, _ in likeliest],
             "top_logprobs": [{self._word(token): finite(value) for token, value in likely} for _, likely in likeliest],
-            "text_offset": [sum(map(len, words[:place])) for place in range(first, len(words))],
+            "text_offset": ends[first:-1],
         }
 
 
@@ -240,7 +250,7 @@ def _event(content: dict[str, Any]) -> str:
     return f"data: {json.dumps(content, ensure_ascii=False)}\n\n"
 
 
-def chat(family: ServedFamily, worker: Worker, body: ChatBody) -> PendingReply:
+def chat(family: ServedFamily, worker: Worker, body: ChatBody) -> ChatReply:
     """The answers that a chat's body asks for.
 
     Raises:
@@ -256,10 +266,10 @@ def chat(family: ServedFamily, worker: Worker, body: ChatBody) -> PendingReply:
     if messages[-1].role != "user":
         raise RequestError("the last turn must be the user's", field="messages")
     requests = model.requests(model.chat_tokens(messages), body)
-    return PendingReply(family, worker, model, body, [requests], Prompt(messages))
+    return ChatReply(family, worker, model, body, [requests], Prompt(messages))
 
 
-def complete(family: ServedFamily, worker: Worker, body: CompletionBody) -> PendingReply:
+def complete(family: ServedFamily, worker: Worker, body: CompletionBody) -> TextReply:
     """The answers that a completion's body asks for.
 
     Raises:
@@ -269,4 +279,4 @@ def complete(family: ServedFamily, worker: Worker, body: CompletionBody) -> Pend
     prompts = [prompt if isinstance(prompt, list) else model.text_tokens(prompt) for prompt in body.prompts]
     if not prompts:
         raise RequestError("there is no prompt", field="prompt")
-    return PendingReply(family, worker, model, body, [model.requests(tokens, body) for tokens in prompts])
+    return TextReply(family, worker, model, body, [model.requests(tokens, body) for tokens in prompts])

@@ -19,7 +19,7 @@ from triptych.errors import TriptychError
 from triptych.people.guard import BoundedProtocol, Refusal, Refuse, Sent, guarded, is_key, own_page
 from triptych.records import Thumb
 from triptych.server import answers, scores
-from triptych.server.answers import PendingReply, StreamedChoice
+from triptych.server.answers import PendingReply
 from triptych.server.bodies import ChatBody, CompletionBody, PoolingBody, RemoteBody, ScoreBody, ThumbBody
 from triptych.server.served import RequestError, ServedFamily
 from triptych.server.worker import Worker
@@ -105,14 +105,11 @@ class Service:
         """Answers to a conversation; of the reward, what it gives the conversation's last turn."""
         if self.family.is_reward(body.model):
             return await scores.reward_chat(self.family.scoring(body.model), body)
-        reply = answers.chat(self.family, self.worker, body)
-        opening = {"role": "assistant", "content": ""}
-        return await self._answer(reply, request, reply.chat_choice, reply.chat_piece, opening)
+        return await self._answer(answers.chat(self.family, self.worker, body), request)
 
     async def complete(self, body: CompletionBody, request: Request) -> Response | dict[str, Any]:
         """Text that is gone on with."""
-        reply = answers.complete(self.family, self.worker, body)
-        return await self._answer(reply, request, reply.text_choice, reply.text_piece, None)
+        return await self._answer(answers.complete(self.family, self.worker, body), request)
 
     async def score(self, body: ScoreBody) -> dict[str, Any]:
         """Rewards of answers, as everywhere in a run."""
@@ -135,15 +132,12 @@ class Service:
         self.family.add_thumb(Thumb(body.prompt, body.answer, body.label))
         return {"added": True}
 
-    async def _answer(
-        self, reply: PendingReply, request: Request, whole: Callable[[StreamedChoice], dict[str, Any]],
-        piece: Callable[[StreamedChoice], dict[str, Any]], opening: dict[str, Any] | None,
-    ) -> Response | dict[str, Any]:
+    async def _answer(self, reply: PendingReply, request: Request) -> Response | dict[str, Any]:
         reply.check(self.queue)
         if reply.body.stream:
-            return StreamingResponse(reply.events(piece, opening), media_type="text/event-stream")
-        choices = await _unless_gone(request, reply.choices())
-        return reply.head() | {"choices": [whole(choice) for choice in choices], "usage": reply.usage}
+            return StreamingResponse(reply.events(), media_type="text/event-stream")
+        choices = [reply.told(choice, streamed=False) for choice in await _unless_gone(request, reply.choices())]
+        return reply.head(reply.whole) | {"choices": choices, "usage": reply.usage}
 
 
 def serve(family: ServedFamily, key: str | None = None, queue: int = 256) -> uvicorn.Server:
