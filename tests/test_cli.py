@@ -126,6 +126,46 @@ def test_what_init_writes_passes_the_check(tmp_path: Path) -> None:
     assert "round-1/improve" in result.stdout
 
 
+@pytest.mark.parametrize(("schema", "judge"), [(False, "pairwise"), (True, "rules")])
+def test_init_makes_a_recipe_of_a_model_and_files_that_passes_the_check(
+    tmp_path: Path, schema: bool, judge: str
+) -> None:
+    call("init", tmp_path / "example")
+    data, model = tmp_path / "example/data", tiny_model(tmp_path / "model")
+    long = {"prompt": "What is lent?", "completion": "A ladder. " * 60}
+    (data / "answers.jsonl").open("a").write(json.dumps(long) + "\n")
+    (tmp_path / "schema.json").write_text('{"type": "object"}')
+    given = ["--answers", data / "answers.jsonl", "--comparisons", data / "preferences.jsonl"]
+    result = call(
+        "init", tmp_path / "mine", "--from", model, *given, "--prompts", data / "questions.jsonl",
+        *(["--schema", tmp_path / "schema.json"] if schema else []),
+    )
+    assert result.exit_code == 0, result.output
+    path = tmp_path / "mine/recipe.yaml"
+    assert f"{path} is fine: triptych run {path}" in result.stdout
+    assert "reward.audit.required=false" in result.stdout  # forty comparisons prove no reward
+    recipe = load(path)
+    assert recipe.base.from_.path.resolve() == model.resolve()
+    assert recipe.gate.judging is not None
+    assert recipe.gate.judging.kind == judge
+    assert recipe.reward.model.kind == ("mixture" if schema else "pairwise")
+    assert recipe.finetuning is not None
+    assert recipe.finetuning.context > 512  # the longest conversation has room
+    assert yaml.safe_load(path.read_text())["feedback"] == [{"file": "../example/data/preferences.jsonl"}]
+    assert call("check", path).exit_code == 0
+
+
+@pytest.mark.parametrize(("given", "why"), [
+    (["--answers", "a.jsonl"], "go with --from MODEL"),
+    (["--from", "m", "--answers", "a.jsonl"], "nothing says what a good answer is"),
+    (["--from", "m", "--comparisons", "c.jsonl"], "nothing to improve on"),
+    (["--from", "m", "--answers", "a.jsonl", "--schema", "nowhere.json"], "nowhere.json: No such file"),
+])
+def test_init_says_what_a_recipe_lacks_and_writes_nothing(tmp_path: Path, given: list[str], why: str) -> None:
+    assert why in refused("init", tmp_path / "mine", *given)
+    assert not (tmp_path / "mine").exists()
+
+
 def test_init_leaves_a_folder_with_files_alone(tmp_path: Path) -> None:
     (tmp_path / "precious.txt").write_text("mine")
     assert "is not an empty folder" in refused("init", tmp_path)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import yaml
 
 from triptych.errors import RecipeError
+from triptych.storage import write_whole
 
 
 def set_value(text: str, name: str, value: str) -> str:
@@ -34,6 +36,22 @@ def set_value(text: str, name: str, value: str) -> str:
     if not isinstance(node, yaml.ScalarNode) and not node.flow_style:
         raise RecipeError(f"{name} is written over several lines: set it by hand to {value}")
     return text[: node.start_mark.index] + value + text[node.end_mark.index :]
+
+
+def write_values(path: Path, settings: Sequence[str]) -> None:
+    """Writes settings, as of `--set`, into a recipe as a person would.
+
+    Raises:
+        RecipeError: one has no place in the file's form; then nothing is written.
+    """
+    text = path.read_text(encoding="utf-8")
+    for setting in settings:
+        name, _, value = setting.partition("=")
+        try:
+            text = set_value(text, name, value)
+        except RecipeError as error:
+            raise RecipeError(f"{path}: {error}; nothing was written") from None
+    write_whole(path, text)
 
 
 def _inserted(text: str, node: yaml.MappingNode, keys: Sequence[str], value: str) -> str:

@@ -16,7 +16,7 @@ from triptych.cli.terminal import fail, say, show, table_of
 from triptych.display import duration
 from triptych.errors import RecipeError, RunError
 from triptych.storage import make_folder, write_whole
-from triptych.yaml_edit import set_value
+from triptych.yaml_edit import write_values
 
 if TYPE_CHECKING:
     from triptych.preflight.check import Findings
@@ -25,13 +25,45 @@ if TYPE_CHECKING:
 @app.command()
 def init(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="A new or empty folder.", show_default=False)],
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--from", metavar="MODEL", show_default=False,
+            help="A folder, a .gguf file or a name on the Hub: the recipe is made for it and for the files below.",
+        ),
+    ] = None,
+    answers: Annotated[
+        list[str] | None,
+        typer.Option(metavar="FILE", help="Conversations to learn from; as all of these, may be given several times.",
+                     show_default=False),
+    ] = None,
+    comparisons: Annotated[
+        list[str] | None,
+        typer.Option(metavar="FILE", help="What people prefer: a prompt, the better answer, a worse one.",
+                     show_default=False),
+    ] = None,
+    prompts: Annotated[
+        list[str] | None,
+        typer.Option(metavar="FILE", help="Prompts to improve on; else those of the answers.", show_default=False),
+    ] = None,
+    schema: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="The JSON schema of a good answer.", show_default=False),
+    ] = None,
 ) -> None:
-    """Writes a commented recipe and small example files to begin with.
+    """Writes a commented recipe and small example files to begin with; or one for your model and files, and checks it.
 
     Example: [bold]triptych init my-model[/bold]
+
+    Example: [bold]triptych init my-model --from my/model --answers a.jsonl --comparisons c.jsonl[/bold]
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise RunError(f"{folder} is not an empty folder; nothing was written. Name a new one")
+    if model is not None:
+        _draft(folder, model, answers or (), comparisons or (), prompts or (), schema)
+        return
+    if answers or comparisons or prompts or schema:
+        raise RecipeError("--answers, --comparisons, --prompts and --schema go with --from MODEL; nothing was written")
     for name, source in _starter(resources.files("triptych") / "starter"):
         path = folder / name
         make_folder(path.parent)
@@ -39,6 +71,25 @@ def init(
         say(f"wrote {path}")
     say()
     say(f"Next: triptych check {folder / 'recipe.yaml'}")
+
+
+def _draft(
+    folder: Path, model: str, answers: Sequence[str], comparisons: Sequence[str], prompts: Sequence[str],
+    schema: Path | None,
+) -> None:
+    from triptych.engine.device import settle
+    from triptych.preflight import draft
+
+    settle()
+    text = draft.draft(folder, model, answers, comparisons, prompts, schema)
+    make_folder(folder)
+    path = folder / "recipe.yaml"
+    write_whole(path, text)
+    say(f"wrote {path}; it is checked")
+    settings, findings = draft.settle(path)
+    if settings:
+        say(f"wrote into {path}: {', '.join(settings)}")
+    _conclude(path, findings)
 
 
 def _starter(folder: Traversable, inside: Path = Path()) -> Iterator[tuple[Path, Traversable]]:
@@ -79,25 +130,18 @@ def check(
     made = find_model(reward, "reward")[0] if reward else None
     findings = look(recipe, overrides or (), made)
     if fit and findings.settings:
-        _write_settings(recipe, findings.settings)
+        write_values(recipe, findings.settings)
+        say(f"wrote into {recipe}: {', '.join(findings.settings)}")
         findings = look(recipe, overrides or (), made)
+    _conclude(recipe, findings)
+
+
+def _conclude(recipe: Path, findings: Findings) -> None:
     _show_findings(findings)
     if findings.problems:
         count = len(findings.problems)
         fail(f"{count} problem{'s' if count > 1 else ''}:\n" + "\n".join(findings.problems))
     say(f"{recipe} is fine: triptych run {recipe}")
-
-
-def _write_settings(recipe: Path, settings: Sequence[str]) -> None:
-    text = recipe.read_text(encoding="utf-8")
-    for setting in settings:
-        name, _, value = setting.partition("=")
-        try:
-            text = set_value(text, name, value)
-        except RecipeError as error:
-            raise RecipeError(f"{recipe}: {error}; nothing was written") from None
-    write_whole(recipe, text)
-    say(f"wrote into {recipe}: {', '.join(settings)}")
 
 
 def _show_findings(findings: Findings) -> None:

@@ -98,6 +98,7 @@ class Findings:
         lengths: in tokens, of what each stage trains on.
         costs: for each stage, in the cycle's order.
         assumption: how the times were estimated.
+        positions: how many the model knows, where it says.
         tuned: the Base has a chat template of its own, by which it is asked.
         settings: as of `--set`, with which a run fits into memory that does not without them.
     """
@@ -107,6 +108,7 @@ class Findings:
     lengths: dict[str, LengthReport] = field(default_factory=dict)
     costs: list[Cost] = field(default_factory=list)
     assumption: str = ""
+    positions: int | None = None
     tuned: bool = False
     settings: list[str] = field(default_factory=list)
 
@@ -519,6 +521,7 @@ def check_lengths(
 ) -> dict[str, Texts]:
     """The tokens of every split, and what becomes of rows that are too long."""
     texts: dict[str, Texts] = {}
+    findings.positions = model.context
     data, deployed = DataFolder(folder), recipe.decoding.max_tokens
     prompts = {
         "prompts_improve": (data.prompts("improve"), recipe.improve.method.max_tokens),
