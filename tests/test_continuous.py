@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 
 from conftest import FAMILIES, VOCABULARY, some_tokens, tiny, with_our_attention
-from triptych.engine.continuous import ROWS, ContinuousBatch, StreamedRequest
+from triptych.engine import continuous
+from triptych.engine.continuous import PATIENCE, ContinuousBatch, StreamedRequest
 from triptych.engine.generation import generate
+from triptych.engine.packing import ROWS
 from triptych.engine.sampling import Sampling
 from triptych.errors import ModelError
 
@@ -26,6 +28,10 @@ def some_requests(count: int) -> list[StreamedRequest]:
         StreamedRequest(prompt=some_tokens(number % 13 + 1, number), sampling=SAMPLINGS[number % 3], ends=NEVER)
         for number in range(count)
     ]
+
+
+def long_request(number: int) -> StreamedRequest:
+    return StreamedRequest(prompt=some_tokens(number % 13 + 1, number), sampling=Sampling(30), ends=NEVER)
 
 
 def decoded(batch: ContinuousBatch, requests: list[StreamedRequest], seed: int = 0) -> list[StreamedRequest]:
@@ -50,12 +56,60 @@ def test_an_answer_is_that_of_the_whole_batch_s_engine_whatever_runs_beside_it(f
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_an_answer_is_the_same_to_the_bit_alone_and_among_others(dtype: torch.dtype) -> None:
-    model = with_our_attention(tiny("llama").to(dtype))
+@pytest.mark.parametrize("family", FAMILIES)
+def test_an_answer_is_the_same_to_the_bit_alone_and_among_others(family: str, dtype: torch.dtype) -> None:
+    model = with_our_attention(tiny(family).to(dtype))
     together = decoded(ContinuousBatch(model, 64, slots=2 * ROWS), some_requests(40))
     for request, again in zip(together, some_requests(40), strict=True):
         decoded(ContinuousBatch(model, 64, slots=2 * ROWS), [again])
         assert again.completion == request.completion
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_long_prompt_beside_it_changes_no_bit_of_an_answer(dtype: torch.dtype) -> None:
+    model = with_our_attention(tiny("llama").to(dtype))
+
+    def requests() -> list[StreamedRequest]:
+        long = StreamedRequest(prompt=some_tokens(1100, 1), sampling=Sampling(40), ends=NEVER)
+        return [long_request(5), long_request(9), long]
+
+    *together, _ = decoded(ContinuousBatch(model, 1200, slots=ROWS), requests())
+    for request, again in zip(together, requests(), strict=False):
+        decoded(ContinuousBatch(model, 1200, slots=ROWS), [again])
+        assert again.completion == request.completion
+
+
+def test_prompts_are_prefilled_together_once_they_are_many_or_have_waited() -> None:
+    batch = ContinuousBatch(with_our_attention(tiny("llama")), 64, slots=4 * ROWS)
+    first, late = [long_request(number) for number in range(17)], [long_request(number) for number in range(4)]
+    for request in first:
+        batch.add(request)
+    assert batch.step() == first  # nothing runs, so all begin
+    late[1].cancelled = True
+    for request in late[:3]:
+        batch.add(request)
+    assert batch.step() == [late[0], late[2]]  # three wait, more than an eighth of 17; nobody waits for one of them
+    batch.add(late[3])
+    steps = [batch.step() for _ in range(PATIENCE + 1)]
+    assert steps[:-1] == [[*first, late[0], late[2]]] * PATIENCE
+    assert steps[-1] == late[3:]
+
+
+def test_a_prompt_that_cannot_be_computed_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError
+
+    batch = ContinuousBatch(with_our_attention(tiny("llama")), 64, slots=ROWS)
+    lost, served = long_request(1), long_request(2)
+    batch.add(lost)
+    monkeypatch.setattr(continuous, "prefill", fail)
+    with pytest.raises(torch.OutOfMemoryError):
+        batch.step()
+    monkeypatch.undo()
+    assert batch.running == [lost]  # who asked can be told
+    lost.cancelled = True
+    decoded(batch, [served])
+    assert (lost.length, served.length) == (0, served.sampling.max_tokens)
 
 
 def test_an_end_token_ends_an_answer_and_a_cancelled_one_makes_room() -> None:
@@ -64,8 +118,7 @@ def test_an_end_token_ends_an_answer_and_a_cancelled_one_makes_room() -> None:
     requests = some_requests(ROWS + 2)
     for request in requests:
         batch.add(request)
-    for _ in range(ROWS):
-        batch.step()  # a prompt each
+    batch.step()
     assert (len(batch.running), len(batch.waiting)) == (ROWS, 2)
     requests[0].cancelled = requests[-1].cancelled = True
     decoded(batch, [])

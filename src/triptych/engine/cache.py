@@ -232,7 +232,9 @@ class SlotCache:
         # The query heads that share a key-value head are rows of one product.
         rows = query[0].transpose(0, 1).reshape(n, kv_heads, heads // kv_heads, width)
         if not self.shared:
-            out = scaled_attention(rows, keys[:n], values[:n], self._slot_mask(window, rows.dtype), scaling, softcap)
+            mask = self._slot_mask(window, rows.dtype)
+            # Always the fused kernel: another one for deep caches would make an answer depend on the longest one.
+            out = scaled_attention(rows, keys[:n], values[:n], mask, scaling, softcap, short=0)
             return out.reshape(1, n, heads, width)
         out, weight = weighed_attention(
             rows, keys[:n], values[:n], self._slot_mask(window, rows.dtype), scaling, softcap

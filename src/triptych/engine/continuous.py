@@ -1,7 +1,7 @@
 """Requests of several clients decoded together: each begins when it comes, and has its own way of being decoded.
 
-On a CPU an answer does not depend on what is decoded beside it. A prompt is prefilled alone, and a decoding step has a
-multiple of `ROWS` rows, for which the processor's products compute a row by the same operations whatever their number.
+On a CPU an answer does not depend on what is decoded beside it: prompts that are prefilled together are packed apart,
+and a decoding step has a multiple of `ROWS` rows.
 """
 
 from __future__ import annotations
@@ -18,13 +18,14 @@ from triptych.engine.cache import MAX_SLOTS, SlotCache, slots_within
 from triptych.engine.device import any_order
 from triptych.engine.forward import Model, packs
 from triptych.engine.generation import decode, decode_step, prefill
+from triptych.engine.packing import whole
 from triptych.engine.request import Request
 from triptych.engine.sampling import Sampling, draw, uniforms
-from triptych.engine.scheduler import retire
+from triptych.engine.scheduler import prefilled_together, retire
 from triptych.errors import ModelError
 
-ROWS = 8
-"""A decoding step has a multiple of so many rows. With fewer than 8 rows some products add in another order."""
+PATIENCE = 8
+"""So many tokens are decoded at the most before waiting prompts are prefilled, be they ever so few."""
 
 
 class Constraint(Protocol):
@@ -92,10 +93,12 @@ class ContinuousBatch:
         self.model = model
         self.context = context
         wanted = min(slots or slots_within(model, context), MAX_SLOTS)
-        self.cache = SlotCache(_whole(wanted), 1, model.device, context, 0, shared=False)
+        self.cache = SlotCache(whole(wanted), 1, model.device, context, 0, shared=False)
         self.waiting: deque[StreamedRequest] = deque()
         self.running: list[StreamedRequest] = []
         self._step = decode_step(model, self.cache)
+        self._apart = model.device.type == "cpu"
+        self._decoded = 0
 
     @property
     def unfinished(self) -> bool:
@@ -113,26 +116,41 @@ class ContinuousBatch:
     @torch.no_grad()
     @any_order()
     def step(self) -> list[StreamedRequest]:
-        """Prefills one waiting prompt where a slot is free, else decodes a token of every running answer.
+        """Prefills waiting prompts where slots are free, else decodes a token of every running answer.
 
         Returns:
             The requests that have one token more; those that are over are not running any more.
         """
-        while self.waiting and self.waiting[0].cancelled:
-            self.waiting.popleft()
         self._retire()
-        if self.waiting and len(self.running) < self.cache.slots.rows:
-            request = self.waiting.popleft()
-            first, (request.prompt_row,) = prefill(self.model, self.cache, [request.prompt], len(self.running))
-            self.running.append(request)
-            grown = [request]
-        elif self.running:
-            first, grown = decode(self._step, self.cache, self.running, _whole), self.running
+        if grown := self._admit():
+            first_slot = len(self.running)
+            self.running += grown  # from now on, so that one whose prompt cannot be computed is not lost
+            prompts = [request.prompt for request in grown]
+            first, rows = prefill(self.model, self.cache, prompts, first_slot, apart=self._apart)
+            for request, row in zip(grown, rows, strict=True):
+                request.prompt_row = row
+            self._decoded = 0
+        elif grown := self.running:
+            first = decode(self._step, self.cache, self.running, whole)
+            self._decoded += 1
         else:
             return []
         self._sample(first, grown)
         self._retire()
         return grown
+
+    def _admit(self) -> list[StreamedRequest]:
+        """The requests whose prompts are prefilled now.
+
+        Together they are at least an eighth of those that run, or the running ones were decoded for `PATIENCE` steps.
+        """
+        while self.waiting and self.waiting[0].cancelled:
+            self.waiting.popleft()
+        count = min(len(self.waiting), self.cache.slots.rows - len(self.running))
+        if count == 0 or (8 * count < len(self.running) and self._decoded < PATIENCE):
+            return []
+        count = prefilled_together((self.waiting[place].prompt_length for place in range(count)), count)
+        return [request for request in (self.waiting.popleft() for _ in range(count)) if not request.cancelled]
 
     def _retire(self) -> None:
         self.running = retire(self.running, self.cache, lambda request: request.over)
@@ -160,11 +178,6 @@ class ContinuousBatch:
         for row, request in zip(logits, requests, strict=True):
             if request.alternatives is not None:
                 request.likeliest.append(_likeliest(row, request.next_token, request.alternatives))
-
-
-def _whole(count: int) -> int:
-    """The count rounded up to a multiple of `ROWS`."""
-    return -(-count // ROWS) * ROWS
 
 
 def _likeliest(logits: Tensor, token: int, count: int) -> tuple[float, list[tuple[int, float]]]:

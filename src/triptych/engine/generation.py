@@ -10,12 +10,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from triptych.engine.cache import PrefillRecorder, SlotCache, allocate, slots_within
 from triptych.engine.cuda_graph import CudaGraph
 from triptych.engine.device import any_order
 from triptych.engine.forward import Model, logits, packs, row_states
-from triptych.engine.packing import Pack, Segment, rounded
+from triptych.engine.packing import Pack, Segment, rounded, whole
 from triptych.engine.request import Completion, Request
 from triptych.engine.sampling import End, Sampling, draw, ending, uniforms
 from triptych.engine.scheduler import Scheduler
@@ -111,21 +112,25 @@ def _generate_unpacked(
 
 
 def prefill(
-    model: Model, cache: SlotCache, prompts: Sequence[Sequence[int]], first_slot: int
+    model: Model, cache: SlotCache, prompts: Sequence[Sequence[int]], first_slot: int, *, apart: bool = False
 ) -> tuple[Tensor, list[int]]:
     """Computes prompts in one pack and puts their keys into the cache, for the slots from `first_slot` on.
+
+    Args:
+        apart: on a CPU, whether each is computed as it is alone, to the bit.
 
     Returns:
         The logits of each answer's first token, `[prompts * n, V]`, and the row of each prompt's keys.
     """
-    pack = Pack([Segment(prompt) for prompt in prompts], model.device)
+    pack = Pack([Segment(prompt) for prompt in prompts], model.device, apart=apart)
     recorder = PrefillRecorder(pack)
     states = row_states(model, pack.tokens, pack.positions, recorder)
     rows = [
         cache.add_prompt(first_slot + i * cache.members, int(pack.starts[i]), int(pack.ends[i]) + 1, recorder)
         for i in range(len(prompts))
     ]
-    return logits(model, states[pack.ends]).repeat_interleave(cache.members, dim=0), rows
+    ends = functional.pad(pack.ends, (0, whole(len(prompts)) - len(prompts))) if apart else pack.ends
+    return logits(model, states[ends])[: len(prompts)].repeat_interleave(cache.members, dim=0), rows
 
 
 def decode(

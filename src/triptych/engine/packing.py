@@ -33,6 +33,10 @@ COMMON = 8
 APPLIED = 8192
 """Tokens of a pack that no gradient is wanted of."""
 
+ROWS = 8
+"""A CPU's products of a multiple of so many rows compute a row by the same operations, whatever their number is; with
+fewer rows some add in another order."""
+
 WASTE = 1.3
 """A block may hold at most this many times the query-key products that its segments need."""
 
@@ -181,6 +185,11 @@ def rounded(count: int) -> int:
     return -(-count // step) * step
 
 
+def whole(count: int) -> int:
+    """The count rounded up to a multiple of `ROWS`."""
+    return -(-count // ROWS) * ROWS
+
+
 class Pack:
     """A row of tokens in segments, with what attention needs to keep them apart.
 
@@ -188,6 +197,8 @@ class Pack:
 
     Args:
         device: that of the model which computes it.
+        apart: on a CPU, whether what is computed of a segment and its chain is the same to the bit whatever else is in
+            the pack, which costs a little.
 
     Attributes:
         tokens: `[T]` token ids.
@@ -195,7 +206,7 @@ class Pack:
         starts, ends: `[S]` places of each segment's first and last token.
     """
 
-    def __init__(self, segments: Sequence[Segment], device: torch.device | str) -> None:
+    def __init__(self, segments: Sequence[Segment], device: torch.device | str, *, apart: bool = False) -> None:
         lengths = np.array([len(segment.tokens) for segment in segments])
         assert len(segments) > 0, "a pack needs segments"
         assert lengths.min() > 0, "a segment needs tokens"
@@ -209,7 +220,7 @@ class Pack:
             chains.append(chain)
             positions.append(np.arange(len(chain) - len(own), len(chain)))
         count = int(offsets[-1])
-        padding = rounded(count) - count
+        padding = (whole(rounded(count)) if apart else rounded(count)) - count
         tokens = [token for segment in segments for token in segment.tokens]
         self.tokens = torch.tensor(tokens + [0] * padding, device=device)
         self.positions = _tensor(np.concatenate([*positions, np.zeros(padding, dtype=np.int64)]), device)
@@ -220,6 +231,7 @@ class Pack:
         self._offsets = offsets
         self._masks: dict[tuple[int, int | None, torch.dtype], Tensor] = {}
         self._parents = [segment.parent for segment in segments]
+        self._apart = apart
 
     def chain(self, segment: int) -> np.ndarray:
         """The places in the row of a segment's ancestors' tokens, then of its own."""
@@ -227,7 +239,9 @@ class Pack:
 
     @cached_property
     def blocks(self) -> list[Block]:
-        """The segments by similar length."""
+        """The segments by similar length, or each by itself."""
+        if self._apart:
+            return [self._block([segment]) for segment in range(len(self._chains))]
         lengths = np.diff(self._offsets)
         return [self._block(group) for group in _groups(lengths, self._chains)]
 
@@ -377,10 +391,14 @@ def _tensor(array: np.ndarray, device: torch.device | str) -> Tensor:
 
 
 def scaled_attention(
-    query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scaling: float, softcap: float | None
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scaling: float, softcap: float | None, short: int = SHORT
 ) -> Tensor:
-    """Attention with an additive mask; `softcap` bounds the scores as c·tanh(s / c) (Gemma 2)."""
-    if softcap is None and (query.is_cuda or key.shape[2] > SHORT):
+    """Attention with an additive mask; `softcap` bounds the scores as c·tanh(s / c) (Gemma 2).
+
+    Args:
+        short: up to so many keys plain products are taken on a CPU.
+    """
+    if softcap is None and (query.is_cuda or key.shape[2] > short):
         return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scaling)
     return torch.softmax(_scores(query, key, mask, scaling, softcap), dim=-1) @ value
 

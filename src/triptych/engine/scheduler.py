@@ -8,7 +8,8 @@ the slots is free.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from itertools import accumulate, islice
 from typing import TypeVar
 
 from triptych.engine.cache import SlotCache
@@ -43,27 +44,30 @@ class Scheduler:
         return bool(self.waiting or self.running)
 
     def admit(self) -> list[int]:
-        """The prompts to prefill now; none where the running requests are to be decoded.
-
-        As many as there are slots for, and of at most `PREFILL_TOKENS` tokens, but one at least.
-        """
+        """The prompts to prefill now; none where the running requests are to be decoded."""
         slots, n = self.cache.slots.rows, self.cache.members
         room = self.cache.room(len(self.running))
         worthwhile = not self.running or slots - len(self.running) >= max(n, slots // 8)
         if not (self.waiting and room and worthwhile):
             return []
-        admitted = [self.waiting.popleft()]
-        tokens = len(self.prompts[admitted[0]])
-        while self.waiting and len(admitted) < room and tokens + len(self.prompts[self.waiting[0]]) <= PREFILL_TOKENS:
-            tokens += len(self.prompts[self.waiting[0]])
-            admitted.append(self.waiting.popleft())
-        return admitted
+        count = prefilled_together((len(self.prompts[place]) for place in self.waiting), room)
+        return [self.waiting.popleft() for _ in range(count)]
 
     def retire(self) -> None:
         """Lets the requests go that have ended; the last running ones move into their slots."""
         going = retire(self.running, self.cache, lambda request: request.ended(self.max_tokens))
         self.done += len(self.running) - len(going)
         self.running = going
+
+
+def prefilled_together(lengths: Iterable[int], room: int) -> int:
+    """How many of the first prompts are computed in one pack: one, and more within `PREFILL_TOKENS` and the room.
+
+    Args:
+        lengths: of the prompts, in tokens; one at least.
+        room: prompts for which there are slots; one at least.
+    """
+    return max(1, sum(total <= PREFILL_TOKENS for total in accumulate(islice(lengths, room))))
 
 
 def retire(running: Sequence[R], cache: SlotCache, ended: Callable[[R], bool]) -> list[R]:

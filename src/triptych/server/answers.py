@@ -151,7 +151,7 @@ class PendingReply(ABC):
             async with aclosing(self.pieces(index, request)) as pieces:
                 async for choice in pieces:
                     if choice.new or choice.finish or request.alternatives is not None:
-                        await news.put(self._chunk([self.told(choice, streamed=True)]))
+                        await news.put(self._chunk([self.shaped(choice, streamed=True)]))
 
         async def follow_all() -> None:
             try:
@@ -180,7 +180,7 @@ class PendingReply(ABC):
         """What replies of a kind begin with."""
         return {"id": f"{self.prefix}-{self.name}", "object": kind, "created": self.created, "model": self.model.name}
 
-    def told(self, choice: StreamedChoice, *, streamed: bool) -> dict[str, Any]:
+    def shaped(self, choice: StreamedChoice, *, streamed: bool) -> dict[str, Any]:
         """An answer in the form of the interface, whole or the piece of it that is new."""
         logs = choice.request.alternatives is not None
         reward = {} if choice.reward is None else {"reward": choice.reward}

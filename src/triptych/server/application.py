@@ -136,7 +136,7 @@ class Service:
         reply.check(self.queue)
         if reply.body.stream:
             return StreamingResponse(reply.events(), media_type="text/event-stream")
-        choices = [reply.told(choice, streamed=False) for choice in await _unless_gone(request, reply.choices())]
+        choices = [reply.shaped(choice, streamed=False) for choice in await _unless_gone(request, reply.choices())]
         return reply.head(reply.whole) | {"choices": choices, "usage": reply.usage}
 
 
