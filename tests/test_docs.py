@@ -138,7 +138,7 @@ def test_every_field_of_the_recipe_is_documented_with_its_default(place: str, ki
     judge = sections["reward"] | {"share_of_feedback": sections["gate"]["judge.share_of_feedback"]}
     apart = place in ("gate.judge", "gate.preferences")
     own = judge if apart else sections[shared(place)] | sections.get(of_method(kind), {})
-    own |= sections["A file of data"] if place in ("evaluate.tasks", "base.text") else {}
+    own |= sections["A file of data"] if place in ("evaluate.tasks", "evaluate.benchmarks", "base.text") else {}
     for known, info in fields_of(kind).items():
         assert known in own or known in optimizer, f"docs/recipe.md does not name {known} under {place}"
         written = number_or_text(own.get(known, optimizer.get(known, "")))

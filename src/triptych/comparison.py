@@ -15,6 +15,7 @@ from statistics import fmean
 
 from pydantic import ValidationError
 
+from triptych.benchmarks import measure_benchmarks
 from triptych.configuration import reason
 from triptych.cycle import begin, improve_and_gate, reward_of_round
 from triptych.deployment import deployed
@@ -78,6 +79,7 @@ def improve_by_each(recipe: Recipe, runner: Runner, methods: Sequence[str], seed
     start = begin(recipe, runner, family)
     current = Round(1)
     reward_of_round(recipe, runner, family, start, current)
+    measure_benchmarks(recipe, runner, family, "instruct", start.instruct, bounded=True)
     free = free_baselines(recipe, runner, family, start, current)
     trials: dict[str, list[Trial]] = {}
     for method in methods:

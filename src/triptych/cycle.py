@@ -14,6 +14,7 @@ from triptych.base.continuing import continue_pretraining
 from triptych.base.pretrained import BaseImport, import_base
 from triptych.base.pretraining import pretrain
 from triptych.base.record import BaseRecord
+from triptych.benchmarks import bounded_benchmarks, budgets, measure_benchmarks, measure_rewards, open_benchmarks
 from triptych.collection import collect_comparisons, collect_thumbs
 from triptych.dataset.preparation import prepare_data
 from triptych.dataset.tasks import prepare_task
@@ -66,6 +67,7 @@ def cycle(recipe: Recipe, runner: Runner, family: Family) -> None:
         ReleaseError: the release could not be signed as the recipe asks.
     """
     start = begin(recipe, runner, family)
+    measure_benchmarks(recipe, runner, family, "instruct", start.instruct)
     for number in range(1, max(1, recipe.improve.rounds) + 1):
         ask_people(recipe, runner, family, start, number)
         family.rounds.append(current := Round(number))
@@ -87,10 +89,13 @@ def begin(recipe: Recipe, runner: Runner, family: Family) -> Start:
         runner.outside(lambda: check_signing(signing), planned=None)
     runner.outside(lambda: require_taken(recipe), planned=None)
     runner.outside(lambda: require_references(recipe), planned=None)
+    family.asked = runner.outside(lambda: open_benchmarks(recipe), planned={})
     family.data = data = prepare(recipe, runner)
     runner.outside(lambda: require_unseen(recipe, data, runner.progress), planned=None)
     family.tasks = [prompts_of(recipe, runner, task, data) for task in recipe.evaluate.tasks]
     family.base = base = make_base(recipe, runner, data)
+    if recipe.finetuning:  # else the two are one; what a benchmark asks of a model that it cannot is known here
+        measure_benchmarks(recipe, runner, family, "base", base, chat_template=base.result.tuned)
     taken = take_rewards(runner, recipe.taken, base)
     family.instruct = instruct = make_instruct(recipe, runner, data, base)
     family.champion = instruct
@@ -218,6 +223,10 @@ def reward_of_round(recipe: Recipe, runner: Runner, family: Family, start: Start
             evidence_of(recipe, runner, start.data, current.feedback), audit_name=f"{name}/audit", predecessor=before,
         )
     require(current.reward.audit if current.reward else None, recipe.reward.audit, runner.progress)
+    if earlier and current.reward is before:
+        current.benchmarks = earlier.benchmarks
+    else:
+        measure_rewards(recipe, runner, start, current)
 
 
 def improve_and_gate(
@@ -231,7 +240,7 @@ def improve_and_gate(
     Raises:
         WaitingError: people decide, and have not answered every question.
     """
-    name = name or f"round-{current.number}"
+    compared, name = name is not None, name or f"round-{current.number}"
     champion, data, config = family.champion or start.instruct, start.data, recipe.improve.method
     assert current.reward, "a round's reward comes before its candidate"
     reward = current.reward.scorer
@@ -248,6 +257,7 @@ def improve_and_gate(
         f"{name}/answers", answer, recipe.gate.answering, candidate=candidate, champion=champion, data=data,
         candidate_decoding=candidate_decoding, champion_decoding=champion_decoding, round=current.number,
     )
+    measure_benchmarks(recipe, runner, family, name, candidate, bounded=compared)
     verdicts = None
     if (people := recipe.gate.people) is not None:
         panel = Attendance(runner.folder, runner.progress)
@@ -257,6 +267,7 @@ def improve_and_gate(
     current.gate = gate = runner.run(
         f"{name}/gate", decide, recipe.gate.decision, answers=answers, measured=answers.result, reward=reward,
         judge=start.judge, failures=family.failures(current), preferences=start.preferences, sources=verdicts,
+        budgets=budgets(recipe), **bounded_benchmarks(recipe, family, champion, candidate),
     )
     runner.progress.say(f"{gate.result.decision}: {gate.result.reason}")
 

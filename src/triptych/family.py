@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from triptych.audit.record import AuditRecord
+from triptych.audit.record import AuditRecord, BenchmarkScores
 from triptych.base.record import BaseRecord
 from triptych.dataset.tasks import TaskPrepared
 from triptych.engine.sampling import Sampling
 from triptych.engine.scoring import Scorer
 from triptych.evaluate.answers import Answered
+from triptych.evaluate.benchmarking import BenchmarkMeasured
 from triptych.evaluate.decoding import Chosen, Decoding
 from triptych.evaluate.diagnosis import Diagnosed
 from triptych.evaluate.gate import PROMOTED, Decided
@@ -82,6 +83,7 @@ class Round:
 
     Attributes:
         thumbs: all that people gave so far; None where they gave none.
+        benchmarks: its reward on benchmarks of rewards, by their names; those of the round before where it is the same.
         diagnosis: what it failed by, where it was not promoted.
     """
 
@@ -89,6 +91,7 @@ class Round:
     feedback: Artifact[Result] | None = None
     thumbs: Artifact[Result] | None = None
     reward: AuditedScorer | None = None
+    benchmarks: dict[str, Artifact[BenchmarkScores]] = field(default_factory=dict)
     candidate: Artifact[Improved] | None = None
     answers: Artifact[Answered] | None = None
     gate: Artifact[Decided] | None = None
@@ -135,6 +138,8 @@ class Family:
         prompts: the prompt that "base" or "instruct" answers best, where one was searched for.
         tests: each model's measurement on the test prompts.
         tasks: their measurements on tasks.
+        asked: what each benchmark asks, as a hash, by its name.
+        benchmarks: their measurements on benchmarks, by the benchmark's name and the model's digest.
     """
 
     judge: Scorer | None = None
@@ -149,6 +154,8 @@ class Family:
     prompts: dict[str, Artifact[PromptFound]] = field(default_factory=dict)
     tests: list[ModelTest] = field(default_factory=list)
     tasks: list[TaskTest] = field(default_factory=list)
+    asked: Mapping[str, str] = field(default_factory=dict)
+    benchmarks: dict[str, dict[str, Artifact[BenchmarkMeasured]]] = field(default_factory=dict)
 
     @property
     def reward(self) -> Artifact[Result] | None:

@@ -38,6 +38,7 @@ from triptych.engine.hub import ModelPlace
 from triptych.engine.training import Optimization
 from triptych.errors import RecipeError
 from triptych.evaluate.answers import Answering
+from triptych.evaluate.benchmarking import BenchmarkBudget, BenchmarkTask
 from triptych.evaluate.decoding import Decoding
 from triptych.evaluate.diagnosis import Diagnosis
 from triptych.evaluate.gate import Gate
@@ -404,11 +405,87 @@ class Task(DataSource):
         return f"tasks/{self.name}"
 
 
+class HarnessBenchmark(Composed):
+    """A benchmark of lm-evaluation-harness, on which Base, Instruct and each round's candidate are measured.
+
+    Attributes:
+        metric: the measure that counts, as "acc_norm" or "exact_match/strict-match"; by default the task's first.
+        max_loss: what a candidate may lose of it to the champion, and no more by the 95% interval of the difference;
+            none by default.
+    """
+
+    asked: Flat[BenchmarkTask]
+    metric: str | None = None
+    max_loss: float | None = Field(default=None, ge=0)
+
+    @property
+    def name(self) -> str:
+        """Of its stages, and in every report."""
+        return self.asked.task.path.stem if self.asked.is_file else self.asked.task.name
+
+    @property
+    def budget(self) -> BenchmarkBudget | None:
+        """What a candidate may lose of it; None where it may lose anything."""
+        return None if self.max_loss is None else BenchmarkBudget(metric=self.metric, max_loss=self.max_loss)
+
+
+class RewardBenchmark(Composed):
+    """A benchmark of reward models, RewardBench 2, RM-Bench or JudgeBench, on which each round's reward is measured.
+
+    Attributes:
+        reward: its file, or the dataset's name.
+    """
+
+    reward: DataFile
+    reading: Flat[Reading] = Reading()
+
+    @property
+    def source(self) -> DataSource:
+        """The file, and how it is read."""
+        return DataSource(file=self.reward, reading=self.reading)
+
+    @property
+    def name(self) -> str:
+        """Of its stages, and in every report."""
+        return Path(self.reward.name).name.partition(".")[0]
+
+
+def _with_task(value: object) -> object:
+    return {"task": value} if isinstance(value, str) else value
+
+
+Benchmarks = tuple[
+    Annotated[
+        Annotated[HarnessBenchmark, Tag("task")] | Annotated[RewardBenchmark, Tag("reward")],
+        by_field("task", "reward"), BeforeValidator(_with_task),
+    ], ...,
+]
+
+
 class Examination(Composed):
-    """What every model is measured on at the end: the test prompts, and tasks."""
+    """What every model is measured on: the test prompts and tasks at the end, benchmarks as soon as it is there."""
 
     measurement: Flat[Measurement] = Measurement()
     tasks: tuple[Task, ...] = ()
+    benchmarks: Benchmarks = ()
+
+    @field_validator("benchmarks")
+    @classmethod
+    def _called_differently(cls, benchmarks: Benchmarks) -> Benchmarks:
+        names = [benchmark.name for benchmark in benchmarks]
+        if again := next((name for name in names if names.count(name) > 1), None):
+            raise ValueError(f"each needs a name of its own, and two are {again}: name another file")
+        return benchmarks
+
+    @property
+    def of_models(self) -> list[HarnessBenchmark]:
+        """The benchmarks of models."""
+        return [benchmark for benchmark in self.benchmarks if isinstance(benchmark, HarnessBenchmark)]
+
+    @property
+    def of_rewards(self) -> list[RewardBenchmark]:
+        """The benchmarks of reward models."""
+        return [benchmark for benchmark in self.benchmarks if isinstance(benchmark, RewardBenchmark)]
 
     @field_validator("tasks")
     @classmethod

@@ -55,6 +55,15 @@ def wrong_references(recipe: Recipe, read: Callable[[str], Iterable[GoodRows[Any
             for fault in _faults(read(kind), applied)]
 
 
+def lacks_reference(reward: Reward, prompt: Prompt) -> str | None:
+    """Why a rule of a reward cannot score answers to a prompt; None where every rule can.
+
+    Where nothing is to be followed, answers follow it alike.
+    """
+    rules = [applied for applied in _rules(reward) if not isinstance(applied[0], Instructions)]
+    return next(_said(prompt, rules), None)
+
+
 def _read(recipe: Recipe, kind: str) -> Iterator[GoodRows[Any]]:
     for reader, source in read_as(recipe, kind):
         with suppress(DataError):  # whoever reads it for its rows says so

@@ -20,6 +20,8 @@ from triptych.engine.curve import read_curve, thinned
 from triptych.engine.device import peak_memory
 from triptych.engine.sampling import Sampling
 from triptych.errors import RunError
+from triptych.evaluate.benchmarking import BenchmarkMeasured, benchmark_scores, change, chosen
+from triptych.evaluate.benchmarks import HarnessScore
 from triptych.evaluate.diagnosis import Diagnosed
 from triptych.evaluate.gate import Decided
 from triptych.evaluate.lengths import controlled
@@ -33,7 +35,7 @@ from triptych.pipeline.artifact import Artifact
 from triptych.pipeline.ledger import Ledger
 from triptych.pipeline.result import Result
 from triptych.pipeline.runner import Runner
-from triptych.recipe import Goals, Recipe
+from triptych.recipe import Goals, HarnessBenchmark, Recipe
 from triptych.records import Messages
 from triptych.release.family import Shown, assemble
 from triptych.release.lineage import DataFile, Lineage, Parent, Role
@@ -156,6 +158,11 @@ def summarise(
         ],
         prompts=[_prompt(name, search.result) for name, search in family.prompts.items()],
         tasks=[_task(task, tasks[task.name], family) for task in family.measured_tasks],
+        benchmarks=[
+            _benchmark(benchmark, family, family.benchmarks[benchmark.name])
+            for benchmark in recipe.evaluate.of_models if family.benchmarks.get(benchmark.name)
+        ],
+        reward_benchmarks=list(_reward_benchmarks(family)),
         stages=stages, losses={artifact.name: _losses(artifact) for artifact in artifacts
                                if (artifact.folder / "curve.jsonl").exists()},
         seconds=sum(stage.seconds for stage in stages), peak_memory_gib=peak, release=release,
@@ -438,6 +445,47 @@ def _task(task: TaskTest, answers: Tests, family: Family) -> report.TaskSummary:
     })
 
 
+def _benchmark(
+    benchmark: HarnessBenchmark, family: Family, measured: Mapping[str, Artifact[BenchmarkMeasured]]
+) -> report.BenchmarkSummary:
+    models = {BASE: family.base, "instruct": family.instruct}
+    models |= {f"round {round.number}": round.candidate for round in family.rounds}
+    if family.base and family.instruct and family.base.digest == family.instruct.digest:
+        del models[BASE]
+    done = {name: measured[model.digest] for name, model in models.items() if model and model.digest in measured}
+    scores = {name: benchmark_scores(artifact) for name, artifact in done.items()}
+    first = next(iter(scores.values()))
+    counts = chosen(first, benchmark.metric)
+
+    def of_model(name: str, place: int) -> report.BenchmarkScore:
+        score, before = scores[name][place], scores.get("instruct")
+        compared = name not in (BASE, "instruct") and before is not None
+        return report.BenchmarkScore(
+            model=name, plain=not done[name].result.chat_template, champion=name == _champion_name(family),
+            value=score.value, interval=score.interval,
+            change=change(before[place], score) if compared and before else None,
+        )
+
+    def by_measure(place: int, score: HarnessScore) -> report.BenchmarkMeasure:
+        return report.BenchmarkMeasure(
+            measure=score.name, higher_is_better=score.higher_is_better is not False,
+            scores=[of_model(name, place) for name in scores],
+        )
+
+    order = sorted(enumerate(first), key=lambda placed: placed[1].name != counts.name)
+    return report.BenchmarkSummary(
+        name=benchmark.name, documents=counts.documents, max_loss=benchmark.max_loss,
+        measures=[by_measure(place, score) for place, score in order],
+    )
+
+
+def _reward_benchmarks(family: Family) -> Iterator[report.RewardBenchmarkSummary]:
+    for place, round in enumerate(family.rounds):
+        if place == 0 or round.reward is not family.rounds[place - 1].reward:
+            for name, artifact in round.benchmarks.items():
+                yield report.RewardBenchmarkSummary(name=name, round=round.number, scores=artifact.result)
+
+
 def _audit(recipe: Recipe, number: int, reward: AuditedScorer) -> report.AuditSummary:
     """Of a reward that was audited; the number of its round, 0 for the gate's judge."""
     assert reward.audit
@@ -476,7 +524,7 @@ def _round(made: Round, gate: Decided, candidate: Artifact[Improved]) -> report.
         bits_before=gate.bits_before, bits_after=gate.bits_after, tasks=gate.tasks,
         decided_by=gate.decided_by, judge_win_rate=gate.judge_win_rate, judge_interval=gate.judge_interval,
         agreement=gate.agreement, agreement_prompts=gate.agreement_prompts, parts=gate.parts,
-        instructions=gate.instructions, preferences=gate.preferences,
+        instructions=gate.instructions, preferences=gate.preferences, benchmarks=gate.benchmarks,
         decision=gate.decision, reason=gate.reason,
         diagnosis=_diagnosis(made.diagnosis.result) if made.diagnosis else None,
     )

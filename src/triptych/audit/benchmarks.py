@@ -7,21 +7,24 @@ right or wrong answers; the audit has them as pairs besides.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 from triptych.audit.record import BenchmarkScores, Measure
+from triptych.data.folder import DataFolder
 from triptych.data.row import Row
 from triptych.data.rows import rows_of
 from triptych.data.source import Source
-from triptych.data.splits import form
+from triptych.data.splits import PromptedRecord, form
 from triptych.engine.scoring import Scorer, log_odds
 from triptych.errors import DataError, Fault
+from triptych.pipeline.stage import StageContext
 from triptych.records import Comparison, Conversation, Prompt, differ, user
 from triptych.statistics.intervals import mean_interval
+from triptych.storage import Folder
 
 STYLES = 3
 """RM-Bench has each answer in so many styles: concise, detailed, detailed with Markdown."""
@@ -101,7 +104,7 @@ class BenchmarkData:
             for right, wrong in product(item.right, item.wrong) if differ(right, wrong)
         ]
 
-    def without(self, learnt: Sequence[Comparison]) -> BenchmarkData:
+    def without(self, learnt: Iterable[PromptedRecord]) -> BenchmarkData:
         """Without the items whose prompt was learnt."""
         forms = {form(row) for row in learnt}
         return BenchmarkData(self.benchmark, [item for item in self.items if form(item.prompt) not in forms])
@@ -151,7 +154,32 @@ class Remembered:
         return [self.known[conversation] for conversation in conversations]
 
 
-def read_benchmark(place: str | Path) -> BenchmarkData | None:
+def measure_reward(
+    context: StageContext, config: Source, reward: Scorer, data: Folder, sources: Mapping[str, str | Path],
+    comparisons: Folder | None = None,
+) -> BenchmarkScores:
+    """A round's reward by a benchmark's own measures, without the items whose prompts it learnt.
+
+    Args:
+        config: which file.
+        data: the run's own, with ratings.
+        comparisons: that the round learns from.
+
+    Raises:
+        DataError: the file holds no benchmark, or no item that was not learnt.
+    """
+    benchmark = read_benchmark(config.at(sources[config.file]))
+    learnt: list[PromptedRecord] = [*DataFolder(data).ratings("train").read_any()]
+    learnt += DataFolder(data if comparisons is None else comparisons).comparisons("train").read_any()
+    kept = benchmark.without(learnt) if benchmark else None
+    if benchmark is None or kept is None or not kept.items:
+        raise DataError([Fault(config.file, None, None, "no item is left: each prompt is one that the reward learnt")])
+    if left_out := len(benchmark.items) - len(kept.items):
+        context.progress.say(f"{config.file}: {left_out:,} items are left out: the reward learnt their prompts")
+    return kept.scores(reward.score)
+
+
+def read_benchmark(place: str | Path | Source) -> BenchmarkData | None:
     """The benchmark in a file, known by its first row; None where it is none.
 
     Raises:

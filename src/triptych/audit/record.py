@@ -189,12 +189,18 @@ class Measure(StrictModel):
     items: int
 
 
-class BenchmarkScores(StrictModel):
-    """A benchmark's own measures of a reward, by their names."""
+class BenchmarkScores(StrictModel, Result):
+    """A benchmark's own measures of a reward, by their names; the last is that of the whole."""
 
     name: str
     items: int
     measures: dict[str, Measure]
+
+    @property
+    def headline(self) -> str:
+        """The measure of the whole."""
+        name, measure = list(self.measures.items())[-1]
+        return f"{self.name}, {name} {measure.score:.1%}"
 
 
 class AuditRecord(StrictModel, Result):

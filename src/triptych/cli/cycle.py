@@ -16,7 +16,7 @@ from triptych.errors import RunError
 
 if TYPE_CHECKING:
     from triptych.recipe import Recipe
-    from triptych.report.summary import Summary, TaskSummary
+    from triptych.report.summary import BenchmarkSummary, Summary, TaskSummary
 
 
 @app.command()
@@ -163,6 +163,18 @@ def _change(task: TaskSummary) -> str:
     return f"{score.before:.3f} → {score.after:.3f} by {task.scored_by} ({gain}) on {score.prompts:,} prompts"
 
 
+def _standing(benchmark: BenchmarkSummary) -> str:
+    """The released model on a benchmark, beside the first Instruct where that is another."""
+    measure = benchmark.measures[0]
+    kept = next((score for score in measure.scores if score.champion), measure.scores[-1])
+    shown = f"{kept.value:.3f} by {measure.measure} ({kept.model})"
+    if (change := kept.change) is not None:
+        low, high = change.interval
+        gain = f"{change.gain:+.3f}, 95% interval {low:.3f} to {high:.3f}"
+        shown = f"{change.before:.3f} → {change.after:.3f} by {measure.measure} ({gain})"
+    return f"{shown} on {benchmark.documents:,} documents"
+
+
 def _show_outcome(summary: Summary, folder: Path) -> None:
     from triptych.report.page import headline
 
@@ -172,6 +184,10 @@ def _show_outcome(summary: Summary, folder: Path) -> None:
     say((outcome.text, f"bold {tone}"))
     for task in summary.tasks:
         say((f"{task.name}: ", "bold"), _change(task))
+    for benchmark in summary.benchmarks:
+        say((f"{benchmark.name}: ", "bold"), _standing(benchmark))
+    for measured in summary.reward_benchmarks[-1:]:
+        say((f"{measured.name}: ", "bold"), f"the reward of round {measured.round} on {measured.scores.headline}")
     for missed in summary.verdict.missed if summary.verdict else ():
         say(("missed: ", "yellow"), missed)
     if summary.audits and (audit := summary.audits[-1]).worst:

@@ -7,7 +7,7 @@ the model writes up to a stop string. What it takes from an answer is what its o
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from lm_eval.api.instance import Instance
@@ -195,27 +195,17 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]  # lm_eval has no types
 
     def _asked(self, number: int, context: str, settings: dict[str, Any]) -> _Posed:
         """A request, with what of the context fits before an answer."""
-        rest: dict[str, Any] = dict(normalize_gen_kwargs(settings, MAX_TOKENS))
-        drawn, max_tokens = rest.pop("do_sample"), rest.pop("max_gen_toks")
-        stops = handle_stop_sequences(rest.pop("until"), self.tokenizer.decode(self.eot_token_id))
-        temperature = float(rest.pop("temperature", 1.0))
-        temperature = temperature if drawn else 0.0
-        top_p = float(rest.pop("top_p", None) or 1.0)
-        for name, value in rest.items():
-            if value not in NEUTRAL.get(name, ()) and (temperature or name not in DRAWING):
-                raise ModelError(
-                    f"a task asks for {name}: {value!r} in its generation_kwargs; here answers are drawn by "
-                    "temperature and top_p alone"
-                )
-        room = self.max_length - max_tokens
+        sampling, until = drawn_by(settings)
+        stops = handle_stop_sequences(until, self.tokenizer.decode(self.eot_token_id))
+        room = self.max_length - sampling.max_tokens
         if room <= 0:
             raise ModelError(
-                f"a task asks for answers of {max_tokens} tokens, which leave no room for a question in the model's "
-                f"context of {self.max_length}; a task's YAML file says how many, as generation_kwargs: max_gen_toks"
+                f"a task asks for answers of {sampling.max_tokens} tokens, which leave no room for a question in the "
+                f"model's context of {self.max_length}; a task's YAML file says how many, as generation_kwargs: "
+                "max_gen_toks"
             )
         tokens = self.tok_encode(context)[-room:] or [self.prefix_token_id]
-        sampling = Sampling(max_tokens, temperature, top_p, self.seed)
-        return _Posed(number, tokens, [stop for stop in stops if stop], sampling)
+        return _Posed(number, tokens, [stop for stop in stops if stop], replace(sampling, seed=self.seed))
 
     def _decode(self, asked: Sequence[_Posed]) -> list[str]:
         """What the model writes to each request, all decoded together; each ends soon behind its stop string."""
@@ -274,6 +264,26 @@ class _Posed:
     tokens: list[int]
     stops: list[str]
     sampling: Sampling
+
+
+def drawn_by(settings: dict[str, Any]) -> tuple[Sampling, Any]:
+    """How answers are drawn by a task's `generation_kwargs`, and its stop strings as the task names them.
+
+    Raises:
+        ModelError: it asks for a way that is not known here.
+    """
+    rest: dict[str, Any] = dict(normalize_gen_kwargs(settings, MAX_TOKENS))
+    drawn, max_tokens, until = rest.pop("do_sample"), rest.pop("max_gen_toks"), rest.pop("until")
+    temperature = float(rest.pop("temperature", 1.0))
+    temperature = temperature if drawn else 0.0
+    top_p = float(rest.pop("top_p", None) or 1.0)
+    for name, value in rest.items():
+        if value not in NEUTRAL.get(name, ()) and (temperature or name not in DRAWING):
+            raise ModelError(
+                f"a task asks for {name}: {value!r} in its generation_kwargs; here answers are drawn by "
+                "temperature and top_p alone"
+            )
+    return Sampling(max_tokens, temperature, top_p), until
 
 
 def _new_tokens(rows: Sequence[Sequence[int]]) -> Iterator[int]:

@@ -2,29 +2,37 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
+import hashlib
+import inspect
+import json
 import logging
 import os
 import random
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from functools import cache
+from importlib.metadata import version
 from io import StringIO
+from itertools import chain, islice
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from datasets import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
-from datasets.exceptions import DatasetsError
+from jinja2 import TemplateError
 from pydantic import Field
 from yaml import YAMLError
 
+from triptych.data.rows import opened
 from triptych.display import one_line
 from triptych.engine.rollout import Policy
 from triptych.errors import DataError, Fault, RecipeError
 from triptych.pipeline.result import Result
 from triptych.progress import Progress
 from triptych.statistics.intervals import Interval, mean_interval, statistic_interval
+from triptych.storage import sha256_once
 
 MISSING = "benchmarks need the library lm-evaluation-harness: pip install 'triptych[harness]'"
 
@@ -36,6 +44,20 @@ SAID = 400
 
 WIDTH = 1.959964
 """Standard errors on either side of a 95% interval, by the normal approximation."""
+
+TRIED = 100
+"""So many documents of a task, and one answer to each, are tried when it is opened."""
+
+ANSWER = "An answer."
+
+SPLITS = ("training_split", "validation_split", "test_split", "fewshot_split")
+"""The settings of a task that name parts of its dataset."""
+
+SAME = 1e-9
+"""Two means that are one differ by no more."""
+
+TaskData = Path | Mapping[str, Path]
+"""A file with the documents of a task that are measured, or files by the names of its splits."""
 
 OWN_DATA = (
     "a task of your own is a YAML file with `dataset_path: json` and `dataset_kwargs: {data_files: {test: FILE.jsonl}}`"
@@ -68,7 +90,12 @@ class HarnessScore(Result):
     @property
     def name(self) -> str:
         """As "gsm8k/exact_match/strict-match"."""
-        return "/".join(part for part in (self.task, self.metric, self.filter) if part)
+        return f"{self.task}/{self.measure}"
+
+    @property
+    def measure(self) -> str:
+        """As "exact_match/strict-match"."""
+        return _named(self.metric, self.filter)
 
 
 class HarnessTasks:
@@ -76,31 +103,36 @@ class HarnessTasks:
 
     Attributes:
         tasks: the harness's own, as it loads them.
+        opened: the names of the tasks and groups of tasks that were asked for.
     """
 
-    def __init__(self, names: Sequence[str]) -> None:
+    def __init__(self, names: Sequence[str], data: Mapping[str, TaskData] | None = None) -> None:
         """Opens tasks by their names in the harness, or by the paths of YAML files.
+
+        Args:
+            data: of a task, by its name or path, files that hold its documents in place of its dataset.
 
         Raises:
             RecipeError: the library is not installed, there is no such task, a YAML file is none, or a task cannot be
                 run here: it runs what the model writes as code, or asks about pictures.
-            DataError: a task's data cannot be had.
+            DataError: a task's data cannot be had, or cannot be asked.
+            ModelError: a task asks for a way of decoding that is not known here.
         """
         try:
             from lm_eval.defaults import DEFAULT_OTHER_SEED, DEFAULT_RANDOM_SEED
-            from lm_eval.tasks import TaskManager
+            from lm_eval.tasks import TaskManager as _  # noqa: F401
         except ImportError as error:
             raise RecipeError(MISSING) from error
-        files = [name for name in names if _is_file(name)]
-        manager = TaskManager(include_defaults=len(files) < len(names))
+        manager = _manager(not all(map(_is_file, names)))
         random.seed(DEFAULT_RANDOM_SEED)  # some tasks are shuffled when they are loaded, as the harness does it
         np.random.seed(DEFAULT_OTHER_SEED)
         with _quietly():
-            opened = [_opened(manager, name) for name in dict.fromkeys(names)]
+            tops = [_opened(manager, name, (data or {}).get(name)) for name in dict.fromkeys(names)]
         try:
-            self.tasks: Mapping[str, Any] = manager.load([task for tasks in opened for task in tasks])
+            self.tasks: Mapping[str, Any] = manager.load([task for tasks in tops for task in tasks])
         except ValueError as error:  # one task in two of the names
-            raise RecipeError(f"tasks: {_line(error)}") from error
+            raise RecipeError(_line(error)) from error
+        self.opened = [getattr(top, "task_name", None) or top.name for tops_of in tops for top in tops_of]
         for name, task in self.tasks["tasks"].items():
             if getattr(task, "UNSAFE_CODE", False):
                 raise RecipeError(f"task {name} runs what the model writes as code, which is not done here")
@@ -109,6 +141,58 @@ class HarnessTasks:
             if task.get_config("num_fewshot") is None:
                 task.set_config(key="num_fewshot", value=0)
             task.set_fewshot_seed(seed=DEFAULT_OTHER_SEED)
+            with _quietly():
+                _try(name, task)
+
+    def documents(self, limit: int | None = None) -> int:
+        """How many documents are asked.
+
+        Args:
+            limit: of each task, the first ones.
+        """
+        counts = (len(task.eval_docs) for task in self.tasks["tasks"].values())
+        return sum(count if limit is None else min(limit, count) for count in counts)
+
+    def longest_answer(self) -> int:
+        """The most tokens that a task lets a model write; 0 where none is written."""
+        return max((_answer_tokens(task) for task in self.tasks["tasks"].values()), default=0)
+
+    def measures(self, name: str) -> dict[str, bool]:
+        """What a task or a group is measured by, as "acc" or "exact_match/strict-match", the first one first.
+
+        Each with whether it is a mean over the documents, so that each of them has a value.
+        """
+        from lm_eval.api.metrics import mean
+
+        if (task := self.tasks["tasks"].get(name)) is not None:
+            means = {metric: aggregate is mean for metric, aggregate in task.aggregation().items()}
+            return {_named(metric, chosen): is_mean for chosen in _filters(task) for metric, is_mean in means.items()}
+        group = self.tasks["groups"][name]
+        leaves = group.get_all_tasks()
+        return {
+            _named(config.metric, chosen):
+                config.weight_by_size and all(leaf.aggregation().get(config.metric) is mean for leaf in leaves)
+            for config in group.aggregate_metric_list or ()
+            for chosen in config.filter_list or sorted({chosen for leaf in leaves for chosen in _filters(leaf)})
+        }
+
+    def identity(self, limit: int | None = None) -> str:
+        """What is asked and how it is scored, as one hash: settings, functions, documents, the harness's version.
+
+        Where files lie, and what a dataset is called, does not count.
+        """
+        content = hashlib.sha256(version("lm_eval").encode())
+        for name, task in sorted(self.tasks["tasks"].items()):
+            settings = dataclasses.asdict(task.config)
+            for left_out in ("dataset_path", "dataset_name", "dataset_kwargs"):
+                settings.pop(left_out)
+            settings["metadata"] = {**(settings["metadata"] or {}), "config_source": None}
+            shown = task.fewshot_docs() if settings["num_fewshot"] else ()
+            for part in chain([name, _source(type(task)), settings], islice(task.eval_docs, limit), shown):
+                content.update(json.dumps(part, sort_keys=True, default=_source).encode() + b"\n")
+        for name, group in sorted(self.tasks.get("groups", {}).items()):
+            content.update(json.dumps([name, group.aggregate_metric_list], default=dataclasses.asdict).encode())
+        return content.hexdigest()
 
     def measure(
         self, policy: Policy, *, limit: int | None = None, chat_template: bool | None = None, seed: int = 0,
@@ -141,7 +225,22 @@ class HarnessTasks:
         except LookupError as error:  # as of nltk, where a resource of it is missing
             names = ", ".join(self.tasks["tasks"])
             raise DataError([Fault(names, None, None, f"cannot be asked or scored: {_line(error)}")]) from error
-        return [score for name in results["results"] for score in self._scores(name, results)]
+        scores = [score for name in results["results"] for score in self._scores(name, results)]
+        return [self._pooled(score, scores) for score in scores]
+
+    def _pooled(self, score: HarnessScore, scores: Sequence[HarnessScore]) -> HarnessScore:
+        """A group's score with the values of its tasks' documents, where it is their mean."""
+        if score.task in self.tasks["tasks"]:
+            return score
+        leaves = {task.task_name for task in self.tasks["groups"][score.task].get_all_tasks()}
+        parts = [
+            part for part in scores
+            if part.task in leaves and (part.metric, part.filter) == (score.metric, score.filter)
+        ]
+        values = [value for part in parts for value in part.values]
+        mean = sum(values) / max(1, len(values))
+        whole = all(part.values for part in parts) and abs(mean - score.value) < SAME
+        return score.model_copy(update={"values": tuple(values)}) if whole else score
 
     def _scores(self, name: str, results: Mapping[str, Any]) -> Iterator[HarnessScore]:
         """The measures of a task, or of a group, in the harness's results."""
@@ -173,9 +272,23 @@ class HarnessTasks:
             )
 
 
+@cache
+def _manager(defaults: bool) -> Any:
+    """Who finds tasks; the harness has more than ten thousand files of them to look through.
+
+    Args:
+        defaults: the harness's own too, not files alone.
+    """
+    from lm_eval.tasks import TaskManager
+
+    return TaskManager(include_defaults=defaults)
+
+
 @contextmanager
 def _quietly() -> Iterator[None]:
     """Without what the harness and its libraries print of their own work."""
+    from datasets import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+
     loggers = [logging.getLogger(name) for name in ("lm_eval", "huggingface_hub", "datasets")]
     levels = [logger.level for logger in loggers]
     bars = not are_progress_bars_disabled()
@@ -183,7 +296,7 @@ def _quietly() -> Iterator[None]:
         for logger in loggers:
             logger.setLevel(logging.CRITICAL)
         disable_progress_bars()
-        with redirect_stdout(StringIO()):
+        with redirect_stdout(StringIO()), redirect_stderr(StringIO()):
             yield
     finally:
         for logger, level in zip(loggers, levels, strict=True):
@@ -196,32 +309,132 @@ def _is_file(name: str) -> bool:
     return name.endswith((".yaml", ".yml"))
 
 
-def _opened(manager: Any, name: str) -> list[Any]:
+def _settings(file: str | Path | None, functions: bool = True) -> dict[str, Any]:
+    """What a YAML file of a task or a group says, with the files that it includes.
+
+    Args:
+        functions: import those that it names.
+    """
+    from lm_eval.tasks._yaml_loader import load_yaml
+
+    settings: dict[str, Any] = load_yaml(Path(file), resolve_func=functions) if file else {}
+    return settings
+
+
+def _opened(manager: Any, name: str, data: TaskData | None) -> list[Any]:
     """A task, a group's one object, or the tasks of a tag."""
+    from datasets.exceptions import DatasetsError
+
     if _is_file(name) and not Path(name).is_file():
-        raise RecipeError(f"tasks: {one_line(name)}: there is no such file")
+        raise RecipeError(f"{one_line(name)}: there is no such file")
     if not _is_file(name) and name not in manager.task_index:
         near = difflib.get_close_matches(name, manager.all_tasks, n=3)
         meant = f"; did you mean {', '.join(near)}?" if near else "; `lm-eval ls tasks` lists them"
-        raise RecipeError(f"tasks: lm-evaluation-harness has no task {one_line(name)}{meant}")
+        raise RecipeError(f"lm-evaluation-harness has no task {one_line(name)}{meant}")
     try:
-        tasks = manager.load([name])
+        if _is_file(name) and "group" in _settings(name, functions=False):
+            raise RecipeError(f"{one_line(name)}: is a group's file: name the files of its tasks")
+        tasks = manager.load([name if data is None else _with_data(manager, name, data)])
     except (OSError, DatasetsError) as error:
+        if data is not None:
+            raise DataError([Fault(one_line(name), None, "data", f"cannot be read: {_line(error)}")]) from error
         dataset = _dataset(manager, name)
         message = f"its dataset {dataset} cannot be had: {_line(error)}; {OWN_DATA}"
         raise DataError([Fault(one_line(name), None, None, message)]) from error
     except ImportError as error:
-        raise RecipeError(f"tasks: {one_line(name)}: {_line(error)}") from error
-    except (YAMLError, ValueError, TypeError, KeyError, AttributeError, AssertionError) as error:
-        raise RecipeError(f"tasks: {one_line(name)}: is no task of lm-evaluation-harness: {_line(error)}") from error
+        raise RecipeError(f"{one_line(name)}: {_line(error)}") from error
+    except (YAMLError, TemplateError, ValueError, TypeError, KeyError, AttributeError, AssertionError) as error:
+        if isinstance(error, RecipeError | DataError):
+            raise
+        raise RecipeError(f"{one_line(name)}: is no task of lm-evaluation-harness: {_line(error)}") from error
     return list(tasks["groups"].values()) or list(tasks["tasks"].values())
+
+
+def _with_data(manager: Any, name: str, data: TaskData) -> dict[str, Any]:
+    """A task's settings with files in the place of its dataset."""
+    settings = _settings(name if _is_file(name) else manager.task_index[name].yaml_path)
+    measured = settings.get("test_split") or settings.get("validation_split")
+    if not isinstance(settings.get("task"), str) or measured is None:
+        raise RecipeError(f"{one_line(name)}: files of data are for one task with a YAML file")
+    files = {measured: data} if isinstance(data, Path) else data
+    if measured not in files:
+        raise RecipeError(f"{one_line(name)}: the documents that are measured are its split {measured}: name it")
+    shown = settings.get("fewshot_config") or {}
+    examples = shown.get("split") or settings.get("fewshot_split") or settings.get("training_split") or measured
+    if settings.get("num_fewshot") and "samples" not in shown and examples not in files:
+        what = f"takes {settings['num_fewshot']} worked examples from its split {examples}"
+        raise RecipeError(f"{one_line(name)}: {what}: name a file for each: {{{measured}: FILE, {examples}: FILE}}")
+    for file in files.values():
+        opened(file).close()  # says what is wrong with it
+    kinds = {"parquet" if file.suffix == ".parquet" else "csv" if file.suffix == ".csv" else "json"
+             for file in files.values()}
+    if len(kinds) > 1:
+        raise RecipeError(f"{one_line(name)}: files of data are of one format: all JSON Lines, CSV or Parquet")
+    absent = {key: None for key in SPLITS if settings.get(key) not in files}
+    return settings | absent | {
+        "dataset_path": kinds.pop(), "dataset_name": None,
+        "dataset_kwargs": {"data_files": {split: str(file.resolve()) for split, file in files.items()}},
+    }
+
+
+def _try(name: str, task: Any) -> None:
+    """Asks the first documents without a model, and scores an answer to each, so that faults are known early."""
+    settings = task.config
+    _answer_tokens(task)
+    for number, document in enumerate(islice(task.eval_docs, TRIED), 1):
+        place = f"document {number} cannot be"
+        try:
+            task.doc_to_text(document)
+            if settings.output_type == "multiple_choice":
+                task.doc_to_choice(document)
+        except Exception as error:  # whatever a template or a function of the task's raises
+            raise DataError([Fault(name, None, None, f"{place} asked: {_line(error)}")]) from error
+        if settings.output_type == "generate_until" and (lacking := _lacks(task, document)):
+            raise DataError([Fault(name, None, None, f"{place} scored: {lacking}")])
+
+
+def _lacks(task: Any, document: Any) -> str | None:
+    """What is missing here to score an answer, as a resource of nltk's; None where nothing is known to be."""
+    try:
+        task.process_results(document, [ANSWER])
+    except Exception as error:  # a task may want more of an answer than this
+        return _line(error) if type(error) is LookupError else None
+    return None
+
+
+def _answer_tokens(task: Any) -> int:
+    """The most tokens that a task lets a model write; 0 where none is written."""
+    from triptych.engine.harness import drawn_by
+
+    settings = task.config
+    if settings.output_type != "generate_until":
+        return 0
+    return drawn_by(settings.generation_kwargs or {})[0].max_tokens
+
+
+def _filters(task: Any) -> list[str]:
+    """The names of what a task makes of answers before it scores them."""
+    return [made.name for made in getattr(task, "_filters", ())] or ["none"]
+
+
+def _named(metric: str, chosen: str | None) -> str:
+    return metric if chosen in (None, "none") else f"{metric}/{chosen}"
+
+
+def _source(thing: Any) -> str:
+    """What stands for a function or a class in a task's identity: its name and its file, one of the harness's but for
+    the name; of anything else its kind.
+    """
+    module = inspect.getmodule(thing) if callable(thing) else None
+    name = f"{getattr(module, '__name__', '')}.{getattr(thing, '__qualname__', type(thing).__name__)}"
+    if module is None or module.__name__.startswith("lm_eval.") or not getattr(module, "__file__", None):
+        return name.rpartition("/")[2]
+    return f"{name.rpartition('/')[2]} {sha256_once(Path(str(module.__file__)))}"
 
 
 def _dataset(manager: Any, name: str) -> str:
     """What a task's file calls its dataset, as far as it says."""
-    from lm_eval.tasks._yaml_loader import load_yaml
-
-    settings = load_yaml(Path(name), resolve_func=False) if _is_file(name) else manager.task_index[name].cfg
+    settings = _settings(name, functions=False) if _is_file(name) else manager.task_index[name].cfg
     dataset = (settings or {}).get("dataset_path")
     return one_line(str(dataset)) if dataset else "on the Hub"
 

@@ -2,8 +2,8 @@
 
 Both models have answered the round's prompts, which nothing was trained on; the judge scores the answers, or people say
 which they prefer. The candidate is promoted where its win rate (ties a half) is above one half by an exact test at the
-round's share of the run's error, inside the budgets for distance, length, single tasks, and what plain text costs. The
-win rate at equal length stands beside it.
+round's share of the run's error, inside the budgets for distance, length, single tasks, benchmarks, and what plain text
+costs. The win rate at equal length stands beside it.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from triptych.configuration import Config
 from triptych.data.files import read_any, read_verdicts
 from triptych.engine.scoring import Scorer, Scores, scored
 from triptych.evaluate.answers import Answered, answered
+from triptych.evaluate.benchmarking import BenchmarkBudget, changed
 from triptych.evaluate.lengths import controlled
 from triptych.evaluate.measurement import by_task
 from triptych.evaluate.panel import PEOPLE, beside, preferred
@@ -26,7 +27,7 @@ from triptych.instructions.following import followed_by_kind
 from triptych.pipeline.result import Result
 from triptych.pipeline.stage import StageContext
 from triptych.statistics.intervals import Interval, mean_interval, prompts_needed, wins
-from triptych.statistics.scores import PairedScore, TaskScore, paired_by_name
+from triptych.statistics.scores import BenchmarkChange, PairedScore, TaskScore, paired_by_name
 from triptych.statistics.significance import chance, least, level
 from triptych.storage import Folder, read_rows
 
@@ -80,6 +81,7 @@ class Decided(Answered):
         parts: what judge and reward are made of, as each of their rules: "judge/length", "reward/length".
         instructions: for each kind of the prompts' instructions how often it is followed.
         preferences: what a second reward model says of the two, where rules or a language model decide.
+        benchmarks: champion and candidate on each benchmark that has a budget.
     """
 
     win_rate: float
@@ -104,6 +106,7 @@ class Decided(Answered):
     parts: dict[str, PairedScore] = Field(default_factory=dict)
     instructions: dict[str, PairedScore] = Field(default_factory=dict)
     preferences: PairedScore | None = None
+    benchmarks: dict[str, BenchmarkChange] = Field(default_factory=dict)
     decision: Decision = UNDECIDED
     reason: str = ""
 
@@ -141,9 +144,10 @@ def gate_scores(folder: Folder) -> list[GateScores]:
 
 
 def decide(
-    context: StageContext, config: Gate, answers: Folder, measured: Answered, reward: Scorer | None,
+    context: StageContext, config: Gate, /, answers: Folder, measured: Answered, reward: Scorer | None,
     judge: Scorer | None, failures: int = 0, preferences: Scorer | None = None,
-    sources: Mapping[str, str | Path] | None = None,
+    sources: Mapping[str, str | Path] | None = None, budgets: Mapping[str, BenchmarkBudget] | None = None,
+    **benchmarks: Folder,
 ) -> Decided:
     """Compares the answers of candidate and champion; and decides.
 
@@ -157,6 +161,8 @@ def decide(
         failures: the rounds of the run before this one that did not promote.
         preferences: scores both models' answers, where the judge is another; the candidate may not lose by it.
         sources: a file of people's verdicts, where they decide; the judge's win rate is then told beside theirs.
+        budgets: what the candidate may lose of benchmarks.
+        benchmarks: both models on each of these, by :func:`triptych.evaluate.benchmarking.measured_as`.
     """
     pairs = answered(answers)
     # Judged in one call, so that a judge that compares answers sees both, in both orders.
@@ -220,6 +226,7 @@ def decide(
         parts=paired_by_name(parts[:count], parts[count:]),
         instructions=paired_by_name(followed[:count], followed[count:]),
         preferences=PairedScore.of(held[:count], held[count:]) if held else None,
+        benchmarks=changed(budgets or {}, benchmarks),
     )
     decision, reason = verdict(config, numbers, won)
     if numbers.prompts_again is not None:
@@ -270,6 +277,13 @@ def verdict(config: Gate, numbers: Decided, won: Sequence[float]) -> tuple[Decis
             f"{kept.gain:+.2f} (95% interval {kept.interval[0]:+.2f} to {kept.interval[1]:+.2f}), and the budget "
             f"is {-config.max_preference_loss:g}"
         )
+    for name, change in numbers.benchmarks.items():
+        if not change.holds:
+            return REJECTED, (
+                f"{name} may be lost: {change.measure} is {change.before:.3f} with the champion and "
+                f"{change.after:.3f} with the candidate ({change.gain:+.3f}, 95% interval {change.interval[0]:+.3f} to "
+                f"{change.interval[1]:+.3f}), and its max_loss is {change.max_loss:g}"
+            )
     for task, p in numbers.lost_tasks.items():
         score = numbers.tasks[task]
         return REJECTED, (

@@ -26,6 +26,7 @@ from triptych import configuration
 from triptych.base import source
 from triptych.base.pretrained import NO_REWARD, UNPACKED, has_reasoning
 from triptych.base.tokenizer import train_tokenizer
+from triptych.benchmarks import OpenedBenchmark, open_benchmark
 from triptych.configuration import Config, UserFile, beside, field_names
 from triptych.cycle import plan
 from triptych.data.files import READERS, GoodRows, good_rows
@@ -66,7 +67,7 @@ from triptych.preflight.memory import Architecture
 from triptych.preflight.network import out_of_reach
 from triptych.preflight.trial import try_rewards
 from triptych.progress import Silent
-from triptych.recipe import FileFeedback, Recipe, TrainedBase, load
+from triptych.recipe import FileFeedback, HarnessBenchmark, Recipe, TrainedBase, load
 from triptych.records import Comparison, Conversation, Message, Prompt, answers_of
 from triptych.references import read_as, wrong_references
 from triptych.release.signature import check_signing
@@ -134,6 +135,7 @@ def check(path: Path, overrides: Sequence[str] = (), reward: Path | None = None)
                 check_model(inputs, folder, findings)
             return findings
         tell(doctor.diagnose_sandbox(recipe), findings)
+        benchmarks = check_benchmarks(recipe, findings)
         if recipe.release.sign is not None:
             try:
                 check_signing(recipe.release.sign)
@@ -166,6 +168,8 @@ def check(path: Path, overrides: Sequence[str] = (), reward: Path | None = None)
         if counts is not None and not split_tasks(recipe, folder, findings):
             counts = None
         opened = check_model(recipe, folder, findings)
+        if opened and (context := opened[1].context) is not None and not isinstance(recipe.base, TrainedBase):
+            check_room(benchmarks, context, findings)
         taken = check_taken(recipe, opened[0] if opened else None, findings)
         if read is not None and counts is not None:
             if opened and not check_turns(folder, opened[0], findings):
@@ -187,6 +191,34 @@ def check(path: Path, overrides: Sequence[str] = (), reward: Path | None = None)
                         findings,
                     )
     return findings
+
+
+def check_benchmarks(recipe: Recipe, findings: Findings) -> dict[str, OpenedBenchmark]:
+    """Opens each benchmark as the run will, and counts what is asked; those that can be, by their names."""
+    opened: dict[str, OpenedBenchmark] = {}
+    for benchmark in recipe.evaluate.benchmarks:
+        try:
+            opened[benchmark.name] = open_benchmark(recipe, benchmark)
+        except TriptychError as error:
+            findings.problems += error.lines if isinstance(error, DataError) else [str(error)]
+            continue
+        documents = opened[benchmark.name].documents
+        note = f"benchmark {benchmark.name}: {documents:,} documents; the time that they take is not estimated"
+        if documents < FEW_PROMPTS:
+            note += ". An interval over so few hides all but large differences"
+        if documents < FEW_PROMPTS and isinstance(benchmark, HarnessBenchmark) and benchmark.budget:
+            note += ", and a candidate that lost nothing may be rejected by max_loss"
+        findings.notes.append(note)
+    return opened
+
+
+def check_room(benchmarks: Mapping[str, OpenedBenchmark], context: int, findings: Findings) -> None:
+    """Whether what benchmarks let a model write leaves room for a question in its context."""
+    for name, benchmark in benchmarks.items():
+        try:
+            benchmark.require_room(name, context)
+        except RecipeError as error:
+            findings.problems.append(str(error))
 
 
 def settled(recipe: Recipe, counts: Prepared) -> Recipe:

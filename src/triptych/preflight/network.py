@@ -12,7 +12,7 @@ from triptych.configuration import Composed, is_flat
 from triptych.data.remote import download, reach_hub
 from triptych.data.source import CHOICE, Source, dataset_name, is_address
 from triptych.errors import DataError, ModelError
-from triptych.recipe import DataSource, RatingFeedback, Recipe, ThumbFeedback
+from triptych.recipe import DataSource, RatingFeedback, Recipe, RewardBenchmark, ThumbFeedback
 
 
 def out_of_reach(recipe: Recipe) -> str | None:
@@ -39,7 +39,7 @@ def sources_in(settings: object, place: str = "") -> Iterator[tuple[str, Compose
     """Every source of data in settings: where it is named, the entry, and what it means."""
     if isinstance(settings, DataSource):
         yield place, settings, settings.located
-    elif isinstance(settings, RatingFeedback | ThumbFeedback):
+    elif isinstance(settings, RatingFeedback | ThumbFeedback | RewardBenchmark):
         yield place, settings, settings.source.located
     elif isinstance(settings, BaseModel):
         for name, field in type(settings).model_fields.items():
@@ -53,7 +53,7 @@ def sources_in(settings: object, place: str = "") -> Iterator[tuple[str, Compose
 def _brought(entry: Composed) -> str:
     """The entry with a file in the place of what it names, as YAML in one line."""
     said = entry.model_dump(mode="json", by_alias=True, exclude_unset=True)
-    said = {name: "FILE" if name in ("file", "ratings", "thumbs") else value for name, value in said.items()
+    said = {name: "FILE" if name in ("file", "ratings", "thumbs", "reward") else value for name, value in said.items()
             if name not in CHOICE}
     return yaml.safe_dump(said, default_flow_style=True, width=10_000, sort_keys=False).strip()
 

@@ -172,6 +172,20 @@ def _results(role: Role, family: ReleasedFamily) -> list[EvalResult]:
                    f"score by {task.scored_by}", model.score, model.interval, f"held-out-{task.name}")
             for model in task.models if model.champion
         ]
+    for benchmark in family.summary.benchmarks:
+        measure = benchmark.measures[0]
+        results += [
+            result("text-generation", benchmark.name, measure.measure.partition("/")[2], measure.measure, score.value,
+                   score.interval, f"benchmark-{benchmark.name}")
+            for score in measure.scores if (score.champion if role == "instruct" else score.model == role)
+        ]
+    for measured in family.summary.reward_benchmarks if role == "reward" and family.described is None else ():
+        if measured.round == family.summary.reward_benchmarks[-1].round:
+            name, whole = list(measured.scores.measures.items())[-1]
+            results.append(result(
+                "text-classification", measured.scores.name, "accuracy", name, whole.score, whole.interval,
+                f"benchmark-{measured.name}",
+            ))
     if role == "reward" and family.audit and family.described is None:
         results.append(result(
             "text-classification", f"{family.audit.comparisons} {family.audit.evidence} comparisons of this run",

@@ -9,10 +9,12 @@ from __future__ import annotations
 from pydantic import Field
 
 from triptych.audit.record import AuditRecord as AuditRecord
+from triptych.audit.record import BenchmarkScores as BenchmarkScores
 from triptych.audit.record import Bin as Bin
 from triptych.audit.record import Interval as Interval
 from triptych.audit.record import StrictModel as StrictModel
 from triptych.base.record import Domain as Domain
+from triptych.statistics.scores import BenchmarkChange as BenchmarkChange
 from triptych.statistics.scores import DecodedScore as DecodedScore
 from triptych.statistics.scores import PairedScore as PairedScore
 from triptych.statistics.scores import TaskScore as TaskScore
@@ -235,6 +237,7 @@ class RoundSummary(StrictModel):
         parts: what judge and reward are made of, as each of their rules, for champion and candidate.
         instructions: for each kind of the prompts' instructions how often they follow it.
         preferences: scores of a reward model trained apart, where the judge is another.
+        benchmarks: champion and candidate on each benchmark that bounds what the candidate may lose.
         decision: "promoted", "rejected" or "too few prompts to tell".
         curve: reward, judge and KL along the way.
         kept: the step whose policy was the candidate.
@@ -274,6 +277,7 @@ class RoundSummary(StrictModel):
     parts: dict[str, PairedScore] = Field(default_factory=dict)
     instructions: dict[str, PairedScore] = Field(default_factory=dict)
     preferences: PairedScore | None = None
+    benchmarks: dict[str, BenchmarkChange] = Field(default_factory=dict)
     decision: str
     reason: str
     curve: list[Point]
@@ -301,6 +305,56 @@ class TaskSummary(StrictModel):
     change: PairedScore | None = None
     parts: dict[str, PairedScore] = Field(default_factory=dict)
     instructions: dict[str, PairedScore] = Field(default_factory=dict)
+
+
+class BenchmarkScore(StrictModel):
+    """One model by one measure of a benchmark.
+
+    Attributes:
+        model: "base", "instruct", "round 1", ...
+        plain: whether it was asked in plain text, as a Base without a chat template is; then it does not compare.
+        champion: True for the model that was released as Instruct.
+        interval: None where the measure has none.
+        change: of a round's candidate, from round 0's Instruct; None where the measure is no mean over documents.
+    """
+
+    model: str
+    plain: bool = False
+    champion: bool = False
+    value: float
+    interval: Interval | None
+    change: BenchmarkChange | None = None
+
+
+class BenchmarkMeasure(StrictModel):
+    """The models by one measure of a benchmark."""
+
+    measure: str
+    higher_is_better: bool
+    scores: list[BenchmarkScore]
+
+
+class BenchmarkSummary(StrictModel):
+    """The models on a benchmark of lm-evaluation-harness; nothing was trained on it, or chosen by it.
+
+    Attributes:
+        documents: how many each was asked.
+        max_loss: what a candidate may lose to the champion; None where it may lose anything.
+        measures: that which counts first.
+    """
+
+    name: str
+    documents: int
+    max_loss: float | None = None
+    measures: list[BenchmarkMeasure]
+
+
+class RewardBenchmarkSummary(StrictModel):
+    """A round's reward by a benchmark's own measures; the last is that of the whole."""
+
+    name: str
+    round: int
+    scores: BenchmarkScores
 
 
 class StageRow(StrictModel):
@@ -356,6 +410,8 @@ class Summary(StrictModel):
         reward_order: whether the reward orders the models as the judge does; None where it did not score them.
         prompts: what was found where a better prompt was searched for.
         tasks: the models on each task of the recipe.
+        benchmarks: the models on each benchmark of the recipe.
+        reward_benchmarks: each round's reward, where it is a new one, on each benchmark of rewards.
         judge_audit: of the gate's judge, where that is a second reward model; its `round` is 0.
         preferences_audit: of the reward model that says whether preferences hold, where the judge is another.
         ended: why the run ended before its end; None where it did not.
@@ -375,6 +431,8 @@ class Summary(StrictModel):
     rounds: list[RoundSummary]
     prompts: list[PromptSearch] = Field(default_factory=list)
     tasks: list[TaskSummary] = Field(default_factory=list)
+    benchmarks: list[BenchmarkSummary] = Field(default_factory=list)
+    reward_benchmarks: list[RewardBenchmarkSummary] = Field(default_factory=list)
     stages: list[StageRow]
     losses: dict[str, list[LossPoint]]
     seconds: float

@@ -62,6 +62,31 @@ class PairedScore(BaseModel):
         )
 
 
+class BenchmarkChange(PairedScore):
+    """Two models on the same documents of a benchmark.
+
+    Attributes:
+        measure: as "ifeval/prompt_level_strict_acc".
+        higher_is_better: else a gain is a loss.
+        max_loss: what the second model may lose; None where it may lose anything.
+    """
+
+    measure: str
+    higher_is_better: bool = True
+    max_loss: float | None = None
+
+    @property
+    def most_lost(self) -> float:
+        """What the second model may have lost, by the worse end of the interval; below zero it has gained."""
+        low, high = self.interval
+        return -low if self.higher_is_better else high
+
+    @property
+    def holds(self) -> bool:
+        """Whether it has lost no more than it may."""
+        return self.max_loss is None or self.most_lost <= self.max_loss
+
+
 def means_by_name(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
     """The mean of every score that has a name; each prompt has some, by their names."""
     columns: dict[str, list[float]] = {}
