@@ -321,7 +321,7 @@ def test_what_a_benchmark_asks_is_known_by_its_content(tmp_path: Path) -> None:
 
 
 def lacking(folder: Path) -> list[Any]:
-    code = "def lacking(doc, results):\n    raise LookupError('Resource punkt_tab not found')\n"
+    code = "def lacking(doc, results):\n    raise LookupError('****\\n Resource punkt_tab not found\\n****')\n"
     (folder / "scored.py").write_text(code)
     path = write_task(folder, "needy", WRITING, [{"question": "a", "answer": "b"}])
     path.write_text(path.read_text() + "process_results: !function scored.lacking\n")

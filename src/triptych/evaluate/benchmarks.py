@@ -448,4 +448,5 @@ def _documents(name: str, results: Mapping[str, Any]) -> int:
 
 def _line(error: BaseException) -> str:
     """What an error says, in one line."""
-    return one_line(" ".join(str(error).split())[:SAID] or type(error).__name__)
+    words = (word for word in str(error).split() if word.strip("*"))  # nltk frames what it says
+    return one_line(" ".join(words)[:SAID] or type(error).__name__)
