@@ -1,7 +1,8 @@
 """Draw the pictures of reports that the documents show: `python scripts/pictures.py RUN PICTURE.png`.
 
 Beside PICTURE.png lies PICTURE.json with the run's summary and samples, and the digests of the page and of the
-picture: `tests/test_pictures.py` finds a picture that no longer shows what this version would.
+picture: `tests/test_pictures.py` finds a picture that no longer shows what this version would. Where only the page is
+another, `python scripts/pictures.py PICTURE.png` draws the same run again from PICTURE.json.
 """
 
 from __future__ import annotations
@@ -71,9 +72,18 @@ def photograph(page: str, picture: Path) -> None:
         sys.exit(f"{browser} left no picture: {done.stderr[-1000:]}")
 
 
+def recorded(run: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """A run's summary and samples, from its folder or from the record of a picture."""
+    if run.is_dir():
+        summary, samples = (json.loads((run / name).read_bytes()) for name in ("summary.json", "samples.json"))
+        return summary, samples
+    record = Record(**json.loads(run.read_bytes()))
+    return record.summary, record.samples
+
+
 def main(run: Path, picture: Path) -> None:
     """Draw the report of a run, and record what it was drawn from."""
-    summary, samples = (json.loads((run / name).read_bytes()) for name in ("summary.json", "samples.json"))
+    summary, samples = recorded(run)
     page = page_of(summary, samples)
     photograph(page, picture)
     digests = [hashlib.sha256(content).hexdigest() for content in (page.encode(), picture.read_bytes())]
@@ -83,6 +93,7 @@ def main(run: Path, picture: Path) -> None:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 3:
+    paths = [Path(argument) for argument in sys.argv[1:]]
+    if len(paths) not in (1, 2):
         sys.exit(__doc__)
-    main(Path(sys.argv[1]), Path(sys.argv[2]))
+    main(paths[0] if len(paths) == 2 else paths[0].with_suffix(".json"), paths[-1])

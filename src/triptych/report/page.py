@@ -55,6 +55,8 @@ if TYPE_CHECKING:
 FOLDER = Path(__file__).parent
 LONG_ANSWER = 700
 MOST_POINTS = 150
+UNIMPROVED = {"instruct": "Instruct", "base": "Base"}
+"""Models that a champion must beat however they are decoded, and what they are called."""
 WATCHED = ("loss", "accuracy", "reward", "kl")
 """What the page of a run under way shows of its trainings."""
 TONES = {"done": "good", "reused": "good", "interrupted": "warn", "stopped": "warn", "failed": "bad"}
@@ -70,6 +72,8 @@ def render(summary: Summary, samples: Sequence[Sample], *, live: bool = False) -
         summary=summary,
         samples=samples,
         headline=headline(summary),
+        verdict_chart=_verdict_chart(summary),
+        instruct=next((model for model in summary.models if model.round == 0), None),
         champion=next((model for model in summary.models if model.champion), None),
         reward=summary.audits[-1] if summary.audits else None,
         tasks=_tasks(summary.models),
@@ -173,35 +177,37 @@ class Headline:
 
 
 def headline(summary: Summary) -> Headline:
-    """Whether the loop made the model better than what costs nothing, in one sentence that says no more than that."""
-    verdict = summary.verdict
+    """Whether a candidate was promoted, and how far it is above the strongest that costs nothing, in one line."""
+    verdict, rounds = summary.verdict, summary.rounds
     before = next((model for model in summary.models if model.round == 0), None)
     after = next((model for model in summary.models if model.champion), None)
     if verdict is None:
-        return Headline("This run has no verdict: it ended before its models were compared.", "open")
-    if not summary.rounds:
-        return Headline("No round of improvement was run, so there is nothing to compare.", "open")
+        return Headline("No verdict: the run ended before its models were compared.", "open")
+    if not rounds:
+        return Headline("No verdict: no round of improvement was run, so there is nothing to compare.", "open")
     if before and after and before.name == after.name:
-        kept = f"{number(before.score)} on {before.prompts:,} test prompts"
+        last = rounds[-1]
+        word = "Rejected" if last.decision == "rejected" else "Not promoted"
+        rate = f"{percent(last.win_rate)} of {last.prompts:,} prompts"
+        confidence = f"{100 * _confidence(last):.4g}% interval {_percent_bracket(last.interval)}"
         return Headline(
-            f"No round's model proved better than {decoded_as(before.decoding)}, which was kept: {kept}.", "open"
+            f"{word}: round {last.round}'s candidate is preferred to the champion on {rate} ({confidence}).", "open"
         )
-    # Where it beats the strongest baseline but not each of them, the sentence is about one that it does not beat.
+    # Where it beats the strongest baseline but not each of them, the line is about one that it does not beat.
     free = [baseline for baseline in verdict.baselines if baseline.free]
     rival = next((baseline for baseline in free if baseline.gain_interval[0] <= 0), None)
     rival = rival or next(baseline for baseline in free if baseline.name == verdict.rival)
     digits = _digits(rival.gain_interval)
-    gain = f"{number(rival.gain, digits, sign=True)}, {interval_text(rival.gain_interval, digits)}"
-    if rival.name == verdict.rival and verdict.win_rate is not None and verdict.win_rate_interval is not None:
-        gain += f"; preferred on {percent(verdict.win_rate)}, {_percent_bracket(verdict.win_rate_interval)}"
-    score = f"{number(after.score, digits)} ({after.decoding}) on {after.prompts:,} test prompts" if after else ""
-    theirs = number(rival.score, digits)
+    gain, interval = number(rival.gain, digits, sign=True), interval_text(rival.gain_interval, digits)
     if verdict.better:
-        beaten = f"{theirs} of {rival.name}, the best that costs nothing"
-        return Headline(f"The loop made the model better: {score}, against {beaten} ({gain}).", "good")
-    worse = rival.gain_interval[1] < 0
-    but, tone = (", but worse", "bad") if worse else ("", "open")
-    return Headline(f"The champion is no better than {rival.name}{but}: {score}, against {theirs} ({gain}).", tone)
+        return Headline(f"Promoted: judge score {gain} over {rival.name} ({interval}).", "good")
+    but, tone = ("but worse than", "bad") if rival.gain_interval[1] < 0 else ("but no better than", "open")
+    return Headline(f"Promoted at the gate, {but} {rival.name}: judge score {gain} ({interval}).", tone)
+
+
+def _confidence(round_: RoundSummary) -> float:
+    """Of the interval of a round's win rate."""
+    return 1 - 2 * (round_.level or 0.025)
 
 
 def interval_text(interval: Interval | None, digits: int = 2) -> str:
@@ -287,12 +293,48 @@ def _tone(model: ModelScore) -> str:
     return {None: "grey", 0: "blue"}.get(model.round, "orange")
 
 
+def _verdict_chart(summary: Summary) -> Markup | None:
+    """Base, Instruct and champion as deployed, with what Instruct does for nothing and as the best of n.
+
+    Where no candidate was promoted they stand beside Instruct instead.
+    """
+    axis, bounds = _judge_scale(summary)
+    promoted = any(model.champion and model.round for model in summary.models)
+    rows: list[Estimate] = []
+    for model in summary.models:
+        if model.name in UNIMPROVED:
+            rows += _ways(model, UNIMPROVED[model.name])
+        elif model.champion and model.round:
+            rows.append(Estimate(f"Champion, {model.decoding}", model.score, model.interval, "green"))
+        elif model.round is None or not promoted:
+            rows.append(_estimate(model, model))
+    verdict = summary.verdict
+    rules = [ReferenceLine(row.score, "strongest that costs nothing")
+             for row in (verdict.baselines if verdict else []) if verdict and row.name == verdict.rival]
+    title = f"{axis} with 95% intervals. " + _listed(rows)
+    return interval_chart(rows, title=title, x_label=axis, bounds=bounds, rules=rules) if rows else None
+
+
+def _ways(model: ModelScore, called: str) -> list[Estimate]:
+    """A model that a champion must beat in every way of decoding; what costs more than an answer is hollow."""
+    ways = sorted(model.decodings.items(), key=lambda item: (item[1].drawn, item[1].score))
+    return [
+        Estimate(
+            decoded_as(way, called), score.score, score.interval,
+            "grey" if score.drawn > 1 or model.round is None
+            else "green" if model.champion and way == model.decoding else "blue",
+            strong=score.drawn == 1,
+        )
+        for way, score in ways
+    ]
+
+
 def _score_charts(summary: Summary) -> list[tuple[str, Markup]]:
-    """The overall chart, with what Instruct does for nothing and as the best of n, then one for each task."""
+    """Every model as it is deployed, on all test prompts and on each task's."""
     axis, bounds = _judge_scale(summary)
     groups: dict[str, list[Estimate]] = {"All test prompts": []}
     for model in summary.models:
-        groups["All test prompts"] += _ways(model)
+        groups["All test prompts"].append(_estimate(model, model))
         for name, part in model.by_task.items():
             groups.setdefault(name, []).append(_estimate(model, part))
     everything = [row for rows in groups.values() for row in rows]
@@ -305,19 +347,6 @@ def _score_charts(summary: Summary) -> list[tuple[str, Markup]]:
 
 def _estimate(model: ModelScore, part: ModelScore | TaskScore) -> Estimate:
     return Estimate(f"{model.name}, {model.decoding}", part.score, part.interval, _tone(model))
-
-
-def _ways(model: ModelScore) -> list[Estimate]:
-    """A model as it is deployed; one that a champion must beat in every way, what costs more than an answer hollow."""
-    called = {"instruct": "Instruct", "base": "Base"}.get(model.name)
-    if called is None:
-        return [_estimate(model, model)]
-    ways = sorted(model.decodings.items(), key=lambda item: (item[1].drawn, item[1].score))
-    return [
-        Estimate(decoded_as(way, called), score.score, score.interval, _tone(model) if score.drawn == 1 else "grey",
-                 strong=score.drawn == 1)
-        for way, score in ways
-    ]
 
 
 def _listed(rows: Sequence[Estimate]) -> str:
@@ -358,7 +387,7 @@ def _win_rates(rounds: Sequence[RoundSummary]) -> Markup:
     rows = [
         Estimate(
             f"round {r.round}", r.win_rate, r.interval, "green" if r.decision == "promoted" else "orange",
-            confidence=1 - 2 * (r.level or 0.025),
+            confidence=_confidence(r),
         )
         for r in rounds
     ]
