@@ -418,7 +418,7 @@ def test_two_files_of_answers_pass_the_gate(tmp_path: Path) -> None:
     assert (decided.kl, decided.length_before, decided.length_after) == (None, 2, 6)
     assert json.loads((tmp_path / "gate/gate.json").read_text())["decision"] == "promoted"
     page = (tmp_path / "gate/gate.html").read_text()
-    assert "a red cat and a dog" in page
+    assert "a <ins>red</ins> cat <ins>and a dog</ins>" in page
     assert "new.jsonl: promoted" in page
 
 

@@ -150,7 +150,7 @@ def test_a_page_is_made_of_the_same_parts_whatever_its_names_are(text: str) -> N
         })
         return [render(numbers, samples), render_audit(numbers.audits[0], text, text), render_comparison(compared)]
 
-    short = len(text) < 100  # a long answer is folded
+    short = len(text) < 100  # a long answer can be scrolled
     for page, plain in zip(pages(text), pages("word" if short else "w" * 3000), strict=True):
         found, meant = Parts(page).found, Parts(plain).found
         assert [part for part in found if part[0] not in ("line", "text")] == [

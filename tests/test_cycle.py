@@ -159,6 +159,14 @@ def test_a_run_leaves_summary_report_and_release(whole: Path) -> None:
     assert verdict["gain"] == pytest.approx(sum(gains) / len(gains))
     won = [0.5 if gain == 0 else float(gain > 0) for gain in gains]
     assert verdict["win_rate"] == (None if champion == "instruct" else pytest.approx(sum(won) / len(won)))
+    for name in ("round-1", "round-2"):
+        (folder,) = whole.glob(f"artifacts/test-{name}-*")
+        judged = [(row["deployed"]["judge"], before[row["key"]]["deployed"]["judge"])
+                  for row in read_rows(folder / "answers.jsonl")]
+        assert models[name.replace("-", " ")]["beside_instruct"] == {
+            "better": sum(one > other for one, other in judged), "worse": sum(one < other for one, other in judged),
+            "as_good": sum(one == other for one, other in judged),
+        }
     for round in summary["rounds"]:  # gate and test are at the same decoding, which was chosen on validation prompts
         assert round["decoding_after"] == models[f"round {round['round']}"]["decoding"]
         (chosen,) = whole.glob(f"artifacts/round-{round['round']}-decoding-*/manifest.json")

@@ -29,6 +29,7 @@ from triptych.audit.record import (
     TrivialRule,
 )
 from triptych.display import duration
+from triptych.report.answers import word_changes
 from triptych.report.charts import Estimate, Line, Node, interval_chart, line_chart, lineage_chart, number
 from triptych.report.page import Headline, headline, render, render_audit, thin
 from triptych.report.summary import (
@@ -51,6 +52,7 @@ from triptych.report.summary import (
     SampleAnswer,
     StageRow,
     Summary,
+    Tally,
     TaskScore,
     decoded_as,
 )
@@ -444,6 +446,56 @@ def test_the_page_says_whether_the_reward_orders_the_models_as_the_judge_does(su
     alike = order.model_copy(update={"by_reward": order.by_judge, "agree": True})
     text = Page(render(summary.model_copy(update={"reward_order": alike}), [])).text
     assert "orders the models as the judge does: instruct < round 1." in text
+
+
+@pytest.mark.parametrize(("before", "after", "old", "new"), [
+    ("The pig saw a cup.", "The pig took a cup.", [("The pig ", False), ("saw", True), (" ", False), ("a cup.", False)],
+     [("The pig ", False), ("took", True), (" ", False), ("a cup.", False)]),
+    ("one  two", "one\ntwo", [("one  two", False)], [("one\ntwo", False)]),  # spaces make no difference
+    ("", "new", [], [("new", True)]),
+    ("a", "a, b!", [("a", False)], [("a", False), (", b!", True)]),
+    ("end ", "end", [("end ", False)], [("end", False)]),
+])
+def test_what_changed_is_marked_word_by_word(
+    before: str, after: str, old: list[tuple[str, bool]], new: list[tuple[str, bool]]
+) -> None:
+    assert word_changes(before, after) == (old, new)
+
+
+def test_the_pieces_of_a_text_are_the_text(samples: list[Sample]) -> None:
+    texts = [answer.text for sample in samples for answer in sample.answers] + ["\n\n ü—x  ", "…"]
+    for before in texts:
+        for after in texts:
+            pieces = word_changes(before, after)
+            assert ["".join(piece for piece, _ in side) for side in pieces] == [before, after]
+
+
+def test_answers_stand_side_by_side_with_a_tally(summary: Summary, samples: list[Sample]) -> None:
+    judged = [(0.2, 0.4), (0.4, 0.2), (0.5, 0.5), (0.1, 0.9), (None, 0.3)]
+    rows = [
+        Sample(prompt=f"prompt {place}", task=None, answers=[
+            SampleAnswer(model="base, few-shot", text="x", judge=0.0, reward=None),
+            SampleAnswer(model="instruct", text="a <red> ball", judge=before, reward=None),
+            SampleAnswer(model="round 1", text="a blue ball", judge=after, reward=1.25),
+        ])
+        for place, (before, after) in enumerate(judged)
+    ]
+    html = render(summary, rows)
+    text = Page(html).text
+    assert "Before is instruct (temperature 0.5), after is round 1 (temperature 0.5)." in text
+    counts = "the later answer is better (+) on 2 , worse (−) on 1 and as good (=) on 1 of the 4 prompts shown here"
+    assert counts + "." in text
+    assert html.count("a <del>&lt;red&gt;</del> ball") == html.count("a <ins>blue</ins> ball") == 5
+    labels = re.findall(r'aria-label="Prompt (\d: [a-z ]+)"', html)
+    assert labels == ["1: better", "2: worse", "3: as good", "4: better"]
+    assert html.count("<details><summary>What base, few-shot wrote</summary>") == 4
+    assert html.count("<details open><summary>What base, few-shot wrote</summary>") == 1  # of which nothing can be said
+    models = [each.model_copy(update={"beside_instruct": Tally(better=1200, worse=80, as_good=20)})
+              if each.champion else each for each in summary.models]
+    text = Page(render(summary.model_copy(update={"models": models}), rows)).text
+    assert counts + "; on all 1,300 test prompts it is better (+) on 1,200 , worse (−) on 80 and" in text
+    assert "which was not promoted" not in text
+    assert "after is round 2 (temperature 0.5), which was not promoted" in Page(render(kept(summary), rows)).text
 
 
 def test_page_is_well_formed_and_complete(summary: Summary, samples: list[Sample]) -> None:

@@ -142,7 +142,7 @@ def summarise(
         for place, round in enumerate(family.rounds)
         if round.reward and round.reward.audit and (place == 0 or round.reward is not family.rounds[place - 1].reward)
     ]
-    models = [_model(test, family) for test in family.tests]
+    models = [_model(test, family, answers) for test in family.tests]
     peak = max(ledger.peak(), peak_memory())
     return report.Summary(
         name=recipe.name, version=__version__, judge=family.judge.name if family.judge else "none",
@@ -417,18 +417,25 @@ def _base(record: BaseRecord) -> report.Base:
     )
 
 
-def _model(test: ModelTest, family: Family) -> report.ModelScore:
+def _model(test: ModelTest, family: Family, answers: Tests) -> report.ModelScore:
     measured = test.artifact.result
     return report.ModelScore(
         name=test.name, round=test.round, champion=test.name == _champion_name(family), decoding=measured.decoding,
         score=measured.score, interval=measured.interval, prompts=measured.prompts, decodings=measured.decodings,
         reward=measured.reward, kl=measured.kl, mean_length=measured.mean_length, by_task=measured.by_task,
         fewer_examples=measured.fewer_examples,
+        beside_instruct=_tally(*_on_the_same_prompts(answers, test.name, "instruct"))
+        if test.round and "instruct" in answers else None,
     )
 
 
+def _tally(after: Sequence[TestedPrompt], before: Sequence[TestedPrompt]) -> report.Tally:
+    won = wins(*([row.deployed.judge for row in rows] for rows in (after, before)))
+    return report.Tally(better=won.count(1.0), worse=won.count(0.0), as_good=won.count(0.5))
+
+
 def _task(task: TaskTest, answers: Tests, family: Family) -> report.TaskSummary:
-    models = [_model(test, family) for test in task.tests]
+    models = [_model(test, family, answers) for test in task.tests]
     alone = report.TaskSummary(name=task.name, scored_by=task.tests[0].artifact.result.judge, models=models)
     name = _champion_name(family)
     if name == "instruct":

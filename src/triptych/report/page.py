@@ -22,6 +22,7 @@ from markupsafe import Markup
 from triptych.display import duration, printable
 from triptych.engine.curve import Curve, thinned
 from triptych.pipeline.state import RunState
+from triptych.report.answers import side_by_side, tally
 from triptych.report.charts import (
     NOT_MEASURED,
     Estimate,
@@ -53,7 +54,6 @@ if TYPE_CHECKING:
     from triptych.evaluate.gate import Decided
 
 FOLDER = Path(__file__).parent
-LONG_ANSWER = 700
 MOST_POINTS = 150
 UNIMPROVED = {"instruct": "Instruct", "base": "Base"}
 """Models that a champion must beat however they are decoded, and what they are called."""
@@ -68,12 +68,16 @@ def render(summary: Summary, samples: Sequence[Sample], *, live: bool = False) -
     Args:
         live: whether it asks the server that it comes from for a newer one.
     """
+    before, after = _compared(summary.models)
+    shown = side_by_side(samples, *(model.name if model else None for model in (before, after)))
     return _environment().get_template("page.html.j2").render(
         summary=summary,
-        samples=samples,
+        before=before,
+        after=after,
+        shown=shown,
+        tally=tally(shown),
         headline=headline(summary),
         verdict_chart=_verdict_chart(summary),
-        instruct=next((model for model in summary.models if model.round == 0), None),
         champion=next((model for model in summary.models if model.champion), None),
         reward=summary.audits[-1] if summary.audits else None,
         tasks=_tasks(summary.models),
@@ -88,6 +92,13 @@ def render(summary: Summary, samples: Sequence[Sample], *, live: bool = False) -
         longest_stage=max((stage.seconds for stage in summary.stages), default=0.0) or 1.0,
         **_files(live),
     )
+
+
+def _compared(models: Sequence[ModelScore]) -> tuple[ModelScore | None, ModelScore | None]:
+    """Instruct, and the champion beside it; the last candidate where none was promoted."""
+    later = [model for model in models if model.round]
+    before = next((model for model in models if model.round == 0), None)
+    return before, next((model for model in later if model.champion), later[-1] if later else None)
 
 
 def render_progress(name: str, run: RunState, curves: Mapping[str, Curve], *, has_report: bool) -> str:
@@ -126,12 +137,17 @@ def render_audit(audit: AuditSummary, name: str, version: str) -> str:
 def render_gate(
     gate: Decided, samples: Sequence[Sample], champion: str, candidate: str, version: str
 ) -> str:
-    """What a gate decided between two models as a page of its own, with answers of both side by side."""
+    """What a gate decided between two models as a page of its own, with answers of both side by side.
+
+    Args:
+        samples: with answers of "champion" and "candidate".
+    """
     row = Estimate(candidate, gate.win_rate, gate.interval, "green" if gate.decision == "promoted" else "orange",
                    confidence=1 - 2 * gate.level)
+    shown = side_by_side(samples, "champion", "candidate")
     return _environment().get_template("gate.html.j2").render(
-        gate=gate, samples=samples, champion=champion, candidate=candidate, version=version, chart=_rates([row]),
-        unit="Words" if gate.kl is None else "Tokens", **_files(),
+        gate=gate, shown=shown, tally=tally(shown), champion=champion, candidate=candidate, version=version,
+        chart=_rates([row]), unit="Words" if gate.kl is None else "Tokens", **_files(),
     )
 
 
@@ -252,7 +268,6 @@ def _environment() -> Environment:
         "count": count,
         "clock": lambda time: datetime.fromtimestamp(time).strftime("%H:%M"),
     }
-    environment.globals["LONG_ANSWER"] = LONG_ANSWER
     return environment
 
 

@@ -81,6 +81,19 @@ class Baseline(StrictModel):
     gain_interval: Interval
 
 
+class Tally(StrictModel):
+    """On how many prompts the judge scores one answer above another, below it, or the same."""
+
+    better: int
+    worse: int
+    as_good: int
+
+    @property
+    def total(self) -> int:
+        """Of all prompts."""
+        return self.better + self.worse + self.as_good
+
+
 class RewardOrder(StrictModel):
     """Base, Instruct and the champions from the worst to the best, by the judge and by the released reward."""
 
@@ -106,6 +119,7 @@ class ModelScore(StrictModel):
         champion: True for the model that was released as Instruct.
         by_task: the score for each kind of prompt.
         fewer_examples: of a Base, the prompts that left no room for all examples in its context.
+        beside_instruct: a candidate's answers beside those of round 0's Instruct, both as deployed; None of others.
     """
 
     name: str
@@ -121,6 +135,7 @@ class ModelScore(StrictModel):
     champion: bool
     by_task: dict[str, TaskScore]
     fewer_examples: int = 0
+    beside_instruct: Tally | None = None
 
 
 class Base(StrictModel):
