@@ -54,8 +54,8 @@ def test_scores_are_paired_by_prompt_where_both_models_have_them() -> None:
     scores = paired_by_name(before, after)
     _, interval = mean_interval([1.0, 0.0])
     assert scores == {
-        "a": PairedScore(before=0.5, after=1.0, gain=0.5, interval=interval, prompts=2),
-        "b": PairedScore(before=1.0, after=0.5, gain=-0.5, interval=(-0.5, -0.5), prompts=1),
+        "a": PairedScore(before=0.5, after=1.0, gain=0.5, interval=interval, prompts=2, share=True),
+        "b": PairedScore(before=1.0, after=0.5, gain=-0.5, interval=(-0.5, -0.5), prompts=1, share=True),
     }
     assert means_by_name(after) == {"a": 1.0, "b": 0.25, "c": 1.0}
     assert not paired_by_name([], [])
@@ -122,9 +122,15 @@ def test_the_gate_tells_every_rules_rate_and_every_kinds(tmp_path: Path) -> None
     assert kinds == {"punctuation:no_comma": (0.0, 0.5, 2), "detectable_format:title": (0.0, 1.0, 1)}
     assert gate.reward_before == pytest.approx(2 / 3)
     assert gate.reward_after == pytest.approx((1 + 2 * 1.0 + 1 + 2 * 0.5 + 1) / 3)
-    page = re.sub(r"<[^>]+>|\s+", " ", render_gate(gate, [], "old", "new", "1"))
-    assert re.search(r"judge/instructions +2 +0\.000 +0\.750 +\+0\.750", page), page
-    assert re.search(r"punctuation:no_comma +2 +0\.000 +0\.500 +\+0\.500", page)
+    page = " ".join(re.sub(r"<[^>]+>", " ", render_gate(gate, [], "old", "new", "1")).split())
+    assert "instructions of the judge 0.0% → 75.0% +75.0 +50.0 to +100.0 points 2 " in page
+    assert "punctuation:no_comma 0.0% → 50.0% +50.0 ±0.0 to +100.0 points 2 " in page
+
+
+def test_a_mean_is_a_rate_where_every_score_is_one() -> None:
+    assert PairedScore.of([0.0, 1.0], [1.0, 0.25]).share
+    assert not PairedScore.of([0.0, 1.0], [1.0, 1.5]).share
+    assert not PairedScore.of([-0.5, 1.0], [1.0, 0.5]).share
 
 
 def test_a_measured_model_and_a_survey_have_them_too(policy_folder: Path, tmp_path: Path) -> None:

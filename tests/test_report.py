@@ -54,6 +54,7 @@ from triptych.report.summary import (
     Summary,
     Tally,
     TaskScore,
+    TaskSummary,
     decoded_as,
 )
 
@@ -496,6 +497,40 @@ def test_answers_stand_side_by_side_with_a_tally(summary: Summary, samples: list
     assert counts + "; on all 1,300 test prompts it is better (+) on 1,200 , worse (−) on 80 and" in text
     assert "which was not promoted" not in text
     assert "after is round 2 (temperature 0.5), which was not promoted" in Page(render(kept(summary), rows)).text
+
+
+def changed(before: float, after: float, *, share: bool = True) -> PairedScore:
+    gain = after - before
+    return PairedScore(before=before, after=after, gain=gain, interval=around(gain, 0.05), prompts=1300, share=share)
+
+
+def test_every_part_and_rule_is_a_rate_before_and_after(summary: Summary) -> None:
+    assert summary.verdict
+    assert 'id="parts"' not in render(summary, [])
+    found = summary.verdict.model_copy(update={
+        "parts": {"reward/valid JSON": changed(0.41, 0.97), "judge/<short>": changed(0.8, 0.6),
+                  "reward/model": changed(-0.2, 0.3, share=False)},
+        "instructions": {"punctuation:no_comma": changed(0.5, 0.5)},
+    })
+    measured = summary.model_copy(update={"verdict": found})
+    html = render(measured, [])
+    section = html[html.index('<section id="parts">'):html.index('<section id="models">')]
+    rows = re.findall(r"<tr><th scope=.row.>.*?</tr>", section, re.DOTALL)
+    assert [" ".join(re.sub(r"<[^>]+>", " ", row).split()) for row in rows] == [
+        "valid JSON of the reward 41.0% → 97.0% +56.0 +51.0 to +61.0 points 1,300",
+        "&lt;short&gt; of the judge 80.0% → 60.0% −20.0 −25.0 to −15.0 points 1,300",
+        "model of the reward −0.200 → 0.300 +0.500 0.450 to 0.550 1,300",
+        "punctuation:no_comma 50.0% → 50.0% ±0.0 −5.0 to +5.0 points 1,300",
+    ]
+    assert re.findall(r'bar ?(\w*) ?" style="([^"]+)"', section) == [
+        ("", "margin-left:41.0%;width:56.0%"), ("fell", "margin-left:60.0%;width:20.0%"),
+        ("", "margin-left:50.0%;width:0.0%"),
+    ]
+    assert 'id="parts"' not in render(kept(measured), [])  # it would be Instruct beside itself
+    task = TaskSummary(name="mine", scored_by="rules", models=summary.models, parts={"exact": changed(0.1, 0.2)})
+    page = render(summary.model_copy(update={"tasks": [task]}), [])
+    assert "<caption>mine: each rule</caption>" in page
+    assert "<td>10.0% → <b>20.0%</b></td>" in page
 
 
 def test_page_is_well_formed_and_complete(summary: Summary, samples: list[Sample]) -> None:

@@ -76,6 +76,7 @@ def render(summary: Summary, samples: Sequence[Sample], *, live: bool = False) -
         after=after,
         shown=shown,
         tally=tally(shown),
+        parts=_has_parts(summary),
         headline=headline(summary),
         verdict_chart=_verdict_chart(summary),
         champion=next((model for model in summary.models if model.champion), None),
@@ -91,6 +92,14 @@ def render(summary: Summary, samples: Sequence[Sample], *, live: bool = False) -
         lineage=_lineage(summary.stages),
         longest_stage=max((stage.seconds for stage in summary.stages), default=0.0) or 1.0,
         **_files(live),
+    )
+
+
+def _has_parts(summary: Summary) -> bool:
+    """Whether a champion is beside Instruct by what scores are made of; where Instruct was kept there is no change."""
+    verdict, promoted = summary.verdict, any(model.champion and model.round for model in summary.models)
+    return promoted and verdict is not None and any(
+        (verdict.parts, verdict.instructions, *(task.parts or task.instructions for task in summary.tasks))
     )
 
 

@@ -38,6 +38,7 @@ class PairedScore(BaseModel):
     Attributes:
         gain: the mean difference, after less before.
         interval: of the gain, paired by prompt.
+        share: whether every prompt's scores lie from 0 to 1, so that the means are rates.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -47,6 +48,7 @@ class PairedScore(BaseModel):
     gain: float
     interval: Interval
     prompts: int
+    share: bool = False
 
     @classmethod
     def of(cls, before: Sequence[float], after: Sequence[float]) -> Self:
@@ -58,7 +60,8 @@ class PairedScore(BaseModel):
         gain, interval = mean_interval([new - old for new, old in zip(after, before, strict=True)])
         count = len(after)
         return cls(
-            before=sum(before) / count, after=sum(after) / count, gain=gain, interval=interval, prompts=count
+            before=sum(before) / count, after=sum(after) / count, gain=gain, interval=interval, prompts=count,
+            share=all(0 <= score <= 1 for score in (*before, *after)),
         )
 
 
