@@ -177,6 +177,15 @@ def test_a_run_leaves_summary_report_and_release(whole: Path) -> None:
     assert {"base", "instruct", "round-1/reward", "round-2/improve"} <= summary["losses"].keys()
     assert [point["step"] for point in summary["rounds"][0]["curve"]] == [0, 2, 4]
     assert summary["rounds"][0]["curve"][0]["kl"] == 0
+    assert summary["rounds"][0]["validation_prompts"] == 8
+    for point in summary["rounds"][1]["curve"]:
+        for scorer in ("reward", "judge"):
+            low, high = point[f"{scorer}_interval"]
+            assert low <= point[scorer] <= high
+    assert summary["units"] == {
+        name: "tokens" if name in ("base", "instruct") else "answer tokens" if "improve" in name else "pairs"
+        for name in summary["losses"]
+    }
     first, second = summary["rounds"]
     assert first["level"] == 0.025
     assert second["level"] == 0.025 / (1 if first["decision"] == "promoted" else 3)

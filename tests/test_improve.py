@@ -498,10 +498,14 @@ def test_a_round_is_measured_and_resumed_to_the_same_bits(
     assert improve(context_in(tmp_path), config, **inputs, judge=judge, **more(name, inputs)) == metrics
     assert metrics.watched_by == ("judge" if judged else "reward")
 
-    for file in ("curve.jsonl", "model/model.safetensors", *(["validation.jsonl"] if judged else [])):
+    for file in ("curve.jsonl", "model/model.safetensors", "validation.jsonl"):
         assert (output / file).read_bytes() == (tmp_path / "output" / file).read_bytes()
-    assert (output / "validation.jsonl").exists() == judged
+    scores = {row["step"]: row for row in read_curve(output / "validation.jsonl")}
+    assert {("judge" in row, "reward" in row) for row in scores.values()} == {(judged, True)}
     start, *curve = whole(name).curve
+    for row in (start, *(row for row in curve if "validation_reward" in row)):
+        kept = scores[row["step"]]["reward"]
+        assert sum(kept) / len(kept) == pytest.approx(row["validation_reward"], abs=1e-6)
     rewards = {row["step"]: row["validation_reward"] for row in curve if "validation_reward" in row}
     assert metrics.kept == (2 if judged or rewards[2] > rewards[4] else 4)
     watched = {"validation_reward", "validation_kl", "validation_length"}

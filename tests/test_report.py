@@ -724,6 +724,35 @@ def test_marks_stand_where_their_numbers_say() -> None:
     assert (at - low) / (high - low) == pytest.approx(0.25, abs=0.01)
 
 
+def test_a_curve_says_of_which_prompts_it_is_and_has_intervals_on_its_points(summary: Summary) -> None:
+    html = render(summary, [])
+    assert "Reward on the validation prompts" in html
+    assert 'class="spread tone' not in html
+    point = Point(step=4, kl=1.0, reward=2.0, judge=0.5, length=3, entropy=None, reward_interval=(1.0, 3.5))
+    curve = [Point(step=0, kl=0.0, reward=1.0, judge=0.4, length=3, entropy=None, reward_interval=(0.5, 1.5)), point]
+    rounds = [summary.rounds[0].model_copy(update={"curve": curve, "validation_prompts": 48}), summary.rounds[1]]
+    units = {"base": "tokens", "reward-1": "pairs"}
+    html = render(summary.model_copy(update={"rounds": rounds, "units": units}), [])
+    assert html.count('class="spread tone-orange"') == 2
+    assert "step 4: reward 2.00, 95% interval 1.00 to 3.50, KL 1.00 nats" in html
+    assert "<td>2.000 <small>1.000 to 3.500</small></td><td>0.500</td>" in html
+    for words in ("Reward on 48 validation prompts", "Judge on 48 validation prompts",
+                  "The curve on 48 validation prompts in figures",
+                  "reward over KL on the validation prompts, from 1.00",
+                  "3,686,400 tokens seen", "81,920 pairs seen", "no curve here is of held-out rows"):
+        assert words in html, words
+
+
+def test_bars_reach_from_one_end_of_an_interval_to_the_other() -> None:
+    line = Line([(0.0, 1.0), (1.0, 3.0)], intervals=[(0.0, 2.0), None])
+    chart = line_chart([line], title="t", x_label="x", y_label="y")
+    ((low, high),) = re.findall(r'class="spread[^"]*" x1="[\d.]+" y1="([\d.]+)" x2="[\d.]+" y2="([\d.]+)"', chart)
+    first, second = (float(y) for y in re.findall(r'cy="([\d.]+)"', chart))
+    unit = (first - second) / 2
+    assert float(low) - first == pytest.approx(unit, abs=0.2)
+    assert first - float(high) == pytest.approx(unit, abs=0.2)
+
+
 def test_lineage_has_a_row_for_each_round_and_no_box_on_another() -> None:
     rows = [Node(s.name, s.kind, s.fingerprint[:8], s.parents) for s in stages()]
     chart = lineage_chart(rows, title="t")

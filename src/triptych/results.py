@@ -31,6 +31,7 @@ from triptych.evaluate.prompting import WITH_PROMPT, PromptFound
 from triptych.family import BASE, FEW_SHOT, AuditedScorer, Family, ModelTest, Round, TaskTest
 from triptych.feedback.labelling import Labelled
 from triptych.improve.improvement import Improved
+from triptych.improve.registry import METHODS
 from triptych.pipeline.artifact import Artifact
 from triptych.pipeline.ledger import Ledger
 from triptych.pipeline.result import Result
@@ -165,6 +166,8 @@ def summarise(
         reward_benchmarks=list(_reward_benchmarks(family)),
         stages=stages, losses={artifact.name: _losses(artifact) for artifact in artifacts
                                if (artifact.folder / "curve.jsonl").exists()},
+        units={artifact.name: _unit(artifact.result) for artifact in artifacts
+               if (artifact.folder / "curve.jsonl").exists()},
         seconds=sum(stage.seconds for stage in stages), peak_memory_gib=peak, release=release,
     )
 
@@ -504,10 +507,17 @@ def _audit(recipe: Recipe, number: int, reward: AuditedScorer) -> report.AuditSu
 
 
 def _round(made: Round, gate: Decided, candidate: Artifact[Improved]) -> report.RoundSummary:
+    scores = {row["step"]: row for row in read_curve(candidate / "validation.jsonl")}
+
+    def interval(step: float, scorer: str) -> Interval | None:
+        values = scores.get(step, {}).get(scorer)
+        return mean_interval(values)[1] if values else None
+
     curve = [
         report.Point(
             step=int(row["step"]), kl=row["validation_kl"], reward=row["validation_reward"],
             judge=row.get("validation_judge"), length=row["validation_length"], entropy=row.get("entropy"),
+            reward_interval=interval(row["step"], "reward"), judge_interval=interval(row["step"], "judge"),
         )
         for row in read_curve(candidate / "curve.jsonl") if "validation_kl" in row
     ]
@@ -516,7 +526,8 @@ def _round(made: Round, gate: Decided, candidate: Artifact[Improved]) -> report.
     assert gate.kl is not None, "only of files that others wrote there is no model to measure it by"
     return report.RoundSummary(
         round=made.number, curve=curve, method=improved.method, kept=improved.kept, watched_by=improved.watched_by,
-        alarms=list(improved.alarms),
+        validation_prompts=next((len(values) for row in scores.values() for values in row.values()
+                                 if isinstance(values, list)), None), alarms=list(improved.alarms),
         overoptimisation=report.OveroptimisationSummary(
             alpha=turning.alpha, beta=turning.beta, peak=turning.peak, interval=turning.interval,
             residual=turning.residual,
@@ -542,6 +553,15 @@ def _diagnosis(diagnosed: Diagnosed) -> report.DiagnosisSummary:
         blamed=diagnosed.headline, because=diagnosed.because, answers=diagnosed.answers, passed=diagnosed.passed,
         passed_taught=diagnosed.passed_taught, ranked=diagnosed.ranked, reward=diagnosed.reward, judge=diagnosed.judge,
     )
+
+
+def _unit(trained: Result) -> str:
+    """What the losses of a training are means over."""
+    if isinstance(trained, Improved):
+        return next(method.unit for method in METHODS if method.name() == trained.method)
+    if isinstance(trained, RewardTrained):
+        return "rows" if trained.ratings else "pairs"
+    return "tokens"
 
 
 def _losses(artifact: Artifact[Result]) -> list[report.LossPoint]:

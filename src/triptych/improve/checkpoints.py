@@ -21,6 +21,8 @@ Watcher = Literal["judge", "reward", "loss"]
 """Whose numbers on what is held out choose: a judge's or a reward's scores, or where there is neither the loss."""
 JUDGED = "judged"
 """The judge's score of each validation prompt, in a watched row."""
+REWARDED = "rewarded"
+"""The reward's, of each."""
 ERROR = 0.05
 """How often, at most, a judge's score that is flat may be said to have fallen."""
 COLLAPSED = 0.3

@@ -33,7 +33,7 @@ from triptych.engine.training import GradientAccumulation, Loss, Step, shuffled,
 from triptych.engine.vllm import SamplerPlace, VllmSampler
 from triptych.errors import ModelError
 from triptych.improve.advantages import priced
-from triptych.improve.checkpoints import JUDGED, UNLIMITED, Limits, PolicyCheckpoints, Watcher
+from triptych.improve.checkpoints import JUDGED, REWARDED, UNLIMITED, Limits, PolicyCheckpoints, Watcher
 from triptych.pipeline.stage import StageContext
 from triptych.records import Conversation, Prompt, Rollout
 from triptych.storage import Folder
@@ -324,12 +324,14 @@ class Loop:
         )
         leave()
         rows = [{"step": 0, **self.checkpoints.start}, *curve]
+        scorers = {JUDGED: "judge", REWARDED: "reward"}
         write_curve(
-            context.output / "curve.jsonl", [{name: row[name] for name in row if name != JUDGED} for row in rows]
+            context.output / "curve.jsonl", [{name: row[name] for name in row if name not in scorers} for row in rows]
         )
-        if self.judge is not None:
-            judged = [{"step": row["step"], "judge": row[JUDGED]} for row in rows if JUDGED in row]
-            write_curve(context.output / "validation.jsonl", judged)
+        scores = [{scorer: row[name] for name, scorer in scorers.items() if name in row} for row in rows]
+        watched = [{"step": row["step"], **given} for row, given in zip(rows, scores, strict=True) if given]
+        if watched:
+            write_curve(context.output / "validation.jsonl", watched)
         self.checkpoints.recall(self.model)
         for alarm in self.checkpoints.alarms():
             context.progress.say(alarm)
@@ -342,7 +344,7 @@ class Loop:
     def measured(self, heldout: Callable[[], Row]) -> Row:
         """Reward, judge, KL and length on the validation prompts, one answer each, always the same noise.
 
-        The judge's score of each prompt is kept too.
+        The scores of each prompt are kept too.
         """
         self.policy.sync_weights()
         groups = self.policy.write(self.validation, Sampling(self.config.max_tokens, seed=self.context.seed))
@@ -354,7 +356,8 @@ class Loop:
         if self.config.sampler != "slots":
             numbers["validation_mismatch"] = self._compared(groups)
         if self.reward is not None:
-            numbers["validation_reward"] = sum(self.reward.score(conversations)) / len(groups)
+            numbers[REWARDED] = self.reward.score(conversations)
+            numbers["validation_reward"] = sum(numbers[REWARDED]) / len(groups)
         else:
             numbers |= heldout()
         if self.judge is not None:

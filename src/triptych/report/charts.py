@@ -47,6 +47,7 @@ class Line:
         tips: what hovering over each point says.
         dots: draws the points, not only what joins them.
         faint: the raw values behind a smoothed line.
+        intervals: of each point, drawn as a bar; None for none.
     """
 
     points: Sequence[Point]
@@ -54,6 +55,7 @@ class Line:
     tone: str = "blue"
     dots: bool = True
     faint: bool = False
+    intervals: Sequence[tuple[float, float] | None] = ()
 
 
 @dataclass(frozen=True)
@@ -110,7 +112,8 @@ def line_chart(
     if not everything:
         return _nothing()
     height, left, right, top, bottom = 244.0, 52.0, WIDTH - 14, 34.0, 196.0
-    xs, ys = [x for x, _ in everything], [y for _, y in everything]
+    bars = [end for line in lines for bar in line.intervals if bar and _finite(*bar) for end in bar]
+    xs, ys = [x for x, _ in everything], [*(y for _, y in everything), *bars]
     y_low, y_high = _padded(min(ys), max(ys))
     x_low, x_high = (0.0, max(*xs, x_reach, 1e-9)) if square_root_x else (min(xs), max(*xs, x_reach))
     x_ticks, x_text = _root_ticks(x_high) if square_root_x else _ticks(x_low, x_high, 5)
@@ -141,6 +144,9 @@ def line_chart(
             faint = " faint" if line.faint else ""
             parts.append(f'<polyline class="mark line tone-{line.tone}{faint}" points="{path}"/>')
         for i, x, y in points:
+            bar = line.intervals[i] if i < len(line.intervals) else None
+            if bar and _finite(*bar):
+                parts.append(_segment(px(warp(x)), py(bar[0]), px(warp(x)), py(bar[1]), f"spread tone-{line.tone}"))
             tip = line.tips[i] if i < len(line.tips) else ""
             kind = "mark dot" if line.dots or len(points) == 1 else "hit"
             radius = 3.4 if kind != "hit" else 6

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
@@ -88,7 +88,9 @@ def render(summary: Summary, samples: Sequence[Sample], *, live: bool = False) -
         audits=[_audit(audit, f"Round {audit.round}") for audit in summary.audits]
         + [_audit(audit, "The gate's judge") for audit in [summary.judge_audit] if audit]
         + [_audit(audit, "Whether preferences hold") for audit in [summary.preferences_audit] if audit],
-        losses=[(name, *_loss_chart(name, points)) for name, points in summary.losses.items()],
+        losses=[
+            (name, *_loss_chart(name, points, summary.units.get(name, ""))) for name, points in summary.losses.items()
+        ],
         lineage=_lineage(summary.stages),
         longest_stage=max((stage.seconds for stage in summary.stages), default=0.0) or 1.0,
         **_files(live),
@@ -380,31 +382,26 @@ def _listed(rows: Sequence[Estimate]) -> str:
 def _round_charts(round_: RoundSummary) -> tuple[Markup, Markup]:
     """Reward and judge over KL, in two panels because their units differ."""
 
-    def panel(values: Sequence[float | None], name: str, unit: str, tone: str) -> Markup:
-        kept = [
-            (point, value) for point, value in zip(round_.curve, values, strict=True) if value is not None
+    def panel(name: Literal["reward", "judge"], unit: str, tone: str) -> Markup:
+        kept = [(point, value) for point in round_.curve if (value := getattr(point, name)) is not None]
+        bars = [getattr(point, f"{name}_interval") for point, _ in kept]
+        tips = [
+            f"step {point.step}: {name} {number(value)}{f', {interval_text(bar)}' if bar else ''}, "
+            f"KL {number(point.kl)} nats"
+            for (point, value), bar in zip(kept, bars, strict=True)
         ]
-        line = Line(
-            [(point.kl, value) for point, value in kept],
-            [
-                f"step {point.step}: {name} {number(value)}, KL {number(point.kl)} nats"
-                for point, value in kept
-            ],
-            tone,
-        )
+        line = Line([(point.kl, value) for point, value in kept], tips, tone, intervals=bars)
         ends = f"from {number(kept[0][1])} to {number(kept[-1][1])}" if kept else NOT_MEASURED
         return line_chart(
             [line],
-            title=f"Round {round_.round}: {name} over KL, {ends}",
+            title=f"Round {round_.round}: {name} over KL on the validation prompts, {ends}",
             x_label="KL, nats per answer (root scale)",
             y_label=f"{name} ({unit})",
             square_root_x=True,
             x_reach=max((point.kl for point in round_.curve if math.isfinite(point.kl)), default=0.0),
         )
 
-    rewards = panel([point.reward for point in round_.curve], "reward", "the reward model's units", "orange")
-    judged = panel([point.judge for point in round_.curve], "judge", "mean score", "blue")
-    return rewards, judged
+    return panel("reward", "the reward model's units", "orange"), panel("judge", "mean score", "blue")
 
 
 def _win_rates(rounds: Sequence[RoundSummary]) -> Markup:
@@ -456,10 +453,11 @@ def _audit(audit: AuditSummary, title: str) -> tuple[AuditSummary, str, Markup, 
     return audit, title, *charts
 
 
-def _loss_chart(name: str, points: Sequence[LossPoint]) -> tuple[str, Markup]:
+def _loss_chart(name: str, points: Sequence[LossPoint], unit: str) -> tuple[str, Markup]:
     """What the chart shows in words, and the chart: the points, and a running mean where they are many."""
+    seen = f"{unit} seen".strip()
     kept = thin([point for point in points if math.isfinite(point.loss)])
-    tips = [f"step {p.step:,}: {number(p.loss, 4)} ({p.seen:,} seen)" for p in kept]
+    tips = [f"step {p.step:,}: {number(p.loss, 4)} ({p.seen:,} {seen})" for p in kept]
     raw = [(float(p.step), p.loss) for p in kept]
     many = len(kept) > 25
     lines = [Line(raw, tips, "blue", dots=not many, faint=many)]
@@ -467,7 +465,7 @@ def _loss_chart(name: str, points: Sequence[LossPoint]) -> tuple[str, Markup]:
         lines.append(Line(_smoothed(raw), tone="blue", dots=False))
     words = NOT_MEASURED
     if kept:
-        words = f"{number(kept[0].loss, 3)} → {number(kept[-1].loss, 3)}, {points[-1].seen:,} seen"
+        words = f"{number(kept[0].loss, 3)} → {number(kept[-1].loss, 3)}, {points[-1].seen:,} {seen}"
     if len(points) > len(kept) > 0:
         words += f"; {len(kept)} of {len(points):,} points drawn"
     return words, line_chart(lines, title=f"Loss of {name}: {words}", x_label="step", y_label="loss")

@@ -181,7 +181,11 @@ class AuditSummary(AuditRecord):
 
 
 class Point(StrictModel):
-    """The policy at one step of improvement; `judge` only where it was measured."""
+    """The policy at one step of improvement, on the validation prompts; `judge` only where it was measured.
+
+    Attributes:
+        reward_interval, judge_interval: of the two means, over these prompts; None where each prompt's scores are gone.
+    """
 
     step: int
     kl: float
@@ -189,6 +193,8 @@ class Point(StrictModel):
     judge: float | None
     length: float
     entropy: float | None
+    reward_interval: Interval | None = None
+    judge_interval: Interval | None = None
 
 
 class OveroptimisationSummary(StrictModel):
@@ -255,6 +261,7 @@ class RoundSummary(StrictModel):
         benchmarks: champion and candidate on each benchmark that bounds what the candidate may lose.
         decision: "promoted", "rejected" or "too few prompts to tell".
         curve: reward, judge and KL along the way.
+        validation_prompts: of so many prompts each of its points is; None where that is not known.
         kept: the step whose policy was the candidate.
         watched_by: whose scores on the validation prompts chose it: the "judge", or the "reward" where no judge may.
         alarms: what went wrong on the way.
@@ -296,6 +303,7 @@ class RoundSummary(StrictModel):
     decision: str
     reason: str
     curve: list[Point]
+    validation_prompts: int | None = None
     kept: int | None = None
     watched_by: str = "judge"
     alarms: list[str] = Field(default_factory=list)
@@ -384,7 +392,7 @@ class StageRow(StrictModel):
 
 
 class LossPoint(StrictModel):
-    """One point of a training curve; `seen` counts tokens, pairs or answers, as the stage does."""
+    """One point of a training curve, of the rows that the step learnt from; `seen` counts what `units` says."""
 
     step: int
     loss: float
@@ -429,6 +437,7 @@ class Summary(StrictModel):
         reward_benchmarks: each round's reward, where it is a new one, on each benchmark of rewards.
         judge_audit: of the gate's judge, where that is a second reward model; its `round` is 0.
         preferences_audit: of the reward model that says whether preferences hold, where the judge is another.
+        units: what a training's losses are means over, and its points count as `seen`, by its stage.
         ended: why the run ended before its end; None where it did not.
         missing: the stages that it did not come to.
     """
@@ -450,6 +459,7 @@ class Summary(StrictModel):
     reward_benchmarks: list[RewardBenchmarkSummary] = Field(default_factory=list)
     stages: list[StageRow]
     losses: dict[str, list[LossPoint]]
+    units: dict[str, str] = Field(default_factory=dict)
     seconds: float
     peak_memory_gib: float
     release: str | None
