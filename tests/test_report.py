@@ -440,13 +440,37 @@ def test_the_first_picture_is_of_what_costs_nothing_and_the_champion(summary: Su
                          ("round 1, temperature 0.5", "orange"), ("round 2, temperature 0.5", "orange")]
 
 
-def test_the_page_says_whether_the_reward_orders_the_models_as_the_judge_does(summary: Summary) -> None:
-    order = RewardOrder(by_judge=["instruct", "round 1"], by_reward=["round 1", "instruct"], agree=False)
-    text = Page(render(summary.model_copy(update={"reward_order": order}), [])).text
-    assert "does not order the models as the judge does: round 1 < instruct by the reward" in text
-    alike = order.model_copy(update={"by_reward": order.by_judge, "agree": True})
-    text = Page(render(summary.model_copy(update={"reward_order": alike}), [])).text
-    assert "orders the models as the judge does: instruct < round 1." in text
+def test_the_models_stand_in_order_with_a_warning_where_reward_and_judge_disagree(summary: Summary) -> None:
+    assert "The models in order" not in render(summary, [])
+
+    def shown(by_judge: list[str], by_reward: list[str]) -> tuple[list[str], bool]:
+        order = RewardOrder(by_judge=by_judge, by_reward=by_reward, agree=by_judge == by_reward)
+        html = render(summary.model_copy(update={"reward_order": order}), [])
+        table = html[html.index('aria-label="Models in order"'):]
+        rows = re.findall(r'<tr><th scope="row">.*?</tr>', table[: table.index("</table>")])
+        return [" ".join(re.sub(r"<[^>]+>", " ", row).split()) for row in rows], "does not order the models" in html
+
+    judged = ["instruct", "round 1", "round 2"]
+    assert shown(judged, judged) == ([
+        "1 round 2 0.82 0.79 to 0.85 round 2 0.18", "2 round 1 0.81 0.78 to 0.84 round 1 0.14",
+        "3 instruct 0.56 0.53 to 0.59 instruct −0.86",
+    ], False)
+    assert shown(judged, ["round 1", "instruct", "round 2"]) == ([
+        "1 round 2 0.82 0.79 to 0.85 round 2 0.18", "2 round 1 0.81 0.78 to 0.84 instruct −0.86 another",
+        "3 instruct 0.56 0.53 to 0.59 round 1 0.14 another",
+    ], True)
+
+
+def test_audits_are_folded_and_a_failed_one_is_open_and_said(summary: Summary) -> None:
+    html = render(summary, [])
+    opened = re.findall(r'<details class="round"( open)?><summary><h3>(Round \d): ([\d.]+%) of 600 held-out', html)
+    assert opened == [("", "Round 1", "85.3%"), (" open", "Round 2", "78.0%")]
+    assert re.findall(r"<b>([^<]*the audit failed\.)</b> (.*?)</p>", html) == [
+        ("Round 2: the audit failed.", "Accuracy 78.0% is under 90% of the noise ceiling (81.0%).")
+    ]
+    fine = summary.model_copy(update={"audits": summary.audits[:1]})
+    assert "the audit failed" not in render(fine, [])
+    assert '<details class="round" open>' in render_audit(audit(1, 0.853, True), "mine", "0.1")
 
 
 @pytest.mark.parametrize(("before", "after", "old", "new"), [
@@ -793,6 +817,7 @@ document.addEventListener("securitypolicyviolation", (event) => {
   errors.push("refused: " + event.violatedDirective);
 });
 window.addEventListener("load", () => {
+  for (const folded of document.querySelectorAll("details")) folded.open = true;
   const empty = [];
   const plots = document.querySelectorAll("svg[data-plot]");
   for (const plot of plots) {

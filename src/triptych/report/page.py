@@ -82,9 +82,11 @@ def render(summary: Summary, samples: Sequence[Sample], *, live: bool = False) -
         champion=next((model for model in summary.models if model.champion), None),
         reward=summary.audits[-1] if summary.audits else None,
         tasks=_tasks(summary.models),
+        order=_order(summary),
         score_charts=_score_charts(summary),
         rounds=[(round_, *_round_charts(round_)) for round_ in summary.rounds],
         win_rates=_win_rates(summary.rounds),
+        unfolded=False,
         audits=[_audit(audit, f"Round {audit.round}") for audit in summary.audits]
         + [_audit(audit, "The gate's judge") for audit in [summary.judge_audit] if audit]
         + [_audit(audit, "Whether preferences hold") for audit in [summary.preferences_audit] if audit],
@@ -142,7 +144,8 @@ def _progress_charts(stage: str, curve: Curve) -> Iterator[tuple[str, Markup]]:
 def render_audit(audit: AuditSummary, name: str, version: str) -> str:
     """The audit of one reward model as a page of its own."""
     template = _environment().get_template("audit_page.html.j2")
-    return template.render(audit=audit, audits=[_audit(audit, name)], name=name, version=version, **_files())
+    audits = [_audit(audit, name)]
+    return template.render(audit=audit, audits=audits, unfolded=True, name=name, version=version, **_files())
 
 
 def render_gate(
@@ -303,6 +306,15 @@ def _digits(interval: Interval) -> int:
 
 def _tasks(models: Sequence[ModelScore]) -> list[str]:
     return list(dict.fromkeys(task for model in models for task in model.by_task))
+
+
+def _order(summary: Summary) -> list[tuple[ModelScore, ModelScore]]:
+    """The models from the best to the worst, by the judge and beside it by the reward; empty where it scored none."""
+    if summary.reward_order is None:
+        return []
+    models = {model.name: model for model in summary.models}
+    orders = (summary.reward_order.by_judge, summary.reward_order.by_reward)
+    return [(models[judged], models[rewarded]) for judged, rewarded in zip(*map(reversed, orders), strict=True)]
 
 
 def _judge_scale(summary: Summary) -> tuple[str, tuple[float, float]]:
