@@ -10,6 +10,7 @@ import random
 import re
 import shutil
 import subprocess
+from collections.abc import Sequence
 from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
@@ -30,8 +31,9 @@ from triptych.audit.record import (
 )
 from triptych.display import duration
 from triptych.report.answers import word_changes
-from triptych.report.charts import Estimate, Line, Node, interval_chart, line_chart, lineage_chart, number
+from triptych.report.charts import Estimate, Line, interval_chart, line_chart, number
 from triptych.report.page import Headline, headline, render, render_audit, thin
+from triptych.report.stages import CycleStep, cycle_steps
 from triptych.report.summary import (
     AuditSummary,
     Base,
@@ -201,25 +203,22 @@ def a_round(round_: int, decision: str, reason: str, gain: float) -> RoundSummar
 
 def stages() -> list[StageRow]:
     edges: list[tuple[str, str, float, list[str]]] = [
-        ("world", "data", 1.2, []),
-        ("tokenizer", "tokenizer", 2.3, ["world"]),
-        ("base", "base", 71.0, ["world", "tokenizer"]),
-        ("instruct", "instruct", 24.1, ["base", "world"]),
+        ("data", "storybook", 1.2, []),
+        ("base", "base", 71.0, ["data"]),
+        ("instruct", "instruct", 24.1, ["base", "data"]),
     ]
     before = "instruct"
     for r in (1, 2):
         edges += [
-            (f"feedback-{r}", "feedback", 9.3, [before, "world"]),
-            (f"reward-{r}", "reward", 31.7, [before if r == 1 else "reward-1", f"feedback-{r}"]),
-            (f"audit-{r}", "audit", 2.2, [f"reward-{r}", f"feedback-{r}"]),
-            (f"improve-{r}", "improve", 48.0, [before, f"reward-{r}", f"audit-{r}"]),
-            (f"gate-{r}", "gate", 6.0, [f"improve-{r}", before]),
+            (f"round-{r}/feedback", "feedback", 9.3, [before, "data"]),
+            (f"round-{r}/reward", "reward", 31.7, [before, f"round-{r}/feedback"]),
+            (f"round-{r}/audit", "audit", 2.2, [f"round-{r}/reward", f"round-{r}/feedback"]),
+            (f"round-{r}/improve", "improve", 48.0, [before, f"round-{r}/reward"]),
+            (f"round-{r}/answers", "evaluate", 4.0, [f"round-{r}/improve", before]),
+            (f"round-{r}/gate", "evaluate", 6.0, [f"round-{r}/answers"]),
         ]
-        before = f"gate-{r}"
-    edges += [
-        ("evaluate", "evaluate", 14.0, ["base", "gate-2"]),
-        ("release", "release", 1.1, ["gate-2", "evaluate"]),
-    ]
+        before = f"round-{r}/improve"
+    edges.append(("test/instruct", "evaluate", 14.0, ["data", "instruct"]))
 
     def digest(text: str) -> str:
         return hashlib.sha256(text.encode()).hexdigest()
@@ -583,8 +582,8 @@ def test_page_is_well_formed_and_complete(summary: Summary, samples: list[Sample
     assert headings == ["h1"] + 6 * ["h2"]
     assert all("scope" in attrs for tag, attrs in page.tags if tag == "th")
     plots = [attrs for tag, attrs in page.tags if tag == "svg"]
-    # the verdict, 4 of scores, the gate, 2 for each round, 3 for each audit, 4 losses, the lineage
-    assert len(plots) == 1 + 4 + 1 + 4 + 6 + 4 + 1
+    # the verdict, 4 of scores, the gate, 2 for each round, 3 for each audit, 4 losses
+    assert len(plots) == 1 + 4 + 1 + 4 + 6 + 4
     assert all(attrs.get("role") == "img" and attrs.get("aria-label") for attrs in plots)
     ids = [attrs["id"] for _, attrs in page.tags if "id" in attrs]
     assert len(ids) == len(set(ids))
@@ -777,14 +776,46 @@ def test_bars_reach_from_one_end_of_an_interval_to_the_other() -> None:
     assert first - float(high) == pytest.approx(unit, abs=0.2)
 
 
-def test_lineage_has_a_row_for_each_round_and_no_box_on_another() -> None:
-    rows = [Node(s.name, s.kind, s.fingerprint[:8], s.parents) for s in stages()]
-    chart = lineage_chart(rows, title="t")
-    boxes = [(float(x), float(y)) for x, y in re.findall(r'<rect[^>]* x="([\d.]+)" y="([\d.]+)"', chart)]
-    assert len(set(boxes)) == len(rows)
-    y = {row.name: spot[1] for row, spot in zip(rows, boxes, strict=True)}
-    assert y["instruct"] < y["feedback-1"] == y["reward-1"] == y["gate-1"] < y["gate-2"] < y["release"]
-    assert chart.count('class="edge"') == sum(len(row.parents) for row in rows)
+def test_the_stages_stand_as_the_cycle(summary: Summary) -> None:
+    def told(steps: Sequence[CycleStep]) -> list[tuple[str, list[str]]]:
+        return [(step.name, [stage.name for stage in step.stages]) for step in steps]
+
+    rows = [*stages(), stages()[4].model_copy(update={"name": "judge", "kind": "reward"})]
+    cycle = cycle_steps(summary.model_copy(update={"stages": rows}))
+    assert told(cycle.first) == [
+        ("Data", ["data"]), ("Base", ["base"]), ("Instruct", ["instruct"]), ("Judge", ["judge"])
+    ]
+    assert [(each.number, each.decision) for each in cycle.rounds] == [(1, "promoted"), (2, "rejected")]
+    for each in cycle.rounds:
+        assert told(each.steps) == [
+            ("Feedback", [f"round-{each.number}/feedback"]), ("Reward", [f"round-{each.number}/reward"]),
+            ("Audit", [f"round-{each.number}/audit"]), ("Improve", [f"round-{each.number}/improve"]),
+            ("Gate", [f"round-{each.number}/answers", f"round-{each.number}/gate"]),
+        ]
+    assert cycle.rounds[0].steps[-1].seconds == 10.0
+    assert told(cycle.last) == [("Test", ["test/instruct"])]
+    assert sum(len(step.stages) for row in (cycle.first, *(each.steps for each in cycle.rounds), cycle.last)
+               for step in row) == len(rows)
+
+
+def test_a_step_that_was_not_run_is_said(summary: Summary) -> None:
+    html = render(summary, [])
+    lists = {label: [" ".join(re.sub(r"<[^>]+>", " ", step).split()) for step in re.findall(r"<li.*?</li>", row)]
+             for label, row in re.findall(r'<ol class="steps" aria-label="([^"]+)">(.*?)</ol>', html, re.DOTALL)}
+    assert lists == {
+        "Before the rounds": ["Data 1.2 s", "Base 1 min 11 s", "Instruct 24 s"],
+        "Round 1": ["Feedback 9.3 s", "Reward 32 s", "Audit 2.2 s", "Improve 48 s", "Gate 10 s"],
+        "Round 2": ["Feedback 9.3 s", "Reward 32 s", "Audit 2.2 s", "Improve 48 s", "Gate 10 s"],
+        "After the rounds": ["Test 14 s", "Release base, instruct, reward"],
+    }
+    assert re.findall(r'<p class="note">(The (?:candidate|champion) [^<]*)</p>', html) == [
+        "The candidate becomes the champion, which begins the next round.", "The champion stays."
+    ]
+    early = summary.model_copy(update={"stages": stages()[:5], "rounds": [], "release": None})
+    html = render(early, [])
+    assert html.count('<li class="unrun">') == 3 + 2  # audit, improve, gate; test, release
+    assert "It came to no gate." in html
+    assert "nothing was released" in html
 
 
 def test_numbers_in_print() -> None:
@@ -885,7 +916,7 @@ def test_in_a_browser(summary: Summary, samples: list[Sample], tmp_path: Path, w
     found = opened(render(summary, samples), tmp_path, width)
     assert found["errors"] == found["console"] == []
     assert found["empty"] == []
-    assert found["plots"] == 21
+    assert found["plots"] == 20
     assert found["shown"] == ["sample-2"]
     assert found["tip"] == "base, few-shot, greedy: 0.31, 95% interval 0.28 to 0.34"
     assert found["inner"] == width

@@ -1,4 +1,4 @@
-"""The report's charts, drawn as SVG text: lines, estimates with intervals, reliability, lineage.
+"""The report's charts, drawn as SVG text: lines, estimates with intervals, reliability.
 
 Every chart is a function from numbers to one `<svg data-plot>` that takes its colours from the page's CSS (so
 that dark mode costs nothing) and is drawn about as wide as a phone, so that its text stays readable there.
@@ -9,7 +9,6 @@ empty frame. Labels are untrusted text and are escaped here.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -76,17 +75,6 @@ class ReferenceLine:
 
     value: float
     label: str
-
-
-@dataclass(frozen=True)
-class Node:
-    """A box of the lineage picture; `parents` are names of other nodes."""
-
-    name: str
-    detail: str
-    code: str
-    parents: Sequence[str]
-    tone: str = "plain"
 
 
 def line_chart(
@@ -244,101 +232,8 @@ def reliability_chart(bins: Sequence[tuple[float, float, int]], *, title: str) -
     return _svg(height, title, parts)
 
 
-def lineage_chart(nodes: Sequence[Node], *, title: str) -> Markup:
-    """Boxes and arrows: a row for each round, columns by depth inside the row. `nodes` come parents first."""
-    if not nodes:
-        return _nothing()
-    wide, tall, gap_x, gap_y = 142.0, 58.0, 26.0, 44.0
-    spots, columns, lanes = _places(nodes)
-    margin = 18.0
-    at = {
-        name: (margin + column * (wide + gap_x), margin + lane * (tall + gap_y))
-        for name, (column, lane) in spots.items()
-    }
-    width = 2 * margin + columns * (wide + gap_x) - gap_x
-    height = 2 * margin + lanes * (tall + gap_y) - gap_y
-    parts = [
-        '<defs><marker id="arrow" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" markerHeight="7" '
-        'orient="auto"><path class="head" d="M0,0.5 L8,4 L0,7.5 Z"/></marker></defs>'
-    ]
-    number_of = {node.name: i for i, node in enumerate(nodes)}
-    for node in nodes:
-        for parent in dict.fromkeys(node.parents):
-            if parent not in at or parent == node.name:
-                continue
-            path = _arrow(at[parent], at[node.name], wide, tall)
-            ends = f'data-from="{number_of[parent]}" data-to="{number_of[node.name]}"'
-            parts.append(f'<path class="edge" {ends} marker-end="url(#arrow)" d="{path}"/>')
-    for i, node in enumerate(nodes):
-        x, y = at[node.name]
-        origin = f"from {', '.join(node.parents)}" if node.parents else "from no other stage"
-        tip = _tip(f"{node.name}, {node.detail}, {origin}")
-        parts.append(f'<g class="node tone-{node.tone}" data-node="{i}"{tip}>')
-        parts.append(
-            f'<rect class="mark" x="{x:.1f}" y="{y:.1f}" width="{wide:g}" height="{tall:g}" rx="7"/>'
-        )
-        parts.append(_text(x + 11, y + 19, _cut(node.name, wide), "start", "label strong"))
-        parts.append(_text(x + 11, y + 34, _cut(node.detail, wide + 12), "start", "tick"))
-        parts.append(_text(x + 11, y + 49, node.code, "start", "tick code") + "</g>")
-    return _svg(height, title, parts, width=width)
-
-
-def _places(nodes: Sequence[Node]) -> tuple[dict[str, tuple[int, int]], int, int]:
-    """Each node's column and lane, and how many of each there are.
-
-    A node belongs to the round that its name numbers. One without a number belongs before the rounds, or
-    after them all where it descends from one.
-    """
-    row: dict[str, int] = {}
-    rounds = {node.name: int(digits[-1]) for node in nodes if (digits := re.findall(r"\d{1,9}", node.name))}
-    last = max(rounds.values(), default=0) + 1
-    for node in nodes:
-        inherited = max((row[p] for p in node.parents if p in row), default=0)
-        row[node.name] = rounds.get(node.name, last if inherited > 0 else 0)
-    column: dict[str, int] = {}
-    for node in nodes:
-        beside = [column[p] for p in node.parents if p in column and row[p] == row[node.name]]
-        column[node.name] = max(beside, default=-1) + 1
-    spots: dict[str, tuple[int, int]] = {}
-    lane = 0
-    for r in sorted(set(row.values())):
-        used: dict[int, int] = {}
-        for node in nodes:
-            if row[node.name] == r:
-                c = column[node.name]
-                spots[node.name] = (c, lane + used.get(c, 0))
-                used[c] = used.get(c, 0) + 1
-        lane += max(used.values())
-    return spots, max(column.values()) + 1, lane
-
-
-def _arrow(start: Point, end: Point, wide: float, tall: float) -> str:
-    """The path from one box to another: straight to a neighbour, else a curve above, below or between."""
-    (sx, sy), (ex, ey) = start, end
-    if sy == ey and ex > sx:
-        if ex - sx < 1.5 * wide:
-            return f"M{sx + wide:.1f},{sy + tall / 2:.1f} L{ex - 1:.1f},{ey + tall / 2:.1f}"
-        lift = sy - 17  # over the boxes between
-        return (
-            f"M{sx + wide * 0.7:.1f},{sy:.1f} C{sx + wide:.1f},{lift:.1f} {ex:.1f},{lift:.1f} "
-            f"{ex + wide * 0.3:.1f},{ey - 1:.1f}"
-        )
-    if ey > sy:
-        bend = min(44.0, (ey - sy) / 2)
-        a, b = sx + wide / 2, ex + wide / 2
-        return (
-            f"M{a:.1f},{sy + tall:.1f} C{a:.1f},{sy + tall + bend:.1f} "
-            f"{b:.1f},{ey - bend:.1f} {b:.1f},{ey - 1:.1f}"
-        )
-    bend = 30.0  # upwards, to a lane that stands above in the same round
-    return (
-        f"M{sx + wide:.1f},{sy + tall / 2:.1f} C{sx + wide + bend:.1f},{sy + tall / 2:.1f} "
-        f"{ex - bend:.1f},{ey + tall / 2:.1f} {ex - 1:.1f},{ey + tall / 2:.1f}"
-    )
-
-
-def _svg(height: float, title: str, parts: Sequence[str], width: float = WIDTH) -> Markup:
-    size = f'viewBox="0 0 {width:g} {height:g}" width="{width:g}" height="{height:g}"'
+def _svg(height: float, title: str, parts: Sequence[str]) -> Markup:
+    size = f'viewBox="0 0 {WIDTH:g} {height:g}" width="{WIDTH:g}" height="{height:g}"'
     head = f'<svg data-plot {size} role="img" aria-label="{_escaped(title)}">'
     return Markup(head + "".join(parts) + "</svg>")
 

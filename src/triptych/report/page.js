@@ -1,6 +1,5 @@
 "use strict";
-// Adds to a page that is complete without it: values under the pointer, one sample prompt at a time,
-// and a stage's own arrows picked out.
+// Adds to a page that is complete without it: values under the pointer, and one sample prompt at a time.
 (() => {
   document.documentElement.classList.add("js");
 
@@ -30,13 +29,5 @@
         document.getElementById("sample-" + other.dataset.sample).classList.toggle("later", !chosen);
       }
     });
-  }
-
-  for (const node of document.querySelectorAll("[data-node]")) {
-    const id = node.dataset.node;
-    const mine = node.closest("svg").querySelectorAll(`[data-from="${id}"], [data-to="${id}"]`);
-    const mark = (on) => () => mine.forEach((edge) => edge.classList.toggle("hot", on));
-    node.addEventListener("pointerenter", mark(true));
-    node.addEventListener("pointerleave", mark(false));
   }
 })();

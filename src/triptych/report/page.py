@@ -27,15 +27,14 @@ from triptych.report.charts import (
     NOT_MEASURED,
     Estimate,
     Line,
-    Node,
     ReferenceLine,
     interval_chart,
     line_chart,
-    lineage_chart,
     number,
     percent,
     reliability_chart,
 )
+from triptych.report.stages import cycle_steps
 from triptych.report.summary import (
     AuditSummary,
     Interval,
@@ -44,7 +43,6 @@ from triptych.report.summary import (
     ModelScore,
     RoundSummary,
     Sample,
-    StageRow,
     Summary,
     TaskScore,
     decoded_as,
@@ -93,7 +91,7 @@ def render(summary: Summary, samples: Sequence[Sample], *, live: bool = False) -
         losses=[
             (name, *_loss_chart(name, points, summary.units.get(name, ""))) for name, points in summary.losses.items()
         ],
-        lineage=_lineage(summary.stages),
+        cycle=cycle_steps(summary),
         longest_stage=max((stage.seconds for stage in summary.stages), default=0.0) or 1.0,
         **_files(live),
     )
@@ -491,22 +489,3 @@ def _smoothed(points: Sequence[tuple[float, float]], share: float = 0.08) -> lis
         near = [y for _, y in points[max(0, i - reach) : i + reach + 1]]
         means.append((x, sum(near) / len(near)))
     return means
-
-
-def _lineage(stages: Sequence[StageRow]) -> Markup:
-    tones = {"base": "blue", "instruct": "green", "improve": "green", "reward": "orange"}
-    named = {
-        key: stage.name for stage in stages for key in (stage.name, stage.digest, stage.fingerprint) if key
-    }
-    nodes = [
-        Node(
-            stage.name,
-            f"{stage.kind} · {duration(stage.seconds)}",
-            stage.fingerprint[:12],
-            # A stage may name its parents by name or by digest.
-            [named.get(parent, parent) for parent in stage.parents],
-            tones.get(stage.kind, "plain"),
-        )
-        for stage in stages
-    ]
-    return lineage_chart(nodes, title=f"How the {len(nodes)} stages follow from one another")
