@@ -435,6 +435,9 @@ def test_the_first_picture_is_of_what_costs_nothing_and_the_champion(summary: Su
     assert "it is deployed as temperature 0.5" in html
     # Where Instruct was kept, the candidates stand beside it.
     tones = [(tip.split(":")[0], tone) for tip, _, tone in rows_of(render(kept(summary), []), "Instruct at")]
+    text = Page(render(kept(summary), [])).text
+    assert "Gain over" not in text
+    assert "Round 2: rejected The interval of the win rate reaches below one half (47% to 57%)." in text
     assert tones[3:] == [("Instruct at temperature 0.5", "green"), ("Instruct, best of 8", "grey"),
                          ("round 1, temperature 0.5", "orange"), ("round 2, temperature 0.5", "orange")]
 
