@@ -28,7 +28,7 @@ from triptych.pipeline.ledger import Ledger
 from triptych.pipeline.lock import claimed
 from triptych.pipeline.state import RunState
 from triptych.progress import Silent
-from triptych.recipe import Recipe, load
+from triptych.recipe import Recipe, TakenBase, load
 from triptych.release.verification import FORMAT, Manifest, ModelEntry, listing, seal
 
 QUICKSTART = Path(__file__).parents[1] / "recipes/quickstart.yaml"
@@ -145,6 +145,7 @@ def test_init_makes_a_recipe_of_a_model_and_files_that_passes_the_check(
     assert f"{path} is fine: triptych run {path}" in result.stdout
     assert "reward.audit.required=false" in result.stdout  # forty comparisons prove no reward
     recipe = load(path)
+    assert isinstance(recipe.base, TakenBase)
     assert recipe.base.from_.path.resolve() == model.resolve()
     assert recipe.gate.judging is not None
     assert recipe.gate.judging.kind == judge

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 from collections.abc import Sequence
@@ -51,6 +52,7 @@ def draft(
         return os.path.abspath(name) if beside.startswith("../..") else beside
 
     form = {"kind": "rules", "rules": [{"rule": "json", "json_schema": _read(schema)}]} if schema else None
+    again = copy.deepcopy(form)  # the same object twice would be written as an alias
     recipe: dict[str, Any] = {
         "name": folder.resolve().name, "base": {"from": named(model)},
         "instruct": {"data": [named(file) for file in answers]} if answers else "none",
@@ -62,13 +64,13 @@ def draft(
         recipe["reward"] = {
             "kind": "mixture", "parts": [{"name": name, "weight": 1, "reward": part} for name, part in parts.items()],
         }
-        recipe["gate"] = {"judge": form, "preferences": {"share_of_feedback": 0.5}}
+        recipe["gate"] = {"judge": again, "preferences": {"share_of_feedback": 0.5}}
     elif form:
         recipe["reward"] = form | {"rules": [*form["rules"], {"rule": "repetition", "weight": 0.2}]}
-        recipe["gate"] = {"judge": form}
+        recipe["gate"] = {"judge": again}
     recipe["improve"] = {"prompts": [named(file) for file in prompts or answers]}
     recipe["release"] = {"version": "0.1", "license": "other"}
-    return OPENING + yaml.dump(recipe, Dumper=_Plain, sort_keys=False, allow_unicode=True, width=120)
+    return OPENING + yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True, width=120)
 
 
 def settle(path: Path) -> tuple[list[str], Findings]:
@@ -106,11 +108,3 @@ def _read(schema: Path) -> Any:
         raise RecipeError(f"{schema}: {error.strerror}") from None
     except ValueError as error:
         raise RecipeError(f"{schema}: is no JSON: {error}") from None
-
-
-class _Plain(yaml.SafeDumper):
-    """Writes what occurs twice twice."""
-
-    def ignore_aliases(self, data: Any) -> bool:
-        """Always."""
-        return True
