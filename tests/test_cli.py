@@ -22,6 +22,7 @@ from triptych.cli import app
 from triptych.cli.arguments import Allowed
 from triptych.cycle import plan
 from triptych.engine import models
+from triptych.engine.rollout import Policy
 from triptych.engine.sampling import Sampling
 from triptych.errors import AuditError
 from triptych.pipeline.ledger import Ledger
@@ -29,6 +30,7 @@ from triptych.pipeline.lock import claimed
 from triptych.pipeline.state import RunState
 from triptych.progress import Silent
 from triptych.recipe import Recipe, TakenBase, load
+from triptych.records import Message, Prompt
 from triptych.release.verification import FORMAT, Manifest, ModelEntry, listing, seal
 
 QUICKSTART = Path(__file__).parents[1] / "recipes/quickstart.yaml"
@@ -392,6 +394,19 @@ def test_chat_decodes_as_the_release_says_unless_told_otherwise(release: Path, t
         json.dumps({"do_sample": True, "temperature": 1.5, "max_new_tokens": 5})
     )
     assert said("--seed", 1) == said("--seed", 1, "--temperature", 1.5) != said("--seed", 2)
+
+
+def test_chat_asks_behind_the_prompt_that_a_release_has(release: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(release / "instruct", tmp_path / "instruct")
+    (folder / "prompt.json").write_text(json.dumps({"messages": [
+        {"role": "user", "content": "Hello"}, {"role": "assistant", "content": "a b c d e f"},
+    ]}))
+    settings = ("--max-tokens", 24, "--temperature", 1.5, "--seed", 3)
+    policy = Policy.open(folder)
+    turns = (Message("user", "Hello"), Message("assistant", "a b c d e f"), Message("user", "Hi"))
+    ((expected,),) = policy.write([Prompt(turns)], Sampling(24, temperature=1.5, seed=3))
+    assert expected.answer in call("chat", folder, *settings, typed="Hi\n").stdout
+    assert expected.answer not in call("chat", release / "instruct", *settings, typed="Hi\n").stdout
 
 
 def test_chat_needs_a_model_that_writes(release: Path, tmp_path: Path) -> None:

@@ -70,6 +70,7 @@ def chat(
     from triptych.engine.rollout import Policy
     from triptych.engine.sampling import own_sampling
     from triptych.engine.scoring import scored
+    from triptych.evaluate.preamble import preamble_of, rendered_behind
     from triptych.records import Conversation
 
     settle()
@@ -81,7 +82,9 @@ def chat(
         except RewardError as error:
             say(f"(answers are not scored: {error})")
     seed = random.randrange(2**31) if seed is None else seed
-    conversation = Chat(policy, replace(own_sampling(folder, temperature, max_tokens), seed=seed))
+    sampling = replace(own_sampling(folder, temperature, max_tokens), seed=seed)
+    preamble = preamble_of(folder)
+    conversation = Chat(policy, sampling, rendered_behind(preamble, policy, sampling.max_tokens) if preamble else None)
     for line in _lines():
         if line == "/quit":
             break

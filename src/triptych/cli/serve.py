@@ -99,7 +99,7 @@ def _family(name: str, allowed: Allowed, context: int, slots: int | None) -> Ser
     """
     from triptych.engine.device import settle
     from triptych.engine.inspection import is_classifier
-    from triptych.evaluate.preamble import FOUND, read_preamble
+    from triptych.evaluate.preamble import preamble_of
     from triptych.reward.description import DESCRIPTION
     from triptych.server.served import ServedFamily, open_model
 
@@ -107,8 +107,9 @@ def _family(name: str, allowed: Allowed, context: int, slots: int | None) -> Ser
     folder, release = find_model(name, "judge")
 
     def opened(folder: Path, name: str, title: str, *, talks: bool = True) -> ServedModel:
-        preamble = read_preamble(folder) if (folder / FOUND).exists() else ()
-        return open_model(folder, name, title, context=context, slots=slots, preamble=preamble, talks=talks)
+        return open_model(
+            folder, name, title, context=context, slots=slots, preamble=preamble_of(folder), talks=talks
+        )
 
     if release is None and ((folder / DESCRIPTION).exists() or is_classifier(folder)):
         return ServedFamily(folder.name, {}, _reward(folder, None, allowed))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from triptych.engine.rollout import Policy
+from triptych.engine.rollout import Policy, Render
 from triptych.engine.sampling import Sampling
 from triptych.errors import ModelError
 from triptych.records import Message, Prompt, Rollout
@@ -30,12 +30,14 @@ class Chat:
 
     Attributes:
         sampling: how answers are drawn; its seed is the first one's, and each later one has the next.
+        render: the turns as tokens; by default as the policy renders them, with nothing before them.
         turns: that were said and are remembered; none at the beginning, and it may be emptied to begin anew.
         replies: how many answers were drawn.
     """
 
     policy: Policy
     sampling: Sampling
+    render: Render | None = None
     turns: list[Message] = field(default_factory=list)
     replies: int = 0
 
@@ -54,11 +56,11 @@ class Chat:
                 f"{self.policy.context}: say less, or lower max_tokens"
             )
         sampling = replace(self.sampling, seed=self.sampling.seed + self.replies)
-        ((rollout,),) = self.policy.write([Prompt(tuple(turns))], sampling)
+        ((rollout,),) = self.policy.write([Prompt(tuple(turns))], sampling, render=self.render)
         forgotten = len(self.turns) + 1 - len(turns)
         self.turns, self.replies = [*turns, Message("assistant", rollout.answer)], self.replies + 1
         return Reply(rollout, forgotten)
 
     def _fits(self, turns: Sequence[Message]) -> bool:
-        context = self.policy.context
-        return context is None or len(self.policy.render(Prompt(tuple(turns)))) + self.sampling.max_tokens <= context
+        context, render = self.policy.context, self.render or self.policy.render
+        return context is None or len(render(Prompt(tuple(turns)))) + self.sampling.max_tokens <= context

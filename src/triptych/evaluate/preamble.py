@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from triptych.data.template import prompt_tokens
 from triptych.display import one_line
@@ -63,6 +64,11 @@ def rendered_behind(preamble: Messages, policy: Policy, max_tokens: int) -> Rend
         return tokens if fits else policy.render(prompt)
 
     return render
+
+
+def preamble_of(model: Path) -> Messages:
+    """The turns behind which a model answers best, as its folder says; none where it does not."""
+    return read_preamble(model) if (model / FOUND).is_file() else ()
 
 
 def read_preamble(folder: Folder) -> Messages:

@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerFast
 from triptych.data.template import rendered
 from triptych.engine.sampling import Sampling
 from triptych.errors import ModelError
-from triptych.evaluate.preamble import FOUND, read_preamble
+from triptych.evaluate.preamble import preamble_of
 from triptych.records import Message, Messages
 from triptych.release.vocabulary import begins_with_bos
 
@@ -124,11 +124,10 @@ def modelfile(model: Path, file: Path, tokenizer: PreTrainedTokenizerFast, ends:
         ModelError: a text cannot stand in it.
     """
     turns = turns_of(tokenizer)
-    preamble = read_preamble(model) if (model / FOUND).is_file() else ()
     lines = [f"FROM ./{file.name}"]
     if turns is not None:
         lines.append(f"TEMPLATE {_quoted(turns.template)}")
-    for message in preamble:
+    for message in preamble_of(model):
         word = "SYSTEM" if message.role == "system" else f"MESSAGE {message.role}"
         lines.append(f"{word} {_quoted(message.content)}")
     lines += [f"PARAMETER {name} {value:g}" for name, value in decoding_of(model).items()]
