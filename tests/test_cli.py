@@ -405,8 +405,13 @@ def test_chat_asks_behind_the_prompt_that_a_release_has(release: Path, tmp_path:
     policy = Policy.open(folder)
     turns = (Message("user", "Hello"), Message("assistant", "a b c d e f"), Message("user", "Hi"))
     ((expected,),) = policy.write([Prompt(turns)], Sampling(24, temperature=1.5, seed=3))
-    assert expected.answer in call("chat", folder, *settings, typed="Hi\n").stdout
-    assert expected.answer not in call("chat", release / "instruct", *settings, typed="Hi\n").stdout
+
+    def printable(text: str) -> str:
+        return "".join(filter(str.isprintable, text))
+
+    assert printable(expected.answer) in printable(call("chat", folder, *settings, typed="Hi\n").stdout)
+    alone = call("chat", release / "instruct", *settings, typed="Hi\n").stdout
+    assert printable(expected.answer) not in printable(alone)
 
 
 def test_chat_needs_a_model_that_writes(release: Path, tmp_path: Path) -> None:

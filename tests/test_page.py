@@ -23,11 +23,12 @@ import uvicorn
 from typer.testing import CliRunner
 
 from triptych.cli import app
+from triptych.configuration import UserFile
 from triptych.data.files import BETTER, read_comparisons, read_thumbs, read_verdicts, write
 from triptych.errors import AnsweredError, DataError
 from triptych.people import guard, page
 from triptych.people.page import Deal, PageAnswer
-from triptych.people.questionnaire import SKIP, Questionnaire
+from triptych.people.questionnaire import SKIP, UNDO, Annotation, Questionnaire
 from triptych.people.questions import Labels, Thumbs
 from triptych.people.verdicts import Panel
 from triptych.records import Conversation, Prompt, Question, Thumb, user
@@ -51,8 +52,8 @@ def sources(tmp_path: Path) -> tuple[Panel, Labels]:
     )
 
 
-def asked(deal: Deal) -> dict[str, Any]:
-    found = deal.next()
+def asked(deal: Deal, annotator: str | None = None) -> dict[str, Any]:
+    found = deal.next(annotator)
     assert found is not None
     return found
 
@@ -66,7 +67,7 @@ def test_the_gates_questions_come_first_and_nobody_sees_anothers(sources: tuple[
     first, second, again = (asked(deal) for _ in range(3))
     assert first["question"] != second["question"]
     assert again["question"] == first["question"]  # all are looked at: the one that was shown longest ago
-    assert names(first) == ["first", "second", "tie", "skip"]
+    assert names(first) == ["first", "second", "tie", "both bad", "skip"]
     assert deal.take(PageAnswer(question=first["question"], choice="tie"))
     with pytest.raises(AnsweredError):
         deal.take(PageAnswer(question=first["question"], choice="first"))
@@ -76,7 +77,7 @@ def test_the_gates_questions_come_first_and_nobody_sees_anothers(sources: tuple[
 
     others = [asked(deal) for _ in range(3)]
     assert [each["open"] for each in others] == [3, 3, 3]
-    assert names(others[0]) == ["first", "second", "skip"]
+    assert names(others[0]) == ["first", "second", "both bad", "skip"]
     assert not deal.take(PageAnswer(question=others[0]["question"], choice="tie"))  # a tie teaches nothing
     assert deal.take(PageAnswer(question=others[0]["question"], choice="skip"))
     for each in others:
@@ -86,8 +87,8 @@ def test_the_gates_questions_come_first_and_nobody_sees_anothers(sources: tuple[
 
 
 @pytest.mark.parametrize("kind", [Panel, Labels, Thumbs])
-def test_no_two_choices_have_the_same_key(kind: type[Questionnaire[Any, Any]]) -> None:
-    choices = (*kind.choices, SKIP)
+def test_no_two_choices_have_the_same_key(kind: type[Questionnaire[Any]]) -> None:
+    choices = (*kind.choices, SKIP, UNDO)
     assert len({choice.key for choice in choices} - {"q"}) == len({choice.name for choice in choices}) == len(choices)
 
 
@@ -123,7 +124,7 @@ def running(server: uvicorn.Server) -> Iterator[str]:
 
 
 @contextmanager
-def served(*sources: Questionnaire[Any, Any]) -> Iterator[str]:
+def served(*sources: Questionnaire[Any]) -> Iterator[str]:
     """The address of a page."""
     with running(page.serve(sources, KEY)) as place:
         yield place
@@ -414,20 +415,27 @@ CHROMIUM = next((found for name in ("chromium", "google-chrome", "chromium-brows
 PERSON = """<script nonce="NONCE">
 "use strict";
 const seen = [], asked = [], sayings = SAYINGS;
+let step = 0;
+if (!annotator) {
+  place("name").value = " Ada ";
+  place("begin").click();
+}
 const look = () => {
   const why = place("note").hidden ? "" : place("why").textContent;
   if (seen.at(-1) !== why) seen.push(why);
-  if (shown && !kept && done < sayings.length) {
+  if (shown && !kept && step < sayings.length) {
     asked.push([document.title, place("title").textContent, place("prompt").textContent, place("ask").innerText]);
-    const key = { key: sayings[done] };
+    const said = sayings[step++], key = { key: said };
     document.body.dispatchEvent(new KeyboardEvent("keydown", { ...key, ctrlKey: true, bubbles: true }));
     document.body.dispatchEvent(new KeyboardEvent("keydown", { ...key, bubbles: true }));
-    if (!kept) document.querySelector(`[data-choice="${sayings[done]}"]`).click();
+    if (!kept && shown) document.querySelector(`[data-choice="${said}"]`).click();
   }
   const frame = document.getElementById("found") || document.body.appendChild(document.createElement("pre"));
   frame.id = "found";
   frame.textContent = JSON.stringify({ seen, asked, done, kept: kept && kept.choice,
                                        stored: sessionStorage.getItem("said"),
+                                       name: localStorage.getItem("annotator"), rules: place("guideline").innerText,
+                                       status: place("status").textContent, undo: place("undo").disabled,
                                        disabled: document.querySelector("[data-choice]")?.disabled });
 };
 setInterval(look, 50);
@@ -475,10 +483,10 @@ def test_in_a_browser_a_failed_request_keeps_what_was_said(
 ) -> None:
     add, fails = Panel.add, iter([OSError(errno.ENOSPC, "No space left on device"), DataError([]), None])
 
-    def full(panel: Panel, question: Question, choice: str) -> str | None:
+    def full(panel: Panel, question: Question, choice: str, annotator: str | None = None) -> str | None:
         if error := next(fails, None):
             raise error
-        return add(panel, question, choice)
+        return add(panel, question, choice, annotator)
 
     monkeypatch.setattr(Panel, "add", full)
     found = person(f"{address}/#key={KEY}", tmp_path, 20)
@@ -488,7 +496,7 @@ def test_in_a_browser_a_failed_request_keeps_what_was_said(
     assert found["seen"][3:] == [""]
     assert (found["done"], found["kept"], found["stored"], found["disabled"]) == (1, None, None, False)
     (verdict,) = read_verdicts(sources[0].file)
-    assert verdict.better == "second"
+    assert (verdict.better, verdict.annotator) == ("second", "Ada")
 
 
 @pytest.mark.attack("page")
@@ -516,3 +524,32 @@ def test_in_a_browser_one_answer_gets_a_thumb(tmp_path: Path, monkeypatch: pytes
         Thumb(question.prompt, question.answer, label) for question, label in zip(asked_about, labels, strict=False)
     ]
     assert list(thumbs.open) == [asked_about[3].key]
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no chromium or google-chrome is installed")
+def test_in_a_browser_somebody_with_a_name_takes_an_answer_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "rules.md").write_text("Prefer <b>short</b> answers.\n")
+    guideline = UserFile("rules.md", tmp_path / "rules.md")
+    write(tmp_path / "questions.jsonl", [
+        Question(Prompt(user(f"question {number}")), '{"a":[1.0,{"b":"<i>"}]}', "no JSON") for number in range(3)
+    ])
+    labels = Labels(
+        tmp_path / "questions.jsonl", tmp_path / "labels.jsonl", Annotation(guideline=guideline, overlap=1)
+    )
+    put_before_the_page(tmp_path, monkeypatch, ["1", "z", "2", "both bad", "first"])
+    with served(labels) as place:
+        found = person(f"{place}/#key={KEY}", tmp_path, 6)
+    assert [row[2][-1] for row in found["asked"]] == ["0", "1", "0", "2", "1"]  # 1 is on its way to whoever saw it
+    assert '{\n  "a": [\n    1.0,\n    {\n      "b": "<i>"\n    }\n  ]\n}' in found["asked"][0][3]
+    assert found["asked"][0][3].count("JSON, shown indented") == 1
+    assert "Prefer <b>short</b> answers." in found["rules"]
+    assert (found["name"], found["done"], found["kept"], found["undo"]) == ('"Ada"', 3, None, False)
+    assert found["status"] == "No question is open to Ada. You answered 3. New ones are looked for."
+    said = [json.loads(line) for line in labels.file.read_text().splitlines()]
+    assert [(row["annotator"], row.get("better", row.get("chosen_first"))) for row in said] == [
+        ("Ada", True), ("Ada", "withdrawn"), ("Ada", False), ("Ada", "both bad"), ("Ada", True)
+    ]
+    assert [row.chosen for row in read_comparisons(labels.file)] == ["no JSON", '{"a":[1.0,{"b":"<i>"}]}']
+    assert len(labels.open) == 3  # each waits for another person

@@ -41,7 +41,7 @@ def test_a_verdict_counts_for_an_answer_in_whatever_place_it_stood() -> None:
         verdict(pairs[0], "new", seed=1), verdict(pairs[0], "new", seed=2), verdict(pairs[0], "old", seed=3),
         verdict(pairs[1], "old"), verdict(pairs[2], "tie"), verdict(pairs[3], "new"),
     ]
-    assert preferred(pairs, said) == [pytest.approx(2 / 3), 0.0, 0.5, 1.0, 0.5]
+    assert preferred(pairs, said) == [1.0, 0.0, 0.5, 1.0, 0.5]  # of the first two of three prefer the candidate
     found = beside(preferred(pairs, said), [1.0, 1.0, 1.0, 1.0, 0.5])
     assert (found.win_rate, found.prompts) == (0.9, 3)
     assert found.agreement == pytest.approx(2 / 3)
@@ -77,7 +77,7 @@ def test_a_panel_waits_for_all_and_then_keeps_what_it_took(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"better": "new"}, 'verdicts.jsonl:1: better: must be one of first, second, tie, got "new"'),
+        ({"better": "new"}, 'verdicts.jsonl:1: better: must be one of first, second, tie, both bad, got "new"'),
         ({"better": None}, "verdicts.jsonl:1: better: missing"),
         ({"second": "old"}, "verdicts.jsonl:1: second: the same as first: expected two different answers"),
         ({"first": 3}, "verdicts.jsonl:1: first: must be text, got 3"),

@@ -42,7 +42,7 @@ from triptych.people.questions import FORMS, Asking, Form, Labels, Thumbs, ask, 
 from triptych.people.verdicts import Panel
 from triptych.pipeline.stage import StageContext
 from triptych.progress import Silent
-from triptych.records import Conversation, Prompt, Question, Rollout, Thumb, Verdict, user
+from triptych.records import Conversation, Prompt, Question, Rollout, Thumb, Verdict, Withdrawal, user
 
 
 def question(number: int, first: str = "one", second: str = "two") -> Question:
@@ -265,7 +265,7 @@ def test_an_answer_is_not_written_to_a_file_that_an_editor_has_replaced(
     assert len(read_comparisons(labels.file)) == 2
 
 
-def verdicts(path: Path) -> GrowingFile[Verdict]:
+def verdicts(path: Path) -> GrowingFile[Verdict | Withdrawal]:
     return GrowingFile(path, parse_verdict, lambda verdict: verdict.question.key)
 
 

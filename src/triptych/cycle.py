@@ -262,13 +262,16 @@ def improve_and_gate(
     if (people := recipe.gate.people) is not None:
         panel = Attendance(runner.folder, runner.progress)
         verdicts = UserFiles({people.name: runner.outside(
-            lambda: panel.verdicts(people.path, f"{name}/gate", answers / QUESTIONS), planned=people.path
+            lambda: panel.verdicts(people.path, f"{name}/gate", answers / QUESTIONS, recipe.gate.annotation),
+            planned=people.path,
         )})
     current.gate = gate = runner.run(
         f"{name}/gate", decide, recipe.gate.decision, answers=answers, measured=answers.result, reward=reward,
         judge=start.judge, failures=family.failures(current), preferences=start.preferences, sources=verdicts,
         budgets=budgets(recipe), **bounded_benchmarks(recipe, family, champion, candidate),
     )
+    if gate.result.people:
+        runner.progress.say(gate.result.people.sentence)
     runner.progress.say(f"{gate.result.decision}: {gate.result.reason}")
 
 

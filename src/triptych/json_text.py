@@ -74,6 +74,40 @@ def parse(text: str) -> Any:
     return value
 
 
+def indented(text: str) -> str | None:
+    """An object or a list in JSON with its values on lines of their own; None of any other text.
+
+    Nothing but the white space between values changes: numbers, escapes and fields that stand twice are as written.
+    """
+    try:
+        value = json.loads(text, parse_int=str, parse_float=str, parse_constant=_refused)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(value, dict | list):
+        return None
+    lines, depth, before = [""], 0, ""
+    for token in _TOKEN.findall(text):
+        if token in ("]", "}"):
+            depth -= 1
+        if depth > DEPTH:
+            return None
+        if (before in ("[", "{")) != (token in ("]", "}")) or before == ",":
+            lines.append("  " * depth)
+        lines[-1] += token
+        if token == ":":
+            lines[-1] += " "
+        depth += token in ("[", "{")
+        before = token
+    return "\n".join(lines)
+
+
+def _refused(constant: str) -> str:
+    raise ValueError(f"{constant} is not JSON")
+
+
+_TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|[\[\]{}:,]|[^\s\[\]{}:,"]+')
+
+
 def _faults(value: Any) -> Iterator[tuple[str | None, str]]:
     waiting: list[tuple[str, Any, int]] = [("", value, 1)]
     while waiting:

@@ -49,6 +49,7 @@ from triptych.improve.grpo import Grpo
 from triptych.improve.loop import Improvement
 from triptych.improve.registry import METHODS, AnyMethod, method_of
 from triptych.instruct.finetuning import Finetuning
+from triptych.people.questionnaire import Annotation, read_guideline
 from triptych.people.questions import Asking, Form
 from triptych.release.lineage import ReleaseForm
 from triptych.release.signature import Signing
@@ -290,10 +291,12 @@ class PeopleFeedback(Composed):
     Attributes:
         people: the file.
         asking: what they are asked.
+        annotation: how several of them are.
     """
 
     people: GrowingFile
     asking: Flat[Asking] = Asking()
+    annotation: Flat[Annotation] = Annotation()
 
 
 Feedback = Annotated[
@@ -358,6 +361,7 @@ class JudgedGate(Composed):
     Attributes:
         judge: takes no part in the training; measures every model.
         people: the file in which people say which answer they prefer, where they decide at the gate.
+        annotation: how several of them are asked.
         preferences: a second reward model, trained on comparisons that the first one never sees, which does not decide
             but says whether people's preferences hold, where the judge is another; it bounds `max_preference_loss`.
     """
@@ -366,6 +370,7 @@ class JudgedGate(Composed):
     decision: Flat[Gate] = Gate()
     judge: GateJudge = TrainedJudge()
     people: GrowingFile | None = None
+    annotation: Flat[Annotation] = Annotation()
     preferences: TrainedJudge | None = None
 
     @model_validator(mode="after")
@@ -373,6 +378,9 @@ class JudgedGate(Composed):
         if self.preferences is not None and isinstance(self.judge, TrainedJudge):
             raise ValueError("preferences is for gates where the judge is another: here it is a reward model of "
                              "people's comparisons already")
+        if self.people is None and self.annotation != Annotation():
+            raise ValueError("guideline, overlap and annotators are of people, who decide where the gate names their "
+                             "file: people: verdicts.jsonl")
         return self
 
     @property
@@ -698,6 +706,12 @@ class Recipe(Config):
         return next((source.people for source in self.feedback if isinstance(source, PeopleFeedback)), None)
 
     @property
+    def annotation(self) -> Annotation:
+        """How several people are asked in every round, if they are."""
+        people = (source.annotation for source in self.feedback if isinstance(source, PeopleFeedback))
+        return next(people, Annotation())
+
+    @property
     def asking(self) -> Asking | None:
         """What people are asked in every round, if they are."""
         default: Form = "thumbs" if self.improve.method.needs_thumbs else "comparisons"
@@ -819,6 +833,9 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     for folder in recipe.reflecting_model.values():
         if not folder.exists():
             raise RecipeError(f"{folder}: there is no such folder, and prompting.reflection.model names it")
+    for annotation in (recipe.gate.annotation, recipe.annotation):
+        if annotation.guideline is not None:
+            read_guideline(annotation.guideline.path)
     return recipe
 
 

@@ -177,6 +177,7 @@ class Comparison:
         votes_for_chosen: of `num_annotators` people, how many preferred the chosen answer.
         section, subset: what it tests, as in RewardBench; a subset is part of a section.
         chosen_first: whether the chosen answer was the one shown first, where that is known.
+        annotator: who said so, as people call themselves; see :mod:`triptych.data.votes`.
     """
 
     prompt: Prompt
@@ -189,6 +190,20 @@ class Comparison:
     section: str | None = None
     subset: str | None = None
     chosen_first: bool | None = None
+    annotator: str | None = None
+
+    @property
+    def question(self) -> Question:
+        """What was compared, in the order in which it was shown, or in that of the texts where nobody knows it."""
+        if self.chosen_first is None:
+            return Question(self.prompt, *sorted((self.chosen, self.rejected)))
+        both = (self.chosen, self.rejected)
+        return Question(self.prompt, *(both if self.chosen_first else both[::-1]))
+
+    @property
+    def choice(self) -> str:
+        """What it says of its question: "first" or "second"."""
+        return "first" if self.question.first == self.chosen else "second"
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,11 +222,17 @@ class Thumb:
     prompt: Prompt
     completion: str
     label: bool
+    annotator: str | None = None
 
     @property
-    def conversation(self) -> Conversation:
+    def question(self) -> Conversation:
         """The prompt and the answer."""
         return Conversation(self.prompt, self.completion)
+
+    @property
+    def choice(self) -> str:
+        """What it says of its question: "up" or "down"."""
+        return "up" if self.label else "down"
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,23 +253,39 @@ class Question:
         """What it is about, in whatever order it is shown: a digest of prompt and answers."""
         return digest_of(self.prompt.key, *sorted(self.answers))
 
-    def compared(self, first_is_better: bool) -> Comparison:
+    def compared(self, first_is_better: bool, annotator: str | None = None) -> Comparison:
         """The comparison that a person's answer makes of it."""
         better, worse = (self.first, self.second) if first_is_better else (self.second, self.first)
-        return Comparison(self.prompt, better, worse, source="people", chosen_first=first_is_better)
+        return Comparison(
+            self.prompt, better, worse, source="people", chosen_first=first_is_better, annotator=annotator
+        )
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What somebody said to a question: `better` is "first", "second" or, where neither is, "tie"."""
+    """What somebody said to a question: `better` is "first", "second" or, where neither is, "tie" or "both bad"."""
 
     question: Question
     better: str
+    annotator: str | None = None
+
+    @property
+    def choice(self) -> str:
+        """What it says of its question."""
+        return self.better
 
     def share(self, answer: str) -> float:
         """What an answer has of it: 1 where it is better, 0 where the other is, else ½."""
         shares = {"first": (1.0, 0.0), "second": (0.0, 1.0)}.get(self.better, (0.5, 0.5))
         return shares[answer != self.question.first]
+
+
+@dataclass(frozen=True, slots=True)
+class Withdrawal:
+    """An answer that somebody took back; what the same person says to the question later counts."""
+
+    question: Question | Conversation
+    annotator: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -268,6 +305,9 @@ class Rollout:
     answer: str
     finished: bool
 
+
+WITHDRAWN = "withdrawn"
+"""What stands in a line on disk where an answer would, if it is taken back."""
 
 Prompted = TypeVar("Prompted", bound=Prompt | Conversation | Comparison | Rating | Thumb)
 
@@ -295,7 +335,7 @@ def without_reasoning(record: Prompted) -> Prompted:
     return replace(record, **changed)
 
 
-Record = Document | Prompt | Conversation | Comparison | Rating | Thumb | Question | Verdict
+Record = Document | Prompt | Conversation | Comparison | Rating | Thumb | Question | Verdict | Withdrawal
 
 
 def turns(messages: Messages) -> list[dict[str, Any]]:
@@ -320,12 +360,19 @@ def turns(messages: Messages) -> list[dict[str, Any]]:
 
 def to_json(record: Record) -> dict[str, Any]:
     """The record in the form it has on disk; what is None is left out."""
+    row: dict[str, Any]
     if isinstance(record, Document):
         return {"text": record.text} | ({} if record.domain is None else {"domain": record.domain})
     if isinstance(record, Verdict):
-        return to_json(record.question) | {"better": record.better}
+        signed = {} if record.annotator is None else {"annotator": record.annotator}
+        return to_json(record.question) | {"better": record.better} | signed
+    if isinstance(record, Withdrawal):
+        asked = record.question
+        said = {"label": WITHDRAWN} if isinstance(asked, Conversation) else {"better": WITHDRAWN}
+        row = to_json(Thumb(asked.prompt, asked.answer, True) if isinstance(asked, Conversation) else asked)
+        return row | said | {"annotator": record.annotator}
     if isinstance(record, Prompt):
-        row: dict[str, Any] = {"prompt": turns(record.messages)}
+        row = {"prompt": turns(record.messages)}
         prompt = record
     else:
         prompt = record.prompt
@@ -337,11 +384,13 @@ def to_json(record: Record) -> dict[str, Any]:
             row["chosen"] = [{**answer[0], "content": record.chosen}]
             row["rejected"] = [{**answer[0], "content": record.rejected}]
             for name in (
-                "margin", "source", "votes_for_chosen", "num_annotators", "section", "subset", "chosen_first"
+                "margin", "source", "votes_for_chosen", "num_annotators", "section", "subset", "chosen_first",
+                "annotator",
             ):
                 row[name] = getattr(record, name)
         elif isinstance(record, Thumb):
-            row |= {"completion": [{**answer[0], "content": record.completion}], "label": record.label}
+            row |= {"completion": [{**answer[0], "content": record.completion}], "label": record.label,
+                    "annotator": record.annotator}
         elif isinstance(record, Question):
             row |= {"first": record.first, "second": record.second}
         else:

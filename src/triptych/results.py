@@ -541,7 +541,7 @@ def _round(made: Round, gate: Decided, candidate: Artifact[Improved]) -> report.
         length_controlled=gate.length_controlled, length_controlled_interval=gate.length_controlled_interval,
         bits_before=gate.bits_before, bits_after=gate.bits_after, tasks=gate.tasks,
         decided_by=gate.decided_by, judge_win_rate=gate.judge_win_rate, judge_interval=gate.judge_interval,
-        agreement=gate.agreement, agreement_prompts=gate.agreement_prompts, parts=gate.parts,
+        agreement=gate.agreement, agreement_prompts=gate.agreement_prompts, people=gate.people, parts=gate.parts,
         instructions=gate.instructions, preferences=gate.preferences, benchmarks=gate.benchmarks,
         decision=gate.decision, reason=gate.reason,
         diagnosis=_diagnosis(made.diagnosis.result) if made.diagnosis else None,

@@ -29,7 +29,18 @@ def label(
         Path, typer.Argument(metavar="RECIPE", help="A recipe, or the folder of a gate --people.", show_default=False)
     ],
     overrides: Overrides = None,
+    name: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", show_default="your login's", help="Who answers in the terminal."),
+    ] = None,
+    guideline: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", show_default=False, help="Text that says by what to decide; the recipe's before."),
+    ] = None,
     page: Annotated[bool, typer.Option("--page", help="Serves a page on which several people may answer.")] = False,
+    agreement: Annotated[
+        bool, typer.Option("--agreement", help="Asks nothing: tells what was answered, and how far people agree.")
+    ] = False,
     host: Annotated[str, typer.Option(help="The address that the page listens at.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Its port; 0 for any that is free.")] = 8377,
     runs: RunsFolder = RUNS,
@@ -40,7 +51,9 @@ def label(
     champion's and the candidate's, and nobody is told which is which. Other questions are what the run's champion wrote
     (feedback: [{people: labels.jsonl}]); those that the reward model is least sure of come first. Where the method
     learns from thumbs (KTO), or the recipe says ask_for: thumbs, each shows one answer. With --page several people
-    answer in their browsers, each another question, until Ctrl-C; whoever has the printed address may answer.
+    answer in their browsers, each another question first, until Ctrl-C; whoever has the printed address may answer.
+    The share of the questions that the recipe names as overlap is asked of several people: at the end you are told how
+    far they agree.
 
     Example: [bold]triptych label recipe.yaml --page[/bold]
     """
@@ -51,15 +64,50 @@ def label(
 
         loaded = load(recipe, overrides or ())
         asked = _asked(loaded, recipe, runs / loaded.name)
-    if page:
+    if guideline is not None:
+        from triptych.people.questionnaire import read_guideline
+
+        text = read_guideline(guideline)
+        for source in asked:
+            source.guideline = text
+    if page and not agreement:
         _serve(asked, host, port)
-        return
+    elif not agreement:
+        annotator = _named(name)
+        say(f"you answer as {annotator}")
+        for source in asked:
+            if not _interview(source, annotator):
+                break
+    if not page or agreement:
+        _tell_agreement(asked)
+
+
+def _tell_agreement(asked: Sequence[Questionnaire[Any]]) -> None:
+    """What was said to the questions that are asked now."""
     for source in asked:
-        if not _interview(source):
-            break
+        say(f"{source.file}: {source.reliability.sentence}")
 
 
-def _asked(loaded: Recipe, recipe: Path, folder: Path) -> list[Questionnaire[Any, Any]]:
+def _named(name: str | None) -> str:
+    """Who answers: a name as it is written down.
+
+    Raises:
+        RunError: there is none.
+    """
+    import getpass
+
+    from triptych.display import one_line
+
+    try:
+        annotator = one_line(getpass.getuser() if name is None else name)
+    except (KeyError, OSError):
+        annotator = ""
+    if not 0 < len(annotator) <= 64:
+        raise RunError("label writes a name beside each answer, of 1 to 64 characters: give --name NAME")
+    return annotator
+
+
+def _asked(loaded: Recipe, recipe: Path, folder: Path) -> list[Questionnaire[Any]]:
     """Where the recipe has people answer, the gate first.
 
     Raises:
@@ -77,15 +125,15 @@ def _asked(loaded: Recipe, recipe: Path, folder: Path) -> list[Questionnaire[Any
         )
     if not any((folder / name).exists() for name in (FILE, GATE_QUESTIONS)):
         raise RunError(f"{folder} has no questions yet: triptych run or watch {recipe} has the model write its answers")
-    asked: list[Questionnaire[Any, Any]] = []
+    asked: list[Questionnaire[Any]] = []
     if loaded.gate.people is not None:
-        asked.append(Panel(folder / GATE_QUESTIONS, loaded.gate.people.path))
+        asked.append(Panel(folder / GATE_QUESTIONS, loaded.gate.people.path, loaded.gate.annotation))
     if loaded.people is not None and loaded.people_give is not None:
-        asked.append(FORMS[loaded.people_give](folder / FILE, loaded.people.path))
+        asked.append(FORMS[loaded.people_give](folder / FILE, loaded.people.path, loaded.annotation))
     return asked
 
 
-def _asked_by_gate(folder: Path) -> list[Questionnaire[Any, Any]]:
+def _asked_by_gate(folder: Path) -> list[Questionnaire[Any]]:
     """What a gate without a recipe asks.
 
     Raises:
@@ -102,17 +150,23 @@ def _asked_by_gate(folder: Path) -> list[Questionnaire[Any, Any]]:
     return [Panel(folder / QUESTIONS, folder / VERDICTS)]
 
 
-def _interview(asked: Questionnaire[Any, Any]) -> bool:
-    """Asks one question after the other; whether the last was reached."""
-    from triptych.people.questionnaire import SKIP, Choice
+def _interview(asked: Questionnaire[Any], annotator: str) -> bool:
+    """Asks somebody one question after the other; whether the last was reached."""
+    from triptych.people.questionnaire import SKIP, UNDO, Choice
 
     stop = Choice("stop", "q", "Stop")
-    choices = {choice.key: choice for choice in (*asked.choices, SKIP, stop)}
+    choices = {choice.key: choice for choice in (*asked.choices, SKIP, stop, UNDO)}
     legend = "  ".join(f"{choice.key} {choice.label}" for choice in choices.values())
-    done, said = 0, SKIP
+    said = SKIP
     for note in asked.notes:
         say(note)
-    for question in asked.open.values():
+    if asked.guideline:
+        quote(asked.guideline)
+    waiting = list(asked.open_to(annotator).values())
+    given: list[int] = []
+    place = 0
+    while place < len(waiting):
+        question = waiting[place]
         say()
         for turn in question.prompt.messages:
             quote((f"{turn.role}: {turn.content}", "dim"))
@@ -125,19 +179,27 @@ def _interview(asked: Questionnaire[Any, Any]) -> bool:
         said = choices[key]
         if said == stop:
             break
-        if said != SKIP:
-            done += _added(asked, question, said)
+        if said == UNDO:
+            if given:
+                place = given.pop()
+                asked.take_back(waiting[place], annotator)
+            else:
+                say("there is no answer that you gave now and could take back")
+            continue
+        if said != SKIP and _added(asked, question, said, annotator):
+            given.append(place)
+        place += 1
     else:
         say("there is no open question left")
-    say(f"{done} answer{'' if done == 1 else 's'} added to {asked.file}")
+    say(f"{len(given)} answer{'' if len(given) == 1 else 's'} added to {asked.file}")
     return said != stop
 
 
-def _added(asked: Questionnaire[Any, Any], question: Question | Conversation, choice: Choice) -> bool:
+def _added(asked: Questionnaire[Any], question: Question | Conversation, choice: Choice, annotator: str) -> bool:
     """Adds an answer, again until there is room for it; False where somebody was faster."""
     while True:
         try:
-            cut = asked.add(question, choice.name)
+            cut = asked.add(question, choice.name, annotator)
         except AnsweredError as error:
             say(str(error))
             return False
@@ -150,7 +212,7 @@ def _added(asked: Questionnaire[Any, Any], question: Question | Conversation, ch
             return True
 
 
-def _serve(asked: Sequence[Questionnaire[Any, Any]], host: str, port: int) -> None:
+def _serve(asked: Sequence[Questionnaire[Any]], host: str, port: int) -> None:
     """The page, until Ctrl-C."""
     from triptych.people.page import serve
 
@@ -160,4 +222,7 @@ def _serve(asked: Sequence[Questionnaire[Any, Any]], host: str, port: int) -> No
         say("answers are added to " + " and ".join(str(source.file) for source in asked) + "; Ctrl-C ends it")
         for note in (note for source in asked for note in source.notes):
             say(note)
-        serve(asked, key, tell=say).run(sockets=[socket])
+        try:
+            serve(asked, key, tell=say).run(sockets=[socket])
+        finally:
+            _tell_agreement(asked)

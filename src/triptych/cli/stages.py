@@ -204,6 +204,8 @@ def _show_decision(decided: Decided) -> None:
         say(f"win rate at equal length {decided.length_controlled:.1%}")
     if decided.judge_win_rate is not None:
         say(f"win rate by {decided.judge} alone {decided.judge_win_rate:.1%}")
+    if decided.people:
+        say(decided.people.sentence)
     say(f"{decided.decision}: {decided.reason}")
 
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 from triptych.data import forms
 from triptych.data.remote import fetch
@@ -22,9 +22,11 @@ from triptych.data.row import Row
 from triptych.data.rows import Place, Values, numbered, opened, refuse_choice, rows_of, shown, text_of
 from triptych.data.source import Source, is_address, is_stdlib, kind_of
 from triptych.data.stdlib import stdlib_files
+from triptych.data.votes import BOTH_BAD, Vote, settled, standing
 from triptych.errors import DataError, Fault
 from triptych.instructions.constraining import constrain, constrain_answers
 from triptych.records import (
+    WITHDRAWN,
     Comparison,
     Conversation,
     Document,
@@ -36,6 +38,7 @@ from triptych.records import (
     Record,
     Thumb,
     Verdict,
+    Withdrawal,
     differ,
     to_json,
     user,
@@ -45,7 +48,7 @@ from triptych.storage import entries, sha256_all, sha256_once
 DOCUMENT_CHARACTERS = 2000
 """How many characters of paragraphs make one document of a `.txt` file."""
 
-BETTER = ("first", "second", "tie")
+BETTER = ("first", "second", "tie", BOTH_BAD)
 
 R = TypeVar("R", bound=Record)
 AnyPlace = str | Path | Source
@@ -128,9 +131,10 @@ def read_comparisons(
     """Reads `{"prompt", "chosen", "rejected"}` rows; see :func:`read_documents`.
 
     Where `prompt` is absent, `chosen` and `rejected` are whole conversations and the turns that they
-    share are the prompt.
+    share are the prompt. Of lines that people added with their names those count that :func:`votes.settled` says.
     """
-    return _read(source, "comparisons", parse_comparison, skipped, places, notes)
+    rows = _settled(source, "comparisons", skipped, places, notes)
+    return [row for row in rows if isinstance(row, Comparison)]
 
 
 def read_ratings(
@@ -146,12 +150,41 @@ def read_thumbs(
     notes: list[Fault] | None = None,
 ) -> list[Thumb]:
     """Reads `{"prompt", "completion", "label"}` rows, `label` true or false; see :func:`read_documents`."""
-    return _read(source, "thumbs", parse_thumb, skipped, places, notes)
+    rows = _settled(source, "thumbs", skipped, places, notes)
+    return [row for row in rows if isinstance(row, Thumb)]
+
+
+def read_votes(
+    kind: VoteKind, source: AnyPlace, skipped: list[Fault] | None = None, places: list[Place] | None = None,
+    notes: list[Fault] | None = None,
+) -> list[Vote]:
+    """Reads the lines of comparisons or thumbs as they were added, with those that take others back."""
+    return _read(source, kind, _VOTES[kind], skipped, places, notes)
+
+
+def _settled(
+    source: AnyPlace, kind: VoteKind, skipped: list[Fault] | None, places: list[Place] | None,
+    notes: list[Fault] | None,
+) -> list[Comparison | Thumb]:
+    """What is learnt from the lines of a file.
+
+    Raises:
+        DataError: nothing is.
+    """
+    all_places: list[Place] = []
+    learnt = settled(read_votes(kind, source, skipped, all_places, notes))
+    if not learnt.rows:
+        raise DataError([Fault(Source.of(source).file, None, None, f"no row is left: {learnt.note or WITHDRAWN}")])
+    if notes is not None and learnt.note:
+        notes.append(Fault(Source.of(source).file, None, None, learnt.note))
+    if places is not None:
+        places += [all_places[place] for place, _ in learnt.rows]
+    return [row for _, row in learnt.rows]
 
 
 def read_verdicts(source: str | Path, skipped: list[Fault] | None = None) -> list[Verdict]:
-    """Reads `{"prompt", "first", "second", "better"}` rows; see :func:`read_documents`."""
-    return _read(source, None, parse_verdict, skipped)
+    """Reads `{"prompt", "first", "second", "better"}` rows, those that stand; see :func:`read_documents`."""
+    return [row for row in standing(_read(source, None, parse_verdict, skipped)) if isinstance(row, Verdict)]
 
 
 READERS: Mapping[str, Callable[..., list[Any]]] = {
@@ -238,7 +271,10 @@ def faults_of(record: Record) -> list[Fault]:
         Comparison: parse_comparison, Conversation: parse_conversation, Question: parse_question, Thumb: parse_thumb,
         Verdict: parse_verdict,
     }
-    return parse_lines("", [json_line(record).encode()], parsers[type(record)])[1]
+    kind = type(record)
+    if isinstance(record, Withdrawal):
+        kind = Verdict if isinstance(record.question, Question) else Thumb
+    return parse_lines("", [json_line(record).encode()], parsers[kind])[1]
 
 
 def digest(path: str | Path) -> str:
@@ -502,7 +538,7 @@ def parse_comparison(row: Row) -> Comparison | None:
     section, subset, first = row.text("section"), row.text("subset"), row.flag("chosen_first")
     if prompt is None or chosen is None or rejected is None:
         return None
-    return Comparison(prompt, chosen, rejected, margin, source, votes, people, section, subset, first)
+    return Comparison(prompt, chosen, rejected, margin, source, votes, people, section, subset, first, row.name())
 
 
 def _rating(row: Row) -> Rating | None:
@@ -511,12 +547,22 @@ def _rating(row: Row) -> Rating | None:
     return None if prompt is None or response is None else Rating(prompt, response, scores)
 
 
-def parse_thumb(row: Row) -> Thumb | None:
+def parse_label(row: Row) -> Comparison | Verdict | Withdrawal | None:
+    """A line of comparisons that people add to: one that prefers no answer has the form of a verdict."""
+    said = row.has("better") and not row.has("chosen")
+    return parse_verdict(row) if said else parse_comparison(row)
+
+
+def parse_thumb(row: Row) -> Thumb | Withdrawal | None:
     """An answer that was liked or not, or None; what is wrong stands in the row."""
     prompt = _prompt(row)
     completion = _answer(row, "completion", prompt)
+    if row.values.get("label") == WITHDRAWN:
+        return _withdrawal(row, None if prompt is None or completion is None else Conversation(prompt, completion))
     label = row.flag("label") if row.required("label") is not None else None
-    return None if prompt is None or completion is None or label is None else Thumb(prompt, completion, label)
+    if prompt is None or completion is None or label is None:
+        return None
+    return Thumb(prompt, completion, label, row.name())
 
 
 def parse_question(row: Row) -> Question | None:
@@ -529,12 +575,25 @@ def parse_question(row: Row) -> Question | None:
     return None if prompt is None or first is None or second is None else Question(prompt, first, second)
 
 
-def parse_verdict(row: Row) -> Verdict | None:
+def parse_verdict(row: Row) -> Verdict | Withdrawal | None:
     """What somebody said to a question, or None; what is wrong stands in the row."""
     question, better = parse_question(row), row.required("better")
+    if better == WITHDRAWN:
+        return _withdrawal(row, question)
     if better is not None and better not in BETTER:
         row.fault("better", f"must be one of {', '.join(BETTER)}, got {shown(better)}")
-    return None if question is None or better not in BETTER else Verdict(question, better)
+    return None if question is None or better not in BETTER else Verdict(question, better, row.name())
+
+
+def _withdrawal(row: Row, question: Question | Conversation | None) -> Withdrawal | None:
+    """An answer taken back; only whoever has a name can."""
+    if (annotator := row.name()) is None:
+        row.fault("annotator", "missing: expected the name of whoever takes an answer back")
+    return None if question is None or annotator is None else Withdrawal(question, annotator)
+
+
+VoteKind = Literal["comparisons", "thumbs"]
+_VOTES: Mapping[VoteKind, Callable[[Row], Vote | None]] = {"comparisons": parse_label, "thumbs": parse_thumb}
 
 
 def _shared_prompt(row: Row) -> Prompt | None:

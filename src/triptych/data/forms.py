@@ -70,10 +70,10 @@ OWN: Mapping[Kind, tuple[str, ...]] = {
     "prompts": ("prompt", "reference", "task", "tools", "checks"),
     "comparisons": (
         "prompt", "chosen", "rejected", "margin", "source", "votes_for_chosen", "num_annotators", "section", "subset",
-        "chosen_first", "reference", "task", "tools", "checks",
+        "chosen_first", "annotator", "first", "second", "better", "reference", "task", "tools", "checks",
     ),
     "ratings": ("prompt", "response", "scores", "reference", "task", "tools", "checks"),
-    "thumbs": ("prompt", "completion", "label", "reference", "task", "tools", "checks"),
+    "thumbs": ("prompt", "completion", "label", "annotator", "reference", "task", "tools", "checks"),
 }
 """The fields that a reader knows."""
 

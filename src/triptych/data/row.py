@@ -70,6 +70,12 @@ class Row:
         self.fault(field, f"must be text, got {shown_kind(value)}")
         return None
 
+    def name(self) -> str | None:
+        """Of the person who added the row: `annotator`, where that is a text or a whole number; else there is none."""
+        value = self.values.get("annotator")
+        known = isinstance(value, str | int) and not isinstance(value, bool)
+        return (str(value).strip() or None) if known else None
+
     def reference(self) -> str | None:
         """An optional text; a number is its text."""
         value = self.values.get("reference")

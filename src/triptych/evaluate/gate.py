@@ -22,11 +22,12 @@ from triptych.evaluate.answers import Answered, answered
 from triptych.evaluate.benchmarking import BenchmarkBudget, changed
 from triptych.evaluate.lengths import controlled
 from triptych.evaluate.measurement import by_task
-from triptych.evaluate.panel import PEOPLE, beside, preferred
+from triptych.evaluate.panel import PEOPLE, beside, preferred, reliability
 from triptych.instructions.following import followed_by_kind
 from triptych.pipeline.result import Result
 from triptych.pipeline.stage import StageContext
 from triptych.statistics.intervals import Interval, mean_interval, prompts_needed, wins
+from triptych.statistics.reliability import Reliability
 from triptych.statistics.scores import BenchmarkChange, PairedScore, TaskScore, paired_by_name
 from triptych.statistics.significance import chance, least, level
 from triptych.storage import Folder, read_rows
@@ -77,6 +78,7 @@ class Decided(Answered):
         lost_tasks: those that the candidate lost, each with its p-value.
         judge_counts: what else the judge said, such as contradictions.
         decided_by: the judge, or people; then the judge's own win rate and how often the two agree stand beside.
+        people: who decided, where people did: how many answered what, and how far they agree.
         judge_before, judge_after, reward_before, reward_after: mean scores of champion and candidate.
         parts: what judge and reward are made of, as each of their rules: "judge/length", "reward/length".
         instructions: for each kind of the prompts' instructions how often it is followed.
@@ -99,6 +101,7 @@ class Decided(Answered):
     judge_interval: Interval | None = None
     agreement: float | None = None
     agreement_prompts: int | None = None
+    people: Reliability | None = None
     judge_before: float
     judge_after: float
     reward_before: float
@@ -167,10 +170,11 @@ def decide(
     pairs = answered(answers)
     # Judged in one call, so that a judge that compares answers sees both, in both orders.
     both = [conversation for side in zip(*(pair.conversations for pair in pairs), strict=True) for conversation in side]
-    shares = None
+    shares = people = None
     if sources:
         (file,) = sources.values()
-        shares = preferred(pairs, read_any(Path(file), read_verdicts))
+        verdicts = read_any(Path(file), read_verdicts)
+        shares, people = preferred(pairs, verdicts), reliability(pairs, verdicts)
     judged = scored(judge, both) if judge else Scores([*(1 - share for share in shares or ()), *(shares or ())])
     rewarded = scored(reward, both) if reward else Scores(judged.totals)
     count = len(pairs)
@@ -219,6 +223,7 @@ def decide(
         judge_interval=judge_beside.interval if judge_beside else None,
         agreement=judge_beside.agreement if judge_beside else None,
         agreement_prompts=judge_beside.prompts if judge_beside else None,
+        people=people,
         judge_before=sum(judged.totals[:count]) / count,
         judge_after=sum(judged.totals[count:]) / count,
         reward_before=sum(rewarded.totals[:count]) / count,

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from triptych.data.votes import ballots, choices, majority
 from triptych.evaluate.answers import Pair
 from triptych.records import Question, Verdict, differ
 from triptych.statistics.intervals import Interval, mean_interval
+from triptych.statistics.reliability import Reliability
 
 PEOPLE = "a panel of people"
 
@@ -28,7 +30,10 @@ class JudgeBeside:
 
 
 def preferred(pairs: Sequence[Pair], verdicts: Sequence[Verdict]) -> list[float]:
-    """For each pair the share of its verdicts that the candidate has; a half where the two do not differ."""
+    """For each pair 1 where more than half of its people prefer the candidate, 0 where they do the champion, else ½.
+
+    So a question counts once, however many answered it. Where the two do not differ, nobody is asked: ½.
+    """
     said: dict[str, list[Verdict]] = {}
     for verdict in verdicts:
         said.setdefault(verdict.question.key, []).append(verdict)
@@ -36,10 +41,18 @@ def preferred(pairs: Sequence[Pair], verdicts: Sequence[Verdict]) -> list[float]
     def share(pair: Pair) -> float:
         if not differ(pair.before, pair.after):
             return 0.5
-        shares = [verdict.share(pair.after) for verdict in said[Question(pair.prompt, pair.before, pair.after).key]]
-        return sum(shares) / len(shares)
+        asked = Question(pair.prompt, pair.before, pair.after)
+        return Verdict(asked, majority(choices(asked, said[asked.key])) or "tie").share(pair.after)
 
     return [share(pair) for pair in pairs]
+
+
+def reliability(pairs: Sequence[Pair], verdicts: Sequence[Verdict]) -> Reliability:
+    """How far the people agree who decided about these pairs."""
+    asked = {Question(pair.prompt, pair.before, pair.after).key for pair in pairs}
+    said = [verdict for verdict in verdicts if verdict.question.key in asked]
+    names = {verdict.annotator for verdict in said if verdict.annotator is not None}
+    return Reliability.of(list(ballots(said).values()), len(names))
 
 
 def beside(people: Sequence[float], judge: Sequence[float]) -> JudgeBeside:

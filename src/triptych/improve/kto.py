@@ -121,7 +121,7 @@ class KtoMethod(Method[Kto, LikedPack]):
     def _fitting(self, thumbs: Sequence[Thumb]) -> tuple[list[Liked], Sequence[int]]:
         """Those that are not too long, and their lines."""
         limit = min(self.config.context, self.loop.policy.context or self.config.context)
-        fitted = fit([thumb.conversation for thumb in thumbs], self.loop.tokenizer, limit, "drop")
+        fitted = fit([thumb.question for thumb in thumbs], self.loop.tokenizer, limit, "drop")
         if fitted.dropped:
             self.loop.context.progress.say(f"thumbs: {fitted}")
         return [

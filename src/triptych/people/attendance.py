@@ -8,6 +8,7 @@ from typing import Literal
 
 from triptych.errors import RunError
 from triptych.people.inbox import Inbox
+from triptych.people.questionnaire import Annotation
 from triptych.people.questions import FILE as QUESTIONS
 from triptych.people.questions import Form, QuestionsAsked
 from triptych.people.verdicts import Panel
@@ -53,7 +54,7 @@ class Attendance:
         if inbox.note:
             self.progress.say(inbox.note)
         taken = inbox.take(round, wrong_rows)
-        if taken.read_text(encoding="utf-8"):
+        if inbox.teaches(taken):
             return taken
         if not required:
             return None
@@ -63,18 +64,19 @@ class Attendance:
             "(triptych label), or have triptych watch wait for others"
         )
 
-    def verdicts(self, file: Path, gate: str, questions: Path) -> Path:
+    def verdicts(self, file: Path, gate: str, questions: Path, annotation: Annotation) -> Path:
         """What people said to all that a gate asks, kept in the run's folder.
 
         Args:
             file: that they add to.
+            annotation: how several of them are asked.
             gate: its stage's name.
             questions: what it asks, in the folder of the answers.
 
         Raises:
             WaitingError: some questions are open; they are in the run's gate-questions.jsonl.
         """
-        panel = Panel(questions, file)
+        panel = Panel(questions, file, annotation)
         kept = self.folder / "verdicts" / f"{questions.parent.name}.jsonl"
         place = self.folder / GATE_QUESTIONS
         if not kept.exists() and panel.open:

@@ -7,20 +7,22 @@ whatever comes later.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypedDict, TypeVar
 
 from pydantic import Field
 
 from triptych.configuration import Config
-from triptych.data.files import parse_lines, read_comparisons, read_saying, read_thumbs
+from triptych.data.files import parse_lines, read_saying, read_votes
 from triptych.data.folder import DataFolder
 from triptych.data.folds import CrossFit
 from triptych.data.rows import Place
 from triptych.data.separation import COMPARED, PROVING, RATED, require_apart, stored
 from triptych.data.splits import PromptedRecord, decontaminate, deduplicate
+from triptych.data.votes import BOTH_BAD, Vote, in_time, settled
 from triptych.errors import DataError, Fault, RunError
 from triptych.feedback.accumulation import accumulate
 from triptych.people.questions import FORMS, FeedbackQuestionnaire, Form
@@ -52,7 +54,7 @@ class Inbox:
         return cls(file, run / "arrivals", form)
 
     @property
-    def kind(self) -> type[FeedbackQuestionnaire[Any, Any]]:
+    def kind(self) -> type[FeedbackQuestionnaire[Any]]:
         """The questions that the lines answer."""
         return FORMS[self.form]
 
@@ -65,8 +67,8 @@ class Inbox:
 
     @property
     def waiting(self) -> int:
-        """How many lines no round took."""
-        return len(self._waiting())
+        """How much no round took: what would be learnt of it, and wrong lines, which a round names."""
+        return self._count(self._waiting())
 
     def take(self, round: int, wrong_rows: Literal["refuse", "skip"] = "refuse") -> Path:
         """The round's own lines, in a file: what it took before, or all that wait now, which may be none.
@@ -86,6 +88,10 @@ class Inbox:
             write_whole(path, "".join(lines))
         return path
 
+    def teaches(self, taken: Path) -> bool:
+        """Whether anything is learnt of what a round took."""
+        return self._count(_lines(taken)[0]) > 0
+
     @property
     def note(self) -> str:
         """Of a last line that is not whole, that it waits; else nothing."""
@@ -93,9 +99,9 @@ class Inbox:
         return f"{self.file} ends in {len(tail):,} bytes that are no whole line: they wait" if tail else ""
 
     def give_back(self) -> int:
-        """Has what the last round took wait again; how many lines it is."""
+        """Has what the last round took wait again; how much it is."""
         path = self.folder / f"round-{self.rounds}.jsonl"
-        count = len(_lines(path)[0])
+        count = self._count(_lines(path)[0])
         path.unlink()
         return count
 
@@ -109,6 +115,12 @@ class Inbox:
                 f"added at the end (the rounds' own are in {self.folder})"
             )
         return lines[len(taken) :]
+
+    def _count(self, lines: Sequence[str]) -> int:
+        parsed: tuple[list[Vote], list[Fault]] = parse_lines(str(self.file), map(str.encode, lines), self.kind.parse)
+        votes, faults = parsed
+        counted, _ = in_time(votes)
+        return len(settled([vote for _, vote in counted]).rows) + len({fault.line for fault in faults})
 
 
 def _lines(path: Path) -> tuple[list[str], bytes]:
@@ -152,6 +164,8 @@ class Omissions(TypedDict):
     duplicates: int
     removed: int
     wrong_rows_left_out: int
+    both_bad: int
+    too_late: int
 
 
 class FeedbackAdded(Result):
@@ -160,12 +174,16 @@ class FeedbackAdded(Result):
     Attributes:
         duplicates: exact repetitions, which are left out.
         removed: rows whose prompts are kept for measuring, which are left out.
+        both_bad: questions to which most said that both answers are bad, which gives no pair.
+        too_late: answers that take back what an earlier round learnt, which stays.
     """
 
     labelled_by: str = "people"
     duplicates: int
     removed: int
     wrong_rows_left_out: int
+    both_bad: int = 0
+    too_late: int = 0
 
 
 class ComparisonsAdded(FeedbackAdded):
@@ -203,7 +221,7 @@ def add_comparisons(
     """
     judged = [name for name in (*COMPARED, *RATED) if "judge" in name]
     kept = stored(data, *PROVING, *judged)
-    new, left_out = _read(context, config, sources, read_comparisons, "comparisons", kept)
+    new, left_out = _read(context, config, sources, Comparison, "comparisons", kept)
     added = accumulate(context, new, config.heldout, data, earlier, thumbs, config.cross_fit)
     return ComparisonsAdded(comparisons=len(new), taught=added.taught, **left_out)
 
@@ -229,7 +247,7 @@ def add_thumbs(
     if comparisons:
         (own,) = stored(comparisons, "comparisons_heldout").values()
         kept["comparisons_heldout"] = [*kept["comparisons_heldout"], *own]
-    new, left_out = _read(context, config, sources, read_thumbs, "thumbs", kept)
+    new, left_out = _read(context, config, sources, Thumb, "thumbs", kept)
     before = DataFolder(earlier).thumbs.read() if earlier else []
     thumbs, _ = deduplicate([*before, *new])
     if not thumbs:
@@ -241,22 +259,32 @@ def add_thumbs(
 
 
 def _read(
-    context: StageContext, config: PeopleLabelling, sources: Mapping[str, str | Path],
-    read: Callable[..., list[R]], form: Form,
+    context: StageContext, config: PeopleLabelling, sources: Mapping[str, str | Path], record: type[R], form: Form,
     measured: Mapping[str, Sequence[PromptedRecord]],
 ) -> tuple[list[R], Omissions]:
     """What a round took without repetitions and without prompts that are measured on, and how many were left out."""
     skipped: list[Fault] = []
     (file,) = sources.values()
     places: list[Place] = []
-    rows = read_saying(read, [file], context.progress.say, skipped if config.wrong_rows == "skip" else None, places)
-    lines = {id(row): place.line for row, place in zip(rows, places, strict=True)}
+    say = context.progress.say
+    votes: list[Vote] = read_saying(
+        partial(read_votes, form), [file], say, skipped if config.wrong_rows == "skip" else None, places
+    )
+    counted, too_late = in_time(votes)
+    if too_late:
+        say(f"left out: {too_late:,} answers that take back what an earlier round learnt, which stays")
+    learnt = settled([vote for _, vote in counted])
+    if learnt.note:
+        say(f"note: {learnt.note}")
+    rows = [row for _, row in learnt.rows if isinstance(row, record)]
+    lines = {id(row): places[counted[place][0]].line for place, row in learnt.rows}
     once, repeated = deduplicate(rows)
-    new, removed = decontaminate(once, [record for part in measured.values() for record in part])
+    new, removed = decontaminate(once, [kept for part in measured.values() for kept in part])
     for why, left in (("repeat others exactly", repeated), ("have prompts that are kept for measuring", removed)):
         if left:
             first = ", ".join(f"{Path(file).name}:{lines[id(row)]}" for row in left[:3])
-            context.progress.say(
-                f"left out: {len(left):,} {form} that {why} ({first}{', ...' if left[3:] else ''})"
-            )
-    return new, Omissions(duplicates=len(repeated), removed=len(removed), wrong_rows_left_out=len(skipped))
+            say(f"left out: {len(left):,} {form} that {why} ({first}{', ...' if left[3:] else ''})")
+    return new, Omissions(
+        duplicates=len(repeated), removed=len(removed), wrong_rows_left_out=len(skipped),
+        both_bad=learnt.without.get(BOTH_BAD, 0), too_late=too_late,
+    )

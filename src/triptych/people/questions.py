@@ -11,16 +11,17 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 
 from triptych.configuration import Config
-from triptych.data.files import parse_comparison, parse_conversation, parse_question, parse_thumb, write
+from triptych.data.files import parse_conversation, parse_label, parse_question, parse_thumb, write
 from triptych.data.splits import fraction
+from triptych.data.votes import BOTH_BAD
 from triptych.engine.rollout import Policy
 from triptych.engine.sampling import Sampling
 from triptych.engine.scoring import Scorer
 from triptych.feedback.prompts import prompts_to_ask
-from triptych.people.questionnaire import Choice, Q, Questionnaire, R
+from triptych.people.questionnaire import Choice, Q, Questionnaire
 from triptych.pipeline.result import Result
 from triptych.pipeline.stage import StageContext
-from triptych.records import Comparison, Conversation, Prompt, Question, Thumb
+from triptych.records import Comparison, Conversation, Prompt, Question, Thumb, Verdict
 from triptych.storage import Folder
 
 FILE = "questions.jsonl"
@@ -53,7 +54,7 @@ class QuestionsAsked(Result):
     prompts: int
 
 
-class FeedbackQuestionnaire(Questionnaire[Q, R]):
+class FeedbackQuestionnaire(Questionnaire[Q]):
     """Questions about what the champion wrote, and the file in which answers to them become feedback.
 
     Attributes:
@@ -68,24 +69,24 @@ class FeedbackQuestionnaire(Questionnaire[Q, R]):
         """The questions about different answers to a prompt."""
 
 
-class Labels(FeedbackQuestionnaire[Question, Comparison]):
-    """Two answers, of which one is better; a tie teaches nothing."""
+class Labels(FeedbackQuestionnaire[Question]):
+    """Two answers, of which one is better; where both are bad there is nothing to learn, and it is counted."""
 
     title = "Which answer is better?"
-    choices = (Choice("first", "1", "The first is better"), Choice("second", "2", "The second is better"))
+    choices = (
+        Choice("first", "1", "The first is better"), Choice("second", "2", "The second is better"),
+        Choice(BOTH_BAD, "b", "Both are bad"),
+    )
     unit = "comparison"
-    parse = staticmethod(parse_comparison)
+    parse = staticmethod(parse_label)
     parse_question = staticmethod(parse_question)
 
     @staticmethod
-    def record(question: Question, choice: str) -> Comparison:
-        """The comparison that an answer makes of a question."""
-        return question.compared(first_is_better=choice == "first")
-
-    @staticmethod
-    def question_key(record: Comparison) -> str:
-        """Which question a comparison answers, in whatever order its answers were shown."""
-        return Question(record.prompt, record.chosen, record.rejected).key
+    def record(question: Question, choice: str, annotator: str | None = None) -> Comparison | Verdict:
+        """The comparison that an answer makes of a question; of one that prefers neither a verdict."""
+        if choice == BOTH_BAD:
+            return Verdict(question, choice, annotator)
+        return question.compared(choice == "first", annotator)
 
     @staticmethod
     def pose(prompt: Prompt, answers: Sequence[str], seed: int) -> list[Question]:
@@ -96,7 +97,7 @@ class Labels(FeedbackQuestionnaire[Question, Comparison]):
         ]
 
 
-class Thumbs(FeedbackQuestionnaire[Conversation, Thumb]):
+class Thumbs(FeedbackQuestionnaire[Conversation]):
     """One answer, which somebody likes or does not."""
 
     title = "Is the answer good?"
@@ -106,14 +107,9 @@ class Thumbs(FeedbackQuestionnaire[Conversation, Thumb]):
     parse_question = staticmethod(parse_conversation)
 
     @staticmethod
-    def record(question: Conversation, choice: str) -> Thumb:
+    def record(question: Conversation, choice: str, annotator: str | None = None) -> Thumb:
         """The thumb that an answer makes of a question."""
-        return Thumb(question.prompt, question.answer, label=choice == "up")
-
-    @staticmethod
-    def question_key(record: Thumb) -> str:
-        """Which question a thumb answers."""
-        return record.conversation.key
+        return Thumb(question.prompt, question.answer, choice == "up", annotator)
 
     @staticmethod
     def pose(prompt: Prompt, answers: Sequence[str], seed: int) -> list[Conversation]:
@@ -121,7 +117,7 @@ class Thumbs(FeedbackQuestionnaire[Conversation, Thumb]):
         return [Conversation(prompt, answer) for answer in answers]
 
 
-FORMS: Mapping[Form, type[FeedbackQuestionnaire[Any, Any]]] = {"comparisons": Labels, "thumbs": Thumbs}
+FORMS: Mapping[Form, type[FeedbackQuestionnaire[Any]]] = {"comparisons": Labels, "thumbs": Thumbs}
 
 
 def ask(

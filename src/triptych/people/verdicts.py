@@ -16,26 +16,21 @@ from triptych.records import Question, Verdict
 from triptych.storage import write_whole
 
 
-class Panel(Questionnaire[Question, Verdict]):
+class Panel(Questionnaire[Question]):
     """The questions of a gate, and the file in which people answer them, which holds verdicts of other gates too."""
 
     title = Labels.title
-    choices = (*Labels.choices, Choice("tie", "t", "Neither"))
+    choices = (*Labels.choices[:2], Choice("tie", "t", "Neither: a tie"), Labels.choices[2])
     parse = staticmethod(parse_verdict)
     parse_question = staticmethod(parse_question)
 
     @staticmethod
-    def record(question: Question, choice: str) -> Verdict:
+    def record(question: Question, choice: str, annotator: str | None = None) -> Verdict:
         """The verdict on a question."""
-        return Verdict(question, choice)
-
-    @staticmethod
-    def question_key(record: Verdict) -> str:
-        """The key of its question."""
-        return record.question.key
+        return Verdict(question, choice, annotator)
 
     def require(self, gate: str, place: Path, command: str) -> None:
-        """Sees that every question has a verdict.
+        """Sees that every question has its verdict, or as many as it should.
 
         Args:
             gate: who asks.
@@ -46,9 +41,11 @@ class Panel(Questionnaire[Question, Verdict]):
             WaitingError: some are open.
         """
         if still := len(self.open):
+            others = still - len(self.open_to(None))
+            again = f", {others} of them for another person" if others else ""
             raise WaitingError(
-                f"{gate} waits for people: {still} of {len(self.all)} questions are open ({place}); answer them with "
-                f"{command}, then give the same command again" + "".join(f"\n{note}" for note in self.notes)
+                f"{gate} waits for people: {still} of {len(self.all)} questions are open{again} ({place}); answer them "
+                f"with {command}, then give the same command again" + "".join(f"\n{note}" for note in self.notes)
             )
 
     def take(self, place: Path) -> Path:

@@ -323,7 +323,7 @@ def check_files(recipe: Recipe, findings: Findings) -> dict[str, list[GoodRows[A
             else:
                 findings.notes += [f"left out: {line}" for line in DataError(skipped).lines]
     findings.problems += [*DataError(wrong_references(recipe, read.__getitem__)).lines, *problems]
-    people: list[tuple[UserFile | None, type[Questionnaire[Any, Any]]]] = [
+    people: list[tuple[UserFile | None, type[Questionnaire[Any]]]] = [
         (recipe.gate.people, Panel), (recipe.people, FORMS[recipe.people_give or "comparisons"]),
     ]
     for file, questionnaire in people:
@@ -589,7 +589,7 @@ def check_lengths(
             )
         texts[name] = Texts.of([sizes[place] for place in fits], [lengths[place] for place in fits])
     if recipe.thumb_files:
-        lengths, sizes = measured([thumb.conversation for thumb in DataFolder(folder).thumbs.read_any()], tokenizer)
+        lengths, sizes = measured([thumb.question for thumb in DataFolder(folder).thumbs.read_any()], tokenizer)
         texts["thumbs"] = Texts.of(sizes, lengths)
     for name, (file, answer) in prompts.items():
         asked = file.read_any()

@@ -14,6 +14,7 @@ from triptych.audit.record import Bin as Bin
 from triptych.audit.record import Interval as Interval
 from triptych.audit.record import StrictModel as StrictModel
 from triptych.base.record import Domain as Domain
+from triptych.statistics.reliability import Reliability as Reliability
 from triptych.statistics.scores import BenchmarkChange as BenchmarkChange
 from triptych.statistics.scores import DecodedScore as DecodedScore
 from triptych.statistics.scores import PairedScore as PairedScore
@@ -255,6 +256,7 @@ class RoundSummary(StrictModel):
         tasks: the win rate on each task's prompts, where prompts name their task.
         decided_by: the judge, or people; then the judge's own win rate stands beside theirs.
         agreement: where people and judge both prefer one answer, how often it is the same; on so many prompts.
+        people: who decided, where people did: how many answered what, and how far they agree.
         parts: what judge and reward are made of, as each of their rules, for champion and candidate.
         instructions: for each kind of the prompts' instructions how often they follow it.
         preferences: scores of a reward model trained apart, where the judge is another.
@@ -296,6 +298,7 @@ class RoundSummary(StrictModel):
     judge_interval: Interval | None = None
     agreement: float | None = None
     agreement_prompts: int | None = None
+    people: Reliability | None = None
     parts: dict[str, PairedScore] = Field(default_factory=dict)
     instructions: dict[str, PairedScore] = Field(default_factory=dict)
     preferences: PairedScore | None = None
