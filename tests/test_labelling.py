@@ -63,7 +63,7 @@ def test_kappa_is_the_one_of_the_published_example() -> None:
 
 
 def test_agreement_is_told_only_where_it_can_be() -> None:
-    assert Reliability.of([], 0).sentence.endswith("none has two, so agreement is not known")
+    assert Reliability.of([], 0).sentence.startswith("nobody has answered")
     alike = Reliability.of([["up", "up"], ["up", "up"], ["down"]], 2)
     assert (alike.alpha, alike.kappa, alike.several) == (None, None, 2)
     assert "agreement cannot be told from chance" in alike.sentence
@@ -74,7 +74,8 @@ def test_agreement_is_told_only_where_it_can_be() -> None:
     # (n − 1) pairs that differ, 2 of 9, over those by chance, 2 · 6 · 3 of 72: 1 − 8 · 2 / 36
     assert mixed.alpha == pytest.approx(1 - 8 * 2 / 36)
     assert mixed.choices == {"down": 3, "up": 7}
-    assert "5 questions have 10 answers of 3 named people (down 3, up 7); 4 have several" in mixed.sentence
+    assert mixed.sentence.startswith("answers: 10 to 5 different questions (down 3, up 7), of 3 named people; answered "
+                                     "by several: 4, Krippendorff's alpha 0.56, Fleiss' kappa 0.33")
 
 
 def question(number: int, first: str = "one", second: str = "two") -> Question:
@@ -288,10 +289,10 @@ def test_people_in_a_terminal_have_names_a_guideline_undo_and_hear_how_far_they_
     assert "Be **kind**." in shown
     assert "there is no answer that you gave now and could take back" in shown
     assert "3 answers added" in shown
-    assert "none has two" in shown
+    assert "3 to 3 different questions (first 2, second 1), of 1 named person; none was answered by two" in shown
     shown = label("--name", "Bo", typed="1\n2\n2\nq\n")
-    assert "3 have several, Krippendorff's alpha 0.44, Fleiss' kappa 0.33" in shown
-    assert label("--agreement").count("3 questions have 6 answers of 2 named people (first 3, second 3)") == 1
+    assert "answered by several: 3, Krippendorff's alpha 0.44, Fleiss' kappa 0.33" in shown
+    assert label("--agreement").count("answers: 6 to 3 different questions (first 3, second 3), of 2 named people") == 1
     assert [(row.chosen, row.votes_for_chosen) for row in read_comparisons(tmp_path / "labels.jsonl")] == [
         ("one", 2), ("two", 2)
     ]

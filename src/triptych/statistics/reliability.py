@@ -52,14 +52,17 @@ class Reliability(BaseModel):
     @property
     def sentence(self) -> str:
         """It in words, of one line."""
+        if not self.answers:
+            return "nobody has answered"
         chosen = ", ".join(f"{choice} {count:,}" for choice, count in self.choices.items())
-        line = f"{self.questions:,} questions have {self.answers:,} answers of {self.annotators:,} named people"
-        line += f" ({chosen})" if chosen else ""
+        people = "person" if self.annotators == 1 else "people"
+        line = f"answers: {self.answers:,} to {self.questions:,} different questions ({chosen})"
+        line += f", of {self.annotators:,} named {people}" if self.annotators else ", without names"
         if not self.several:
-            return line + "; none has two, so agreement is not known"
-        line += f"; {self.several:,} have several"
+            return line + "; none was answered by two, so agreement is not known"
+        line += f"; answered by several: {self.several:,}"
         if self.alpha is None:
-            return line + ", which all say the same: agreement cannot be told from chance"
+            return line + ", and all say the same: agreement cannot be told from chance"
         known = f", Krippendorff's alpha {self.alpha:.2f}"
         return line + known + (f", Fleiss' kappa {self.kappa:.2f}" if self.kappa is not None else "")
 
