@@ -22,6 +22,7 @@ from triptych.cli import app
 from triptych.cli.arguments import Allowed
 from triptych.cycle import plan
 from triptych.engine import models
+from triptych.engine.generation import generate
 from triptych.engine.rollout import Policy
 from triptych.engine.sampling import Sampling
 from triptych.errors import AuditError
@@ -396,22 +397,27 @@ def test_chat_decodes_as_the_release_says_unless_told_otherwise(release: Path, t
     assert said("--seed", 1) == said("--seed", 1, "--temperature", 1.5) != said("--seed", 2)
 
 
-def test_chat_asks_behind_the_prompt_that_a_release_has(release: Path, tmp_path: Path) -> None:
+def test_chat_asks_behind_the_prompt_that_a_release_has(
+    release: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = shutil.copytree(release / "instruct", tmp_path / "instruct")
-    (folder / "prompt.json").write_text(json.dumps({"messages": [
-        {"role": "user", "content": "Hello"}, {"role": "assistant", "content": "a b c d e f"},
-    ]}))
-    settings = ("--max-tokens", 24, "--temperature", 1.5, "--seed", 3)
-    policy = Policy.open(folder)
-    turns = (Message("user", "Hello"), Message("assistant", "a b c d e f"), Message("user", "Hi"))
-    ((expected,),) = policy.write([Prompt(turns)], Sampling(24, temperature=1.5, seed=3))
+    before = Message("user", "Hello"), Message("assistant", "Good day.")
+    shown = [{"role": turn.role, "content": turn.content} for turn in before]
+    (folder / "prompt.json").write_text(json.dumps({"messages": shown}))
+    asked: list[list[int]] = []
 
-    def printable(text: str) -> str:
-        return "".join(filter(str.isprintable, text))
+    def watched(model: Any, prompts: list[list[int]], *args: Any, **more: Any) -> Any:
+        asked.extend(prompts)
+        return generate(model, prompts, *args, **more)
 
-    assert printable(expected.answer) in printable(call("chat", folder, *settings, typed="Hi\n").stdout)
-    alone = call("chat", release / "instruct", *settings, typed="Hi\n").stdout
-    assert printable(expected.answer) not in printable(alone)
+    monkeypatch.setattr("triptych.engine.sampler.generate", watched)
+    call("chat", folder, "--max-tokens", 4, typed="Hi\nAnd now?\n/reset\nHi\n")
+    call("chat", release / "instruct", "--max-tokens", 4, typed="Hi\n")
+    hi = Message("user", "Hi")
+    policy = Policy.open(release / "instruct")
+    behind, alone = policy.render(Prompt((*before, hi))), policy.render(Prompt((hi,)))
+    assert [asked[0], asked[2], asked[3]] == [behind, behind, alone]
+    assert asked[1][: len(behind)] == behind  # once, before the whole conversation
 
 
 def test_chat_needs_a_model_that_writes(release: Path, tmp_path: Path) -> None:
