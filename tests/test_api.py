@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -71,6 +72,18 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     files.write(folder / "preferences.jsonl", [Comparison(each, "a red cat", "the mat") for each in PROMPTS])
     files.write(folder / "questions.jsonl", PROMPTS)
     return folder
+
+
+@pytest.mark.parametrize(("own", "expected"), [
+    ({}, "3000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, "None"),
+])
+def test_threads_that_wait_soon_sleep_unless_the_user_says_otherwise(own: dict[str, str], expected: str) -> None:
+    program = "import os, sys, triptych; assert 'torch' not in sys.modules; print(os.environ.get('GOMP_SPINCOUNT'))"
+    known = {name: value for name, value in os.environ.items() if name not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
+    done = subprocess.run(
+        [sys.executable, "-c", program], check=True, stdout=subprocess.PIPE, text=True, env=known | own
+    )
+    assert done.stdout.strip() == expected
 
 
 def test_an_import_loads_nothing_and_a_folder_never_hides_a_function() -> None:

@@ -5,10 +5,16 @@ The names below are the Python interface; each is loaded when it is first used.
 
 from __future__ import annotations
 
+import os
 import sys
 from importlib import import_module
 from types import ModuleType
 from typing import TYPE_CHECKING
+
+if "OMP_WAIT_POLICY" not in os.environ:
+    # Read when torch is loaded. By default a thread of GNU OpenMP spins for milliseconds at every barrier, and keeps
+    # the core from the very thread that it waits for where other work is on the machine (docs/log.md).
+    os.environ.setdefault("GOMP_SPINCOUNT", "3000")
 
 if TYPE_CHECKING:
     from triptych.api import (
