@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import json
+import re
+import signal
+import subprocess
+import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,17 +23,22 @@ import torch
 
 from test_page import CHROMIUM, person, running
 from triptych.data.files import read_thumbs
-from triptych.engine.models import load_reward, load_tokenizer, save
+from triptych.data.template import prompt_tokens
+from triptych.engine.endpoint import Endpoint
+from triptych.engine.models import load_policy, load_reward, load_tokenizer, save
 from triptych.engine.rollout import Policy
 from triptych.engine.sampling import Sampling
 from triptych.engine.scoring import RewardModel
 from triptych.errors import RewardError
 from triptych.records import Conversation, Message, Prompt, Thumb, user
+from triptych.reward.endpoint import EndpointJudge
+from triptych.reward.judge import LocalJudge
 from triptych.server import application
 from triptych.server.application import by_key, from_here
 from triptych.server.served import ServedFamily, ServedReward, open_model
 from triptych.server.text import TextStream
 
+ROOT = Path(__file__).resolve().parents[1]
 QUESTION: Any = [{"role": "user", "content": "a small cat"}]
 CONTEXT = 96
 
@@ -282,6 +292,99 @@ def test_a_reward_that_is_no_model_scores_no_texts(policy_folder: Path) -> None:
         with pytest.raises(urllib.error.HTTPError) as refused:
             post(place + "/v1/chat/completions", {"messages": QUESTION})
         assert refused.value.code == 404
+
+
+def in_the_docs(address: str) -> Callable[..., list[float]]:
+    """The reward function that docs/serve.md has for TRL, asking the server at this address."""
+    page = (ROOT / "docs" / "serve.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```python\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
+    (code,) = (block for block in blocks if "def reward(" in block)
+    assert code.count("http://127.0.0.1:8000/v1/score") == 1
+    names: dict[str, Any] = {}
+    exec(code.replace("http://127.0.0.1:8000", address), names)
+    reward: Callable[..., list[float]] = names["reward"]
+    return reward
+
+
+def assert_trl_logs_the_rewards_of(scorer: RewardModel, address: str, policy: Path, prompts: list[Any]) -> None:
+    """TRL's GRPO makes two steps with the function of the docs, and logs what the scorer gives the same answers."""
+    datasets, trl = pytest.importorskip("datasets"), pytest.importorskip("trl")
+    function, scored = in_the_docs(address), []
+
+    @functools.wraps(function)
+    def reward(prompts: list[Any], completions: list[Any], **columns: Any) -> list[float]:
+        scored.append([
+            Conversation(Prompt.of(_text(prompt)), _text(answer))
+            for prompt, answer in zip(prompts, completions, strict=True)
+        ])
+        return function(prompts=prompts, completions=completions, **columns)
+
+    settings = trl.GRPOConfig(
+        output_dir="unwritten", per_device_train_batch_size=4, num_generations=2, max_completion_length=6, max_steps=2,
+        logging_steps=1, seed=1, use_cpu=True, bf16=False, gradient_checkpointing=False, report_to="none",
+        save_strategy="no", disable_tqdm=True,
+    )
+    trainer = trl.GRPOTrainer(
+        str(policy), reward, settings, train_dataset=datasets.Dataset.from_list([{"prompt": each} for each in prompts])
+    )
+    trainer.train()
+    logged = [row["rewards/reward/mean"] for row in trainer.state.log_history if "rewards/reward/mean" in row]
+    expected = [scorer.score(answers) for answers in scored]
+    assert [len(rewards) for rewards in expected] == [4, 4]
+    assert len({reward for rewards in expected for reward in rewards}) > 4
+    assert logged == pytest.approx([sum(rewards) / 4 for rewards in expected], abs=1e-5)
+
+
+def _text(said: Any) -> str:
+    """Of text, and of a conversation of one turn."""
+    return str(said if isinstance(said, str) else said[0]["content"])
+
+
+@pytest.mark.parametrize("chat", [True, False])
+def test_trl_trains_against_the_server_as_the_docs_say(
+    address: str, policy_folder: Path, reward_folder: Path, *, chat: bool
+) -> None:
+    texts = ["a small cat", "a red mat and a dog", "on", "saw"]
+    prompts = [[{"role": "user", "content": text}] for text in texts] if chat else texts
+    assert_trl_logs_the_rewards_of(RewardModel(reward_folder), address, policy_folder / "model", prompts)
+
+
+@pytest.mark.slow
+def test_trl_trains_a_released_instruct_against_its_served_reward(tiny_run: Path) -> None:
+    command = [sys.executable, "-m", "triptych", "serve", str(tiny_run), "--port", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+        try:
+            assert server.stdout is not None
+            place = next(line.partition("/;")[0] for line in server.stdout if line.startswith("http"))
+            prompts = [[{"role": "user", "content": f"Tell a story about {who}."}] for who in ("a fox", "a cat", "Ann")]
+            release = tiny_run / "release"
+            assert_trl_logs_the_rewards_of(RewardModel(release / "reward"), place, release / "instruct", prompts)
+        finally:
+            server.send_signal(signal.SIGINT)
+
+
+def test_a_judge_at_the_server_replies_as_the_same_model_here(policy_folder: Path, tmp_path: Path) -> None:
+    """Of a model whose likeliest next tokens are the choices, as of one that follows the question."""
+    choices = ["1", "2", "3"]
+    questions = ["Is a small cat better?", "a red mat", "Was it a dog that sat?"]
+    tokenizer = load_tokenizer(policy_folder / "model")
+    model = load_policy(policy_folder / "model")
+    tokens = torch.tensor([prompt_tokens(tokenizer, Prompt.of(question)) for question in questions[:1]])
+    towards = model.model(tokens).last_hidden_state[0, -1].detach()
+    model.config.tie_word_embeddings = False
+    weights = model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach().clone())
+    with torch.no_grad():
+        for rank, choice in enumerate(choices):
+            (token,) = tokenizer(choice, add_special_tokens=False)["input_ids"]
+            weights[token] += (1 + rank / 20) * towards
+    save(model, tokenizer, tmp_path / "judge")
+    family = ServedFamily("judges", {"judge": open_model(tmp_path / "judge", "judge", "Judge", context=CONTEXT)})
+    with served(family) as place:
+        there = EndpointJudge(Endpoint(url=f"{place}/v1", model="judge")).choose(questions, choices)
+    for said, expected in zip(there, LocalJudge(tmp_path / "judge").choose(questions, choices), strict=True):
+        assert said == pytest.approx(expected, abs=0.01)
+        assert said is not None
+        assert 0.5 < said["3"] < 0.9
 
 
 def test_many_clients_get_what_each_would_get_alone(client: openai.OpenAI) -> None:
