@@ -27,13 +27,14 @@ from triptych.audit.consistency import consistency
 from triptych.audit.drift import drift
 from triptych.audit.length import leaning, length_bias, length_coefficient, spearman
 from triptych.audit.perturbations import CHANGES, perturbations
-from triptych.audit.record import AuditRecord, Consistency, LengthBias, TrivialRule
+from triptych.audit.record import AuditRecord, Consistency, Coverage, LengthBias, TrivialRule, audit_beside
 from triptych.audit.stage import Audit, Evidence, audit, examine, judged, measured
 from triptych.audit.words import bag_of_words
 from triptych.data.files import read_comparisons, write
 from triptych.data.template import CHATML
 from triptych.engine.models import load_policy, load_reward, save
 from triptych.engine.scoring import RewardModel
+from triptych.errors import RunError
 from triptych.pipeline.stage import StageContext
 from triptych.progress import Silent
 from triptych.records import Comparison, Conversation, Prompt, user
@@ -232,6 +233,38 @@ def test_an_ensemble_is_audited_by_the_score_that_trains() -> None:
         ensemble = Ensemble(members, penalty)  # type: ignore[arg-type]
         accuracy[penalty] = examine(ensemble, Evidence(rows), Audit(perturbed=0)).accuracy
     assert accuracy == {0.0: 1.0, 1.0: 0.0}
+
+
+def test_an_audit_keeps_which_answers_it_measured() -> None:
+    rows = [comparison(i, 3 + i, 2) for i in range(40)]
+    lengths: dict[str, Any] = {"answers": 80, "length": (2, 42)}
+    rule = Rule(lambda each: len(each.answer) / 2)
+    found = examine(rule, Evidence(rows), Audit(perturbed=0))
+    assert found.coverage == Coverage(**lengths, score=(1.0, 21.0))
+    members = [rule, Rule(lambda each: len(each.answer) / 2 + each.answer.count("r"))]
+    ensemble = Ensemble(members, penalty=1.0)  # type: ignore[arg-type]
+    found = examine(ensemble, Evidence(rows), Audit(perturbed=0))
+    assert found.coverage == Coverage(**lengths, score=(1.0, 21.0), spread=1.0)
+    found = examine(rule, Evidence(rows, folds=5, seed=0), Audit(perturbed=0), released=ensemble)
+    assert found.coverage == Coverage(**lengths)
+    assert examine(rule, Evidence(rows, unseen=False), Audit(perturbed=0)).coverage is None
+
+
+@pytest.mark.parametrize(("length", "score", "spread", "doubts"), [
+    (2, -1.0, None, []), (9, 1.5, 0.5, []), (1, 0.0, None, ["length"]), (10, 0.0, 0.1, ["length"]),
+    (5, -1.01, None, ["score"]), (5, 1.51, None, ["score"]), (5, math.nan, None, ["score"]),
+    (5, 0.0, 0.51, ["spread"]), (0, 2.0, 2.0, ["score", "length", "spread"]),
+])
+def test_of_what_lies_outside_of_an_audit_it_says_nothing(
+    length: int, score: float, spread: float | None, doubts: list[str]
+) -> None:
+    passed = audited([comparison(i, *((9, 2), (2, 9))[i % 2]) for i in range(40)], [1.5] * 40, [-1.0] * 40, Audit())
+    assert passed.doubts("a" * length, score, spread) is None
+    assert passed.model_copy(update={"verdict": "failed"}).doubts("a" * length, score, spread) == ["audit"]
+    passed.coverage = Coverage(answers=80, length=(2, 9), score=(-1.0, 1.5), spread=0.5)
+    assert passed.doubts("a" * length, score, spread) == doubts
+    failed = passed.model_copy(update={"verdict": "failed"})
+    assert failed.doubts("a" * length, score, spread) == ["audit", *doubts]
 
 
 def test_chance_alone_gives_a_calibration_error() -> None:
@@ -664,11 +697,22 @@ def test_the_stage_leaves_a_record(reward_folder: Path, tmp_path: Path) -> None:
     reward = open_reward(reward_folder)
     metrics = audit(context, Audit(perturbed=8), tmp_path, reward, predecessor=reward)
     record = AuditRecord.model_validate_json((tmp_path / "audit.json").read_text())
-    assert record == metrics
+    assert record == metrics == audit_beside(tmp_path)
+    scores = reward.score([Conversation(row.prompt, text) for row in rows[20:] for text in (row.chosen, row.rejected)])
+    assert record.coverage is not None
+    assert record.coverage.score == pytest.approx((min(scores), max(scores)), abs=1e-5)
     assert [(row.comparisons, row.count, row.agreement) for row in record.drift] == [("old", 30, 1.0), ("new", 10, 1.0)]
     assert "bag of words" in record.baselines
     assert record.perturbations[0].answers == 8
     assert AuditRecord.model_validate(json.loads(json.dumps(metrics.model_dump(mode="json")))) == metrics
+
+
+def test_an_audit_beside_a_reward_is_read_whole_or_not_at_all(tmp_path: Path) -> None:
+    assert audit_beside(tmp_path) is None
+    for text, why in (("{", "is not JSON"), ('{"comparisons": 1}', "accuracy: Field required"), ("[]", "no object")):
+        (tmp_path / "audit.json").write_text(text)
+        with pytest.raises(RunError, match=f"{why}.*; remove the file, or audit the reward again"):
+            audit_beside(tmp_path)
 
 
 def test_a_policy_is_no_reward_model(policy_folder: Path) -> None:

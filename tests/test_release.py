@@ -29,6 +29,7 @@ from transformers import (
 )
 
 from triptych.api import merge
+from triptych.audit.record import audit_beside
 from triptych.base.record import BaseRecord
 from triptych.data import template
 from triptych.display import printable
@@ -567,6 +568,10 @@ def test_cards_quote_the_summary(made: Path) -> None:
     assert "**0.877** [0.843, 0.901]" in card["reward"]
     assert "| longer wins | 0.550 |" in card["reward"]
     assert len((made / "reward" / "examples.jsonl").read_text().splitlines()) == 2
+    record = audit_beside(made / "reward")
+    assert record is not None
+    assert (record.accuracy, record.verdict) == (0.8767, "passed")
+    assert "reward/audit.json" in json.loads((made / "manifest.json").read_text())["files"]
     assert "0.644 [0.594, 0.694]" in (made / "README.md").read_text()
 
 
@@ -575,6 +580,7 @@ def test_a_run_that_measured_little_still_has_cards(tmp_path: Path, trained: dic
     made = release(tmp_path / "release", trained, bare)
     assert "No scores were measured" in (made / "instruct" / "README.md").read_text()
     assert "was not audited" in (made / "reward" / "README.md").read_text()
+    assert audit_beside(made / "reward") is None
 
 
 def test_equal_runs_are_equal_bytes_whatever_time_they_took(

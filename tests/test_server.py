@@ -11,9 +11,10 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ import pytest
 import torch
 
 from test_page import CHROMIUM, person, running
+from triptych.audit.record import Coverage, audit_beside
+from triptych.audit.stage import Audit, Evidence, examine
 from triptych.data.files import read_thumbs
 from triptych.data.template import prompt_tokens
 from triptych.engine.endpoint import Endpoint
@@ -30,8 +33,9 @@ from triptych.engine.rollout import Policy
 from triptych.engine.sampling import Sampling
 from triptych.engine.scoring import RewardModel
 from triptych.errors import RewardError
-from triptych.records import Conversation, Message, Prompt, Thumb, user
+from triptych.records import Comparison, Conversation, Message, Prompt, Thumb, user
 from triptych.reward.endpoint import EndpointJudge
+from triptych.reward.ensemble import Ensemble
 from triptych.reward.judge import LocalJudge
 from triptych.server import application
 from triptych.server.application import by_key, from_here
@@ -294,6 +298,40 @@ def test_a_reward_that_is_no_model_scores_no_texts(policy_folder: Path) -> None:
         assert refused.value.code == 404
 
 
+@dataclass
+class Counts:
+    """A member of an ensemble: an answer's length, and so much for each x."""
+
+    each: float
+
+    def score(self, conversations: Sequence[Conversation]) -> list[float]:
+        return [len(row.answer) + self.each * row.answer.count("x") for row in conversations]
+
+
+def test_where_the_audit_saw_no_such_answer_a_score_is_not_trusted() -> None:
+    ensemble = Ensemble([Counts(0.0), Counts(2.0)], penalty=0.0)  # type: ignore[list-item]
+    rows = [Comparison(Prompt.of(f"{number}?"), "cats", "x") for number in range(40)]
+    record = examine(ensemble, Evidence(rows), Audit(perturbed=0)).model_copy(update={"verdict": "passed"})
+    assert record.coverage == Coverage(answers=80, length=(1, 4), score=(2.0, 4.0), spread=1.0)
+    doubts = {
+        "dog": [], "cats": [], "x": [], "a": ["score"], "": ["score", "length"], "a rat": ["score", "length"],
+        "xx": ["spread"], "xxxxx": ["score", "length", "spread"],
+    }
+    body = {"text_1": "Who?", "text_2": list(doubts)}
+    with served(ServedFamily("cats", {}, ServedReward(ensemble, audit=record))) as place:
+        data = post(f"{place}/v1/score", body)["data"]
+        assert [row["doubts"] for row in data] == list(doubts.values())
+        assert [row["trusted"] for row in data] == [not why for why in doubts.values()]
+        comparison = {"prompt": "Who?", "chosen": "dog", "rejected": "a rat"}
+        (pair,) = post(f"{place}/v1/score", {"comparisons": [comparison]})["data"]
+        assert [pair[answer]["trusted"] for answer in ("chosen", "rejected")] == [True, False]
+    failed = record.model_copy(update={"verdict": "failed"})
+    for audit, trusted, why in ((None, None, []), (failed, False, ["audit"])):
+        with served(ServedFamily("cats", {}, ServedReward(ensemble, audit=audit))) as place:
+            row = post(f"{place}/v1/score", body)["data"][0]
+        assert (row["trusted"], row["doubts"]) == (trusted, why)
+
+
 def in_the_docs(address: str) -> Callable[..., list[float]]:
     """The reward function that docs/serve.md has for TRL, asking the server at this address."""
     page = (ROOT / "docs" / "serve.md").read_text(encoding="utf-8")
@@ -359,6 +397,12 @@ def test_trl_trains_a_released_instruct_against_its_served_reward(tiny_run: Path
             prompts = [[{"role": "user", "content": f"Tell a story about {who}."}] for who in ("a fox", "a cat", "Ann")]
             release = tiny_run / "release"
             assert_trl_logs_the_rewards_of(RewardModel(release / "reward"), place, release / "instruct", prompts)
+            row = {"messages": [*prompts[0], {"role": "assistant", "content": "fox " * 500}]}
+            (scored,) = post(f"{place}/v1/score", {"conversations": [row]})["data"]
+            audit = audit_beside(release / "reward")
+            assert audit is not None
+            assert scored["doubts"] == audit.doubts("fox " * 500, scored["score"])
+            assert {"audit", "length"} <= set(scored["doubts"])  # the tiny reward fails its audit
         finally:
             server.send_signal(signal.SIGINT)
 

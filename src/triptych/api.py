@@ -31,7 +31,7 @@ from pydantic import ValidationError
 
 from triptych import __version__, comparison
 from triptych.audit.benchmarks import BenchmarkData, Remembered, read_benchmark
-from triptych.audit.record import Agreement, AuditRecord
+from triptych.audit.record import AUDIT, Agreement, AuditRecord
 from triptych.audit.stage import Audit, Evidence, agree, examine
 from triptych.configuration import Config, complaints
 from triptych.data import files
@@ -367,7 +367,7 @@ def audit(
     record.benchmarks = [benchmark.without(learnt).scores(remembered.score) for benchmark in benchmarks]
     if output is not None:
         make_folder(Path(output))
-        write_whole(Path(output) / "audit.json", record.model_dump_json(indent=1) + "\n")
+        write_whole(Path(output) / AUDIT, record.model_dump_json(indent=1) + "\n")
         shown = AuditSummary.of(record, round=0, trained_on=len(learnt) or None)
         title = name or (str(reward) if isinstance(reward, str | Path) else reward.name)
         write_whole(Path(output) / "audit.html", render_audit(shown, title, __version__))

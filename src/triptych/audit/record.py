@@ -5,12 +5,19 @@ Every interval is a 95% interval `[low, high]`, clustered by prompt.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
+from triptych.configuration import reason
+from triptych.errors import RunError
 from triptych.pipeline.result import Result
 from triptych.statistics.scores import TaskScore as TaskScore
+from triptych.storage import read_object
+
+AUDIT = "audit.json"
+"""The file that a record is kept in."""
 
 Interval = tuple[float, float]
 AuditVerdict = Literal["passed", "passed with reservations", "failed"]
@@ -164,6 +171,31 @@ class Drift(StrictModel):
     correlation: float
 
 
+class Coverage(StrictModel):
+    """Which answers were measured: from the least to the greatest.
+
+    Attributes:
+        answers: how many.
+        length: in characters.
+        score: None of a cross-fitted audit, whose scores are those of other models.
+        spread: the most by which an ensemble's members disagree about one of these; None of other rewards.
+    """
+
+    answers: int
+    length: tuple[int, int]
+    score: Interval | None = None
+    spread: float | None = None
+
+    def outside(self, answer: str, score: float, spread: float | None) -> list[str]:
+        """What of an answer lies outside: "score", "length", "spread"."""
+        beyond = {
+            "score": self.score is not None and not self.score[0] <= score <= self.score[1],
+            "length": not self.length[0] <= len(answer) <= self.length[1],
+            "spread": self.spread is not None and spread is not None and not spread <= self.spread,
+        }
+        return [name for name, is_beyond in beyond.items() if is_beyond]
+
+
 class Agreement(Result):
     """How often a reward orders comparisons as they were labelled.
 
@@ -221,6 +253,7 @@ class AuditRecord(StrictModel, Result):
         length_correlation: Spearman correlation of reward and answer length.
         when_longer, when_shorter: accuracy where the longer (shorter) answer is the preferred one.
         length: what more length has to do with it; None where all answers are as long.
+        coverage: of these answers; None where the reward may have learnt them.
         benchmarks: the own measures of RewardBench 2, RM-Bench and JudgeBench, whose pairs are among the comparisons.
         verdict: "failed" where this reward model may not train anything; "passed with reservations" where there are
             warnings.
@@ -250,6 +283,7 @@ class AuditRecord(StrictModel, Result):
     perturbations: list[Perturbation] = []
     consistency: list[Consistency] = []
     drift: list[Drift] = []
+    coverage: Coverage | None = None
     benchmarks: list[BenchmarkScores] = []
     verdict: AuditVerdict
     reasons: list[str] = []
@@ -275,7 +309,36 @@ class AuditRecord(StrictModel, Result):
         """Whether this reward model may train something."""
         return self.verdict != "failed"
 
+    def doubts(self, answer: str, score: float, spread: float | None = None) -> list[str] | None:
+        """Why this audit speaks for no reward of an answer.
+
+        Returns:
+            "audit" where it failed, and what of the answer lies outside of `coverage`. Empty where nothing does; None
+            where it cannot be told.
+        """
+        failed = [] if self.passed else ["audit"]
+        if self.coverage is None:
+            return failed or None
+        return failed + self.coverage.outside(answer, score, spread)
+
     @property
     def worst(self) -> str | None:
         """The worst finding; None where nothing is amiss."""
         return next(iter(self.reasons + self.warnings), None)
+
+
+def audit_beside(reward: Path) -> AuditRecord | None:
+    """The audit that lies in a reward's folder, as in a release; None where there is none.
+
+    Raises:
+        RunError: it cannot be read, or is of another version.
+    """
+    path, remedy = reward / AUDIT, "remove the file, or audit the reward again"
+    if not path.exists():
+        return None
+    try:
+        return AuditRecord.model_validate(read_object(path, remedy))
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(map(str, first["loc"]))
+        raise RunError(f"{path} is damaged: {field}: {reason(first)}; {remedy}") from None

@@ -11,11 +11,12 @@ from pydantic import Field
 from triptych.audit.agreement import beside_a_person, by_group, leads, outcomes, trivial
 from triptych.audit.calibration import calibration, reliability
 from triptych.audit.consistency import consistency
+from triptych.audit.coverage import coverage
 from triptych.audit.crossfitted import CrossFitted, cross_fitted_words
 from triptych.audit.drift import drift
 from triptych.audit.length import blind_side, leaning, length_bias, spearman
 from triptych.audit.perturbations import perturbations
-from triptych.audit.record import Agreement, AuditRecord, Calibration, TrivialRule
+from triptych.audit.record import AUDIT, Agreement, AuditRecord, Calibration, TrivialRule
 from triptych.audit.words import bag_of_words
 from triptych.configuration import Config
 from triptych.data.folder import TRAINED, AuditedOn, DataFolder
@@ -98,7 +99,7 @@ def audit(
         fresh = set(files.new_comparisons.read_any()) if predecessor else set()
         evidence = Evidence(rows, training, [row in fresh for row in rows], unseen=unseen)
         record = examine(reward, evidence, config, predecessor)
-    (context.output / "audit.json").write_text(record.model_dump_json(indent=1) + "\n", encoding="utf-8")
+    (context.output / AUDIT).write_text(record.model_dump_json(indent=1) + "\n", encoding="utf-8")
     return record
 
 
@@ -118,6 +119,9 @@ def examine(
     differences = [a - b for a, b in zip(chosen, rejected, strict=True)]
     if config.perturbed:
         record.perturbations = perturbations(rows, differences, scorer.score, config.perturbed)
+    if evidence.unseen or not learns(released):
+        own = None if evidence.folds else [score for pair in zip(chosen, rejected, strict=True) for score in pair]
+        record.coverage = coverage(_answers(rows), own, released)
     if isinstance(released, RewardModel):
         few = _one_of_each_prompt(rows)[:CONSISTENCY_COMPARISONS]
         record.consistency = consistency(released.folder, _answers(few), config.tolerance)

@@ -126,10 +126,11 @@ def _family(name: str, allowed: Allowed, context: int, slots: int | None) -> Ser
 
 def _reward(folder: Path, policy: Path | None, allowed: Allowed) -> ServedReward | None:
     """The reward in a folder; None where it is not served, which is said."""
+    from triptych.audit.record import audit_beside
     from triptych.server.served import ServedReward
 
     try:
-        return ServedReward(allowed.open(folder, policy))
+        return ServedReward(allowed.open(folder, policy), audit=audit_beside(folder))
     except RewardError as error:
         say(f"(no reward is served: {error})")
         return None

@@ -169,6 +169,14 @@ def learnt_elsewhere(scorer: Scorer) -> bool:
 
 
 @runtime_checkable
+class Disagreeing(Protocol):
+    """A scorer of several, who may disagree; its details have that as their part "spread"."""
+
+    def spread(self, conversations: Sequence[Conversation]) -> list[float]:
+        """How much they disagree about each answer."""
+
+
+@runtime_checkable
 class Limited(Protocol):
     """A scorer that says nothing of answers to some prompts, or needs something of a prompt that it scores."""
 

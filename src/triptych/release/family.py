@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from pydantic import ValidationError
 
+from triptych.audit.record import AUDIT, AuditRecord
 from triptych.configuration import reason
 from triptych.engine.adapter_folder import rename_trunk
 from triptych.engine.device import hardware
@@ -141,6 +142,9 @@ def assemble(
         held_out=shown.held_out, adapted=tuple(role for role in ROLES if any((folder / role).rglob(ADAPTER))),
         behind=prompt is not None,
     )
+    if family.audit is not None:
+        record = AuditRecord.model_validate({name: getattr(family.audit, name) for name in AuditRecord.model_fields})
+        _write(folder / "reward" / AUDIT, record.model_dump_json(indent=1) + "\n")
     for role in ROLES:
         _write(folder / role / "README.md", card.model_card(role, family))
     if scored:

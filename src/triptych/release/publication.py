@@ -19,6 +19,7 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.hf_api import ModelInfo
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # not re-exported for mypy
 
+from triptych.audit.record import AUDIT
 from triptych.display import one_line
 from triptych.engine.inspection import ADAPTER
 from triptych.errors import ReleaseError
@@ -254,7 +255,7 @@ def _send(hub: HfApi, stands: ModelInfo, content: Mapping[str, Path | bytes], ma
 
 def _is_released(name: str) -> bool:
     """Whether a file of this name belongs to a released model; others are its owner's."""
-    patterns = (*MODEL_FILES, *DESCRIBING, *CODE, EXAMPLES, PROMPT)
+    patterns = (*MODEL_FILES, *DESCRIBING, *CODE, EXAMPLES, AUDIT, PROMPT)
     return any(PurePosixPath(name).match(pattern) for pattern in patterns)
 
 

@@ -32,17 +32,16 @@ async def score(reward: ServedReward, body: ScoreBody) -> dict[str, Any]:
     if len(given) != 1 or (body.text_1 is None) != (body.text_2 is None):
         raise RequestError("give conversations, or comparisons, or text_1 (prompts) with text_2 (answers)")
     if body.comparisons is None:
-        scores = await reward.score(_conversations(body))
-        data = [_scored(scores, place) for place in range(len(scores.totals))]
+        conversations = _conversations(body)
     else:
         pairs = _read("comparisons", body.comparisons, parse_comparison)
-        scores = await reward.score([
+        conversations = [
             Conversation(pair.prompt, answer) for pair in pairs for answer in (pair.chosen, pair.rejected)
-        ])
-        data = [
-            {"chosen": _scored(scores, 2 * place), "rejected": _scored(scores, 2 * place + 1)}
-            for place in range(len(pairs))
         ]
+    scores = await reward.score(conversations)
+    data = [_scored(reward, scores, place, one.answer) for place, one in enumerate(conversations)]
+    if body.comparisons is not None:
+        data = [{"chosen": one, "rejected": other} for one, other in zip(data[0::2], data[1::2], strict=True)]
     return _listed(reward, "score", data) | {"notes": dict(scores.notes), "counts": dict(scores.counts)}
 
 
@@ -69,9 +68,13 @@ def _read(field: str, rows: Sequence[Mapping[str, Any]], parse: Callable[[Row], 
     return [record for record in records if record is not None]
 
 
-def _scored(scores: Scores, place: int) -> dict[str, Any]:
+def _scored(reward: ServedReward, scores: Scores, place: int, answer: str) -> dict[str, Any]:
+    total = scores.totals[place]
     parts = {name: column[place] for name, column in scores.parts.items()}
-    return {"score": scores.totals[place], "parts": {name: value for name, value in parts.items() if value is not None}}
+    parts = {name: value for name, value in parts.items() if value is not None}
+    doubts = reward.audit and reward.audit.doubts(answer, total, parts.get("spread"))
+    trusted = None if doubts is None else not doubts
+    return {"score": total, "parts": parts, "trusted": trusted, "doubts": doubts or []}
 
 
 def _listed(reward: ServedReward, kind: str, data: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from typing import TypeVar
 
 from torch import Tensor
 
+from triptych.audit.record import AuditRecord
 from triptych.data.files import faults_of, json_line
 from triptych.data.template import prompt_tokens
 from triptych.engine.continuous import ContinuousBatch, StreamedRequest
@@ -124,11 +125,13 @@ class ServedReward:
 
     Attributes:
         name: by which it is asked for.
+        audit: what is known of its worth, where it lies beside it.
     """
 
-    def __init__(self, scorer: Scorer, name: str = "reward") -> None:
+    def __init__(self, scorer: Scorer, name: str = "reward", audit: AuditRecord | None = None) -> None:
         self.scorer = scorer
         self.name = name
+        self.audit = audit
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="scoring")
 
     async def score(self, conversations: Sequence[Conversation]) -> Scores:
