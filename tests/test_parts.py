@@ -20,6 +20,7 @@ RUN = (
     *(f"improve.{setting}" for setting in (*BRIEF, *SAMPLED)), "reward.audit.required=false", "decoding.max_tokens=4",
     "decoding.temperature=1", "evaluate.prompts=10", "evaluate.best_of=2", "gate.prompts=20",
 )
+UNREWARDED = tuple(setting for setting in RUN if not setting.startswith("reward."))
 SAID: dict[str, tuple[tuple[str, ...], int | None, str]] = {
     "triptych reward preferences.jsonl --from models/mine --out reward": (("epochs=1",), 0, "triptych audit reward"),
     "triptych audit reward --data reward/heldout.jsonl --training reward/learnt.jsonl": ((), None, "audit.html"),
@@ -32,6 +33,8 @@ SAID: dict[str, tuple[tuple[str, ...], int | None, str]] = {
     "triptych improve models/mine --method kto --thumbs thumbs.jsonl --out by-thumbs": (BRIEF, 0, "by-thumbs is made"),
     "triptych check taken.yaml": ((), 0, "taken.yaml is fine"),
     "triptych run taken.yaml": (RUN, 0, "runs/taken/report.html"),
+    "triptych check pairs.yaml": ((), 0, "pairs.yaml is fine"),
+    "triptych run pairs.yaml": (UNREWARDED, 0, "runs/pairs/report.html"),
     "triptych run family.yaml": (RUN, 0, "runs/family/report.html"),
 }
 """Each command of the page: settings that make it brief, its exit code (None where that is the tiny model's), and what
@@ -74,3 +77,6 @@ def test_the_commands_do_what_the_page_says(tmp_path: Path, monkeypatch: pytest.
         release = tmp_path / "runs" / run / "release"
         assert {path.name for path in release.iterdir() if path.is_dir()} == {"base", "instruct", "reward"}
         assert (release / "reward" / "model.safetensors").is_file()
+    release = tmp_path / "runs" / "pairs" / "release"
+    assert {path.name for path in release.iterdir() if path.is_dir()} == {"base", "instruct"}
+    assert "runs/pairs/release holds what its manifest lists" in call("verify", "runs/pairs/release").output

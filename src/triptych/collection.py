@@ -38,7 +38,7 @@ def collect_comparisons(
         judge = scorer_of(runner, by, made, champion, "a language model")
     return runner.run(
         f"round-{number}/feedback", label, labelling, data=start.data, author=champion, judge=judge, round=number,
-        earlier=before, thumbs=thumbs, cross_fit=recipe.splits.cross_fit is True,
+        earlier=before, thumbs=thumbs, cross_fit=recipe.cross_fit is True,
     )
 
 
@@ -73,5 +73,6 @@ def _given_by_people(recipe: Recipe, runner: Runner, form: Form, number: int, re
 
 def _labelling(recipe: Recipe) -> PeopleLabelling:
     """What becomes of what people say."""
-    splits = recipe.splits
-    return PeopleLabelling(heldout=splits.heldout, cross_fit=splits.cross_fit, wrong_rows=recipe.wrong_rows)
+    return PeopleLabelling(
+        heldout=recipe.splits.heldout, cross_fit=recipe.cross_fit, wrong_rows=recipe.wrong_rows
+    )

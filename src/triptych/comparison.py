@@ -142,7 +142,7 @@ def chosen(recipe: Recipe, names: Sequence[str] | None) -> list[str]:
             raise RecipeError(f"{name} cannot be compared on this recipe's budget: {why}; name the others in "
                               "`methods`") from None
         if lacking and names:
-            raise RecipeError(f"compare: {name} learns from {lacking}, and feedback names none")
+            raise RecipeError(f"compare: {name} {lacking}")
         able[name] = not lacking
     return [name for name in able if able[name]]
 

@@ -202,7 +202,7 @@ def ask_people(recipe: Recipe, runner: Runner, family: Family, start: Start, num
 
 
 def reward_of_round(recipe: Recipe, runner: Runner, family: Family, start: Start, current: Round) -> None:
-    """What a round learns from, its reward, and the audit that this must pass.
+    """What a round learns from, its reward, and the audit that this must pass; no reward where the recipe has none.
 
     Where nothing is new that the reward comes from, it is that of the round before.
     """
@@ -210,6 +210,8 @@ def reward_of_round(recipe: Recipe, runner: Runner, family: Family, start: Start
     earlier = family.rounds[-2] if current.number > 1 else None
     current.feedback = collect_comparisons(recipe, runner, current.number, champion, start, earlier)
     current.thumbs = collect_thumbs(recipe, runner, current, start, earlier)
+    if not recipe.rewarded:
+        return
     before = earlier.reward if earlier else None
     if earlier and current.feedback is earlier.feedback and not config.asks_policy:
         current.reward = before
@@ -242,8 +244,7 @@ def improve_and_gate(
     """
     compared, name = name is not None, name or f"round-{current.number}"
     champion, data, config = family.champion or start.instruct, start.data, recipe.improve.method
-    assert current.reward, "a round's reward comes before its candidate"
-    reward = current.reward.scorer
+    reward = current.reward.scorer if current.reward else None
     champion_decoding = deployed(recipe, runner, family, start, champion, "decoding/instruct", reward)
     watching, bounds = watcher(recipe, start.judge, reward), recipe.gate.decision
     current.candidate = candidate = runner.run(
@@ -276,7 +277,7 @@ def improve_and_gate(
 
 
 def find_blame(recipe: Recipe, runner: Runner, family: Family, start: Start, current: Round) -> None:
-    """What a round failed by that was not promoted, where the recipe asks."""
+    """What a round failed by that was not promoted, where the recipe asks and there is a reward."""
     if current.promoted or current.gate is None or current.reward is None or recipe.diagnosis is None:
         return
     comparing = isinstance(recipe.gate.judge, JudgeReward) and recipe.gate.judge.ask == "compare"
@@ -317,10 +318,12 @@ def prompt_of(
     if recipe.prompting is None:
         return None
     model: Artifact[Result] = start.base if name == BASE else start.instruct
+    chooser = watcher(recipe, start.judge, family.scorer)
+    assert chooser, "a recipe where nobody may choose searches for no prompt"
     decoding = recipe.decoding.at(0.0) if name == BASE else family.decoding_of(model, recipe.decoding)
     family.prompts[name] = runner.run(
         f"prompting/{name}", search_prompt, recipe.prompting, model=model, data=start.data, decoding=decoding,
-        chooser=watcher(recipe, start.judge, family.scorer),
+        chooser=chooser,
         sources=UserFiles(recipe.reflecting_model),
     )
     return family.prompts[name]

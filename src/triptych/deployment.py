@@ -23,19 +23,22 @@ def deployed(
         reward: the round's, which may have to choose.
     """
     if recipe.decoding.temperature == "best" and model.digest not in family.decodings:
+        chooser = watcher(recipe, start.judge, reward)
+        assert chooser, "a recipe where nobody may choose names a temperature"
         family.decodings[model.digest] = runner.run(
-            name, choose, recipe.decoding, model=model, data=start.data, chooser=watcher(recipe, start.judge, reward)
+            name, choose, recipe.decoding, model=model, data=start.data, chooser=chooser
         )
     return family.decoding_of(model, recipe.decoding)
 
 
-def watcher(recipe: Recipe, judge: Scorer, reward: Scorer | None) -> Scorer:
+def watcher(recipe: Recipe, judge: Scorer, reward: Scorer | None) -> Scorer | None:
     """Who may watch and choose before the gate, where whoever decides may have chosen nothing.
 
     The exact judge and rules hold on any prompts, and the validation prompts are not the gate's. A learned judge and a
     language model err in ways that a choice by them would find, so the round's reward watches in their place; unless
-    people decide, beside whom the judge is another one.
+    people decide, beside whom the judge is another one. Nobody may where there is no reward either.
     """
     config = recipe.gate.judging
     sound = config is None or config.holds_anywhere
-    return judge if sound or recipe.gate.people is not None or reward is None else reward
+    at_the_end = reward is None and recipe.rewarded  # no gate comes any more
+    return judge if sound or recipe.gate.people is not None or at_the_end else reward

@@ -28,6 +28,7 @@ from triptych.base.continuing import ContinuedPretraining
 from triptych.base.pretraining import Pretraining
 from triptych.base.source import Quantization
 from triptych.configuration import Composed, Config, Flat, UserFile, by_field, located
+from triptych.data.folds import CrossFit
 from triptych.data.source import STDLIB, Reading, Source, dataset_name, is_address
 from triptych.data.stdlib import versioned
 from triptych.data.template import Argument
@@ -45,6 +46,7 @@ from triptych.evaluate.gate import Gate
 from triptych.evaluate.measurement import Measurement
 from triptych.evaluate.prompting import Prompting
 from triptych.feedback.labelling import ExactLabelling, Labelling
+from triptych.improve.dpo import Dpo
 from triptych.improve.grpo import Grpo
 from triptych.improve.loop import Improvement
 from triptych.improve.registry import METHODS, AnyMethod, method_of
@@ -53,6 +55,7 @@ from triptych.people.questionnaire import Annotation, read_guideline
 from triptych.people.questions import Asking, Form
 from triptych.release.lineage import ReleaseForm
 from triptych.release.signature import Signing
+from triptych.reward.absence import NoReward, absent, is_absent
 from triptych.reward.judge import JudgeReward
 from triptych.reward.kind import RewardConfig
 from triptych.reward.mixture import MixtureReward
@@ -556,7 +559,7 @@ class Recipe(Config):
     base: BaseOrigin
     instruct: InstructStage = InstructTraining()
     feedback: tuple[Feedback, ...] = ()
-    reward: AuditedReward = AuditedReward()
+    reward: Annotated[AuditedReward, absent] = AuditedReward()
     improve: Rounds = Rounds()
     compare: tuple[AnyMethod, ...] = ()
     decoding: Decoding = Decoding()
@@ -606,8 +609,9 @@ class Recipe(Config):
         if isinstance(judge, JudgeReward) and by is not None and _asked(judge) == _asked(by):
             raise ValueError("gate.judge labels the comparisons too, and may take no part in training: name another")
         if self.improve.rounds and (lacking := self.lacks(self.improve.method)):
-            name = method_of(self.improve.method).name()
-            raise ValueError(f"improve.method {name} learns from {lacking}, and feedback names none")
+            raise ValueError(f"improve.method {method_of(self.improve.method).name()} {lacking}")
+        if not self.rewarded:
+            self._do_without()
         needs = {material for part in self.reward.model.within for material in part.needs}
         if "comparisons" in needs and not self.compared:
             raise ValueError("feedback must name comparisons, on which the reward model is trained: [{file: ...}]")
@@ -634,6 +638,36 @@ class Recipe(Config):
                 raise ValueError(f"{name}: a function is taken only from the recipe's own folder, {home}")
         return self
 
+    def _do_without(self) -> None:
+        """Refuses what needs a reward, where there is none."""
+        if not self.improve.rounds:
+            raise ValueError("reward is none, and with improve.rounds 0 nothing is left to do but fine-tune: give a "
+                             "reward, or a round")
+        if self.evaluate.of_rewards:
+            raise ValueError(f"evaluate.benchmarks: {self.evaluate.of_rewards[0].name} measures rewards, and reward is "
+                             "none")
+        if goal := next((name for name in ("over_trivial", "share_of_ceiling") if getattr(self.goals, name)), None):
+            raise ValueError(f"goals.{goal} is of a reward model, and reward is none")
+        judging = self.gate.judging
+        if judging is None or judging.holds_anywhere or self.gate.people is not None:
+            return
+        why = "needs somebody to choose: gate.judge decides, so it chooses nothing before, and reward is none"
+        if self.decoding.temperature == "best":
+            raise ValueError(f"decoding.temperature best {why}; name one, as decoding: {{temperature: 0}}")
+        if self.prompting is not None:
+            raise ValueError(f"prompting {why}; leave it out")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _given_pairs(cls, values: object) -> object:
+        """Without a reward the pairs of DPO are those that are given: others would be scored."""
+        if not isinstance(values, dict) or not is_absent(values.get("reward")):
+            return values
+        improve = values.get("improve")
+        if not isinstance(improve, dict) or improve.get("method") != "dpo":
+            return values
+        return values | {"improve": {"pairs": "comparisons"} | improve}
+
     @property
     def trained_whole(self) -> list[str]:
         """Which of the stages that the released models come from are trained without `lora`."""
@@ -656,7 +690,8 @@ class Recipe(Config):
         settings, budget = self.methods[name], self.improve.method
         own = next((given for given in (*self.compare, budget) if type(given) is settings), settings())
         shared = Improvement.model_fields.keys() - own.model_fields_set
-        method = settings(**dict(own) | {field: getattr(budget, field) for field in shared})
+        given = {"pairs": "comparisons"} if settings is Dpo and not self.rewarded else {}
+        method = settings(**dict(own) | {field: getattr(budget, field) for field in shared} | given)
         return self.model_copy(update={"improve": self.improve.model_copy(update={"method": method})})
 
     @property
@@ -694,11 +729,28 @@ class Recipe(Config):
         """The files of answers that were liked or not."""
         return tuple(source.source for source in self.feedback if isinstance(source, ThumbFeedback))
 
+    @property
+    def rewarded(self) -> bool:
+        """Whether there is a reward."""
+        return not isinstance(self.reward.model, NoReward)
+
+    @property
+    def cross_fit(self) -> CrossFit:
+        """Whether comparisons are cross-fitted, which is for audits: where none is due, some are held out to watch."""
+        audited = self.rewarded or self.gate.apart is not None
+        return self.splits.cross_fit if audited or self.splits.cross_fit != "auto" else False
+
     def lacks(self, method: Improvement) -> str | None:
-        """What of people's feedback a method learns from and the recipe has none of."""
+        """What a method learns from and the recipe has none of, in words that its name goes before."""
+        if method.needs_reward and not self.rewarded:
+            pairs = ", as its pairs are sampled" if isinstance(method, Dpo) and method.pairs == "sampled" else ""
+            return (f"learns from scores{pairs}, and reward is none: without one dpo learns from comparisons "
+                    "(pairs: comparisons, loss dpo or ipo), and kto from thumbs")
         if method.needs_comparisons and not self.compared:
-            return "comparisons"
-        return "thumbs" if method.needs_thumbs and not self.thumb_files and self.people_give != "thumbs" else None
+            return "learns from comparisons, and feedback names none"
+        if method.needs_thumbs and not self.thumb_files and self.people_give != "thumbs":
+            return "learns from thumbs, and feedback names none"
+        return None
 
     @property
     def people(self) -> UserFile | None:
@@ -759,7 +811,9 @@ class Recipe(Config):
             thumbs=_names(self.thumb_files), prompts=_names(self.improve.prompts), wrong_rows=self.wrong_rows,
             reasoning=self.reasoning, benchmarks=_names(self.decontaminate),
             near_duplicates=self.near_duplicates,
-            judge=self.gate.apart.share_of_feedback if self.gate.apart else 0.0, **dict(self.splits),
+            judge=self.gate.apart.share_of_feedback if self.gate.apart else 0.0,
+            thumbs_heldout=0.0 if self.rewarded else self.splits.heldout,
+            **dict(self.splits) | {"cross_fit": self.cross_fit},
         )
 
     def preparation_of(self, task: Task) -> DataPreparation:

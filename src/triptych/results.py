@@ -92,7 +92,8 @@ def write(recipe: Recipe, family: Family, runner: Runner, ending: Ending | None 
     gates = [round.gate for round in family.rounds if round.gate]
     measured = len(family.tests) == recipe.improve.rounds + (2 if recipe.finetuning else 1)
     decided = bool(gates) and len(gates) == recipe.improve.rounds
-    released = family.reward is not None and (measured or (decided and ending is not None and ending.failed))
+    whole = family.reward is not None or (decided and not recipe.rewarded)
+    released = whole and (measured or (decided and ending is not None and ending.failed))
     place = "release" if released else None
     summary = summarise(recipe, family, artifacts, runner.ledger, answers, tasks, release=place)
     if ending:
@@ -305,7 +306,6 @@ def release(
     assert base
     assert instruct
     assert champion
-    assert reward
     assert family.data
     dtype = getattr(torch, base.result.source_dtype)
     partial = folder.with_name("release.partial")
@@ -318,18 +318,17 @@ def release(
         "base": Lineage(base.fingerprint, origin, _data(family.data, "text") if learnt_text else ()),
         "instruct": Lineage(
             champion.fingerprint,
-            (Parent("base", base.digest), *([_reward_parent(trained_by)] if trained_by else [])),
+            (Parent("base", base.digest), *(_reward_parents(trained_by) if trained_by else ())),
             _data(family.data, "demonstrations", "prompts_improve") + _learnt_feedback(recipe, family, trained_by),
         ),
-        "reward": Lineage(
+    }
+    models: dict[Role, Path] = {"base": base.folder / "model", "instruct": champion.folder / "model"}
+    if reward:
+        lineage["reward"] = Lineage(
             reward.fingerprint, _parents(reward),
             _data(feedback, "comparisons_train") if feedback and recipe.learner else (),
-        ),
-    }
-    models: dict[Role, Path] = {
-        "base": base.folder / "model", "instruct": champion.folder / "model",
-        "reward": reward.folder if (reward.folder / DESCRIPTION).exists() else reward.folder / "model",
-    }
+        )
+        models["reward"] = reward.folder if (reward.folder / DESCRIPTION).exists() else reward.folder / "model"
     assemble(
         partial, name=recipe.name, version=recipe.release.version, license=recipe.release.license,
         models=models, lineage=lineage, summary=summary, recipe=_recipe_digest(recipe),
@@ -361,10 +360,11 @@ def _better_prompt(family: Family) -> Path | None:
 def _is_released(family: Family, folder: Path) -> bool:
     """Whether the release in the folder is of this family's models."""
     made = {"base": family.base, "instruct": family.champion, "reward": family.reward}
+    fingerprints = {role: artifact.fingerprint for role, artifact in made.items() if artifact}
     try:
         models = read_object(folder / "manifest.json")["models"]
-        return all(artifact and models[role]["fingerprint"] == artifact.fingerprint for role, artifact in made.items())
-    except (RunError, TypeError):
+        return {role: model["fingerprint"] for role, model in models.items()} == fingerprints
+    except (RunError, TypeError, AttributeError):
         return False
 
 
@@ -378,10 +378,9 @@ def _learnt_feedback(recipe: Recipe, family: Family, round: Round | None) -> tup
     return ()
 
 
-def _reward_parent(round: Round) -> Parent:
-    """The reward model that a round's candidate was improved against."""
-    assert round.reward
-    return Parent(f"reward, round {round.number}", round.reward.artifact.digest)
+def _reward_parents(round: Round) -> tuple[Parent, ...]:
+    """The reward model that a round's candidate was improved against, if there is one."""
+    return (Parent(f"reward, round {round.number}", round.reward.artifact.digest),) if round.reward else ()
 
 
 def _parents(reward: Artifact[Result]) -> tuple[Parent, ...]:
@@ -515,7 +514,8 @@ def _round(made: Round, gate: Decided, candidate: Artifact[Improved]) -> report.
 
     curve = [
         report.Point(
-            step=int(row["step"]), kl=row["validation_kl"], reward=row["validation_reward"],
+            step=int(row["step"]), kl=row["validation_kl"], reward=row.get("validation_reward"),
+            loss=row.get("validation_loss"), margin=row.get("validation_margin"),
             judge=row.get("validation_judge"), length=row["validation_length"], entropy=row.get("entropy"),
             reward_interval=interval(row["step"], "reward"), judge_interval=interval(row["step"], "judge"),
         )
@@ -532,7 +532,8 @@ def _round(made: Round, gate: Decided, candidate: Artifact[Improved]) -> report.
             alpha=turning.alpha, beta=turning.beta, peak=turning.peak, interval=turning.interval,
             residual=turning.residual,
         ) if turning else None,
-        reward_before=gate.reward_before, reward_after=gate.reward_after,
+        reward_before=gate.reward_before if made.reward else None,
+        reward_after=gate.reward_after if made.reward else None,
         judge_before=gate.judge_before, judge_after=gate.judge_after,
         win_rate=gate.win_rate, interval=gate.interval, level=gate.level, p_value=gate.p_value,
         prompts=gate.prompts, prompts_again=gate.prompts_again,

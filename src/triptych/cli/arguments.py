@@ -129,6 +129,13 @@ Role = Literal["base", "instruct", "reward", "judge"]
 """What a model is needed for: to write, to score, or to judge, which a model that writes can do too."""
 
 
+def find_release(name: str) -> Path | None:
+    """The release that a name stands for, of a run too; None where it stands for another model."""
+    places = (place / part for place in (Path(name), RUNS / name) for part in ("", "release"))
+    return next((release for release in places if (release / "manifest.json").exists()
+                 and _is_model(release / "instruct", "instruct")), None)
+
+
 def find_model(name: str, role: Role) -> tuple[Path, Path | None]:
     """The folder of a model, here or on the Hub, that a name stands for, and the release that was named with it."""
     part = "reward" if role == "judge" else role
@@ -136,6 +143,8 @@ def find_model(name: str, role: Role) -> tuple[Path, Path | None]:
         for release in (place, place / "release"):
             if (release / "manifest.json").exists() and _is_model(release / part, role):
                 return release / part, release
+            if part == "reward" and (release / "manifest.json").exists() and _is_model(release / "instruct", role):
+                raise ModelError(f"{release}: this release has no Reward model, for its recipe had none")
         if part == "reward" and (place / "reward.json").is_file():
             return place, None
         for folder in (place, place / "model"):

@@ -56,7 +56,7 @@ def chat(
     allow_template: AllowTemplate = False,
     allow_model: AllowModel = None,
 ) -> None:
-    """Talks with a model; of a release the Reward model scores each answer.
+    """Talks with a model; of a release the Reward model, where there is one, scores each answer.
 
     /reset begins anew, /quit or Ctrl-D leaves. Reads lines from a pipe as well, one for each turn.
 
@@ -76,7 +76,7 @@ def chat(
     settle()
     policy = Policy.open(folder)
     scorer = None
-    if release:
+    if release and (release / "reward").is_dir():
         try:
             scorer = allowed.open(release / "reward", folder)
         except RewardError as error:

@@ -18,6 +18,7 @@ from triptych.cli.arguments import (
     AllowModel,
     AllowTemplate,
     find_model,
+    find_release,
 )
 from triptych.cli.listening import listening
 from triptych.cli.terminal import say
@@ -104,7 +105,8 @@ def _family(name: str, allowed: Allowed, context: int, slots: int | None) -> Ser
     from triptych.server.served import ServedFamily, open_model
 
     settle()
-    folder, release = find_model(name, "judge")
+    release = find_release(name)
+    folder = find_model(name, "judge")[0] if release is None else release
 
     def opened(folder: Path, name: str, title: str, *, talks: bool = True) -> ServedModel:
         return open_model(
@@ -120,7 +122,7 @@ def _family(name: str, allowed: Allowed, context: int, slots: int | None) -> Ser
     if before is not None:
         models.append(opened(before, "tuned", "Instruct, before the rounds"))
     models.append(opened(release / "base", "base", "Base", talks=False))
-    reward = _reward(release / "reward", release / "instruct", allowed)
+    reward = _reward(release / "reward", release / "instruct", allowed) if (release / "reward").is_dir() else None
     return ServedFamily(release.parent.name, {model.name: model for model in models}, reward)
 
 

@@ -16,11 +16,13 @@ RATED = ("ratings_train", "ratings_heldout", "ratings_judge", "ratings_judge_hel
 """Ratings of the same splits, which may share prompts with the comparisons of theirs."""
 PROVING = ("prompts_test", "prompts_gate", "prompts_validation")
 """Prompts on which models are measured; they are nowhere else."""
-OTHERS = ("demonstrations", "demonstrations_heldout", "thumbs", "prompts_improve", "prompts_feedback")
+OTHERS = (
+    "demonstrations", "demonstrations_heldout", "thumbs", "thumbs_heldout", "prompts_improve", "prompts_feedback",
+)
 
 APART = (
     *combinations(PROVING, 2), *product(PROVING, (*COMPARED, *OTHERS)), *combinations(COMPARED, 2),
-    ("demonstrations", "demonstrations_heldout"),
+    ("demonstrations", "demonstrations_heldout"), ("thumbs", "thumbs_heldout"),
     # The reward model goes on from what learnt the demonstrations. Improvement learns neither answers nor labels of
     # its prompts, and a reward model may be measured on these.
     ("demonstrations", "comparisons_heldout"), ("demonstrations", "comparisons_judge_heldout"),

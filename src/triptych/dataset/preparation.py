@@ -98,6 +98,7 @@ class DataPreparation(Splits):
         wrong_rows: whether a wrong row stops the run, or is left out and reported.
         reasoning: whether the reasoning that answers begin with is learnt, or left out of them.
         judge: share of the comparisons' prompts that train the gate's own judge and nothing else.
+        thumbs_heldout: share of the thumbs' prompts by which improvement is watched, where no reward watches.
     """
 
     text: tuple[AnySource, ...] = ()
@@ -111,6 +112,7 @@ class DataPreparation(Splits):
     wrong_rows: Literal["refuse", "skip"] = "refuse"
     reasoning: Literal["learn", "leave_out"] = "learn"
     judge: float = Field(default=0.0, ge=0, lt=1)
+    thumbs_heldout: float = Field(default=0.0, ge=0, lt=0.5)
 
 
 class Prepared(Result):
@@ -156,6 +158,7 @@ class Prepared(Result):
     ratings_judge: int = 0
     ratings_judge_heldout: int = 0
     thumbs: int = 0
+    thumbs_heldout: int = 0
     crossfitted: bool = False
     demonstrations: int = 0
     demonstrations_heldout: int = 0
@@ -263,7 +266,10 @@ def prepare_data(context: StageContext, config: DataPreparation, sources: Mappin
     parts: dict[str, Sequence[PromptedRecord]] = {**measured}
     parts |= {f"comparisons_{name}": rows for name, rows in compared.items()} if comparisons else {}
     parts |= {f"ratings_{name}": rows for name, rows in rated.items()} if ratings else {}
-    parts |= {"thumbs": thumbs} if thumbs else {}
+    shares = {"heldout": config.thumbs_heldout, "train": 1 - config.thumbs_heldout}
+    (liked,) = divided("thumbs", (thumbs,), shares, context.seed)
+    parts |= {"thumbs": liked["train"]} if thumbs else {}
+    parts |= {"thumbs_heldout": liked["heldout"]} if liked["heldout"] else {}
     if records.conversations and not conversations:
         what = "none is left: every one has a prompt that is held out for measuring; give more, with other prompts"
         raise DataError([Fault("conversations", None, None, what)])
@@ -301,9 +307,9 @@ def prepare_data(context: StageContext, config: DataPreparation, sources: Mappin
         comparisons_judge=len(compared["judge"]), comparisons_judge_heldout=len(compared.get("judge_heldout", ())),
         ratings_train=len(rated["train"]), ratings_heldout=len(rated.get("heldout", ())),
         ratings_judge=len(rated["judge"]), ratings_judge_heldout=len(rated.get("judge_heldout", ())),
-        thumbs=len(thumbs), crossfitted=crossfitted, demonstrations=len(learnt["train"]),
-        demonstrations_heldout=len(learnt["heldout"]), text=len(text.get("text", ())),
-        text_heldout=len(text.get("text_heldout", ())),
+        thumbs=len(liked["train"]), thumbs_heldout=len(liked["heldout"]), crossfitted=crossfitted,
+        demonstrations=len(learnt["train"]), demonstrations_heldout=len(learnt["heldout"]),
+        text=len(text.get("text", ())), text_heldout=len(text.get("text_heldout", ())),
         left_out_lines={
             why.name: [records.places[id(prompt_of(row))] for row in rows[:EXAMPLES]]
             for why in fields(left) if (rows := getattr(left, why.name))

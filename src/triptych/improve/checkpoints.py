@@ -17,8 +17,9 @@ from triptych.engine.curve import Curve, Row
 from triptych.improve.overoptimisation import Overoptimisation, fitted
 from triptych.statistics.intervals import mean_interval
 
-Watcher = Literal["judge", "reward", "loss"]
-"""Whose numbers on what is held out choose: a judge's or a reward's scores, or where there is neither the loss."""
+Watcher = Literal["judge", "reward", "loss", "nothing"]
+"""Whose numbers on what is held out choose: a judge's or a reward's scores, or where there is neither the loss; or
+nothing, where no feedback is held out either."""
 JUDGED = "judged"
 """The judge's score of each validation prompt, in a watched row."""
 REWARDED = "rewarded"
@@ -171,7 +172,7 @@ class PolicyCheckpoints:
         end might have been the best by chance, and so has its share of the error (Bonferroni).
         """
         *before, end = self.judged or [{}]
-        if not before or end["step"] != self.last:
+        if not before or end["step"] != self.last or "validation_reward" not in end:
             return
         best = max(before, key=lambda row: float(row["validation_judge"]))
         falls = [high - low for high, low in zip(best[JUDGED], end[JUDGED], strict=True)]

@@ -97,11 +97,12 @@ class Pairs:
 class DpoMethod(Method[Dpo, Pairs]):
     """DPO over the loop; the champion is the author of sampled pairs.
 
-    Comparisons are those in `feedback`, on which the reward model was trained.
+    Comparisons are those in `feedback`, on which the reward model was trained, where there is one.
     """
 
     settings = Dpo
     unit = "pairs"
+    heldout_numbers = ("accuracy", "margin")
 
     def __init__(self, loop: Loop, config: Dpo, feedback: Folder | None = None) -> None:
         super().__init__(loop, config, feedback)
@@ -117,7 +118,10 @@ class DpoMethod(Method[Dpo, Pairs]):
         return loss(self.loop.model, batch, self.config)
 
     def heldout(self) -> Row:
-        """The mean loss of pairs that are held out, and the share in which the better answer gained more."""
+        """The mean loss of pairs that are held out, the share in which the better answer gained more, and by how much.
+
+        The margin is β times the difference of the log-ratios: DPO's implicit rewards (TRL's `rewards/margins`).
+        """
         return self.watched(self._heldout)
 
     @cached_property
@@ -231,7 +235,7 @@ def _paired(groups: Sequence[PairGroup], packed: AnswerPack, far: Tensor) -> Pai
 
 
 def loss(model: Model, pairs: Pairs, config: Dpo) -> Loss:
-    """The loss summed over the pairs, and what became of their answers' likelihood."""
+    """The loss summed over the pairs, what became of their answers' likelihood, and the margin of implicit rewards."""
     logprobs = by_answer(answer_logprobs(model, pairs.packed)[0], pairs.packed)
     ratios = logprobs - pairs.reference
     chosen, rejected = ratios[pairs.chosen], ratios[pairs.rejected]
@@ -245,6 +249,7 @@ def loss(model: Model, pairs: Pairs, config: Dpo) -> Loss:
         pair_losses = pair_losses - config.nll * (logprobs / lengths)[pairs.chosen]
     return Loss(pair_losses.sum(), {
         "accuracy": (chosen > rejected).float().sum(),
+        "margin": config.kl_coefficient * (chosen - rejected).sum(),
         "chosen": chosen.sum(),
         "rejected": rejected.sum(),
     })

@@ -25,7 +25,7 @@ class Improved(Result):
         answers: that were written for it.
         kept: the step whose policy is the candidate.
         watched_by: whose scores on the validation prompts chose it: the "judge", or the "reward" where no judge may; or
-            the "loss" on held-out feedback, where there is no reward.
+            the "loss" on held-out feedback, where there is no reward; "nothing" where none is held out.
         alarms: what went wrong on the way.
         overoptimisation: the fitted curve, where there were points enough.
         numbers: the method's own.

@@ -316,6 +316,9 @@ class Loop:
             return self.checkpoints.exceeded(row) is not None
 
         self.checkpoints.start = self.measured(heldout)  # policy and reference are still one
+        if self.checkpoints.watcher == "loss" and "validation_loss" not in self.checkpoints.start:
+            self.checkpoints.watcher = "nothing"
+            context.progress.say("no feedback is held out, and nobody else may watch: the candidate is the last policy")
         curve = train(
             self.model, config.steps, reused(prepare, config.updates_per_rollout), loss, config,
             progress=context.progress, unit=unit,

@@ -26,6 +26,7 @@ class Method(ABC, Generic[Settings, Batch]):
         settings: the type of what it can be told.
         unit: what a loss is averaged over.
         best_of_n: whether what it learns is the best of n answers, whose judge's score turns over by another law.
+        heldout_numbers: what is told of held-out feedback beside the loss, of what the loss tells.
         loop: the round.
         config: its settings there.
         feedback: the folder of the round's own comparisons or thumbs, of a method that learns from them.
@@ -34,6 +35,7 @@ class Method(ABC, Generic[Settings, Batch]):
     settings: ClassVar[type[Improvement]]
     unit: ClassVar[str] = "answer tokens"
     best_of_n: ClassVar[bool] = False
+    heldout_numbers: ClassVar[tuple[str, ...]] = ("accuracy",)
 
     def __init__(self, loop: Loop, config: Settings, feedback: Folder | None = None) -> None:
         self.loop, self.config, self.feedback = loop, config, feedback
@@ -56,15 +58,16 @@ class Method(ABC, Generic[Settings, Batch]):
         return {}
 
     def watched(self, held: Step[Batch]) -> Row:
-        """The mean loss and accuracy of what is held out; nothing where that is nothing."""
+        """The means over what is held out: loss, accuracy, of pairs the margin; nothing where that is nothing."""
         def sums(batch: Batch) -> Tensor:
             lost = self.loss(batch)
-            return torch.stack([lost.total, lost.numbers["accuracy"]])
+            return torch.stack([lost.total, *(lost.numbers[name] for name in self.heldout_numbers)])
 
         if not held.batches:
             return {}
-        total, right = torch.stack(infer(self.loop.model, sums, held.batches)).sum(0).tolist()
-        return {"validation_loss": total / held.weight, "validation_accuracy": right / held.weight}
+        totals = torch.stack(infer(self.loop.model, sums, held.batches)).sum(0).tolist()
+        names = ("loss", *self.heldout_numbers)
+        return {f"validation_{name}": total / held.weight for name, total in zip(names, totals, strict=True)}
 
     def detach(self) -> None:
         """Takes from the policy what only its training needed."""

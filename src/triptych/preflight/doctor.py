@@ -72,7 +72,7 @@ def diagnose(
     yield from look_at_comparisons(located)
     places = {place.row: place for place in reversed(located)}
     audit = recipe.reward.audit
-    learners: list[tuple[TrainedOn, str, Any]] = [("train", "reward", recipe.learner)]
+    learners: list[tuple[TrainedOn, str, Any]] = [("train", "reward", recipe.learner)] if recipe.rewarded else []
     if recipe.gate.apart is not None:
         learners.append(("judge", recipe.apart_name, recipe.gate.apart.model))
     data = DataFolder(folder)

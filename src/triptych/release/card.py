@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from markupsafe import Markup
 from triptych.display import one_line, printable
 from triptych.engine.sampling import Sampling
 from triptych.records import turns
-from triptych.release.lineage import Lineage, RewardExample, Role, WrittenExample
+from triptych.release.lineage import ROLES, Lineage, RewardExample, Role, WrittenExample
 from triptych.report.summary import AuditSummary, Interval, ModelScore, Summary
 
 LINE_END = "\0"
@@ -87,9 +87,29 @@ class ReleasedFamily:
         return f"about {float(f'{hours:.1g}'):.0f} hours" if hours >= 1.5 else "about an hour"
 
     @property
+    def roles(self) -> tuple[Role, ...]:
+        """The models that there are."""
+        return tuple(role for role in ROLES if role in self.lineage)
+
+    @property
     def audit(self) -> AuditSummary | None:
         """The audit of the released Reward model, the last that was trained."""
         return self.summary.audits[-1] if self.summary.audits else None
+
+
+def listed(roles: Sequence[Role], mark: str = "") -> str:
+    """The models of a family by their titles, as "Base and Instruct".
+
+    Args:
+        mark: around each.
+    """
+    *before, last = (f"{mark}{TITLES[role]}{mark}" for role in roles)
+    return f"{', '.join(before)} and {last}"
+
+
+def number_of(roles: Sequence[Role]) -> str:
+    """How many they are, in a word."""
+    return {2: "two", 3: "three"}[len(roles)]
 
 
 def repository(family: str, role: str) -> str:
@@ -110,7 +130,7 @@ def family_card(family: ReleasedFamily) -> str:
         license=one_line(family.license), language=one_line(family.language), library_name="transformers",
         datasets=_datasets(family), tags=[TAG, "model-family"],
         model_name=one_line(f"{family.name} {family.version}"),
-        eval_results=[*_results("instruct", family), *_results("reward", family)] or None,
+        eval_results=[result for role in family.roles if role != "base" for result in _results(role, family)] or None,
     )
     return _render("family.md.jinja", family, None, front_matter=Markup(f"---\n{data.to_yaml()}\n---"))
 
@@ -240,6 +260,7 @@ def _render(template: str, family: ReleasedFamily, role: Role | None, **fields: 
     environment.filters |= {"interval": _interval, "code": _code, "python": _python, "printed": _printed}
     text = environment.get_template(template).render(
         family=family, summary=family.summary, role=role, titles=TITLES, here=Markup(HERE),
-        trunk_here=Markup(TRUNK_HERE), **fields
+        trunk_here=Markup(TRUNK_HERE), number=number_of(family.roles), listed=Markup(listed(family.roles, "**")),
+        **fields
     )
     return re.sub(r"\n{3,}", "\n\n", text).replace(LINE_END, "\n")  # where a part was left out

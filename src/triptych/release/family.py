@@ -1,4 +1,4 @@
-"""Put the three models together as one family: files, cards, lineage, manifest."""
+"""Put the models together as one family: files, cards, lineage, manifest."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from triptych.engine.sampling import Sampling
 from triptych.errors import ReleaseError
 from triptych.records import Comparison, Message, Prompt, turns
 from triptych.release import card, examples
-from triptych.release.lineage import ROLES, Lineage, ReleaseForm, RewardExample, Role
+from triptych.release.lineage import REQUIRED, ROLES, Lineage, ReleaseForm, RewardExample, Role
 from triptych.release.signature import Signing, sign
 from triptych.release.verification import FORMAT, DataEntry, Manifest, ModelEntry, ParentEntry, listing, seal
 from triptych.report.summary import Summary
@@ -88,9 +88,10 @@ def assemble(
     Args:
         folder: made if it is missing; must be empty.
         name: the family's.
-        version: shared by the three models.
+        version: shared by the models.
         license: a licence by its name on the Hub, such as `apache-2.0`.
-        models: the folder of each role's model; for a reward that is not one model the folder with its `reward.json`.
+        models: the folder of each role's model; for a reward that is not one model the folder with its `reward.json`;
+            no reward where the family learnt without one.
         lineage: what each was made from.
         summary: the run's; the cards quote its scores, and its duration in a few words, as equal runs have in common.
         recipe: digest of the resolved recipe.
@@ -104,21 +105,22 @@ def assemble(
         prompt: a file of turns that Instruct answers better behind, which is put beside it.
 
     Raises:
-        ReleaseError: if a role is missing, the folder is not empty, the three do not share one tokenizer, adapters are
-            to be released of another trunk than the Base, or it cannot be signed.
+        ReleaseError: if a role is missing, the folder is not empty, the models do not share one tokenizer, adapters
+            are to be released of another trunk than the Base, or it cannot be signed.
         ModelError: if a model's folder cannot be used safely.
     """
+    roles = [role for role in ROLES if role in REQUIRED or role in models or role in lineage]
     for given in (models, lineage):
-        if absent := [role for role in ROLES if role not in given]:
-            raise ReleaseError(f"a family needs base, instruct and reward; there is no {', '.join(absent)}")
+        if absent := [role for role in roles if role not in given]:
+            raise ReleaseError(f"a family needs {', '.join(roles)}; there is no {', '.join(absent)}")
     if folder.exists() and any(folder.iterdir()):
         raise ReleaseError(f"{folder}: a release is written into an empty folder, and this one is not")
-    folders = [place for role in ROLES for place in _models_in(models[role])]
+    folders = [place for role in roles for place in _models_in(models[role])]
     for place in folders:
         inspect(place)
     _check_shared(folders)
 
-    for role in ROLES:
+    for role in roles:
         target = folder / role
         target.mkdir(parents=True)
         for source in _described_files(models[role]):
@@ -130,22 +132,25 @@ def assemble(
             _deploy(target / "generation_config.json", deployed)
     if prompt is not None:
         _copy(prompt, folder / "instruct" / prompt.name)
-    described = _described(models["reward"])
-    scale = None if described else json.loads((models["reward"] / "config.json").read_bytes()).get("reward_scale")
     shown = shown or Shown()
-    scored = () if described else examples.scores(folder / "reward", shown.comparisons)
+    described: dict[str, Any] | None = None
+    scale: dict[str, Any] | None = None
+    scored: tuple[RewardExample, ...] = ()
+    if (reward := models.get("reward")) is not None and (described := _described(reward)) is None:
+        scale = json.loads((reward / "config.json").read_bytes()).get("reward_scale")
+        scored = examples.scores(folder / "reward", shown.comparisons)
     family = card.ReleasedFamily(
         name, version, license, language, recipe, lineage, summary, scored, described, scale,
         answers=examples.answers(folder / "instruct", shown.prompts),
         continuation=examples.continuation(folder / "base", shown.opening) if shown.opening else None,
         opening=shown.opening, decoding=decoding, datasets=tuple(datasets), hardware=hardware(),
-        held_out=shown.held_out, adapted=tuple(role for role in ROLES if any((folder / role).rglob(ADAPTER))),
+        held_out=shown.held_out, adapted=tuple(role for role in roles if any((folder / role).rglob(ADAPTER))),
         behind=prompt is not None,
     )
     if family.audit is not None:
         record = AuditRecord.model_validate({name: getattr(family.audit, name) for name in AuditRecord.model_fields})
         _write(folder / "reward" / AUDIT, record.model_dump_json(indent=1) + "\n")
-    for role in ROLES:
+    for role in roles:
         _write(folder / role / "README.md", card.model_card(role, family))
     if scored:
         _write(folder / "reward" / EXAMPLES, "".join(_example(example) for example in scored))
@@ -227,7 +232,7 @@ def _example(example: RewardExample) -> str:
 
 def _manifest(folder: Path, family: card.ReleasedFamily) -> Manifest:
     entries: dict[Role, ModelEntry] = {}
-    for role in ROLES:
+    for role in family.roles:
         lineage = family.lineage[role]
         entries[role] = ModelEntry(
             parents=[ParentEntry(name=parent.name, digest=parent.digest) for parent in lineage.parents],

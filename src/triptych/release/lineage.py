@@ -9,6 +9,8 @@ from triptych.records import Messages
 
 Role = Literal["base", "instruct", "reward"]
 ROLES: tuple[Role, ...] = ("base", "instruct", "reward")
+REQUIRED: tuple[Role, ...] = ("base", "instruct")
+"""Without which there is no family; one that learnt from pairs or thumbs alone has no Reward model."""
 ReleaseForm = Literal["merged", "adapters"]
 """What is released of a model that was trained as adapters over the Base: a plain folder, or these."""
 

@@ -25,7 +25,7 @@ from triptych.engine.inspection import ADAPTER
 from triptych.errors import ReleaseError
 from triptych.evaluate.preamble import FOUND as PROMPT
 from triptych.progress import Progress
-from triptych.release.card import HERE, TAG, TITLES, TRUNK_HERE, markdown, repository
+from triptych.release.card import HERE, TAG, TITLES, TRUNK_HERE, listed, markdown, number_of, repository
 from triptych.release.family import CODE, DESCRIBING, EXAMPLES, MODEL_FILES, TRUNK
 from triptych.release.lineage import ROLES, Role
 from triptych.release.verification import MANIFEST, SIGNATURE, Manifest, read_manifest, verify
@@ -91,13 +91,14 @@ class HubRelease:
     def _card(self, role: Role, collection: str, adapted: bool) -> bytes:
         """The folder's card with the names that the models have on the Hub, as parents, in its code and as links."""
         card = ModelCard((self.folder / role / CARD).read_bytes().decode())
-        names = {repository(self.manifest.name, parent): self.repository(parent) for parent in ROLES}
+        names = {repository(self.manifest.name, parent): self.repository(parent) for parent in self.manifest.roles}
         parents = card.data.get("base_model") or []
         if adapted:
             card.data["base_model"], card.data["base_model_relation"] = [self.repository("base")], "adapter"
         elif parents:
             card.data["base_model"] = [names.get(parent, parent) for parent in parents]
-        links = ", ".join(f"[{self.repository(one)}]({self.endpoint}/{self.repository(one)})" for one in ROLES)
+        repositories = [self.repository(one) for one in self.manifest.roles]
+        links = ", ".join(f"[{one}]({self.endpoint}/{one})" for one in repositories)
         family = (
             f"Version {markdown(self.manifest.version)} of the family {links} ([collection]({collection})). It was "
             f"pushed from the release whose `{MANIFEST}` has the sha256 `{sha256(self.folder / MANIFEST)}`."
@@ -149,7 +150,7 @@ def prepare(folder: Path, name: str, endpoint: str | None = None) -> HubRelease:
         raise ReleaseError(f"{name}: is no name for the Hub: {one_line(error)}") from None
     if problems := verify(folder):
         raise ReleaseError(f"{folder} is not what was released, so nothing was sent:\n" + "\n".join(problems))
-    for role in ROLES:
+    for role in release.manifest.roles:
         if f"{role}/{CARD}" not in release.manifest.files:
             raise ReleaseError(f"{folder}: has no {role}/{CARD}, which says what the model is")
     return release
@@ -180,7 +181,7 @@ def push(
     hub = HfApi(hub.endpoint, token)
     release = prepare(folder, name, hub.endpoint)
     progress.say(release.verified)
-    stands = {role: _open(hub, release.repository(role), public, gated) for role in ROLES}
+    stands = {role: _open(hub, release.repository(role), public, gated) for role in release.manifest.roles}
     collection = _collect(release, hub, private=bool(stands["instruct"].private), change=public is not None)
     commits: dict[Role, str] = {}
     for role, before in stands.items():
@@ -190,8 +191,8 @@ def push(
         progress.say(f"{hub.endpoint}/{release.repository(role)} ({_seen_by(before)}): {state}")
     progress.say(f"{collection}: the collection")
     return Published(
-        {role: f"{hub.endpoint}/{release.repository(role)}" for role in ROLES}, commits,
-        tuple(role for role in ROLES if commits[role] != stands[role].sha), collection,
+        {role: f"{hub.endpoint}/{release.repository(role)}" for role in release.manifest.roles}, commits,
+        tuple(role for role in release.manifest.roles if commits[role] != stands[role].sha), collection,
     )
 
 
@@ -216,7 +217,7 @@ def _open(hub: HfApi, name: str, public: bool | None, gated: Gating | None) -> M
 
 
 def _collect(release: HubRelease, hub: HfApi, private: bool, change: bool) -> str:
-    """The address of the collection with the three in it; made if it is missing.
+    """The address of the collection with the models in it; made if it is missing.
 
     Args:
         change: whether one that is there becomes private or public too.
@@ -225,12 +226,13 @@ def _collect(release: HubRelease, hub: HfApi, private: bool, change: bool) -> st
     try:
         collection = hub.create_collection(
             title, namespace=owner, private=private, exists_ok=True,
-            description="A family of three models with one tokenizer: Base, Instruct and Reward.",
+            description=f"A family of {number_of(release.manifest.roles)} models with one tokenizer: "
+            f"{listed(release.manifest.roles)}.",
         )
         if change and collection.private != private:
             hub.update_collection_metadata(collection.slug, private=private)
         held = {item.item_id for item in collection.items}
-        for role in ROLES:
+        for role in release.manifest.roles:
             if release.repository(role) not in held:
                 hub.add_collection_item(collection.slug, release.repository(role), "model", exists_ok=True)
     except Exception as error:  # as above

@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from triptych.configuration import reason
 from triptych.display import named, one_line
 from triptych.errors import ReleaseError
-from triptych.release.lineage import ROLES, Role
+from triptych.release.lineage import REQUIRED, ROLES, Role
 from triptych.storage import entries, irregular, open_regular, sha256
 
 MANIFEST = "manifest.json"
@@ -90,8 +90,10 @@ class Manifest(ManifestModel):
 
     @model_validator(mode="after")
     def _whole(self) -> Manifest:
-        if absent := [role for role in ROLES if role not in self.models or not self._has(role)]:
-            raise ValueError(f"lists no file of {', '.join(absent)}")
+        if absent := [role for role in {*REQUIRED, *self.models} if role not in self.models or not self._has(role)]:
+            raise ValueError(f"lists no file of {', '.join(sorted(absent))}")
+        if nameless := [role for role in ROLES if role not in self.models and self._has(role)]:
+            raise ValueError(f"lists files of {', '.join(nameless)}, and no such model")
         alike: dict[str, str] = {}
         for name in self.files:
             if name in OWN or not _is_inside(name):
@@ -101,6 +103,11 @@ class Manifest(ManifestModel):
             if other != name:
                 raise ValueError(f"{named(other)} and {named(name)} are the same file on some systems")
         return self
+
+    @property
+    def roles(self) -> tuple[Role, ...]:
+        """The models that there are."""
+        return tuple(role for role in ROLES if role in self.models)
 
     def _has(self, role: Role) -> bool:
         return any(name.startswith(f"{role}/") for name in self.files)

@@ -390,11 +390,11 @@ def _listed(rows: Sequence[Estimate]) -> str:
 
 
 def _round_charts(round_: RoundSummary) -> tuple[Markup, Markup]:
-    """Reward and judge over KL, in two panels because their units differ."""
+    """Reward and judge over KL, in two panels because their units differ; without a reward the held-out loss."""
 
-    def panel(name: Literal["reward", "judge"], unit: str, tone: str) -> Markup:
+    def panel(name: Literal["reward", "loss", "judge"], unit: str, tone: str, of: str) -> Markup:
         kept = [(point, value) for point in round_.curve if (value := getattr(point, name)) is not None]
-        bars = [getattr(point, f"{name}_interval") for point, _ in kept]
+        bars = [getattr(point, f"{name}_interval", None) for point, _ in kept]
         tips = [
             f"step {point.step}: {name} {number(value)}{f', {interval_text(bar)}' if bar else ''}, "
             f"KL {number(point.kl)} nats"
@@ -404,14 +404,19 @@ def _round_charts(round_: RoundSummary) -> tuple[Markup, Markup]:
         ends = f"from {number(kept[0][1])} to {number(kept[-1][1])}" if kept else NOT_MEASURED
         return line_chart(
             [line],
-            title=f"Round {round_.round}: {name} over KL on the validation prompts, {ends}",
+            title=f"Round {round_.round}: {name} over KL on {of}, {ends}",
             x_label="KL, nats per answer (root scale)",
             y_label=f"{name} ({unit})",
             square_root_x=True,
             x_reach=max((point.kl for point in round_.curve if math.isfinite(point.kl)), default=0.0),
         )
 
-    return panel("reward", "the reward model's units", "orange"), panel("judge", "mean score", "blue")
+    prompts = "the validation prompts"
+    learnt = (
+        panel("loss", "mean", "orange", "held-out feedback") if round_.reward_before is None
+        else panel("reward", "the reward model's units", "orange", prompts)
+    )
+    return learnt, panel("judge", "mean score", "blue", prompts)
 
 
 def _win_rates(rounds: Sequence[RoundSummary]) -> Markup:

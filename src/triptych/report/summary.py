@@ -182,20 +182,23 @@ class AuditSummary(AuditRecord):
 
 
 class Point(StrictModel):
-    """The policy at one step of improvement, on the validation prompts; `judge` only where it was measured.
+    """The policy at one step of improvement, on the validation prompts; None of who did not measure it.
 
     Attributes:
         reward_interval, judge_interval: of the two means, over these prompts; None where each prompt's scores are gone.
+        loss, margin: on held-out feedback, where there is no reward; the margin is that of DPO's implicit rewards.
     """
 
     step: int
     kl: float
-    reward: float
+    reward: float | None
     judge: float | None
     length: float
     entropy: float | None
     reward_interval: Interval | None = None
     judge_interval: Interval | None = None
+    loss: float | None = None
+    margin: float | None = None
 
 
 class OveroptimisationSummary(StrictModel):
@@ -241,7 +244,7 @@ class RoundSummary(StrictModel):
     """One round of improvement and the gate's decision on held-out prompts.
 
     Attributes:
-        reward_before, reward_after: mean score of the round's reward model on the gate's prompts.
+        reward_before, reward_after: mean score of the round's reward on the gate's prompts; None without one.
         judge_before, judge_after: mean score of the judge for champion and candidate.
         decoding_before, decoding_after: how champion and candidate were decoded.
         win_rate: share of the round's prompts where who decides prefers the candidate, ties counted half; its interval
@@ -265,7 +268,8 @@ class RoundSummary(StrictModel):
         curve: reward, judge and KL along the way.
         validation_prompts: of so many prompts each of its points is; None where that is not known.
         kept: the step whose policy was the candidate.
-        watched_by: whose scores on the validation prompts chose it: the "judge", or the "reward" where no judge may.
+        watched_by: whose scores on the validation prompts chose it: the "judge", or the "reward" where no judge may;
+            without a reward the "loss" on held-out feedback, or "nothing" where none is held out.
         alarms: what went wrong on the way.
         overoptimisation: the fitted curve, where there were points enough.
         diagnosis: what it failed by, where it was not promoted.
@@ -273,8 +277,8 @@ class RoundSummary(StrictModel):
 
     round: int
     method: str
-    reward_before: float
-    reward_after: float
+    reward_before: float | None
+    reward_after: float | None
     judge_before: float
     judge_after: float
     win_rate: float
@@ -468,6 +472,11 @@ class Summary(StrictModel):
     release: str | None
     ended: str | None = None
     missing: list[str] = Field(default_factory=list)
+
+    @property
+    def has_reward(self) -> bool:
+        """Whether the rounds had one to learn from, as far as it came to that."""
+        return all(round.reward_before is not None for round in self.rounds)
 
 
 class SampleAnswer(StrictModel):

@@ -10,6 +10,7 @@ judge                   `reward.json` and `template.jinja`
 remote                  `reward.json`
 mixture                 `parts/NAME/`, each of them one of these, and `reward.json`
 taken                   one of these; `model/` and `reward.json` of a model with another tokenizer
+none                    nothing: there is none
 ======================  =======================================================================
 """
 
@@ -28,6 +29,7 @@ from triptych.pipeline.artifact import Artifact
 from triptych.pipeline.result import Result
 from triptych.pipeline.runner import Runner
 from triptych.pipeline.scorer import ArtifactScorer
+from triptych.reward.absence import NoReward
 from triptych.reward.description import Description
 from triptych.reward.ensemble import EnsembleReward
 from triptych.reward.judge import POLICY, JudgeReward
@@ -42,7 +44,7 @@ from triptych.reward.trust import Trust
 
 Reward = Annotated[
     PairwiseReward | RegressionReward | EnsembleReward | RulesReward | JudgeReward | RemoteReward | MixtureReward
-    | TakenReward,
+    | TakenReward | NoReward,
     Field(discriminator="kind"), tagged("kind", "pairwise"), elsewhere,
 ]
 
