@@ -100,7 +100,7 @@ def test_without_rounds_a_failed_audit_releases_nothing(place: Path) -> None:
 
 def test_rules_are_released_as_what_they_are(place: Path) -> None:
     family, release = run(place, RULES)
-    assert {path.name for path in (release / "reward").iterdir()} == {"README.md", "reward.json"}
+    assert {path.name for path in (release / "reward").iterdir()} == {"README.md", "audit.json", "reward.json"}
     assert "This is no model" in (release / "reward" / "README.md").read_text()
     assert "AutoModelForSequenceClassification" not in (release / "README.md").read_text()
     assert open_reward(release / "reward").name == "rules"
@@ -113,7 +113,8 @@ def test_rules_are_released_as_what_they_are(place: Path) -> None:
 
 def test_an_ensemble_is_released_as_its_models(place: Path) -> None:
     family, release = run(place, "reward.kind=ensemble", "reward.members=2")
-    assert {path.name for path in (release / "reward").iterdir()} == {"README.md", "reward.json", "models"}
+    named = {path.name for path in (release / "reward").iterdir()}
+    assert named == {"README.md", "audit.json", "reward.json", "models"}
     for member in ("0", "1"):
         AutoModelForSequenceClassification.from_pretrained(release / "reward" / "models" / member)
     reward = family.rounds[0].reward

@@ -196,6 +196,7 @@ FLUSHED_ELSEWHERE = {
     "data/files.py", "engine/curve.py", "engine/models.py", "evaluate/answers.py", "evaluate/gate.py",
     "evaluate/measurement.py", "audit/stage.py", "reward/ensemble.py", "reward/judge.py", "reward/mixture.py",
     "reward/rules.py", "reward/taking.py", "reward/remote.py", "pipeline/artifact.py", "engine/adapter_folder.py",
+    "evaluate/benchmarking.py",
     # So is a release before it has its name.
     "release/family.py", "release/verification.py", "engine/merging.py",
     # torch writes into an open file, which is flushed there.

@@ -104,7 +104,7 @@ def test_a_reward_with_another_tokenizer_drives_a_round_and_is_named_in_the_rele
     assert reward is not None
     assert isinstance(reward.artifact.result, RewardTaken)
     assert not reward.artifact.result.released
-    assert {path.name for path in (release / "reward").iterdir()} == {"README.md", "reward.json"}
+    assert {path.name for path in (release / "reward").iterdir()} == {"README.md", "audit.json", "reward.json"}
     told = json.loads((release / "reward" / "reward.json").read_text())
     assert told == {"kind": "taken", "model": "theirs", "model_digest": reward.artifact.result.digest}
     assert "**The model is not here**: theirs" in (release / "reward" / "README.md").read_text()
