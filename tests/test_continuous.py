@@ -12,7 +12,7 @@ from conftest import FAMILIES, VOCABULARY, some_tokens, tiny, with_our_attention
 from triptych.engine import continuous
 from triptych.engine.continuous import PATIENCE, ContinuousBatch, StreamedRequest
 from triptych.engine.generation import generate
-from triptych.engine.packing import ROWS
+from triptych.engine.packing import ROWS, additive, scaled_attention
 from triptych.engine.sampling import Sampling
 from triptych.errors import ModelError
 
@@ -63,6 +63,34 @@ def test_an_answer_is_the_same_to_the_bit_alone_and_among_others(family: str, dt
     for request, again in zip(together, some_requests(40), strict=True):
         decoded(ContinuousBatch(model, 64, slots=2 * ROWS), [again])
         assert again.completion == request.completion
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("width", "outputs"), [(576, 192), (1536, 576), (64, 320)])
+def test_a_row_of_a_product_is_the_same_to_the_bit_among_any_others(
+    width: int, outputs: int, dtype: torch.dtype
+) -> None:
+    weight, rows = torch.randn(outputs, width).to(dtype), torch.randn(1000, width).to(dtype)
+    every = torch.nn.functional.linear(rows, weight)
+    for start, count in ((0, ROWS), (3, 2 * ROWS), (100, 5 * ROWS), (17, 96), (480, 520)):
+        some = torch.nn.functional.linear(rows[start : start + count], weight)
+        assert torch.equal(some, every[start : start + count])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_attention_of_a_slot_is_the_same_to_the_bit_whatever_the_others_hold(dtype: torch.dtype) -> None:
+    """Of the shape that SmolLM2-135M has: nine heads of 64, three to a key."""
+    heads, shared, width, held = 3, 3, 64, 40
+    query, keys, values = (torch.randn(40, heads, size, width).to(dtype) for size in (shared, 1408, 1408))
+    keys[:, :, held:] = values[:, :, held:] = 0
+    seen = [
+        scaled_attention(
+            query[:slots], keys[:slots, :, :depth].contiguous(), values[:slots, :, :depth].contiguous(),
+            additive(torch.arange(depth) < held, dtype), width**-0.5, None, short=depth,
+        )[:ROWS]
+        for slots in (ROWS, 2 * ROWS, 40) for depth in (64, 96, 160, 512, 1408)
+    ]
+    assert all(torch.equal(other, seen[0]) for other in seen)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from triptych.engine.attention import Layout
 from triptych.engine.forward import Model
-from triptych.engine.packing import additive, scaled_attention, weighed_attention
+from triptych.engine.packing import SHORT, additive, scaled_attention, weighed_attention
 from triptych.engine.request import Request
 
 CACHE_BYTES = 2 << 30
@@ -148,6 +148,8 @@ class SlotCache:
     Args:
         longest: tokens of a prompt.
         max_tokens: of an answer.
+        apart: on a CPU, whether what is computed of a slot is the same to the bit whatever the others hold. The fused
+            kernel, which is faster where caches are deep, computes a row otherwise among others.
 
     Attributes:
         members: answers to each prompt.
@@ -155,11 +157,13 @@ class SlotCache:
     """
 
     def __init__(
-        self, slots: int, members: int, device: torch.device, longest: int, max_tokens: int, *, shared: bool
+        self, slots: int, members: int, device: torch.device, longest: int, max_tokens: int, *, shared: bool,
+        apart: bool = False,
     ) -> None:
         self.members = members
         self.device = device
         self.shared = shared
+        self.apart = apart
         step = CUDA_DEPTH_STEP if device.type == "cuda" else DEPTH_STEP
         self.slots = KeyValues(slots, max_tokens + (0 if shared else longest), step)
         # Of a prompt with one answer left only a slot is used; places for twice the prompts let others begin.
@@ -233,8 +237,8 @@ class SlotCache:
         rows = query[0].transpose(0, 1).reshape(n, kv_heads, heads // kv_heads, width)
         if not self.shared:
             mask = self._slot_mask(window, rows.dtype)
-            # Always the fused kernel: another one for deep caches would make an answer depend on the longest one.
-            out = scaled_attention(rows, keys[:n], values[:n], mask, scaling, softcap, short=0)
+            short = keys.shape[2] if self.apart else SHORT
+            out = scaled_attention(rows, keys[:n], values[:n], mask, scaling, softcap, short)
             return out.reshape(1, n, heads, width)
         out, weight = weighed_attention(
             rows, keys[:n], values[:n], self._slot_mask(window, rows.dtype), scaling, softcap

@@ -93,11 +93,11 @@ class ContinuousBatch:
         self.model = model
         self.context = context
         wanted = min(slots or slots_within(model, context), MAX_SLOTS)
-        self.cache = SlotCache(whole(wanted), 1, model.device, context, 0, shared=False)
+        self._apart = model.device.type == "cpu"
+        self.cache = SlotCache(whole(wanted), 1, model.device, context, 0, shared=False, apart=self._apart)
         self.waiting: deque[StreamedRequest] = deque()
         self.running: list[StreamedRequest] = []
         self._step = decode_step(model, self.cache)
-        self._apart = model.device.type == "cpu"
         self._decoded = 0
 
     @property
