@@ -93,8 +93,8 @@ class ContinuousBatch:
         self.model = model
         self.context = context
         wanted = min(slots or slots_within(model, context), MAX_SLOTS)
-        self._apart = model.device.type == "cpu"
-        self.cache = SlotCache(whole(wanted), 1, model.device, context, 0, shared=False, apart=self._apart)
+        apart = model.device.type == "cpu"
+        self.cache = SlotCache(whole(wanted), 1, model.device, context, 0, shared=False, apart=apart)
         self.waiting: deque[StreamedRequest] = deque()
         self.running: list[StreamedRequest] = []
         self._step = decode_step(model, self.cache)
@@ -126,12 +126,12 @@ class ContinuousBatch:
             first_slot = len(self.running)
             self.running += grown  # from now on, so that one whose prompt cannot be computed is not lost
             prompts = [request.prompt for request in grown]
-            first, rows = prefill(self.model, self.cache, prompts, first_slot, apart=self._apart)
+            first, rows = prefill(self.model, self.cache, prompts, first_slot)
             for request, row in zip(grown, rows, strict=True):
                 request.prompt_row = row
             self._decoded = 0
         elif grown := self.running:
-            first = decode(self._step, self.cache, self.running, whole)
+            first = decode(self._step, self.cache, self.running)
             self._decoded += 1
         else:
             return []

@@ -112,37 +112,29 @@ def _generate_unpacked(
 
 
 def prefill(
-    model: Model, cache: SlotCache, prompts: Sequence[Sequence[int]], first_slot: int, *, apart: bool = False
+    model: Model, cache: SlotCache, prompts: Sequence[Sequence[int]], first_slot: int
 ) -> tuple[Tensor, list[int]]:
     """Computes prompts in one pack and puts their keys into the cache, for the slots from `first_slot` on.
-
-    Args:
-        apart: on a CPU, whether each is computed as it is alone, to the bit.
 
     Returns:
         The logits of each answer's first token, `[prompts * n, V]`, and the row of each prompt's keys.
     """
-    pack = Pack([Segment(prompt) for prompt in prompts], model.device, apart=apart)
+    pack = Pack([Segment(prompt) for prompt in prompts], model.device, apart=cache.apart)
     recorder = PrefillRecorder(pack)
     states = row_states(model, pack.tokens, pack.positions, recorder)
     rows = [
         cache.add_prompt(first_slot + i * cache.members, int(pack.starts[i]), int(pack.ends[i]) + 1, recorder)
         for i in range(len(prompts))
     ]
-    ends = functional.pad(pack.ends, (0, whole(len(prompts)) - len(prompts))) if apart else pack.ends
+    ends = functional.pad(pack.ends, (0, whole(len(prompts)) - len(prompts))) if cache.apart else pack.ends
     return logits(model, states[ends])[: len(prompts)].repeat_interleave(cache.members, dim=0), rows
 
 
-def decode(
-    step: Callable[..., Tensor], cache: SlotCache, running: Sequence[Request], usual: Callable[[int], int] = rounded
-) -> Tensor:
-    """The logits of every running request's next token; free slots behind them fill the rows up to a usual number.
-
-    Args:
-        usual: the number for a count of requests, on a CPU; a device's steps are recorded for powers of two.
-    """
-    rows = (_power_of_two if cache.device.type == "cuda" else usual)(len(running))
-    return step(*cache.advance(running, min(rows, cache.slots.rows)))[: len(running)]
+def decode(step: Callable[..., Tensor], cache: SlotCache, running: Sequence[Request]) -> Tensor:
+    """The logits of every running request's next token; free slots behind them fill the rows up to a usual number."""
+    usual = _power_of_two if cache.device.type == "cuda" else whole if cache.apart else rounded
+    rows = min(usual(len(running)), cache.slots.rows)
+    return step(*cache.advance(running, rows))[: len(running)]
 
 
 def decode_step(model: Model, cache: SlotCache) -> Callable[..., Tensor]:

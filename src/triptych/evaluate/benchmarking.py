@@ -11,7 +11,7 @@ from pydantic import Field, field_validator
 from triptych.configuration import Config, UserFile
 from triptych.engine.rollout import Policy
 from triptych.errors import RecipeError
-from triptych.evaluate.benchmarks import HarnessScore, HarnessTasks, TaskData
+from triptych.evaluate.benchmarks import HarnessScore, HarnessTasks, TaskData, is_task_file
 from triptych.pipeline.result import Result
 from triptych.pipeline.stage import StageContext
 from triptych.statistics.scores import BenchmarkChange, PairedScore
@@ -40,12 +40,12 @@ class BenchmarkTask(Config):
     @field_validator("task")
     @classmethod
     def _named(cls, task: UserFile) -> UserFile:
-        return task if task.path.suffix in (".yaml", ".yml") else UserFile(task.name, Path(task.name))
+        return task if is_task_file(task.name) else UserFile(task.name, Path(task.name))
 
     @property
     def is_file(self) -> bool:
         """Whether the task is a YAML file, and not the harness's."""
-        return self.task.path.suffix in (".yaml", ".yml")
+        return is_task_file(self.task.name)
 
     @property
     def files(self) -> dict[str, str | Path]:

@@ -123,7 +123,7 @@ class HarnessTasks:
             from lm_eval.tasks import TaskManager as _  # noqa: F401
         except ImportError as error:
             raise RecipeError(MISSING) from error
-        manager = _manager(not all(map(_is_file, names)))
+        manager = _manager(not all(map(is_task_file, names)))
         random.seed(DEFAULT_RANDOM_SEED)  # some tasks are shuffled when they are loaded, as the harness does it
         np.random.seed(DEFAULT_OTHER_SEED)
         with _quietly():
@@ -305,7 +305,8 @@ def _quietly() -> Iterator[None]:
             enable_progress_bars()
 
 
-def _is_file(name: str) -> bool:
+def is_task_file(name: str) -> bool:
+    """Whether a task is named by its YAML file, and not as the harness knows it."""
     return name.endswith((".yaml", ".yml"))
 
 
@@ -325,14 +326,14 @@ def _opened(manager: Any, name: str, data: TaskData | None) -> list[Any]:
     """A task, a group's one object, or the tasks of a tag."""
     from datasets.exceptions import DatasetsError
 
-    if _is_file(name) and not Path(name).is_file():
+    if is_task_file(name) and not Path(name).is_file():
         raise RecipeError(f"{one_line(name)}: there is no such file")
-    if not _is_file(name) and name not in manager.task_index:
+    if not is_task_file(name) and name not in manager.task_index:
         near = difflib.get_close_matches(name, manager.all_tasks, n=3)
         meant = f"; did you mean {', '.join(near)}?" if near else "; `lm-eval ls tasks` lists them"
         raise RecipeError(f"lm-evaluation-harness has no task {one_line(name)}{meant}")
     try:
-        if _is_file(name) and "group" in _settings(name, functions=False):
+        if is_task_file(name) and "group" in _settings(name, functions=False):
             raise RecipeError(f"{one_line(name)}: is a group's file: name the files of its tasks")
         tasks = manager.load([name if data is None else _with_data(manager, name, data)])
     except (OSError, DatasetsError) as error:
@@ -352,7 +353,7 @@ def _opened(manager: Any, name: str, data: TaskData | None) -> list[Any]:
 
 def _with_data(manager: Any, name: str, data: TaskData) -> dict[str, Any]:
     """A task's settings with files in the place of its dataset."""
-    settings = _settings(name if _is_file(name) else manager.task_index[name].yaml_path)
+    settings = _settings(name if is_task_file(name) else manager.task_index[name].yaml_path)
     measured = settings.get("test_split") or settings.get("validation_split")
     if not isinstance(settings.get("task"), str) or measured is None:
         raise RecipeError(f"{one_line(name)}: files of data are for one task with a YAML file")
@@ -434,7 +435,7 @@ def _source(thing: Any) -> str:
 
 def _dataset(manager: Any, name: str) -> str:
     """What a task's file calls its dataset, as far as it says."""
-    settings = _settings(name, functions=False) if _is_file(name) else manager.task_index[name].cfg
+    settings = _settings(name, functions=False) if is_task_file(name) else manager.task_index[name].cfg
     dataset = (settings or {}).get("dataset_path")
     return one_line(str(dataset)) if dataset else "on the Hub"
 
