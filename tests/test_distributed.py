@@ -27,11 +27,11 @@ from triptych.engine.adapters import Lora
 from triptych.engine.curve import read_curve
 from triptych.engine.forward import answer_logprobs
 from triptych.engine.models import load_policy, load_tokenizer
+from triptych.engine.muon import Muon, WholeMuon
 from triptych.engine.packing import fill
 from triptych.engine.rollout import Policy, infer, pack_rollouts
 from triptych.engine.sampling import Sampling
 from triptych.engine.scoring import RewardModel
-from triptych.engine.training import WholeMuon
 from triptych.errors import DataError, Fault, TriptychError, WaitingError
 from triptych.improve.dpo import Dpo
 from triptych.improve.grpo import Grpo
@@ -237,7 +237,7 @@ def muon(folder: Path) -> None:
     root = torch.nn.Sequential(layer)
     ends = []
     with distributed.fully_shard_within(root):
-        for kind, weight in (torch.optim.Muon, torch.nn.Parameter(start.clone())), (WholeMuon, layer.weight):
+        for kind, weight in (Muon, torch.nn.Parameter(start.clone())), (WholeMuon, layer.weight):
             weight.grad = distributed.shard_like(gradient, weight)
             kind([weight], lr=0.1, weight_decay=0.1).step()
             ends.append(distributed.full_tensor(weight.detach()))
@@ -489,7 +489,7 @@ def test_an_error_on_one_rank_ends_all(tmp_path: Path) -> None:
 
 TOLERANCE = 2e-5
 MUON = 5e-3
-"""Muon iterates in bfloat16, where the order of sums shows earlier."""
+"""Muon iterates in the compute type; in bfloat16 the order of sums shows earlier."""
 WEIGHTS = 1e-4
 
 if __name__ == "__main__":

@@ -308,10 +308,12 @@ class Counts:
         return [len(row.answer) + self.each * row.answer.count("x") for row in conversations]
 
 
+CATS = [Comparison(Prompt.of(f"{number}?"), "cats", "x") for number in range(40)]
+
+
 def test_where_the_audit_saw_no_such_answer_a_score_is_not_trusted() -> None:
     ensemble = Ensemble([Counts(0.0), Counts(2.0)], penalty=0.0)  # type: ignore[list-item]
-    rows = [Comparison(Prompt.of(f"{number}?"), "cats", "x") for number in range(40)]
-    record = examine(ensemble, Evidence(rows), Audit(perturbed=0)).model_copy(update={"verdict": "passed"})
+    record = examine(ensemble, Evidence(CATS), Audit(perturbed=0)).model_copy(update={"verdict": "passed"})
     assert record.coverage == Coverage(answers=80, length=(1, 4), score=(2.0, 4.0), spread=1.0)
     doubts = {
         "dog": [], "cats": [], "x": [], "a": ["score"], "": ["score", "length"], "a rat": ["score", "length"],
@@ -599,7 +601,9 @@ def test_in_a_browser_models_answer_side_by_side(
         name: open_model(policy_folder / "model", name, name, context=CONTEXT, slots=8, talks=name == "instruct")
         for name in ("instruct", "base")
     }
-    family = ServedFamily("cats", models, ServedReward(RewardModel(reward_folder)), tmp_path / "thumbs.jsonl")
+    reward = RewardModel(reward_folder)
+    audit = examine(reward, Evidence(CATS, unseen=False), Audit(perturbed=0)).model_copy(update={"verdict": "failed"})
+    family = ServedFamily("cats", models, ServedReward(reward, audit=audit), tmp_path / "thumbs.jsonl")
     with served(family, key="secret") as place:
         shown = person(f"{place}/#key=secret", tmp_path, 30)
         body = {"messages": shown["said"][0][:1], "max_tokens": 30, "temperature": 1, "seed": 5}
@@ -608,10 +612,11 @@ def test_in_a_browser_models_answer_side_by_side(
     assert [turns[0] for turns in shown["said"]] == [{"role": "user", "content": "a <b>small</b> cat"}] * 2
     answer = shown["said"][0][1]["content"]
     assert answer == reply["choices"][0]["message"]["content"]
-    scores = RewardModel(reward_folder).score([
+    scores = reward.score([
         Conversation(Prompt.of("a <b>small</b> cat"), turns[1]["content"]) for turns in shown["said"]
     ])
-    assert sorted(shown["rewards"]) == sorted(f"reward {score:.2f}" for score in scores)
+    doubt = "not to be trusted: the reward failed its audit"
+    assert sorted(shown["rewards"]) == sorted(f"reward {score:.2f}, {doubt}" for score in scores)
     (thumb,) = read_thumbs(tmp_path / "thumbs.jsonl")
     assert thumb.label
     assert thumb.prompt == Prompt.of("a <b>small</b> cat")

@@ -14,7 +14,7 @@ from typing import Any, Generic, Literal, Self, TypeVar
 
 import torch
 from pydantic import Field, model_validator
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 
 from triptych.configuration import Config
@@ -23,6 +23,7 @@ from triptych.engine.adapters import Lora, added_rows, confine_gradients
 from triptych.engine.checkpoint import Checkpoint
 from triptych.engine.curve import FILE, Curve, GrowingCurve, Row
 from triptych.engine.device import autocast, device, give_back
+from triptych.engine.muon import Muon, WholeMuon
 from triptych.errors import TrainingError
 from triptych.progress import Progress
 
@@ -277,30 +278,10 @@ def _optimizers(model: Any, optimization: Optimization) -> list[Optimizer]:
     optimizers: list[Optimizer] = [torch.optim.AdamW(groups, lr=rate, betas=optimization.betas, fused=True)]
     if optimization.muon_learning_rate and hidden:
         members = [weight for name, weight in weights if name in hidden]
-        muon = torch.optim.Muon if distributed.world_size() == 1 else WholeMuon
+        muon = Muon if distributed.world_size() == 1 else WholeMuon
         optimizers.append(muon(members, lr=optimization.muon_learning_rate, weight_decay=decay))
         optimizers[-1].param_groups[0]["peak"] = optimization.muon_learning_rate
     return optimizers
-
-
-class WholeMuon(torch.optim.Muon):
-    """Muon for matrices that lie in slices: it orthogonalises whole ones, the same on every rank."""
-
-    def __init__(self, weights: Sequence[Tensor], **settings: Any) -> None:
-        self.weights = weights
-        super().__init__([nn.Parameter(distributed.full_tensor(weight.detach())) for weight in weights], **settings)
-
-    @torch.no_grad()
-    def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        """Gathers weights and gradients, updates them, and puts the slices back."""
-        whole = self.param_groups[0]["params"]
-        for mine, weight in zip(whole, self.weights, strict=True):
-            mine.copy_(distributed.full_tensor(weight))
-            mine.grad = distributed.full_tensor(weight.grad)
-        super().step(closure)  # type: ignore[no-untyped-call]
-        for mine, weight in zip(whole, self.weights, strict=True):
-            weight.copy_(distributed.shard_like(mine.detach(), weight))
-            mine.grad = None
 
 
 def shuffled(count: int, epoch: int, seed: int) -> list[int]:

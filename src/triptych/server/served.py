@@ -216,8 +216,8 @@ class ServedFamily:
             RequestError: there is none.
         """
         if self.reward is None or name not in (None, self.reward.name):
-            there = "none" if self.reward is None else self.reward.name
-            raise RequestError(f"there is no such reward here; there is {there}", 404, "model_not_found", "model")
+            there = "no reward is served here" if self.reward is None else f"the reward here is {self.reward.name!r}"
+            raise RequestError(there, 404, "model_not_found", "model")
         return self.reward
 
     def is_reward(self, name: str | None) -> bool:
