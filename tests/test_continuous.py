@@ -60,7 +60,7 @@ def test_an_answer_is_that_of_the_whole_batch_s_engine_whatever_runs_beside_it(f
 def test_an_answer_is_the_same_to_the_bit_alone_and_among_others(family: str, dtype: torch.dtype) -> None:
     model = with_our_attention(tiny(family).to(dtype))
     together = decoded(ContinuousBatch(model, 64, slots=2 * ROWS), some_requests(40))
-    for request, again in zip(together, some_requests(40), strict=True):
+    for request, again in zip(together[::3], some_requests(40)[::3], strict=True):
         decoded(ContinuousBatch(model, 64, slots=2 * ROWS), [again])
         assert again.completion == request.completion
 

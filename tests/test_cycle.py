@@ -359,7 +359,7 @@ def test_kills_at_any_moment_change_no_byte(whole: Path, attempts: Attempts, tmp
     # A kill in every kind of stage, spread over the run; the later ones meet what the earlier ones left.
     targets = [stage for stage in stages if not stage.startswith(("round-2/audit", "test/base", "test/round-1"))]
     trained = ["base", "instruct", f"round-{draw.choice([1, 2])}/reward", f"round-{draw.choice([1, 2])}/improve"]
-    others = draw.sample([target for target in targets if target not in trained], 8)
+    others = draw.sample([target for target in targets if target not in trained], 4)
     targets = sorted([*trained, *others], key=stages.index)
     run = tmp_path / "tiny"
     kills = []
@@ -376,7 +376,7 @@ def test_kills_at_any_moment_change_no_byte(whole: Path, attempts: Attempts, tmp
         kill(children)
         attempts.status()
     attempts.finish(tmp_path)
-    assert len(kills) >= 8, kills  # on a busy machine a short stage may be over before its kill
+    assert len(kills) >= 6, kills  # on a busy machine a short stage may be over before its kill
     assert contents(run / "release") == contents(whole / "release")
     resumed = Path(f"{tmp_path}.log").read_text()
     assert "going on from step" in resumed, "no training was interrupted between two checkpoints"

@@ -269,7 +269,7 @@ def test_a_reward_scores_in_every_form(address: str, client: openai.OpenAI, rewa
     ("/v1/score", {"text_1": ["a", "b"], "text_2": "c"}, "2 prompts and text_2 1 answers"),
     ("/pooling", {}, "give input"), ("/pooling", {"input": [""]}, "a text is empty"),
     ("/pooling", {"messages": QUESTION}, "must be the assistant's"),
-    ("/v1/score", {"model": "instruct"}, "no such reward"),
+    ("/v1/score", {"model": "instruct"}, "the reward here is 'reward'"),
 ])
 def test_what_cannot_be_scored_is_refused_in_words(address: str, where: str, body: Any, why: str) -> None:
     with pytest.raises(urllib.error.HTTPError) as refused:
