@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from typer.testing import CliRunner
 
 from test_check import UNAUDITED, write_recipe
 from triptych.cli.app import app
 from triptych.errors import RecipeError
-from triptych.preflight import check
+from triptych.preflight import check, fitting
 from triptych.preflight.costs import Cost
 from triptych.preflight.fitting import fit
 from triptych.yaml_edit import set_value
@@ -57,6 +58,24 @@ def test_a_value_is_set_and_all_else_stays_as_it_was_written(name: str, value: s
 def test_what_cannot_be_edited_is_named(text: str, name: str, message: str) -> None:
     with pytest.raises(RecipeError, match=message):
         set_value(text, name, "2")
+
+
+@pytest.mark.parametrize(("kind", "settings"), [
+    ("cpu", ["instruct.lora={rank: 16}"]), ("cuda", ["instruct.optimizer=adamw_8bit"]),
+])
+def test_moments_of_a_byte_are_tried_before_adapters_where_a_device_has_their_kernels(
+    kind: str, settings: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fitting, "device", lambda: torch.device(kind))
+
+    def load(settings: Sequence[str]) -> Any:
+        return settings
+
+    def costs(given: Any) -> list[Cost]:
+        helps = {"instruct.lora={rank: 16}", "instruct.optimizer=adamw_8bit"} & set(given)
+        return [Cost("instruct", 0, 0.0, 2.0 if helps else 4.0)]
+
+    assert fit(load, costs, 3.0) == settings
 
 
 def test_settings_that_change_least_are_tried_first_and_kept_only_where_they_help() -> None:

@@ -13,7 +13,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from conftest import FAMILIES, some_tokens, tiny, with_our_attention
 from test_check import write_recipe
-from triptych.engine import attention
+from triptych.engine import attention, nf4
 from triptych.engine.adapters import Lora, adapt
 from triptych.engine.device import autocast, compute_dtype
 from triptych.engine.forward import answer_logprobs, hidden_states, pack_answers
@@ -98,23 +98,27 @@ def test_layers_keep_what_is_counted(native: torch.dtype, monkeypatch: pytest.Mo
     assert measured == pytest.approx(expected, rel=0.02)
 
 
-def test_the_optimizers_state_is_counted() -> None:
+@pytest.mark.parametrize("tied", [True, False])
+def test_the_optimizers_state_is_counted(tied: bool) -> None:
     from triptych.engine.training import _optimizers
 
     config = LlamaConfig(
-        vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
-        num_key_value_heads=1, tie_word_embeddings=True,
+        vocab_size=64, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=2, tie_word_embeddings=tied,
     )
-    for muon in (None, 0.01):
+    kinds: list[dict[str, Any]] = [{}, {"muon_learning_rate": 0.01}]
+    for kind in [*kinds, *([{"optimizer": "adamw_8bit"}] if nf4.available() else [])]:
         model: Any = LlamaForCausalLM(config)
         for weight in model.parameters():
             weight.grad = torch.ones_like(weight)
-        optimization = Optimization(learning_rate=1e-3, muon_learning_rate=muon)
+        optimization = Optimization.model_validate({"learning_rate": 1e-3, **kind})
         held = 0
         for optimizer in _optimizers(model, optimization):
             optimizer.step()
             states = [value for state in optimizer.state.values() for value in state.values()]
-            held += sum(value.nbytes for value in states if torch.is_tensor(value) and value.ndim)
+            # By its place in memory: all matrices in 8 bits have one table of what a byte stands for.
+            tensors = {value.data_ptr(): value for value in states if torch.is_tensor(value) and value.ndim}
+            held += sum(value.nbytes for value in tensors.values() if value.numel() != 256)
         counted = memory.optimizer_state(Architecture.of(config, parameters(model)), optimization)
         assert held == pytest.approx(counted, rel=0.02)  # norms are AdamW's under Muon too
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch.optim import SGD, AdamW, Muon, Optimizer
 
-from triptych.engine import attention
+from triptych.engine import attention, nf4
 from triptych.engine.adapters import Lora, adapt
 from triptych.engine.checkpoint import Checkpoint
 from triptych.engine.forward import Model
@@ -87,6 +87,7 @@ UPDATES = {
     "SGD, fused": stepped(lambda weights: SGD(weights, lr=RATE, fused=True)),
     "the train loop": looped(),
     "the train loop with Muon": looped(muon_learning_rate=RATE),
+    **({"the train loop in 8 bits": looped(optimizer="adamw_8bit")} if nf4.available() else {}),
     "in place": in_place,
     "a state that is loaded": loaded,
     "another tensor": replaced,

@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from transformers import LlamaConfig, LlamaForCausalLM
 
-from conftest import some_tokens, tiny, with_our_attention
-from triptych.engine import training
+from conftest import SHAPE, some_tokens, tiny, with_our_attention
+from triptych.engine import nf4, training
 from triptych.engine.checkpoint import Checkpoint
 from triptych.engine.curve import Curve, read_curve, write_curve
 from triptych.engine.forward import AnswerPack, answer_logprobs, pack_answers
@@ -33,6 +34,13 @@ class Killed(Exception):  # noqa: N818 (it is no error)
 
 def policy() -> Any:
     return with_our_attention(tiny("llama", tied=False, dtype=torch.float32))
+
+
+def wide() -> Any:
+    """A model whose matrices have so many numbers that AdamW keeps their moments in 8 bits."""
+    torch.manual_seed(7)
+    model: Any = LlamaForCausalLM(LlamaConfig(**SHAPE | {"hidden_size": 64, "intermediate_size": 128}))
+    return with_our_attention(model)
 
 
 def learn(
@@ -312,14 +320,22 @@ def test_the_curve_shows_the_rate_of_every_step() -> None:
     assert [row["step"] for row in curve] == list(range(1, STEPS + 1))
 
 
-@pytest.mark.parametrize("muon", [None, 0.02])
+EIGHT_BITS = pytest.param({"optimizer": "adamw_8bit"}, marks=pytest.mark.skipif(
+    not nf4.available(), reason="bitsandbytes is not installed"
+))
+
+
+@pytest.mark.parametrize("optimizer", [{}, {"muon_learning_rate": 0.02}, EIGHT_BITS])
 @pytest.mark.parametrize("kills", [[1], [5], [2, 3, 7]])
-def test_a_killed_training_goes_on_to_the_same_bits(tmp_path: Path, muon: float | None, kills: list[int]) -> None:
-    optimization = Optimization(learning_rate=3e-3, muon_learning_rate=muon, weight_decay=0.1)
-    whole = policy()
+def test_a_killed_training_goes_on_to_the_same_bits(
+    tmp_path: Path, optimizer: dict[str, Any], kills: list[int]
+) -> None:
+    optimization = Optimization(learning_rate=3e-3, weight_decay=0.1, **optimizer)
+    make = wide if optimizer.get("optimizer") else policy
+    whole = make()
     expected = learn(whole, optimization, split=2)
     for killed_at in [*kills, None]:
-        model = policy()
+        model = make()
         checkpoint = Checkpoint(tmp_path / "training.pt", seconds=0)
         if killed_at is None:
             curve = learn(model, optimization, split=2, checkpoint=checkpoint)
@@ -340,6 +356,17 @@ def test_muon_takes_the_hidden_matrices_and_adamw_the_rest() -> None:
     others = {id(weight) for group in adamw.param_groups for weight in group["params"]}
     assert not taken & others
     assert taken | others == {id(weight) for weight in model.parameters()}
+
+
+@pytest.mark.skipif(not nf4.available(), reason="bitsandbytes is not installed")
+def test_adamw_in_8_bits_learns_as_adamw_does() -> None:
+    losses, others = (
+        [row["loss"] for row in learn(wide(), Optimization(learning_rate=3e-3, optimizer=kind), steps=16)]
+        for kind in ("adamw", "adamw_8bit")
+    )
+    assert losses != others
+    assert losses[-1] < 0.9 * losses[0]
+    assert others == pytest.approx(losses, rel=0.01)
 
 
 def test_a_checkpoint_is_whole_or_absent(tmp_path: Path) -> None:

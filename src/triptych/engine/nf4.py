@@ -25,7 +25,7 @@ BLOCK = 64
 SHARES = 16
 """Magnitudes and signs that a number of a block can have."""
 LIBRARY = "bitsandbytes"
-MISSING = f"needs the library {LIBRARY}: pip install 'triptych[nf4]'"
+MISSING = f"needs the library {LIBRARY}: pip install 'triptych[bitsandbytes]'"
 
 aten = torch.ops.aten
 ALIASES = {aten.detach.default, aten.alias.default}

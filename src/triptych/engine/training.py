@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from triptych.configuration import Config
-from triptych.engine import distributed
+from triptych.engine import distributed, nf4
 from triptych.engine.adapters import Lora, added_rows, confine_gradients
 from triptych.engine.checkpoint import Checkpoint
 from triptych.engine.curve import FILE, Curve, GrowingCurve, Row
@@ -41,6 +41,8 @@ class Optimization(Config):
         learning_rate: at its peak.
         muon_learning_rate: the learning rate of the hidden layers' matrices under Muon (Jordan et al. 2024), which
             learns faster from scratch; None for AdamW throughout.
+        optimizer: of these matrices without Muon: "adamw", or "adamw_8bit", whose moments take a byte each (Dettmers et
+            al. 2022, *8-bit Optimizers via Block-wise Quantization*) and which is of one rank.
         warmup: share of the steps over which the rate rises from zero.
         decay: how it falls after that: "cosine" or "linear" to a tenth of the peak, or "constant".
         weight_decay: on matrices only.
@@ -53,6 +55,7 @@ class Optimization(Config):
 
     learning_rate: float = Field(gt=0)
     muon_learning_rate: float | None = Field(default=None, gt=0)
+    optimizer: Literal["adamw", "adamw_8bit"] = "adamw"
     warmup: float = Field(default=0.05, ge=0, lt=1)
     decay: Literal["cosine", "linear", "constant"] = "cosine"
     weight_decay: float = Field(default=0.0, ge=0)
@@ -66,6 +69,11 @@ class Optimization(Config):
     def _one_way(self) -> Self:
         if self.lora and self.muon_learning_rate:
             raise ValueError("muon is for matrices that are trained whole; leave out muon or lora")
+        if self.optimizer == "adamw_8bit":
+            if self.muon_learning_rate:
+                raise ValueError("muon_learning_rate and optimizer adamw_8bit are for the same matrices; leave out one")
+            if not nf4.available():
+                raise ValueError(f"optimizer adamw_8bit {nf4.MISSING}")
         return self
 
     def factor(self, step: int, steps: int) -> float:
@@ -256,15 +264,19 @@ def _hopeless(
 
 
 def _optimizers(model: Any, optimization: Optimization) -> list[Optimizer]:
-    """AdamW, without weight decay on norms, biases and embeddings that are trained in part; with `muon`, Muon for the
-    hidden layers' matrices.
+    """AdamW, without weight decay on norms, biases and embeddings that are trained in part; for the hidden layers'
+    matrices Muon or AdamW in 8 bits where that is asked for.
+
+    Raises:
+        TrainingError: there are several ranks, for AdamW in 8 bits.
     """
+    eight_bits = optimization.optimizer == "adamw_8bit"
     partly = {id(table) for table in added_rows(model)}
     weights = [(name, weight) for name, weight in model.named_parameters() if weight.requires_grad]
     assert all(weight.dtype.itemsize >= 4 for _, weight in weights), "small updates are lost in half precision"
     hidden = {
         name for name, weight in weights
-        if optimization.muon_learning_rate and weight.ndim == 2 and ".layers." in name
+        if (optimization.muon_learning_rate or eight_bits) and weight.ndim == 2 and ".layers." in name
     }
     decay, rate = optimization.weight_decay, optimization.learning_rate
     groups: list[dict[str, Any]] = []
@@ -276,8 +288,15 @@ def _optimizers(model: Any, optimization: Optimization) -> list[Optimizer]:
         if members:
             groups.append({"params": members, "weight_decay": decay if matrices else 0.0, "peak": rate})
     optimizers: list[Optimizer] = [torch.optim.AdamW(groups, lr=rate, betas=optimization.betas, fused=True)]
-    if optimization.muon_learning_rate and hidden:
-        members = [weight for name, weight in weights if name in hidden]
+    members = [weight for name, weight in weights if name in hidden]
+    if eight_bits and members:
+        if distributed.world_size() > 1:
+            raise TrainingError("optimizer adamw_8bit is of one rank, for a matrix lies whole in it; leave it out")
+        from bitsandbytes.optim import AdamW8bit  # an extra, and it takes its time
+
+        optimizers.append(AdamW8bit(members, lr=rate, betas=optimization.betas, weight_decay=decay))
+        optimizers[-1].param_groups[0]["peak"] = rate
+    elif optimization.muon_learning_rate and members:
         muon = Muon if distributed.world_size() == 1 else WholeMuon
         optimizers.append(muon(members, lr=optimization.muon_learning_rate, weight_decay=decay))
         optimizers[-1].param_groups[0]["peak"] = optimization.muon_learning_rate

@@ -5,14 +5,17 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 
+from triptych.engine.device import device
 from triptych.errors import RecipeError
 from triptych.preflight.costs import Cost
 from triptych.recipe import Recipe
 
 SECTIONS = {"instruct": "instruct", "judge": "gate.judge", "round/reward": "reward", "round/improve": "improve"}
 """Where the settings of a stage that trains stand, by its name; a round's without its number."""
-LADDER = ("micro_batch=1024", "micro_batch=512", "activation_checkpointing=true", "lora={rank: 16}")
-"""Two of speed alone, then a recomputation, then what is trained."""
+EIGHT_BITS = "optimizer=adamw_8bit"
+"""Its kernels are made for a CUDA device; on a processor it takes longer than the update that it belongs to."""
+LADDER = ("micro_batch=1024", "micro_batch=512", "activation_checkpointing=true", EIGHT_BITS, "lora={rank: 16}")
+"""Two of speed alone, then a recomputation, then how exact the optimizer's moments are, then what is trained."""
 LAST = "base.quantization=nf4"
 """What the models are; it helps where every one of them is adapters over the Base."""
 
@@ -27,7 +30,8 @@ def fit(
         costs: of each stage.
     """
     settings: list[str] = []
-    untried = {section: list(LADDER) for section in SECTIONS.values()}
+    ladder = [setting for setting in LADDER if setting != EIGHT_BITS or device().type == "cuda"]
+    untried = {section: list(ladder) for section in SECTIONS.values()}
     known = costs(load([]))
     while over := next((cost for cost in known if cost.gib > gib), None):
         section = SECTIONS.get(re.sub(r"^round-\d+/", "round/", over.stage), "")

@@ -23,6 +23,8 @@ from triptych.engine.training import Optimization
 BASELINE = 680 << 20
 """Python, torch and transformers with some data (430 MiB), and what a training's first dozens of shapes add: kernels
 that are kept for each, and pieces of freed memory that nothing fits into. It was measured, not counted."""
+ADAMW_BLOCK = 256
+"""Numbers that share a scale in the moments of AdamW in 8 bits."""
 PADDING = 1.12
 """What rounded lengths and padded blocks add to attention's queries, keys and scores, roughly."""
 
@@ -127,10 +129,13 @@ def copies(model: Architecture) -> int:
 
 
 def optimizer_state(model: Architecture, optimization: Optimization) -> int:
-    """AdamW's two moments of each number; Muon keeps one of the hidden layers' matrices."""
-    embedding = model.vocabulary * model.width
-    hidden = max(0, model.parameters - embedding) if optimization.muon_learning_rate else 0
-    return 4 * hidden + 8 * (model.parameters - hidden)
+    """AdamW's two moments of each number; of the hidden layers' matrices Muon keeps one, and AdamW in 8 bits two bytes
+    and two scales for each block.
+    """
+    hidden = max(0, model.parameters - model.tables * model.vocabulary * model.width)
+    if optimization.optimizer == "adamw_8bit":
+        return 2 * hidden + 8 * hidden // ADAMW_BLOCK + 8 * (model.parameters - hidden)
+    return (4 if optimization.muon_learning_rate else 8) * hidden + 8 * (model.parameters - hidden)
 
 
 def layer_activations(model: Architecture, keys: float) -> float:
