@@ -25,6 +25,7 @@ from typer.testing import CliRunner
 import triptych.cluster
 from conftest import every_core
 from triptych.cli import app
+from triptych.engine import distributed, nf4
 
 RECIPE = Path(__file__).parent / "tiny.yaml"
 SHIPPED = Path(triptych.cluster.__file__).parent
@@ -47,6 +48,13 @@ def test_what_cannot_be_started_is_refused_before_anything_is(monkeypatch: pytes
     assert "install triptych[ray]" in outcome("--ray", "--ranks", "2")
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert "torchrun has started the ranks already" in outcome("--ranks", "2")
+
+
+@pytest.mark.skipif(not nf4.available(), reason="bitsandbytes is not installed")
+def test_an_optimizer_of_one_rank_is_refused_on_several(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    output = outcome("--runs", str(tmp_path), "--set", "improve.optimizer=adamw_8bit")
+    assert "round-1/improve: optimizer adamw_8bit works on one rank alone" in output
 
 
 def test_a_recipe_that_is_wrong_is_told_once_and_starts_nothing(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from triptych.display import printable
 from triptych.engine import distributed
 from triptych.engine.checkpoint import checkpoint_seconds
 from triptych.engine.device import settle
+from triptych.engine.training import Optimization
 from triptych.engine.vllm import verify_place
 from triptych.errors import AuditError, RecipeError, TriptychError, WaitingError
 from triptych.family import Family
@@ -44,13 +45,17 @@ def execute(
         TriptychError: any that a stage raises, when what there is has been written.
         KeyboardInterrupt: the user stopped it; the same call goes on from there.
     """
-    names = [stage.name for stage in plan(recipe)]
+    stages = plan(recipe)
+    names = [stage.name for stage in stages]
     if until is not None and until not in names:
         raise RecipeError(f"--until {until}: this recipe has no such stage; it has {', '.join(names)}")
     if not (folder / "ledger.jsonl").exists():  # one that goes on may need it no more
         verify_place(recipe.improve.method.sampler)
     seconds = checkpoint_seconds()
     distributed.init()
+    alone = [stage.name for stage in stages if isinstance(stage.config, Optimization) and stage.config.in_eight_bits]
+    if alone and distributed.world_size() > 1:
+        raise RecipeError(f"{alone[0]}: optimizer adamw_8bit works on one rank alone; leave it out")
     settle()
     first = distributed.rank() == 0
     reason: str | None = None

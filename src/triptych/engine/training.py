@@ -76,6 +76,11 @@ class Optimization(Config):
                 raise ValueError(f"optimizer adamw_8bit {nf4.MISSING}")
         return self
 
+    @property
+    def in_eight_bits(self) -> bool:
+        """Whether moments take a byte each; several ranks cannot share them."""
+        return self.optimizer == "adamw_8bit"
+
     def factor(self, step: int, steps: int) -> float:
         """The share of the peak learning rate at a step (counted from 0) of so many."""
         warm = max(1, round(self.warmup * steps))
@@ -266,17 +271,13 @@ def _hopeless(
 def _optimizers(model: Any, optimization: Optimization) -> list[Optimizer]:
     """AdamW, without weight decay on norms, biases and embeddings that are trained in part; for the hidden layers'
     matrices Muon or AdamW in 8 bits where that is asked for.
-
-    Raises:
-        TrainingError: there are several ranks, for AdamW in 8 bits.
     """
-    eight_bits = optimization.optimizer == "adamw_8bit"
     partly = {id(table) for table in added_rows(model)}
     weights = [(name, weight) for name, weight in model.named_parameters() if weight.requires_grad]
     assert all(weight.dtype.itemsize >= 4 for _, weight in weights), "small updates are lost in half precision"
     hidden = {
         name for name, weight in weights
-        if (optimization.muon_learning_rate or eight_bits) and weight.ndim == 2 and ".layers." in name
+        if (optimization.muon_learning_rate or optimization.in_eight_bits) and weight.ndim == 2 and ".layers." in name
     }
     decay, rate = optimization.weight_decay, optimization.learning_rate
     groups: list[dict[str, Any]] = []
@@ -289,9 +290,8 @@ def _optimizers(model: Any, optimization: Optimization) -> list[Optimizer]:
             groups.append({"params": members, "weight_decay": decay if matrices else 0.0, "peak": rate})
     optimizers: list[Optimizer] = [torch.optim.AdamW(groups, lr=rate, betas=optimization.betas, fused=True)]
     members = [weight for name, weight in weights if name in hidden]
-    if eight_bits and members:
-        if distributed.world_size() > 1:
-            raise TrainingError("optimizer adamw_8bit is of one rank, for a matrix lies whole in it; leave it out")
+    if optimization.in_eight_bits and members:
+        assert distributed.world_size() == 1, "blocks of a matrix are rounded together"
         from bitsandbytes.optim import AdamW8bit  # an extra, and it takes its time
 
         optimizers.append(AdamW8bit(members, lr=rate, betas=optimization.betas, weight_decay=decay))
