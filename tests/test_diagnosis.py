@@ -31,8 +31,8 @@ def change(gain: float, wide: float = 0.05) -> PairedScore:
     return PairedScore(before=0.5, after=0.5 + gain, gain=gain, interval=(gain - wide, gain + wide), prompts=300)
 
 
-def decided(decision: str, reason: str = "") -> Decided:
-    return Decided.model_construct(decision=decision, reason=reason, prompts=300, level=0.05)
+def decided(decision: str, reason: str = "", prompts: int = 300) -> Decided:
+    return Decided.model_construct(decision=decision, reason=reason, prompts=prompts, level=0.025)
 
 
 def found(**changed: Any) -> Diagnosed:
@@ -62,6 +62,20 @@ def test_the_first_part_that_is_not_as_it_should_be_is_to_blame(
     who, because = blame(found(**changed), decided(decision, "KL of 30 nats"))
     assert who == blamed
     assert shown in because
+
+
+@pytest.mark.parametrize(("prompts", "blamed", "shown"), [
+    (4, "gate", "with 4 prompts no candidate is promoted four times in five"),
+    (40, "gate", "with 40 prompts only a candidate that wins 72% of all such prompts"),
+    (60, "optimiser", "the reward did not rise"),
+])
+def test_a_gate_of_few_prompts_says_nothing_of_a_reward_that_did_not_rise(
+    prompts: int, blamed: str, shown: str
+) -> None:
+    unchanged = found(reward=change(0.1, 1.0), judge=change(0.1, 1.0))
+    who, because = blame(unchanged, decided(UNDECIDED, prompts=prompts))
+    assert (who, shown in because) == (blamed, True), because
+    assert blame(unchanged, decided(REJECTED, prompts=prompts))[0] == "optimiser"
 
 
 def test_a_reward_is_compared_with_the_judge_where_the_judge_tells_two_answers_apart() -> None:

@@ -29,6 +29,7 @@ from triptych.pipeline.stage import StageContext
 from triptych.records import Conversation, Prompt
 from triptych.statistics.intervals import mean_interval, prompts_needed
 from triptych.statistics.scores import PairedScore, TaskScore
+from triptych.statistics.significance import detectable
 from triptych.storage import Folder
 
 Bottleneck = Literal["base", "instructions", "reward", "optimiser", "gate"]
@@ -40,6 +41,8 @@ ENOUGH = 0.5
 """The share of the prompts that a model must have a good answer to, among several, for improvement to find it."""
 CHANCE, WEAK = 0.5, 0.6
 """How often a reward that knows nothing ranks two answers as the judge does, and one that hardly teaches anything."""
+CLEAR = 0.7
+"""A gate that finds only candidates which win more than this has too few prompts to say anything of the others."""
 LEVELS = 400
 """So many held-out demonstrations say what a good answer is."""
 FEWEST = 8
@@ -184,6 +187,11 @@ def blame(diagnosed: Diagnosed, decided: Decided) -> tuple[Bottleneck | None, st
     if ranked is not None and (ranked.interval[0] <= CHANCE or ranked.score < WEAK):
         return "reward", f"of two answers to a prompt the reward prefers the judge's in {_shown(ranked)}"
     rose, liked = _change(diagnosed.reward), _change(diagnosed.judge)
+    needed = "" if diagnosed.prompts_needed is None else f"; about {diagnosed.prompts_needed:,} would tell"
+    rate = detectable(decided.prompts, decided.level)
+    if decided.decision == UNDECIDED and rate > CLEAR:
+        only = "no candidate" if rate >= 1 else f"only a candidate that wins {rate:.0%} of all such prompts"
+        return "gate", f"with {decided.prompts} prompts {only} is promoted four times in five{needed}"
     if diagnosed.reward.interval[0] <= 0:
         return "optimiser", f"the reward did not rise: {rose}"
     if decided.decision == REJECTED and diagnosed.judge.gain > 0:
@@ -191,7 +199,6 @@ def blame(diagnosed: Diagnosed, decided: Decided) -> tuple[Bottleneck | None, st
     if diagnosed.judge.gain <= 0:
         return "optimiser", f"the reward rose ({rose}) and the judge did not ({liked})"
     if decided.decision == UNDECIDED:
-        needed = "" if diagnosed.prompts_needed is None else f"; about {diagnosed.prompts_needed:,} would tell"
         return "gate", f"reward and judge rose ({liked}), and {decided.prompts} prompts are few{needed}"
     return None, "everything that is measured here is as it should be"
 

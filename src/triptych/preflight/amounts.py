@@ -8,7 +8,7 @@ from statistics import NormalDist
 from triptych.data.folder import TrainedOn
 from triptych.data.folds import FEW
 from triptych.recipe import Recipe
-from triptych.statistics.significance import least, level
+from triptych.statistics.significance import detectable, least, level
 
 SURE = 0.95
 """How sure it is that the prompts which are dealt to a share by chance are enough."""
@@ -81,11 +81,6 @@ def prompts_needed(recipe: Recipe, prompts: int) -> str:
 
 
 def detected(prompts: int, recipe: Recipe) -> str:
-    """The true win rate that a gate of so many prompts promotes four times in five, in its last round.
-
-    By the normal approximation, ½ + (z_(1 − level) + z_0.8) · ½ / √prompts.
-    """
-    normal = NormalDist()
-    strict = level(recipe.gate.decision.error, failures=max(0, recipe.improve.rounds - 1))
-    rate = 0.5 + (normal.inv_cdf(1 - strict) + normal.inv_cdf(0.8)) * 0.5 / math.sqrt(prompts)
+    """The true win rate that a gate of so many prompts promotes four times in five, in its last round."""
+    rate = detectable(prompts, level(recipe.gate.decision.error, failures=max(0, recipe.improve.rounds - 1)))
     return f"a candidate that wins {min(rate, 1):.0%} of all such prompts is promoted four times in five"

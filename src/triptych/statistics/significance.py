@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import cache
+from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import NDArray
@@ -56,6 +57,15 @@ def chance(won: Sequence[float]) -> float:
 def least(level: float) -> int:
     """Prompts on every one of which the candidate must win for the test to show anything: the n of ½ⁿ ≤ level."""
     return math.ceil(-math.log2(level))
+
+
+def detectable(prompts: int, level: float) -> float:
+    """The true win rate that a test of so many prompts finds four times in five; over 1 where it finds none so often.
+
+    By the normal approximation, ½ + (z_(1 − level) + z_0.8) · ½ / √prompts.
+    """
+    normal = NormalDist()
+    return 0.5 + (normal.inv_cdf(1 - level) + normal.inv_cdf(0.8)) * 0.5 / math.sqrt(prompts)
 
 
 @cache
