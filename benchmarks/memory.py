@@ -56,8 +56,27 @@ SMOLLM2: dict[str, Any] = SMALL | {
 AGAIN: dict[str, Any] = SMOLLM2 | {
     "name": "again", "instruct": {**SMOLLM2["instruct"], "activation_checkpointing": True}
 }
+DPO: dict[str, Any] = SMOLLM2 | {
+    "name": "dpo", "improve": {
+        "method": "dpo", "prompts": ["questions.jsonl"], "steps": 2, "prompts_per_step": 8, "max_tokens": 48,
+        "micro_batch": 1024, "eval_every": 2, "eval_prompts": 8,
+    },
+}
+
+
+def with_adapters(recipe: dict[str, Any], **changes: Any) -> dict[str, Any]:
+    """The recipe with LoRA in place of full training in every stage."""
+    learners = {section: {**recipe[section], "lora": {}} for section in ("instruct", "reward", "improve")}
+    return recipe | learners | {"gate": {"judge": {**recipe["gate"]["judge"], "lora": {}}}} | changes
+
+
+LORA = with_adapters(SMOLLM2, name="lora")
+LORA_DPO = with_adapters(DPO, name="lora-dpo")
+NF4 = with_adapters(SMOLLM2, name="nf4", base={"from": str(MODEL), "quantization": "nf4"})
+STAGES = ("base", "instruct", "round-1/reward", "round-1/improve")
 CASES: list[tuple[dict[str, Any], tuple[str, ...]]] = [
-    (SMALL, ("base", "instruct")), (SMOLLM2, ("instruct", "round-1/reward", "round-1/improve")), (AGAIN, ("instruct",)),
+    (SMALL, STAGES[:2]), (SMOLLM2, STAGES), (AGAIN, STAGES[1:2]), (DPO, STAGES[3:]), (LORA, STAGES[1:]),
+    (LORA_DPO, STAGES[3:]), (NF4, STAGES),
 ]
 """Recipes, and their stages that are run."""
 
@@ -262,11 +281,15 @@ def check(recipe: dict[str, Any], folder: str) -> dict[str, float]:
 
 
 def stage(recipe: dict[str, Any], folder: str, name: str) -> dict[str, float]:
-    """MiB of a process that runs one stage, after making what it starts from in `folder` where that is missing."""
+    """MiB of a process that runs one stage.
+
+    What it starts from in `folder` is made where it is missing; then the process begins anew, for the making is no part
+    of what is measured.
+    """
     from triptych import recipe as recipes
+    from triptych.base.pretrained import BaseImport, import_base
     from triptych.base.pretraining import pretrain
     from triptych.dataset.preparation import prepare_data
-    from triptych.engine.models import load_reward, load_tokenizer, save
     from triptych.improve.improvement import improve
     from triptych.instruct.finetuning import finetune
     from triptych.pipeline.stage import StageContext
@@ -281,15 +304,32 @@ def stage(recipe: dict[str, Any], folder: str, name: str) -> dict[str, float]:
         (place / output).mkdir(exist_ok=True)
         return StageContext(place / output, place, Silent(), loaded.seed, checkpoint_seconds=1e9)
 
+    def take_base() -> None:
+        origin = loaded.base
+        assert isinstance(origin, recipes.TakenBase)
+        config = BaseImport(name=origin.from_.name, reward_head=True, quantization=origin.quantization)
+        import_base(context("base"), config, data, {origin.from_.name: origin.from_.path})
+
     data, base, reward = place / "data", place / "base", place / "round-1-reward"
-    if not data.exists():
+    missing = [
+        folder for folder, needed in (
+            (data, True), (base, name != "base" and loaded.pretraining is None), (reward, name == "round-1/improve")
+        ) if needed and not folder.exists()
+    ]
+    if data in missing:
         prepare_data(context("data"), loaded.preparation, loaded.sources)
-    if loaded.base.from_ is not None and not base.exists():
-        base.mkdir()
-        (base / "model").symlink_to(loaded.base.from_.path)
+    if base in missing:
+        take_base()
+    if reward in missing:
+        assert isinstance(loaded.reward.model, PairwiseReward)
+        train_reward(context(reward.name), loaded.reward.model, base, data)
+    if missing:
+        os.execv(sys.executable, sys.orig_argv)
     if name == "base":
-        assert loaded.pretraining is not None
-        pretrain(context("base"), loaded.pretraining, data)
+        if loaded.pretraining is None:
+            take_base()
+        else:
+            pretrain(context("base"), loaded.pretraining, data)
     elif name == "instruct":
         assert loaded.finetuning is not None
         finetune(context("instruct"), loaded.finetuning, base, data)
@@ -297,12 +337,9 @@ def stage(recipe: dict[str, Any], folder: str, name: str) -> dict[str, float]:
         assert isinstance(loaded.reward.model, PairwiseReward)
         train_reward(context(reward.name), loaded.reward.model, base, data)
     else:
-        if not reward.exists():
-            save(load_reward(base / "model", fresh=True), load_tokenizer(base / "model"), reward / "model")
-            os.execv(sys.executable, sys.orig_argv)  # the making is no part of what is measured
         scorer = open_reward(reward, identity="benchmark")
         judge = open_reward(reward, identity="benchmark", name="judge")
-        improve(context("improve"), loaded.improve.method, base, data, scorer, judge)
+        improve(context("improve"), loaded.improve.method, base, data, scorer, judge, feedback=data)
     return {"mib": peak()}
 
 

@@ -390,6 +390,15 @@ def test_the_storybook_has_nothing_to_read() -> None:
     assert "nothing to read" in found.notes[0]
 
 
+@pytest.mark.parametrize(("dtype", "stored"), [(torch.float32, 4), (torch.bfloat16, 2)])
+def test_a_base_is_counted_as_it_is_stored(
+    dtype: torch.dtype, stored: int, policy_folder: Path, tmp_path: Path
+) -> None:
+    folder = policy_folder / "model"
+    models.save(models.load_policy(folder), models.load_tokenizer(folder), tmp_path / "base", dtype=dtype)
+    assert check.open_model(str(tmp_path / "base"), lambda _: [], check.Findings())[1].stored == stored
+
+
 def test_the_size_of_a_base_from_scratch_is_its_own() -> None:
     config = Pretraining(width=48, heads=4, key_value_heads=2, layers=3, vocabulary=300, context=32)
     shared = tokenizer()

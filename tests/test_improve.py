@@ -29,6 +29,7 @@ from triptych.engine.curve import read_curve
 from triptych.engine.forward import answer_logprobs, pack_answers
 from triptych.engine.models import load_tokenizer, save
 from triptych.engine.rollout import Policy, divergence
+from triptych.engine.sampler import SlotSampler
 from triptych.engine.sampling import Sampling
 from triptych.engine.scoring import RewardModel
 from triptych.errors import RecipeError
@@ -246,6 +247,16 @@ def test_a_prompt_whose_answers_are_alike_is_asked_again(inputs: dict[str, Any],
     # The curve shows what the policy wrote, not what was chosen of it.
     assert often.numbers["length"] == never.numbers["length"]
     assert (often.numbers["reward"], float(often.rewards.mean())) == (1, 4)
+
+
+def test_no_copy_of_the_policy_is_held_once_it_has_been_measured(inputs: dict[str, Any], tmp_path: Path) -> None:
+    context = StageContext(tmp_path, tmp_path, Silent(), seed=3, checkpoint_seconds=60)
+    loop = Loop(context, Grpo(**SMALL), inputs["champion"], inputs["data"], None, None, 1)
+    sampler = SlotSampler()
+    loop.policy = Policy(loop.policy.model, loop.policy.tokenizer, lambda: sampler)
+    first = loop.measured(dict)
+    assert sampler.model is None
+    assert loop.measured(dict) == first  # it is handed over again when it is needed
 
 
 def test_a_round_ends_at_the_first_policy_that_the_gate_would_turn_away(

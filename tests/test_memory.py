@@ -13,7 +13,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from conftest import FAMILIES, some_tokens, tiny, with_our_attention
 from test_check import write_recipe
-from triptych.engine import attention, nf4
+from triptych.engine import attention, nf4, sampler, trunk
 from triptych.engine.adapters import Lora, adapt
 from triptych.engine.device import autocast, compute_dtype
 from triptych.engine.forward import answer_logprobs, hidden_states, pack_answers
@@ -66,16 +66,21 @@ def test_computing_again_gives_the_same_gradients(family: str) -> None:
         assert torch.equal(gradient, again[name]), name
 
 
+@pytest.mark.parametrize("lora", [None, Lora(rank=4)], ids=["whole", "adapters"])
 @pytest.mark.parametrize("native", [torch.float32, torch.bfloat16])
-def test_layers_keep_what_is_counted(native: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_layers_keep_what_is_counted(
+    native: torch.dtype, lora: Lora | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The bytes that autograd saves for 8 rows of 64 tokens in layers of a usual shape; within 2%."""
     monkeypatch.setattr(memory, "compute_dtype", lambda: native)
+    monkeypatch.setattr(trunk, "compute_dtype", lambda: native)
     config = LlamaConfig(
         vocab_size=64, hidden_size=96, intermediate_size=256, num_hidden_layers=4, num_attention_heads=6,
         num_key_value_heads=2, tie_word_embeddings=True,
     )
     model: Any = LlamaForCausalLM(config)
     model.set_attn_implementation(attention.NAME)
+    adapt(model, lora, seed=0)
     learnt = {weight.untyped_storage().data_ptr() for weight in model.parameters()}
     kept: dict[int, torch.Tensor] = {}
 
@@ -92,8 +97,11 @@ def test_layers_keep_what_is_counted(native: torch.dtype, monkeypatch: pytest.Mo
     counted = Architecture.of(config, parameters(model))
     assert len(pack.tokens) == 512
     monkeypatch.setattr(memory, "PADDING", 1.0)  # rows of one usual length have none
-    embedding = 2 * 64 * 96 if native == torch.bfloat16 else 0  # not cast, for nothing is predicted
-    expected = memory.activations(counted, 512, 64) + memory.copies(counted) - embedding
+    expected = memory.activations(counted, 512, 64, lora=lora)
+    if lora is None and native == torch.bfloat16:  # the embedding is not cast, for nothing is predicted
+        expected += memory.copies(counted) - 2 * 64 * 96
+    elif lora is not None and native == torch.bfloat16:  # the adapters are cast
+        expected += memory.adapters(counted, lora) // 2
     measured = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
     assert measured == pytest.approx(expected, rel=0.02)
 
@@ -152,6 +160,33 @@ def test_tables_with_added_tokens_are_counted_beside_adapters(tied: bool) -> Non
     assert with_them - without == held + logits
     of_reward = (memory.training(known, optimization, 64, 8.0, predicts=False) for known in (after, before))
     assert next(of_reward) - next(of_reward) == held / len(tables)  # a reward model has no table behind it
+
+
+@pytest.mark.parametrize("lora", [None, Lora(rank=2)], ids=["whole", "adapters"])
+def test_a_sampler_of_a_model_with_adapters_holds_weights_of_its_own(
+    lora: Lora | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (memory, sampler, trunk):
+        monkeypatch.setattr(module, "compute_dtype", lambda: torch.float32)
+    model = with_our_attention(tiny("llama", dtype=torch.float32))
+    adapt(model, lora, seed=0)
+    copy = sampler.SlotSampler()
+    copy.sync_weights(model)
+    held = {weight.untyped_storage().data_ptr() for weight in model.parameters()}
+    own = sum(weight.nbytes for weight in copy.model.parameters() if weight.data_ptr() not in held)
+    counted = Architecture.of(model.config, parameters(model))
+    assert own == memory.sampler(counted, adapted=lora is not None)
+    assert own == (0 if lora is None else 4 * parameters(model))
+
+
+def test_a_base_in_four_bits_is_counted_as_it_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a CPU a file that is stored in float32 stays mapped beside its matrices in bfloat16."""
+    monkeypatch.setattr(memory, "device", lambda: torch.device("cpu"))
+    model = Architecture(10**8, 1000, 512, 1536, 24, 8, 512, 128, 8192, stored=2, quantized=True)
+    assert memory.taking(model, source=4 * 10**8, rounded=True) == 6 * 10**8
+    assert memory.taking(model, source=4 * 10**8, rounded=False) == 4 * 10**8
+    monkeypatch.setattr(memory, "device", lambda: torch.device("cuda"))
+    assert memory.taking(model, source=4 * 10**8, rounded=True) == 4 * 10**8
 
 
 def test_computing_again_takes_less_and_logits_do_not_grow() -> None:

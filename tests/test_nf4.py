@@ -27,6 +27,7 @@ from triptych.engine.nf4 import BLOCK, SHARES, Nf4Tensor, holds_nf4, pack, round
 from triptych.engine.rollout import Policy, sampler_mismatch
 from triptych.engine.sampling import Sampling
 from triptych.engine.scoring import RewardModel
+from triptych.engine.trunk import linear_layers, quantize
 from triptych.errors import RecipeError
 from triptych.improve.improvement import improve
 from triptych.instruct.finetuning import finetune
@@ -73,6 +74,14 @@ def test_rounding_is_to_sixteen_shares_of_a_blocks_largest_number_and_a_second_o
         assert float(block.abs().max()) == pytest.approx(largest, rel=2**-8)
         # The widest gap between two shares is that between -1 and -0.696; the rest is bfloat16's.
         assert float((block.float() - original).abs().max()) <= largest * (0.304 / 2 + 2**-7)
+
+
+def test_a_rounded_model_holds_its_matrices_in_bfloat16() -> None:
+    model = tiny("llama", tied=False, dtype=torch.float32)
+    layers = [layer for _, layer in linear_layers(model)]
+    assert quantize(model) == len(layers)
+    assert {layer.weight.dtype for layer in layers} == {torch.bfloat16}
+    assert model.get_input_embeddings().weight.dtype == torch.float32
 
 
 def test_what_is_not_the_same_in_four_bits_is_not_held_so() -> None:

@@ -14,6 +14,7 @@ from triptych.configuration import Config
 from triptych.data.folder import DataFolder
 from triptych.data.template import Argument
 from triptych.engine import attention
+from triptych.engine.device import give_back
 from triptych.engine.forward import packs
 from triptych.engine.models import load_policy, load_tokenizer, reward_fault
 from triptych.engine.parity import as_in_transformers, verify_parity
@@ -69,6 +70,7 @@ def import_base(
     )
     for change in source.changes:
         context.progress.say(change)
+    give_back()  # what was read of the source
     model: Any = load_policy(context.output / "model", attention=attention.NAME, frozen=True)
     if config.reward_head and (fault := reward_fault(model.config)):
         raise ModelError(f"{config.name}: {fault}; {NO_REWARD}")

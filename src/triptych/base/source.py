@@ -92,10 +92,10 @@ def take(
     else:
         if adapted := adapted_model(path):
             model, tokenizer = adapted.load()
-            stored = _dtype(inspect(adapted.folder))
+            stored = kept_dtype(inspect(adapted.folder))
             changes.append(f"low-rank adapters added to the weights of {adapted.name}")
         else:
-            stored = _dtype(inspect(path))
+            stored = kept_dtype(inspect(path))
             dtype = dtype or getattr(torch, stored)
             model = models.load_policy(path, dtype=getattr(torch, stored))
             tokenizer = models.load_tokenizer(path)
@@ -237,7 +237,7 @@ def _mend_generation(model: PreTrainedModel) -> list[str]:
     return []
 
 
-def _dtype(tensors: Mapping[str, Stored]) -> Dtype:
+def kept_dtype(tensors: Mapping[str, Stored]) -> Dtype:
     """What most of the numbers are stored in, as far as a release keeps it."""
     numbers = Counter[str]()
     for tensor in tensors.values():

@@ -366,6 +366,8 @@ class Loop:
         if self.judge is not None:
             numbers[JUDGED] = self.judge.score(conversations)
             numbers["validation_judge"] = sum(numbers[JUDGED]) / len(groups)
+        self.policy.release()  # what learns from given answers samples no more until it is measured again
+        give_back()
         return numbers
 
     def _compared(self, groups: Sequence[Sequence[Rollout]]) -> float:

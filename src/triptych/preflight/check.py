@@ -448,12 +448,14 @@ def open_model(
     """
     kind, path = source.find(name)
     model: Any = None
+    stored = 4  # what is taken apart is written in float32
     if kind == "gguf":
         model, tokenizer = models.load_gguf(path)
     elif adapted := source.adapted_model(path):
         model, tokenizer = adapted.load()
     else:
         tensors = inspect(path)
+        stored = getattr(torch, source.kept_dtype(tensors)).itemsize
         tokenizer = models.load_tokenizer(path)
         parameters = sum(math.prod(tensor.shape) for tensor in tensors.values())
         if 4 * parameters < memory():
@@ -463,7 +465,7 @@ def open_model(
     grows = len(tokenizer) > known
     if model is None:
         config = models.load_config(path)
-        return tokenizer, Architecture.of(config.get_text_config(), parameters, grows=grows), config
+        return tokenizer, Architecture.of(config.get_text_config(), parameters, grows=grows, stored=stored), config
     with models.quiet():
         take_attention(model)
     if not packs(model):
@@ -472,7 +474,9 @@ def open_model(
             "that carry a state may take several times as much"
         )
     config, parameters = model.config, models.parameters(model)
-    architecture = Architecture.of(config.get_text_config(), parameters, grows=grows, packed=packs(model))
+    architecture = Architecture.of(
+        config.get_text_config(), parameters, grows=grows, packed=packs(model), stored=stored
+    )
     return tokenizer, architecture, config
 
 

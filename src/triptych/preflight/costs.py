@@ -70,6 +70,10 @@ class Texts:
         keys = sum(size * length for size, length in zip(sizes, lengths, strict=True)) / max(1, total)
         return cls(len(sizes), total, max(lengths, default=0), keys)
 
+    def drawn(self, rows: int) -> int:
+        """The tokens of so many rows, in the mean."""
+        return rows * self.tokens // max(1, self.rows)
+
     def padded(self, model: Architecture, sequences: int = 1) -> float:
         """How many times its tokens are computed: once in packed rows; at most as if all were as long as the longest.
 
@@ -93,7 +97,7 @@ def costs(
         taken: the parameters of rewards that were made elsewhere, by `Recipe.taken`'s places. A reward is counted
             everywhere as large as the model, so that only what these have beyond it is added.
     """
-    model = as_used(recipe, model)
+    source, model = memory.files(model), as_used(recipe, model)
     answer = recipe.decoding.max_tokens
     beyond = sum(max(0, count - model.parameters) for count in (taken or {}).values())
     adapters = _rank(recipe) is not None
@@ -102,7 +106,7 @@ def costs(
     scoring = 0 if all(isinstance(part, RulesReward | RemoteReward) for part in recipe.reward.model.within) else other
 
     def met(stage: StageCall[Any]) -> Circumstances:
-        return Circumstances(stage, model, answer, adapters, other, scoring, judging, texts)
+        return Circumstances(stage, model, source, answer, adapters, other, scoring, judging, texts)
 
     works = [(stage, work) for stage in plan if (work := workload(stage.config, met(stage)))]
     return [
@@ -139,6 +143,7 @@ class Circumstances:
     """What a stage's workload follows from beside its settings.
 
     Attributes:
+        source: bytes of the model as others stored it.
         answer: the longest, in tokens, where a model is decoded as it is deployed.
         adapters: whether nothing is trained whole.
         other: bytes of a second model that is only read.
@@ -149,6 +154,7 @@ class Circumstances:
 
     stage: StageCall[Any]
     model: Architecture
+    source: int
     answer: int
     adapters: bool
     other: int
@@ -167,9 +173,9 @@ class Circumstances:
         return memory.frozen(self.model)
 
     @property
-    def copies(self) -> int:
-        """Bytes of their copy in the compute type."""
-        return memory.copies(self.model)
+    def sampler(self) -> int:
+        """Bytes of what it is sampled from."""
+        return memory.sampler(self.model, self.adapters)
 
     def answers(self, asked: Texts, rows: int) -> int:
         """Bytes of answers to so many of these prompts."""
@@ -196,7 +202,8 @@ def of_pretraining(config: Pretraining, given: Circumstances) -> Workload:
 def of_import(config: BaseImport, given: Circumstances) -> Workload:
     """Of taking a Base from others."""
     whole = memory.loading(given.model) if given.model.packed else 2 * given.weights
-    return Workload(whole + memory.applied(given.model))
+    taking = memory.taking(given.model, given.source, rounded=config.quantization is not None)
+    return Workload(max(taking, whole + memory.applied(given.model)))
 
 
 @workload.register
@@ -211,7 +218,8 @@ def of_finetuning(config: Finetuning, given: Circumstances) -> Workload:
     """Of fine-tuning."""
     shown = given.texts["demonstrations"]
     times = shown.padded(given.model)
-    taken = memory.training(given.model, config, round(config.at_once * times), shown.keys)
+    together = min(config.at_once, config.batch_tokens, shown.tokens)
+    taken = memory.training(given.model, config, round(together * times), shown.keys)
     return Workload(taken, trained=round(shown.tokens * config.epochs * times))
 
 
@@ -230,7 +238,8 @@ def of_reward(config: PairwiseReward | RegressionReward, given: Circumstances) -
         return None
     refreshed = isinstance(given.stage.parents["start"].result, RewardTrained)
     times = compared.padded(given.model, sequences=2)
-    taken = memory.training(given.model, config, round(config.at_once * times), compared.keys, predicts=False)
+    together = min(config.at_once, compared.drawn(config.batch_pairs))
+    taken = memory.training(given.model, config, round(together * times), compared.keys, predicts=False)
     epochs = config.refresh_epochs if refreshed else config.epochs
     return Workload(taken, trained=round(compared.tokens * epochs * times))
 
@@ -243,9 +252,11 @@ def of_audit(config: Audit, given: Circumstances) -> Workload | None:
         return None
     compared = given.texts.get("comparisons_judge" if judging else "comparisons_train", Texts())
     rows = compared.rows // 4 + 5 * config.perturbed  # held out, as by default; changed answers beside the chosen ones
+    # One that was trained whole was written in float32.
+    held = memory.loading(given.model if given.adapters else replace(given.model, stored=4))
     whole = 0 if given.adapters else given.weights
     return Workload(
-        whole + memory.loading(given.model) + memory.applied(given.model, predicts=False),
+        whole + held + memory.applied(given.model, predicts=False),
         applied=rows * compared.tokens // max(1, compared.rows),
     )
 
@@ -256,7 +267,7 @@ def of_choice(config: Decoding, given: Circumstances) -> Workload:
     asked, tried = given.texts["prompts_validation"], len(set(config.temperatures))
     sampled = tried * asked.rows * given.answer
     answers = given.answers(asked, asked.rows)
-    models = given.frozen + given.copies + given.scoring + given.judging
+    models = given.frozen + given.sampler + given.scoring + given.judging
     taken = models + answers + memory.applied(given.model)
     return Workload(taken, applied=tried * asked.tokens + sampled, sampled=sampled)
 
@@ -268,7 +279,7 @@ def of_prompting(config: Prompting, given: Circumstances) -> Workload:
     answers = given.answers(asked, asked.rows)
     files = [file for folder in given.stage.sources.values() for file in Path(folder).glob("*.safetensors")]
     reflecting = 2 * sum(file.stat().st_size for file in files)  # a model that reflects, and its sampler's copy
-    models = given.frozen + given.copies + given.scoring + given.judging + reflecting
+    models = given.frozen + given.sampler + given.scoring + given.judging + reflecting
     taken = models + answers + memory.applied(given.model)
     return Workload(taken, applied=config.tokens, sampled=config.tokens)
 
@@ -289,7 +300,7 @@ def of_answers(config: Answering, given: Circumstances) -> Workload:
     rows = min(gate.rows, config.prompts)
     read = gate.tokens * rows // max(1, gate.rows)
     sampled = 3 * rows * given.answer  # both models as deployed, and the candidate at temperature 1
-    models = given.frozen + given.other + 2 * given.copies
+    models = given.frozen + given.other + 2 * given.sampler
     taken = models + given.answers(gate, rows) + memory.applied(given.model)
     return Workload(taken, applied=2 * (read + sampled), sampled=sampled)
 
@@ -304,7 +315,7 @@ def of_measurement(config: Measurement, given: Circumstances) -> Workload:
     drawn = 1 if arguments.get("only_deployed") else 3 + int(str(arguments.get("best_of", 0)))
     sampled = drawn * asked.rows * given.answer
     answers = given.answers(asked, asked.rows)
-    models = given.frozen + given.copies + given.other + given.scoring + given.judging
+    models = given.frozen + given.sampler + given.other + given.scoring + given.judging
     taken = models + answers + memory.applied(given.model)
     return Workload(taken, applied=2 * (asked.tokens + sampled), sampled=sampled)
 
@@ -367,7 +378,8 @@ def improving(config: Improvement, model: Architecture, texts: Mapping[str, Text
     learning = memory.training(model, config, tokens, keys)
     whole = memory.weights(model) + memory.optimizer_state(model, config)
     held = whole if config.lora is None else memory.frozen(model)
-    return max(learning, held + memory.copies(model) + memory.applied(model) + max(answers))
+    writing = memory.sampler(model, config.lora is not None) + memory.applied(model) + max(answers)
+    return max(learning, held + writing)
 
 
 def trainings(recipe: Recipe) -> list[Optimization | None]:

@@ -21,8 +21,9 @@ from triptych.engine.packing import APPLIED, SHORT
 from triptych.engine.training import Optimization
 
 BASELINE = 680 << 20
-"""Python, torch and transformers with some data (430 MiB), and what a training's first dozens of shapes add: kernels
-that are kept for each, and pieces of freed memory that nothing fits into. It was measured, not counted."""
+"""Python, torch and transformers with some data (500 MiB, 60 of them bitsandbytes where it is installed), and what a
+training's first dozens of shapes add: kernels that are kept for each, and pieces of freed memory that nothing fits
+into. It was measured, not counted."""
 ADAMW_BLOCK = 256
 """Numbers that share a scale in the moments of AdamW in 8 bits."""
 PADDING = 1.12
@@ -64,12 +65,14 @@ class Architecture:
     quantized: bool = False
 
     @classmethod
-    def of(cls, config: Any, parameters: int, grows: bool = False, packed: bool = True) -> Architecture:
+    def of(
+        cls, config: Any, parameters: int, grows: bool = False, packed: bool = True, stored: int = 4
+    ) -> Architecture:
         """Read from a transformers configuration.
 
         Args:
             grows: whether tokens will be added to its vocabulary; it says itself which were.
-            packed: as the attribute.
+            packed, stored: as the attributes.
         """
         width = int(config.hidden_size)
         heads = int(getattr(config, "num_attention_heads", 0) or 1)
@@ -81,7 +84,7 @@ class Architecture:
             int(config.num_hidden_layers), heads, heads * head_width, key_value_heads * head_width,
             getattr(config, "max_position_embeddings", None),
             tables if grows or getattr(config, "added_tokens", None) else 0,
-            packed, 2 if config.dtype in (torch.bfloat16, torch.float16) else 4, tables,
+            packed, stored, tables,
         )
 
 
@@ -115,17 +118,28 @@ def loading(model: Architecture) -> int:
     return max(frozen(model), arriving(model))
 
 
+def taking(model: Architecture, source: int, *, rounded: bool) -> int:
+    """A model of `source` bytes as it is taken; on a CPU its files are mapped beside what is `rounded` to NF4."""
+    return source + (2 * model.parameters if rounded and device().type == "cpu" else 0)
+
+
 def arriving(model: Architecture) -> int:
     """A model that is to be frozen, as it comes to a device: as it is stored, its embeddings in float32."""
     return files(model) + (4 - model.stored) * model.vocabulary * model.width
 
 
 def copies(model: Architecture) -> int:
-    """The weights in the compute type: a sampler's own, or those that autocast makes for a pass.
+    """The weights in the compute type, which autocast makes for a pass."""
+    return 2 * model.parameters if itemsize() == 2 else 0
 
-    What is held in NF4 is sampled from as it is.
+
+def sampler(model: Architecture, adapted: bool = False) -> int:
+    """A sampler's own weights, in the compute type.
+
+    It has none where the model's are what it needs: held in NF4, or in float32 and without adapters.
     """
-    return 2 * model.parameters if itemsize() == 2 and not model.quantized else 0
+    size = itemsize() if model.packed else 4
+    return 0 if model.quantized or (size == 4 and not adapted) else size * model.parameters
 
 
 def optimizer_state(model: Architecture, optimization: Optimization) -> int:
@@ -138,28 +152,33 @@ def optimizer_state(model: Architecture, optimization: Optimization) -> int:
     return (4 if optimization.muon_learning_rate else 8) * hidden + 8 * (model.parameters - hidden)
 
 
-def layer_activations(model: Architecture, keys: float) -> float:
+def layer_activations(model: Architecture, keys: float, lora: Lora | None = None) -> float:
     """What a layer keeps of a token for the backward pass.
 
     In float32, for each of the two norms its input and the normalised input. In the compute type: the inputs of
     the projections (autocast casts them once for each of q, k, v, gate and up, in float32 they are shared), the
     attention's output, four rows of the feed-forward layer (gate, its activation, up, their product), and of
     attention the padded queries, keys, values and probabilities; over `SHORT` keys the kernel keeps none of these.
+    With adapters the norms are not trained, and keep their input alone; each of seven adapters keeps what lies between
+    its two matrices.
     """
     size = itemsize()
+    norms, between = (16 * model.width, 0) if lora is None else (8 * model.width, 7 * size * lora.rank)
     inputs = (5 if size == 2 else 2) * size * model.width
     attention = model.query_width + 2 * model.key_value_width + (model.heads * keys if keys <= SHORT else 0)
-    return 16 * model.width + inputs + size * (model.query_width + 4 * model.inner + PADDING * attention)
+    return norms + between + inputs + size * (model.query_width + 4 * model.inner + PADDING * attention)
 
 
-def activations(model: Architecture, tokens: int, keys: float, recompute: bool = False) -> int:
+def activations(
+    model: Architecture, tokens: int, keys: float, recompute: bool = False, lora: Lora | None = None
+) -> int:
     """What a forward pass of so many tokens keeps, each token seeing so many keys.
 
     With `recompute` only every layer's input is kept, and one layer at a time is computed again.
     """
-    layer = layer_activations(model, keys)
+    layer = layer_activations(model, keys, lora)
     layers = 4 * model.width * model.layers + layer if recompute else layer * model.layers
-    return round(tokens * (layers + 8 * model.width))  # the last norm
+    return round(tokens * (layers + (8 if lora is None else 4) * model.width))  # the last norm
 
 
 def head(model: Architecture, tokens: int, *, backward: bool = True) -> int:
@@ -183,7 +202,7 @@ def training(
         keys: that a token sees, in the mean.
         predicts: tokens; False for a reward model, which has no logits.
     """
-    kept = activations(model, tokens, keys, optimization.activation_checkpointing)
+    kept = activations(model, tokens, keys, optimization.activation_checkpointing, optimization.lora)
     if optimization.lora is not None:
         beside = 4 * adapters(model, optimization.lora)  # they, their gradients and two moments
         # Rows of added tokens are trained in their table: it has a gradient and AdamW's two moments as a whole.
