@@ -21,6 +21,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from triptych.allocator import TUNABLES, VARIABLE
+
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = Path(__file__).parent / "results" / "memory.json"
 MODEL = ROOT / "models" / "benchmark" / "smollm2-135m"
@@ -175,7 +177,8 @@ def beside(name: str) -> Iterator[dict[str, Any]]:
 def apart(**arguments: Any) -> dict[str, Any]:
     """A case in a process of its own."""
     command = [sys.executable, "-m", "benchmarks.memory", "--case", json.dumps(arguments)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    environment = os.environ | {VARIABLE: TUNABLES}  # as the command line begins
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
         sys.exit(f"{arguments}: {done.stderr[-2000:]}")
     answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])

@@ -16,6 +16,7 @@ from types import TracebackType
 from typing import Any
 
 from benchmarks.row import Case, Run, Setting
+from triptych.allocator import TUNABLES, VARIABLE
 
 READY = "ready"
 
@@ -39,7 +40,8 @@ class Worker(AbstractContextManager["Worker"]):
             [sys.executable, "-m", "benchmarks.worker", asked],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
             # The engine takes a CUDA device where it finds one.
-            env=os.environ | ({"CUDA_VISIBLE_DEVICES": ""} if device == "cpu" else {}),
+            env=os.environ | ({"CUDA_VISIBLE_DEVICES": ""} if device == "cpu" else {})
+            | ({VARIABLE: TUNABLES} if side == "ours" else {}),  # as the command line begins
         )
         self._name = f"{side} of {row}"
 

@@ -1,5 +1,17 @@
-"""`python -m triptych`."""
+"""The program: `triptych`, and `python -m triptych`."""
 
-from triptych.cli import main
+from __future__ import annotations
 
-main()
+from triptych.allocator import begin_anew
+
+
+def main() -> None:
+    """The entry point of the console command."""
+    begin_anew()
+    from triptych.cli import app  # behind that, for it takes its time
+
+    app()
+
+
+if __name__ == "__main__":
+    main()

@@ -9,9 +9,4 @@ from __future__ import annotations
 from triptych.cli import recipes, data, cycle, people, stages, runs, models, serve, sampler  # isort: skip
 from triptych.cli.app import app
 
-__all__ = ["app", "cycle", "data", "main", "models", "people", "recipes", "runs", "sampler", "serve", "stages"]
-
-
-def main() -> None:
-    """The entry point of the console command."""
-    app()
+__all__ = ["app", "cycle", "data", "models", "people", "recipes", "runs", "sampler", "serve", "stages"]
