@@ -50,7 +50,7 @@ for line in sys.stdin:
                                "LOCAL_WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
             sys.argv = ["triptych", "run", sys.argv[1], "--runs", runs]
             try:
-                triptych.cli.main()
+                triptych.cli.app()
             except SystemExit as leave:
                 os._exit(leave.code or 0)
             os._exit(0)

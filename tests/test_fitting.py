@@ -101,20 +101,20 @@ def test_settings_that_change_least_are_tried_first_and_kept_only_where_they_hel
 
 
 def test_check_names_the_settings_and_writes_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    recipe = write_recipe(tmp_path, instruct={"data": ["answers.jsonl"], "micro_batch": 50_000}, **UNAUDITED)
+    recipe = write_recipe(tmp_path, improve={"prompts": ["questions.jsonl"], "micro_batch": 50_000}, **UNAUDITED)
     costs = {cost.stage: cost.gib for cost in check.check(recipe).costs}
-    assert max(costs, key=lambda stage: costs[stage]) == "instruct"
-    monkeypatch.setattr(check, "memory", lambda: int((costs["instruct"] - 1e-4) * 2**30))
+    assert max(costs, key=lambda stage: costs[stage]) == "round-1/improve"
+    monkeypatch.setattr(check, "memory", lambda: int((costs["round-1/improve"] - 1e-4) * 2**30))
     [problem] = check.check(recipe).problems
-    assert problem.startswith("instruct needs about ")
-    assert problem.endswith("set instruct.micro_batch=1024, which --fit writes into the recipe")
+    assert problem.startswith("round-1/improve needs about ")
+    assert problem.endswith("set improve.micro_batch=1024, which --fit writes into the recipe")
     before = recipe.read_text(encoding="utf-8")
     assert CliRunner().invoke(app, ["check", str(recipe)]).exit_code == 1
     assert recipe.read_text(encoding="utf-8") == before
     done = CliRunner().invoke(app, ["check", str(recipe), "--fit"])
     assert done.exit_code == 0
-    assert yaml.safe_load(recipe.read_text(encoding="utf-8"))["instruct"]["micro_batch"] == 1024
-    assert "instruct.micro_batch=1024" in done.output
+    assert yaml.safe_load(recipe.read_text(encoding="utf-8"))["improve"]["micro_batch"] == 1024
+    assert "improve.micro_batch=1024" in done.output
     monkeypatch.setattr(check, "memory", lambda: 1 << 20)
     [problem] = check.check(recipe).problems
     assert problem.endswith("no settings make it fit; take a smaller model, or lower context and max_tokens")
