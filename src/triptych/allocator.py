@@ -22,7 +22,7 @@ def begin_anew() -> None:
 
     To be called before anything is done, as by the command line. Elsewhere the variable is the user's to set.
     """
-    if VARIABLE in os.environ or platform.libc_ver()[0] != "glibc" or not (sys.executable and sys.orig_argv):
+    if VARIABLE in os.environ or platform.libc_ver()[0] != "glibc" or not sys.executable:
         return
     os.environ[VARIABLE] = TUNABLES
-    os.execv(sys.executable, sys.orig_argv)
+    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
