@@ -103,13 +103,18 @@ def model(name: str, round_: int | None, score: float, champion: bool = False) -
         score=score,
         interval=around(score, 0.031),
         prompts=300,
-        decodings=decodings(score) if round_ == 0 else {},
+        decodings=decodings(score) if round_ == 0 else one_way(score) if round_ is None else {},
         reward=None if round_ is None else 4 * score - 3.1,
         kl=None if round_ is None else 9.0 * round_,
         mean_length=41.3,
         champion=champion,
         by_task=tasks,
     )
+
+
+def one_way(score: float) -> dict[str, DecodedScore]:
+    """Of a Base, which is asked greedily here."""
+    return {"greedy": DecodedScore(score=score, interval=around(score, 0.031), drawn=1, reward=None, mean_length=41.3)}
 
 
 def audit(round_: int, accuracy: float, passed: bool) -> AuditSummary:
@@ -422,9 +427,9 @@ def rows_of(html: str, title: str) -> list[tuple[str, str, str]]:
 
 def test_the_first_picture_is_of_what_costs_nothing_and_the_champion(summary: Summary) -> None:
     html = render(summary, [])
-    first = rows_of(html, "mean judge score (0 to 1) with 95% intervals. base, few-shot, greedy 0.31; ")
+    first = rows_of(html, "mean judge score (0 to 1) with 95% intervals. greedy few-shot Base 0.31; ")
     assert first == [
-        ("base, few-shot, greedy: 0.31, 95% interval 0.28 to 0.34", "dot", "grey"),
+        ("greedy few-shot Base: 0.31, 95% interval 0.28 to 0.34", "dot", "grey"),
         ("Instruct at temperature 1: 0.46, 95% interval 0.43 to 0.49", "dot", "blue"),
         ("greedy Instruct: 0.54, 95% interval 0.51 to 0.57", "dot", "blue"),
         ("Instruct at temperature 0.5: 0.56, 95% interval 0.53 to 0.59", "dot", "blue"),
@@ -921,7 +926,7 @@ def test_in_a_browser(summary: Summary, samples: list[Sample], tmp_path: Path, w
     assert found["empty"] == []
     assert found["plots"] == 20
     assert found["shown"] == ["sample-2"]
-    assert found["tip"] == "base, few-shot, greedy: 0.31, 95% interval 0.28 to 0.34"
+    assert found["tip"] == "greedy few-shot Base: 0.31, 95% interval 0.28 to 0.34"
     assert found["inner"] == width
     assert found["wide"] == found["room"]
 

@@ -114,24 +114,24 @@ def test_a_baseline_that_may_be_as_good_is_enough_for_no_better() -> None:
     assert not found.better
 
 
-def test_a_base_that_was_tuned_already_must_be_beaten_too() -> None:
+@pytest.mark.parametrize(("asked", "called"), [("base", "Base"), ("base, few-shot", "few-shot Base")])
+def test_the_base_must_be_beaten_too(asked: str, called: str) -> None:
     warm = noisy(0.5)
     instruct = {"temperature 0.5": warm, "greedy": shifted(warm, 0.1), "temperature 1": shifted(warm, -0.2)}
     champion = {"greedy": shifted(warm, 0.15), "temperature 1": warm}
     before = {"greedy": shifted(warm, 0.25), "temperature 1": shifted(warm, -0.3)}  # fine-tuning cost it something
-    found = told(instruct, champion, base={"base": before})
-    assert (found.rival, found.better) == ("greedy Base", False)
+    found = told(instruct, champion, base={asked: before})
+    assert (found.rival, found.better) == (f"greedy {called}", False)
     assert found.gain == pytest.approx(-0.1)
     assert found.win_rate == 0.0
     assert found.gain_at_temperature_1 == pytest.approx(0.2)  # over Instruct, whatever the rival
     assert {each.name for each in found.baselines if each.free} == {
-        "greedy Instruct", "Instruct at temperature 0.5", "Instruct at temperature 1", "greedy Base",
-        "Base at temperature 1",
+        "greedy Instruct", "Instruct at temperature 0.5", "Instruct at temperature 1", f"greedy {called}",
+        f"{called} at temperature 1",
     }
-    for name, scores in (("base", shifted(warm, -0.1)), ("base, few-shot", before["greedy"])):
-        found = told(instruct, champion, base={name: before | {"greedy": scores}})
-        assert (found.rival, found.better) == ("greedy Instruct", True)
-        assert len(found.baselines) == (5 if name == "base" else 3)
+    found = told(instruct, champion, base={asked: before | {"greedy": shifted(warm, -0.1)}})
+    assert (found.rival, found.better) == ("greedy Instruct", True)
+    assert len(found.baselines) == 5
 
 
 def test_where_instruct_is_kept_nothing_is_better() -> None:

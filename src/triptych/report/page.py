@@ -53,7 +53,7 @@ if TYPE_CHECKING:
 
 FOLDER = Path(__file__).parent
 MOST_POINTS = 150
-UNIMPROVED = {"instruct": "Instruct", "base": "Base"}
+UNIMPROVED = {"instruct": "Instruct", "base": "Base", "base, few-shot": "few-shot Base"}
 """Models that a champion must beat however they are decoded, and what they are called."""
 WATCHED = ("loss", "accuracy", "reward", "kl")
 """What the page of a run under way shows of its trainings."""

@@ -34,7 +34,7 @@ class FinalVerdict(StrictModel):
             half, with its interval; None where Instruct is the champion.
         equal_length: the win rate at equal length, with its interval; None where it cannot be told.
         gain_at_temperature_1: champion minus Instruct where both are sampled at temperature 1: a diagnostic.
-        baselines: round 0's Instruct, and a Base that was tuned already, in every way, each beside the champion.
+        baselines: round 0's Instruct, and the Base, in every way, each beside the champion.
         parts: what judge and reward are made of, as each of their rules, for Instruct and champion as deployed.
         instructions: for each kind of the prompts' instructions how often they follow it.
         missed: each target that was not reached, as a sentence.
@@ -64,10 +64,11 @@ def decoded_as(way: str, model: str = "Instruct") -> str:
 
 
 class Baseline(StrictModel):
-    """Round 0's Instruct, or a Base that was tuned already, on the test prompts, and how far the champion is above it.
+    """Round 0's Instruct, or the Base, on the test prompts, and how far the champion is above it.
 
     Attributes:
-        name: "greedy Instruct", "Instruct at temperature 0.5", "Instruct, best of 8", "greedy Base".
+        name: "greedy Instruct", "Instruct at temperature 0.5", "Instruct, best of 8", "greedy Base", "greedy few-shot
+            Base".
         free: False where it takes more than one answer; then it is not to be beaten, but to be known.
         drawn: answers that are written for each that is kept, which is what it costs.
         gain: champion minus this, in judge scores, with the paired interval over the prompts.
