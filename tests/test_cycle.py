@@ -151,11 +151,14 @@ def test_a_run_leaves_summary_report_and_release(whole: Path) -> None:
     free = {way: each["score"] for way, each in models["instruct"]["decodings"].items() if each["drawn"] == 1}
     assert {"greedy", "temperature 1", models["instruct"]["decoding"]} == free.keys()
     assert models["instruct"]["decodings"]["best of 3"]["drawn"] == 3
-    assert len(verdict["baselines"]) == len(free) + 1
+    examples = {way: each["score"] for way, each in models["base, few-shot"]["decodings"].items()}
+    assert len(verdict["baselines"]) == len(free) + 1 + len(examples)
     rival = next(each for each in verdict["baselines"] if each["name"] == verdict["rival"])
-    assert rival["score"] == max(free.values())
-    way = "greedy" if rival["name"] == "greedy Instruct" else rival["name"].removeprefix("Instruct at ")
-    gains = [after[key]["deployed"]["judge"] - row["decodings"][way]["judge"] for key, row in before.items()]
+    assert rival["score"] == max(*free.values(), *examples.values())
+    asked, rows = ("few-shot Base", "base") if "Base" in rival["name"] else ("Instruct", "instruct")
+    way = "greedy" if rival["name"] == f"greedy {asked}" else rival["name"].removeprefix(f"{asked} at ")
+    theirs = read_rows(next(whole.glob(f"artifacts/test-{rows}-*")) / "answers.jsonl")
+    gains = [after[row["key"]]["deployed"]["judge"] - row["decodings"][way]["judge"] for row in theirs]
     assert verdict["gain"] == pytest.approx(sum(gains) / len(gains))
     won = [0.5 if gain == 0 else float(gain > 0) for gain in gains]
     assert verdict["win_rate"] == (None if champion == "instruct" else pytest.approx(sum(won) / len(won)))
