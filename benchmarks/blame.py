@@ -14,8 +14,8 @@ import argparse
 import json
 import time
 from collections import Counter
-from collections.abc import Iterator, Set
-from contextlib import contextmanager, nullcontext
+from collections.abc import Set
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,9 +28,8 @@ from triptych.progress import Silent
 from triptych.records import Prompt, user
 from triptych.storybook.tasks import prompts
 
-CLEAN = "clean"
 FAULTS: dict[str, tuple[list[str], list[str]]] = {
-    CLEAN: ([], []),
+    "clean": ([], []),
     "optimiser": (["improve.learning_rate=1e-7"], ["improve.learning_rate=1e-2", "improve.kl_coefficient=0"]),
     "reward": (["feedback.0.exact.noise=0.49", "reward.audit.required=false"],) * 2,
     "gate": (["gate.prompts=4"],) * 2,
@@ -56,20 +55,14 @@ def vague(seed: int, count: int, exclude: Set[str] = frozenset()) -> list[Prompt
     return list(drawn.values())[: count - TAUGHT] + prompts(seed, count, exclude)[-TAUGHT:]
 
 
-@contextmanager
-def planted(fault: str) -> Iterator[None]:
-    """The world with the fault in it, where that is none of the recipe's."""
-    with patch("triptych.storybook.world.prompts", vague) if fault == "instructions" else nullcontext():
-        yield
-
-
 def cycle(recipe: Path, runs: Path, fault: str, seed: int) -> dict[str, Any]:
     """One cycle, and what was blamed in it."""
     began = time.monotonic()
     changes = [f"seed={seed}", *FAULTS[fault][1 - seed % 2]]
-    with planted(fault):
-        shared = "vague" if fault == "instructions" else "clear"
-        summary = run(recipe, changes, runs=runs / shared / str(seed), progress=Silent())
+    unclear = fault == "instructions"  # the one that is no setting of the recipe
+    with patch("triptych.storybook.world.prompts", vague) if unclear else nullcontext():
+        shared = runs / ("vague" if unclear else "clear") / str(seed)
+        summary = run(recipe, changes, runs=shared, progress=Silent())
     assert summary is not None
     last = summary.rounds[-1]
     blamed = last.diagnosis and next((part for part, name in CALLED.items() if name == last.diagnosis.blamed), None)

@@ -1,6 +1,6 @@
 """glibc's allocator, which learns some things only where a program begins.
 
-torch asks for memory at multiples of 64 bytes. glibc before 2.38 cuts such a piece out of a larger one, and the ends
+torch asks for memory at multiples of 64 bytes. glibc (seen of 2.36) cuts such a piece out of a larger one, and the ends
 that are left go to its caches of small pieces, from where they do not grow together again. So a freed tensor leaves a
 hole into which the same tensor does not fit, and a training takes up to a third more memory than without these caches
 (docs/log.md).

@@ -57,8 +57,6 @@ OPENING = 8
 """So many words of a text has the Base's card."""
 POINTS = 200
 PLAIN = Sampling(1).name
-RIVALS = {BASE: "Base", FEW_SHOT: "few-shot Base"}
-"""What the champion must beat beside Instruct, of which a run has one: the Base as it can be asked."""
 """Temperature 1, at which every model is measured."""
 Tests = Mapping[str, Sequence[TestedPrompt]]
 """Of each model that was tested, the prompts with its answers."""
@@ -191,7 +189,7 @@ def verdict(
     if "instruct" not in answers or name not in answers:
         return None
     tested = _tested(family)
-    rivals = {"instruct": "Instruct"} | {name: RIVALS[name] for name in RIVALS if name in answers}
+    rivals = {name: called for name, called in report.RIVALS.items() if name in answers}
     after, before, *_ = rows_of = _on_the_same_prompts(answers, name, *rivals)
     scores = [row.deployed.judge for row in after]
     ways: dict[str, list[ScoredAnswer]] = {}

@@ -69,7 +69,7 @@ class Optimization(Config):
     def _one_way(self) -> Self:
         if self.lora and self.muon_learning_rate:
             raise ValueError("muon is for matrices that are trained whole; leave out muon or lora")
-        if self.optimizer == "adamw_8bit":
+        if self.in_eight_bits:
             if self.muon_learning_rate:
                 raise ValueError("muon_learning_rate and optimizer adamw_8bit are for the same matrices; leave out one")
             if not nf4.available():
@@ -275,11 +275,12 @@ def _optimizers(model: Any, optimization: Optimization) -> list[Optimizer]:
     partly = {id(table) for table in added_rows(model)}
     weights = [(name, weight) for name, weight in model.named_parameters() if weight.requires_grad]
     assert all(weight.dtype.itemsize >= 4 for _, weight in weights), "small updates are lost in half precision"
+    decay, rate = optimization.weight_decay, optimization.learning_rate
+    muon_rate = optimization.muon_learning_rate
     hidden = {
         name for name, weight in weights
-        if (optimization.muon_learning_rate or optimization.in_eight_bits) and weight.ndim == 2 and ".layers." in name
+        if (muon_rate or optimization.in_eight_bits) and weight.ndim == 2 and ".layers." in name
     }
-    decay, rate = optimization.weight_decay, optimization.learning_rate
     groups: list[dict[str, Any]] = []
     for matrices in (True, False):
         members = [
@@ -289,17 +290,18 @@ def _optimizers(model: Any, optimization: Optimization) -> list[Optimizer]:
         if members:
             groups.append({"params": members, "weight_decay": decay if matrices else 0.0, "peak": rate})
     optimizers: list[Optimizer] = [torch.optim.AdamW(groups, lr=rate, betas=optimization.betas, fused=True)]
+    if not hidden:
+        return optimizers
     members = [weight for name, weight in weights if name in hidden]
-    if optimization.in_eight_bits and members:
-        assert distributed.world_size() == 1, "blocks of a matrix are rounded together"
+    alone = distributed.world_size() == 1
+    if muon_rate:
+        optimizers.append((Muon if alone else WholeMuon)(members, lr=muon_rate, weight_decay=decay))
+    else:
+        assert alone, "blocks of a matrix are rounded together"
         from bitsandbytes.optim import AdamW8bit  # an extra, and it takes its time
 
         optimizers.append(AdamW8bit(members, lr=rate, betas=optimization.betas, weight_decay=decay))
-        optimizers[-1].param_groups[0]["peak"] = rate
-    elif optimization.muon_learning_rate and members:
-        muon = Muon if distributed.world_size() == 1 else WholeMuon
-        optimizers.append(muon(members, lr=optimization.muon_learning_rate, weight_decay=decay))
-        optimizers[-1].param_groups[0]["peak"] = optimization.muon_learning_rate
+    optimizers[-1].param_groups[0]["peak"] = muon_rate or rate
     return optimizers
 
 

@@ -147,7 +147,7 @@ def optimizer_state(model: Architecture, optimization: Optimization) -> int:
     and two scales for each block.
     """
     hidden = max(0, model.parameters - model.tables * model.vocabulary * model.width)
-    if optimization.optimizer == "adamw_8bit":
+    if optimization.in_eight_bits:
         return 2 * hidden + 8 * hidden // ADAMW_BLOCK + 8 * (model.parameters - hidden)
     return (4 if optimization.muon_learning_rate else 8) * hidden + 8 * (model.parameters - hidden)
 

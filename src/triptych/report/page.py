@@ -36,6 +36,7 @@ from triptych.report.charts import (
 )
 from triptych.report.stages import cycle_steps
 from triptych.report.summary import (
+    RIVALS,
     AuditSummary,
     Interval,
     LossPoint,
@@ -53,8 +54,6 @@ if TYPE_CHECKING:
 
 FOLDER = Path(__file__).parent
 MOST_POINTS = 150
-UNIMPROVED = {"instruct": "Instruct", "base": "Base", "base, few-shot": "few-shot Base"}
-"""Models that a champion must beat however they are decoded, and what they are called."""
 WATCHED = ("loss", "accuracy", "reward", "kl")
 """What the page of a run under way shows of its trainings."""
 TONES = {"done": "good", "reused": "good", "interrupted": "warn", "stopped": "warn", "failed": "bad"}
@@ -338,11 +337,11 @@ def _verdict_chart(summary: Summary) -> Markup | None:
     promoted = any(model.champion and model.round for model in summary.models)
     rows: list[Estimate] = []
     for model in summary.models:
-        if model.name in UNIMPROVED:
-            rows += _ways(model, UNIMPROVED[model.name])
+        if model.name in RIVALS:
+            rows += _ways(model, RIVALS[model.name])
         elif model.champion and model.round:
             rows.append(Estimate(f"Champion, {model.decoding}", model.score, model.interval, "green"))
-        elif model.round is None or not promoted:
+        elif not promoted:
             rows.append(_estimate(model, model))
     verdict = summary.verdict
     rules = [ReferenceLine(row.score, "strongest that costs nothing")

@@ -56,6 +56,11 @@ class FinalVerdict(StrictModel):
     missed: list[str]
 
 
+RIVALS = {"instruct": "Instruct", "base": "Base", "base, few-shot": "few-shot Base"}
+"""Models that a champion must beat however they are decoded, and what they are called: round 0's Instruct, and the Base
+as it can be asked."""
+
+
 def decoded_as(way: str, model: str = "Instruct") -> str:
     """A model decoded in a way, in words; round 0's Instruct."""
     if way == "greedy":
