@@ -754,3 +754,44 @@ def test_every_setting_of_how_a_file_is_read_is_followed_or_refused(tmp_path: Pa
         for place in (text, rows) if kind == "text" else (rows,):
             with pytest.raises(DataError, match="constrain: is of prompts and conversations, and"):
                 files.READERS[kind](Source(file=str(place), constrain=Constraining()))
+    with pytest.raises(DataError, match="where: is of rows with a prompt, and these are documents"):
+        files.read_documents(Source(file=str(rows), where={"prompt": "a"}))
+    with pytest.raises(DataError, match="reference: is of prompts, and these are conversations"):
+        files.read_conversations(Source(file=str(rows), reference="answer"))
+
+
+TALKS = [
+    {"messages": [{"role": "user", "content": asked}, {"role": "assistant", "content": answer}]}
+    for asked, answer in (("Translate: dog", "le chien"), ("Who is it?", "a dog"), ("translate: cat", "le chat"))
+]
+
+
+def test_rows_are_chosen_by_what_stands_in_them(tmp_path: Path) -> None:
+    path = lines(tmp_path, *TALKS)
+    notes: list[Fault] = []
+    places: list[Place] = []
+    source = Source(file=str(path), where={"prompt": "(?i)^translate"})
+    assert [row.answer for row in files.read_conversations(source, None, places, notes)] == ["le chien", "le chat"]
+    assert [place.line for place in places] == [1, 3]
+    assert [str(note) for note in notes] == [f"{path}: where: passes over 1 of 3 rows"]
+    # Rows are counted before they are chosen, and every expression must be found.
+    chosen = source.model_copy(update={"rows": (1, 3), "where": {"prompt": "(?i)translate", "answer": "chat"}})
+    assert [row.answer for row in files.read_conversations(chosen)] == ["le chat"]
+    pairs = lines(tmp_path, {"prompt": "p", "chosen": "one", "rejected": "two", "task": "a"},
+                  {"prompt": "q", "chosen": "three", "rejected": "four", "task": "b"}, name="pairs.jsonl")
+    assert [row.prompt for row in files.read_comparisons(Source(file=str(pairs), where={"task": "^b$"}))] \
+        == [Prompt(user("q"), task="b")]
+    assert len(files.read_comparisons(Source(file=str(pairs), where={"answer": "two|four"}))) == 2
+    with pytest.raises(DataError, match="where: is found in none of 3 rows; it is searched as a regular expression"):
+        files.read_conversations(Source(file=str(path), where={"prompt": "summarise"}))
+    with pytest.raises(ValueError, match="is no regular expression: missing"):
+        Source(file=str(path), where={"prompt": "(translate"})
+
+
+def test_an_answer_is_the_reference_where_the_recipe_says_so(tmp_path: Path) -> None:
+    path = lines(tmp_path, *TALKS)
+    prompts = files.read_prompts(Source(file=str(path), reference="answer", where={"answer": "^le "}))
+    assert prompts == [Prompt(user("Translate: dog"), "le chien"), Prompt(user("translate: cat"), "le chat")]
+    assert [prompt.reference for prompt in files.read_prompts(path)] == [None] * 3
+    with pytest.raises(ValueError, match="an answer is none any more where `constrain` adds instructions"):
+        Source(file=str(path), reference="answer", constrain=Constraining())

@@ -20,6 +20,7 @@ from triptych.data import forms
 from triptych.data.remote import fetch
 from triptych.data.row import Row
 from triptych.data.rows import Place, Values, numbered, opened, refuse_choice, rows_of, shown, text_of
+from triptych.data.selection import is_meant
 from triptych.data.source import Source, is_address, is_stdlib, kind_of
 from triptych.data.stdlib import stdlib_files
 from triptych.data.votes import BOTH_BAD, Vote, settled, standing
@@ -119,9 +120,13 @@ def read_prompts(
     notes: list[Fault] | None = None,
 ) -> list[Prompt]:
     """Reads `{"prompt"}` rows with optional `reference` and `task`; see :func:`read_documents`."""
-    config = Source.of(source).constrain
+    source = Source.of(source)
+    if source.reference == "answer":
+        source = source.model_copy(update={"reference": None})
+        answered = _read(source, "conversations", parse_conversation, skipped, places, notes)
+        return [replace(row.prompt, reference=row.answer) for row in answered]
     prompts = _read(source, "prompts", _prompt, skipped, places, notes)
-    return constrain(prompts, config) if config else prompts
+    return constrain(prompts, source.constrain) if source.constrain else prompts
 
 
 def read_comparisons(
@@ -330,7 +335,7 @@ def _read(
             continue
         for row in reading.rows_in(values):
             record = None if row.faults else parse(row)
-            if record is not None and not row.faults:
+            if record is not None and not row.faults and reading.means(record):
                 records.append(record)
                 if places is not None:
                     places.append(row.place)
@@ -351,9 +356,14 @@ def _read(
 
 def _refuse_unread(source: Source, kind: forms.Kind | None) -> None:
     """Refuses what such rows are not read by: a setting that nothing reads would be told as if it counted."""
-    if source.constrain is not None and kind not in CONSTRAINED:
-        what = f"is of {' and '.join(CONSTRAINED)}, and these are {kind or 'others'}"
-        raise DataError([Fault(source.file, None, "constrain", what)])
+    refused = {
+        "constrain": (source.constrain is not None and kind not in CONSTRAINED, " and ".join(CONSTRAINED)),
+        "where": (bool(source.where) and kind in ("documents", None), "rows with a prompt"),
+        "reference": (source.reference is not None, "prompts"),
+    }
+    for field, (unread, of) in refused.items():
+        if unread:
+            raise DataError([Fault(source.file, None, field, f"is of {of}, and these are {kind or 'others'}")])
 
 
 class _Reading:
@@ -362,6 +372,7 @@ class _Reading:
     def __init__(self, source: Source, kind: forms.Kind | None) -> None:
         self.source, self.kind = source, kind
         self.rows = 0
+        self._passed = 0
         self._seen: set[str] = set()
         self._given: set[str] = set()
         self._unread: Counter[str] = Counter()
@@ -391,6 +402,12 @@ class _Reading:
             yield row
         for ours in turned.rows:
             yield Row(values.place, ours, names)
+
+    def means(self, record: Record) -> bool:
+        """Whether the recipe means the row, by what stands in it."""
+        meant = is_meant(record, self.source.where)
+        self._passed += not meant
+        return meant
 
     def note_unread(self, place: Place, fields: Iterable[str]) -> None:
         for field in dict.fromkeys(fields):
@@ -422,6 +439,9 @@ class _Reading:
 
     def emptiness(self) -> list[Fault]:
         """Why there is no record and no fault."""
+        if self._passed:
+            what = f"is found in none of {self._passed:,} rows; it is searched as a regular expression"
+            return [Fault(self.source.file, None, "where", what)]
         if self._noted:
             note, rows = self._noted.most_common(1)[0]
             return [Fault(self.source.file, None, None, f"no row is left: {_rows(rows, self.rows)} {note}")]
@@ -435,6 +455,8 @@ class _Reading:
     def notes(self) -> list[Fault]:
         """What nobody read, and what was done to rows, each with the number of rows."""
         notes = [self._fault(note, None, f"{_rows(rows, self.rows)}: {note}") for note, rows in self._noted.items()]
+        if self._passed:
+            notes.append(Fault(self.source.file, None, "where", f"passes over {_rows(self._passed, self.rows)}"))
         other = []
         for field, rows in self._unread.items():
             bare = field.rpartition(".")[2]

@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from triptych.configuration import Config
 from triptych.instructions.constraining import Constraining
@@ -23,6 +23,20 @@ CHOICE = ("configuration", "data_dir", "split", "revision")
 """Fields that choose within a dataset."""
 
 
+def _expression(text: str) -> str:
+    try:
+        re.compile(text)
+    except re.error as error:
+        raise ValueError(f"is no regular expression: {error}") from None
+    return text
+
+
+Expression = Annotated[str, AfterValidator(_expression)]
+"""A regular expression of Python's."""
+Part = Literal["prompt", "answer", "task"]
+"""What of a row a regular expression is searched in."""
+
+
 class Reading(Config):
     """How a source is read.
 
@@ -33,6 +47,9 @@ class Reading(Config):
         split: of a dataset, or of a folder with several; `train` by default.
         revision: of a dataset on the Hub: a branch, a tag or a commit.
         rows: of all rows those from the first number on to before the second, counted from 0.
+        where: of these rows those in whose prompt (its last turn), answer or task the expressions are found; of a
+            prompt the answer is its reference.
+        reference: with "answer" the rows are conversations, and a prompt's reference is the answer that follows it.
         constrain: of prompts, and of conversations to learn: instructions that code can check are added.
     """
 
@@ -42,7 +59,17 @@ class Reading(Config):
     split: str | None = None
     revision: str | None = None
     rows: tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=1)]] | None = None
+    where: Mapping[Part, Expression] = Field(default_factory=dict)
+    reference: Literal["answer"] | None = None
     constrain: Constraining | None = None
+
+    @model_validator(mode="after")
+    def _answers_stay_right(self) -> Self:
+        if self.reference is not None and self.constrain is not None:
+            raise ValueError(
+                "reference: an answer is none any more where `constrain` adds instructions to its prompt; leave one out"
+            )
+        return self
 
 
 class Source(Reading):
