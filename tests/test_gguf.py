@@ -33,13 +33,15 @@ from triptych.base import source
 from triptych.base.tokenizer import train_tokenizer
 from triptych.data import template
 from triptych.engine import models
+from triptych.engine import pre_tokenizers as cutting
 from triptych.engine.adapters import Lora, adapt
+from triptych.engine.pre_tokenizers import LLAMA3, QWEN2, QWEN35
 from triptych.errors import ModelError, RecipeError, RunError
 from triptych.progress import Silent, Terminal
 from triptych.records import Document, Message, Prompt, turns, user
 from triptych.release.gguf import TYPES
 from triptych.release.modelfile import turns_of
-from triptych.release.vocabulary import LLAMA3, QWEN2, QWEN35, pre_tokenizer
+from triptych.release.vocabulary import pre_tokenizer
 
 TEXT = (
     "A small cat sat on a red mat, and saw 12 dogs!  They'd run 3.14159 miles; we're DON'T.\n\n\tdéjà vu 你好 нещо "
@@ -63,9 +65,12 @@ FAMILIES: dict[str, Callable[..., PretrainedConfig]] = {
 }
 
 
-def write_model(folder: Path, family: str = "llama", *, tied: bool = True, spare: int = 0, **more: Any) -> Path:
-    """A random model with a tokenizer of our own, and rows of the embedding for no token."""
-    tokenizer = train_tokenizer([Document(TEXT)] * 3, 400, 256)
+def write_model(
+    folder: Path, family: str = "llama", *, tied: bool = True, spare: int = 0,
+    tokenizer: PreTrainedTokenizerFast | None = None, **more: Any,
+) -> Path:
+    """A random model with a tokenizer, by default one of our own, and rows of the embedding for no token."""
+    tokenizer = tokenizer or train_tokenizer([Document(TEXT)] * 3, 400, 256)
     special = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
     config = FAMILIES[family](vocab_size=len(tokenizer) + spare, tie_word_embeddings=tied, **special, **more)
     torch.manual_seed(3)
@@ -91,12 +96,13 @@ def field(file: Path, name: str) -> Any:
 ])
 def test_what_transformers_reads_again_is_the_same_model(tmp_path: Path, family: str, tied: bool) -> None:
     folder = write_model(tmp_path / "model", family, tied=tied, spare=5)
-    again, words = models.load_gguf(exported(folder))
+    again, words, changes = models.load_gguf(exported(folder))
     mine, tokenizer = models.load_policy(folder), models.load_tokenizer(folder)
     tokens = torch.tensor([tokenizer(TEXT)["input_ids"]])
     with torch.no_grad():
         assert torch.equal(again(tokens).logits, mine(tokens).logits)
     assert words(TEXT)["input_ids"] == tokens[0].tolist()
+    assert changes == ["weights dequantised from GGUF"]
     assert words.chat_template == tokenizer.chat_template
     assert again.config.tie_word_embeddings is tied
     for name in ("bos", "eos", "pad"):
@@ -195,6 +201,25 @@ NAMED: dict[str, Callable[[], PreTrainedTokenizerFast]] = {
 @pytest.mark.parametrize("name", NAMED)
 def test_a_pre_tokenizer_is_known_by_its_rules(name: str) -> None:
     assert pre_tokenizer(NAMED[name]()) == name
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_a_gguf_file_cuts_texts_as_the_model_did_that_it_was_made_of(tmp_path: Path, name: str) -> None:
+    """transformers 5.23 reads smollm's as GPT-2's, which cuts the empty line before a numbered item in two."""
+    tokenizer = NAMED[name]()
+    folder = write_model(tmp_path / "model", tokenizer=tokenizer)
+    _, words, changes = models.load_gguf(exported(folder))
+    assert pre_tokenizer(words) == name
+    assert changes == ["weights dequantised from GGUF"]
+    for text in (TEXT, "\n\n1. One\n\n2. Two", "in  2024 and 1,234", "don't DON'T"):
+        assert words(text)["input_ids"] == tokenizer(text)["input_ids"]
+
+
+def test_rules_that_nobody_knows_here_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = exported(write_model(tmp_path / "model"))
+    monkeypatch.setattr(cutting, "named_in", lambda file: "poro-chat")
+    taken = source.take(str(file), tmp_path / "ours")
+    assert any("the rules that the file calls poro-chat are not known here" in change for change in taken.changes)
 
 
 def test_our_own_tokenizer_has_a_name_and_the_rules_are_those_of_transformers() -> None:

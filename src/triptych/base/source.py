@@ -86,9 +86,8 @@ def take(
     changes: list[str] = []
     stored: Dtype = "float32"
     if kind == "gguf":
-        model, tokenizer = models.load_gguf(path)
+        model, tokenizer, changes = models.load_gguf(path)
         origin, digest = path.name, sha256(path)
-        changes.append("weights dequantised from GGUF")
     else:
         if adapted := adapted_model(path):
             model, tokenizer = adapted.load()

@@ -51,6 +51,7 @@ from triptych.engine.device import compute_dtype, device
 from triptych.engine.forward import packs
 from triptych.engine.inspection import INDEX, Stored, inspect, inspect_adapter, inspect_tokenizer, trunk_of
 from triptych.engine.parity import take_attention
+from triptych.engine.pre_tokenizers import cut_as_named
 from triptych.engine.trunk import share_frozen, take_held, widen
 from triptych.errors import ModelError
 from triptych.storage import open_regular
@@ -242,8 +243,8 @@ def tokenizer_difference(one: PreTrainedTokenizerFast, other: PreTrainedTokenize
     return "a special token" if ids[0] != ids[1] else None
 
 
-def load_gguf(file: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
-    """The model and tokenizer of a `.gguf` file, every weight dequantised to float32.
+def load_gguf(file: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerFast, list[str]]:
+    """The model and tokenizer of a `.gguf` file, every weight dequantised to float32, and what was done to them.
 
     Raises:
         ModelError: if the file is missing or damaged, or transformers does not know its architecture.
@@ -267,6 +268,7 @@ def load_gguf(file: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
             **settings,
         )
         tokenizer = AutoTokenizer.from_pretrained(alone, **settings)
+        changes = ["weights dequantised from GGUF", *cut_as_named(tokenizer, file)]
     missing = set(report["missing_keys"]) - set(model.all_tied_weights_keys)
     if missing:
         raise ModelError(f"{file}: has no weights for {_few(missing)}")
@@ -278,7 +280,7 @@ def load_gguf(file: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
         if hasattr(model.config, mark):
             delattr(model.config, mark)
     _refuse_non_finite(file, model)
-    return model.eval(), tokenizer
+    return model.eval(), tokenizer, changes
 
 
 def save(

@@ -450,7 +450,8 @@ def open_model(
     model: Any = None
     stored = 4  # what is taken apart is written in float32
     if kind == "gguf":
-        model, tokenizer = models.load_gguf(path)
+        model, tokenizer, changes = models.load_gguf(path)
+        findings.notes += [f"base: {change}" for change in changes]
     elif adapted := source.adapted_model(path):
         model, tokenizer = adapted.load()
     else:

@@ -10,39 +10,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from gguf import GGUFWriter, TokenType
 from transformers import PreTrainedTokenizerFast
 
 from triptych.data.template import prompt_tokens
+from triptych.engine.pre_tokenizers import PRE_TOKENIZERS, steps_of
 from triptych.errors import ModelError
 from triptych.records import Prompt
-
-CONTRACTION = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
-LLAMA3 = (
-    CONTRACTION + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-QWEN2 = CONTRACTION + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-QWEN35 = (
-    CONTRACTION
-    + r"|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-
-Step = tuple[str, ...]
-"""A step of a pre-tokenizer: its type, and what of its settings counts."""
-
-GPT2 = ("ByteLevel", "words")
-BYTES = ("ByteLevel",)
-PRE_TOKENIZERS: dict[tuple[tuple[Step, ...], bool], str] = {
-    ((GPT2,), False): "gpt-2",
-    ((("Digits",), GPT2), False): "smollm",
-    ((("Split", LLAMA3), BYTES), True): "llama-bpe",
-    ((("Split", LLAMA3), BYTES), False): "dbrx",
-    ((("Split", QWEN2), BYTES), False): "qwen2",
-    ((("Split", QWEN35), BYTES), False): "qwen35",
-}
-"""llama.cpp's names, by the steps and by whether a word that is a token is left whole (`ignore_merges`)."""
 
 ENDS = ("eos", "eot", "eom")
 """The keys under which llama.cpp reads tokens that end an answer."""
@@ -68,7 +44,7 @@ def pre_tokenizer(tokenizer: PreTrainedTokenizerFast) -> str:
     """
     rules = json.loads(tokenizer.backend_tokenizer.to_str())
     model, normalizer = rules["model"], rules["normalizer"]
-    steps = _steps(rules["pre_tokenizer"])
+    steps = steps_of(rules["pre_tokenizer"])
     if model["type"] != "BPE" or ("ByteLevel" not in {step[0] for step in steps}):
         raise _refusal(f"it is {model['type']} on {', '.join(step[0] for step in steps) or 'whole texts'}, and only "
                        "byte-level BPE is exported")
@@ -137,22 +113,6 @@ def write_vocabulary(writer: GGUFWriter, tokenizer: PreTrainedTokenizerFast, row
     writer.add_add_eos_token(tokenizer("a")["input_ids"][-1] == tokenizer.eos_token_id)
     if isinstance(tokenizer.chat_template, str):
         writer.add_chat_template(tokenizer.chat_template)
-
-
-def _steps(rules: dict[str, Any] | None) -> tuple[Step, ...]:
-    """What a pre-tokenizer does, step by step; a step that no name of llama.cpp's has is told whole."""
-    if rules is None:
-        return ()
-    match rules:
-        case {"type": "Sequence"}:
-            return tuple(step for part in rules["pretokenizers"] for step in _steps(part))
-        case {"type": "ByteLevel", "add_prefix_space": False}:
-            return (GPT2 if rules.get("use_regex", True) else BYTES,)
-        case {"type": "Digits", "individual_digits": True}:
-            return (("Digits",),)
-        case {"type": "Split", "pattern": {"Regex": regex}, "behavior": "Isolated", "invert": False}:
-            return (("Split", regex),)
-    return ((rules["type"], json.dumps(rules, sort_keys=True)),)
 
 
 def _refusal(why: str) -> ModelError:
