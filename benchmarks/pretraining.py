@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from benchmarks.row import Case, Row, Run, Setting
+from benchmarks.row import Case, Row, Run, Setting, fastest
 
 UPDATES = 40
 """Of a run."""
@@ -104,7 +104,7 @@ def _run(shape: Any, tokens: float, seconds: float, loss: float) -> Run:
 ROWS = (
     Row(
         "pretraining", "a small Llama from scratch, storybook", "tokens", 2, ours, peer, tolerance=0.02,
-        setting=Setting(precision="autocast", layout="packed"),
+        setting=Setting(precision="autocast" if fastest() == "bfloat16" else "float32", layout="packed"),
         sweep={
             "precision": ("autocast", "float32"),
             "layout": ("packed", "padded", "grouped"),

@@ -1,4 +1,4 @@
-"""The machine's own rate of matrix products in bfloat16, against which fractions are taken."""
+"""The machine's own rate of matrix products in the compute type, against which fractions are taken."""
 
 from __future__ import annotations
 
@@ -6,13 +6,15 @@ import time
 
 import torch
 
+from triptych.engine.device import compute_dtype
+
 SIZE = 2048
 
 
 def rate(device: str, repeats: int = 12) -> float:
     """Operations per second of the fastest of several products of two 2048 × 2048 matrices."""
     size = SIZE if device == "cpu" else 4 * SIZE
-    left, right = (torch.randn(size, size, device=device).bfloat16() for _ in range(2))
+    left, right = (torch.randn(size, size, device=device, dtype=compute_dtype()) for _ in range(2))
     best = float("inf")
     for _ in range(repeats):
         began = time.perf_counter()

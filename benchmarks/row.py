@@ -6,6 +6,15 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
+
+from triptych.engine.device import compute_dtype
+
+
+def fastest() -> str:
+    """The precision in which a peer is fastest; a processor without bfloat16 takes hundreds of times longer in it."""
+    return "bfloat16" if compute_dtype() is torch.bfloat16 else "float32"
+
 
 @dataclass(frozen=True, slots=True)
 class Setting:
@@ -13,7 +22,8 @@ class Setting:
 
     Attributes:
         precision: "bfloat16" holds the weights themselves in bfloat16 (the fastest, though AdamW's small updates
-            are lost to rounding), "autocast" keeps float32 masters, "float32" computes in float32.
+            are lost to rounding), "autocast" keeps float32 masters, "float32" computes in float32, as we do where
+            the processor has no bfloat16.
         layout: "padded" rows, rows "grouped" by length, "padding_free", or "packed".
         batch: rows (pairs, sequences) computed at once; 0 for all of an update.
         attention: as transformers names it.
@@ -21,7 +31,7 @@ class Setting:
         workers: processes that load data.
     """
 
-    precision: str = "bfloat16"
+    precision: str = field(default_factory=fastest)
     layout: str = "padded"
     batch: int = 0
     attention: str = "sdpa"
