@@ -8,9 +8,10 @@ import signal
 import sys
 import uuid
 from collections.abc import Sequence
+from tempfile import TemporaryDirectory
 
 import torch
-from torch.distributed.elastic.multiprocessing import SignalException
+from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.elastic.rendezvous.api import RendezvousError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
@@ -37,13 +38,15 @@ def launch(arguments: Sequence[str], ranks: int, nodes: int = 1, rendezvous: str
         RunError: ranks cannot be started so, or the machines do not find each other.
     """
     _require(ranks, nodes, rendezvous)
-    config = LaunchConfig(
-        nodes, nodes, ranks, max_restarts=0, rdzv_backend="c10d", rdzv_endpoint=rendezvous or "localhost:0",
-        run_id=f"triptych-{name}" if rendezvous else uuid.uuid4().hex, shutdown_timeout=GRACE,
-    )
     logging.disable(logging.ERROR)  # the ranks say themselves what is wrong
     try:
-        elastic_launch(config, sys.executable)("-m", "triptych", *arguments)
+        with TemporaryDirectory(prefix="triptych-") as logs:
+            config = LaunchConfig(
+                nodes, nodes, ranks, max_restarts=0, rdzv_backend="c10d", rdzv_endpoint=rendezvous or "localhost:0",
+                run_id=f"triptych-{name}" if rendezvous else uuid.uuid4().hex, shutdown_timeout=GRACE,
+                logs_specs=DefaultLogsSpecs(log_dir=logs),
+            )
+            elastic_launch(config, sys.executable)("-m", "triptych", *arguments)
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
         if failure.exitcode >= 0:
