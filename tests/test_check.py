@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +31,13 @@ from triptych.data import lengths, template
 from triptych.data.files import read_comparisons, read_conversations, read_prompts
 from triptych.data.remote import reach_hub
 from triptych.engine import models
+from triptych.engine.device import device
 from triptych.errors import DataError, ModelError, RecipeError
 from triptych.family import Family
 from triptych.pipeline.runner import Runner
 from triptych.pipeline.stage import StageContext
-from triptych.preflight import check
-from triptych.preflight.costs import from_scratch
+from triptych.preflight import check, memory
+from triptych.preflight.costs import DISPATCH, EFFICIENCY, HALF, Machine, from_scratch
 from triptych.preflight.memory import Architecture
 from triptych.progress import Silent
 from triptych.recipe import Recipe, load
@@ -125,12 +127,26 @@ def test_a_round_costs_what_its_method_computes(tmp_path: Path) -> None:
         costs = check.check(path, ["improve.steps=10", "improve.prompts_per_step=4", *overrides]).costs
         return next(cost.tokens for cost in costs if cost.stage == "round-1/improve")
 
-    prompts, answer = tokens("improve.max_tokens=1", "improve.group_size=2"), 96
+    # Answers are taken to be as long as those that are learnt: "Answer 12." and its end.
+    prompts, answer = tokens("improve.max_tokens=1", "improve.group_size=2"), 11
     prompts -= 40 * 2 * 4  # written, scored, given to the reference and learnt
     assert tokens() == prompts + 40 * 8 * 4 * answer
     assert tokens("improve.method=dpo") == prompts + 40 * (8 * 2 + 2 * 2) * answer
     pairs = tokens("improve.method=dpo", "improve.pairs=comparisons")
     assert pairs == pytest.approx(40 * 2 * 48, rel=0.1)  # a pair of 48 bytes
+
+
+def test_time_is_that_of_products_and_of_weights_that_are_read() -> None:
+    model, machine = from_scratch(Pretraining()), Machine(rate=1e12, bandwidth=1e10)
+    product = 2 * model.parameters / (model.width / (model.width + HALF) * 1e12)
+    assert machine.applying(model, 7) == pytest.approx(7 * product)
+    assert machine.training(model, 7, adapters=False) == pytest.approx(7 * 3 * product)
+    assert machine.training(model, 7, adapters=True) == pytest.approx(7 * 2 * product)
+    wide = replace(model, width=4096)
+    assert machine.applying(wide, 7) == pytest.approx(14 * model.parameters / (EFFICIENCY * 1e12))
+    read = memory.itemsize() * model.parameters / 1e10 + (DISPATCH * model.layers if device().type == "cpu" else 0)
+    assert machine.decoding(model, 640, 64) == pytest.approx(640 * product + 10 * read)
+    assert machine.decoding(model, 640, 1) == pytest.approx(640 * product + 640 * read)
 
 
 def test_thumbs_are_read_and_what_they_cost_is_told(tmp_path: Path) -> None:

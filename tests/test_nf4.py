@@ -32,7 +32,7 @@ from triptych.errors import RecipeError
 from triptych.improve.improvement import improve
 from triptych.instruct.finetuning import finetune
 from triptych.preflight import memory
-from triptych.preflight.costs import Texts, costs
+from triptych.preflight.costs import Machine, Texts, costs
 from triptych.preflight.memory import Architecture
 from triptych.recipe import load
 from triptych.records import Message, Prompt
@@ -274,7 +274,7 @@ def test_a_cycle_of_eight_billion_parameters_is_counted_within_22_gib(
     splits = ("demonstrations", "comparisons_train", "comparisons_judge", "prompts_test, few-shot",
               *(f"prompts_{split}" for split in ("improve", "validation", "gate", "test")))
     texts = {split: Texts.of([512] * 300, [512] * 300) for split in splits}
-    counted = costs(plan(recipe), recipe, llama, texts, 1e12)
+    counted = costs(plan(recipe), recipe, llama, texts, Machine(1e12, 1e10))
     assert {"base", "instruct", "round-1/reward", "round-1/improve"} <= {row.stage for row in counted}
     assert max(cost.gib for cost in counted) < 22
 

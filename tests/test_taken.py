@@ -25,7 +25,7 @@ from triptych.family import Family
 from triptych.pipeline.runner import Runner
 from triptych.pipeline.stage import StageContext
 from triptych.preflight import check, memory
-from triptych.preflight.costs import Texts, costs
+from triptych.preflight.costs import Machine, Texts, costs
 from triptych.preflight.memory import Architecture
 from triptych.progress import Silent
 from triptych.recipe import Recipe, load
@@ -256,7 +256,7 @@ def test_check_looks_over_a_reward_made_elsewhere_and_counts_its_size(tmp_path: 
     model = Architecture(10**6, 100, 16, 32, 2, 2, 16, 8, 512)
     few = dict.fromkeys(("demonstrations", "prompts_improve", "prompts_validation", "prompts_gate", "prompts_test",
                          "prompts_test, few-shot", "comparisons_train"), Texts.of([9], [9]))
-    alike, larger = (costs(plan(recipe), recipe, model, few, 1e9, taken) for taken in (None, counted))
+    alike, larger = (costs(plan(recipe), recipe, model, few, Machine(1e9, 1e9), taken) for taken in (None, counted))
     more = {one.stage: other.gib - one.gib for one, other in zip(alike, larger, strict=True)}
     beyond = pytest.approx(memory.itemsize() * (10**9 - 10**6) / 2**30)
     assert {stage for stage, gib in more.items() if gib} == {

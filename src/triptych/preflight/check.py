@@ -33,7 +33,7 @@ from triptych.data.files import READERS, GoodRows, good_rows
 from triptych.data.folder import DataFolder
 from triptych.data.lengths import LearntTurns, LengthReport, tokenized, tokenized_turns
 from triptych.data.splits import prompt_of
-from triptych.data.template import conventions_of, prompt_tokens
+from triptych.data.template import answer_tokens, conventions_of, prompt_tokens
 from triptych.dataset.preparation import Prepared, left_out, prepare_data
 from triptych.dataset.tasks import prepare_task
 from triptych.engine import models
@@ -52,15 +52,15 @@ from triptych.pipeline.stage import StageContext
 from triptych.preflight import doctor
 from triptych.preflight.amounts import PART, detected, prompts_needed
 from triptych.preflight.costs import (
+    EFFICIENCY,
     GIB,
-    SAMPLING_EFFICIENCY,
-    TRAINING_EFFICIENCY,
     Cost,
     Texts,
+    answer_length,
     costs,
     disk_space,
     from_scratch,
-    matrix_rate,
+    this_machine,
 )
 from triptych.preflight.fitting import fit
 from triptych.preflight.memory import Architecture
@@ -593,6 +593,10 @@ def check_lengths(
                 f"set {section}.context to {model.context} at most"
             )
         texts[name] = Texts.of([sizes[place] for place in fits], [lengths[place] for place in fits])
+        if name == "demonstrations":
+            learnt = [rows[place] for place in fits]
+            answers = [len(answer_tokens(tokenizer, row.prompt, row.messages[-1:])[1][0]) for row in learnt]
+            texts["answers"] = Texts.of(answers, answers)
     if recipe.thumb_files:
         lengths, sizes = measured([thumb.question for thumb in DataFolder(folder).thumbs.read_any()], tokenizer)
         texts["thumbs"] = Texts.of(sizes, lengths)
@@ -682,18 +686,21 @@ def estimate(
     Args:
         opened: the recipe with settings of `--set` beside its own.
     """
-    rate = matrix_rate()
+    machine = this_machine()
     taken = {place: offer.parameters for place, offer in offers.items()}
 
     def costs_of(recipe: Recipe) -> list[Cost]:
-        return costs(plan(recipe), recipe, model, texts, rate, taken)
+        return costs(plan(recipe), recipe, model, texts, machine, taken)
 
     recipe = opened([])
     findings.costs = costs_of(recipe)
+    precision = str(compute_dtype()).removeprefix("torch.")
+    length = answer_length(texts, recipe.decoding.max_tokens)
     findings.assumption = (
-        f"{model.parameters / 1e6:,.1f}M parameters; this machine multiplies matrices at {rate / 1e9:,.0f} GFLOP/s in "
-        f"{str(compute_dtype()).removeprefix('torch.')}, of which training reaches {TRAINING_EFFICIENCY:.0%} and "
-        f"sampling {SAMPLING_EFFICIENCY:.0%} (assumed); answers as long as they may be"
+        f"{model.parameters / 1e6:,.1f}M parameters; this machine multiplies matrices at {machine.rate / 1e9:,.0f} "
+        f"GFLOP/s in {precision}, of which wide models reach {EFFICIENCY:.0%} (assumed), and reads weights at "
+        f"{machine.bandwidth / 1e9:,.0f} GB/s; answers of {length:,} tokens, "
+        + ("as those that are learnt" if "answers" in texts else "the most that they may have")
     )
     most, there = max(cost.gib for cost in findings.costs), memory() / GIB
     if most > there:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, singledispatch
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from triptych.audit.stage import Audit
 from triptych.base.continuing import ContinuedPretraining
@@ -18,7 +19,8 @@ from triptych.base.pretraining import Pretraining
 from triptych.configuration import Config
 from triptych.data.folds import FOLDS
 from triptych.engine.adapters import Lora
-from triptych.engine.device import compute_dtype
+from triptych.engine.device import compute_dtype, device
+from triptych.engine.sampling import Sampling
 from triptych.engine.training import Optimization
 from triptych.evaluate.answers import Answering
 from triptych.evaluate.decoding import Decoding
@@ -37,10 +39,11 @@ from triptych.reward.rules import RulesReward
 from triptych.reward.taken import TakenReward
 from triptych.reward.training import PairwiseReward, RewardTrained
 
-TRAINING_EFFICIENCY = 0.3
-"""The share of the measured matrix-product rate that training reaches, roughly."""
-SAMPLING_EFFICIENCY = 0.08
-"""The share that sampling reaches, which waits for memory more than it computes."""
+EFFICIENCY, HALF = 0.6, 400
+"""The share of the measured rate of matrix products that a pass through a wide model reaches, and the width at which a
+narrow one reaches a half; measured on processors, at widths of 96, 128 and 576."""
+DISPATCH = 0.5e-3
+"""Seconds that a decoding step takes on a processor for each layer beside products, of a few sequences."""
 GIB = 2**30
 
 
@@ -52,6 +55,55 @@ class Cost:
     tokens: int
     seconds: float
     gib: float
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """What it computes in a second, and reads of weights: the roofline of Williams et al. (2009).
+
+    Attributes:
+        rate: products and sums, in the compute type.
+        bandwidth: bytes of a matrix that vectors are multiplied with.
+    """
+
+    rate: float
+    bandwidth: float
+
+    def training(self, model: Architecture, tokens: int, adapters: bool) -> float:
+        """Seconds of learning tokens: 6 products and sums for each parameter (Kaplan et al. 2020), 4 beside adapters,
+        where weights have no gradient."""
+        return (2 if adapters else 3) * self.applying(model, tokens)
+
+    def applying(self, model: Architecture, tokens: int) -> float:
+        """Seconds of a forward pass: 2 for each parameter."""
+        reached = min(EFFICIENCY, model.width / (model.width + HALF))
+        return 2 * model.parameters * tokens / (reached * self.rate)
+
+    def decoding(self, model: Architecture, tokens: int, together: int) -> float:
+        """Seconds of writing tokens, so many sequences together: each step reads all weights once."""
+        dispatched = model.layers * DISPATCH if device().type == "cpu" else 0.0
+        read = memory.itemsize() * model.parameters / self.bandwidth
+        return tokens / together * (read + dispatched) + self.applying(model, tokens)
+
+
+@cache
+def this_machine() -> Machine:
+    """Measured in half a second, on the device that does the work."""
+    side = 1024 if device().type == "cpu" else 8192
+    weights = torch.ones(4 * side, side, dtype=compute_dtype(), device=device())
+    return Machine(
+        2 * 4 * side**3 / _seconds(lambda: weights @ weights[:side]),
+        weights.nbytes / _seconds(lambda: weights @ weights[0]),
+    )
+
+
+def _seconds(work: Callable[[], Tensor], spent: float = 0.25) -> float:
+    """Of the fastest of many calls: whatever else the machine does makes some of them slower."""
+    ends, fastest = time.perf_counter() + spent, float("inf")
+    while (began := time.perf_counter()) < ends or fastest == float("inf"):
+        work()[0].sum().item()  # waits for a device
+        fastest = min(fastest, time.perf_counter() - began)
+    return fastest
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,16 +136,13 @@ class Texts:
 
 
 def costs(
-    plan: Sequence[StageCall[Any]], recipe: Recipe, model: Architecture, texts: Mapping[str, Texts], rate: float,
+    plan: Sequence[StageCall[Any]], recipe: Recipe, model: Architecture, texts: Mapping[str, Texts], machine: Machine,
     taken: Mapping[str, int] | None = None,
 ) -> list[Cost]:
     """The costs of a plan's stages, of those that take any to speak of.
 
-    Training a token costs 6 products and sums for each parameter, applying the model 2 (Kaplan et al. 2020).
-
     Args:
-        texts: of each split, by its name.
-        rate: products and sums a second.
+        texts: of each split, by its name, and the `answers` of the demonstrations: models are taken to write as much.
         taken: the parameters of rewards that were made elsewhere, by `Recipe.taken`'s places. A reward is counted
             everywhere as large as the model, so that only what these have beyond it is added.
     """
@@ -112,9 +161,9 @@ def costs(
     return [
         Cost(
             stage.name, work.trained + work.applied + work.sampled,
-            (model.parameters * ((6 * work.trained + 2 * work.applied) / TRAINING_EFFICIENCY
-                                 + 2 * work.sampled / SAMPLING_EFFICIENCY)
-             + 2 * larger * work.sampled / TRAINING_EFFICIENCY) / rate,
+            machine.training(model, work.trained, getattr(stage.config, "lora", None) is not None)
+            + machine.applying(model, work.applied) + machine.decoding(model, work.sampled, work.together)
+            + machine.applying(replace(model, parameters=larger), work.sampled),
             (memory.BASELINE + work.bytes + memory.itemsize() * larger) / GIB,
         )
         for stage, work in works for larger in [beyond if _scores(stage) else 0]
@@ -130,12 +179,14 @@ def _scores(stage: StageCall[Any]) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """Tokens that are trained on, that a model is applied to, and that are sampled; and bytes that are taken."""
+    """Tokens that are trained on, that a model is applied to, and that are sampled, so many sequences together; and
+    bytes that are taken."""
 
     bytes: int
     trained: int = 0
     applied: int = 0
     sampled: int = 0
+    together: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,9 +228,29 @@ class Circumstances:
         """Bytes of what it is sampled from."""
         return memory.sampler(self.model, self.adapters)
 
+    @property
+    def written(self) -> int:
+        """Tokens of an answer."""
+        return answer_length(self.texts, self.answer)
+
+    @property
+    def scorers(self) -> int:
+        """How many models score an answer."""
+        return (self.scoring > 0) + (self.judging > 0)
+
     def answers(self, asked: Texts, rows: int) -> int:
         """Bytes of answers to so many of these prompts."""
         return memory.sampling(self.model, rows, asked.longest, self.answer)
+
+    def slots(self, asked: Texts, rows: int) -> int:
+        """How many of them are written together."""
+        return memory.slots(self.model, rows, asked.longest, self.answer)
+
+
+def answer_length(texts: Mapping[str, Texts], longest: int) -> int:
+    """Tokens that a model writes for an answer: as many as it learnt to, where somebody knows."""
+    learnt = texts.get("answers")
+    return min(longest, -(-learnt.tokens // learnt.rows)) if learnt and learnt.rows else longest
 
 
 @singledispatch
@@ -265,11 +336,12 @@ def of_audit(config: Audit, given: Circumstances) -> Workload | None:
 def of_choice(config: Decoding, given: Circumstances) -> Workload:
     """Of choosing a temperature."""
     asked, tried = given.texts["prompts_validation"], len(set(config.temperatures))
-    sampled = tried * asked.rows * given.answer
+    sampled = tried * asked.rows * given.written
     answers = given.answers(asked, asked.rows)
     models = given.frozen + given.sampler + given.scoring + given.judging
     taken = models + answers + memory.applied(given.model)
-    return Workload(taken, applied=tried * asked.tokens + sampled, sampled=sampled)
+    together = given.slots(asked, asked.rows)
+    return Workload(taken, applied=given.scorers * (tried * asked.tokens + sampled), sampled=sampled, together=together)
 
 
 @workload.register
@@ -281,16 +353,23 @@ def of_prompting(config: Prompting, given: Circumstances) -> Workload:
     reflecting = 2 * sum(file.stat().st_size for file in files)  # a model that reflects, and its sampler's copy
     models = given.frozen + given.sampler + given.scoring + given.judging + reflecting
     taken = models + answers + memory.applied(given.model)
-    return Workload(taken, applied=config.tokens, sampled=config.tokens)
+    together = given.slots(asked, asked.rows)
+    return Workload(taken, applied=given.scorers * config.tokens, sampled=config.tokens, together=together)
 
 
 @workload.register
 def of_improvement(config: Improvement, given: Circumstances) -> Workload:
     """Of a round of improvement by any method."""
-    trained, applied, sampled = improvement(config, given.texts)
+    length = answer_length(given.texts, config.max_tokens)
+    trained, applied, sampled = improvement(config, given.texts, length)
+    together = memory.slots(
+        given.model, config.prompts_per_step * config.group_size, given.texts["prompts_improve"].longest,
+        config.max_tokens, config.group_size,
+    )
     reference = given.other if config.lora is None else 0  # the trunk below the adapters
     taken = reference + given.scoring + given.judging + improving(config, given.model, given.texts)
-    return Workload(taken, round(trained * padding(config, given.model, given.texts)), applied, sampled)
+    learnt = round(trained * padding(config, given.model, given.texts))
+    return Workload(taken, learnt, applied, sampled, together)
 
 
 @workload.register
@@ -299,10 +378,10 @@ def of_answers(config: Answering, given: Circumstances) -> Workload:
     gate = given.texts["prompts_gate"]
     rows = min(gate.rows, config.prompts)
     read = gate.tokens * rows // max(1, gate.rows)
-    sampled = 3 * rows * given.answer  # both models as deployed, and the candidate at temperature 1
+    sampled = 3 * rows * given.written  # both models as deployed, and the candidate at temperature 1
     models = given.frozen + given.other + 2 * given.sampler
     taken = models + given.answers(gate, rows) + memory.applied(given.model)
-    return Workload(taken, applied=2 * (read + sampled), sampled=sampled)
+    return Workload(taken, applied=2 * (read + sampled), sampled=sampled, together=given.slots(gate, rows))
 
 
 @workload.register
@@ -311,26 +390,32 @@ def of_measurement(config: Measurement, given: Circumstances) -> Workload:
     arguments, data = given.stage.arguments, given.stage.parents["data"].name
     name = "prompts_test" if data == "data" else data
     asked = given.texts[f"{name}, few-shot" if arguments.get("style") == "few-shot" else name]
-    # As deployed, at temperature 1, greedy; or as deployed alone.
-    drawn = 1 if arguments.get("only_deployed") else 3 + int(str(arguments.get("best_of", 0)))
-    sampled = drawn * asked.rows * given.answer
+    deployed = arguments.get("decoding")
+    ways = {"temperature 1", "greedy", deployed.name if isinstance(deployed, Sampling) else "chosen later"}
+    drawn = 1 if arguments.get("only_deployed") else len(ways) + int(str(arguments.get("best_of", 0)))
+    sampled = drawn * asked.rows * given.written
     answers = given.answers(asked, asked.rows)
     models = given.frozen + given.sampler + given.other + given.scoring + given.judging
     taken = models + answers + memory.applied(given.model)
-    return Workload(taken, applied=2 * (asked.tokens + sampled), sampled=sampled)
+    read = drawn * asked.tokens + sampled
+    compared = 2 * (asked.tokens + asked.rows * given.written) if arguments.get("reference") is not None else 0
+    together = given.slots(asked, asked.rows)
+    return Workload(taken, applied=given.scorers * read + compared, sampled=sampled, together=together)
 
 
-def improvement(config: Improvement, texts: Mapping[str, Texts]) -> tuple[int, int, int]:
-    """The tokens of a round that are trained on, that a model is applied to, and that are sampled."""
+def improvement(config: Improvement, texts: Mapping[str, Texts], length: int) -> tuple[int, int, int]:
+    """The tokens of a round that are trained on, that a model is applied to, and that are sampled.
+
+    Args:
+        length: of an answer.
+    """
     asked = config.samplings * config.prompts_per_step
     if given := learnt(config, texts):
         read = asked * given.tokens // max(1, given.rows)  # of comparisons one of each prompt, the least there is
         # For KTO policy and reference read each prompt with another's answer too.
         return read, (3 if config.needs_thumbs else 1) * read, 0
     prompt = texts["prompts_improve"].tokens // max(1, texts["prompts_improve"].rows)
-    written, kept = (
-        asked * answers * config.max_tokens for answers in (config.group_size, config.learnt_per_prompt)
-    )
+    written, kept = (asked * answers * length for answers in (config.group_size, config.learnt_per_prompt))
     trained = config.updates_per_rollout * (asked * prompt + kept)
     return trained, written + kept, written  # the reward model scores all, the reference what is kept
 
@@ -366,7 +451,7 @@ def improving(config: Improvement, model: Architecture, texts: Mapping[str, Text
     A step writes answers with a copy of the policy, then scores them, then learns from them; between these what was
     taken is given back.
     """
-    trained, _, written = improvement(config, texts)
+    trained, _, written = improvement(config, texts, config.max_tokens)
     asked = texts["prompts_improve"]
     tokens = round(min(config.at_once, trained // config.steps) * padding(config, model, texts))
     given = learnt(config, texts)
@@ -434,16 +519,3 @@ def from_scratch(config: Pretraining) -> Architecture:
         parameters, config.vocabulary, width, inner, config.layers, config.heads, width, key_value_width,
         config.context,
     )
-
-
-@cache
-def matrix_rate(seconds: float = 0.3) -> float:
-    """Products and sums a second of a large matrix product in the compute type, on the CPU."""
-    side = 1024
-    a = torch.ones(side, side, dtype=compute_dtype(), device="cpu")
-    a @ a  # the first call chooses its algorithm
-    began, times = time.perf_counter(), 0
-    while (spent := time.perf_counter() - began) < seconds:
-        a @ a
-        times += 1
-    return 2 * side**3 * times / spent

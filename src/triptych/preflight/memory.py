@@ -239,12 +239,25 @@ def sampling(model: Architecture, sequences: int, prompt: int, answer: int, memb
         prompt, answer: the longest, in tokens.
         members: answers to each prompt, whose keys they share.
     """
-    token = 2 * model.layers * model.key_value_width * itemsize()
-    shared = model.packed and prompt * (members - 1) >= SHARED_KEYS * members
-    limit = answer + prompt // members if shared else prompt + answer
-    slots = max(1, min(MAX_SLOTS, sequences, CACHE_BYTES // (limit * token)))
+    shared = _shares(model, prompt, members)
     held = answer + 2 * prompt / members if shared else prompt + answer  # with places for prompts that wait
-    return round(slots * (held * token + itemsize() * model.vocabulary))
+    together = slots(model, sequences, prompt, answer, members)
+    return round(together * (held * _keys(model) + itemsize() * model.vocabulary))
+
+
+def slots(model: Architecture, sequences: int, prompt: int, answer: int, members: int = 1) -> int:
+    """How many sequences are decoded together, of what :func:`sampling` is asked for."""
+    limit = answer + prompt // members if _shares(model, prompt, members) else prompt + answer
+    return max(1, min(MAX_SLOTS, sequences, CACHE_BYTES // (limit * _keys(model))))
+
+
+def _shares(model: Architecture, prompt: int, members: int) -> bool:
+    return model.packed and prompt * (members - 1) >= SHARED_KEYS * members
+
+
+def _keys(model: Architecture) -> int:
+    """Bytes of a token's keys and values."""
+    return 2 * model.layers * model.key_value_width * itemsize()
 
 
 def itemsize() -> int:
