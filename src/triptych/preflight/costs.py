@@ -155,7 +155,8 @@ def costs(
     scoring = 0 if all(isinstance(part, RulesReward | RemoteReward) for part in recipe.reward.model.within) else other
 
     def met(stage: StageCall[Any]) -> Circumstances:
-        return Circumstances(stage, model, source, answer, adapters, other, scoring, judging, texts)
+        judged = judging > 0 and recipe.gate.preferences is None
+        return Circumstances(stage, model, source, answer, adapters, other, scoring, judging, judged, texts)
 
     works = [(stage, work) for stage in plan if (work := workload(stage.config, met(stage)))]
     return [
@@ -200,6 +201,7 @@ class Circumstances:
         other: bytes of a second model that is only read.
         scoring: bytes of the reward's, where it is one.
         judging: bytes of the second reward model at the gate, where there is one.
+        judged: whether that is the judge, and not one that only watches there.
         texts: of each split, by its name.
     """
 
@@ -211,6 +213,7 @@ class Circumstances:
     other: int
     scoring: int
     judging: int
+    judged: bool
     texts: Mapping[str, Texts]
 
     @property
@@ -235,8 +238,10 @@ class Circumstances:
 
     @property
     def scorers(self) -> int:
-        """How many models score an answer."""
-        return (self.scoring > 0) + (self.judging > 0)
+        """How many models score an answer, of those that the stage is given."""
+        given = {name for name, value in self.stage.arguments.items() if isinstance(value, ArtifactScorer)}
+        models = {"reward": self.scoring > 0, "judge": self.judged, "chooser": self.judged or self.scoring > 0}
+        return sum(models.get(name, False) for name in given)
 
     def answers(self, asked: Texts, rows: int) -> int:
         """Bytes of answers to so many of these prompts."""
@@ -392,15 +397,17 @@ def of_measurement(config: Measurement, given: Circumstances) -> Workload:
     asked = given.texts[f"{name}, few-shot" if arguments.get("style") == "few-shot" else name]
     deployed = arguments.get("decoding")
     ways = {"temperature 1", "greedy", deployed.name if isinstance(deployed, Sampling) else "chosen later"}
-    drawn = 1 if arguments.get("only_deployed") else len(ways) + int(str(arguments.get("best_of", 0)))
+    only_deployed = arguments.get("only_deployed")  # the answers to a task's prompts, which rules score
+    drawn = 1 if only_deployed else len(ways) + int(str(arguments.get("best_of", 0)))
     sampled = drawn * asked.rows * given.written
     answers = given.answers(asked, asked.rows)
     models = given.frozen + given.sampler + given.other + given.scoring + given.judging
     taken = models + answers + memory.applied(given.model)
     read = drawn * asked.tokens + sampled
+    scored = 0 if only_deployed else given.scorers * read
     compared = 2 * (asked.tokens + asked.rows * given.written) if arguments.get("reference") is not None else 0
     together = given.slots(asked, asked.rows)
-    return Workload(taken, applied=given.scorers * read + compared, sampled=sampled, together=together)
+    return Workload(taken, applied=scored + compared, sampled=sampled, together=together)
 
 
 def improvement(config: Improvement, texts: Mapping[str, Texts], length: int) -> tuple[int, int, int]:
