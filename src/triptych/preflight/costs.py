@@ -346,7 +346,8 @@ def of_choice(config: Decoding, given: Circumstances) -> Workload:
     models = given.frozen + given.sampler + given.scoring + given.judging
     taken = models + answers + memory.applied(given.model)
     together = given.slots(asked, asked.rows)
-    return Workload(taken, applied=given.scorers * (tried * asked.tokens + sampled), sampled=sampled, together=together)
+    read = tried * asked.tokens
+    return Workload(taken, applied=read + given.scorers * (read + sampled), sampled=sampled, together=together)
 
 
 @workload.register
@@ -403,11 +404,11 @@ def of_measurement(config: Measurement, given: Circumstances) -> Workload:
     answers = given.answers(asked, asked.rows)
     models = given.frozen + given.sampler + given.other + given.scoring + given.judging
     taken = models + answers + memory.applied(given.model)
-    read = drawn * asked.tokens + sampled
-    scored = 0 if only_deployed else given.scorers * read
+    read = drawn * asked.tokens
+    scored = 0 if only_deployed else given.scorers * (read + sampled)
     compared = 2 * (asked.tokens + asked.rows * given.written) if arguments.get("reference") is not None else 0
     together = given.slots(asked, asked.rows)
-    return Workload(taken, applied=scored + compared, sampled=sampled, together=together)
+    return Workload(taken, applied=read + scored + compared, sampled=sampled, together=together)
 
 
 def improvement(config: Improvement, texts: Mapping[str, Texts], length: int) -> tuple[int, int, int]:
