@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from typing import Any
 
@@ -178,3 +179,14 @@ def test_a_cross_fitted_audit_is_never_called_held_out() -> None:
             assert (measured.dataset_type, measured.dataset_name) == (name, f"400 {name} comparisons of this run")
     assert "held-out comparisons" not in model_card("reward", family("word", fitted))
     assert "**models like this one**" in model_card("reward", family("word", fitted))
+
+
+def test_a_reward_that_a_round_made_of_an_earlier_one_is_of_the_familys_base() -> None:
+    """Of a later round: it started from models that are in no repository."""
+    for parent, base in (("round-1/reward", ["word-base"]), ("round-1/improve", ["word-base"]),
+                         ("instruct", ["word-instruct"]), ("their.gguf", None)):
+        shown = family("word", attacked("word"))
+        mine = replace(shown.lineage["reward"], parents=(Parent(parent, "0" * 64),))
+        data = ModelCard(model_card("reward", replace(shown, lineage={**shown.lineage, "reward": mine}))).data
+        assert data.get("base_model") == base
+        assert data.get("base_model_relation") == (base and "finetune")
