@@ -55,6 +55,11 @@ def test_an_optimizer_of_one_rank_is_refused_on_several(tmp_path: Path, monkeypa
     monkeypatch.setattr(distributed, "world_size", lambda: 2)
     output = outcome("--runs", str(tmp_path), "--set", "improve.optimizer=adamw_8bit")
     assert "round-1/improve: optimizer adamw_8bit works on one rank alone" in output
+    monkeypatch.undo()
+    assert outcome("--ranks", "2", "--runs", str(tmp_path / "two"), "--set", "improve.optimizer=adamw_8bit") == output
+    said = outcome("--ranks", "2", "--runs", str(tmp_path / "two"), "--until", "instuct")
+    assert said.count("--until instuct: this recipe has no such stage") == 1
+    assert not (tmp_path / "two").exists()  # no rank was started
 
 
 def test_a_recipe_that_is_wrong_is_told_once_and_starts_nothing(tmp_path: Path) -> None:

@@ -45,18 +45,13 @@ def execute(
         TriptychError: any that a stage raises, when what there is has been written.
         KeyboardInterrupt: the user stopped it; the same call goes on from there.
     """
-    stages = plan(recipe)
-    names = [stage.name for stage in stages]
-    if until is not None and until not in names:
-        raise RecipeError(f"--until {until}: this recipe has no such stage; it has {', '.join(names)}")
+    distributed.init()
+    require_possible(recipe, until, distributed.world_size())
     if not (folder / "ledger.jsonl").exists():  # one that goes on may need it no more
         verify_place(recipe.improve.method.sampler)
     seconds = checkpoint_seconds()
-    distributed.init()
-    alone = [stage.name for stage in stages if isinstance(stage.config, Optimization) and stage.config.in_eight_bits]
-    if alone and distributed.world_size() > 1:
-        raise RecipeError(f"{alone[0]}: optimizer adamw_8bit works on one rank alone; leave it out")
     settle()
+    names = [stage.name for stage in plan(recipe)]
     first = distributed.rank() == 0
     reason: str | None = None
     failure: BaseException | None = None
@@ -100,6 +95,21 @@ def execute(
     if failure is not None:
         raise failure
     return summary
+
+
+def require_possible(recipe: Recipe, until: str | None, ranks: int) -> None:
+    """Refuses what no run of the recipe could do. Where ranks are to be started it is said before, and so once.
+
+    Raises:
+        RecipeError: it has no such stage, or an optimizer that does not share its work.
+    """
+    stages = plan(recipe)
+    names = [stage.name for stage in stages]
+    if until is not None and until not in names:
+        raise RecipeError(f"--until {until}: this recipe has no such stage; it has {', '.join(names)}")
+    alone = [stage.name for stage in stages if isinstance(stage.config, Optimization) and stage.config.in_eight_bits]
+    if alone and ranks > 1:
+        raise RecipeError(f"{alone[0]}: optimizer adamw_8bit works on one rank alone; leave it out")
 
 
 @contextmanager

@@ -58,6 +58,9 @@ def run(
     if ranks == nodes == 1 and rendezvous is None and not ray:
         _carry_out(loaded, recipe, runs, until)
         return
+    from triptych.execution import require_possible
+
+    require_possible(loaded, until, ranks * nodes)
     arguments = ["run", str(recipe), "--runs", str(runs), *(["--until", until] if until else ())]
     for change in changes:
         arguments += ["--set", change]
