@@ -184,7 +184,7 @@ def test_a_cross_fitted_audit_is_never_called_held_out() -> None:
 def test_a_reward_that_a_round_made_of_an_earlier_one_is_of_the_familys_base() -> None:
     """Of a later round: it started from models that are in no repository."""
     for parent, base in (("round-1/reward", ["word-base"]), ("round-1/improve", ["word-base"]),
-                         ("instruct", ["word-instruct"]), ("their.gguf", None)):
+                         ("instruct", ["word-instruct"]), ("their.gguf", None), ("round-trip", None)):
         shown = family("word", attacked("word"))
         mine = replace(shown.lineage["reward"], parents=(Parent(parent, "0" * 64),))
         data = ModelCard(model_card("reward", replace(shown, lineage={**shown.lineage, "reward": mine}))).data

@@ -41,7 +41,7 @@ from triptych.preflight.costs import DISPATCH, EFFICIENCY, HALF, Machine, from_s
 from triptych.preflight.memory import Architecture
 from triptych.progress import Silent
 from triptych.recipe import Recipe, load
-from triptych.records import Prompt
+from triptych.records import Conversation, Prompt
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
@@ -452,7 +452,7 @@ def test_lengths_are_those_that_training_measures(tmp_path: Path) -> None:
         "answers": read_conversations, "preferences": read_comparisons, "questions": read_prompts
     }.items():
         records: Any = reader(tmp_path / f"{name}.jsonl")
-        counted, sizes = check.measured(records, shared)
+        counted, sizes, answers = check.measured(records, shared)
         assert counted == [
             len(template.prompt_tokens(shared, record)) if isinstance(record, Prompt)
             else lengths.tokenized(record, shared).length for record in records
@@ -461,6 +461,10 @@ def test_lengths_are_those_that_training_measures(tmp_path: Path) -> None:
         assert (report.count, report.longest, report.over) == (
             len(records), max(counted), sum(length > 50 for length in counted)
         )
+        assert answers == [
+            len(template.answer_tokens(shared, record.prompt, [record.answer])[1][0]) for record in records
+            if isinstance(record, Conversation)
+        ]
         more = name == "preferences"  # the prompt with both answers is computed
         assert all((size > length) == more for size, length in zip(sizes, counted, strict=True))
 

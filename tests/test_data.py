@@ -793,5 +793,8 @@ def test_an_answer_is_the_reference_where_the_recipe_says_so(tmp_path: Path) -> 
     prompts = files.read_prompts(Source(file=str(path), reference="answer", where={"answer": "^le "}))
     assert prompts == [Prompt(user("Translate: dog"), "le chien"), Prompt(user("translate: cat"), "le chat")]
     assert [prompt.reference for prompt in files.read_prompts(path)] == [None] * 3
+    call = {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "f", "arguments": "{}"}}]}
+    called = lines(tmp_path, {"messages": [{"role": "user", "content": "call"}, call]}, name="called.jsonl")
+    assert [row.reference for row in files.read_prompts(Source(file=str(called), reference="answer"))] == [None]
     with pytest.raises(ValueError, match="an answer is none any more where `constrain` adds instructions"):
         Source(file=str(path), reference="answer", constrain=Constraining())

@@ -33,7 +33,7 @@ from triptych.data.files import READERS, GoodRows, good_rows
 from triptych.data.folder import DataFolder
 from triptych.data.lengths import LearntTurns, LengthReport, tokenized, tokenized_turns
 from triptych.data.splits import prompt_of
-from triptych.data.template import answer_tokens, conventions_of, prompt_tokens
+from triptych.data.template import conventions_of, prompt_tokens
 from triptych.dataset.preparation import Prepared, left_out, prepare_data
 from triptych.dataset.tasks import prepare_task
 from triptych.engine import models
@@ -575,7 +575,7 @@ def check_lengths(
             trained += [("comparisons_judge", recipe.apart_name, recipe.gate.apart.model)]  # type: ignore[list-item]
     for name, section, config in trained:
         rows = DataFolder(folder).named(name).read_any()
-        lengths, sizes = measured(rows, tokenizer, recipe.finetuning.learn if recipe.finetuning else "all")
+        lengths, sizes, answers = measured(rows, tokenizer, recipe.finetuning.learn if recipe.finetuning else "all")
         findings.lengths[name] = report = length_report(lengths, config.context)
         fits = [place for place, length in enumerate(lengths) if length <= config.context]
         if report.over and name == "demonstrations":  # the doctor says it of comparisons
@@ -594,15 +594,14 @@ def check_lengths(
             )
         texts[name] = Texts.of([sizes[place] for place in fits], [lengths[place] for place in fits])
         if name == "demonstrations":
-            learnt = [rows[place] for place in fits]
-            answers = [len(answer_tokens(tokenizer, row.prompt, row.messages[-1:])[1][0]) for row in learnt]
-            texts["answers"] = Texts.of(answers, answers)
+            learnt = [answers[place] for place in fits]
+            texts["answers"] = Texts.of(learnt, learnt)
     if recipe.thumb_files:
-        lengths, sizes = measured([thumb.question for thumb in DataFolder(folder).thumbs.read_any()], tokenizer)
+        lengths, sizes, _ = measured([thumb.question for thumb in DataFolder(folder).thumbs.read_any()], tokenizer)
         texts["thumbs"] = Texts.of(sizes, lengths)
     for name, (file, answer) in prompts.items():
         asked = file.read_any()
-        lengths, _ = measured(asked, tokenizer)
+        lengths, *_ = measured(asked, tokenizer)
         limit = (model.context or max(lengths, default=0) + answer) - answer
         findings.lengths[name] = report = length_report(lengths, limit)
         texts[name] = Texts.of(lengths, lengths)
@@ -648,13 +647,14 @@ def check_few_shot(
 
 def measured(
     records: Sequence[Prompt | Conversation | Comparison], tokenizer: Any, learn: LearntTurns = "last"
-) -> tuple[list[int], list[int]]:
-    """For each record its length, as it counts against a context, and the tokens that are computed for it.
+) -> tuple[list[int], list[int], list[int]]:
+    """For each record its length, as it counts against a context, and the tokens that are computed for it; for each
+    conversation besides the tokens of its last answer.
 
     Args:
         learn: which turns of a conversation are learnt.
     """
-    lengths, sizes = [], []
+    lengths, sizes, answers = [], [], []
     for record in records:
         if isinstance(record, Prompt):
             lengths.append(len(prompt_tokens(tokenizer, record)))
@@ -665,10 +665,12 @@ def measured(
             lengths.append(pair.length)
             sizes.append(len(pair.prompt) + len(pair.chosen) + len(pair.rejected))
             continue
-        rows = [row.length for row in tokenized_turns(record, tokenizer, learn)]
-        lengths.append(max(rows))
-        sizes.append(sum(rows))
-    return lengths, sizes
+        rows = tokenized_turns(record, tokenizer, learn)
+        lengths.append(max(row.length for row in rows))
+        sizes.append(sum(row.length for row in rows))
+        begins, ends = rows[-1].spans[-1]
+        answers.append(ends - begins)
+    return lengths, sizes, answers
 
 
 def length_report(lengths: Sequence[int], limit: int) -> LengthReport:

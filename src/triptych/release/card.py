@@ -142,7 +142,7 @@ def _front_matter(role: Role, family: ReleasedFamily) -> Markup:
         # A file's name is nothing that the Hub could link to, and a Reward model guides but is not continued.
         if parent.hub or parent.name in ("base", "instruct")
     ]
-    if not parents and any(parent.name.startswith("round-") for parent in family.lineage[role].parents):
+    if not parents and any(re.match(r"round-\d+/", parent.name) for parent in family.lineage[role].parents):
         parents = [repository(family.name, "base")]  # what a round made and nobody publishes came of the Base
     is_model = role != "reward" or family.described is None
     data = ModelCardData(
