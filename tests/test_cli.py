@@ -297,14 +297,18 @@ def test_what_an_earlier_command_did_is_still_to_come_until_it_is_found(runs: Pa
 
 
 def test_status_knows_that_a_process_is_at_work(runs: Path) -> None:
-    made_up(runs / "mine")
+    ledger = made_up(runs / "mine")
     with open(runs / "mine/lock", "w", encoding="ascii") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         lock.write("4711")
         lock.flush()
         text = call("status", "mine").stdout
+        ledger.add("started", "round-1/reward", fingerprint="b" * 64, left=3719)
+        later = call("status", "mine").stdout
     assert states(text)["instruct"].startswith("under way")
     assert "process 4711 is at work on it" in text
+    assert ("likely to be done" in text, "likely to be done in 1 h 0" in later) == (False, True)
+    assert "likely to be done" not in call("status", "mine").stdout  # nobody is at work any more
 
 
 def test_a_run_that_is_not_there_is_refused_with_those_that_are(runs: Path) -> None:

@@ -73,6 +73,8 @@ def test_the_page_says_what_is_done_under_way_and_to_come(tmp_path: Path) -> Non
         curve.add(row(4, accuracy=0.5))
         grown = live.page(run)
         assert "loss 0.250 at step 4" in grown
+        Ledger(run / "ledger.jsonl").add("started", "base", fingerprint="a" * 64, left=60)
+        assert re.search(r"The run is likely to end at \d\d:\d\d\.", live.page(run))
         assert "accuracy 0.500 at step 4" in grown
     html = live.page(run)
     assert "No process is at work on this run" in html

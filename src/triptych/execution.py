@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
@@ -19,8 +19,10 @@ from triptych.engine.training import Optimization
 from triptych.engine.vllm import verify_place
 from triptych.errors import AuditError, RecipeError, TriptychError, WaitingError
 from triptych.family import Family
+from triptych.pipeline.forecast import Forecast
 from triptych.pipeline.lock import claimed
 from triptych.pipeline.runner import Runner, Until
+from triptych.preflight.expectation import expect
 from triptych.progress import Progress, Silent
 from triptych.recipe import Recipe, store
 from triptych.report.summary import Summary
@@ -64,6 +66,9 @@ def execute(
             runner.planned = names
         distributed.barrier()
         family = Family()
+        if first:
+            wanted = names[: names.index(until) + 1] if until else names
+            runner.forecast = Forecast(lambda: _expected(recipe, family, wanted, runner.progress))
         try:
             with tracked(recipe.tracker if first else (), folder, runner.progress):
                 cycle(recipe, runner, family)
@@ -110,6 +115,15 @@ def require_possible(recipe: Recipe, until: str | None, ranks: int) -> None:
     alone = [stage.name for stage in stages if isinstance(stage.config, Optimization) and stage.config.in_eight_bits]
     if alone and ranks > 1:
         raise RecipeError(f"{alone[0]}: optimizer adamw_8bit works on one rank alone; leave it out")
+
+
+def _expected(recipe: Recipe, family: Family, stages: Sequence[str], progress: Progress) -> Mapping[str, float]:
+    """Seconds of each stage; a run that cannot be estimated is run all the same."""
+    try:
+        return expect(recipe, family, stages)
+    except Exception as error:
+        progress.say(f"how long the run takes cannot be told: {printable(error)}")
+        return dict.fromkeys(stages[:1], 0.0)  # it is not asked again
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import time
 import webbrowser
 from pathlib import Path
 from typing import Annotated
@@ -43,6 +44,8 @@ def status(name: RunFolder) -> None:
     else:
         say(f"{folder}: nothing was run yet")
     say("no process is at work on it" if run.process is None else f"process {run.process} is at work on it")
+    if run.ends is not None:
+        say(f"likely to be done in {duration(max(0.0, run.ends - time.time()))}")
     if (folder / "report.html").exists():
         say(f"report   {folder / 'report.html'}")
     if (folder / "release").exists():

@@ -53,6 +53,7 @@ class ScoredAnswer(Result):
     """An answer, its tokens, and its scores.
 
     Attributes:
+        reward: of an answer as deployed; of other decodings None.
         parts: what the scores are made of, as "judge/length" and "reward/length".
         instructions: for each kind of the prompt's instructions the share that it follows.
     """
@@ -200,7 +201,7 @@ def measure(
         groups = policy.write(prompts, sampling, n=n, render=render, end=end, progress=context.progress)
         return [[_before_the_next(rollout, policy.tokenizer, config) for rollout in group] for group in groups]
 
-    def judged(rollouts: Sequence[Rollout], drawn: int = 1) -> ScoredAnswers:
+    def judged(rollouts: Sequence[Rollout], reward: Scorer | None = None, drawn: int = 1) -> ScoredAnswers:
         conversations = [Conversation(rollout.prompt, rollout.answer) for rollout in rollouts]
         rewarded, judgement = scored(reward, conversations) if reward else None, scored(judge, conversations)
         for who, scores in (("reward", rewarded), ("judge", judgement)):
@@ -211,9 +212,13 @@ def measure(
     plain = Sampling(decoding.max_tokens)
     diagnostic = () if only_deployed else (plain, replace(plain, temperature=0.0))
     ways = {way.name: way for way in (decoding, *diagnostic)}
-    answered = {name: judged([rollout for (rollout,) in write(way)]) for name, way in ways.items()}
+    # A reward model can take as long as the writing did: it scores what users would get, the judge scores all.
+    answered = {
+        name: judged([rollout for (rollout,) in write(way)], reward if name == decoding.name else None)
+        for name, way in ways.items()
+    }
     if best_of > 1 and reward:
-        answered[f"best of {best_of}"] = judged(preferred(write(plain, best_of), reward), best_of)
+        answered[f"best of {best_of}"] = judged(preferred(write(plain, best_of), reward), drawn=best_of)
     if prompting is not None and (preamble := read_preamble(prompting)):
         behind = rendered_behind(preamble, policy, decoding.max_tokens)
         seeded = replace(decoding, seed=context.seed)

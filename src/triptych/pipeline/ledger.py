@@ -38,7 +38,11 @@ class Ledger:
     path: Path
 
     def add(self, event: str, stage: str, **details: Any) -> None:
-        """Appends an event: "started", "warned", "finished", "reused", "stopped" or "failed"."""
+        """Appends an event: "started", "warned", "finished", "reused", "stopped" or "failed".
+
+        Args:
+            details: of "started", where somebody knows it, the seconds that are `left` of the run.
+        """
         self._append(event, stage=stage, **details)
 
     def plan(self, stages: Sequence[str]) -> None:

@@ -33,6 +33,7 @@ from triptych.errors import RunError
 from triptych.pipeline.artifact import Artifact, folder_name, publish, seal
 from triptych.pipeline.call import StageCall
 from triptych.pipeline.fingerprint import code_version, fingerprint
+from triptych.pipeline.forecast import Forecast
 from triptych.pipeline.ledger import Ledger
 from triptych.pipeline.result import Result
 from triptych.pipeline.stage import StageContext
@@ -57,6 +58,7 @@ class Runner:
         until: the stage after which to stop.
         done: the artifacts of this run, in order.
         planned: the names of its stages, where they are known beforehand; for whoever watches.
+        forecast: of how long they take; for whoever watches.
     """
 
     folder: Path
@@ -66,6 +68,7 @@ class Runner:
     until: str | None = None
     done: list[Artifact[Any]] = field(default_factory=list)
     planned: Sequence[str] = ()
+    forecast: Forecast = field(default_factory=Forecast)
 
     @property
     def ledger(self) -> Ledger:
@@ -120,13 +123,15 @@ class Runner:
         if distributed.rank() == 0:
             shutil.rmtree(self.folder / "work" / label, ignore_errors=True)
         self._prove(artifact, mark)
+        self.forecast.finish(stage.name)
         self._tell_stage(stage.name, "(done before)")
         self._record("reused", stage, fingerprint=mark, digest=artifact.digest)
         return artifact
 
     def _tell_stage(self, name: str, note: str = "") -> None:
         place = f"{self.planned.index(name) + 1} of {len(self.planned)}" if name in self.planned else ""
-        self.progress.stage(name, f"{place} {note}".strip())
+        parts = (f"{place} {note}".strip(), "" if note else self.forecast.sentence)
+        self.progress.stage(name, ", ".join(filter(None, parts)))
 
     def _prove(self, artifact: Artifact[Any], mark: str) -> None:
         """Sees that an artifact is what was written: its files by its manifest, and this by the ledger.
@@ -157,11 +162,13 @@ class Runner:
     def _compute(self, stage: StageCall[R], mark: str, work: Path, destination: Path) -> Artifact[R]:
         """Does the stage's work; every rank takes part in it, and the first one's output becomes the artifact."""
         first = distributed.rank() == 0
+        whole = not work.exists()  # else it goes on where it was interrupted
         output = work / ("output" if first else f"rank-{distributed.rank()}")
         shutil.rmtree(output, ignore_errors=True)
         output.mkdir(parents=True)
         self._tell_stage(stage.name)
-        self._record("started", stage, fingerprint=mark)
+        left = self.forecast.left
+        self._record("started", stage, fingerprint=mark, **({"left": round(left)} if left else {}))
         forget_peak()
         began = time.monotonic()
 
@@ -187,6 +194,7 @@ class Runner:
         except Exception:
             finish("failed")
             raise
+        self.forecast.finish(stage.name, time.monotonic() - began if whole else None)
         if first:
             shutil.rmtree(work)
             self.progress.say(f"{result.headline or 'done'} ({duration(time.monotonic() - began)})")

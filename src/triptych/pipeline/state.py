@@ -50,10 +50,12 @@ class RunState:
     Attributes:
         stages: those of the plan in its order, then what was done beside it, as by `triptych compare`.
         process: at work on the run; None where none is.
+        ends: when it is likely to be done, in seconds since 1970; None where no process is at work, or nobody knows.
     """
 
     stages: Sequence[StageState]
     process: str | None
+    ends: float | None = None
 
     @classmethod
     def of(cls, folder: Path) -> RunState:
@@ -65,11 +67,12 @@ class RunState:
         ledger, process = Ledger(folder / "ledger.jsonl"), holder_of(folder)
         command, spent = ledger.last_command(), ledger.seconds()
         last = {str(event["stage"]): event for event in command.events}
+        foreseen = [event["time"] + event["left"] for event in command.events if "left" in event]
         return cls([
             _state(name, last[name], spent, folder, at_work=process is not None)
             if name in last else StageState(name, "to come")
             for name in dict.fromkeys((*command.plan, *last))
-        ], process)
+        ], process, foreseen[-1] if foreseen and process is not None else None)
 
 
 def curve_of(run: Path, stage: str, fingerprint: str) -> Curve:

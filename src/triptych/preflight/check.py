@@ -554,10 +554,17 @@ def try_taken(recipe: Recipe, folder: Path, offers: Mapping[str, OfferedReward],
 
 
 def check_lengths(
-    recipe: Recipe, folder: Path, tokenizer: Any, model: Architecture, findings: Findings
+    recipe: Recipe, folder: Path, tokenizer: Any, model: Architecture, findings: Findings,
+    tasks: Mapping[str, Path] | None = None, most: int | None = None,
 ) -> dict[str, Texts]:
-    """The tokens of every split, and what becomes of rows that are too long."""
+    """The tokens of every split, and what becomes of rows that are too long.
+
+    Args:
+        tasks: the folder of each task's prompts, by its stage; by default they lie within the data's.
+        most: rows of a split that are measured; the others are taken to be like them.
+    """
     texts: dict[str, Texts] = {}
+    places = tasks or {task.stage: folder / task.stage for task in recipe.evaluate.tasks}
     findings.positions = model.context
     data, deployed = DataFolder(folder), recipe.decoding.max_tokens
     prompts = {
@@ -565,7 +572,7 @@ def check_lengths(
         "prompts_validation": (data.prompts("validation"), deployed),
         "prompts_gate": (data.prompts("gate"), deployed),
         "prompts_test": (data.prompts("test"), deployed),
-        **{task.stage: (DataFolder(folder / task.stage).prompts("test"), deployed) for task in recipe.evaluate.tasks},
+        **{stage: (DataFolder(place).prompts("test"), deployed) for stage, place in places.items()},
     }
     trained = [("demonstrations", "instruct", recipe.finetuning)] if recipe.finetuning else []
     if recipe.comparison_files:
@@ -575,7 +582,9 @@ def check_lengths(
             trained += [("comparisons_judge", recipe.apart_name, recipe.gate.apart.model)]  # type: ignore[list-item]
     for name, section, config in trained:
         rows = DataFolder(folder).named(name).read_any()
-        lengths, sizes, answers = measured(rows, tokenizer, recipe.finetuning.learn if recipe.finetuning else "all")
+        part = len(rows[:most]) / max(1, len(rows))
+        turns = recipe.finetuning.learn if recipe.finetuning else "all"
+        lengths, sizes, answers = measured(rows[:most], tokenizer, turns)
         findings.lengths[name] = report = length_report(lengths, config.context)
         fits = [place for place, length in enumerate(lengths) if length <= config.context]
         if report.over and name == "demonstrations":  # the doctor says it of comparisons
@@ -592,38 +601,39 @@ def check_lengths(
                 f"{name}: rows have up to {longest:,} tokens, and the model knows {model.context:,} positions; "
                 f"set {section}.context to {model.context} at most"
             )
-        texts[name] = Texts.of([sizes[place] for place in fits], [lengths[place] for place in fits])
+        texts[name] = Texts.of([sizes[place] for place in fits], [lengths[place] for place in fits], part)
         if name == "demonstrations":
             learnt = [answers[place] for place in fits]
             texts["answers"] = Texts.of(learnt, learnt)
     if recipe.thumb_files:
-        lengths, sizes, _ = measured([thumb.question for thumb in DataFolder(folder).thumbs.read_any()], tokenizer)
-        texts["thumbs"] = Texts.of(sizes, lengths)
+        thumbs = DataFolder(folder).thumbs.read_any()
+        lengths, sizes, _ = measured([thumb.question for thumb in thumbs[:most]], tokenizer)
+        texts["thumbs"] = Texts.of(sizes, lengths, len(lengths) / max(1, len(thumbs)))
     for name, (file, answer) in prompts.items():
         asked = file.read_any()
-        lengths, *_ = measured(asked, tokenizer)
+        lengths, *_ = measured(asked[:most], tokenizer)
         limit = (model.context or max(lengths, default=0) + answer) - answer
         findings.lengths[name] = report = length_report(lengths, limit)
-        texts[name] = Texts.of(lengths, lengths)
+        texts[name] = Texts.of(lengths, lengths, len(lengths) / max(1, len(asked)))
         if report.over:
             (findings.problems if report.over == report.count else findings.notes).append(
                 f"{name}: {report.over:,} of {report.count:,} prompts will be left out, for they leave no room for an "
                 f"answer of {answer} tokens: the model knows {model.context:,} positions"
             )
     tested = data.prompts("test").read_any()[: recipe.evaluate.measurement.prompts]
-    tasks = {task.stage: prompts_of(folder, task.stage) for task in recipe.evaluate.tasks}
-    for name, asked in {"prompts_test": tested, **tasks}.items() if recipe.finetuning else ():
+    of_tasks = {stage: DataFolder(place).prompts("test").read_any() for stage, place in places.items()}
+    for name, asked in {"prompts_test": tested, **of_tasks}.items() if recipe.finetuning else ():
         texts[f"{name}, few-shot"] = texts[name] if findings.tuned else check_few_shot(
-            recipe, folder, name, asked, tokenizer, model, findings
+            recipe, folder, name, asked[:most], len(asked[:most]) / max(1, len(asked)), tokenizer, model, findings
         )
     return texts
 
 
 def check_few_shot(
-    recipe: Recipe, folder: Path, name: str, prompts: Sequence[Prompt], tokenizer: Any, model: Architecture,
-    findings: Findings,
+    recipe: Recipe, folder: Path, name: str, prompts: Sequence[Prompt], part: float, tokenizer: Any,
+    model: Architecture, findings: Findings,
 ) -> Texts:
-    """Prompts as the Base gets them, behind examples; those that leave no room for all examples."""
+    """Prompts, this part of all, as the Base gets them, behind examples; those that leave no room for all examples."""
     config = recipe.evaluate.measurement
     shown = DataFolder(folder).examples.read_any()
     answer = recipe.decoding.max_tokens
@@ -642,7 +652,7 @@ def check_few_shot(
             "decoding.max_tokens"
         )
     fitting = [length for length in lengths if length <= room]
-    return Texts.of(fitting, fitting)
+    return Texts.of(fitting, fitting, part)
 
 
 def measured(

@@ -24,6 +24,7 @@ from triptych.engine.sampling import Sampling
 from triptych.engine.training import Optimization
 from triptych.evaluate.answers import Answering
 from triptych.evaluate.decoding import Decoding
+from triptych.evaluate.gate import Gate
 from triptych.evaluate.measurement import Measurement
 from triptych.evaluate.prompting import Prompting
 from triptych.improve.loop import Improvement
@@ -116,11 +117,11 @@ class Texts:
     keys: float = 0.0
 
     @classmethod
-    def of(cls, sizes: Sequence[int], lengths: Sequence[int]) -> Texts:
-        """Of rows that compute `sizes` tokens and reach `lengths` positions."""
+    def of(cls, sizes: Sequence[int], lengths: Sequence[int], part: float = 1.0) -> Texts:
+        """Of rows that compute `sizes` tokens and reach `lengths` positions; they are this part of all."""
         total = sum(sizes)
         keys = sum(size * length for size, length in zip(sizes, lengths, strict=True)) / max(1, total)
-        return cls(len(sizes), total, max(lengths, default=0), keys)
+        return cls(round(len(sizes) / (part or 1)), round(total / (part or 1)), max(lengths, default=0), keys)
 
     def drawn(self, rows: int) -> int:
         """The tokens of so many rows, in the mean."""
@@ -156,7 +157,10 @@ def costs(
 
     def met(stage: StageCall[Any]) -> Circumstances:
         judged = judging > 0 and recipe.gate.preferences is None
-        return Circumstances(stage, model, source, answer, adapters, other, scoring, judging, judged, texts)
+        return Circumstances(
+            stage, model, source, answer, adapters, other, scoring, judging, judged,
+            asked=recipe.gate.answering.prompts, texts=texts,
+        )
 
     works = [(stage, work) for stage in plan if (work := workload(stage.config, met(stage)))]
     return [
@@ -202,6 +206,7 @@ class Circumstances:
         scoring: bytes of the reward's, where it is one.
         judging: bytes of the second reward model at the gate, where there is one.
         judged: whether that is the judge, and not one that only watches there.
+        asked: the prompts of a round's gate.
         texts: of each split, by its name.
     """
 
@@ -214,6 +219,7 @@ class Circumstances:
     scoring: int
     judging: int
     judged: bool
+    asked: int
     texts: Mapping[str, Texts]
 
     @property
@@ -237,11 +243,14 @@ class Circumstances:
         return answer_length(self.texts, self.answer)
 
     @property
-    def scorers(self) -> int:
-        """How many models score an answer, of those that the stage is given."""
+    def scorers(self) -> set[str]:
+        """Which of the scorers that the stage is given are models."""
         given = {name for name, value in self.stage.arguments.items() if isinstance(value, ArtifactScorer)}
-        models = {"reward": self.scoring > 0, "judge": self.judged, "chooser": self.judged or self.scoring > 0}
-        return sum(models.get(name, False) for name in given)
+        models = {
+            "reward": self.scoring > 0, "judge": self.judged, "chooser": self.judged or self.scoring > 0,
+            "preferences": self.judging > 0,
+        }
+        return {name for name in given if models.get(name)}
 
     def answers(self, asked: Texts, rows: int) -> int:
         """Bytes of answers to so many of these prompts."""
@@ -347,7 +356,7 @@ def of_choice(config: Decoding, given: Circumstances) -> Workload:
     taken = models + answers + memory.applied(given.model)
     together = given.slots(asked, asked.rows)
     read = tried * asked.tokens
-    return Workload(taken, applied=read + given.scorers * (read + sampled), sampled=sampled, together=together)
+    return Workload(taken, applied=read + len(given.scorers) * (read + sampled), sampled=sampled, together=together)
 
 
 @workload.register
@@ -360,7 +369,7 @@ def of_prompting(config: Prompting, given: Circumstances) -> Workload:
     models = given.frozen + given.sampler + given.scoring + given.judging + reflecting
     taken = models + answers + memory.applied(given.model)
     together = given.slots(asked, asked.rows)
-    return Workload(taken, applied=given.scorers * config.tokens, sampled=config.tokens, together=together)
+    return Workload(taken, applied=len(given.scorers) * config.tokens, sampled=config.tokens, together=together)
 
 
 @workload.register
@@ -383,11 +392,21 @@ def of_answers(config: Answering, given: Circumstances) -> Workload:
     """Of both models' answers at the gate."""
     gate = given.texts["prompts_gate"]
     rows = min(gate.rows, config.prompts)
-    read = gate.tokens * rows // max(1, gate.rows)
+    read = gate.drawn(rows)
     sampled = 3 * rows * given.written  # both models as deployed, and the candidate at temperature 1
     models = given.frozen + given.other + 2 * given.sampler
     taken = models + given.answers(gate, rows) + memory.applied(given.model)
     return Workload(taken, applied=2 * (read + sampled), sampled=sampled, together=given.slots(gate, rows))
+
+
+@workload.register
+def of_gate(config: Gate, given: Circumstances) -> Workload:
+    """Of the gate, where models score both models' answers."""
+    gate = given.texts["prompts_gate"]
+    rows = min(gate.rows, given.asked)
+    scored = 2 * (gate.drawn(rows) + rows * given.written)
+    taken = given.scoring + given.judging + memory.applied(given.model, predicts=False)
+    return Workload(taken, applied=len(given.scorers) * scored)
 
 
 @workload.register
@@ -405,8 +424,12 @@ def of_measurement(config: Measurement, given: Circumstances) -> Workload:
     models = given.frozen + given.sampler + given.other + given.scoring + given.judging
     taken = models + answers + memory.applied(given.model)
     read = drawn * asked.tokens
-    scored = 0 if only_deployed else given.scorers * (read + sampled)
-    compared = 2 * (asked.tokens + asked.rows * given.written) if arguments.get("reference") is not None else 0
+    # The judge scores all answers, the reward those as deployed, and those of which it takes the best.
+    once = asked.tokens + asked.rows * given.written
+    rewarded = (1 + int(str(arguments.get("best_of", 0)))) * once if "reward" in given.scorers else 0
+    scored = 0 if only_deployed else rewarded + (read + sampled if "judge" in given.scorers else 0)
+    parents = given.stage.parents
+    compared = 2 * once if "reference" in parents and parents["reference"].name != parents["model"].name else 0
     together = given.slots(asked, asked.rows)
     return Workload(taken, applied=read + scored + compared, sampled=sampled, together=together)
 
