@@ -112,7 +112,8 @@ def test_a_good_recipe_has_no_problem_and_its_numbers_are_right(tmp_path: Path) 
     assert found.lengths["prompts_improve"].limit == 1024 - 96
     assert [cost.stage for cost in found.costs] == [
         "base", "instruct", "judge", "judge/audit", "round-1/reward", "round-1/audit", "decoding/instruct",
-        "round-1/improve", "round-1/decoding", "round-1/answers", "test/base", "test/instruct", "test/round-1",
+        "round-1/improve", "round-1/decoding", "round-1/answers", "round-1/gate", "test/base", "test/instruct",
+        "test/round-1",
     ]
     instruct = found.costs[1]
     assert instruct.tokens == pytest.approx(2 * found.lengths["demonstrations"].count * 46, rel=0.2)

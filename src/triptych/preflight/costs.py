@@ -400,8 +400,10 @@ def of_answers(config: Answering, given: Circumstances) -> Workload:
 
 
 @workload.register
-def of_gate(config: Gate, given: Circumstances) -> Workload:
+def of_gate(config: Gate, given: Circumstances) -> Workload | None:
     """Of the gate, where models score both models' answers."""
+    if not given.scorers:
+        return None
     gate = given.texts["prompts_gate"]
     rows = min(gate.rows, given.asked)
     scored = 2 * (gate.drawn(rows) + rows * given.written)
