@@ -49,6 +49,8 @@ def found(**changed: Any) -> Diagnosed:
     ({"passed": share(0.2)}, UNDECIDED, "instructions", "on 80% (95% interval 70% to 90%, 48 prompts) of those"),
     ({"ranked": share(0.55, 0.03)}, REJECTED, "reward", "prefers the judge's in 55%"),
     ({"ranked": share(0.62, 0.15), "judge": change(-0.1)}, REJECTED, "reward", "62%"),
+    ({"ranked": share(0.65), "judge": change(-0.1)}, REJECTED, "reward", "the judge fell (0.500 to 0.400"),
+    ({"ranked": share(0.65), "judge": change(-0.03)}, REJECTED, "optimiser", "and the judge did not (0.500 to 0.470"),
     ({"reward": change(0.0), "judge": change(0.0)}, UNDECIDED, "optimiser", "the reward did not rise: 0.500 to 0.500"),
     ({"judge": change(-0.1)}, REJECTED, "optimiser", "and the judge did not (0.500 to 0.400"),
     ({}, REJECTED, "optimiser", "it went too far: KL of 30 nats"),

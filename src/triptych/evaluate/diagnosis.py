@@ -39,8 +39,9 @@ CALLED: dict[Bottleneck, str] = {
 }
 ENOUGH = 0.5
 """The share of the prompts that a model must have a good answer to, among several, for improvement to find it."""
-CHANCE, WEAK = 0.5, 0.6
-"""How often a reward that knows nothing ranks two answers as the judge does, and one that hardly teaches anything."""
+CHANCE, WEAK, SOUND = 0.5, 0.6, 0.7
+"""How often a reward that knows nothing ranks two answers as the judge does, one that hardly teaches anything, and one
+that is not to blame where the judge fell while it rose."""
 CLEAR = 0.7
 """A gate that finds only candidates which win more than this has too few prompts to say anything of the others."""
 LEVELS = 400
@@ -196,6 +197,11 @@ def blame(diagnosed: Diagnosed, decided: Decided) -> tuple[Bottleneck | None, st
         return "optimiser", f"the reward did not rise: {rose}"
     if decided.decision == REJECTED and diagnosed.judge.gain > 0:
         return "optimiser", f"the reward rose ({rose}), and it went too far: {decided.reason}"
+    if ranked is not None and ranked.score < SOUND and diagnosed.judge.interval[1] < 0:
+        return "reward", (
+            f"the reward rose ({rose}) and the judge fell ({liked}); of two answers to a prompt the reward prefers the "
+            f"judge's in {_shown(ranked)}"
+        )
     if diagnosed.judge.gain <= 0:
         return "optimiser", f"the reward rose ({rose}) and the judge did not ({liked})"
     if decided.decision == UNDECIDED:
