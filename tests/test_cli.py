@@ -296,6 +296,11 @@ def test_what_an_earlier_command_did_is_still_to_come_until_it_is_found(runs: Pa
     ]
 
 
+def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "there").write_text("")
+    assert "there/mine: Not a directory" in refused("init", tmp_path / "there" / "mine")
+
+
 def test_status_knows_that_a_process_is_at_work(runs: Path) -> None:
     ledger = made_up(runs / "mine")
     with open(runs / "mine/lock", "w", encoding="ascii") as lock:

@@ -190,6 +190,24 @@ class Even:
         self.taken.append(token)
 
 
+@pytest.mark.parametrize("method", ["restrict", "take"])
+def test_an_answer_whose_constraint_fails_ends_and_no_other(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = with_our_attention(tiny("llama"))
+
+    def requests() -> list[StreamedRequest]:
+        asked = some_tokens(5, 5)
+        return [StreamedRequest(number=n, prompt=asked, sampling=SAMPLINGS[1], ends=NEVER) for n in range(2)]
+
+    alone, beside = requests(), requests()
+    decoded(ContinuousBatch(model, 64), alone)
+    beside[0].constraint = Even()
+    monkeypatch.setattr(Even, method, lambda *_: 1 / 0)
+    decoded(ContinuousBatch(model, 64), beside)
+    assert isinstance(beside[0].error, ZeroDivisionError)
+    assert (beside[0].over, beside[1].error) == (True, None)
+    assert beside[1].completion.tokens == alone[1].completion.tokens
+
+
 def test_a_constraint_is_one_request_s_alone_and_log_probabilities_are_the_model_s() -> None:
     plain = tiny("llama")
     model = with_our_attention(plain)

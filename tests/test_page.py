@@ -384,7 +384,7 @@ def test_who_never_reads_the_reply_is_left(
 
 @pytest.mark.attack("page")
 def test_connections_have_a_number_and_come_back(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(guard, "CONNECTIONS", 5)
+    monkeypatch.setattr(guard.BoundedProtocol, "most", 5)
     host, _, port = address.removeprefix("http://").partition(":")
     opened = [socket.create_connection((host, int(port)), timeout=5) for _ in range(9)]
     closed = 0

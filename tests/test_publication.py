@@ -227,10 +227,11 @@ def test_of_an_earlier_release_no_weights_stay_and_what_is_the_owners_does(hub: 
     pushed(made)
     client = hub.client
     older = ("model-00001-of-00002.safetensors", "model.safetensors.index.json", "prompt.json", "functions/0.py")
-    for name in (*older, "figure.png", "train.py"):
+    own = ("figure.png", "train.py", "onnx/config.json", "quantized/model.safetensors")
+    for name in (*older, *own):
         client.upload_file(path_or_fileobj=b"{}", path_in_repo=name, repo_id=NAMES["base"])
     assert pushed(made).made == ("base",)
-    assert hub.repos[NAMES["base"]].files.keys() == {*on_disk(made / "base"), "figure.png", "train.py"}
+    assert hub.repos[NAMES["base"]].files.keys() == {*on_disk(made / "base"), *own}
 
 
 def test_what_somebody_else_put_there_is_not_replaced(hub: StandIn, made: Path) -> None:

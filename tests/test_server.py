@@ -32,7 +32,7 @@ from triptych.engine.models import load_policy, load_reward, load_tokenizer, sav
 from triptych.engine.rollout import Policy
 from triptych.engine.sampling import Sampling
 from triptych.engine.scoring import RewardModel
-from triptych.errors import RewardError
+from triptych.errors import RewardError, UnavailableError
 from triptych.records import Comparison, Conversation, Message, Prompt, Thumb, user
 from triptych.reward.endpoint import EndpointJudge
 from triptych.reward.ensemble import Ensemble
@@ -157,6 +157,32 @@ def test_a_stop_sequence_ends_an_answer_before_it(client: openai.OpenAI) -> None
     assert text_of(client.chat.completions.create(**asked, stop=stop, stream=True)) == cut.message.content
 
 
+def test_what_stands_behind_a_stop_sequence_is_not_counted(client: openai.OpenAI) -> None:
+    asked: Any = {"model": "instruct", "messages": QUESTION, "max_tokens": 40, "temperature": 1.0, "seed": 11}
+    whole = client.chat.completions.create(**asked, logprobs=True).choices[0]
+    text = whole.message.content or ""
+    stop = text[6:9]
+    cut = client.chat.completions.create(**asked, logprobs=True, stop=stop)
+    said = "".join(token.token for token in cut.choices[0].logprobs.content)
+    assert stop in said
+    assert stop not in "".join(token.token for token in cut.choices[0].logprobs.content[:-1])
+    assert cut.usage.completion_tokens == len(cut.choices[0].logprobs.content)
+    several = client.chat.completions.create(**asked, n=4, stop=stop, logprobs=True)
+    assert several.usage.completion_tokens == sum(len(choice.logprobs.content) for choice in several.choices)
+
+
+def test_a_reply_is_taken_back_as_a_turn(client: openai.OpenAI) -> None:
+    asked: Any = {"model": "instruct", "max_tokens": 3, "temperature": 0}
+    first = client.chat.completions.create(**asked, messages=QUESTION).choices[0].message
+    said: Any
+    turns: Any = [{"role": "user", "content": "a"}]
+    for said in (first, first.model_dump(), {"role": "assistant", "content": "a red", "tool_calls": None}):
+        assert client.chat.completions.create(**asked, messages=[*QUESTION, said, *turns]).choices
+    called: Any = {"role": "assistant", "content": "a red", "tool_calls": [{"id": "1"}]}
+    with pytest.raises(openai.BadRequestError, match="tool_calls"):
+        client.chat.completions.create(**asked, messages=[*QUESTION, called, *turns])
+
+
 def test_the_best_of_several_is_the_reward_s(client: openai.OpenAI, reward_folder: Path) -> None:
     asked: Any = {"model": "instruct", "messages": QUESTION, "max_tokens": 12, "temperature": 1.0, "seed": 2}
     written = [choice.message.content or "" for choice in client.chat.completions.create(**asked, n=6).choices]
@@ -270,6 +296,10 @@ def test_a_reward_scores_in_every_form(address: str, client: openai.OpenAI, rewa
     ("/pooling", {}, "give input"), ("/pooling", {"input": [""]}, "a text is empty"),
     ("/pooling", {"messages": QUESTION}, "must be the assistant's"),
     ("/v1/score", {"model": "instruct"}, "the reward here is 'reward'"),
+    ("/pooling", {"input": []}, "there is no text"), ("/get_reward", {"query": []}, "there is no text"),
+    ("/classify", {"input": "a red cat " * 400}, "the reward model knows"),
+    ("/v1/chat/completions", {"model": "reward", "messages": QUESTION, "stream": True}, "a reward writes nothing"),
+    ("/v1/nowhere", {}, "Not Found"),
 ])
 def test_what_cannot_be_scored_is_refused_in_words(address: str, where: str, body: Any, why: str) -> None:
     with pytest.raises(urllib.error.HTTPError) as refused:
@@ -502,6 +532,23 @@ def test_a_failure_in_computing_is_told_and_the_next_request_is_served(
                 post(place + "/v1/chat/completions", body)
         assert failed.value.code == 500
         assert post(place + "/v1/chat/completions", body)["usage"]
+
+
+def test_where_the_rewards_own_address_does_not_reply_whoever_asks_may_ask_again(policy_folder: Path) -> None:
+    class Silent:
+        name = identity = "silent"
+
+        def score(self, conversations: Sequence[Conversation]) -> list[float]:
+            raise UnavailableError("http://there: gave up after 3 attempts")
+
+    model = open_model(policy_folder / "model", "instruct", "Instruct", context=96, slots=16)
+    with served(ServedFamily("silent", {"instruct": model}, ServedReward(Silent()))) as place:
+        chat = {"messages": QUESTION, "max_tokens": 2, "temperature": 1.0, "best_of": 2}
+        for where, body in (("/v1/score", {"text_1": "a", "text_2": "b"}), ("/v1/chat/completions", chat)):
+            with pytest.raises(urllib.error.HTTPError) as failed:
+                post(place + where, body)
+            assert failed.value.code == 502
+            assert "gave up" in json.loads(failed.value.read())["error"]["message"]
 
 
 def test_thumbs_become_rows_to_learn_from(address: str, thumbs: Path) -> None:

@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
 from test_check import rows, write_recipe
 from triptych import results
+from triptych.cli import app
 from triptych.cli.arguments import find_model, find_release
 from triptych.comparison import chosen
 from triptych.cycle import cycle, plan
@@ -95,6 +97,8 @@ def test_pairs_as_given_are_learnt_and_two_models_are_released(
     with pytest.raises(ModelError, match="this release has no Reward model"):
         find_model(str(release), "judge")
     assert set(prepare(release, "me/pair").manifest.models) == {"base", "instruct"}
+    shown = CliRunner().invoke(app, ["push", str(release), "me/pair", "--dry-run"])
+    assert (shown.exit_code, "2 repositories" in shown.output) == (0, True), shown.output
     again = Runner(tmp_path / "run", Silent(), recipe.seed)
     assert results.write(recipe, family, again).release == "release"
 

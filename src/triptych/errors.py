@@ -9,6 +9,7 @@
     ├── RunError                  a run folder is in use, damaged, or cannot be written (a full disk)
     ├── TrainingError             losses or gradients stayed non-finite
     ├── RewardError               a reward cannot be computed: its settings, a function, a judge or its endpoint
+    │   └── UnavailableError      it is behind an address that does not reply
     ├── EndpointError             a model behind an address cannot be asked, or does not reply
     ├── AuditError                the reward model may not train anything
     ├── WaitingError              people have not answered all that a gate asks
@@ -44,6 +45,10 @@ class TrainingError(TriptychError):
 
 class RewardError(TriptychError):
     """A reward cannot be computed."""
+
+
+class UnavailableError(RewardError):
+    """A reward behind an address that does not reply; it may another time."""
 
 
 class EndpointError(TriptychError):

@@ -164,7 +164,9 @@ def _is_model(folder: Path, role: Role) -> bool:
 
 def _fit(folder: Path, role: Role) -> Path:
     """The folder, whose model does what is needed."""
-    scores = "SequenceClassification" in (folder / "config.json").read_text(encoding="utf-8")
+    from triptych.engine.inspection import is_classifier
+
+    scores = is_classifier(folder)
     if role != "judge" and scores != (role == "reward"):
         does, wanted = ("scores", "writes") if scores else ("writes", "scores")
         raise ModelError(f"{folder}: this model {does} answers; one that {wanted} them is needed here")

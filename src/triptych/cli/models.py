@@ -463,22 +463,22 @@ def push(
 
 def _show_files(folder: Path, name: str, public: bool | None, gated: str | None) -> None:
     """Every file that would be sent, with its size."""
-    from triptych.release.lineage import ROLES
     from triptych.release.publication import prepare
 
     release = prepare(folder, name)
     say(release.verified)
     table = table_of("file", "bytes", "", right=1)
     sizes = []
-    for role in ROLES:
+    roles = release.manifest.roles
+    for role in roles:
         for file, content in release.content(role).items():
             sizes.append(len(content) if isinstance(content, bytes) else content.stat().st_size)
             note = "made for the Hub" if isinstance(content, bytes) else ""
             table.add_row(f"{release.repository(role)}/{file}", figure(sizes[-1]), note)
     show(table)
     seen = {None: "private where they are new", True: "public", False: "private"}[public]
-    say(f"3 repositories ({seen}{f', gated: {gated}' if gated else ''}), {len(sizes)} files, {sum(sizes):,} bytes, and "
-        f"the collection {name}; nothing was sent, and the Hub was not asked")
+    say(f"{len(roles)} repositories ({seen}{f', gated: {gated}' if gated else ''}), {len(sizes)} files, "
+        f"{sum(sizes):,} bytes, and the collection {name}; nothing was sent, and the Hub was not asked")
 
 
 def _release_named(name: str) -> Path:

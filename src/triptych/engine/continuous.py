@@ -49,6 +49,7 @@ class StreamedRequest(Request):
         likeliest: for each token its log-probability by the model itself, at temperature 1 and free of any constraint,
             and those of the likeliest.
         cancelled: nobody waits for it any more.
+        error: what went wrong with this answer alone; it is cancelled then.
     """
 
     prompt_length: int = 0
@@ -58,9 +59,14 @@ class StreamedRequest(Request):
     alternatives: int | None = None
     likeliest: list[tuple[float, list[tuple[int, float]]]] = field(default_factory=list)
     cancelled: bool = False
+    error: Exception | None = None
 
     def __post_init__(self) -> None:
         self.prompt_length = len(self.prompt)
+
+    def fail(self, error: Exception) -> None:
+        """Ends this answer, and no other one."""
+        self.error, self.cancelled = error, True
 
     @property
     def over(self) -> bool:
@@ -161,7 +167,10 @@ class ContinuousBatch:
         allowed = logits.clone() if any(request.constraint for request in requests) else logits
         for row, request in zip(allowed, requests, strict=True):
             if request.constraint:
-                request.constraint.restrict(row)
+                try:
+                    request.constraint.restrict(row)
+                except Exception as error:  # whatever a client's grammar does, others' answers go on
+                    request.fail(error)
         noise = torch.from_numpy(uniforms(
             [request.sampling.seed for request in requests], [request.number for request in requests],
             [request.length for request in requests],
@@ -173,8 +182,11 @@ class ContinuousBatch:
             drawn = draw(allowed[places], noise[places], requests[places[0]].sampling)
             for place, token, logprob in zip(places, *(column.tolist() for column in drawn), strict=True):
                 requests[place].take(token, logprob)
-                if constraint := requests[place].constraint:
-                    constraint.take(token)
+                if (constraint := requests[place].constraint) and not requests[place].cancelled:
+                    try:
+                        constraint.take(token)
+                    except Exception as error:  # as above
+                        requests[place].fail(error)
         for row, request in zip(logits, requests, strict=True):
             if request.alternatives is not None:
                 request.likeliest.append(_likeliest(row, request.next_token, request.alternatives))

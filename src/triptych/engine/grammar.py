@@ -24,6 +24,10 @@ class GrammarMatcher:
     def __init__(self, matcher: llguidance.LLMatcher) -> None:
         self._matcher = matcher
 
+    def copy(self) -> GrammarMatcher:
+        """Another answer's constraint by the same grammar, which is not compiled again."""
+        return GrammarMatcher(self._matcher.deep_copy())
+
     def restrict(self, logits: Tensor) -> None:
         """Leaves those tokens of `[V]` logits that go on with a text of the grammar, and the end token behind one."""
         mask = np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8)

@@ -55,12 +55,17 @@ def behind(preamble: Messages, prompt: Prompt) -> Prompt:
     return replace(prompt, messages=(*first, *shown, *(turn for turn in prompt.messages if turn.role != "system")))
 
 
-def rendered_behind(preamble: Messages, policy: Policy, max_tokens: int) -> Render:
-    """Renders a prompt behind other turns; where these leave no room for an answer, the prompt alone."""
+def rendered_behind(preamble: Messages, policy: Policy, max_tokens: int, context: int | None = None) -> Render:
+    """Renders a prompt behind other turns; where these leave no room for an answer, the prompt alone.
+
+    Args:
+        context: tokens of prompt and answer; by default as many as the model knows positions.
+    """
+    context = context or policy.context
 
     def render(prompt: Prompt) -> list[int]:
         tokens = prompt_tokens(policy.tokenizer, behind(preamble, prompt))
-        fits = policy.context is None or len(tokens) + max_tokens <= policy.context
+        fits = context is None or len(tokens) + max_tokens <= context
         return tokens if fits else policy.render(prompt)
 
     return render

@@ -37,9 +37,6 @@ HEADERS_SECONDS = 10.0
 REQUEST_SECONDS = 30.0
 """From the end of the headers to the end of the reply: the body's and the reply's bytes are sent in that time."""
 
-CONNECTIONS = 256
-"""At a time; more are closed at once."""
-
 HEADERS: Mapping[str, str] = {
     "Cache-Control": "no-store",
     "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
@@ -168,7 +165,13 @@ def guarded(
 
 
 class BoundedProtocol(H11Protocol):
-    """HTTP as uvicorn speaks it, with an end to waiting for who is slow, and to connections."""
+    """HTTP as uvicorn speaks it, with an end to waiting for who is slow, and to connections.
+
+    Attributes:
+        most: connections at a time; more are closed at once.
+    """
+
+    most = 256
 
     @property
     def seconds(self) -> float:
@@ -180,7 +183,7 @@ class BoundedProtocol(H11Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begins to wait for a request."""
         super().connection_made(transport)
-        if len(self.connections) > CONNECTIONS:
+        if len(self.connections) > self.most:
             transport.abort()
         self._wait()
 

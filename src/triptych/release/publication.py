@@ -242,12 +242,13 @@ def _collect(release: HubRelease, hub: HfApi, private: bool, change: bool) -> st
 
 def _send(hub: HfApi, stands: ModelInfo, content: Mapping[str, Path | bytes], manifest: Manifest) -> str:
     """Commits what the repository lacks, and takes out what an earlier release left of a model there."""
-    left = [file.rfilename for file in stands.siblings or () if file.rfilename not in content]
+    there = [file.rfilename for file in stands.siblings or ()]
+    left = [name for name in there if name not in content and _is_released(name, DESCRIBING[0] in there)]
     try:
         commit = hub.create_commit(
             stands.id,
             [*(CommitOperationAdd(name, source) for name, source in content.items()),
-             *(CommitOperationDelete(name) for name in left if _is_released(name))],
+             *(CommitOperationDelete(name) for name in left)],
             commit_message=f"{one_line(manifest.name)} {one_line(manifest.version)}", parent_commit=stands.sha,
         )
     except Exception as error:  # as above
@@ -255,10 +256,17 @@ def _send(hub: HfApi, stands: ModelInfo, content: Mapping[str, Path | bytes], ma
     return commit.oid
 
 
-def _is_released(name: str) -> bool:
-    """Whether a file of this name belongs to a released model; others are its owner's."""
-    patterns = (*MODEL_FILES, *DESCRIBING, *CODE, EXAMPLES, AUDIT, PROMPT)
-    return any(PurePosixPath(name).match(pattern) for pattern in patterns)
+def _is_released(name: str, described: bool) -> bool:
+    """Whether a file of this name belongs to a released model; others are its owner's.
+
+    Args:
+        described: the repository has a reward that is more than one model, whose models lie in folders.
+    """
+    path = PurePosixPath(name)
+    patterns = CODE if len(path.parts) > 1 and not described else (
+        *MODEL_FILES, *DESCRIBING, *CODE, EXAMPLES, AUDIT, PROMPT
+    )
+    return any(path.match(pattern) for pattern in patterns)
 
 
 def _seen_by(stands: ModelInfo) -> str:

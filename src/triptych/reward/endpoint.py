@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from triptych.engine.endpoint import Endpoint, EndpointClient, RefusedError
 from triptych.engine.scoring import ShardMap, unsharded
-from triptych.errors import EndpointError, RewardError
+from triptych.errors import EndpointError, RewardError, UnavailableError
 from triptych.reward.replies import ReplyCache
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ class EndpointJudge:
             try:
                 self._ask(unknown, choices)
             except EndpointError as error:
-                raise RewardError(str(error)) from None
+                raise UnavailableError(str(error)) from None
         return [self._cache[self._name(question, choices)] for question in questions]
 
     def _name(self, question: str, choices: Sequence[str]) -> str:

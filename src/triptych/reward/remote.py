@@ -19,7 +19,7 @@ from pydantic import model_validator
 
 from triptych.engine.endpoint import Endpoint, EndpointClient, is_address
 from triptych.engine.scoring import ShardMap, unsharded
-from triptych.errors import EndpointError, RewardError
+from triptych.errors import EndpointError, RewardError, UnavailableError
 from triptych.pipeline.artifact import Artifact
 from triptych.pipeline.result import Result
 from triptych.pipeline.stage import StageContext
@@ -206,7 +206,7 @@ class RemoteScorer:
             try:
                 self._client.ask_all(self._ask, self._batches(unknown.values()))
             except EndpointError as error:
-                raise RewardError(str(error)) from None
+                raise UnavailableError(str(error)) from None
         return [score for one in asked if (score := self._cache[one.name]) is not None]
 
     def _asked(self, conversation: Conversation) -> _Asked:

@@ -14,7 +14,7 @@ from itertools import accumulate
 from typing import Any, ClassVar
 
 from triptych.engine.continuous import StreamedRequest
-from triptych.errors import TriptychError
+from triptych.errors import TriptychError, UnavailableError
 from triptych.records import Conversation, Prompt
 from triptych.server.bodies import ChatBody, CompletionBody, DecodingBody
 from triptych.server.served import RequestError, ServedFamily, ServedModel, finite
@@ -69,6 +69,8 @@ class PendingReply(ABC):
     body: DecodingBody
     requests: list[list[StreamedRequest]]
     prompt: Prompt | None = None
+    lengths: dict[int, int] = field(default_factory=dict)
+    """Tokens of each answer so far, up to the one that met a stop sequence."""
     created: int = field(default_factory=lambda: int(time.time()))
     name: str = field(default_factory=lambda: secrets.token_hex(12))
 
@@ -81,8 +83,10 @@ class PendingReply(ABC):
         Raises:
             RequestError: too many requests wait, or nothing here says which answer is best.
         """
-        free = self.model.batch.cache.slots.rows - len(self.model.batch.running)
-        if self.worker.waiting + sum(map(len, self.requests)) - free > queue:
+        slots, wanted = self.model.batch.cache.slots.rows, sum(map(len, self.requests))
+        if wanted > queue + slots:
+            raise RequestError(f"{wanted} answers at once are more than {slots} slots and a queue of {queue} take")
+        if self.worker.waiting + wanted - (slots - len(self.model.batch.running)) > queue:
             raise RequestError("too many requests wait; ask again in a moment", 429, "rate_limit_exceeded")
         if self.body.written > self.body.n and (self.prompt is None or self.family.reward is None):
             why = "plain text has no reward" if self.family.reward else "there is no reward here"
@@ -92,7 +96,7 @@ class PendingReply(ABC):
     def usage(self) -> dict[str, int]:
         """Tokens read and written; a prompt that has several answers is read once."""
         read = sum(len(group[0].prompt) for group in self.requests)
-        written = sum(request.length for group in self.requests for request in group)
+        written = sum(self.lengths.values())
         return {"prompt_tokens": read, "completion_tokens": written, "total_tokens": read + written}
 
     async def choices(self) -> list[StreamedChoice]:
@@ -114,6 +118,8 @@ class PendingReply(ABC):
         assert self.family.reward is not None
         try:
             scores = await self.family.reward.score([Conversation(self.prompt, choice.text) for choice in choices])
+        except UnavailableError:
+            raise
         except TriptychError as error:  # a rule that needs a reference
             raise RequestError(f"best_of: the answers cannot be scored: {error}", field="best_of") from None
         for choice, reward in zip(choices, scores.totals, strict=True):
@@ -132,8 +138,15 @@ class PendingReply(ABC):
                 tokens = request.completion.tokens[:length]
                 ended = tokens[-1:] and tokens[-1] in request.ends
                 over = bool(ended) or length >= request.sampling.max_tokens
-                choice.begun, choice.tokens, choice.new = choice.tokens, length, stream.grow(tokens, over)
-                choice.text = stream.text
+                choice.begun, choice.new = choice.tokens, ""
+                # One token after the other where any may be the last: news of several may come at once.
+                first = min(choice.tokens + 1, length) if self.body.stops else length
+                for count in range(first, length + 1):
+                    choice.new += stream.grow(tokens[:count], over and count == length)
+                    choice.tokens = count
+                    if stream.stopped:
+                        break
+                choice.text, self.lengths[index] = stream.text, choice.tokens
                 if stream.stopped or over:
                     choice.finish = "stop" if stream.stopped or ended else "length"
                 yield choice
@@ -265,7 +278,7 @@ def chat(family: ServedFamily, worker: Worker, body: ChatBody) -> ChatReply:
     messages = tuple(turn.message for turn in body.messages)
     if messages[-1].role != "user":
         raise RequestError("the last turn must be the user's", field="messages")
-    requests = model.requests(model.chat_tokens(messages), body)
+    requests = model.requests(model.chat_tokens(messages, body.max_tokens), body)
     return ChatReply(family, worker, model, body, [requests], Prompt(messages))
 
 

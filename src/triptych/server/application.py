@@ -13,9 +13,10 @@ import uvicorn
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, StreamingResponse
+from starlette.exceptions import HTTPException
 from starlette.types import Scope
 
-from triptych.errors import TriptychError
+from triptych.errors import TriptychError, UnavailableError
 from triptych.people.guard import BoundedProtocol, Refusal, Refuse, Sent, guarded, is_key, own_page
 from triptych.records import Thumb
 from triptych.server import answers, scores
@@ -39,7 +40,9 @@ LOOK = 0.5
 
 
 class PatientProtocol(BoundedProtocol):
-    """As the page's for people, with the time that an answer may take."""
+    """As the page's for people, with the time that an answer may take, and for as many as OpenAI's clients open."""
+
+    most = 1000
 
     @property
     def seconds(self) -> float:
@@ -159,7 +162,7 @@ def serve(family: ServedFamily, key: str | None = None, queue: int = 256) -> uvi
     application = FastAPI(title="Triptych", docs_url=None, redoc_url=None, openapi_url=None, lifespan=lifespan)
     for method, address, function in service.routes:
         application.add_api_route(address, function, methods=[method], response_model=None)
-    for kind in (RequestError, RequestValidationError, TriptychError, OSError, Exception):
+    for kind in (RequestError, RequestValidationError, HTTPException, TriptychError, OSError, Exception):
         application.add_exception_handler(kind, _refusal)
     refuse = by_key(key) if key else from_here
     return guarded(application, refuse, body=BODY, seconds=SECONDS, protocol=PatientProtocol)
@@ -213,6 +216,10 @@ def _refusal(request: Request, error: Exception) -> JSONResponse:
         field = ".".join(str(part) for part in first["loc"] if part != "body")
         message = str(first["msg"]).removeprefix("Value error, ")
         return _error(400, f"{field}: {message}" if field else message, None, field or None)
+    if isinstance(error, HTTPException):  # an address or a method that is not there
+        return _error(error.status_code, str(error.detail))
+    if isinstance(error, UnavailableError):  # whoever asks may ask again
+        return _error(502, str(error))
     if isinstance(error, TriptychError):
         return _error(400, str(error))
     if isinstance(error, OSError):

@@ -18,6 +18,8 @@ NEUTRAL: dict[str, Any] = {
     "functions": [], "echo": False, "suffix": "", "modalities": ["text"],
 }
 """Fields of OpenAI's that are not built, and the value with which they change nothing; null changes nothing either."""
+UNSAID = ("refusal", "tool_calls", "function_call", "audio", "annotations")
+"""Fields of a turn that a reply has, mostly null or empty, and that clients send back with it."""
 
 
 class Body(BaseModel):
@@ -53,6 +55,13 @@ class ChatTurn(BaseModel):
     role: Literal["system", "developer", "user", "assistant"]
     content: str | list[TextPart]
     name: str | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_what_says_nothing(cls, given: Any) -> Any:
+        if not isinstance(given, dict):
+            return given
+        return {name: value for name, value in given.items() if name not in UNSAID or value not in (None, [])}
 
     @property
     def message(self) -> Message:

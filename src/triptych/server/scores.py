@@ -137,8 +137,10 @@ async def reward_chat(reward: ServedReward, body: ChatBody) -> dict[str, Any]:
     """A chat whose last turn is the answer to score; the reply is its reward in words, and as log-probabilities.
 
     Raises:
-        RequestError: the conversation does not end with an answer.
+        RequestError: the conversation does not end with an answer, or an answer is asked for.
     """
+    if body.stream or body.written > 1 or body.stops or body.response_format:
+        raise RequestError("a reward writes nothing: leave out stream, n, best_of, stop and response_format")
     scores = await reward.score([_conversation(body.messages)])
     parts = {name: column[0] for name, column in scores.parts.items()}
     numbers = {"reward": scores.totals[0]} | {name: value for name, value in parts.items() if value is not None}

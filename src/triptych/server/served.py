@@ -16,14 +16,13 @@ from torch import Tensor
 
 from triptych.audit.record import AuditRecord
 from triptych.data.files import faults_of, json_line
-from triptych.data.template import prompt_tokens
 from triptych.engine.continuous import ContinuousBatch, StreamedRequest
 from triptych.engine.grammar import Grammars
 from triptych.engine.rollout import Policy
 from triptych.engine.sampling import Sampling, own_sampling
 from triptych.engine.scoring import RewardModel, Scorer, Scores, scored
 from triptych.errors import ModelError
-from triptych.evaluate.preamble import behind
+from triptych.evaluate.preamble import rendered_behind
 from triptych.records import Conversation, Messages, Prompt, Thumb
 from triptych.server.bodies import DecodingBody
 from triptych.storage import turn_at
@@ -65,9 +64,14 @@ class ServedModel:
     preamble: Messages = ()
     talks: bool = True
 
-    def chat_tokens(self, messages: Messages) -> list[int]:
-        """The prompt's tokens by the chat template; the turns of a release's prompt stand before."""
-        return prompt_tokens(self.policy.tokenizer, behind(self.preamble, Prompt(messages)))
+    def chat_tokens(self, messages: Messages, max_tokens: int | None = None) -> list[int]:
+        """The prompt's tokens by the chat template, behind the turns of a release's prompt where these leave room.
+
+        Args:
+            max_tokens: of the answer; by default the model's own.
+        """
+        render = rendered_behind(self.preamble, self.policy, max_tokens or self.own.max_tokens, self.batch.context)
+        return render(Prompt(messages))
 
     def text_tokens(self, text: str) -> list[int]:
         """A text's tokens, as the tokenizer begins every text."""
@@ -104,15 +108,16 @@ class ServedModel:
             )
         schema = body.response_format.schema_ if body.response_format else None
         try:
-            return [
-                StreamedRequest(
-                    number=number, prompt=tokens, sampling=sampling, ends=self.policy.ends,
-                    alternatives=body.alternatives, constraint=None if schema is None else self._grammars.json(schema),
-                )
-                for number in range(body.written)
-            ]
+            grammar = None if schema is None else self._grammars.json(schema)
         except ModelError as error:
             raise RequestError(str(error), field="response_format") from None
+        return [
+            StreamedRequest(
+                number=number, prompt=tokens, sampling=sampling, ends=self.policy.ends,
+                alternatives=body.alternatives, constraint=grammar and grammar.copy(),
+            )
+            for number in range(body.written)
+        ]
 
     @cached_property
     def _grammars(self) -> Grammars:
@@ -150,8 +155,14 @@ class ServedReward:
         """
         model = self.model
         rows = [model.tokenizer(text)["input_ids"] for text in texts]
-        if not all(rows):
-            raise RequestError("a text is empty", field="input")
+        if not rows or not all(rows):
+            raise RequestError("a text is empty" if rows else "there is no text", field="input")
+        positions, longest = getattr(model.model.config, "max_position_embeddings", None), max(map(len, rows))
+        if positions is not None and longest > positions:
+            raise RequestError(
+                f"a text has {longest} tokens, and the reward model knows {positions} positions",
+                code="context_length_exceeded", field="input",
+            )
         return _rows(await self._compute(lambda: model.token_outputs(rows)))
 
     async def conversation_outputs(self, conversations: Sequence[Conversation]) -> list[list[float]]:

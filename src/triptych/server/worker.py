@@ -30,8 +30,8 @@ class Worker:
 
     @property
     def waiting(self) -> int:
-        """How many requests have no slot yet."""
-        return sum(len(batch.waiting) for batch in self.batches)
+        """How many requests have no slot yet, of those for which somebody waits."""
+        return sum(not request.cancelled for batch in self.batches for request in tuple(batch.waiting))
 
     async def answer(self, batch: ContinuousBatch, request: StreamedRequest) -> AsyncGenerator[int]:
         """How many tokens the answer has, whenever there are more, until it is over.
@@ -92,4 +92,4 @@ class Worker:
                 request.cancelled = True
         for request in grown:
             if tell := self._tell.get(id(request)):
-                tell((request.length, request.over, error))
+                tell((request.length, request.over, request.error or error))
