@@ -32,6 +32,7 @@ from triptych.audit.stage import Audit, Evidence, audit, examine, judged, measur
 from triptych.audit.words import bag_of_words
 from triptych.data.files import read_comparisons, write
 from triptych.data.template import CHATML
+from triptych.data.votes import majority
 from triptych.engine.models import load_policy, load_reward, save
 from triptych.engine.scoring import RewardModel
 from triptych.errors import RunError
@@ -133,7 +134,7 @@ def test_a_person_is_measured_as_the_model_is() -> None:
 
 
 @pytest.mark.parametrize("chance", [0.5, 0.7, 0.9])
-@pytest.mark.parametrize("people", [2, 3, 5])
+@pytest.mark.parametrize("people", [3, 5])
 def test_a_persons_agreement_is_unbiased_however_few_vote(chance: float, people: int) -> None:
     """Over all votes, the mean is θ² + (1 − θ)² for a person, θ for a model that prefers the likelier answer."""
     person = model = 0.0
@@ -146,6 +147,17 @@ def test_a_persons_agreement_is_unbiased_however_few_vote(chance: float, people:
         person, model = person + weight * found.person, model + weight * found.model
     assert person == pytest.approx(chance**2 + (1 - chance) ** 2)
     assert model == pytest.approx(chance)
+
+
+@pytest.mark.parametrize("people", [2, 4])
+def test_of_an_even_number_who_were_divided_gave_no_comparison_so_the_others_say_nothing(people: int) -> None:
+    votes = (votes for votes in itertools.product(("first", "second"), repeat=people))
+    kept = [said for said in votes if majority(said)]
+    assert len(kept) < 2**people  # of two, all that are left agree: a person would be right on 100%
+    rows = [
+        comparison(0, 2, 1, votes_for_chosen=said.count(majority(said) or ""), num_annotators=people) for said in kept
+    ]
+    assert beside_a_person(rows, [1.0] * len(rows)) is None
 
 
 def test_reliability_by_hand() -> None:

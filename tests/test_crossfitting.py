@@ -150,7 +150,8 @@ def audited(folder: Path, everything: list[Comparison], folds: dict[str, Memory]
     (folder / "data").mkdir()
     write(folder / "data" / "comparisons_train.jsonl", everything)
     return audit(
-        context(folder / "out"), Audit(perturbed=10), folder / "data", Memory(everything), "heldout", **folds
+        context(folder / "out"), Audit(perturbed=10), folder / "data", Memory(everything), "heldout", None,
+        unknown=False, **folds,
     )
 
 

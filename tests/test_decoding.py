@@ -18,12 +18,12 @@ from triptych.engine.rollout import Policy, divergence
 from triptych.engine.sampling import Sampling
 from triptych.errors import ModelError, RecipeError
 from triptych.evaluate.answers import Answering, answer, answered
-from triptych.evaluate.decoding import Decoding, choose
-from triptych.evaluate.measurement import Measurement, Measurements, few_shot, measure
+from triptych.evaluate.decoding import SEEDS, Decoding, choose
+from triptych.evaluate.measurement import Measurement, Measurements, _before_the_next, few_shot, measure
 from triptych.pipeline.stage import StageContext
 from triptych.progress import Silent
 from triptych.recipe import load
-from triptych.records import Conversation, Prompt, user
+from triptych.records import Conversation, Prompt, Rollout, user
 from triptych.storage import read_rows
 
 PROMPTS = [Prompt(user(f"a cat saw {number} dogs")) for number in range(8)]
@@ -98,13 +98,27 @@ def test_the_best_temperature_by_the_chooser_is_taken(policy_folder: Path, data:
     policy = Policy.open(policy_folder / "model")
     means = {}
     for temperature in (0.0, 0.5, 1.0):
-        groups = policy.write(PROMPTS, Sampling(12, temperature, seed=1))
+        groups = policy.write(PROMPTS, Sampling(12, temperature, seed=1 + SEEDS))
         scores = Counting().score([Conversation(each.prompt, each.answer) for (each,) in groups])
         means[temperature] = sum(scores) / len(scores)
     assert {row.temperature: row.score for row in found.temperatures} == pytest.approx(means)
     assert len(set(means.values())) == 3
     assert found.temperature == max(means, key=lambda each: means[each])
     assert found.chooser == "counting"
+
+
+@pytest.mark.parametrize(("example", "answer", "kept"), [
+    ("Question: {prompt}\nAnswer: {answer}", "One.\n\nTwo.\n\nQuestion: x", "One.\n\nTwo."),
+    ("Question: {prompt}\nAnswer: {answer}", "\n\nOne.", "One."),
+    ("Question: {prompt} Answer: {answer}", "One. Question: x", "One."),
+    ("{prompt}\n{answer}", "One.\n\nTwo.", "One."),
+])
+def test_what_the_base_writes_ends_where_the_next_example_would_begin(
+    policy_folder: Path, example: str, answer: str, kept: str
+) -> None:
+    tokenizer = Policy.open(policy_folder / "model").tokenizer
+    rollout = Rollout(PROMPTS[0], (1,), tuple(range(40)), (0.0,) * 40, answer, False)
+    assert _before_the_next(rollout, tokenizer, Measurement(example=example)).answer == kept
 
 
 def test_of_equal_temperatures_the_lowest_is_taken(policy_folder: Path, data: Path, tmp_path: Path) -> None:
@@ -165,9 +179,54 @@ def test_a_model_is_measured_as_deployed_with_the_others_beside_it(
     own = policy.write(PROMPTS, ways["temperature 1"])
     assert found.kl == pytest.approx(divergence(policy, Policy.open(policy_folder / "model"), own), rel=1e-5)
     groups = policy.write(PROMPTS, Sampling(12, seed=1), n=4)
-    best = [max(reward.score([Conversation(each.prompt, each.answer) for each in group])) for group in groups]
-    assert [row["decodings"]["best of 4"]["reward"] for row in rows] == best
+    best = [max(group, key=lambda each: reward.score([Conversation(each.prompt, each.answer)])[0]) for group in groups]
+    assert [row["decodings"]["best of 4"]["answer"] for row in rows] == [each.answer for each in best]
+    told = {name for row in rows for name, one in row["decodings"].items() if one["reward"] is not None}
+    assert told == {"temperature 0.5"}  # as deployed
     assert found.decodings["best of 4"].drawn == 4
+
+
+@dataclass
+class Longer:
+    """Says only which of two answers is longer."""
+
+    name: str = "longer"
+    identity: str = "longer"
+    compares: bool = True
+
+    def score(self, conversations: Sequence[Conversation]) -> list[float]:
+        beside = [len(row.prompt.reference) if row.prompt.reference is not None else None for row in conversations]
+        return [
+            0.5 if other is None or len(row.answer) == other else float(len(row.answer) > other)
+            for row, other in zip(conversations, beside, strict=True)
+        ]
+
+
+def test_a_judge_that_only_compares_is_given_something_to_compare_with(
+    policy_folder: Path, candidate: Path, data: Path, tmp_path: Path
+) -> None:
+    config, decoding = Measurement(), Sampling(12, 0.5)
+    before = measure(context(tmp_path / "a"), config, policy_folder, data, Longer(), decoding)
+    after = measure(context(tmp_path / "b"), config, candidate, data, Longer(), decoding, beside=tmp_path / "a")
+    rows = {name: read_rows(tmp_path / name / "answers.jsonl") for name in "ab"}
+    own = [row["deployed"]["answer"] for row in rows["a"]]
+
+    def longer(answers: Sequence[str]) -> float:
+        pairs = list(zip(map(len, answers), map(len, own), strict=True))
+        return sum(0.5 if one == other else one > other for one, other in pairs) / len(pairs)
+
+    assert before.score == 0.5  # beside itself
+    for found, name in ((before, "a"), (after, "b")):
+        for way, numbers in found.decodings.items():
+            assert numbers.score == longer([row["decodings"][way]["answer"] for row in rows[name]])
+    assert len({numbers.score for numbers in (*before.decodings.values(), *after.decodings.values())}) > 2
+
+
+def test_temperatures_are_compared_with_the_lowest(policy_folder: Path, data: Path, tmp_path: Path) -> None:
+    config = Decoding(temperatures=(1.0, 0.0), max_tokens=12)
+    found = choose(context(tmp_path / "a"), config, policy_folder, data, Longer())
+    assert found.temperatures[0].score == 0.5
+    assert found.temperatures[1].score != 0.5
 
 
 def test_a_decoding_that_is_deployed_is_measured_once(policy_folder: Path, data: Path, tmp_path: Path) -> None:

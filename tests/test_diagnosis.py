@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,11 +13,12 @@ import pytest
 from test_prompting import context
 from triptych.cycle import plan
 from triptych.data.files import write
+from triptych.data.folder import DataFolder
 from triptych.engine.sampling import Sampling
 from triptych.evaluate.diagnosis import Diagnosed, Diagnosis, Judged, blame, diagnose, levels, passes
 from triptych.evaluate.gate import PROMOTED, REJECTED, SCORES, UNDECIDED, Decided, GateScores
 from triptych.recipe import load
-from triptych.records import Conversation, Prompt, user
+from triptych.records import Comparison, Conversation, Prompt, user
 from triptych.statistics.scores import PairedScore, TaskScore
 
 TINY = Path(__file__).parent / "tiny.yaml"
@@ -170,6 +172,29 @@ class Asking(Letters):
     def score(self, conversations: Sequence[Conversation]) -> list[float]:
         assert all("saw" in row.prompt.messages[-1].content for row in conversations)
         return super().score(conversations)
+
+
+def test_what_the_judge_learnt_itself_is_no_measure_of_a_good_answer(
+    policy_folder: Path, data: Path, tmp_path: Path
+) -> None:
+    shared = tmp_path / "data"
+    shutil.copytree(data, shared)
+    judged = [Comparison(row.prompt, row.answer, "no") for row in DataFolder(data).demonstrations("heldout").read()]
+    write(shared / "comparisons_judge.jsonl", judged)
+
+    def passed(judge: Letters, name: str) -> TaskScore | None:
+        scores = gate(tmp_path / f"{name} gate", lambda i: 0.1)
+        return diagnose(
+            context(tmp_path / name), Diagnosis(prompts=8, answers=6), policy_folder, shared, scores,
+            decided(UNDECIDED), Letters("q"), judge, SAMPLING,
+        ).passed
+
+    @dataclass
+    class Rule(Letters):
+        learns = False
+
+    assert passed(Letters("q"), "learnt") is None, "every demonstration is one of what it learnt"
+    assert passed(Rule("q"), "rule") is not None
 
 
 def test_demonstrations_that_the_judge_cannot_score_say_nothing_of_a_good_answer(

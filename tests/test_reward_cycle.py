@@ -191,6 +191,18 @@ def test_who_labels_may_not_judge_at_the_gate(place: Path) -> None:
         load(place / "recipe.yaml", [f"feedback=[{{judged: {{by: {by}}}}}]", f"gate.judge={by}"])
 
 
+@pytest.mark.parametrize("reward", [
+    "{kind: judge, endpoint: {url: 'http://127.0.0.1:9/v1/', model: m, parallel: 2}}",
+    "{kind: mixture, parts: [{name: a, weight: 1, reward: {kind: judge, endpoint: {url: 'http://127.0.0.1:9/v1', "
+    "model: m}}}, {name: b, weight: 1, reward: {kind: rules, rules: [{rule: refusal}]}}]}",
+])
+def test_who_rewards_may_not_judge_at_the_gate_however_patiently_it_is_asked(place: Path, reward: str) -> None:
+    judge = "gate.judge={kind: judge, endpoint: {url: 'http://127.0.0.1:9/v1', model: m, seconds: 7}}"
+    with pytest.raises(RecipeError, match=r"gate\.judge trains the policy too"):
+        load(place / "recipe.yaml", [f"reward={reward}", judge])
+    load(place / "recipe.yaml", [f"reward={reward}", judge.replace("model: m", "model: another")])
+
+
 def test_a_function_outside_the_recipes_folder_is_refused(place: Path, tmp_path: Path) -> None:
     (tmp_path / "other.py").write_text("def score(conversation): return 1\n")
     override = f"reward={{kind: rules, rules: [{{rule: function, function: {tmp_path}/other.py:score}}]}}"

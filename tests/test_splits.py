@@ -25,8 +25,9 @@ from triptych.dataset import preparation
 from triptych.dataset.preparation import DataPreparation, Prepared, prepare_data
 from triptych.errors import DataError, RunError
 from triptych.feedback.accumulation import accumulate
+from triptych.instructions.registry import instruction
 from triptych.pipeline.stage import StageContext
-from triptych.records import Comparison, Conversation, Message, Prompt, Rating, user
+from triptych.records import Check, Comparison, Conversation, Message, Prompt, Rating, user
 from triptych.reward.regression import FITTED_ON, _fits_weights
 
 SOURCE = Path(splits.__file__).parents[1]
@@ -163,6 +164,22 @@ def test_prompts_that_ask_the_same(one: str, other: str) -> None:
 ])
 def test_prompts_that_differ_in_what_counts(one: str, other: str) -> None:
     assert normalised(Prompt(user(one))) != normalised(Prompt(user(other)))
+
+
+def test_a_request_under_other_instructions_that_were_added_asks_the_same() -> None:
+    plain = Prompt(user("Tell me about cats."))
+    added = [
+        replace(plain, messages=user(f"Tell me about cats. {made.sentences[0]}"), checks=(Check(kind, given),))
+        for kind, given in (("change_case:english_lowercase", {}), ("detectable_format:number_bullet_lists",
+                            {"num_bullets": 3})) for made in [instruction(kind, given)]
+    ]
+    assert {form(prompt) for prompt in (plain, *added)} == {form(plain)}
+    assert shared({"prompts_test": [added[0]], "demonstrations": [plain], "prompts_improve": [added[1]]}) == {
+        ("prompts_test", "demonstrations"): 1, ("prompts_test", "prompts_improve"): 1,
+    }
+    parts = preparation.set_apart([plain, *added, *asked(30)], DataPreparation.model_construct(
+        test=100, gate=100, validation=100), 3)
+    assert sum(form(row) == form(plain) for rows in parts.values() for row in rows) <= 1
 
 
 def test_all_turns_count() -> None:

@@ -260,8 +260,8 @@ def test_check_looks_over_a_reward_made_elsewhere_and_counts_its_size(tmp_path: 
     more = {one.stage: other.gib - one.gib for one, other in zip(alike, larger, strict=True)}
     beyond = pytest.approx(memory.itemsize() * (10**9 - 10**6) / 2**30)
     assert {stage for stage, gib in more.items() if gib} == {
-        "taken/reward", "round-1/audit", "decoding/instruct", "round-1/improve", "round-1/decoding", "test/base",
-        "test/instruct", "test/round-1",
+        "taken/reward", "round-1/audit", "decoding/instruct", "round-1/improve", "round-1/decoding", "round-1/gate",
+        "test/base", "test/instruct", "test/round-1",
     }
     assert more["round-1/improve"] == beyond
     write_rules(tmp_path / "code", rule="function", function="mine.py:score")

@@ -23,7 +23,7 @@ from triptych.engine.scoring import Scorer
 from triptych.evaluate.answers import QUESTIONS, answer
 from triptych.evaluate.diagnosis import diagnose
 from triptych.evaluate.gate import decide
-from triptych.evaluate.measurement import measure
+from triptych.evaluate.measurement import Measurements, measure
 from triptych.evaluate.prompting import PromptFound, search_prompt
 from triptych.family import BASE, Family, ModelTest, Round, Start, TaskTest
 from triptych.improve.checkpoints import Limits
@@ -280,11 +280,10 @@ def find_blame(recipe: Recipe, runner: Runner, family: Family, start: Start, cur
     """What a round failed by that was not promoted, where the recipe asks and there is a reward."""
     if current.promoted or current.gate is None or current.reward is None or recipe.diagnosis is None:
         return
-    comparing = isinstance(recipe.gate.judge, JudgeReward) and recipe.gate.judge.ask == "compare"
     current.diagnosis = runner.run(
         f"round-{current.number}/diagnosis", diagnose, recipe.diagnosis, champion=family.champion or start.instruct,
         data=start.data, gate=current.gate, decided=current.gate.result, reward=current.reward.scorer,
-        judge=start.judge, decoding=recipe.decoding.at(1.0), absolute=not comparing,
+        judge=start.judge, decoding=recipe.decoding.at(1.0), absolute=not compares(recipe),
     )
 
 
@@ -294,21 +293,35 @@ def measure_all(recipe: Recipe, runner: Runner, family: Family, start: Start) ->
     reward = family.scorer
     if not recipe.improve.rounds:
         deployed(recipe, runner, family, start, start.instruct, "decoding/instruct", reward)
-    if recipe.finetuning:  # else the two are one; a Base is likeliest to end in time where it is greedy
+    rival: Artifact[Measurements] | None = None
+
+    def measure_base() -> ModelTest:  # it is likeliest to end in time where it is greedy
         base = runner.run(
             "test/base", measure, config, model=start.base, data=data, judge=judge, decoding=recipe.decoding.at(0.0),
             reward=reward, style=start.style,
-            prompting=prompt_of(recipe, runner, family, start, BASE) if start.style == "chat" else None,
+            prompting=prompt_of(recipe, runner, family, start, BASE) if start.style == "chat" else None, beside=rival,
         )
-        family.tests.append(ModelTest(start.base_name, None, base))
+        return ModelTest(start.base_name, None, base)
+
+    if recipe.finetuning and not compares(recipe):  # else the two are one, or it is compared with Instruct
+        family.tests.append(measure_base())
     for name, number, model in tuned(family, start):
         measured = runner.run(
             f"test/{name.replace(' ', '-')}", measure, config, model=model, data=data, judge=judge,
             decoding=family.decoding_of(model, recipe.decoding), reference=start.instruct, reward=reward,
             best_of=config.best_of if number == 0 else 0,
-            prompting=prompt_of(recipe, runner, family, start, name) if number == 0 else None,
+            prompting=prompt_of(recipe, runner, family, start, name) if number == 0 else None, beside=rival,
         )
         family.tests.append(ModelTest(name, number, measured))
+        if number == 0 and compares(recipe):
+            rival = measured
+            if recipe.finetuning:
+                family.tests.insert(0, measure_base())
+
+
+def compares(recipe: Recipe) -> bool:
+    """Whether who decides says only which of two answers is better."""
+    return isinstance(recipe.gate.judge, JudgeReward) and recipe.gate.judge.ask == "compare"
 
 
 def prompt_of(

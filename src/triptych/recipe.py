@@ -34,7 +34,6 @@ from triptych.data.stdlib import versioned
 from triptych.data.template import Argument
 from triptych.dataset.preparation import DataPreparation, NearRows, Splits
 from triptych.engine import nf4
-from triptych.engine.endpoint import Endpoint
 from triptych.engine.hub import ModelPlace
 from triptych.engine.training import Optimization
 from triptych.errors import RecipeError
@@ -608,6 +607,9 @@ class Recipe(Config):
             raise ValueError("gate.people is the file of feedback, which is trained on: name another")
         if isinstance(judge, JudgeReward) and by is not None and _asked(judge) == _asked(by):
             raise ValueError("gate.judge labels the comparisons too, and may take no part in training: name another")
+        asked = [_asked(part) for part in self.reward.model.within if isinstance(part, JudgeReward)]
+        if isinstance(judge, JudgeReward) and _asked(judge) in asked:
+            raise ValueError("gate.judge trains the policy too, and may take no part in training: name another")
         if self.improve.rounds and (lacking := self.lacks(self.improve.method)):
             raise ValueError(f"improve.method {method_of(self.improve.method).name()} {lacking}")
         if not self.rewarded:
@@ -870,8 +872,11 @@ def _names(sources: Iterable[DataSource]) -> tuple[Source, ...]:
     return tuple(source.named for source in sources)
 
 
-def _asked(judge: JudgeReward) -> tuple[Path | None, Endpoint | None]:
-    return judge.files.get(judge.model), judge.endpoint
+def _asked(judge: JudgeReward) -> tuple[Path | None, str | None, str | None]:
+    """The model that is asked, wherever it is, and however patiently."""
+    folder, endpoint = judge.files.get(judge.model), judge.endpoint
+    place = (endpoint.url.rstrip("/"), endpoint.model) if endpoint else (None, None)
+    return (folder.resolve() if folder else None, *place)
 
 
 def load(path: Path, overrides: Sequence[str] = ()) -> Recipe:

@@ -21,6 +21,7 @@ from triptych.reward.crossfitting import cross_fit
 from triptych.reward.kind import RewardConfig
 from triptych.reward.making import Materials, make_reward
 from triptych.reward.registry import scorer_of
+from triptych.reward.taken import TakenReward
 from triptych.reward.taking import LEARNT, offered
 from triptych.storage import Folder
 
@@ -50,6 +51,11 @@ def learnt_evidence(recipe: Recipe, data: Folder) -> str | None:
                 f"audited on ({LEARNT} beside it); give feedback that it has not seen, as its heldout.jsonl"
             )
     return None
+
+
+def learnt_unknown(config: RewardConfig) -> bool:
+    """Whether a part of a reward was made elsewhere, and nobody knows here what it learnt."""
+    return any(isinstance(part, TakenReward) and not offered(part, is_part=True).learnt for part in config.within)
 
 
 def require_unseen(recipe: Recipe, data: Folder, progress: Progress) -> None:
@@ -86,9 +92,10 @@ def make_audited(
     folds = cross_fit(
         runner, name, config, materials, recipe.splits.cross_fit, earlier=predecessor.folds if predecessor else None
     )
+    unknown = runner.outside(lambda: learnt_unknown(config), planned=False)
     audited = None if evidence is None else runner.run(
         audit_name, audit, recipe.reward.audit.checks, comparisons=evidence, reward=scorer, share=HELD_OUT[share],
-        predecessor=predecessor.scorer if predecessor else None, **folds.scorers,
+        predecessor=predecessor.scorer if predecessor else None, unknown=unknown, **folds.scorers,
     )
     return AuditedScorer(parts, scorer, evidence, audited, folds)
 

@@ -81,12 +81,14 @@ def beside_a_person(rows: Sequence[Comparison], right: Sequence[float]) -> Perso
 
     the observed agreement of Fleiss (1971, equation 2), which is unbiased for two people of the same population,
     however few voted. Votes that are not for the chosen answer count as votes for the other one. Both are averaged
-    over the comparisons with n ≥ 2; None where there are none.
+    over the comparisons with an odd n ≥ 3; None where there are none. Where n is even, the questions on which people
+    were divided gave no comparison, and those that are left agree by their selection: of two people always.
     """
     voted = [
         (row.votes_for_chosen, row.num_annotators, value, row.prompt.key)
         for row, value in zip(rows, right, strict=True)
-        if row.votes_for_chosen is not None and row.num_annotators is not None and row.num_annotators >= 2
+        if row.votes_for_chosen is not None and row.num_annotators is not None
+        and row.num_annotators >= 3 and row.num_annotators % 2
     ]
     if not voted:
         return None

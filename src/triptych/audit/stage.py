@@ -78,7 +78,7 @@ class Evidence:
 
 def audit(
     context: StageContext, config: Audit, /, comparisons: Folder, reward: Scorer, share: AuditedOn = "heldout",
-    predecessor: Scorer | None = None, **folds: Scorer,
+    predecessor: Scorer | None = None, unknown: bool = False, **folds: Scorer,
 ) -> AuditRecord:
     """Audits a reward on the comparisons of a split; the record is also in `audit.json`.
 
@@ -86,10 +86,11 @@ def audit(
 
     Args:
         predecessor: the reward model that this one was refreshed from; a cross-fitted audit does not look at it.
+        unknown: it was made elsewhere, and may have learnt these very comparisons.
         folds: rewards like this one, "fold_0" that which was trained without the first fold and so on.
     """
     files = DataFolder(comparisons)
-    training, unseen = files.comparisons(TRAINED[share]).read(), not learnt_elsewhere(reward)
+    training, unseen = files.comparisons(TRAINED[share]).read(), not (unknown or learnt_elsewhere(reward))
     if files.crossfitted(TRAINED[share]):
         evidence = Evidence(training, folds=len(folds), seed=context.seed, unseen=unseen)
         models = [folds[f"fold_{fold}"] for fold in range(len(folds))]

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import TypeVar
 
 from triptych.data.normal_form import normalised
+from triptych.instructions.constraining import unconstrained
 from triptych.records import Comparison, Conversation, Prompt, Rating, Thumb
 
 PromptedRecord = Prompt | Conversation | Comparison | Rating | Thumb
@@ -21,8 +22,12 @@ def prompt_of(record: PromptedRecord) -> Prompt:
 
 
 def form(record: PromptedRecord) -> str:
-    """The normal form of the record's prompt: prompts of the same form are never in two splits."""
-    return normalised(prompt_of(record))
+    """The normal form of the record's prompt: prompts of the same form are never in two splits.
+
+    It is that of the request without instructions that were added to it: under others it asks the same.
+    """
+    prompt = prompt_of(record)
+    return normalised(unconstrained(prompt) if prompt.checks else prompt)
 
 
 def fraction(purpose: str, key: str, seed: int) -> float:

@@ -12,11 +12,11 @@ from pathlib import Path
 from pydantic import Field
 
 from triptych.data.folder import DataFolder
+from triptych.data.normal_form import normalised
 from triptych.data.separation import COMPARED, OTHERS, PROVING, RATED, stored
 from triptych.data.splits import PromptedRecord, form, prompt_of
 from triptych.dataset.preparation import EXAMPLES, DataPreparation, of_different_turns, read_all
 from triptych.errors import DataError, Fault
-from triptych.instructions.constraining import unconstrained
 from triptych.pipeline.result import Result
 from triptych.pipeline.stage import StageContext, alone
 from triptych.storage import Folder
@@ -94,6 +94,8 @@ def prepare_task(
 
 
 def _forms(record: PromptedRecord) -> set[str]:
-    """The normal forms of the record's prompt, with and without instructions that were added to it."""
-    prompt = prompt_of(record)
-    return {form(prompt), form(unconstrained(prompt))} if prompt.checks else {form(prompt)}
+    """The normal forms of the record's prompt, with and without instructions that were added to it.
+
+    Where a file holds such an instruction as a part of its text, nobody knows that it was added.
+    """
+    return {form(record), normalised(prompt_of(record))}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, runtime_checkable
@@ -174,6 +174,35 @@ class Disagreeing(Protocol):
 
     def spread(self, conversations: Sequence[Conversation]) -> list[float]:
         """How much they disagree about each answer."""
+
+
+@runtime_checkable
+class PairwiseOnly(Protocol):
+    """A scorer that may only say which of two answers is better: one alone gets a half, however good it is."""
+
+    @property
+    def compares(self) -> bool:
+        """Whether it only does that."""
+
+
+def against(
+    scorer: Scorer, conversations: Sequence[Conversation], rivals: dict[str, str]
+) -> Sequence[Conversation]:
+    """The conversations, for a scorer that only compares with something to be compared with.
+
+    That is the prompt's reference, where it has one, else the rival's answer.
+
+    Args:
+        rivals: an answer to each prompt, by its key; the first answer to one that has none becomes it.
+    """
+    if not (isinstance(scorer, PairwiseOnly) and scorer.compares):
+        return conversations
+    return [
+        row if row.prompt.reference else Conversation(
+            replace(row.prompt, reference=rivals.setdefault(row.prompt.key, row.answer)), row.answer
+        )
+        for row in conversations
+    ]
 
 
 @runtime_checkable

@@ -15,7 +15,7 @@ from triptych.configuration import Config
 from triptych.data.folder import DataFolder
 from triptych.engine.rollout import Policy
 from triptych.engine.sampling import Sampling
-from triptych.engine.scoring import Scorer
+from triptych.engine.scoring import Scorer, against
 from triptych.pipeline.result import Result
 from triptych.pipeline.stage import StageContext
 from triptych.records import Conversation
@@ -83,6 +83,11 @@ class Chosen(Result):
         return cls.model_construct(temperature=1.0)
 
 
+SEEDS = 1_000_003
+"""What is added to the run's seed: by its own noise the candidate was chosen among the checkpoints, at temperature 1,
+which would be the best of the temperatures for that alone."""
+
+
 def choose(
     context: StageContext, config: Decoding, model: Folder, data: Folder, chooser: Scorer
 ) -> Chosen:
@@ -93,10 +98,12 @@ def choose(
     policy = Policy.open(model / "model")
     prompts = policy.fitting(DataFolder(data).prompts("validation").read(), config.max_tokens, context.progress)
     scores: dict[float, list[float]] = {}
+    rivals: dict[str, str] = {}  # answers at the lowest temperature, for a chooser that only compares
     for temperature in sorted(set(config.temperatures)):
-        sampling = replace(config.at(temperature), seed=context.seed)
+        sampling = replace(config.at(temperature), seed=context.seed + SEEDS)
         groups = policy.write(prompts, sampling, progress=context.progress)
-        scores[temperature] = chooser.score([Conversation(rollout.prompt, rollout.answer) for (rollout,) in groups])
+        rows = [Conversation(rollout.prompt, rollout.answer) for (rollout,) in groups]
+        scores[temperature] = chooser.score(against(chooser, rows, rivals))
     means = {temperature: mean_interval(these) for temperature, these in scores.items()}
     best = max(means, key=lambda temperature: means[temperature][0])  # of equals the first, which is the lowest
     context.progress.say(f"decoded at {config.at(best).name}, the best of {len(means)} by {chooser.name}")

@@ -20,9 +20,10 @@ from pydantic import Field
 
 from triptych.configuration import Config
 from triptych.data.folder import DataFolder
+from triptych.data.splits import decontaminate
 from triptych.engine.rollout import Policy
 from triptych.engine.sampling import Sampling
-from triptych.engine.scoring import Scorer, unscorable
+from triptych.engine.scoring import Scorer, learns, unscorable
 from triptych.evaluate.gate import REJECTED, UNDECIDED, Decided, gate_scores
 from triptych.pipeline.result import Result
 from triptych.pipeline.stage import StageContext
@@ -127,6 +128,8 @@ def diagnose(
     files, policy = DataFolder(data), Policy.open(champion / "model")
     taught = files.demonstrations("heldout").read_any() if absolute else []
     taught = [row for row in taught if unscorable(judge, row.prompt) is None]  # a rule may need what only prompts have
+    if learns(judge):  # it would find what it learnt itself better than what anybody writes
+        taught, _ = decontaminate(taught, [*files.comparisons("judge").read_any(), *files.ratings("judge").read_any()])
     good = levels(taught[:LEVELS], judge)
     asked = files.prompts("validation").read()[: config.prompts]
     shown = [row.prompt for row in taught if unscorable(reward, row.prompt) is None][: config.prompts]

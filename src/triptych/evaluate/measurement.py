@@ -15,7 +15,7 @@ from triptych.configuration import Config
 from triptych.data.folder import DataFolder, PromptSplit
 from triptych.engine.rollout import Policy, Render, divergence
 from triptych.engine.sampling import Sampling
-from triptych.engine.scoring import Scorer, Scores, scored
+from triptych.engine.scoring import Scorer, Scores, against, scored
 from triptych.evaluate.preamble import read_preamble, rendered_behind
 from triptych.evaluate.prompting import WITH_PROMPT
 from triptych.instructions.following import followed_by_kind
@@ -165,6 +165,7 @@ def measure(
     context: StageContext, config: Measurement, model: Folder, data: Folder, judge: Scorer, decoding: Sampling,
     reference: Folder | None = None, reward: Scorer | None = None, style: Style = "chat",
     best_of: int = 0, split: PromptSplit = "test", only_deployed: bool = False, prompting: Folder | None = None,
+    beside: Folder | None = None,
 ) -> Measurements:
     """Scores a model's answers to a split's prompts as it is deployed, at temperature 1 and greedy.
 
@@ -175,6 +176,8 @@ def measure(
         best_of: draw so many answers at temperature 1 too, and keep the one that the reward likes best.
         only_deployed: as it is deployed and in no other way; then there may be no reference.
         prompting: of a search for a better prompt; the model is asked so, too.
+        beside: another model's measurement. A judge that only compares does so with its answers as deployed, or with
+            this model's own, where there is none; then scores are win rates.
     """
     prompts = DataFolder(data).prompts(split).read()[: config.prompts]
     policy = Policy.open(model / "model")
@@ -201,9 +204,12 @@ def measure(
         groups = policy.write(prompts, sampling, n=n, render=render, end=end, progress=context.progress)
         return [[_before_the_next(rollout, policy.tokenizer, config) for rollout in group] for group in groups]
 
+    rivals = {} if beside is None else {row.key: row.deployed.answer for row in tested_prompts(beside)}
+
     def judged(rollouts: Sequence[Rollout], reward: Scorer | None = None, drawn: int = 1) -> ScoredAnswers:
         conversations = [Conversation(rollout.prompt, rollout.answer) for rollout in rollouts]
-        rewarded, judgement = scored(reward, conversations) if reward else None, scored(judge, conversations)
+        rewarded = scored(reward, against(reward, conversations, rivals)) if reward else None
+        judgement = scored(judge, against(judge, conversations, rivals))
         for who, scores in (("reward", rewarded), ("judge", judgement)):
             for name, note in scores.notes.items() if scores else ():
                 context.progress.say(f"{who}: {name} {note}")
@@ -318,9 +324,7 @@ def _asked(prompt: Prompt) -> str:
 def _before_the_next(rollout: Rollout, tokenizer: Any, config: Measurement) -> Rollout:
     """The answer up to the next question, which a Base goes on to write."""
     opening = config.example.split("{prompt}")[0].strip()
-    answer = rollout.answer.split("\n\n")[0]
-    if opening:
-        answer = answer.split(opening)[0]
-    answer = answer.strip()
+    # Nothing but an empty line says where the next example begins that has no words before its question.
+    answer = rollout.answer.strip().split(opening or "\n\n")[0].strip()
     kept = tuple(tokenizer(answer, add_special_tokens=False)["input_ids"])
     return Rollout(rollout.prompt, rollout.prompt_tokens, kept, rollout.logprobs[: len(kept)], answer, True)

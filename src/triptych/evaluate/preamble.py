@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from triptych.data.template import prompt_tokens
 from triptych.display import one_line
 from triptych.engine.rollout import Policy, Render
 from triptych.engine.sampling import Sampling
-from triptych.engine.scoring import Scorer, scored
+from triptych.engine.scoring import Scorer, against, scored
 from triptych.progress import Progress
 from triptych.records import Conversation, Message, Messages, Prompt
 from triptych.storage import Folder, read_object
@@ -99,6 +99,7 @@ class Examinee:
         sampled: tokens so far, of its answers and of whatever else is to be counted with them.
         answers: how many it gave.
         written: tokens of these.
+        rivals: the first answer to each prompt, for a chooser that only compares.
     """
 
     policy: Policy
@@ -108,6 +109,7 @@ class Examinee:
     sampled: int = 0
     answers: int = 0
     written: int = 0
+    rivals: dict[str, str] = field(default_factory=dict)
 
     def ask(self, preamble: Messages, prompts: Sequence[Prompt]) -> list[Attempt]:
         """Its answer to each prompt behind these turns, of `decoding.max_tokens` at the most."""
@@ -121,7 +123,7 @@ class Examinee:
         self.written += written
         self.answers += len(rollouts)
         rows = [Conversation(rollout.prompt, rollout.answer) for rollout in rollouts]
-        scores = scored(self.chooser, rows)
+        scores = scored(self.chooser, against(self.chooser, rows, self.rivals))
         columns = scores.parts.items()
         return [
             Attempt(row, total, {name: value for name, values in columns if (value := values[place]) is not None})

@@ -63,8 +63,9 @@ def improve(
         curve = loop.run(method.prepare, method.loss, method.unit, leave=method.detach, heldout=method.heldout)
     checkpoints = loop.checkpoints
     numbers = method.numbers(curve)
+    written = int(numbers.get("answers", config.written(checkpoints.last)))
     return Improved(
-        method=method.name(), steps=checkpoints.last, answers=int(numbers.get("answers", config.answers)),
+        method=method.name(), steps=checkpoints.last, answers=written,
         kept=checkpoints.kept, watched_by=checkpoints.watcher, alarms=tuple(checkpoints.alarms()),
         overoptimisation=checkpoints.overoptimisation(best_of_n=method.best_of_n), numbers=numbers,
     )

@@ -59,11 +59,6 @@ class Kto(Improvement):
         """Thumbs say themselves what is liked."""
         return False
 
-    @property
-    def answers(self) -> int:
-        """None is written."""
-        return 0
-
     @model_validator(mode="after")
     def _unsampled(self) -> Self:
         if self.updates_per_rollout > 1:

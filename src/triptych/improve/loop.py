@@ -28,7 +28,7 @@ from triptych.engine.models import load_policy, load_tokenizer, save
 from triptych.engine.rollout import Policy, divergence, sampler_mismatch
 from triptych.engine.sampler import Sampler, SlotSampler
 from triptych.engine.sampling import Sampling
-from triptych.engine.scoring import Scorer, Scores, scored
+from triptych.engine.scoring import Scorer, Scores, against, scored
 from triptych.engine.training import GradientAccumulation, Loss, Step, shuffled, train
 from triptych.engine.vllm import SamplerPlace, VllmSampler
 from triptych.errors import ModelError
@@ -101,7 +101,13 @@ class Improvement(GradientAccumulation):
     @property
     def answers(self) -> int:
         """How many answers a round is learnt from, but for those that were sampled again."""
-        return self.samplings * self.prompts_per_step * self.group_size
+        return self.written(self.steps)
+
+    def written(self, steps: int) -> int:
+        """How many that are after so many updates; none where answers are learnt from that others gave."""
+        if self.needs_comparisons or self.needs_thumbs:
+            return 0
+        return math.ceil(steps / self.updates_per_rollout) * self.prompts_per_step * self.group_size
 
 
 class Contrast(Improvement):
@@ -208,6 +214,7 @@ class Loop:
         folder = champion / "model"
         self.context, self.config, self.data = context, config, data
         self.reward, self.judge = reward, judge
+        self.rivals: dict[str, str] = {}  # the champion's own answers, which are the first that are measured
         self.noted: set[str] = set()
         self.seed = context.seed * 1000 + round
         kept = context.scratch if config.select == "best" else None
@@ -359,12 +366,12 @@ class Loop:
         if self.config.sampler != "slots":
             numbers["validation_mismatch"] = self._compared(groups)
         if self.reward is not None:
-            numbers[REWARDED] = self.reward.score(conversations)
+            numbers[REWARDED] = self.reward.score(against(self.reward, conversations, self.rivals))
             numbers["validation_reward"] = sum(numbers[REWARDED]) / len(groups)
         else:
             numbers |= heldout()
         if self.judge is not None:
-            numbers[JUDGED] = self.judge.score(conversations)
+            numbers[JUDGED] = self.judge.score(against(self.judge, conversations, self.rivals))
             numbers["validation_judge"] = sum(numbers[JUDGED]) / len(groups)
         self.policy.release()  # what learns from given answers samples no more until it is measured again
         give_back()

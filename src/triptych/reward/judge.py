@@ -161,6 +161,11 @@ class LanguageJudge:
 
     learns = False
 
+    @property
+    def compares(self) -> bool:
+        """See `PairwiseOnly`."""
+        return self.config.ask == "compare"
+
     def __init__(
         self, config: JudgeReward, judge: Choosing, template: str, *, name: str = "language judge", identity: str = "",
     ) -> None:

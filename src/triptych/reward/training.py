@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -102,6 +102,11 @@ class RewardTrained(Result):
     raw_deviation: float
 
 
+SEEDS: Mapping[TrainedOn, int] = {"train": 0, "judge": 500_000}
+"""What is added to the run's seed: the gate's own model must not start from the reward's head. What the policy is
+optimised along would be a direction that the two have in common, whatever either learnt."""
+
+
 def train_reward(
     context: StageContext, config: PairwiseReward, start: Folder, comparisons: Folder, share: TrainedOn = "train",
     member: int = 0,
@@ -113,7 +118,7 @@ def train_reward(
     """
     files = DataFolder(comparisons)
     rows = files.comparisons(share).read()
-    trained = fit_model(context, config, start, rows, seed=context.seed + 1_000 * member)
+    trained = fit_model(context, config, start, rows, seed=context.seed + 1_000 * member + SEEDS[share])
     heldout = files.comparisons(HELD_OUT[share])
     # A margin moves the difference at which a pair is learnt, so that it is no longer the log-odds.
     log_odds = not any(row.margin for row in with_margins(rows, config.margin))
