@@ -12,7 +12,7 @@ from triptych.evaluate.measurement import Measurements, ScoredAnswer, TestedProm
 from triptych.family import Family, ModelTest, Round
 from triptych.pipeline.artifact import Artifact
 from triptych.recipe import Goals, load
-from triptych.report.summary import AuditSummary, FinalVerdict
+from triptych.report.summary import AuditSummary, FinalVerdict, RewardOrder
 from triptych.results import missed, reward_order, verdict
 from triptych.statistics.intervals import mean_interval
 from triptych.statistics.scores import DecodedScore
@@ -194,14 +194,34 @@ def test_the_reward_must_order_the_models_as_the_judge_does() -> None:
             ModelTest(name, None, Artifact(
                 name, TINY, {}, name, Measurements.model_construct(score=score, reward=reward)
             ))
-            for name, score, reward in zip(names, (0.1, 0.5, 0.7, 0.3), rewards, strict=True)
+            for name, score, reward in zip(names, JUDGED, rewards, strict=True)
         ]
         return found
 
-    order = reward_order(family(-1.0, 0.0, 1.0, 9.0))  # round 2 was no champion
-    assert order
-    assert (order.agree, order.by_judge) == (True, ["base, few-shot", "instruct", "round 1"])
-    order = reward_order(family(2.0, 0.0, 1.0, 9.0))
-    assert order
-    assert (order.agree, order.by_reward) == (False, ["instruct", "round 1", "base, few-shot"])
-    assert reward_order(family(None, None, None, None)) is None
+    def order(*rewards: float | None, noise: float = 0.0) -> RewardOrder | None:
+        tested = family(*rewards)
+        return reward_order(tested, {
+            test.name: [row_of(prompt, score, reward, noise * (-1) ** prompt * place) for prompt in range(60)]
+            for place, (test, score, reward) in enumerate(zip(tested.tests, JUDGED, rewards, strict=True))
+        })
+
+    found = order(-1.0, 0.0, 1.0, 9.0)  # round 2 was no champion
+    assert found
+    assert (found.agree, found.by_judge) == (True, ["base, few-shot", "instruct", "round 1"])
+    found = order(2.0, 0.0, 1.0, 9.0)
+    assert found
+    assert (found.agree, found.by_reward) == (False, ["instruct", "round 1", "base, few-shot"])
+    found = order(-1.0, 0.01, 0.0, 9.0, noise=1.0)  # what differs by chance contradicts nothing
+    assert found
+    assert (found.agree, found.by_reward) == (True, ["base, few-shot", "round 1", "instruct"])
+    assert order(None, None, None, None) is None
+
+
+JUDGED = (0.1, 0.5, 0.7, 0.3)
+
+
+def row_of(number: int, score: float, reward: float | None, noise: float) -> TestedPrompt:
+    """A prompt and its one answer."""
+    given = None if reward is None else reward + noise
+    answer = ScoredAnswer(answer="", tokens=1, judge=score, reward=given)
+    return TestedPrompt(key=str(number), task=None, prompt=(("user", "x"),), deployed=answer, decodings={})

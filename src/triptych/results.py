@@ -8,6 +8,7 @@ import math
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 
 import torch
@@ -149,7 +150,7 @@ def summarise(
     return report.Summary(
         name=recipe.name, version=__version__, judge=family.judge.name if family.judge else "none",
         verdict=verdict(recipe, family, answers, audits), base=_base(family.base.result), models=models, audits=audits,
-        reward_order=reward_order(family),
+        reward_order=reward_order(family, answers),
         judge_audit=_audit(recipe, 0, family.judging) if family.judging and family.judging.audit else None,
         preferences_audit=(
             _audit(recipe, 0, family.preferences) if family.preferences and family.preferences.audit else None
@@ -261,8 +262,12 @@ def missed(goals: Goals, final: report.FinalVerdict, audits: Sequence[report.Aud
                    f"trivial rule, and the goal was {100 * goals.over_trivial:g}")
 
 
-def reward_order(family: Family) -> report.RewardOrder | None:
-    """Whether the released reward orders Base, Instruct and the champions as the judge does."""
+def reward_order(family: Family, answers: Tests) -> report.RewardOrder | None:
+    """Whether the released reward orders Base, Instruct and the champions as the judge does.
+
+    It does not where of two models the judge surely prefers one and the reward surely the other, each by the interval
+    of the difference on the same prompts: means that differ by chance say nothing.
+    """
     champions = [f"round {round.number}" for round in family.rounds if round.promoted]
     tested = _tested(family)
     names = [name for name in (BASE, FEW_SHOT, "instruct", *champions) if name in tested]
@@ -271,7 +276,17 @@ def reward_order(family: Family) -> report.RewardOrder | None:
         return None
     by_judge = sorted(names, key=lambda name: tested[name].score)
     by_reward = sorted(names, key=lambda name: rewards[name])
-    return report.RewardOrder(by_judge=by_judge, by_reward=by_reward, agree=by_judge == by_reward)
+    return report.RewardOrder(
+        by_judge=by_judge, by_reward=by_reward,
+        agree=not any(_contradicted(*_on_the_same_prompts(answers, *pair)) for pair in combinations(names, 2)),
+    )
+
+
+def _contradicted(one: Sequence[TestedPrompt], other: Sequence[TestedPrompt]) -> bool:
+    """Whether judge and reward surely prefer another of two models."""
+    _, judged = _gain([row.deployed.judge for row in other], [row.deployed.judge for row in one])
+    _, rewarded = _gain([row.deployed.reward or 0.0 for row in other], [row.deployed.reward or 0.0 for row in one])
+    return (judged[0] > 0 and rewarded[1] < 0) or (judged[1] < 0 and rewarded[0] > 0)
 
 
 def sample(answers: Tests, most: int = SAMPLES, task: str | None = None) -> list[report.Sample]:

@@ -102,7 +102,11 @@ class Tally(StrictModel):
 
 
 class RewardOrder(StrictModel):
-    """Base, Instruct and the champions from the worst to the best, by the judge and by the released reward."""
+    """Base, Instruct and the champions from the worst to the best, by the judge and by the released reward.
+
+    Attributes:
+        agree: of no two models does the judge surely prefer one and the reward surely the other.
+    """
 
     by_judge: list[str]
     by_reward: list[str]
