@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -15,7 +16,7 @@ from triptych.data.files import write
 from triptych.deployment import watcher
 from triptych.engine.models import load_policy, load_tokenizer, save
 from triptych.engine.rollout import Policy, divergence
-from triptych.engine.sampling import Sampling
+from triptych.engine.sampling import Sampling, passed_over
 from triptych.errors import ModelError, RecipeError
 from triptych.evaluate.answers import Answering, answer, answered
 from triptych.evaluate.decoding import SEEDS, Decoding, choose
@@ -84,6 +85,25 @@ def test_greedy_is_said_in_one_way(tmp_path: Path) -> None:
     for told in ("{greedy: true, temperature: 0.5}", "{greedy: false}", "{temperature: -1}", "{temperature: warm}"):
         with pytest.raises(RecipeError, match=re.escape(f"--set decoding={told}: decoding")):
             load(TINY, [f"decoding={told}"])
+
+
+@pytest.mark.parametrize(("settings", "said"), [
+    ({"do_sample": True, "top_k": 20, "repetition_penalty": 1.1}, "top_k 20, repetition_penalty 1.1"),
+    ({"do_sample": True, "temperature": 0.6}, None),
+    ({"do_sample": True, "top_k": 0, "top_p": 0.9, "min_p": None}, None), ({"top_k": 20}, None), ({}, None),
+    ({"do_sample": False, "repetition_penalty": 1.2, "min_p": 0.1}, "repetition_penalty 1.2"),
+])
+def test_what_of_a_models_own_settings_is_not_applied_is_said(
+    settings: dict[str, Any], said: str | None, tmp_path: Path
+) -> None:
+    assert passed_over(tmp_path) is None
+    (tmp_path / "generation_config.json").write_text(json.dumps(settings))
+    note = passed_over(tmp_path)
+    assert (note is None) == (said is None)
+    assert said is None or f": {said} of its" in str(note)
+    (tmp_path / "generation_config.json").write_text("no JSON")
+    with pytest.raises(ModelError, match="is not valid JSON"):
+        Sampling.of(tmp_path)
 
 
 def test_a_decoding_is_called_by_what_it_does() -> None:

@@ -51,7 +51,7 @@ from triptych.engine.inspection import ADAPTER
 from triptych.engine.merging import merge as merge_model
 from triptych.engine.perplexity import bits_per_byte
 from triptych.engine.rollout import Policy
-from triptych.engine.sampling import Sampling, own_sampling
+from triptych.engine.sampling import Sampling, own_sampling, passed_over
 from triptych.engine.scoring import Scorer, applies, unscorable
 from triptych.errors import AuditError, DataError, Fault, ModelError, RecipeError, RunError
 from triptych.evaluate.answers import QUESTIONS, Answered, Answering, answer, answered, take
@@ -527,6 +527,8 @@ def _answered(
             measured = take(work.context, before, after, (str(champion), str(candidate)))
         else:
             old, new = (work.start(model) for model in (champion, candidate))
+            for note in filter(None, (passed_over(model / "model") for model in (old, new))):
+                work.context.progress.say(note)
             deployed = [own_sampling(model / "model", temperature, max_tokens) for model in (old, new)]
             measured = answer(work.context, asked, new, old, work.data, deployed[1], deployed[0])
         made = {"made_by": work.mark, "measured": measured.model_dump(mode="json")}

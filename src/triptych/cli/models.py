@@ -68,7 +68,7 @@ def chat(
     from triptych.engine.chat import Chat
     from triptych.engine.device import settle
     from triptych.engine.rollout import Policy
-    from triptych.engine.sampling import own_sampling
+    from triptych.engine.sampling import own_sampling, passed_over
     from triptych.engine.scoring import scored
     from triptych.evaluate.preamble import preamble_of, rendered_behind
     from triptych.records import Conversation
@@ -83,6 +83,8 @@ def chat(
             say(f"(answers are not scored: {error})")
     seed = random.randrange(2**31) if seed is None else seed
     sampling = replace(own_sampling(folder, temperature, max_tokens), seed=seed)
+    if note := passed_over(folder):
+        say(note)
     preamble = preamble_of(folder)
     conversation = Chat(policy, sampling, rendered_behind(preamble, policy, sampling.max_tokens) if preamble else None)
     for line in _lines():
@@ -187,7 +189,7 @@ def evaluate(
     if reward is not None and prompts is None:
         raise RecipeError("--reward scores answers to prompts: give --prompts as well")
     from triptych import api
-    from triptych.engine.sampling import own_sampling
+    from triptych.engine.sampling import own_sampling, passed_over
 
     allowed = Allowed(allow_endpoint, allow_key, allow_functions, allow_template, allow_model)
     numbers: dict[str, Any] = {}
@@ -196,6 +198,8 @@ def evaluate(
     if prompts is not None or text is not None or tasks is not None:
         folder = find_model(model, "instruct")[0]
         scorer = allowed.reward(reward, "score") if reward is not None else None
+        if note := passed_over(folder):
+            say(note)
         sampling = replace(own_sampling(folder, temperature, max_tokens), seed=seed)
         names = [name.strip() for name in tasks.split(",") if name.strip()] if tasks is not None else []
         numbers |= _numbers(api.evaluate(

@@ -100,6 +100,7 @@ def _family(name: str, allowed: Allowed, context: int, slots: int | None) -> Ser
     """
     from triptych.engine.device import settle
     from triptych.engine.inspection import is_classifier
+    from triptych.engine.sampling import passed_over
     from triptych.evaluate.preamble import preamble_of
     from triptych.reward.description import DESCRIPTION
     from triptych.server.served import ServedFamily, open_model
@@ -109,6 +110,8 @@ def _family(name: str, allowed: Allowed, context: int, slots: int | None) -> Ser
     folder = find_model(name, "judge")[0] if release is None else release
 
     def opened(folder: Path, name: str, title: str, *, talks: bool = True) -> ServedModel:
+        if note := passed_over(folder):
+            say(note)
         return open_model(
             folder, name, title, context=context, slots=slots, preamble=preamble_of(folder), talks=talks
         )

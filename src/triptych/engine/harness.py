@@ -30,21 +30,13 @@ from triptych.engine.packing import APPLIED
 from triptych.engine.perplexity import separator
 from triptych.engine.request import Completion
 from triptych.engine.rollout import Policy, infer
-from triptych.engine.sampling import Sampling
+from triptych.engine.sampling import DRAWING, NEUTRAL, Sampling
 from triptych.errors import ModelError
 from triptych.progress import Progress, Silent
 from triptych.records import Message, Prompt
 
 MAX_TOKENS = 256
 """Of an answer, where a task does not say, as the harness has it."""
-
-NEUTRAL: dict[str, tuple[Any, ...]] = {
-    "top_k": (0, None), "num_beams": (1, None), "repetition_penalty": (1, None), "use_cache": (True, False, None),
-}
-"""What of transformers' generation settings changes nothing, by the values with which it does not."""
-
-DRAWING = ("top_k", "min_p", "typical_p")
-"""The settings of drawing, which mean nothing where the likeliest token is taken."""
 
 
 class HarnessModel(TemplateLM):  # type: ignore[misc]  # lm_eval has no types

@@ -7,7 +7,6 @@ vocabulary.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,7 +16,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from triptych.engine.inspection import read_object
 from triptych.engine.logprobs import rows_at_once
+
+NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "top_k": (0, None), "min_p": (0, None), "typical_p": (1, None), "num_beams": (1, None),
+    "repetition_penalty": (1, None), "no_repeat_ngram_size": (0, None), "use_cache": (True, False, None),
+}
+"""What of transformers' generation settings is not built here, by the values with which it changes nothing."""
+
+DRAWING = ("top_k", "min_p", "typical_p")
+"""Those of drawing, which mean nothing where the likeliest token is taken."""
+
+TOP_K = 50
+"""Among so many of the likeliest tokens transformers samples where a folder gives no number."""
 
 End = int | Collection[int]
 """The token that ends an answer, or several of which each does, as transformers' `eos_token_id`."""
@@ -59,8 +71,7 @@ class Sampling:
     @classmethod
     def of(cls, folder: Path) -> Sampling:
         """As the `generation_config.json` of a model's folder says; what it leaves out is as transformers has it."""
-        path = folder / "generation_config.json"
-        settings = json.loads(path.read_bytes()) if path.is_file() else {}
+        settings = generation_settings(folder)
         temperature = settings.get("temperature") or 1.0 if settings.get("do_sample") else 0.0
         return cls(settings.get("max_new_tokens") or MAX_TOKENS, temperature, settings.get("top_p") or 1.0)
 
@@ -77,6 +88,30 @@ class Sampling:
     def identity(self) -> list[float]:
         """What it is, for the fingerprint of what was drawn."""
         return [self.max_tokens, self.temperature, self.top_p, self.seed]
+
+
+def generation_settings(folder: Path) -> dict[str, Any]:
+    """What a model's folder says of how it is decoded; nothing where it does not.
+
+    Raises:
+        ModelError: it is no JSON object.
+    """
+    path = folder / "generation_config.json"
+    return read_object(path) if path.is_file() else {}
+
+
+def passed_over(folder: Path) -> str | None:
+    """What of the folder's settings changes answers elsewhere and is not built here, in words; None of nothing."""
+    settings = generation_settings(folder)
+    drawn = Sampling.of(folder).temperature > 0
+    names = [name for name in NEUTRAL if name in settings and (drawn or name not in DRAWING)]
+    said = [f"{name} {settings[name]}" for name in names if settings[name] not in NEUTRAL[name]]
+    if not said:
+        return None
+    return (
+        f"{folder}: {', '.join(said)} of its generation_config.json is not applied: answers are drawn by temperature "
+        "and top_p alone"
+    )
 
 
 def own_sampling(folder: Path, temperature: float | None = None, max_tokens: int | None = None) -> Sampling:

@@ -6,7 +6,6 @@ it, where every conversation comes out as the template itself writes it.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerFast
 
 from triptych.data.template import rendered
-from triptych.engine.sampling import Sampling
+from triptych.engine.sampling import TOP_K, Sampling, generation_settings
 from triptych.errors import ModelError
 from triptych.evaluate.preamble import preamble_of
 from triptych.records import Message, Messages
@@ -26,8 +25,6 @@ CHAT = tuple(
 )[:-1]
 """A conversation that ends with a question."""
 SYSTEM = Message("system", "triptych system")
-TOP_K = 50
-"""Of transformers, where `generation_config.json` gives none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,12 +103,12 @@ def _around(tokenizer: PreTrainedTokenizerFast, messages: Messages) -> list[str]
 
 def decoding_of(model: Path) -> dict[str, float]:
     """How a model is decoded as its folder says, by the names that Ollama has for it."""
-    path, sampling = model / "generation_config.json", Sampling.of(model)
-    settings = json.loads(path.read_bytes()) if path.is_file() else {}
+    settings, sampling = generation_settings(model), Sampling.of(model)
     penalty = settings.get("repetition_penalty") or 1.0
     decoding = {"temperature": sampling.temperature, "repeat_penalty": penalty}
     if sampling.temperature:
-        decoding |= {"top_p": sampling.top_p, "top_k": settings.get("top_k", TOP_K), "min_p": 0.0}
+        decoding |= {"top_p": sampling.top_p, "top_k": settings.get("top_k", TOP_K) or 0}
+        decoding["min_p"] = settings.get("min_p") or 0.0
     if "max_new_tokens" in settings:
         decoding["num_predict"] = sampling.max_tokens
     return decoding
