@@ -92,7 +92,7 @@ def make_audited(
     folds = cross_fit(
         runner, name, config, materials, recipe.splits.cross_fit, earlier=predecessor.folds if predecessor else None
     )
-    unknown = runner.outside(lambda: learnt_unknown(config), planned=False)
+    unknown = evidence is not None and runner.outside(lambda: learnt_unknown(config), planned=False)
     audited = None if evidence is None else runner.run(
         audit_name, audit, recipe.reward.audit.checks, comparisons=evidence, reward=scorer, share=HELD_OUT[share],
         predecessor=predecessor.scorer if predecessor else None, unknown=unknown, **folds.scorers,

@@ -28,9 +28,6 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
 DRAWING = ("top_k", "min_p", "typical_p")
 """Those of drawing, which mean nothing where the likeliest token is taken."""
 
-TOP_K = 50
-"""Among so many of the likeliest tokens transformers samples where a folder gives no number."""
-
 End = int | Collection[int]
 """The token that ends an answer, or several of which each does, as transformers' `eos_token_id`."""
 

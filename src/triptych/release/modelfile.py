@@ -13,7 +13,7 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerFast
 
 from triptych.data.template import rendered
-from triptych.engine.sampling import TOP_K, Sampling, generation_settings
+from triptych.engine.sampling import Sampling, generation_settings
 from triptych.errors import ModelError
 from triptych.evaluate.preamble import preamble_of
 from triptych.records import Message, Messages
@@ -25,6 +25,8 @@ CHAT = tuple(
 )[:-1]
 """A conversation that ends with a question."""
 SYSTEM = Message("system", "triptych system")
+TOP_K = 50
+"""Of transformers, where `generation_config.json` gives none."""
 
 
 @dataclass(frozen=True, slots=True)

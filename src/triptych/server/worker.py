@@ -82,14 +82,12 @@ class Worker:
                     self._advance(batch)
 
     def _advance(self, batch: ContinuousBatch) -> None:
-        error = None
         try:
             grown = batch.step()
-        except Exception as failure:  # out of memory, say: those who wait are told, and the next ones are served
-            error = failure
+        except Exception as error:  # out of memory, say: those who wait are told, and the next ones are served
             grown = [*batch.running, *batch.waiting]
             for request in grown:
-                request.cancelled = True
+                request.fail(error)
         for request in grown:
             if tell := self._tell.get(id(request)):
-                tell((request.length, request.over, request.error or error))
+                tell((request.length, request.over, request.error))
