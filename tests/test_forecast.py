@@ -64,7 +64,10 @@ def test_a_run_tells_it_from_its_base_on_of_the_stages_that_it_will_do(tmp_path:
     execute(load(TINY), tmp_path / "run", heard, until="round-1/reward")
     assert {name: "left" in note for name, note in heard.stages.items()} == {
         "data": False, "base": False, "instruct": False, "round-1/feedback": False, "round-1/reward": False,
-    }  # nobody knows before how many comparisons there are
+    }
+    with_stages(tmp_path / "third", tiny_run, "data", "base")
+    execute(load(TINY), tmp_path / "third", heard, until="round-1/feedback")
+    assert heard.stages["instruct"] == "3 of 22"  # nobody knows before how many comparisons there will be
     with_stages(tmp_path / "other", tiny_run, "data", "base")
     execute(load(TINY), tmp_path / "other", heard, until="instruct")
     assert re.fullmatch(r"3 of 22, \d\d% done, about [\d.]+ s left", heard.stages["instruct"])

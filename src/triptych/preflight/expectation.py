@@ -17,12 +17,17 @@ SOME = 200
 """Rows of each split whose tokens are counted."""
 
 
-def expect(recipe: Recipe, family: Family, stages: Sequence[str]) -> dict[str, float]:
-    """Seconds of each of these stages, roughly; nothing while there is no Base, and of what takes next to nothing.
+UNTOLD = {"feedback", "thumbs", "benchmarks"}
+"""Stages of what the run collects itself, on which its rewards are then trained, and of the harness's tasks."""
 
-    It takes a few seconds itself.
+
+def expect(recipe: Recipe, family: Family, stages: Sequence[str]) -> dict[str, float]:
+    """Seconds of each of these stages, roughly, but for those that take next to nothing.
+
+    Nothing while there is no Base, and where one of them cannot be told: of what a part takes a user would think that
+    it is the whole. It takes a few seconds itself.
     """
-    if family.data is None or family.base is None:
+    if family.data is None or family.base is None or any(UNTOLD & set(stage.split("/")) for stage in stages):
         return {}
     base = family.base.result
     folder = family.base / "model"
