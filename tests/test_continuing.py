@@ -13,7 +13,7 @@ from test_check import write_recipe
 from test_crossfitting import context
 from triptych.base.continuing import ContinuedPretraining, continue_pretraining, shortened
 from triptych.base.record import BaseRecord
-from triptych.base.text import TokenizedText, planned
+from triptych.base.text import TokenizedText, planned, require_learnt, unlearnt
 from triptych.data.files import read_documents
 from triptych.data.folder import DataFolder
 from triptych.data.stdlib import stdlib_files
@@ -127,6 +127,15 @@ def test_every_file_has_a_held_out_part() -> None:
     documents = [Document(f"cats {i}", "cats") for i in range(100)] + [Document("one", "few"), Document("two", "few")]
     parts = split_text(documents, 0.1, seed=3)
     assert [sum(one.domain == name for one in parts["text_heldout"]) for name in ("cats", "few")] == [10, 1]
+
+
+def test_a_file_that_is_held_out_whole_is_not_learnt_by_accident_from_the_others() -> None:
+    documents = [Document(f"cats {i}", "cats") for i in range(100)] + [Document("a whole book", "book")]
+    parts = split_text(documents, 0.1, seed=3)
+    for weights, lost in ((None, ["book"]), ({"cats": 1.0, "book": 3.0}, ["book"]), ({"cats": 1.0, "book": 0.0}, [])):
+        assert unlearnt(parts["text"], parts["text_heldout"], weights) == lost
+    with pytest.raises(DataError, match=r"book: all of it is held out, for it is one document.*`weight: 0`"):
+        require_learnt(parts["text"], parts["text_heldout"])
 
 
 def test_what_is_measured_is_cut_where_it_has_enough_bytes() -> None:

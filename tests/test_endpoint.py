@@ -318,7 +318,7 @@ def test_a_log_probability_that_is_none_enters_nothing(wire: Wire, tmp_path: Pat
 def test_a_very_small_log_probability_is_that_of_nothing(wire: Wire, number: str) -> None:
     tops = f'[{{"token": "2", "logprob": {number}}}, {{"token": "1", "logprob": -1}}]'
     wire.says = lambda: iter([http(
-        '{"choices": [{"message": {"content": "2"}, "logprobs": {"content": '
+        '{"choices": [{"message": {"content": "1"}, "logprobs": {"content": '
         f'[{{"token": "1", "logprob": -1, "top_logprobs": {tops}}}]}}}}]}}'
     )])
     assert asked(wire) == [{"1": 1.0, "2": 0.0, "3": 0.0}]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ import pytest
 from triptych.data.files import read_comparisons, write
 from triptych.errors import RunError
 from triptych.feedback.accumulation import accumulate
-from triptych.feedback.labelling import ExactLabelling, Labelled, _compared, label
+from triptych.feedback.labelling import ExactLabelling, Labelled, _compared, finished, label
 from triptych.pipeline.stage import StageContext
 from triptych.progress import Silent
 from triptych.records import Comparison, Conversation, Prompt, Rollout, user
@@ -58,13 +59,31 @@ def test_ties_empty_and_equal_answers_are_not_compared() -> None:
     assert (only.chosen, only.rejected, only.source) == ("7", "1", "digits")
 
 
+def test_nothing_is_learnt_of_an_answer_that_was_cut() -> None:
+    said: list[str] = []
+
+    class Listening(Silent):
+        def say(self, text: str) -> None:
+            said.append(text)
+
+    groups = [group(0, "1", "2", "3"), group(1, "4", "5")]
+    groups[0][1] = replace(groups[0][1], finished=False)
+    groups[1] = [replace(rollout, finished=False) for rollout in groups[1]]
+    whole, cut = finished(groups, Listening())
+    assert [[rollout.answer for rollout in kept] for kept in whole] == [["1", "3"], []]
+    assert cut == 3
+    assert said == ["feedback: 3 of 5 answers were cut at max_tokens and are left out: raise it"]
+    (only,) = _compared(whole, Digits(), ExactLabelling(noise=0.0), 1)
+    assert (only.chosen, only.rejected) == ("3", "1")
+
+
 def test_the_same_seed_gives_the_same_labels_and_another_other_ones() -> None:
     groups = [group(i, "1", "2") for i in range(300)]
     one, same, other = (_compared(groups, Digits(), ExactLabelling(noise=0.3), seed) for seed in (1, 1, 2))
     assert one == same != other
 
 
-CONFIG = ExactLabelling(prompts=20, answers=3, noise=0.1, heldout=0.3, max_tokens=8)
+CONFIG = ExactLabelling(prompts=20, answers=3, noise=0.1, heldout=0.3, max_tokens=200)  # a random model ends late
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +117,8 @@ def test_rounds_add_up_and_what_is_held_out_stays_so(tmp_path: Path, data: Path,
 
     assert metrics.comparisons == len(trained) + len(held)
     assert metrics.answers == 60
-    assert metrics.comparisons + metrics.ties == 20 * 3
+    assert 0 < metrics.cut < 60
+    assert 0 < metrics.ties < metrics.comparisons + metrics.ties < 20 * 3  # each pair without a cut answer
     assert metrics.labelled_by == "letters"
     assert len(prompts_of([*trained_since, *held_since])) > 20
     assert trained_since[: len(trained)] == trained

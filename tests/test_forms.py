@@ -57,7 +57,20 @@ READ: list[tuple[str, dict[str, Any], list[Record]]] = [
     ("thumbs", {"instruction": "Why?", "input": "", "output": "So.", "kto_tag": True}, [LIKED]),
     ("thumbs", {"messages": [ASK, GOOD], "label": False}, [Thumb(WHY, "So.", False)]),
     ("thumbs", {"prompt": "Why?", "response": "So.", "category": {"a": False}, "is_safe": True}, [LIKED]),
+    # What a row says as a prompt is what its readers as a conversation or a comparison take for one.
+    ("prompts", {"prompt": "Hi", "messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"},
+                                              ASK, GOOD]}, [LONG.prompt]),
+    ("prompts", {"prompt": "Why?", "messages": [{"role": "system", "content": "Be brief."}, ASK, GOOD]}, [BRIEF]),
+    ("prompts", {"prompt": "Why?", "chosen": [{"role": "system", "content": "Be brief."}, ASK, GOOD],
+                 "rejected": [{"role": "system", "content": "Be brief."}, ASK, BAD]}, [BRIEF]),
+    ("prompts", {"instruction": "Why?", "input": "Now.", "output": ["So.", "No."]}, [Prompt(user("Why?\n\nNow."))]),
+    # What somebody did not like, or rated, need not be right; a number may be a question's level.
+    ("prompts", {"question": "Why?", "answer": "No.", "liked": False}, [WHY]),
+    ("prompts", {"prompt": "Why?", "answer": "No.", "helpfulness": 1, "correctness": 0}, [WHY]),
+    ("prompts", {"problem": "Why?", "answer": "4", "level": 5}, [Prompt(user("Why?"), "4")]),
     # Ratings.
+    ("ratings", {"prompt": "Why?", "response": "So.", "helpfulness": 4, "annotator": 17},
+     [Rating(WHY, "So.", {"helpfulness": 4.0})]),
     ("ratings", {"prompt": "Why?", "response": "So.", "scores": {"good": 4, "short": None}},
      [Rating(WHY, "So.", {"good": 4.0})]),
     ("ratings", {"prompt": "Why?", "response": "So.", "correctness": 4, "verbosity": "1", "turn_id": 9, "tokens": 3},
@@ -329,6 +342,27 @@ def test_fields_that_mean_something_are_named_once_for_each_file_with_the_number
     assert notes_of("conversations", written(tmp_path, turn)) == [
         ":1: messages[].audio: is not read, in 1 of 1 row, sound; only text is read"
     ]
+
+
+def test_a_preferences_context_is_named_where_it_is_not_read(tmp_path: Path) -> None:
+    notes: list[Fault] = []
+    row = {"question": "Why?", "context": "It is late.", "chosen": "So.", "rejected": "No."}
+    assert files.read_comparisons(written(tmp_path, row), notes=notes) == [PAIR]
+    assert "context" in str(notes[0])
+
+
+def test_an_objects_fields_that_other_rows_of_a_column_have_are_not_its_own(tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    rows = [
+        {"messages": [ASK, {"role": "assistant", "content": "", "tool_calls": [
+            {"function": {"name": name, "arguments": arguments}}]}]}
+        for name, arguments in (("weather", {"city": "Rome"}), ("sum", {"of": "2+2"}))
+    ]
+    parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "rows.parquet")
+    read = files.read_conversations(tmp_path / "rows.parquet")
+    assert read == files.read_conversations(written(tmp_path, *rows))
+    assert [json.loads(row.tool_calls[0].arguments) for row in read] == [{"city": "Rome"}, {"of": "2+2"}]
 
 
 def test_ties_are_left_out_and_counted(tmp_path: Path) -> None:

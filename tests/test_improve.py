@@ -24,7 +24,7 @@ from triptych.cycle import plan
 from triptych.data.files import write
 from triptych.data.lengths import TokenizedComparison
 from triptych.data.pairs import PairGroup, grouped
-from triptych.engine import attention, device
+from triptych.engine import attention, device, training
 from triptych.engine.curve import read_curve
 from triptych.engine.forward import answer_logprobs, pack_answers
 from triptych.engine.models import load_tokenizer, save
@@ -154,6 +154,11 @@ def test_every_prompt_is_asked_before_one_is_asked_again() -> None:
     assert [len(step) for step in plan] == [3] * 7
     assert sorted(asked[:10]) == list(range(10))
     assert sorted(asked[10:20]) == list(range(10))
+
+
+def test_every_prompt_is_asked_also_where_each_sampling_is_used_again() -> None:
+    plan = passes(12, Improvement(steps=8, prompts_per_step=3, updates_per_rollout=2), seed=5)
+    assert sorted(prompt for sampling in plan for prompt in sampling) == list(range(12))
 
 
 def answer(tokens: list[int], finished: bool = True) -> Rollout:
@@ -292,6 +297,21 @@ def test_a_round_ends_at_the_first_policy_that_the_gate_would_turn_away(
     assert stopped.alarms[0].startswith(f"stopped at step {farther} of 6: ")
     _, _, before = ran("before", UNLIMITED, steps=farther - 1)
     assert weights == before
+
+
+def test_a_value_head_learns_at_a_rate_of_its_own(policies: list[Policy]) -> None:
+    model = policies[0].model
+    ppo.attach(model)
+    config = Ppo(learning_rate=1e-6, value_learning_rate=1e-2)
+    groups = [group for optimizer in training._optimizers(model, config) for group in optimizer.param_groups]
+    peaks = {name: group["peak"] for group in groups
+             for name, weight in model.named_parameters() if any(weight is member for member in group["params"])}
+    assert {name for name, peak in peaks.items() if peak == 1e-2} == {"value_head.weight", "value_head.bias"}
+    assert set(peaks.values()) == {1e-6, 1e-2}
+    ppo.detach(model)
+    returns = torch.tensor([1.0, 2.0, 3.0])
+    assert ppo.explained_variance(returns, torch.zeros(3)) == pytest.approx(0)
+    assert ppo.explained_variance(returns, returns + 1) == pytest.approx(1)
 
 
 def test_a_value_head_is_trained_and_not_kept(inputs: dict[str, Any], tmp_path: Path) -> None:
@@ -795,6 +815,20 @@ def test_a_reward_or_log_probability_that_is_not_finite_skips_the_step(policies:
     groups[1] = [*groups[1][:2], impossible]
     step = grpo.step(reference, Answers(groups, rewards.nan_to_num()), config)
     assert step.fault == "sampler's log-probability"
+
+
+@pytest.mark.parametrize("strange", [math.nan, math.inf])
+def test_a_reward_that_is_no_number_is_not_left_out_with_the_answers_that_vary_least(strange: float) -> None:
+    groups = [[answer([3 + place]) for place in range(4)] for _ in range(2)]
+    rewards = torch.tensor([[0.0, 1.0, 2.0, 3.0], [5.0, strange, 5.0, 6.0]])
+    assert downsampled(Answers(groups, rewards), Grpo(group_size=4, downsample=2)).fault == "reward"
+
+
+def test_the_validation_reward_of_a_cut_answer_is_what_is_learnt_from(policies: list[Policy]) -> None:
+    groups = [[answer([3])], [answer([4], finished=False)], [answer([5])]]
+    given = Answers([[group[0] for group in groups]], torch.tensor([[1.0, 9.0, 2.0]]))
+    assert Grpo(cut_price=0.5).learnt(given).tolist() == [[1.0, 0.5, 2.0]]
+    assert Grpo(cut_price=0.5, cut_reward="own").learnt(given).tolist() == [[1.0, 8.5, 2.0]]
 
 
 class Faulty:

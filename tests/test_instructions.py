@@ -20,9 +20,10 @@ from triptych.data.rows import Place
 from triptych.data.source import Source
 from triptych.errors import DataError
 from triptych.instructions.constraining import Constraining, constrain, constrain_answers, unconstrained
+from triptych.instructions.following import followed
 from triptych.instructions.registry import DRAWN, IFEVAL, INSTRUCTIONS, instruction
 from triptych.instructions.text import sentences
-from triptych.records import Check, Conversation, Prompt
+from triptych.records import Check, Conversation, Prompt, user
 from triptych.reward.rules import Rules, RulesReward
 
 THREE = Constraining(most=3, seed=4)
@@ -61,6 +62,9 @@ CASES: list[tuple[str, dict[str, Any], str, str]] = [
     ("startend:quotation", {}, ' "yes" ', '"yes" he said'),
     ("change_case:capital_word_frequency", {"capital_frequency": 2, "capital_relation": "at least"},
      "The (NASA) and ESA", "The nasa and ESA"),
+    # DO N'T, CAN NOT and GON NA are two words each, as nltk has them; I is one.
+    ("change_case:capital_word_frequency", {"capital_frequency": 6, "capital_relation": "at least"},
+     "DON'T, you CANNOT, is GONNA be", "DON'T, you CANNOT, I see"),
     ("change_case:english_capital", {}, "THIS IS WHAT WE SAID TO THEM.", "This is what we said to them."),
     ("change_case:english_lowercase", {}, "this is what we said to them.", "This is what we said to them."),
     ("punctuation:no_comma", {}, "a b", "a, b"),
@@ -299,7 +303,7 @@ def test_a_list_becomes_bullets_of_as_many_entries(answer: str, bullets: str | N
     assert bullets is None or changed == bullets
 
 
-def test_rows_hold_instructions_in_three_forms(tmp_path: Path) -> None:
+def test_rows_hold_instructions_in_several_forms(tmp_path: Path) -> None:
     path = tmp_path / "p.jsonl"
     checks = (Check("punctuation:no_comma"), Check("length_constraints:number_words",
                                                    {"num_words": 3, "relation": "at least"}))
@@ -309,10 +313,12 @@ def test_rows_hold_instructions_in_three_forms(tmp_path: Path) -> None:
         {"prompt": "a", "checks": [{"kind": check.kind, **check.arguments} for check in checks]},
         {"prompt": "a", "instruction_id_list": kinds, "kwargs": arguments},
         {"prompt": "a", "ground_truth": json.dumps([{"instruction_id": kinds, "kwargs": [None, arguments[1]]}])},
+        {"prompt": "a", "ground_truth": repr([{"instruction_id": kinds, "kwargs": [None, arguments[1]]}])},
+        {"prompt": "a", "ground_truth": [json.dumps({"instruction_id": kinds, "kwargs": [None, arguments[1]]})]},
     ]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     prompts = read_prompts(path)
-    assert [prompt.checks for prompt in prompts] == [checks] * 3
+    assert [prompt.checks for prompt in prompts] == [checks] * 5
     path.write_text(json_line(prompts[0]))
     assert read_prompts(path) == prompts[:1]
 
@@ -332,6 +338,12 @@ def test_a_wrong_instruction_is_a_fault_of_its_row(tmp_path: Path, row: dict[str
     (fault,) = caught.value.faults
     assert (fault.line, fault.field) == (1, field)
     assert what in fault.message
+
+
+def test_what_was_thought_before_an_answer_follows_nothing() -> None:
+    prompt = Prompt(user("a"), checks=(Check("punctuation:no_comma"),))
+    assert followed(prompt, "<think>\nWell, then\n</think>\n\nso") == [True]
+    assert followed(prompt, "<think>\nWell then") == [False]
 
 
 def test_the_rule_gives_the_share_that_is_followed() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -19,7 +20,7 @@ from triptych.engine.endpoint import Endpoint
 from triptych.errors import RewardError
 from triptych.pipeline.stage import StageContext
 from triptych.progress import Silent
-from triptych.records import Conversation, Prompt, user
+from triptych.records import Conversation, Message, Prompt, ToolCall, user
 from triptych.reward.endpoint import EndpointJudge, replies_in
 from triptych.reward.judge import TEMPLATES, JudgeReward, LanguageJudge, LocalJudge, keep_judge
 from triptych.reward.registry import open_reward
@@ -94,12 +95,26 @@ def test_a_reply_is_read_from_token_probabilities_and_else_from_its_text() -> No
     assert found == pytest.approx({"1": 0, "2": 0.25, "3": 0, "4": 0.75, "5": 0})
     assert replies_in(text("Score: 4 of 5"), ["4", "5"]) == {"4": 1.0, "5": 0.0}
     assert replies_in(text("14"), ["4"]) is None
-    assert replies_in(text("B, clearly"), ["A", "B"]) == {"A": 0.0, "B": 1.0}
+    assert replies_in(text("On a scale of 1 to 5, I give it a 4"), ["1", "4", "5"]) == {"1": 0.0, "4": 1.0, "5": 0.0}
+    for reply in ("B, clearly", "B is better than A", "I prefer B to A", "**B**\n\nA is long.", "Answer B", "B"):
+        assert replies_in(text(reply), ["A", "B"]) == {"A": 0.0, "B": 1.0}
+    assert replies_in(text("4/5"), ["4", "5"]) == {"4": 1.0, "5": 0.0}
+    for reply in ("A close call, but B is better", "Both."):
+        assert replies_in(text(reply), ["A", "B"]) is None
     strange: list[dict[str, Any]] = [
         {}, {"choices": []}, text(""), {"choices": [{"message": None}]}, {"choices": "no"}
     ]
     for broken in strange:
         assert replies_in(broken, ["A", "B"]) is None
+
+
+def test_a_judge_sees_which_tools_were_called(server: Server) -> None:
+    server.reply = lambda body: (200, likely(_4=1.0), {})
+    call = Message("assistant", "", (ToolCall("weather", '{"city": "Rome"}'),))
+    turns = (*user("How warm is it?"), call, Message("tool", "21 C"))
+    judge_at(server).score([Conversation(Prompt(turns), "It is warm.")])
+    asked = server.asked[0]["messages"][0]["content"]
+    assert re.search(r'assistant: weather\(\{"city": "Rome"\}\)\s+tool: 21 C', asked), asked
 
 
 def test_a_score_is_the_expected_digit_from_0_to_1(server: Server) -> None:

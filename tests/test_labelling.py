@@ -256,13 +256,14 @@ def test_what_an_earlier_round_learnt_is_not_taken_back(tmp_path: Path) -> None:
     assert not inbox.teaches(inbox.take(2))
     assert inbox.give_back() == 0
     append(file, *(question(number).compared(True, "Ada") for number in range(2, 40)),
-           Verdict(question(40), "both bad", "Bo"))
-    assert inbox.waiting == 38
+           Verdict(question(40), "both bad", "Bo"),
+           question(0).compared(False, "Cy"), question(1).compared(False, "Cy"))  # 0 is settled, 1 was taken back
+    assert inbox.waiting == 39
     (tmp_path / "output").mkdir()
     (tmp_path / "data").mkdir()
     context = StageContext(tmp_path / "output", tmp_path, Silent(), seed=1, checkpoint_seconds=60)
     added = add_comparisons(context, PeopleLabelling(), tmp_path / "data", {"labels": inbox.take(2)})
-    assert (added.comparisons, added.both_bad, added.too_late) == (38, 1, 1)
+    assert (added.comparisons, added.both_bad, added.too_late) == (39, 1, 2)
     assert "annotator" not in "".join(path.read_text() for path in (tmp_path / "output").iterdir())
 
 

@@ -120,6 +120,16 @@ def test_the_judges_best_is_kept_and_over_optimisation_is_said(tmp_path: Path) -
     assert ran(tmp_path, "best", [0.5, 0.7, 0.7, 0.7]).kept == 6  # of equals the one that learnt longest
 
 
+def test_weights_that_an_earlier_attempt_left_are_not_those_of_a_later_one(tmp_path: Path) -> None:
+    for step in (2, 4, 6):
+        (tmp_path / f"policy-{step}.pt").write_bytes(b"of the attempt before")
+    start = {"validation_kl": 0.0, "validation_length": 9.0, "validation_judge": 0.5}
+    curve = [start | {"step": 2, "validation_judge": 0.7}]  # what the training checkpoint of step 2 or 3 had
+    checkpoints = PolicyCheckpoints(8, folder=tmp_path, start=start, curve=curve)
+    checkpoints.remember(start | {"step": 4, "validation_judge": 0.6}, dict)
+    assert [path.name for path in tmp_path.iterdir()] == ["policy-2.pt"]
+
+
 def test_the_rewards_best_is_kept_where_no_judge_may_watch(tmp_path: Path) -> None:
     found = ran(tmp_path, "best", [0.5, 0.6, 0.7, 0.4], validation_reward=[0.0, 1.0, 3.0, 2.0])
     for row in (found.start, *found.curve):

@@ -12,6 +12,7 @@ from conftest import by_plan, with_stages
 from test_check import rows, write_recipe
 from triptych import results
 from triptych.cycle import cycle, plan
+from triptych.data.files import read_ratings
 from triptych.errors import AuditError, RecipeError, RewardError
 from triptych.execution import execute
 from triptych.family import Family
@@ -232,6 +233,10 @@ def test_a_reward_of_ratings_alone_is_audited_on_what_they_imply(tmp_path: Path)
     assert 0 <= audited.accuracy <= 1
     summary = results.write(loaded, family, runner)
     assert [each.comparisons for each in summary.audits] == [audited.comparisons]
+    assert family.data is not None
+    (learnt,) = results._learnt_by_reward(loaded, family.data, None)
+    assert learnt.name == "ratings_train.jsonl"
+    assert learnt.rows == len(read_ratings(family.data.folder / learnt.name))
 
 
 def test_ratings_imply_the_better_sum_and_ties_imply_nothing() -> None:
@@ -240,6 +245,6 @@ def test_ratings_imply_the_better_sum_and_ties_imply_nothing() -> None:
 
     found = implied([
         rated("p", "a", kind=1, right=1), rated("p", "b", kind=0, right=3), rated("p", "c", kind=2, right=0.5),
-        rated("q", "d", kind=1, right=1), rated("q", "d", kind=2, right=1), rated("q", "e", kind=5),
+        rated("q", "d", kind=1, right=1), rated("q", "d\n", kind=2, right=1), rated("q", "e", kind=5),
     ], {"kind": 1.0, "right": 2.0})
     assert [(row.chosen, row.rejected) for row in found] == [("b", "a"), ("b", "c")]

@@ -61,6 +61,12 @@ def value(rule: dict[str, Any], answer: str, reference: str | None = None) -> fl
     ({"rule": "f1", "extract": "is (.*)"}, "it is boat", "boat", 1),
     ({"rule": "chrf"}, "ein rotes Boot", "ein rotes Boot", 1),
     ({"rule": "chrf"}, "xyz", "ein rotes Boot", 0),
+    # Reasoning comes before the answer, and is none while it has no end; an expression sees it.
+    ({"rule": "exact"}, "<think>\nno\n</think>\n\nyes", "yes", 1),
+    ({"rule": "exact"}, "<think>\nyes", "yes", 0),
+    ({"rule": "f1"}, "<think>\na boat\n</think>\n\nboat", "boat", 1),
+    ({"rule": "length", "most": 1}, "<think>\none two\n</think>\n\nyes", None, 1),
+    ({"rule": "pattern", "pattern": "<think>.*</think>"}, "<think>\nno\n</think>\n\nyes", None, 1),
 ])
 def test_a_rules_value(rule: dict[str, Any], answer: str, reference: str | None, expected: float) -> None:
     assert value(rule, answer, reference) == expected

@@ -552,8 +552,13 @@ def test_where_the_rewards_own_address_does_not_reply_whoever_asks_may_ask_again
 
 
 def test_thumbs_become_rows_to_learn_from(address: str, thumbs: Path) -> None:
-    assert post(address + "/thumb", {"messages": QUESTION, "answer": "sat", "label": False}) == {"added": True}
+    thumb = {"messages": QUESTION, "answer": "sat", "label": False}
+    assert post(address + "/thumb", thumb) == {"added": True, "set_aside": None}
     assert read_thumbs(thumbs) == [Thumb(Prompt.of("a small cat"), "sat", label=False)]
+    with thumbs.open("a") as file:
+        file.write('{"prompt": "a sm')
+    assert post(address + "/thumb", thumb) == {"added": True, "set_aside": '{"prompt": "a sm'}
+    assert len(read_thumbs(thumbs)) == 2
 
 
 def test_a_key_is_asked_for(alone: ServedFamily) -> None:

@@ -22,6 +22,7 @@ from triptych.engine.curve import Curve, read_curve, write_curve
 from triptych.engine.forward import AnswerPack, answer_logprobs, pack_answers
 from triptych.engine.training import GradientAccumulation, Loss, Optimization, Step, shuffled, train
 from triptych.errors import TrainingError
+from triptych.improve.loop import reused
 from triptych.progress import Silent
 
 ROWS: list[tuple[list[int], list[list[int]]]] = [([], [some_tokens(4 + 3 * (i % 5), i)]) for i in range(24)]
@@ -356,6 +357,34 @@ def test_muon_takes_the_hidden_matrices_and_adamw_the_rest() -> None:
     others = {id(weight) for group in adamw.param_groups for weight in group["params"]}
     assert not taken & others
     assert taken | others == {id(weight) for weight in model.parameters()}
+
+
+@pytest.mark.skipif(not nf4.available(), reason="bitsandbytes is not installed")
+def test_adamw_in_8_bits_may_have_all_there_is_to_train() -> None:
+    model = wide()
+    for name, weight in model.named_parameters():
+        weight.requires_grad = ".layers.0." in name and weight.ndim == 2  # as adapters are
+    (optimizer,) = training._optimizers(model, Optimization(learning_rate=1e-3, optimizer="adamw_8bit"))
+    assert len(optimizer.param_groups[0]["params"]) == 7
+
+
+def test_one_rollout_that_cannot_be_learnt_is_one_fault_however_often_it_is_used() -> None:
+    model, faulty = policy(), False
+
+    def prepare(number: int) -> Step[int]:
+        return Step([number], 1.0, fault="reward" if faulty or not number else None)
+
+    def fall(batch: int) -> Loss:
+        return Loss(sum((weight.sum() for weight in model.parameters()), torch.zeros(())))
+
+    def curve(times: int) -> Curve:
+        config = Optimization(learning_rate=1e-3, patience=2)
+        return train(model, 6, reused(prepare, times), fall, config, checkpoint=None, progress=Silent())
+
+    assert [row["skipped"] for row in curve(3)] == [1, 1, 1, 0, 0, 0]
+    faulty = True
+    with pytest.raises(TrainingError, match="2 steps in a row"):
+        curve(3)
 
 
 @pytest.mark.skipif(not nf4.available(), reason="bitsandbytes is not installed")

@@ -301,7 +301,8 @@ def improve(
         content |= {"comparisons_train": pairs["improve"], "comparisons_heldout": pairs["validation"],
                     "thumbs": thumbed["improve"], "thumbs_heldout": thumbed["validation"]}
     else:
-        content |= {"comparisons_train": compared, "thumbs": decontaminate(liked, parts["validation"])[0]}
+        content |= {name: decontaminate(rows, parts["validation"])[0]
+                    for name, rows in (("comparisons_train", compared), ("thumbs", liked))}
     content = {name: part for name, part in content.items() if part or name.startswith("prompts")}
     identities = [scorer.identity if scorer else None, judge.identity if judge else None]
     with _Work(output, "improve", config, seed, progress, {"model": model}, content, identities) as work:

@@ -831,6 +831,18 @@ class Recipe(Config):
         )
         return {source.file.name: source.place for source in chain(*files)}
 
+    def trained_on(self, *, text: bool) -> list[str]:
+        """The files that models learn from, by the names that the recipe gives them.
+
+        Args:
+            text: whether the Base learns its text, and is not only measured on it.
+        """
+        files = (
+            [source for source in self.base.text if text and source.weight != 0], self.conversation_files,
+            self.comparison_files, self.rating_files, self.thumb_files, self.improve.prompts,
+        )
+        return [source.file.name for source in chain(*files)]
+
     def located(self, source: Source) -> Source:
         """A file that `preparation` names, where it lies."""
         return source.at(self.sources[source.file])

@@ -50,6 +50,12 @@ class Message:
     tool_call_id: str | None = None
     learnt: bool = True
 
+    @property
+    def shown(self) -> str:
+        """The turn as a reader is shown it: its text, and a line for each tool that it calls."""
+        return "\n".join([*([self.content] if self.content or not self.tool_calls else []),
+                          *(f"{call.name}({call.arguments})" for call in self.tool_calls)])
+
 
 Messages = tuple[Message, ...]
 
@@ -72,6 +78,12 @@ def split_reasoning(answer: str) -> tuple[str | None, str]:
     """The reasoning that an answer begins with, or None, and the answer behind it: :func:`with_reasoning` undone."""
     parts = re.fullmatch(r"\s*<think>\n?(.*?)\n?</think>(?:\n\n)?(.*)", answer, re.DOTALL)
     return (parts[1], parts[2]) if parts else (None, answer)
+
+
+def conclusion(answer: str) -> str:
+    """The answer behind its reasoning; nothing where the reasoning does not end."""
+    unfinished = answer.lstrip().startswith("<think>") and "</think>" not in answer
+    return "" if unfinished else split_reasoning(answer)[1]
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +157,11 @@ class Conversation:
     def messages(self) -> Messages:
         """All turns, the answer's the last."""
         return (*self.prompt.messages, Message("assistant", self.answer, self.tool_calls))
+
+    @property
+    def conclusion(self) -> str:
+        """The answer behind its reasoning; nothing where the reasoning does not end."""
+        return conclusion(self.answer)
 
     @property
     def answers(self) -> tuple[str]:

@@ -334,21 +334,22 @@ def release(
         "instruct": Lineage(
             champion.fingerprint,
             (Parent("base", base.digest), *(_reward_parents(trained_by) if trained_by else ())),
-            _data(family.data, "demonstrations", "prompts_improve") + _learnt_feedback(recipe, family, trained_by),
+            _data(family.data, "demonstrations") + _learnt_in(recipe, family, trained_by),
         ),
     }
     models: dict[Role, Path] = {"base": base.folder / "model", "instruct": champion.folder / "model"}
     if reward:
         lineage["reward"] = Lineage(
-            reward.fingerprint, _parents(reward),
-            _data(feedback, "comparisons_train") if feedback and recipe.learner else (),
+            reward.fingerprint, _parents(reward), _learnt_by_reward(recipe, family.data, feedback),
         )
         models["reward"] = reward.folder if (reward.folder / DESCRIPTION).exists() else reward.folder / "model"
     assemble(
         partial, name=recipe.name, version=recipe.release.version, license=recipe.release.license,
         models=models, lineage=lineage, summary=summary, recipe=_recipe_digest(recipe),
         shown=_shown(family.data, feedback), language=recipe.release.language,
-        datasets=sorted({dataset[0] for name in recipe.sources if (dataset := dataset_name(name))}),
+        datasets=sorted({
+            dataset[0] for name in recipe.trained_on(text=learnt_text) if (dataset := dataset_name(name))
+        }),
         decoding=family.decoding_of(champion, recipe.decoding), dtype=dtype, form=recipe.release.form,
         signing=recipe.release.sign, prompt=_better_prompt(family),
     )
@@ -383,14 +384,25 @@ def _is_released(family: Family, folder: Path) -> bool:
         return False
 
 
-def _learnt_feedback(recipe: Recipe, family: Family, round: Round | None) -> tuple[DataFile, ...]:
-    """The comparisons or thumbs that a round's candidate itself was trained on, if it was."""
-    method, data = recipe.improve.method, family.data
-    if round and method.needs_thumbs and (thumbs := round.thumbs or data):
+def _learnt_in(recipe: Recipe, family: Family, round: Round | None) -> tuple[DataFile, ...]:
+    """What a round's candidate itself was trained on: comparisons, thumbs, or prompts that it answered."""
+    method = recipe.improve.method
+    if round is None:
+        return ()
+    if method.needs_thumbs and (thumbs := round.thumbs or family.data):
         return _data(thumbs, "thumbs")
-    if round and method.needs_comparisons and round.feedback:
+    if method.needs_comparisons and round.feedback:
         return _data(round.feedback, "comparisons_train")
-    return ()
+    return _data(family.data, "prompts_improve") if family.data else ()
+
+
+def _learnt_by_reward(
+    recipe: Recipe, data: Artifact[Result], feedback: Artifact[Result] | None
+) -> tuple[DataFile, ...]:
+    """The comparisons and ratings that the released reward, or a part of it, was trained on."""
+    needs = {material for part in recipe.reward.model.within for material in part.needs}
+    compared = _data(feedback, "comparisons_train") if feedback and recipe.learner else ()
+    return compared + (_data(data, "ratings_train") if "ratings" in needs else ())
 
 
 def _reward_parents(round: Round) -> tuple[Parent, ...]:

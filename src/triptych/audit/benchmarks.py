@@ -18,7 +18,7 @@ from triptych.data.folder import DataFolder
 from triptych.data.row import Row
 from triptych.data.rows import rows_of
 from triptych.data.source import Source
-from triptych.data.splits import PromptedRecord, form
+from triptych.data.splits import PromptedRecord, form, taught_forms
 from triptych.engine.scoring import Scorer, log_odds
 from triptych.errors import DataError, Fault
 from triptych.pipeline.stage import StageContext
@@ -106,7 +106,7 @@ class BenchmarkData:
 
     def without(self, learnt: Iterable[PromptedRecord]) -> BenchmarkData:
         """Without the items whose prompt was learnt."""
-        forms = {form(row) for row in learnt}
+        forms = {asked for row in learnt for asked in taught_forms(row)}
         return BenchmarkData(self.benchmark, [item for item in self.items if form(item.prompt) not in forms])
 
     def scores(self, score: Callable[[Sequence[Conversation]], Sequence[float]]) -> BenchmarkScores:

@@ -16,7 +16,7 @@ from typing import Any
 from pydantic import Field
 
 from triptych.base.record import BaseRecord, Domain
-from triptych.base.text import TEXT, learn_text, tokenized_documents
+from triptych.base.text import TEXT, learn_text, require_learnt, tokenized_documents
 from triptych.data.folder import DataFolder
 from triptych.engine import attention, distributed
 from triptych.engine.adapters import adapt
@@ -64,9 +64,10 @@ def continue_pretraining(
     """
     folder = base / "model"
     tokenizer = load_tokenizer(folder)
-    text = DataFolder(data).text
-    heldout = shortened(text("heldout").read(), config.measured)
-    rows = tokenized_documents(tokenizer, text("train").read(), config.context, ended=False)
+    documents, heldout_documents = (DataFolder(data).text(part).read() for part in ("train", "heldout"))
+    require_learnt(documents, heldout_documents, weights)
+    heldout = shortened(heldout_documents, config.measured)
+    rows = tokenized_documents(tokenizer, documents, config.context, ended=False)
     model: Any = load_policy(folder, attention=attention.NAME, merged=config.lora is None)
     adapt(model, config.lora, context.seed, folder)
     before = measure(model, tokenizer, heldout, config.context)

@@ -14,7 +14,7 @@ from pydantic import Field, field_validator
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
 from triptych.base.record import BaseRecord
-from triptych.base.text import learn_text, tokenized_documents
+from triptych.base.text import learn_text, require_learnt, tokenized_documents
 from triptych.base.tokenizer import train_tokenizer
 from triptych.data.folder import DataFolder
 from triptych.engine import attention
@@ -65,7 +65,8 @@ def pretrain(
     Args:
         weights: how much of the training comes from each file, by its name; None for as much as it holds.
     """
-    documents = DataFolder(data).text("train").read()
+    documents, heldout = (DataFolder(data).text(part).read() for part in ("train", "heldout"))
+    require_learnt(documents, heldout, weights)
     tokenizer = train_tokenizer(documents, config.vocabulary, config.context)
     text = tokenized_documents(tokenizer, documents, config.context)
     torch.manual_seed(context.seed)
@@ -75,7 +76,6 @@ def pretrain(
         context, model, text, config, config.tokens, config.batch_tokens, config.batch_tokens, weights
     )
     save(model, tokenizer, context.output / "model", GenerationConfig(do_sample=True, temperature=1.0))
-    heldout = DataFolder(data).text("heldout").read()
     return BaseRecord(
         source="trained from scratch",
         parameters=parameters(model),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, count
 from typing import Any
@@ -20,6 +20,10 @@ from triptych.records import Document
 
 TEXT = "text"
 """How the file of a document is called that has no other name."""
+UNLEARNT = (
+    "all of it is held out, for it is one document, and nothing of it would be learnt: cut it into several, or give it "
+    "`weight: 0`"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +63,27 @@ def tokenized_documents(
     if not text.rows:
         raise DataError([Fault("text", None, None, "has no document with two tokens or more")])
     return text
+
+
+def unlearnt(
+    train: Iterable[Document], heldout: Iterable[Document], weights: Mapping[str, float] | None = None
+) -> list[str]:
+    """The files that should be learnt, and of which every document is held out: those of a single one."""
+    learnt = {document.domain for document in train}
+    lost = dict.fromkeys(document.domain for document in heldout if document.domain not in learnt)
+    return [name for name in lost if name is not None and (weights is None or weights[name] > 0)]
+
+
+def require_learnt(
+    train: Iterable[Document], heldout: Iterable[Document], weights: Mapping[str, float] | None = None
+) -> None:
+    """Goes on only where something is learnt of every file that should be.
+
+    Raises:
+        DataError: all of a file is held out; each one is named.
+    """
+    if lost := unlearnt(train, heldout, weights):
+        raise DataError([Fault(name, None, None, UNLEARNT) for name in lost])
 
 
 def learn_text(

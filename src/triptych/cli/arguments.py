@@ -158,6 +158,12 @@ def find_model(name: str, role: Role) -> tuple[Path, Path | None]:
     )
 
 
+def name_of(folder: Path) -> str:
+    """What a user calls a model or a release: its folder's name, or the name of what was made with it inside."""
+    place = folder.resolve()
+    return place.parent.name if place.name in ("model", "release") else place.name
+
+
 def _is_model(folder: Path, role: Role) -> bool:
     return (folder / "config.json").exists() or (role in ("reward", "judge") and (folder / "reward.json").is_file())
 

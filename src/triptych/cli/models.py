@@ -22,6 +22,7 @@ from triptych.cli.arguments import (
     AllowModel,
     AllowTemplate,
     find_model,
+    name_of,
 )
 from triptych.cli.terminal import Notes, figure, quote, say, show, table_of
 from triptych.errors import AuditError, ModelError, RecipeError, ReleaseError, RewardError, TriptychError
@@ -362,16 +363,10 @@ def export(
     from triptych import api
 
     folder, release = find_model(model, role)
-    name = f"{_name_of(release)}-{role}" if release else _name_of(folder)
+    name = f"{name_of(release)}-{role}" if release else name_of(folder)
     file = api.export(folder, out or Path(f"{name}-{kind.upper()}.gguf"), type=kind, progress=Notes())
     say(f"{file}  {file.stat().st_size / 2**20:,.1f} MiB")
     say(str(file.with_suffix(".Modelfile")))
-
-
-def _name_of(folder: Path) -> str:
-    """What a user calls a model or a release: its folder's name, or the name of what was made with it inside."""
-    place = folder.resolve()
-    return place.parent.name if place.name in ("model", "release") else place.name
 
 
 @app.command()

@@ -169,7 +169,7 @@ def _interview(asked: Questionnaire[Any], annotator: str) -> bool:
         question = waiting[place]
         say()
         for turn in question.prompt.messages:
-            quote((f"{turn.role}: {turn.content}", "dim"))
+            quote((f"{turn.role}: {turn.shown}", "dim"))
         for number, answer in enumerate(question.answers, start=1):
             quote((f"{number}  " if len(question.answers) > 1 else "", "bold"), answer.strip() or "(nothing)")
         say((asked.title, "bold"))

@@ -19,6 +19,7 @@ from triptych.cli.arguments import (
     AllowTemplate,
     find_model,
     find_release,
+    name_of,
 )
 from triptych.cli.listening import listening
 from triptych.cli.terminal import say
@@ -117,16 +118,16 @@ def _family(name: str, allowed: Allowed, context: int, slots: int | None) -> Ser
         )
 
     if release is None and ((folder / DESCRIPTION).exists() or is_classifier(folder)):
-        return ServedFamily(folder.name, {}, _reward(folder, None, allowed))
+        return ServedFamily(name_of(folder), {}, _reward(folder, None, allowed))
     if release is None:
-        return ServedFamily(folder.name, {"instruct": opened(folder, "instruct", folder.name)})
+        return ServedFamily(name_of(folder), {"instruct": opened(folder, "instruct", name_of(folder))})
     before = _before_the_rounds(release.parent)
     models = [opened(release / "instruct", "instruct", "Instruct" if before is None else "Champion")]
     if before is not None:
         models.append(opened(before, "tuned", "Instruct, before the rounds"))
     models.append(opened(release / "base", "base", "Base", talks=False))
     reward = _reward(release / "reward", release / "instruct", allowed) if (release / "reward").is_dir() else None
-    return ServedFamily(release.parent.name, {model.name: model for model in models}, reward)
+    return ServedFamily(name_of(release), {model.name: model for model in models}, reward)
 
 
 def _reward(folder: Path, policy: Path | None, allowed: Allowed) -> ServedReward | None:

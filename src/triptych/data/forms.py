@@ -250,7 +250,8 @@ def _turned(form: Form, kind: Kind, values: Values) -> Turned:
         if system is not None:
             rows = [with_system(row, system) for row in rows]
         if kind == "prompts":
-            asked = [as_prompt(row, values, read) for row in rows[:1]]
+            judged = _judged(values)
+            asked = [as_prompt(row, values, read, judged) for row in rows[:1]]
             rows = [{name: value for name, value in row.items() if name in OWN[kind]} for row in asked]
         elif kind == "comparisons":
             rows = [as_comparison(row, values, read, notes) for row in rows]
@@ -263,6 +264,18 @@ def _turned(form: Form, kind: Kind, values: Values) -> Turned:
     renamed = {our: name for our, name in names.items() if our != name}
     unread = [name for name, value in values.items() if name not in read and value not in ("", [], {})]
     return Turned(list(rows), renamed, unread, notes=notes)
+
+
+def _judged(values: Values) -> set[str]:
+    """The fields of a row that hold an answer which somebody rated, or liked or not."""
+    names = frozenset(values)
+    # Any number beside an answer may be a level of the question; only known attributes rate it.
+    kinds = ("thumbs", "ratings") if any(number(values.get(name)) is not None for name in ATTRIBUTES) else ("thumbs",)
+    forms = (form for form in FORMS if form.kind in kinds and form.refused is None and form.fits(names))
+    return {
+        name for form in forms if form.when is None or form.when(values)
+        for ours in ("completion", "response") if (name := named(values, form.names.get(ours, ""))) is not None
+    }
 
 
 def _are_turns_before(row: Values) -> bool:
@@ -305,7 +318,7 @@ FORMS: tuple[Form, ...] = (
     Form("HelpSteer, HelpSteer2, numbers beside an answer", "ratings",
          {"prompt": QUESTIONS, "response": "response|completion|output|answer"},
          also=(), when=lambda row: bool(rating_columns(row)), turn=gather_ratings,
-         row="{prompt, response, helpfulness, correctness, ...}: every column of numbers but counts and ids"),
+         row="{prompt, response, helpfulness, correctness, ...}: every column of numbers but counts, ids and people"),
     # -- comparisons
     Form("RewardBench 2, RM-Bench", "comparisons", {"prompt": "prompt", "chosen": "chosen", "rejected": "rejected"},
          when=lambda row: is_texts(row["chosen"]) and is_texts(row["rejected"]),
@@ -317,7 +330,7 @@ FORMS: tuple[Form, ...] = (
     Form("preferences (TRL), UltraFeedback binarized, tulu-3, RewardBench, HelpSteer's", "comparisons",
          {"prompt": "prompt", "chosen": "chosen", "rejected": "rejected"}),
     Form("orca_dpo_pairs, argilla, stack-exchange-paired, a question and two answers", "comparisons",
-         {"prompt": QUESTIONS, "chosen": CHOSEN, "rejected": REJECTED}, also=("context",), turn=None),
+         {"prompt": QUESTIONS, "chosen": CHOSEN, "rejected": REJECTED}),
     Form("preferences without a prompt (TRL), Skywork, HH-RLHF", "comparisons",
          {"chosen": CHOSEN, "rejected": REJECTED}),
     Form("OpenAI preferences", "comparisons",
@@ -434,7 +447,7 @@ FORMS: tuple[Form, ...] = (
          row="{question or problem, answer or solution}: the reference is the number behind `####`, what stands in "
          "`\\boxed{}`, else all of it"),
     Form("FLAN's inputs", "prompts", {"prompt": "inputs|input"},
-         when=lambda row: not isinstance(first(row, "inputs|input"), Mapping)),
+         when=lambda row: not (_instruction(row) or isinstance(first(row, "inputs|input"), Mapping))),
     # -- documents
     Form("plain text", "documents", {"text": "text"}),
     Form("The Stack, RedPajama, files of code", "documents", {"text": "content|raw_content|code|document"}),

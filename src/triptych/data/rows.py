@@ -256,7 +256,8 @@ def _parquet_rows(path: Path) -> Iterator[Values | Fault]:
             for batch in table.iter_batches(BATCH):
                 for row in _batch_rows(batch):
                     number += 1
-                    yield Values(Place(file, number), row) if isinstance(row, dict) else Fault(file, number, *row)
+                    place = Place(file, number)
+                    yield Values(place, _given(row)) if isinstance(row, dict) else Fault(file, number, *row)
     except DataError:
         raise
     except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as error:  # whatever a damaged one brings about
@@ -342,13 +343,24 @@ def _saved_rows(path: Path, source: Source) -> Iterator[Values | Fault]:
             raise DataError([Fault(str(path), None, "split", what)])
         saved = saved[name]
     for number, values in enumerate(saved, start=1):
-        yield Values(Place(str(path), number), values)
+        yield Values(Place(str(path), number), _given(values))
 
 
 def _dataset_rows(source: Source, name: str, split: str) -> Iterator[Values | Fault]:
     rows = load_rows(source, name, split)
     for number, values in enumerate(rows, start=1):
-        yield Values(Place(source.file, number), values)
+        yield Values(Place(source.file, number), _given(values))
+
+
+def _given(value: Any) -> Any:
+    """A row of columns without the fields of objects that are null.
+
+    A column has one type, so that each object in it has the fields of all of them: one tool's arguments those of every
+    other tool.
+    """
+    if isinstance(value, dict):
+        return {name: _given(field) for name, field in value.items() if field is not None}
+    return [_given(entry) for entry in value] if isinstance(value, list) else value
 
 
 def text_of(path: Path) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from itertools import combinations, product
 
 from triptych.data.folder import DataFolder, TrainedOn
-from triptych.data.splits import PromptedRecord, form
+from triptych.data.splits import PromptedRecord, form, taught_forms
 from triptych.errors import RunError
 from triptych.storage import Folder
 
@@ -47,7 +47,10 @@ def shared(parts: Parts) -> dict[tuple[str, str], int]:
     """How many prompts, by their normal form, each two parts share that may not; without those that share none."""
     forms: dict[str, set[str]] = {}
     for name, records in parts.items():
-        forms.setdefault(name.replace("ratings_", "comparisons_"), set()).update(map(form, records))
+        learnt = name == "demonstrations"
+        forms.setdefault(name.replace("ratings_", "comparisons_"), set()).update(
+            *(taught_forms(record) if learnt else {form(record)} for record in records)
+        )
     counts = {pair: len(forms.get(pair[0], set()) & forms.get(pair[1], set())) for pair in APART}
     return {pair: count for pair, count in counts.items() if count}
 
@@ -62,7 +65,7 @@ def exposed(data: Folder, comparisons: Folder, split: TrainedOn) -> bool:
         return False
     compared = DataFolder(comparisons).comparisons(split).read()
     demonstrations = DataFolder(data).demonstrations("train").read_any()  # a model that is tuned already has none
-    return bool(set(map(form, compared)) & set(map(form, demonstrations)))
+    return bool(set(map(form, compared)) & set[str]().union(*map(taught_forms, demonstrations)))
 
 
 def require_apart(parts: Parts) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TypeVar
 
 from triptych.data.normal_form import normalised
@@ -28,6 +28,25 @@ def form(record: PromptedRecord) -> str:
     """
     prompt = prompt_of(record)
     return normalised(unconstrained(prompt) if prompt.checks else prompt)
+
+
+def taught_forms(record: PromptedRecord) -> set[str]:
+    """The normal forms of all prompts to which a record teaches an answer: of a dialogue one for each answer in it."""
+    return {form(record), *map(normalised, _asked_before(record))}
+
+
+def opening(record: PromptedRecord) -> str:
+    """The normal form of the first prompt to which a record teaches an answer."""
+    return next(map(normalised, _asked_before(record)), None) or form(record)
+
+
+def _asked_before(record: PromptedRecord) -> Iterator[Prompt]:
+    """The prompts of a dialogue's answers but the last, in their order."""
+    if isinstance(record, Conversation):
+        turns = record.prompt.messages
+        for place, turn in enumerate(turns):
+            if place and turn.role == "assistant":
+                yield Prompt(turns[:place], tools=record.prompt.tools)
 
 
 def fraction(purpose: str, key: str, seed: int) -> float:
@@ -107,9 +126,9 @@ def contradictions(comparisons: Iterable[Comparison]) -> list[tuple[Comparison, 
 
 
 def decontaminate(train: Iterable[A], held_out: Iterable[PromptedRecord]) -> tuple[list[A], list[A]]:
-    """The training records whose prompt is not held out in its normal form, and those that are removed."""
+    """The training records that teach no held-out prompt, in its normal form, and those that are removed."""
     forms = {form(record) for record in held_out}
-    return partition(train, lambda record: form(record) not in forms)
+    return partition(train, lambda record: forms.isdisjoint(taught_forms(record)))
 
 
 def partition(records: Iterable[A], keep: Callable[[A], bool]) -> tuple[list[A], list[A]]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from triptych.data.numerals import boxed
@@ -42,6 +42,13 @@ COUNTS = re.compile(
     r"|^(num|n|id|len)_|_(id|idx|index|tokens|count|length)$", re.IGNORECASE
 )
 """Columns of numbers that rate nothing."""
+
+UNRATED = (
+    "label", "annotator", "annotators", "worker", "rater", "prompt", "response", "completion", "output", "answer",
+    "reference",
+)
+"""Fields that rate nothing, whatever number stands in them: labels, people, and the row's own texts."""
+
 
 class FormError(ValueError):
     """A row of a known form that cannot be turned: `field`, and what would be right."""
@@ -101,30 +108,51 @@ def is_texts(value: Any) -> bool:
     return isinstance(value, list) and bool(value) and all(isinstance(item, str) for item in value)
 
 
-def as_prompt(row: Fields, values: Values, read: set[str]) -> Fields:
-    """A row of any kind as a prompt."""
+def as_prompt(row: Fields, values: Values, read: set[str], judged: Collection[str] = ()) -> Fields:
+    """A row of any kind as a prompt: the one that its reader as a conversation or a comparison would find.
+
+    Args:
+        judged: fields with an answer that somebody judged, which need not be right.
+    """
     if "prompt" not in row:
-        turns = row.get("messages", row.get("chosen"))
-        if isinstance(turns, list) and turns:
-            last = turns[-1]
-            answered = isinstance(last, Mapping) and _role(last) == "assistant"
-            row = row | {"prompt": turns[:-1] if answered else turns}
-            read |= {"messages"}
+        name, turns = "messages", row.get("messages", row.get("chosen"))
+    else:
+        name, turns = _whole(values, row["prompt"])
+    if isinstance(turns, list) and turns:
+        last = turns[-1]
+        answered = isinstance(last, Mapping) and _role(last) == "assistant"
+        row = row | {"prompt": turns[:-1] if answered else turns}
+        read |= {name, "rejected"} if name == "chosen" else {name}
     if "reference" not in row:
-        name = next((name for name in REFERENCES if values.get(name) is not None and name not in row), None)
-        if name is not None:
+        name = next((name for name in REFERENCES
+                     if values.get(name) is not None and name not in row and name not in judged), "")
+        if name:
             row = row | {"reference": final(name, values[name])}
             read.add(name)
     return row
 
 
+def _whole(values: Values, prompt: Any) -> tuple[str, list[Any] | None]:
+    """The field of whole conversations, and their turns, where these say more than the prompt beside them."""
+    if is_turns(values.get("messages")) and values.get("completion") is None:
+        return "messages", values["messages"]
+    if _repeats(prompt, values.get("chosen"), values.get("rejected")):
+        return "chosen", values["chosen"]
+    return "", None
+
+
+def _repeats(prompt: Any, chosen: Any, rejected: Any) -> bool:
+    """Whether the prompt is a user's turn of two whole conversations."""
+    whole = all(isinstance(answer, list) and len(answer) > 1 for answer in (chosen, rejected))
+    return whole and isinstance(prompt, str) and prompt in [
+        _said(turn) for turn in chosen if isinstance(turn, Mapping) and _role(turn) == "user"
+    ]
+
+
 def as_comparison(row: Fields, values: Values, read: set[str], notes: list[str]) -> Fields:
     """A comparison with the prompt once, and with the margin that two scores give."""
     prompt, chosen, rejected = (row.get(name) for name in ("prompt", "chosen", "rejected"))
-    whole = [answer for answer in (chosen, rejected) if isinstance(answer, list) and len(answer) > 1]
-    if isinstance(prompt, str) and len(whole) == 2 and prompt in [
-        _said(turn) for turn in whole[0] if isinstance(turn, Mapping) and _role(turn) == "user"
-    ]:
+    if _repeats(prompt, chosen, rejected):
         row = {name: value for name, value in row.items() if name != "prompt"}  # the turns have it, and say more
     if prompt is None and isinstance(chosen, str) and isinstance(rejected, str):
         row = row | _divided(chosen, rejected, values)
@@ -272,7 +300,7 @@ def gather_ratings(values: Values, ours: Fields) -> None:
 def rating_columns(values: Values) -> list[str]:
     """The columns of numbers that rate something."""
     return [name for name, value in values.items() if number(value) is not None and not COUNTS.search(name)
-            and name not in ("label", "prompt", "response", "completion", "output", "answer", "reference")]
+            and name not in UNRATED]
 
 
 def divide_answers(values: Values, ours: Fields) -> list[Fields]:

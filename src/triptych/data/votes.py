@@ -40,20 +40,22 @@ def _standing(votes: Sequence[Vote]) -> list[tuple[int, Opinion]]:
     ]
 
 
-def in_time(votes: Sequence[Vote]) -> tuple[list[tuple[int, Vote]], int]:
-    """What a round may learn of the lines that it took, each with its place, and how many came too late.
+def in_time(votes: Sequence[Vote], earlier: Iterable[Vote] = ()) -> tuple[list[tuple[int, Vote]], int]:
+    """What a round may learn of the lines that it took, each with its place, and how many answers came too late.
 
-    Who begins by taking an answer back took back one that an earlier round learnt, and that one stays: all that the
-    same person says to the question is left out.
+    A question that named people answered is settled by the round that learns their answers, so that it counts once:
+    what named people say to it later is left out, and so is all of who begins by taking an answer back.
+
+    Args:
+        earlier: the lines that earlier rounds took.
     """
-    began: dict[tuple[str | None, str], bool] = {}
+    settled_before = {vote.question.key for vote in standing(earlier) if vote.annotator is not None}
+    late: dict[tuple[str | None, str], bool] = {}
     for vote in votes:
         if vote.annotator is not None:
-            began.setdefault(_voter(vote), isinstance(vote, Withdrawal))
-    kept = [
-        (place, vote) for place, vote in enumerate(votes) if vote.annotator is None or not began[_voter(vote)]
-    ]
-    return kept, sum(began.values())
+            late.setdefault(_voter(vote), isinstance(vote, Withdrawal) or vote.question.key in settled_before)
+    kept = [(place, vote) for place, vote in enumerate(votes) if vote.annotator is None or not late[_voter(vote)]]
+    return kept, sum(late.values())
 
 
 def choices(asked: Question | Conversation, opinions: Sequence[Opinion]) -> list[str]:

@@ -30,6 +30,7 @@ from triptych.data.splits import (
     deduplicate,
     form,
     fraction,
+    opening,
     prompt_of,
     share_of,
 )
@@ -382,28 +383,30 @@ def divided(
 ) -> list[dict[str, list[A]]]:
     """Records of some kinds, each split by prompt: a prompt is in the same share in all kinds.
 
+    Dialogues are split by how they open, for one may go on where another ends.
+
     No part of a kind is empty, unless the whole of it is; in small data chance may leave one without any, which then
     gets the first prompt of the largest.
 
     Raises:
         DataError: there are fewer prompts than parts.
     """
-    places = {form(record): "" for records in kinds for record in records}
+    places = {opening(record): "" for records in kinds for record in records}
     places = {key: share_of(purpose, key, shares, seed) for key in places}
     wanted = [name for name, share in shares.items() if share > 0]
 
     def parts_of(records: Sequence[A]) -> dict[str, list[A]]:
         parts: dict[str, list[A]] = {name: [] for name in shares}
         for record in records:
-            parts[places[form(record)]].append(record)
+            parts[places[opening(record)]].append(record)
         return parts
 
     for records in kinds:
         for name in wanted if records else ():
             parts = parts_of(records)
-            donor = max(parts.values(), key=lambda rows: len(set(map(form, rows))))
+            donor = max(parts.values(), key=lambda rows: len(set(map(opening, rows))))
             if not parts[name]:
-                places[form(donor[0])] = name
+                places[opening(donor[0])] = name
     splits = [parts_of(records) for records in kinds]
     for records, parts in zip(kinds, splits, strict=True):
         if records and not all(parts[name] for name in wanted):

@@ -14,7 +14,7 @@ from pydantic import Field
 from triptych.data.folder import DataFolder
 from triptych.data.normal_form import normalised
 from triptych.data.separation import COMPARED, OTHERS, PROVING, RATED, stored
-from triptych.data.splits import PromptedRecord, form, prompt_of
+from triptych.data.splits import PromptedRecord, prompt_of, taught_forms
 from triptych.dataset.preparation import EXAMPLES, DataPreparation, of_different_turns, read_all
 from triptych.errors import DataError, Fault
 from triptych.pipeline.result import Result
@@ -94,8 +94,8 @@ def prepare_task(
 
 
 def _forms(record: PromptedRecord) -> set[str]:
-    """The normal forms of the record's prompt, with and without instructions that were added to it.
+    """The normal forms of what the record teaches, with and without instructions that were added to its prompt.
 
     Where a file holds such an instruction as a part of its text, nobody knows that it was added.
     """
-    return {form(record), normalised(prompt_of(record))}
+    return {*taught_forms(record), normalised(prompt_of(record))}

@@ -51,9 +51,16 @@ def row_states(model: Model, tokens: Tensor, positions: Tensor, layout: Layout) 
 
 def head_outputs(model: Model, pack: Pack) -> Tensor:
     """`[S, K]`: the reward head's outputs at the last token of each segment, in float32."""
-    states = hidden_states(model, pack)
-    head: nn.Linear = model.score
-    outputs: Tensor = head(states[pack.ends]).float()
+    return linear_outputs(model.score, hidden_states(model, pack)[pack.ends])
+
+
+def linear_outputs(head: nn.Linear, states: Tensor) -> Tensor:
+    """`[N, K]`: a head's outputs for `[N, E]` hidden states, in float32.
+
+    Its product is not of the compute type: bfloat16 would make rewards that are near to each other equal.
+    """
+    with torch.autocast(states.device.type, enabled=False):
+        outputs: Tensor = head(states.to(head.weight.dtype)).float()
     return outputs
 
 

@@ -555,7 +555,7 @@ def _shape(lengths: Sequence[int]) -> str:
 
 
 def _without_dropout(model: PreTrainedModel) -> None:
-    """Sets every dropout to zero, in the layers and in the configuration, which some layers read as they run.
+    """Sets every dropout, and the noise of routers, to zero, in the layers and in the configuration, which some read.
 
     A policy that drops units is at a distance from itself: ratios, distances and resumption are exact without it only.
     """
@@ -563,7 +563,7 @@ def _without_dropout(model: PreTrainedModel) -> None:
         if isinstance(part, _DropoutNd):
             part.p = 0.0
         for name, value in vars(part).items():
-            if "drop" in name and isinstance(value, float):
+            if ("drop" in name or "jitter" in name) and isinstance(value, float):
                 setattr(part, name, 0.0)
 
 

@@ -15,6 +15,7 @@ from typing import Any, Generic, Literal, Self, TypeVar
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor
+from torch.nn import Parameter
 from torch.optim import Optimizer
 
 from triptych.configuration import Config
@@ -29,6 +30,8 @@ from triptych.progress import Progress
 
 Batch = TypeVar("Batch")
 
+HEADS = ("lm_head", "score", "value_head")
+"""What stands on a trunk: no layers' matrices."""
 GIVE_BACK_EVERY = 16
 """Updates after which freed memory goes back to the system: of rows of ever new lengths, pieces into which nothing fits
 would add up."""
@@ -80,6 +83,10 @@ class Optimization(Config):
     def in_eight_bits(self) -> bool:
         """Whether moments take a byte each; several ranks cannot share them."""
         return self.optimizer == "adamw_8bit"
+
+    def rate_of(self, name: str) -> float:
+        """The peak learning rate of a weight that AdamW trains."""
+        return self.learning_rate
 
     def factor(self, step: int, steps: int) -> float:
         """The share of the peak learning rate at a step (counted from 0) of so many."""
@@ -189,6 +196,7 @@ def _trained(
     watched = GrowingCurve(checkpoint.path.with_name(FILE), start + curve) if checkpoint and first else None
     skipped = 0  # a state is only saved behind a step that was not skipped
     seen = curve[-1]["seen"] if curve else 0.0
+    before: Step[Batch] | None = None
     if curve:
         progress.say(f"going on from step {len(curve)} of {steps}")
     for number in range(len(curve), steps):
@@ -203,11 +211,12 @@ def _trained(
                 optimizer.step()
             skipped = 0
         else:
-            skipped += 1
+            skipped += step.fault is None or step is not before  # a rollout that is used again says nothing new
             progress.say(f"step {number + 1}: its {fault} is not finite; the weights were left as they are")
             if skipped >= optimization.patience:
                 raise _hopeless(number, skipped, fault, step.rows, optimization)
             row |= {"fault": fault, "rows": list(step.rows)}
+        before = step
         model.zero_grad(set_to_none=True)
         if (number + 1) % GIVE_BACK_EVERY == 0:
             give_back()
@@ -277,19 +286,24 @@ def _optimizers(model: Any, optimization: Optimization) -> list[Optimizer]:
     assert all(weight.dtype.itemsize >= 4 for _, weight in weights), "small updates are lost in half precision"
     decay, rate = optimization.weight_decay, optimization.learning_rate
     muon_rate = optimization.muon_learning_rate
+    tables = partly | {id(table) for module in model.modules() if isinstance(module, torch.nn.Embedding)
+                       for table in module.parameters()}
     hidden = {
         name for name, weight in weights
-        if (muon_rate or optimization.in_eight_bits) and weight.ndim == 2 and ".layers." in name
+        if (muon_rate or optimization.in_eight_bits)
+        and weight.ndim == 2 and id(weight) not in tables and name.split(".")[0] not in HEADS
     }
-    groups: list[dict[str, Any]] = []
-    for matrices in (True, False):
-        members = [
-            weight for name, weight in weights
-            if name not in hidden and (weight.ndim >= 2 and id(weight) not in partly) == matrices
-        ]
-        if members:
-            groups.append({"params": members, "weight_decay": decay if matrices else 0.0, "peak": rate})
-    optimizers: list[Optimizer] = [torch.optim.AdamW(groups, lr=rate, betas=optimization.betas, fused=True)]
+    groups: dict[tuple[bool, float], list[Parameter]] = {}
+    for name, weight in weights:
+        if name not in hidden:
+            matrix = weight.ndim >= 2 and id(weight) not in partly
+            groups.setdefault((matrix, optimization.rate_of(name)), []).append(weight)
+    optimizers: list[Optimizer] = []
+    if groups:
+        optimizers.append(torch.optim.AdamW([
+            {"params": members, "weight_decay": decay if matrix else 0.0, "peak": peak}
+            for (matrix, peak), members in sorted(groups.items(), key=lambda group: not group[0][0])
+        ], lr=rate, betas=optimization.betas, fused=True))
     if not hidden:
         return optimizers
     members = [weight for name, weight in weights if name in hidden]

@@ -235,7 +235,7 @@ def measure(
         for place, prompt in enumerate(prompts):
             decodings = {name: answers.at(place) for name, answers in answered.items()}
             row = TestedPrompt(
-                key=prompt.key, task=prompt.task, prompt=tuple((turn.role, turn.content) for turn in prompt.messages),
+                key=prompt.key, task=prompt.task, prompt=tuple((turn.role, turn.shown) for turn in prompt.messages),
                 deployed=decodings[decoding.name], decodings=decodings,
             )
             file.write(json.dumps(row.model_dump(), ensure_ascii=False) + "\n")

@@ -308,7 +308,7 @@ def shown(attempt: Attempt) -> dict[str, str]:
     """An answer as the reflecting model is shown it, in the library's three fields."""
     prompt, answer = attempt.conversation.prompt, attempt.conversation.answer
     asked = "\n\n".join(
-        turn.content if turn.role == "user" else f"[{turn.role}] {turn.content}"
+        turn.shown if turn.role == "user" else f"[{turn.role}] {turn.shown}"
         for turn in prompt.messages if turn.role != "system"
     )
     parts = ", ".join(f"{name} {value:.3g}" for name, value in attempt.parts.items())

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from triptych.data.folder import DataFolder
 from triptych.data.folds import CrossFit, cross_fits
 from triptych.data.separation import PROVING, RATED, require_apart, stored
-from triptych.data.splits import form, fraction
+from triptych.data.splits import form, fraction, taught_forms
 from triptych.errors import RunError
 from triptych.pipeline.stage import StageContext
 from triptych.records import Comparison
@@ -54,7 +54,7 @@ def accumulate(
     before_heldout = files.comparisons("heldout").read_any() if files else []
     rated, liked = stored(data, *RATED), stored(thumbs or data, "thumbs")
     demonstrated = stored(data, "demonstrations")
-    shown = set(map(form, demonstrated["demonstrations"]))
+    shown = set[str]().union(*map(taught_forms, demonstrated["demonstrations"]))
     trained = shown | {form(row) for row in (*before_train, *rated["ratings_train"], *liked["thumbs"])}
     measured = {form(row) for row in (*before_heldout, *rated["ratings_heldout"])}
 

@@ -6,6 +6,7 @@ trained on flipped labels cannot agree with held-out ones more often than `1 −
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from itertools import combinations
 
@@ -21,8 +22,12 @@ from triptych.feedback.accumulation import accumulate
 from triptych.feedback.prompts import prompts_to_ask
 from triptych.pipeline.result import Result
 from triptych.pipeline.stage import StageContext
+from triptych.progress import Progress
 from triptych.records import Comparison, Conversation, Rollout, differ
 from triptych.storage import Folder
+
+CUT = 0.05
+"""The share of cut answers from which on it is said that there are many."""
 
 
 class Labelling(Config):
@@ -33,7 +38,7 @@ class Labelling(Config):
         answers: sampled for each; every two of them are compared, as in Ouyang et al. (2022).
         least_difference: answers whose scores differ by less are a tie, about which nobody is asked.
         heldout: share of the prompts whose comparisons are never trained on.
-        max_tokens: an answer is cut there.
+        max_tokens: an answer is cut there; a cut one is not compared, for nobody knows its end.
     """
 
     prompts: int = Field(default=1000, ge=10)
@@ -58,6 +63,7 @@ class Labelled(Result):
 
     Attributes:
         answers: that were sampled.
+        cut: of these, which were cut and not compared.
         ties: pairs about which nobody was asked.
         taught: comparisons with the prompt of a demonstration, of which none is held out.
         noise, ceiling: the rate of flipped labels, and the best accuracy that it allows; None where it is not known.
@@ -67,6 +73,7 @@ class Labelled(Result):
     answers: int
     comparisons: int
     ties: int
+    cut: int = 0
     taught: int = 0
     noise: float | None = None
     ceiling: float | None = None
@@ -91,23 +98,39 @@ def label(
     drawn = [pool[i % len(pool)] for i in range(first, first + config.prompts)]
     prompts = policy.fitting(drawn, config.max_tokens, context.progress)
     sampling = Sampling(config.max_tokens, seed=context.seed * 1000 + round)
-    groups = policy.write(prompts, sampling, n=config.answers, progress=context.progress)
+    written = policy.write(prompts, sampling, n=config.answers, progress=context.progress)
+    groups, cut = finished(written, context.progress)
     new = _compared(groups, judge, config, context.seed * 1000 + round)
     if not new:
-        raise RunError("the judge found no difference between any two answers, so there is nothing to learn from")
+        raise RunError("the judge found no difference between any two answers, so there is nothing to learn from"
+                       + (f"; {cut:,} answers were cut: raise feedback's max_tokens" if cut else ""))
     added = accumulate(context, new, config.heldout, data, earlier, thumbs, cross_fit)
-    compared = len(groups) * config.answers * (config.answers - 1) // 2
+    compared = sum(math.comb(len(group), 2) for group in groups)
     # What a judge that may err gets wrong is not known.
     noise = config.noise if isinstance(config, ExactLabelling) else None
     return Labelled(
         labelled_by=judge.name,
-        answers=len(groups) * config.answers,
+        answers=len(prompts) * config.answers,
         comparisons=len(new),
         ties=compared - len(new),
+        cut=cut,
         taught=added.taught,
         noise=noise,
         ceiling=None if noise is None else 1 - noise,
     )
+
+
+def finished(groups: Sequence[Sequence[Rollout]], progress: Progress) -> tuple[list[list[Rollout]], int]:
+    """The answers to each prompt that were not cut, and how many were, which is said where they are many.
+
+    Whoever learns from a cut answer learns to end where it was cut.
+    """
+    whole = [[rollout for rollout in group if rollout.finished] for group in groups]
+    answers = sum(map(len, groups))
+    cut = answers - sum(map(len, whole))
+    if cut > CUT * answers:
+        progress.say(f"feedback: {cut:,} of {answers:,} answers were cut at max_tokens and are left out: raise it")
+    return whole, cut
 
 
 def _compared(

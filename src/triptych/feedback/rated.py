@@ -9,7 +9,7 @@ from triptych.configuration import Config
 from triptych.data.folder import DataFolder
 from triptych.pipeline.result import Result
 from triptych.pipeline.stage import StageContext
-from triptych.records import Comparison, Rating
+from triptych.records import Comparison, Rating, differ
 from triptych.storage import Folder
 
 
@@ -58,7 +58,7 @@ def implied(ratings: Sequence[Rating], weights: Mapping[str, float]) -> list[Com
     comparisons = []
     for group in groups.values():
         for (a, one), (b, other) in combinations(group, 2):
-            if a != b and one.response != other.response:
+            if a != b and differ(one.response, other.response):
                 better, worse = (one, other) if a > b else (other, one)
                 comparisons.append(Comparison(one.prompt, better.response, worse.response, source="ratings"))
     return comparisons

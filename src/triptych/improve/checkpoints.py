@@ -97,6 +97,7 @@ class PolicyCheckpoints:
     watcher: Watcher = "judge"
     start: Row = field(default_factory=dict)
     curve: Curve = field(default_factory=list)
+    _begun: bool = field(default=False, init=False)
 
     @property
     def watched(self) -> list[Row]:
@@ -241,7 +242,11 @@ class PolicyCheckpoints:
 
         A run that goes on from an earlier step finds its best there; what it comes to again is written again.
         """
-        if self.folder is None or row["step"] == self.steps or self.exceeded(row):
+        if self.folder is None:
+            return
+        if not self._begun:
+            self._forget(row["step"])
+        if row["step"] == self.steps or self.exceeded(row):
             return
         before = next(iter(self.best), None)
         if not self._worth(row) >= (self._worth(before) if before else -math.inf):
@@ -250,6 +255,14 @@ class PolicyCheckpoints:
         for older in self.best[1:]:
             if distributed.rank() == 0:
                 self._policy(older).unlink(missing_ok=True)
+
+    def _forget(self, step: int) -> None:
+        """Deletes the weights that an earlier attempt left of this step and later ones: here they may be others."""
+        self._begun = True
+        assert self.folder is not None
+        for path in self.folder.glob("policy-*.pt"):
+            if int(path.stem.removeprefix("policy-")) >= step and distributed.rank() == 0:
+                path.unlink(missing_ok=True)
 
     def recall(self, model: nn.Module) -> None:
         """Gives the model the weights of the step that is kept."""

@@ -147,7 +147,7 @@ class DpoMethod(Method[Dpo, Pairs]):
 
     def _compared(self, number: int) -> Step[Pairs]:
         """Of the round's comparisons, pass after pass."""
-        drawn = [self._groups[i] for i in self._plan[number]]
+        drawn = [self._groups[i] for i in self._plan[number // self.config.updates_per_rollout]]
         made = step(self.loop.reference.model, drawn, self.config.at_once)
         made.rows = [line for group in drawn for line in group.lines]
         return made

@@ -137,7 +137,7 @@ class KtoMethod(Method[Kto, LikedPack]):
 
     def prepare(self, number: int) -> Step[LikedPack]:
         """The next answers, with what they gain measured from where the policy is."""
-        drawn = self.plan[number]
+        drawn = self.plan[number // self.config.updates_per_rollout]
         made = step(self.loop.model, self.loop.reference.model, [self.rows[i] for i in drawn], self.config.at_once)
         made.rows = [self.lines[i] for i in drawn]
         return made

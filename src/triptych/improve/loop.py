@@ -259,7 +259,7 @@ class Loop:
 
     @cached_property
     def plan(self) -> list[list[int]]:
-        """Which prompts each step asks."""
+        """Which prompts each sampling asks."""
         return passes(len(self.prompts), self.config, self.seed)
 
     def collect(self, author: Policy, step: int) -> Answers:
@@ -267,7 +267,7 @@ class Loop:
         # An update is the loop's to know of. The reference has none, but may share its sampler with the policy.
         if author is self.policy or not author.in_sync:
             author.sync_weights()
-        prompts = [self.prompts[i] for i in self.plan[step]]
+        prompts = [self.prompts[i] for i in self.plan[step // self.config.updates_per_rollout]]
         lines = [self.lines[prompt.key] for prompt in prompts]
         try:
             return self._collected(author, prompts, lines, step)
@@ -354,7 +354,8 @@ class Loop:
     def measured(self, heldout: Callable[[], Row]) -> Row:
         """Reward, judge, KL and length on the validation prompts, one answer each, always the same noise.
 
-        The scores of each prompt are kept too.
+        The scores of each prompt are kept too. The reward of an answer that was cut is what is learnt from: what a
+        reward says of an answer without an end chooses no candidate.
         """
         self.policy.sync_weights()
         groups = self.policy.write(self.validation, Sampling(self.config.max_tokens, seed=self.context.seed))
@@ -362,11 +363,15 @@ class Loop:
         numbers: Row = {
             "validation_kl": divergence(self.policy, self.reference, groups),
             "validation_length": sum(len(group[0].tokens) for group in groups) / len(groups),
+            "validation_cut": sum(not group[0].finished for group in groups) / len(groups),
         }
         if self.config.sampler != "slots":
             numbers["validation_mismatch"] = self._compared(groups)
         if self.reward is not None:
-            numbers[REWARDED] = self.reward.score(against(self.reward, conversations, self.rivals))
+            rewards = torch.tensor([self.reward.score(against(self.reward, conversations, self.rivals))], device="cpu")
+            if isinstance(self.config, Contrast):
+                rewards = self.config.learnt(Answers([[group[0] for group in groups]], rewards))
+            numbers[REWARDED] = rewards[0].tolist()
             numbers["validation_reward"] = sum(numbers[REWARDED]) / len(groups)
         else:
             numbers |= heldout()
@@ -404,11 +409,11 @@ def reused(prepare: Callable[[int], Step[Batch]], times: int) -> Callable[[int],
 
 
 def passes(count: int, config: Improvement, seed: int) -> list[list[int]]:
-    """Of so many prompts those of every step, pass after pass over all of them."""
+    """Of so many prompts those of every sampling, pass after pass over all of them."""
     order: list[int] = []
     epoch = 0
     size = config.prompts_per_step
-    while len(order) < config.steps * size:
+    while len(order) < config.samplings * size:
         order += shuffled(count, epoch, seed)
         epoch += 1
-    return [order[step * size : (step + 1) * size] for step in range(config.steps)]
+    return [order[place * size : (place + 1) * size] for place in range(config.samplings)]

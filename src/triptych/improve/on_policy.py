@@ -152,9 +152,10 @@ def downsampled(scored: Answers, config: OnPolicy) -> Answers:
     """Of each group the answers whose rewards vary most; all, where the settings do not say how many.
 
     The subset of m with the largest variance is the k highest and the m − k lowest for some k (Xu et al. 2025, theorem
-    1). Groups whose rewards are all equal teach nothing and are left out, unless all are.
+    1). Groups whose rewards are all equal teach nothing and are left out, unless all are. Where a reward is not finite
+    nothing is left out, so that the step is skipped.
     """
-    if config.downsample is None:
+    if config.downsample is None or scored.fault:
         return scored
     rewards = config.learnt(scored)
     spread = rewards.amax(dim=1) > rewards.amin(dim=1)

@@ -17,7 +17,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from triptych.engine.curve import Row
-from triptych.engine.forward import Model, hidden_states, predicted_logprobs
+from triptych.engine.forward import Model, hidden_states, linear_outputs, predicted_logprobs
 from triptych.engine.rollout import Policy, infer, pack_rollouts
 from triptych.engine.training import Loss, Step
 from triptych.improve.advantages import generalised, whitened
@@ -25,6 +25,8 @@ from triptych.improve.loop import Answers, Loop
 from triptych.improve.losses import clipped_value
 from triptych.improve.on_policy import OnPolicy, OnPolicyMethod, Tokens, dealt, measured, prepared, surrogate, tokens_of
 from triptych.storage import Folder
+
+VALUE_HEAD = "value_head"
 
 
 class Ppo(OnPolicy):
@@ -34,6 +36,8 @@ class Ppo(OnPolicy):
         gamma: γ, by which a later reward counts for less.
         gae_lambda: λ of the generalised advantages.
         value_weight: of the value head's loss beside the policy's.
+        value_learning_rate: of the value head, which begins at zero: at a policy's rate it would expect nothing for a
+            whole round, and λ < 1 would then give the first tokens of an answer hardly any of its reward.
         value_clip: how far a value may move in an update before its loss stops counting.
     """
 
@@ -42,6 +46,7 @@ class Ppo(OnPolicy):
     gamma: float = Field(default=1.0, gt=0, le=1)
     gae_lambda: float = Field(default=0.95, ge=0, le=1)
     value_weight: float = Field(default=0.1, gt=0)
+    value_learning_rate: float = Field(default=1e-3, gt=0)
     value_clip: float = Field(default=0.2, gt=0)
 
     @model_validator(mode="after")
@@ -49,6 +54,11 @@ class Ppo(OnPolicy):
         if self.sampler != "slots" or self.lora is not None:
             raise ValueError("ppo trains a value head with the policy, which works without vllm and without lora")
         return self
+
+
+    def rate_of(self, name: str) -> float:
+        """See `Optimization`."""
+        return self.value_learning_rate if name.startswith(VALUE_HEAD) else super().rate_of(name)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -96,8 +106,7 @@ def detach(model: Model) -> None:
 
 def values(model: Model, states: Tensor) -> Tensor:
     """`[N]` what the value head expects at `[N, E]` hidden states, in float32."""
-    expected: Tensor = model.value_head(states).float()[:, 0]
-    return expected
+    return linear_outputs(model.value_head, states)[:, 0]
 
 
 def step(
@@ -127,7 +136,18 @@ def step(
     together = whitened(torch.cat([b.advantages for b in batches]), torch.cat([b.counted for b in batches]))
     for batch, advantages in zip(batches, torch.split(together, sizes), strict=True):
         batch.advantages = advantages
-    return prepared(measurements, batches)  # type: ignore[return-value]
+    made = prepared(measurements, batches)
+    counted = torch.cat([batch.counted for batch in batches]) > 0
+    returns = torch.cat([batch.returns for batch in batches])[counted]
+    made.numbers["explained_variance"] = explained_variance(
+        returns, torch.cat([batch.values for batch in batches])[counted]
+    )
+    return made  # type: ignore[return-value]
+
+
+def explained_variance(returns: Tensor, expected: Tensor) -> float:
+    """1 − Var(R − V) / Var(R): 0 of a value head that says the same of every token."""
+    return float(1 - (returns - expected).var(correction=0) / returns.var(correction=0).clamp(min=1e-12))
 
 
 def loss(model: Model, tokens: ValuedTokens, config: Ppo) -> Loss:

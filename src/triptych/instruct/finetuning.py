@@ -25,6 +25,7 @@ from triptych.engine.inspection import trunk_of
 from triptych.engine.models import load_policy, load_tokenizer, parameters, save
 from triptych.engine.packing import fill
 from triptych.engine.training import GradientAccumulation, Loss, Step, shuffled, train
+from triptych.errors import TrainingError
 from triptych.pipeline.result import Result
 from triptych.pipeline.stage import StageContext
 from triptych.storage import Folder
@@ -75,6 +76,10 @@ def finetune(context: StageContext, config: Finetuning, base: Folder, data: Fold
     fitted, heldout = fit(train_rows), fit(heldout_rows)
     if fitted.dropped or fitted.truncated:
         context.progress.say(f"demonstrations: {fitted}")
+    for kept, what in ((fitted, "demonstration to train on"), (heldout, "held-out demonstration")):
+        if not kept.rows:
+            raise TrainingError(f"every {what} is longer than instruct.context, {config.context} tokens: raise it, or "
+                                "set overlong: truncate")
     rows = fitted.rows
     plan = _plan(rows, config, context.seed)
     folder = base / "model"

@@ -7,7 +7,7 @@ from functools import partial
 
 from triptych.deadline import within
 from triptych.instructions.registry import instruction
-from triptych.records import Check, Prompt
+from triptych.records import Check, Prompt, conclusion
 
 SECONDS = 5.0
 """How long an instruction may look at one answer; one that has not said yes by then is not followed."""
@@ -32,7 +32,8 @@ def followed_by_kind(prompt: Prompt, answer: str) -> dict[str, float]:
 
 
 def _follows(check: Check, answer: str) -> bool:
-    return bool(answer.strip()) and instruction(check.kind, check.arguments).follows(answer)
+    concluded = conclusion(answer)  # how a model comes to its answer was not asked to have a form
+    return bool(concluded.strip()) and instruction(check.kind, check.arguments).follows(concluded)
 
 
 def _in_time(question: Callable[[], bool]) -> bool:

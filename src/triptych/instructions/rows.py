@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,7 +17,7 @@ def checks_in(row: Mapping[str, Any]) -> tuple[str, tuple[Check, ...]] | None:
     """The field that holds a row's instructions, and what it holds; None where the row has none.
 
     `checks` is a list of objects with `kind` and the arguments; IFEval has `instruction_id_list` and `kwargs`;
-    open-instruct has both as JSON in a `ground_truth` with `instruction_id` and `kwargs`.
+    open-instruct has both in a `ground_truth` with `instruction_id` and `kwargs`, as JSON or as Python writes it.
 
     Raises:
         ValueError: they are not as they must be; the text begins with the field.
@@ -61,11 +62,22 @@ def _check(place: str, kind: Any, arguments: Any) -> Check:
 
 def _ground_truth(value: Any) -> Mapping[str, Any] | None:
     """open-instruct's answer to check by, where the row has one of instructions and not, say, a number."""
+    if isinstance(value, list) and len(value) == 1:
+        (value,) = value
     if isinstance(value, str) and '"instruction_id"' in value:
         value = _parsed("ground_truth", value)
+    elif isinstance(value, str) and "'instruction_id'" in value:  # as Python writes it, which is how it is published
+        value = _literal("ground_truth", value)
     if isinstance(value, list) and len(value) == 1:
-        value = value[0]
+        (value,) = value
     return value if isinstance(value, Mapping) and "instruction_id" in value else None
+
+
+def _literal(field: str, text: str) -> Any:
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        raise ValueError(f"{field}: neither JSON nor what Python writes") from None
 
 
 def _parsed(field: str, text: str) -> Any:

@@ -11,6 +11,11 @@ _END = re.compile(r"(?<=[.!?])[\"'”’)\]*]*\s+(?=[\"'“‘(\[*]*[A-Z0-9])|\n
 _ABBREVIATION = re.compile(r"(?:\b(?:Mr|Mrs|Ms|Dr|Prof|St|Jr|Sr|vs|etc|e\.g|i\.e|No|Inc|Ltd|Co)|\b[A-Z])\.$")
 _MARK = re.compile(r"^(?:\(?\d{1,2}[.):]|[-*•–])\s+")
 _PUNCTUATION = re.compile(r"\.\.\.|--|[;@#$%&?!,:\[\](){}<>\"“”«»`]|''|(?<=\w)'(?=(?:s|m|d|ll|re|ve)\b)", re.IGNORECASE)
+_JOINED = re.compile(
+    r"(?<=\bcan)(?=not\b)|(?<=\bgim)(?=me\b)|(?<=\bgon)(?=na\b)|(?<=\bgot)(?=ta\b)|(?<=\blem)(?=me\b)|(?<=\bwan)(?=na\s)"
+    r"|(?<=[^'\s])(?=n't\b)", re.IGNORECASE
+)
+"""Where the Treebank cuts what is written as one word: can|not, gon|na, do|n't."""
 _TRAILING = re.compile(r"(?<=[^.])\.(?=[\])}>\"'»”’ ]*(?:\s|$))")
 
 
@@ -57,7 +62,7 @@ def first_sentences(text: str, fit: Callable[[str], bool]) -> str:
 
 def tokens(text: str) -> list[str]:
     """Words and punctuation, near to what the Penn Treebank's tokenizer gives: hyphenated words are one."""
-    spaced = _TRAILING.sub(" . ", text)
+    spaced = _JOINED.sub(" ", _TRAILING.sub(" . ", text))
     return _PUNCTUATION.sub(lambda mark: f" {mark[0]} " if mark[0] != "'" else " '", spaced).split()
 
 

@@ -16,7 +16,7 @@ from typing import Any, Literal, TypedDict, TypeVar
 from pydantic import Field
 
 from triptych.configuration import Config
-from triptych.data.files import parse_lines, read_saying, read_votes
+from triptych.data.files import parse_lines, read_any, read_saying, read_votes
 from triptych.data.folder import DataFolder
 from triptych.data.folds import CrossFit
 from triptych.data.rows import Place
@@ -68,7 +68,7 @@ class Inbox:
     @property
     def waiting(self) -> int:
         """How much no round took: what would be learnt of it, and wrong lines, which a round names."""
-        return self._count(self._waiting())
+        return self._count(self._waiting(), self.rounds)
 
     def take(self, round: int, wrong_rows: Literal["refuse", "skip"] = "refuse") -> Path:
         """The round's own lines, in a file: what it took before, or all that wait now, which may be none.
@@ -90,7 +90,7 @@ class Inbox:
 
     def teaches(self, taken: Path) -> bool:
         """Whether anything is learnt of what a round took."""
-        return self._count(_lines(taken)[0]) > 0
+        return self._count(_lines(taken)[0], _number(taken) - 1) > 0
 
     @property
     def note(self) -> str:
@@ -101,14 +101,13 @@ class Inbox:
     def give_back(self) -> int:
         """Has what the last round took wait again; how much it is."""
         path = self.folder / f"round-{self.rounds}.jsonl"
-        count = self._count(_lines(path)[0])
+        count = self._count(_lines(path)[0], self.rounds - 1)
         path.unlink()
         return count
 
     def _waiting(self) -> list[str]:
         lines, _ = _lines(self.file)
-        kept = [self.folder / f"round-{round}.jsonl" for round in range(1, self.rounds + 1)]
-        taken = [line for path in kept for line in _lines(path)[0]]
+        taken = self._taken(self.rounds)
         if lines[: len(taken)] != taken:
             raise RunError(
                 f"{self.file}: the first {len(taken)} lines are not those that earlier rounds took; {self.form} are "
@@ -116,11 +115,25 @@ class Inbox:
             )
         return lines[len(taken) :]
 
-    def _count(self, lines: Sequence[str]) -> int:
-        parsed: tuple[list[Vote], list[Fault]] = parse_lines(str(self.file), map(str.encode, lines), self.kind.parse)
-        votes, faults = parsed
-        counted, _ = in_time(votes)
+    def _taken(self, rounds: int) -> list[str]:
+        """The lines that the first rounds took."""
+        return [line for round in range(1, rounds + 1) for line in _lines(self.folder / f"round-{round}.jsonl")[0]]
+
+    def _count(self, lines: Sequence[str], rounds: int) -> int:
+        """How much would be learnt of lines behind those of the first rounds."""
+        votes, faults = self._parsed(lines)
+        counted, _ = in_time(votes, self._parsed(self._taken(rounds))[0])
         return len(settled([vote for _, vote in counted]).rows) + len({fault.line for fault in faults})
+
+
+    def _parsed(self, lines: Sequence[str]) -> tuple[list[Vote], list[Fault]]:
+        return parse_lines(str(self.file), map(str.encode, lines), self.kind.parse)
+
+
+def _number(taken: Path) -> int:
+    """Which round took a file of lines; a file of another name is that of a first one."""
+    name = re.fullmatch(r"round-(\d+)", taken.stem)
+    return int(name[1]) if name else 1
 
 
 def _lines(path: Path) -> tuple[list[str], bytes]:
@@ -175,7 +188,7 @@ class FeedbackAdded(Result):
         duplicates: exact repetitions, which are left out.
         removed: rows whose prompts are kept for measuring, which are left out.
         both_bad: questions to which most said that both answers are bad, which gives no pair.
-        too_late: answers that take back what an earlier round learnt, which stays.
+        too_late: answers, or answers taken back, to questions that an earlier round settled.
     """
 
     labelled_by: str = "people"
@@ -270,9 +283,11 @@ def _read(
     votes: list[Vote] = read_saying(
         partial(read_votes, form), [file], say, skipped if config.wrong_rows == "skip" else None, places
     )
-    counted, too_late = in_time(votes)
+    before = [Path(file).with_name(f"round-{round}.jsonl") for round in range(1, _number(Path(file)))]
+    settled_before = [vote for path in before for vote in read_any(path, partial(read_votes, form, skipped=[]))]
+    counted, too_late = in_time(votes, settled_before)
     if too_late:
-        say(f"left out: {too_late:,} answers that take back what an earlier round learnt, which stays")
+        say(f"left out: {too_late:,} answers to questions that an earlier round settled, which stay so")
     learnt = settled([vote for _, vote in counted])
     if learnt.note:
         say(f"note: {learnt.note}")

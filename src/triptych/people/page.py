@@ -187,6 +187,6 @@ def _written(question: Question | Conversation, source: Questionnaire[Any], wait
     return {
         "question": question.key, "title": source.title, "answers": list(question.answers), "open": waiting,
         "indented": [indented(answer) for answer in question.answers], "guideline": source.guideline,
-        "prompt": [[turn.role, turn.content] for turn in question.prompt.messages],
+        "prompt": [[turn.role, turn.shown] for turn in question.prompt.messages],
         "choices": [dataclasses.asdict(choice) for choice in (*source.choices, SKIP)],
     }

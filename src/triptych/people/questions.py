@@ -17,6 +17,7 @@ from triptych.data.votes import BOTH_BAD
 from triptych.engine.rollout import Policy
 from triptych.engine.sampling import Sampling
 from triptych.engine.scoring import Scorer
+from triptych.feedback.labelling import finished
 from triptych.feedback.prompts import prompts_to_ask
 from triptych.people.questionnaire import Choice, Q, Questionnaire
 from triptych.pipeline.result import Result
@@ -38,7 +39,7 @@ class Asking(Config):
             improvement learns from them, else comparisons.
         prompts: how many, each round the next ones of those that are improved on.
         answers: sampled for each; every two that differ are a question, or, where thumbs are asked for, every one.
-        max_tokens: an answer is cut there.
+        max_tokens: an answer is cut there, and nobody is asked about a cut one.
     """
 
     ask_for: Form | None = None
@@ -48,10 +49,11 @@ class Asking(Config):
 
 
 class QuestionsAsked(Result):
-    """How many questions there are, about answers to how many prompts."""
+    """How many questions there are, about answers to how many prompts, and how many answers were cut and left out."""
 
     questions: int
     prompts: int
+    cut: int = 0
 
 
 class FeedbackQuestionnaire(Questionnaire[Q]):
@@ -137,19 +139,21 @@ def ask(
     sampling = Sampling(config.max_tokens, seed=context.seed * 1000 + round)
     form = FORMS[config.ask_for or "comparisons"]
     questions: list[Any] = []
-    for group in policy.write(prompts, sampling, n=config.answers, progress=context.progress):
+    written = policy.write(prompts, sampling, n=config.answers, progress=context.progress)
+    groups, cut = finished(written, context.progress)
+    for prompt, group in zip(prompts, groups, strict=True):
         answers: dict[str, str] = {}  # of answers that look alike the first
         for rollout in group:
             answers.setdefault(rollout.answer.strip(), rollout.answer)
         answers.pop("", None)
-        questions += filter(form.is_answerable, form.pose(group[0].prompt, list(answers.values()), context.seed))
+        questions += filter(form.is_answerable, form.pose(prompt, list(answers.values()), context.seed))
     if reward is not None and questions:
         shown = [Conversation(question.prompt, answer) for question in questions for answer in question.answers]
         scores = iter(reward.score(shown))
         sureness = distances([[next(scores) for _ in question.answers] for question in questions])
         questions = [questions[i] for i in sorted(range(len(questions)), key=lambda i: sureness[i])]
     write(context.output / FILE, questions)
-    return QuestionsAsked(questions=len(questions), prompts=len(prompts))
+    return QuestionsAsked(questions=len(questions), prompts=len(prompts), cut=cut)
 
 
 def distances(scores: Sequence[Sequence[float]]) -> list[float]:

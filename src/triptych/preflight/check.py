@@ -25,6 +25,7 @@ from pydantic import ConfigDict
 from triptych import configuration
 from triptych.base import source
 from triptych.base.pretrained import NO_REWARD, UNPACKED, has_reasoning
+from triptych.base.text import UNLEARNT, unlearnt
 from triptych.base.tokenizer import train_tokenizer
 from triptych.benchmarks import OpenedBenchmark, open_benchmark
 from triptych.configuration import Config, UserFile, beside, field_names
@@ -347,6 +348,10 @@ def split_data(recipe: Recipe, folder: Path, findings: Findings) -> Prepared | N
         findings.problems += error.lines
         return None
     judge_splits(recipe, counts, findings)
+    if recipe.base.train is not None:
+        text = DataFolder(folder).text
+        lost = unlearnt(text("train").read_any(), text("heldout").read_any(), recipe.base.weights)
+        findings.problems += [f"base.text: {name}: {UNLEARNT}" for name in lost]
     return counts
 
 

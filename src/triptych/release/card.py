@@ -79,6 +79,16 @@ class ReleasedFamily:
         return next((model for model in self.summary.models if model.round is None), None)
 
     @property
+    def few_shot(self) -> bool:
+        """Whether the Base was asked behind examples, for it is not tuned."""
+        return self.prompted is None or self.prompted.name != "base"
+
+    @property
+    def finetuned(self) -> bool:
+        """Whether Instruct learnt demonstrations in the run."""
+        return any(file.name.startswith("demonstrations") for file in self.lineage["instruct"].data)
+
+    @property
     def duration(self) -> str:
         """How long the run took, in words that equal runs have in common."""
         hours = self.summary.seconds / 3600

@@ -102,7 +102,7 @@ class EndpointJudge:
 
 
 def replies_in(reply: Mapping[str, Any], choices: Sequence[str]) -> Replies | None:
-    """The choices' probabilities in a chat completion: by token probabilities where it has them, else by its text.
+    """The choices' probabilities in a chat completion: by those of the token that names one, else by its text.
 
     Raises:
         ValueError: what it gives as a log-probability is none.
@@ -116,16 +116,28 @@ def replies_in(reply: Mapping[str, Any], choices: Sequence[str]) -> Replies | No
         text = choice["message"]["content"]
     except (KeyError, IndexError, TypeError, AttributeError):
         return None
+    named = _named(text, choices) if isinstance(text, str) else None
+    if named is None:
+        return None
     for token, others in tokens:
-        if token in choices:
+        if token == named:
             probabilities = dict.fromkeys(choices, 0.0)
             for name, value in others:
                 if name in probabilities:
                     probabilities[name] += math.exp(_log_probability(value))
             total = sum(probabilities.values())
             return {name: value / total for name, value in probabilities.items()} if total > 0 else None
-    named = re.search(rf"(?<!\w)({'|'.join(map(re.escape, choices))})(?!\w)", text) if isinstance(text, str) else None
-    return {name: float(name == named[1]) for name in choices} if named else None
+    return {name: float(name == named) for name in choices}
+
+
+def _named(text: str, choices: Sequence[str]) -> str | None:
+    """The choice that a reply begins with, else the only one that stands in it; the end of a scale is none of these."""
+    either = rf"({'|'.join(map(re.escape, choices))})(?!\w)"
+    # "A close call" begins with a word, "A", "A." and "A is better" with a choice.
+    if opening := re.match(rf"\W*{either}(?=\s*(?:$|[^\w\s]|\n)|\s+is\b)", text):
+        return opening[1]
+    named = {choice[1] for choice in re.finditer(rf"(?<!\w)(?<!of )(?<!to )(?<!/){either}", text)}
+    return named.pop() if len(named) == 1 else None
 
 
 def _token(row: Mapping[str, Any]) -> str:

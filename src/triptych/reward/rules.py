@@ -145,7 +145,7 @@ class ExactMatch(Comparing, Extracting):
 
     def value(self, conversation: Conversation) -> float:
         """See the class."""
-        answer = self._extracted(conversation.answer)
+        answer = self._extracted(conversation.conclusion)
         return float(self._plain(answer) == self._plain(self.require_reference(conversation)))
 
     def _plain(self, text: str | None) -> str | None:
@@ -169,7 +169,7 @@ class NumericMatch(Extracting):
         """See the class."""
         wanted = number_of(self.require_reference(conversation))
         assert wanted is not None
-        text = self._extracted(conversation.answer)
+        text = self._extracted(conversation.conclusion)
         given = None if text is None else number_in(text)
         near = Fraction(repr(self.tolerance)) * max(abs(wanted), Fraction(1, 10**12))
         return float(given is not None and abs(given - wanted) <= near)
@@ -223,7 +223,7 @@ class JsonSchema(Rule):
         """See the class."""
         allowed = self._validator(self.require_reference(conversation))
         try:
-            content = json.loads(_block(conversation.answer), parse_constant=_refuse)
+            content = json.loads(_block(conversation.conclusion), parse_constant=_refuse)
         except (ValueError, RecursionError):
             return 0.0
         return float(allowed.is_valid(content))
@@ -272,7 +272,7 @@ class UnitTests(Comparing):
     def value(self, conversation: Conversation) -> float:
         """See the class."""
         verdict = run_tests(
-            _block(conversation.answer), self.require_reference(conversation), seconds=self.seconds,
+            _block(conversation.conclusion), self.require_reference(conversation), seconds=self.seconds,
             mebibytes=self.mebibytes, unconfined=self.unconfined,
         )
         return float(verdict.passed)
@@ -288,7 +288,7 @@ class Length(Rule):
 
     def value(self, conversation: Conversation) -> float:
         """See the class."""
-        answer = conversation.answer
+        answer = conversation.conclusion
         count = len(answer.split()) if self.unit == "words" else len(answer)
         return float(self.least <= count and (self.most is None or count <= self.most))
 
@@ -307,7 +307,7 @@ class Language(Rule):
 
     def value(self, conversation: Conversation) -> float:
         """See the class."""
-        return share_in(self.language, conversation.answer)
+        return share_in(self.language, conversation.conclusion)
 
     @field_validator("language")
     @classmethod
@@ -338,7 +338,7 @@ class Forbidden(Rule):
 
     def value(self, conversation: Conversation) -> float:
         """See the class."""
-        answer = conversation.answer.casefold()
+        answer = conversation.conclusion.casefold()
         return float(not any(text.casefold() in answer for text in self.texts))
 
 
@@ -354,7 +354,8 @@ class Refusal(Rule):
 
     def value(self, conversation: Conversation) -> float:
         """See the class."""
-        first = re.split(r"(?<=[.!?])\s|\n", conversation.answer.strip().replace("’", "'"), maxsplit=1)[0].casefold()
+        answer = conversation.conclusion.strip().replace("’", "'")
+        first = re.split(r"(?<=[.!?])\s|\n", answer, maxsplit=1)[0].casefold()
         return float(not any(phrase.casefold() in first for phrase in self.phrases or REFUSALS))
 
 
@@ -373,7 +374,7 @@ class Instructions(Rule):
 
     def value(self, conversation: Conversation) -> float:
         """See the class."""
-        outcomes = followed(conversation.prompt, conversation.answer)
+        outcomes = followed(conversation.prompt, conversation.conclusion)
         return float(all(outcomes)) if self.strict else sum(outcomes) / len(outcomes)
 
     def applies(self, prompt: Prompt) -> bool:
@@ -402,7 +403,7 @@ class Chrf(Comparing):
     def value(self, conversation: Conversation) -> float:
         """See the class."""
         wanted = self.require_reference(conversation)
-        return float(_chrf(self.word_order).sentence_score(conversation.answer, [wanted]).score) / 100
+        return float(_chrf(self.word_order).sentence_score(conversation.conclusion, [wanted]).score) / 100
 
 
 class F1(Comparing, Extracting):
@@ -413,7 +414,7 @@ class F1(Comparing, Extracting):
     def value(self, conversation: Conversation) -> float:
         """See the class."""
         wanted = _plain_words(self.require_reference(conversation))
-        given = _plain_words(self._extracted(conversation.answer) or "")
+        given = _plain_words(self._extracted(conversation.conclusion) or "")
         common = sum((Counter(wanted) & Counter(given)).values())
         if not wanted or not given:
             return float(wanted == given)

@@ -18,7 +18,7 @@ from triptych.errors import TriptychError, UnavailableError
 from triptych.records import Conversation, Prompt
 from triptych.server.bodies import ChatBody, CompletionBody, DecodingBody
 from triptych.server.served import RequestError, ServedFamily, ServedModel, finite
-from triptych.server.text import TextStream
+from triptych.server.text import UNKNOWN, TextStream
 from triptych.server.worker import Worker
 
 
@@ -229,7 +229,8 @@ class ChatReply(PendingReply):
     def _logprobs(self, choice: StreamedChoice, first: int) -> dict[str, Any]:
         def entry(token: int, logprob: float) -> dict[str, Any]:
             word = self._word(token)
-            return {"token": word, "logprob": finite(logprob), "bytes": list(word.encode())}
+            known = None if UNKNOWN in word else list(word.encode())  # a part of a character is not these bytes
+            return {"token": word, "logprob": finite(logprob), "bytes": known}
 
         tokens = choice.request.completion.tokens[first : choice.tokens]
         likeliest = choice.request.likeliest[first : choice.tokens]

@@ -130,10 +130,9 @@ class Service:
         """Rewards of whole texts, as OpenRLHF asks for them."""
         return await scores.remote(self.family.scoring(None), body)
 
-    def add_thumb(self, body: ThumbBody) -> dict[str, bool]:
+    def add_thumb(self, body: ThumbBody) -> dict[str, Any]:
         """Adds what somebody thinks of an answer to the file."""
-        self.family.add_thumb(Thumb(body.prompt, body.answer, body.label))
-        return {"added": True}
+        return {"added": True, "set_aside": self.family.add_thumb(Thumb(body.prompt, body.answer, body.label))}
 
     async def _answer(self, reply: PendingReply, request: Request) -> Response | dict[str, Any]:
         reply.check(self.queue)

@@ -25,7 +25,7 @@ from triptych.errors import ModelError
 from triptych.evaluate.preamble import rendered_behind
 from triptych.records import Conversation, Messages, Prompt, Thumb
 from triptych.server.bodies import DecodingBody
-from triptych.storage import turn_at
+from triptych.storage import append_line
 
 Result = TypeVar("Result")
 
@@ -235,8 +235,11 @@ class ServedFamily:
         """Whether the name is the reward's."""
         return self.reward is not None and name == self.reward.name
 
-    def add_thumb(self, thumb: Thumb) -> None:
+    def add_thumb(self, thumb: Thumb) -> str | None:
         """Adds what somebody thinks of an answer to the file, whole or not at all.
+
+        Returns:
+            What of an unfinished last line was set aside.
 
         Raises:
             RequestError: there is no file, or no line can hold it.
@@ -246,8 +249,7 @@ class ServedFamily:
             raise RequestError("no file was named for thumbs: start the server with --thumbs FILE", 404)
         if faults := faults_of(thumb):
             raise RequestError("; ".join(f"{fault.field}: {fault.message}" for fault in faults))
-        with turn_at(self.thumbs) as turn:
-            turn.add(json_line(thumb))
+        return append_line(self.thumbs, json_line(thumb))
 
 
 def _rows(outputs: Tensor) -> list[list[float]]:
