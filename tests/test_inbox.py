@@ -253,7 +253,7 @@ def test_each_round_learns_from_the_thumbs_that_people_gave_so_far(tmp_path: Pat
     begin, end = text.index("feedback:"), text.index("improve:")
     recipe, thumbs, runs = tmp_path / "recipe.yaml", tmp_path / "thumbs.jsonl", tmp_path / "runs"
     recipe.write_text(
-        text[:begin] + "feedback: [{people: thumbs.jsonl, prompts: 8, max_tokens: 24}]\n"
+        text[:begin] + "feedback: [{people: thumbs.jsonl, prompts: 8, max_tokens: 120}]\n"
         "reward: {kind: rules, rules: [{rule: length, most: 12}]}\n"
         + text[end:].replace("method: grpo", "method: kto").replace(" group_size: 4,", "")
     )
@@ -304,7 +304,7 @@ def test_what_the_reward_is_least_sure_of_is_asked_first(policy_folder: Path, tm
     def asked(name: str, round: int, reward: Lengths | None) -> list[dict[str, str]]:
         (tmp_path / name).mkdir()
         context = StageContext(tmp_path / name, tmp_path, Silent(), seed=1, checkpoint_seconds=60)
-        metrics = ask(context, Asking(prompts=8, answers=3, max_tokens=12), tmp_path, policy_folder, round, reward)
+        metrics = ask(context, Asking(prompts=8, answers=3, max_tokens=200), tmp_path, policy_folder, round, reward)
         rows = [json.loads(line) for line in (tmp_path / name / "questions.jsonl").read_text().splitlines()]
         assert metrics.questions == len(rows)
         return rows
@@ -321,7 +321,7 @@ def test_a_round_starts_when_enough_comparisons_have_arrived(tmp_path: Path, tin
     text = TINY.read_text()
     begin, end = text.index("feedback:"), text.index("reward:")
     recipe, labels = tmp_path / "recipe.yaml", tmp_path / "labels.jsonl"
-    recipe.write_text(text[:begin] + "feedback: [{people: labels.jsonl, prompts: 8, max_tokens: 24}]\n" + text[end:])
+    recipe.write_text(text[:begin] + "feedback: [{people: labels.jsonl, prompts: 8, max_tokens: 120}]\n" + text[end:])
     runs = tmp_path / "runs"
     with_stages(runs / "tiny", tiny_run, "data", "base", "instruct")
     short = ["--runs", str(runs), "--set", "improve.steps=1", "--set", "splits.cross_fit=false"]

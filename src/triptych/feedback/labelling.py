@@ -22,12 +22,11 @@ from triptych.feedback.accumulation import accumulate
 from triptych.feedback.prompts import prompts_to_ask
 from triptych.pipeline.result import Result
 from triptych.pipeline.stage import StageContext
-from triptych.progress import Progress
 from triptych.records import Comparison, Conversation, Rollout, differ
 from triptych.storage import Folder
 
 CUT = 0.05
-"""The share of cut answers from which on it is said that there are many."""
+"""So many of what is left, left out because it was cut, are said to be many."""
 
 
 class Labelling(Config):
@@ -38,7 +37,8 @@ class Labelling(Config):
         answers: sampled for each; every two of them are compared, as in Ouyang et al. (2022).
         least_difference: answers whose scores differ by less are a tie, about which nobody is asked.
         heldout: share of the prompts whose comparisons are never trained on.
-        max_tokens: an answer is cut there; a cut one is not compared, for nobody knows its end.
+        max_tokens: an answer is cut there. A pair whose better answer was cut is left out: what learns it learns to end
+            there.
     """
 
     prompts: int = Field(default=1000, ge=10)
@@ -63,7 +63,7 @@ class Labelled(Result):
 
     Attributes:
         answers: that were sampled.
-        cut: of these, which were cut and not compared.
+        cut: pairs that were left out because the better answer was cut.
         ties: pairs about which nobody was asked.
         taught: comparisons with the prompt of a demonstration, of which none is held out.
         noise, ceiling: the rate of flipped labels, and the best accuracy that it allows; None where it is not known.
@@ -98,21 +98,23 @@ def label(
     drawn = [pool[i % len(pool)] for i in range(first, first + config.prompts)]
     prompts = policy.fitting(drawn, config.max_tokens, context.progress)
     sampling = Sampling(config.max_tokens, seed=context.seed * 1000 + round)
-    written = policy.write(prompts, sampling, n=config.answers, progress=context.progress)
-    groups, cut = finished(written, context.progress)
-    new = _compared(groups, judge, config, context.seed * 1000 + round)
+    groups = policy.write(prompts, sampling, n=config.answers, progress=context.progress)
+    new, cut = _compared(groups, judge, config, context.seed * 1000 + round)
     if not new:
         raise RunError("the judge found no difference between any two answers, so there is nothing to learn from"
-                       + (f"; {cut:,} answers were cut: raise feedback's max_tokens" if cut else ""))
+                       + (f"; of {cut:,} pairs the better one was cut: raise feedback's max_tokens" if cut else ""))
+    if cut > CUT * len(new):
+        context.progress.say(f"feedback: {cut:,} pairs whose better answer was cut at max_tokens are left out, and "
+                             f"{len(new):,} are not: raise it")
     added = accumulate(context, new, config.heldout, data, earlier, thumbs, cross_fit)
-    compared = sum(math.comb(len(group), 2) for group in groups)
+    compared = len(groups) * math.comb(config.answers, 2)
     # What a judge that may err gets wrong is not known.
     noise = config.noise if isinstance(config, ExactLabelling) else None
     return Labelled(
         labelled_by=judge.name,
-        answers=len(prompts) * config.answers,
+        answers=len(groups) * config.answers,
         comparisons=len(new),
-        ties=compared - len(new),
+        ties=compared - len(new) - cut,
         cut=cut,
         taught=added.taught,
         noise=noise,
@@ -120,27 +122,17 @@ def label(
     )
 
 
-def finished(groups: Sequence[Sequence[Rollout]], progress: Progress) -> tuple[list[list[Rollout]], int]:
-    """The answers to each prompt that were not cut, and how many were, which is said where they are many.
-
-    Whoever learns from a cut answer learns to end where it was cut.
-    """
-    whole = [[rollout for rollout in group if rollout.finished] for group in groups]
-    answers = sum(map(len, groups))
-    cut = answers - sum(map(len, whole))
-    if cut > CUT * answers:
-        progress.say(f"feedback: {cut:,} of {answers:,} answers were cut at max_tokens and are left out: raise it")
-    return whole, cut
-
-
 def _compared(
     groups: Sequence[Sequence[Rollout]], judge: Scorer, config: Labelling, seed: int
-) -> list[Comparison]:
-    """Every two answers of a group, the better one chosen, flipped at the rate `noise`."""
+) -> tuple[list[Comparison], int]:
+    """Every two answers of a group, the better one chosen, flipped at the rate `noise`; and how many were cut.
+
+    An answer that was cut may be the worse one, as in training on samples it has the lowest reward.
+    """
     rollouts = [rollout for group in groups for rollout in group]
     noise = config.noise if isinstance(config, ExactLabelling) else 0.0
     scores = iter(judge.score([Conversation(rollout.prompt, rollout.answer) for rollout in rollouts]))
-    comparisons = []
+    comparisons, cut = [], 0
     for group in groups:
         scored = [(rollout, next(scores)) for rollout in group]
         for place, ((a, score_a), (b, score_b)) in enumerate(combinations(scored, 2)):
@@ -148,7 +140,10 @@ def _compared(
             if alike or not a.answer.strip() or not b.answer.strip():
                 continue
             better, worse = (a, b) if score_a > score_b else (b, a)
+            if not better.finished:
+                cut += 1
+                continue
             if fraction("flip", f"{place} {a.prompt.key}", seed) < noise:
                 better, worse = worse, better
             comparisons.append(Comparison(a.prompt, better.answer, worse.answer, source=judge.name))
-    return comparisons
+    return comparisons, cut

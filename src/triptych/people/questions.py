@@ -17,7 +17,7 @@ from triptych.data.votes import BOTH_BAD
 from triptych.engine.rollout import Policy
 from triptych.engine.sampling import Sampling
 from triptych.engine.scoring import Scorer
-from triptych.feedback.labelling import finished
+from triptych.feedback.labelling import CUT
 from triptych.feedback.prompts import prompts_to_ask
 from triptych.people.questionnaire import Choice, Q, Questionnaire
 from triptych.pipeline.result import Result
@@ -139,14 +139,20 @@ def ask(
     sampling = Sampling(config.max_tokens, seed=context.seed * 1000 + round)
     form = FORMS[config.ask_for or "comparisons"]
     questions: list[Any] = []
-    written = policy.write(prompts, sampling, n=config.answers, progress=context.progress)
-    groups, cut = finished(written, context.progress)
-    for prompt, group in zip(prompts, groups, strict=True):
+    cut = 0
+    for prompt, group in zip(
+        prompts, policy.write(prompts, sampling, n=config.answers, progress=context.progress), strict=True
+    ):
         answers: dict[str, str] = {}  # of answers that look alike the first
         for rollout in group:
-            answers.setdefault(rollout.answer.strip(), rollout.answer)
+            cut += not rollout.finished
+            if rollout.finished:  # what learns a cut answer learns to end there
+                answers.setdefault(rollout.answer.strip(), rollout.answer)
         answers.pop("", None)
         questions += filter(form.is_answerable, form.pose(prompt, list(answers.values()), context.seed))
+    if cut > CUT * len(prompts) * config.answers:
+        context.progress.say(f"questions: {cut:,} of {len(prompts) * config.answers:,} answers were cut at max_tokens, "
+                             "and nobody is asked about them: raise it")
     if reward is not None and questions:
         shown = [Conversation(question.prompt, answer) for question in questions for answer in question.answers]
         scores = iter(reward.score(shown))
