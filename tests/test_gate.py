@@ -15,7 +15,7 @@ from triptych.deployment import watcher
 from triptych.evaluate import lengths
 from triptych.evaluate.answers import of_round
 from triptych.evaluate.gate import PROMOTED, REJECTED, UNDECIDED, Decided, Gate, lost, verdict
-from triptych.evaluate.lengths import controlled
+from triptych.evaluate.lengths import controlled, controlled_gain
 from triptych.evaluate.measurement import by_task
 from triptych.recipe import load
 from triptych.records import Prompt, user
@@ -237,6 +237,22 @@ def test_where_length_does_not_matter_nothing_is_controlled_away() -> None:
     assert all_won[0] > 0.9
 
 
+@pytest.mark.parametrize("truth", [0.0, -0.3])
+def test_a_gain_at_equal_length_is_what_length_does_not_explain(truth: float) -> None:
+    draw = np.random.default_rng(4)
+    held = 0
+    for _ in range(40):
+        shorter = draw.normal(-15, 20, size=300).round()
+        gains = truth + 0.8 * np.tanh(shorter / shorter.std()) + draw.normal(0, 0.5, size=300)
+        found = controlled_gain(gains.tolist(), [200 + int(each) for each in shorter], [200] * 300)
+        assert found
+        assert gains.mean() < truth - 0.2
+        held += found[1][0] <= truth <= found[1][1]
+    assert held >= 35  # of 40 at 95%, less two deviations
+    assert controlled_gain([1.0, 3.0], [5, 7], [5, 7]) == (2.0, (1.0, 3.0))
+    assert controlled_gain([1.0] * 20, [9] * 20, [5] * 20) is None
+
+
 @pytest.mark.parametrize("extra", [0, 15, -15, 60, -60])
 def test_the_win_rate_at_equal_length_is_told_only_where_lengths_overlap(
     extra: int, monkeypatch: pytest.MonkeyPatch
@@ -272,9 +288,9 @@ def test_who_decides_does_not_watch_unless_it_holds_on_any_prompts() -> None:
 
 
 def test_a_winner_that_people_may_like_less_is_rejected() -> None:
-    def held(low: float, config: Gate | None = None) -> tuple[str, str]:
+    def held(low: float, config: Gate | None = None, **more: Any) -> tuple[str, str]:
         score = PairedScore(before=0.2, after=0.2 + low + 0.1, gain=low + 0.1, interval=(low, low + 0.2), prompts=300)
-        return decided(config, preferences=score)
+        return decided(config, preferences=score, **more)
 
     assert held(-0.09)[0] == PROMOTED
     decision, reason = held(-0.11)
@@ -282,6 +298,10 @@ def test_a_winner_that_people_may_like_less_is_rejected() -> None:
     assert reason == (
         "people's preferences may be lost: by the reward model trained apart the candidate's score differs by -0.01 "
         "(95% interval -0.11 to +0.09), and the budget is -0.1"
+    )
+    shorter = held(-0.11, preferences_at_equal_length=(0.02, (-0.05, 0.09)), length_before=20.0, length_after=15.0)
+    assert shorter == (
+        REJECTED, reason + "; at equal length it differs by +0.02 (-0.05 to +0.09), and answers are 0.75 times as long"
     )
     assert held(-0.11, Gate(max_preference_loss=0.2))[0] == PROMOTED
     assert held(math.nan)[0] == REJECTED

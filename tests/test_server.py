@@ -439,8 +439,11 @@ def test_trl_trains_a_released_instruct_against_its_served_reward(tiny_run: Path
             server.send_signal(signal.SIGINT)
 
 
-def test_a_judge_at_the_server_replies_as_the_same_model_here(policy_folder: Path, tmp_path: Path) -> None:
+def test_a_judge_at_the_server_replies_as_the_same_model_here(
+    policy_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Of a model whose likeliest next tokens are the choices, as of one that follows the question."""
+    monkeypatch.setattr("triptych.reward.endpoint.REPLY", 1)  # the model would go on with more of them
     choices = ["1", "2", "3"]
     questions = ["Is a small cat better?", "a red mat", "Was it a dog that sat?"]
     tokenizer = load_tokenizer(policy_folder / "model")

@@ -1,4 +1,5 @@
-"""Triptych runs the development cycle of a large language model and releases a family of three.
+"""Triptych runs the development cycle of a large language model and releases a family: Base,
+Instruct and, where people's preferences are learnt, Reward.
 
 The names below are the Python interface; each is loaded when it is first used.
 """

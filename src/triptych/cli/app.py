@@ -77,7 +77,7 @@ def triptych(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Prints the version.")
     ] = False,
 ) -> None:
-    """Develops a family of three language models, Base, Instruct and Reward, from one recipe.
+    """Develops a family of language models, Base, Instruct and Reward, from one recipe.
 
     Start with [bold]triptych init my-model[/bold], put your own files into it, then
     [bold]triptych check my-model/recipe.yaml[/bold] and [bold]triptych run my-model/recipe.yaml[/bold].

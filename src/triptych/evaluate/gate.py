@@ -20,7 +20,7 @@ from triptych.data.files import read_any, read_verdicts
 from triptych.engine.scoring import Scorer, Scores, scored
 from triptych.evaluate.answers import Answered, answered
 from triptych.evaluate.benchmarking import BenchmarkBudget, changed
-from triptych.evaluate.lengths import controlled
+from triptych.evaluate.lengths import controlled, controlled_gain
 from triptych.evaluate.measurement import by_task
 from triptych.evaluate.panel import PEOPLE, beside, preferred, reliability
 from triptych.instructions.following import followed_by_kind
@@ -83,6 +83,7 @@ class Decided(Answered):
         parts: what judge and reward are made of, as each of their rules: "judge/length", "reward/length".
         instructions: for each kind of the prompts' instructions how often it is followed.
         preferences: what a second reward model says of the two, where rules or a language model decide.
+        preferences_at_equal_length: its gain at equal length, with the interval; None where lengths hardly overlap.
         benchmarks: champion and candidate on each benchmark that has a budget.
     """
 
@@ -109,6 +110,7 @@ class Decided(Answered):
     parts: dict[str, PairedScore] = Field(default_factory=dict)
     instructions: dict[str, PairedScore] = Field(default_factory=dict)
     preferences: PairedScore | None = None
+    preferences_at_equal_length: tuple[float, Interval] | None = None
     benchmarks: dict[str, BenchmarkChange] = Field(default_factory=dict)
     decision: Decision = UNDECIDED
     reason: str = ""
@@ -231,12 +233,26 @@ def decide(
         parts=paired_by_name(parts[:count], parts[count:]),
         instructions=paired_by_name(followed[:count], followed[count:]),
         preferences=PairedScore.of(held[:count], held[count:]) if held else None,
+        preferences_at_equal_length=controlled_gain(
+            [new - old for new, old in zip(held[count:], held[:count], strict=True)], *lengths
+        ) if held else None,
         benchmarks=changed(budgets or {}, benchmarks),
     )
     decision, reason = verdict(config, numbers, won)
     if numbers.prompts_again is not None:
         reason += f"; the prompts of round {numbers.prompts_again} decide again"
     return numbers.model_copy(update={"decision": decision, "reason": reason})
+
+
+def _at_equal_length(numbers: Decided) -> str:
+    """How much of lost preferences is not of length, in words."""
+    if numbers.preferences_at_equal_length is None:
+        return ""
+    gain, (low, high) = numbers.preferences_at_equal_length
+    return (
+        f"; at equal length it differs by {gain:+.2f} ({low:+.2f} to {high:+.2f}), and answers are "
+        f"{numbers.length_after / max(numbers.length_before, 1e-9):.2f} times as long"
+    )
 
 
 def lost(config: Gate, tasks: Sequence[str | None], won: Sequence[float]) -> dict[str, float]:
@@ -280,7 +296,7 @@ def verdict(config: Gate, numbers: Decided, won: Sequence[float]) -> tuple[Decis
         return REJECTED, (
             f"people's preferences may be lost: by the reward model trained apart the candidate's score differs by "
             f"{kept.gain:+.2f} (95% interval {kept.interval[0]:+.2f} to {kept.interval[1]:+.2f}), and the budget "
-            f"is {-config.max_preference_loss:g}"
+            f"is {-config.max_preference_loss:g}" + _at_equal_length(numbers)
         )
     for name, change in numbers.benchmarks.items():
         if not change.holds:

@@ -1,8 +1,9 @@
-"""The win rate that two models would have with answers of equal length."""
+"""The win rate, and the difference of scores, that two models would have with answers of equal length."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,18 +38,48 @@ def controlled(
     Returns:
         None where lengths hardly overlap, so that it cannot be told.
     """
+    longer = _longer(candidate, champion)
     outcome = np.asarray(won, dtype=np.float64)
+    return None if longer is None else _bootstrapped(len(outcome), partial(_at_equal_length, outcome, longer))
+
+
+def controlled_gain(
+    gains: Sequence[float], candidate: Sequence[int], champion: Sequence[int]
+) -> tuple[float, Interval] | None:
+    """a of the least squares fit gain = a + b·tanh(Δl / s): the mean difference of two scores at equal length.
+
+    Args and what is returned as of :func:`controlled`, with the candidate's score less the champion's in the place of
+    who won.
+    """
+    longer = _longer(candidate, champion)
+    differences = np.asarray(gains, dtype=np.float64)
+    return None if longer is None else _bootstrapped(len(differences), partial(_intercept, differences, longer))
+
+
+def _longer(candidate: Sequence[int], champion: Sequence[int]) -> Numbers | None:
+    """tanh(Δl / s) of each prompt; None where lengths hardly overlap."""
     extra = np.asarray(candidate, dtype=np.float64) - np.asarray(champion, dtype=np.float64)
     if min((extra <= 0).mean(), (extra >= 0).mean()) < OVERLAP:
         return None
     spread = float(extra.std())
-    longer = np.tanh(extra / spread) if spread > 0 else np.zeros_like(extra)
-    drawn = (np.stack([np.bincount(row, minlength=len(extra)) for row in part])
-             for part in resampled(len(extra), RESAMPLES))
-    rates = np.concatenate([_at_equal_length(outcome, longer, counts) for counts in drawn])
-    low, high = np.percentile(rates, [2.5, 97.5])
-    (rate,) = _at_equal_length(outcome, longer, np.ones((1, len(extra)), dtype=np.int64))
-    return float(rate), (float(low), float(high))
+    return np.tanh(extra / spread) if spread > 0 else np.zeros_like(extra)
+
+
+def _bootstrapped(count: int, statistic: Callable[[NDArray[np.int64]], Numbers]) -> tuple[float, Interval]:
+    """A statistic of so many prompts, and its 95% interval; it is given R ways to count them, `[R, N]`."""
+    drawn = (np.stack([np.bincount(row, minlength=count) for row in part]) for part in resampled(count, RESAMPLES))
+    low, high = np.percentile(np.concatenate([statistic(counts) for counts in drawn]), [2.5, 97.5])
+    (value,) = statistic(np.ones((1, count), dtype=np.int64))
+    return float(value), (float(low), float(high))
+
+
+def _intercept(gains: Numbers, longer: Numbers, counts: NDArray[np.int64]) -> Numbers:
+    """The mean gain less what the slope makes of the mean of tanh(Δl / s); all of it where there is no slope."""
+    weights = counts / counts.sum(axis=1, keepdims=True)
+    mean, place = weights @ gains, weights @ longer
+    covered = weights @ longer**2 - place**2
+    slope = (weights @ (gains * longer) - mean * place) / np.where(covered > 0, covered, np.inf)
+    return np.asarray(mean - slope * place)
 
 
 def _at_equal_length(won: Numbers, longer: Numbers, counts: NDArray[np.int64]) -> Numbers:

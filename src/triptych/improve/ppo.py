@@ -27,6 +27,7 @@ from triptych.improve.on_policy import OnPolicy, OnPolicyMethod, Tokens, dealt, 
 from triptych.storage import Folder
 
 VALUE_HEAD = "value_head"
+VALUE_RATE = 1e-3
 
 
 class Ppo(OnPolicy):
@@ -36,8 +37,9 @@ class Ppo(OnPolicy):
         gamma: γ, by which a later reward counts for less.
         gae_lambda: λ of the generalised advantages.
         value_weight: of the value head's loss beside the policy's.
-        value_learning_rate: of the value head, which begins at zero: at a policy's rate it would expect nothing for a
-            whole round, and λ < 1 would then give the first tokens of an answer hardly any of its reward.
+        value_learning_rate: of the value head, by default 1e-3 or the policy's, whichever is higher. The head begins at
+            zero: at a policy's rate it would expect nothing for a whole round, and λ < 1 would then give the first
+            tokens of an answer hardly any of its reward.
         value_clip: how far a value may move in an update before its loss stops counting.
     """
 
@@ -46,7 +48,7 @@ class Ppo(OnPolicy):
     gamma: float = Field(default=1.0, gt=0, le=1)
     gae_lambda: float = Field(default=0.95, ge=0, le=1)
     value_weight: float = Field(default=0.1, gt=0)
-    value_learning_rate: float = Field(default=1e-3, gt=0)
+    value_learning_rate: float | None = Field(default=None, gt=0)
     value_clip: float = Field(default=0.2, gt=0)
 
     @model_validator(mode="after")
@@ -58,7 +60,9 @@ class Ppo(OnPolicy):
 
     def rate_of(self, name: str) -> float:
         """See `Optimization`."""
-        return self.value_learning_rate if name.startswith(VALUE_HEAD) else super().rate_of(name)
+        if not name.startswith(VALUE_HEAD):
+            return super().rate_of(name)
+        return self.value_learning_rate or max(VALUE_RATE, self.learning_rate)
 
 
 @dataclass(slots=True, kw_only=True)

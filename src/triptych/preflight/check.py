@@ -348,7 +348,7 @@ def split_data(recipe: Recipe, folder: Path, findings: Findings) -> Prepared | N
         findings.problems += error.lines
         return None
     judge_splits(recipe, counts, findings)
-    if recipe.base.train is not None:
+    if recipe.base.train is not None and counts.text:
         text = DataFolder(folder).text
         lost = unlearnt(text("train").read_any(), text("heldout").read_any(), recipe.base.weights)
         findings.problems += [f"base.text: {name}: {UNLEARNT}" for name in lost]

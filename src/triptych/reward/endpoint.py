@@ -25,6 +25,10 @@ Replies = dict[str, float]
 """The probability of each choice; they add up to 1."""
 
 
+REPLY = 16
+"""Tokens of a reply, in which a choice must be named."""
+
+
 class EndpointJudge:
     """Asks an endpoint; what it replied is kept on disk.
 
@@ -89,7 +93,7 @@ class EndpointJudge:
     async def _reply(self, client: httpx2.AsyncClient, question: str) -> Mapping[str, Any]:
         body: dict[str, Any] = {
             "model": self.config.model, "messages": [{"role": "user", "content": question}],
-            "temperature": 0, "max_tokens": 16,
+            "temperature": 0, "max_tokens": REPLY,
         }
         if self._logprobs:
             try:
