@@ -398,6 +398,9 @@ def test_the_recipe_maps_any_other_form(tmp_path: Path) -> None:
     skipped: list[Fault] = []
     assert files.read_prompts(source, skipped) == [Prompt(user("Why?"), "4")]
     assert skipped == [Fault(str(path), 2, "frage", "must be text or a list of messages, got 3")]
+    said = [{"role": "user", "content": "Hi"}, GOOD]
+    talk = written(tmp_path, {"frage": "Why?", "messages": said}, name="talk.jsonl")
+    assert files.read_prompts(Source(file=str(talk), fields={"prompt": "frage"})) == [WHY]
     chosen = written(tmp_path, {"prompt": "Why?", "chosen": "So.", "rejected": "No."}, name="pairs.jsonl")
     assert files.read_conversations(Source(file=str(chosen), fields={"completion": "chosen"})) == [TALK]
     with pytest.raises(DataError, match=r"fields\.prompt: no row has a field fragge"):

@@ -387,7 +387,7 @@ class _Reading:
             yield Row(values.place, values.fields)
             return
         mapped = self._mapped(values.fields) if self.source.fields else values.fields
-        turned = forms.turned(self.kind, mapped, bool(self.source.fields))
+        turned = forms.turned(self.kind, mapped, self.source.fields)
         names = {our: self.source.fields.get(name, name) for our, name in turned.names.items()}
         names = {**self.source.fields, **names}
         self._given |= {name for ours in turned.rows for name in ours}

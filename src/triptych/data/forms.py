@@ -7,7 +7,7 @@ came with them. A form that cannot be read is refused by its name, with the line
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Literal
@@ -174,13 +174,13 @@ class Turned:
     notes: list[str] = field(default_factory=list)
 
 
-def turned(kind: Kind, values: Values, mapped: bool = False) -> Turned:
+def turned(kind: Kind, values: Values, mapped: Collection[str] = ()) -> Turned:
     """A row in our fields.
 
     Args:
         kind: what is read.
         values: the row.
-        mapped: the recipe says itself which fields are meant, so that a row is what is read.
+        mapped: our fields of which the recipe says itself what they are; where there are any, a row is what is read.
     """
     values = {name: value for name, value in values.items() if value is not None}
     try:
@@ -192,7 +192,7 @@ def turned(kind: Kind, values: Values, mapped: bool = False) -> Turned:
         checks = [{"kind": check.kind, **check.arguments} for check in instructions[1]]
         others = {name: value for name, value in values.items() if name not in (instructions[0], "kwargs")}
         values = others | {"checks": checks}
-    form = recognised(kind, values, mapped)
+    form = recognised(kind, values, bool(mapped))
     if form is None and values and not any(name in OWN[kind] or near(name, OWN[kind]) for name in values):
         mapped_names = ", ".join(f"{our}: NAME" for our in MAPPED[kind])
         return Turned(faults=[(None, f"no known form, with the fields {', '.join(values)}; say which of them are meant "
@@ -203,7 +203,7 @@ def turned(kind: Kind, values: Values, mapped: bool = False) -> Turned:
         return Turned(faults=[(None, f"{form.name}: {form.refused}")])
     if form.kind != kind and kind != "prompts":
         return Turned(faults=[(None, f"{form.name}: {form.kind}, not {kind}; name the file as `{PLACES[form.kind]}`")])
-    return _turned(form, kind, values)
+    return _turned(form, kind, values, given="prompt" in mapped)
 
 
 def recognised(kind: Kind, values: Values, mapped: bool = False) -> Form | None:
@@ -229,7 +229,7 @@ def _with(names: frozenset[str], kind: Kind, mapped: bool, rated: bool) -> tuple
     return tuple(form for form in own if form.fits(names))
 
 
-def _turned(form: Form, kind: Kind, values: Values) -> Turned:
+def _turned(form: Form, kind: Kind, values: Values, *, given: bool) -> Turned:
     names = {ours: name for ours, choice in form.names.items() if (name := named(values, choice)) is not None}
     ours = {name: value for name, value in values.items() if name in OWN[kind]}
     ours |= {our: values[name] for our, name in names.items()}
@@ -251,7 +251,7 @@ def _turned(form: Form, kind: Kind, values: Values) -> Turned:
             rows = [with_system(row, system) for row in rows]
         if kind == "prompts":
             judged = _judged(values)
-            asked = [as_prompt(row, values, read, judged) for row in rows[:1]]
+            asked = [as_prompt(row, values, read, judged, given=given) for row in rows[:1]]
             rows = [{name: value for name, value in row.items() if name in OWN[kind]} for row in asked]
         elif kind == "comparisons":
             rows = [as_comparison(row, values, read, notes) for row in rows]

@@ -108,16 +108,19 @@ def is_texts(value: Any) -> bool:
     return isinstance(value, list) and bool(value) and all(isinstance(item, str) for item in value)
 
 
-def as_prompt(row: Fields, values: Values, read: set[str], judged: Collection[str] = ()) -> Fields:
+def as_prompt(
+    row: Fields, values: Values, read: set[str], judged: Collection[str] = (), *, given: bool = False
+) -> Fields:
     """A row of any kind as a prompt: the one that its reader as a conversation or a comparison would find.
 
     Args:
         judged: fields with an answer that somebody judged, which need not be right.
+        given: the recipe says which field the prompt is.
     """
     if "prompt" not in row:
         name, turns = "messages", row.get("messages", row.get("chosen"))
     else:
-        name, turns = _whole(values, row["prompt"])
+        name, turns = ("", None) if given else _whole(values, row["prompt"])
     if isinstance(turns, list) and turns:
         last = turns[-1]
         answered = isinstance(last, Mapping) and _role(last) == "assistant"
