@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from itertools import combinations, product
 
 from triptych.data.folder import DataFolder, TrainedOn
-from triptych.data.splits import PromptedRecord, form, taught_forms
+from triptych.data.splits import PromptedRecord, decontaminate, form, taught_forms
 from triptych.errors import RunError
 from triptych.storage import Folder
 
@@ -65,7 +65,7 @@ def exposed(data: Folder, comparisons: Folder, split: TrainedOn) -> bool:
         return False
     compared = DataFolder(comparisons).comparisons(split).read()
     demonstrations = DataFolder(data).demonstrations("train").read_any()  # a model that is tuned already has none
-    return bool(set(map(form, compared)) & set[str]().union(*map(taught_forms, demonstrations)))
+    return bool(decontaminate(demonstrations, compared)[1])
 
 
 def require_apart(parts: Parts) -> None:

@@ -125,7 +125,6 @@ class Inbox:
         counted, _ = in_time(votes, self._parsed(self._taken(rounds))[0])
         return len(settled([vote for _, vote in counted]).rows) + len({fault.line for fault in faults})
 
-
     def _parsed(self, lines: Sequence[str]) -> tuple[list[Vote], list[Fault]]:
         return parse_lines(str(self.file), map(str.encode, lines), self.kind.parse)
 

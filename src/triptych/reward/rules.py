@@ -374,7 +374,7 @@ class Instructions(Rule):
 
     def value(self, conversation: Conversation) -> float:
         """See the class."""
-        outcomes = followed(conversation.prompt, conversation.conclusion)
+        outcomes = followed(conversation.prompt, conversation.answer)
         return float(all(outcomes)) if self.strict else sum(outcomes) / len(outcomes)
 
     def applies(self, prompt: Prompt) -> bool:
