@@ -525,6 +525,19 @@ def test_a_reference_that_a_rule_cannot_use_is_named_before_the_run(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(("more", "refused"), [([], True), ([{"rule": "repetition"}], False)])
+def test_comparisons_need_no_reference_where_something_else_says_which_answer_is_better(
+    tmp_path: Path, more: list[dict[str, str]], refused: bool
+) -> None:
+    rules = {"kind": "rules", "audit": {"required": False}, "rules": [{"rule": "chrf"}, *more]}
+    judge = {"kind": "rules", "rules": [{"rule": "repetition"}]}
+    path = write_recipe(tmp_path, comparisons=200, reward=rules, gate={"judge": judge})
+    rows(tmp_path / "questions.jsonl", [{"prompt": f"What about {i}?", "reference": "That."} for i in range(500)])
+    lacking = [problem for problem in check.check(path).problems if "a rule compares answers with it" in problem]
+    wanted = {str(tmp_path / "preferences.jsonl")} if refused else set()
+    assert {problem.partition(":")[0] for problem in lacking} == wanted
+
+
 def test_comparisons_need_no_instructions_to_follow_where_prompts_have_them(tmp_path: Path) -> None:
     rules = {"kind": "rules", "rules": [{"rule": "instructions"}]}
     reward = {"kind": "mixture", "audit": {"required": False}, "parts": [

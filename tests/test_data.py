@@ -9,6 +9,7 @@ import random
 import re
 import socket
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -796,5 +797,6 @@ def test_an_answer_is_the_reference_where_the_recipe_says_so(tmp_path: Path) -> 
     call = {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "f", "arguments": "{}"}}]}
     called = lines(tmp_path, {"messages": [{"role": "user", "content": "call"}, call]}, name="called.jsonl")
     assert [row.reference for row in files.read_prompts(Source(file=str(called), reference="answer"))] == [None]
-    with pytest.raises(ValueError, match="an answer is none any more where `constrain` adds instructions"):
-        Source(file=str(path), reference="answer", constrain=Constraining())
+    constrained = files.read_prompts(Source(file=str(path), reference="answer", constrain=Constraining()))
+    assert constrained == [replace(prompt, reference=talk["messages"][1]["content"]) for prompt, talk in zip(
+        files.read_prompts(Source(file=str(path), constrain=Constraining())), TALKS, strict=True)]

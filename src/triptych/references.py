@@ -19,7 +19,7 @@ from triptych.records import Prompt
 from triptych.reward.description import Description, Parts
 from triptych.reward.mixture import MixtureReward
 from triptych.reward.registry import Reward
-from triptych.reward.rules import Instructions, Rule, RulesReward
+from triptych.reward.rules import MISSING, Instructions, Rule, RulesReward
 from triptych.reward.taken import TakenReward
 from triptych.reward.taking import offered
 
@@ -51,8 +51,12 @@ def wrong_references(recipe: Recipe, read: Callable[[str], Iterable[GoodRows[Any
         rules += _rules(recipe.gate.judge)
     asked = "prompts" if recipe.preparation.prompts else "conversations"
     of_tasks = [(task.stage, list(_rules(task.score))) for task in recipe.evaluate.tasks]
-    return [fault for kind, applied in ((asked, rules), ("comparisons", compared), *of_tasks) if applied
-            for fault in _faults(read(kind), applied)]
+    faults = [fault for kind, applied in ((asked, rules), *of_tasks) if applied
+              for fault in _faults(read(kind), applied)]
+    # Where a comparison has no reference, an audit is of what needs none.
+    excused = MISSING if needs_nothing(recipe.reward.model) else None
+    return faults + [fault for fault in _faults(read("comparisons") if compared else (), compared)
+                     if fault.message != excused]
 
 
 def lacks_reference(reward: Reward, prompt: Prompt) -> str | None:
@@ -62,6 +66,15 @@ def lacks_reference(reward: Reward, prompt: Prompt) -> str | None:
     """
     rules = [applied for applied in _rules(reward) if not isinstance(applied[0], Instructions)]
     return next(_said(prompt, rules), None)
+
+
+def needs_nothing(reward: Reward) -> bool:
+    """Whether something of a reward scores answers to any prompt, one without reference and instructions too."""
+    if isinstance(reward, RulesReward):
+        return any(type(rule).fault is Rule.fault for rule in reward.rules)
+    if isinstance(reward, MixtureReward):
+        return any(needs_nothing(part.reward) for part in reward.parts)
+    return next(_rules(reward), None) is None
 
 
 def _read(recipe: Recipe, kind: str) -> Iterator[GoodRows[Any]]:

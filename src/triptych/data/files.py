@@ -124,8 +124,9 @@ def read_prompts(
     if source.reference == "answer":
         source = source.model_copy(update={"reference": None})
         answered = _read(source, "conversations", parse_conversation, skipped, places, notes)
-        return [replace(row.prompt, reference=row.answer or None) for row in answered]
-    prompts = _read(source, "prompts", _prompt, skipped, places, notes)
+        prompts = [replace(row.prompt, reference=row.answer or None) for row in answered]
+    else:
+        prompts = _read(source, "prompts", _prompt, skipped, places, notes)
     return constrain(prompts, source.constrain) if source.constrain else prompts
 
 

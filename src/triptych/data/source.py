@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field
 
 from triptych.configuration import Config
 from triptych.instructions.constraining import Constraining
@@ -49,7 +49,9 @@ class Reading(Config):
         rows: of all rows those from the first number on to before the second, counted from 0.
         where: of these rows those in whose prompt (its last turn), answer or task the expressions are found; of a
             prompt the answer is its reference.
-        reference: with "answer" the rows are conversations, and a prompt's reference is the answer that follows it.
+        reference: with "answer" the rows are conversations, and a prompt's reference is the answer that follows it. It
+            answers the request without the instructions that `constrain` adds: rules `chrf` and `f1` say how much of it
+            an answer holds.
         constrain: of prompts, and of conversations to learn: instructions that code can check are added.
     """
 
@@ -62,14 +64,6 @@ class Reading(Config):
     where: Mapping[Part, Expression] = Field(default_factory=dict)
     reference: Literal["answer"] | None = None
     constrain: Constraining | None = None
-
-    @model_validator(mode="after")
-    def _answers_stay_right(self) -> Self:
-        if self.reference is not None and self.constrain is not None:
-            raise ValueError(
-                "reference: an answer is none any more where `constrain` adds instructions to its prompt; leave one out"
-            )
-        return self
 
 
 class Source(Reading):

@@ -84,7 +84,11 @@ class Rule(Config):
     name: str | None = None
 
     def applies(self, prompt: Prompt) -> bool:
-        """Whether it says anything of answers to the prompt."""
+        """Whether it says anything of answers to the prompt: not where it lacks what they are compared with."""
+        return self.is_for(prompt) and self.fault(prompt) != MISSING
+
+    def is_for(self, prompt: Prompt) -> bool:
+        """Whether the prompt is of its tasks."""
         return not self.tasks or prompt.task in self.tasks
 
     def fault(self, prompt: Prompt) -> str | None:
@@ -549,7 +553,7 @@ class Rules:
 
     def fault(self, prompt: Prompt) -> str | None:
         """See `Limited`: the first rule's that has one, of those for the prompt's task."""
-        these = (rule for rule in self.config.rules if Rule.applies(rule, prompt))
+        these = (rule for rule in self.config.rules if rule.is_for(prompt))
         return next((fault for rule in these if (fault := rule.fault(prompt)) is not None), None)
 
     def _least(self, rule: Rule, values: Sequence[float]) -> float:
