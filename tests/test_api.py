@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -22,7 +23,7 @@ from triptych.errors import DataError
 from triptych.instruct.finetuning import Finetuning, finetune
 from triptych.pipeline.stage import StageContext
 from triptych.progress import Silent
-from triptych.records import Check, Comparison, Conversation, Prompt, Thumb, user
+from triptych.records import Check, Comparison, Conversation, Prompt, Thumb, ToolCall, user
 from triptych.storage import sha256
 
 WORDS = ("small", "red", "cat", "sat", "saw", "dog", "mat")
@@ -433,6 +434,43 @@ def test_two_files_of_answers_pass_the_gate(tmp_path: Path) -> None:
     page = (tmp_path / "gate/gate.html").read_text()
     assert "a <ins>red</ins> cat <ins>and a dog</ins>" in page
     assert "new.jsonl: promoted" in page
+
+
+def test_a_prompt_that_stands_twice_proves_nothing_twice(policy_folder: Path, tmp_path: Path) -> None:
+    asked, again = tmp_path / "asked.jsonl", tmp_path / "again.jsonl"
+    files.write(asked, PROMPTS[:8])
+    files.write(again, PROMPTS[:6])
+    longer = tmp_path / "longer"
+    shutil.copytree(policy_folder, longer)
+    settings = longer / "model" / "generation_config.json"
+    settings.write_text(json.dumps(json.loads(settings.read_text()) | {"do_sample": False, "max_new_tokens": 7}))
+    own = tmp_path / "own"
+    shutil.copytree(policy_folder, own)
+    settings = own / "model" / "generation_config.json"
+    settings.write_text(json.dumps(json.loads(settings.read_text()) | {"do_sample": False, "max_new_tokens": 5}))
+    heard = Lines()
+    decided = triptych.gate(own, longer, [asked, again], judge=Length(), output=tmp_path / "gate", progress=heard)
+    assert decided.prompts == 8
+    assert decided.p_value == 1  # the same model, as long as the other may write
+    assert decided.length_before == decided.length_after > 5
+    assert decided.cut_before == decided.cut_after
+    assert "note: 6 prompts stand in the files already and are left out" in heard.said
+    assert any("own limits are 5 and 7 tokens an answer; both have 7" in said for said in heard.said)
+    measured = triptych.evaluate(own, prompts=[asked, again], progress=Silent()).answers
+    assert measured is not None
+    assert measured.prompts == 8
+
+
+def test_answers_that_call_tools_are_told_apart(tmp_path: Path) -> None:
+    def called(city: str) -> list[Conversation]:
+        return [Conversation(each, "", (ToolCall("weather", json.dumps({"city": city})),)) for each in PROMPTS]
+
+    files.write(tmp_path / "old.jsonl", called("X"))
+    files.write(tmp_path / "new.jsonl", called("Paris"))
+    decided = triptych.gate(
+        tmp_path / "old.jsonl", tmp_path / "new.jsonl", judge=Length(), output=tmp_path / "gate", progress=Silent(),
+    )
+    assert (decided.decision, decided.win_rate) == ("promoted", 1.0)
 
 
 def test_what_files_of_answers_cannot_be_compared_by_is_named(tmp_path: Path, policy_folder: Path) -> None:

@@ -26,8 +26,9 @@ from triptych.cli import app
 from triptych.cycle import begin, improve_and_gate, plan, reward_of_round
 from triptych.engine.rollout import Policy
 from triptych.errors import DataError, RecipeError, TriptychError
+from triptych.evaluate import benchmarking
 from triptych.evaluate.benchmarking import SCORES, BenchmarkBudget, changed, measured_as
-from triptych.evaluate.benchmarks import HarnessTasks
+from triptych.evaluate.benchmarks import HarnessScore, HarnessTasks
 from triptych.evaluate.gate import PROMOTED, REJECTED
 from triptych.family import Family, Round
 from triptych.pipeline.plan import Planner
@@ -162,11 +163,12 @@ def test_a_candidate_that_forgets_is_rejected_by_name(ran: Ran) -> None:
     (gate,) = ran[3].rounds
     change = gate.benchmarks["choosing"]
     assert change.interval[0] < -0.05
-    assert (gate.decision, gate.reason) == (
-        "rejected", f"choosing may be lost: choosing/acc_norm is {change.before:.3f} with the champion and "
-        f"{change.after:.3f} with the candidate ({change.gain:+.3f}, 95% interval {change.interval[0]:+.3f} to "
-        f"{change.interval[1]:+.3f}), and its max_loss is 0.05",
-    )
+    assert (gate.decision, gate.reason.split(";")[:2]) == ("rejected", (
+        f"choosing may be lost: choosing/acc_norm is {change.before:.3f} with the champion and "
+        f"{change.after:.3f} with the candidate ({change.gain:+.3f}; by the 95% interval it may have lost "
+        f"{change.most_lost:.3f}), and its max_loss is 0.05"
+    ).split(";"))
+    assert gate.reason.endswith("answers were cut at max_tokens and 100% of the champion's, and are judged as far as they go")
 
 
 def test_the_rounds_reward_is_measured_as_its_benchmark_has_it(ran: Ran) -> None:
@@ -233,12 +235,14 @@ def test_methods_are_compared_inside_the_same_budget(ran: Ran) -> None:
     }
 
 
-def change(before: list[float], after: list[float], **more: Any) -> BenchmarkChange:
-    gain, interval = mean_interval([new - old for old, new in zip(before, after, strict=True)])
-    return BenchmarkChange(
-        before=sum(before) / len(before), after=sum(after) / len(after), gain=gain, interval=interval,
-        prompts=len(before), measure="arc/acc", **more,
-    )
+def change(before: list[float], after: list[float], max_loss: float | None = None) -> BenchmarkChange:
+    sides = [
+        HarnessScore(task="arc", metric="acc", value=sum(side) / len(side), documents=len(side), values=tuple(side))
+        for side in (before, after)
+    ]
+    made = benchmarking.change(*sides, max_loss)
+    assert made is not None
+    return made
 
 
 def test_the_worse_end_of_the_interval_counts() -> None:
@@ -247,17 +251,25 @@ def test_the_worse_end_of_the_interval_counts() -> None:
     low, high = few_lost.interval
     assert low == pytest.approx(-0.07)
     assert high == 0
-    for bound, holds in ((0.02, False), (-low - 1e-6, False), (-low, True), (None, True)):
+    lost, won = few_lost.bounds
+    assert lost < low < high < won
+    for bound, holds in ((0.02, False), (-lost - 1e-6, False), (-lost, True), (None, True)):
         assert few_lost.model_copy(update={"max_loss": bound}).holds is holds
-        turned = few_lost.model_copy(update={"max_loss": bound, "higher_is_better": False, "interval": (0.0, -low)})
+        turned = few_lost.model_copy(update={"max_loss": bound, "higher_is_better": False, "bounds": (0.0, -lost)})
         assert turned.holds is holds
-    assert change([0.0, 1.0], [0.0, 1.0], max_loss=0.0).holds
-    assert decided(benchmarks={"arc": few_lost.model_copy(update={"max_loss": 0.08})})[0] == PROMOTED
+    assert decided(benchmarks={"arc": few_lost.model_copy(update={"max_loss": 0.1})})[0] == PROMOTED
     decision, reason = decided(benchmarks={"arc": few_lost.model_copy(update={"max_loss": 0.05})})
     assert (decision, reason) == (
-        REJECTED, "arc may be lost: arc/acc is 1.000 with the champion and 0.970 with the candidate (-0.030, 95% "
-        "interval -0.070 to +0.000), and its max_loss is 0.05",
+        REJECTED, "arc may be lost: arc/acc is 1.000 with the champion and 0.970 with the candidate (-0.030; by the "
+        f"95% interval it may have lost {-lost:.3f}), and its max_loss is 0.05",
     )
+
+
+def test_few_documents_on_which_two_models_agree_do_not_show_that_nothing_is_lost() -> None:
+    """A loss of 5 points is seen in none of 20 documents in more than a third of draws."""
+    assert not change([1.0] * 20, [1.0] * 20, max_loss=0.05).holds
+    assert change([1.0] * 400, [1.0] * 400, max_loss=0.01).holds
+    assert change([3.5, 2.0], [3.5, 2.0], max_loss=0.0).bounds is None  # no rates: nothing is known of their range
 
 
 def test_documents_that_are_not_the_same_are_not_paired(tmp_path: Path) -> None:

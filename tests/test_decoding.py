@@ -17,6 +17,7 @@ from triptych.deployment import watcher
 from triptych.engine.models import load_policy, load_tokenizer, save
 from triptych.engine.rollout import Policy, divergence
 from triptych.engine.sampling import Sampling, passed_over
+from triptych.engine.scoring import Facing, Scorer
 from triptych.errors import ModelError, RecipeError
 from triptych.evaluate.answers import Answering, answer, answered
 from triptych.evaluate.decoding import SEEDS, Decoding, choose
@@ -213,6 +214,9 @@ class Longer:
     name: str = "longer"
     identity: str = "longer"
     compares: bool = True
+
+    def facing(self, rivals: dict[str, str]) -> Scorer:
+        return Facing(self, rivals)
 
     def score(self, conversations: Sequence[Conversation]) -> list[float]:
         beside = [len(row.prompt.reference) if row.prompt.reference is not None else None for row in conversations]

@@ -284,7 +284,9 @@ def test_who_decides_does_not_watch_unless_it_holds_on_any_prompts() -> None:
     model = "gate.judge={kind: judge, endpoint: {url: 'http://127.0.0.1:9/v1', model: m}}"
     assert watcher(load(tiny), judge, reward) is watcher(load(tiny, [rules]), judge, reward) is judge
     assert watcher(load(tiny, [model]), judge, reward) is watcher(load(starter), judge, reward) is reward
-    assert watcher(load(starter, ["gate.people=verdicts.jsonl"]), judge, reward) is judge
+    people = load(starter, ["gate.people=verdicts.jsonl"])
+    assert watcher(people, judge, reward) is reward  # the judge says at the end what was gained
+    assert watcher(people, judge, None) is judge
 
 
 def test_a_winner_that_people_may_like_less_is_rejected() -> None:

@@ -17,7 +17,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from triptych.data.files import write
 from triptych.data.folder import DataFolder
 from triptych.engine.models import load_reward, load_tokenizer, save
-from triptych.engine.scoring import Output, RewardModel, Scale, Scores, log_odds, scored
+from triptych.engine.scoring import Facing, Output, RewardModel, Scale, Scores, compares, facing, log_odds, scored
 from triptych.errors import ModelError, RewardError
 from triptych.pipeline.stage import StageContext
 from triptych.progress import Silent
@@ -271,6 +271,31 @@ def test_a_mixtures_parts_that_score_no_prompt_are_left_out() -> None:
     parts = [Part(name="a", weight=3), Part(name="b", weight=1, tasks=("t",))]
     mixture = Mixture([Weighted(part, Constant()) for part in parts])
     assert mixture.details(rows(CAT)) == Scores([3.0], {"a": [1.0]})
+
+
+def test_a_part_of_a_mixture_that_only_compares_is_given_something_to_compare_with() -> None:
+    class Longer:
+        name = identity = "longer"
+        compares = True
+
+        def facing(self, rivals: dict[str, str]) -> Facing:
+            return Facing(self, rivals)
+
+        def score(self, conversations: Sequence[Conversation]) -> list[float]:
+            return [0.5 if row.prompt.reference is None else float(len(row.answer) > len(row.prompt.reference))
+                    for row in conversations]
+
+    rules = Rules(RulesReward.model_validate({"rules": [{"rule": "f1"}, {"rule": "length", "most": 2}]}), Path())
+    mixture = Mixture([Weighted(Part(name="model", weight=2), Longer()), Weighted(Part(name="rules", weight=1), rules)])
+    assert compares(mixture)
+    short, long = (Conversation(Prompt(user("say it")), answer) for answer in ("a cat", "a red cat and a dog"))
+    rivals: dict[str, str] = {}
+    faced = facing(mixture, rivals)
+    assert faced.score([short]) == [2 * 0 + 1]  # beside itself
+    found = scored(faced, [long])
+    assert found.totals == [2 * 1 + 0]
+    assert found.parts["rules.f1"] == [None]  # the rival is no reference of a rule's
+    assert facing(rules, rivals) is rules
 
 
 def test_a_model_trained_elsewhere_is_opened_as_it_is(policy_folder: Path, tmp_path: Path) -> None:

@@ -12,8 +12,8 @@ from triptych.evaluate.measurement import Measurements, ScoredAnswer, TestedProm
 from triptych.family import Family, ModelTest, Round
 from triptych.pipeline.artifact import Artifact
 from triptych.recipe import Goals, load
-from triptych.report.summary import AuditSummary, FinalVerdict, RewardOrder
-from triptych.results import missed, reward_order, verdict
+from triptych.report.summary import AuditSummary, Baseline, FinalVerdict, RewardOrder
+from triptych.results import missed, reward_order, surely, verdict
 from triptych.statistics.intervals import mean_interval
 from triptych.statistics.scores import DecodedScore
 
@@ -158,8 +158,14 @@ GOALS = Goals(gain=0.15, gain_at_temperature_1=0.25, equal_length=0.6)
     [
         ({}, None),
         ({"gain": 0.1}, "the champion's gain over greedy Instruct is 0.100 (95% interval 0.100 to 0.300), and the goal "
-                        "was 0.15 with an interval above zero"),
-        ({"better": False}, "the champion's gain over greedy Instruct is 0.200"),
+                        "was 0.15"),
+        ({"better": False, "baselines": [
+            Baseline(name=name, free=True, drawn=1, score=score, interval=(0, 1), gain=0.1, gain_interval=bounds)
+            for name, score, bounds in (
+                ("greedy Instruct", 0.5, (0.05, 0.2)), ("Instruct at temperature 1", 0.4, (-0.1, 0.3)),
+            )
+        ]}, "the champion's gain over Instruct at temperature 1 is 0.100 (95% interval -0.100 to 0.300), which is not "
+            "surely above zero"),
         ({"gain_at_temperature_1": 0.2}, "the champion's gain over Instruct at temperature 1 is 0.200"),
         ({"gain_at_temperature_1_interval": (0.0, 0.6)}, "the champion's gain over Instruct at temperature 1 is 0.300"),
         ({"equal_length": 0.59}, "the win rate at equal length is 59.0% (95% interval 55.0% to 70.0%), and the goal "
@@ -171,6 +177,24 @@ GOALS = Goals(gain=0.15, gain_at_temperature_1=0.25, equal_length=0.6)
 def test_a_missed_goal_is_one_sentence(changes: dict[str, Any], sentence: str | None) -> None:
     found = list(missed(GOALS, reached(**changes), []))
     assert [each[: len(sentence)] for each in found] == [sentence] if sentence else found == []
+
+
+def test_few_prompts_need_an_exact_test() -> None:
+    assert not surely([1.0])
+    assert not surely([1.0] * 5)
+    assert surely([1.0] * 6)
+    assert not surely([1.0, 0.5] * 5)  # ties prove nothing
+    assert surely([0.6] * 30)  # there the interval decides
+
+
+def test_the_baseline_that_is_not_beaten_is_named() -> None:
+    strong, weak = (
+        Baseline(name=name, free=True, drawn=1, score=score, interval=(0, 1), gain=0.1, gain_interval=bounds)
+        for name, score, bounds in (("greedy Instruct", 0.6, (0.01, 0.2)), ("greedy Base", 0.2, (-0.01, 0.9)))
+    )
+    costly = strong.model_copy(update={"name": "best of 8", "free": False, "score": 0.9, "gain_interval": (-1, -1)})
+    assert reached(baselines=[strong, weak, costly]).decisive is weak
+    assert reached(baselines=[weak.model_copy(update={"gain_interval": (0.1, 1)}), strong, costly]).decisive is strong
 
 
 def test_the_reward_model_is_held_against_the_best_trivial_rule_and_the_ceiling() -> None:

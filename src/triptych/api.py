@@ -21,7 +21,7 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -39,7 +39,7 @@ from triptych.data.folder import DataFolder
 from triptych.data.rows import Place as Position
 from triptych.data.source import is_data_file
 from triptych.data.splits import decontaminate, prompt_of
-from triptych.dataset.preparation import divided
+from triptych.dataset.preparation import divided, of_different_turns
 from triptych.dataset.synthesis import Synthesis
 from triptych.dataset.synthesis import synthesise as write_synthetic
 from triptych.display import one_line
@@ -52,7 +52,7 @@ from triptych.engine.merging import merge as merge_model
 from triptych.engine.perplexity import bits_per_byte
 from triptych.engine.rollout import Policy
 from triptych.engine.sampling import Sampling, own_sampling, passed_over
-from triptych.engine.scoring import Scorer, applies, unscorable
+from triptych.engine.scoring import Scorer, applies, compares, unscorable
 from triptych.errors import AuditError, DataError, Fault, ModelError, RecipeError, RunError
 from triptych.evaluate.answers import QUESTIONS, Answered, Answering, answer, answered, take
 from triptych.evaluate.benchmarks import HarnessScore, HarnessTasks
@@ -363,9 +363,14 @@ def audit(
     if not rows:
         raise AuditError("no comparison is left: every prompt is one of the training comparisons")
     settle()
-    remembered = Remembered(scorer) if benchmarks else scorer
+    # What an answer gets from one who compares depends on those beside it: that is not to be remembered.
+    remembered = Remembered(scorer) if benchmarks and not compares(scorer) else scorer
     record = examine(remembered, Evidence(rows, learnt, unseen=bool(learnt)), config, before, released=scorer)
-    record.benchmarks = [benchmark.without(learnt).scores(remembered.score) for benchmark in benchmarks]
+    kept = [benchmark.without(learnt) for benchmark in benchmarks]
+    for benchmark in kept:
+        if not benchmark.items:
+            (progress or Terminal()).say(f"note: no item of {benchmark.benchmark.name} is left: each prompt was learnt")
+    record.benchmarks = [benchmark.scores(remembered.score) for benchmark in kept if benchmark.items]
     if output is not None:
         make_folder(Path(output))
         write_whole(Path(output) / AUDIT, record.model_dump_json(indent=1) + "\n")
@@ -407,11 +412,16 @@ def evaluate(
         raise RecipeError("prompts and tasks are answered, and text is read, by a model: give one")
     opened = HarnessTasks(tasks) if tasks else None
     positions: list[Position] = []
-    asked = _rows(prompts, files.read_prompts, progress, positions)
+    asked = _prompts(prompts, progress, positions)
     compared = _rows(comparisons, files.read_comparisons, progress)
     documents = _rows(text, files.read_documents, progress)
     scorer = None if reward is None else _scorer(reward)
     _require_scorable([scorer] if scorer else [], asked, positions)
+    if scorer and compares(scorer) and any(prompt.reference is None for prompt in asked):
+        raise RecipeError(
+            f"{scorer.name} only compares answers, and prompts without a `reference` have one answer each here: give "
+            "references, or have two models compared by triptych gate"
+        )
     settle()
     agreement = agree(scorer, _scored_by(scorer, compared, progress)) if scorer and compared else None
     if model is None:
@@ -504,7 +514,7 @@ def _answered(
     rows: dict[str, Sequence[Any]] = (
         {f"demonstrations_{name}": _rows(place, files.read_conversations, progress, positions)
          for name, place in places.items()}
-        if written else {"prompts_gate": _rows(prompts, files.read_prompts, progress, positions)}
+        if written else {"prompts_gate": _prompts(prompts, progress, positions)}
     )
     asked_for = [prompt_of(row) for row in next(iter(rows.values()))]  # the champion's prompts are those of a pair
     _require_scorable(scorers, asked_for, positions)
@@ -531,6 +541,13 @@ def _answered(
             for note in filter(None, (passed_over(model / "model") for model in (old, new))):
                 work.context.progress.say(note)
             deployed = [own_sampling(model / "model", temperature, max_tokens) for model in (old, new)]
+            limits = [decoding.max_tokens for decoding in deployed]
+            if limits[0] != limits[1]:  # else one would be longer only because it may be
+                work.context.progress.say(
+                    f"note: the models' own limits are {limits[0]:,} and {limits[1]:,} tokens an answer; both have "
+                    f"{max(limits):,} here"
+                )
+            deployed = [replace(decoding, max_tokens=max(limits)) for decoding in deployed]
             measured = answer(work.context, asked, new, old, work.data, deployed[1], deployed[0])
         made = {"made_by": work.mark, "measured": measured.model_dump(mode="json")}
         write_whole(work.context.output / ANSWERED, json.dumps(made, indent=1) + "\n")
@@ -822,6 +839,24 @@ def _rows(
 ) -> list[R]:
     """The rows of all files; what of them nobody reads is said."""
     return files.read_saying(read, _places(places), (progress or Terminal()).say, places=positions)
+
+
+def _prompts(
+    places: Place | Sequence[Place], progress: Progress | None, positions: list[Position]
+) -> list[Prompt]:
+    """The prompts of all files, each once: the same answer again proves nothing more. How many are left out is said.
+
+    Args:
+        positions: gets where each stands.
+    """
+    stood: list[Position] = []
+    rows = _rows(places, files.read_prompts, progress, stood)
+    first, repeated = of_different_turns(rows)
+    kept = {id(prompt) for prompt in first}
+    positions += [place for prompt, place in zip(rows, stood, strict=True) if id(prompt) in kept]
+    if repeated:
+        (progress or Terminal()).say(f"note: {len(repeated):,} prompts stand in the files already and are left out")
+    return first
 
 
 def _places(places: Place | Sequence[Place]) -> Sequence[Place]:

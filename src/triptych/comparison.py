@@ -21,9 +21,10 @@ from triptych.cycle import begin, improve_and_gate, reward_of_round
 from triptych.deployment import deployed
 from triptych.engine.checkpoint import checkpoint_seconds
 from triptych.engine.device import settle
+from triptych.engine.scoring import compares
 from triptych.errors import RecipeError
 from triptych.evaluate.gate import Decided, gate_scores
-from triptych.evaluate.measurement import measure, tested_prompts
+from triptych.evaluate.measurement import Measurements, measure, tested_prompts
 from triptych.family import Family, Round, Start
 from triptych.pipeline.artifact import Artifact
 from triptych.pipeline.ledger import Ledger
@@ -40,10 +41,15 @@ from triptych.storage import write_whole
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """One candidate and how it fared."""
+    """One candidate and how it fared.
+
+    Attributes:
+        scores: the judge's, by the gate's prompts; on the same scale as the baselines'.
+    """
 
     candidate: Artifact[Result]
     gate: Artifact[Decided]
+    scores: Mapping[str, float]
 
 
 def compare(
@@ -80,7 +86,8 @@ def improve_by_each(recipe: Recipe, runner: Runner, methods: Sequence[str], seed
     current = Round(1)
     reward_of_round(recipe, runner, family, start, current)
     measure_benchmarks(recipe, runner, family, "instruct", start.instruct, bounded=True)
-    free = free_baselines(recipe, runner, family, start, current)
+    beside = measured_instruct(recipe, runner, family, start, current)
+    free = free_baselines(beside)
     trials: dict[str, list[Trial]] = {}
     for method in methods:
         with_method = recipe.with_method(method)
@@ -90,7 +97,10 @@ def improve_by_each(recipe: Recipe, runner: Runner, methods: Sequence[str], seed
             improve_and_gate(with_method, part, family, start, tried, f"compare-{method}")
             assert tried.candidate
             assert tried.gate
-            trials.setdefault(method, []).append(Trial(tried.candidate, tried.gate))
+            trials.setdefault(method, []).append(Trial(
+                tried.candidate, tried.gate,
+                _scores(recipe, part, family, start, current, tried, f"compare-{method}", beside),
+            ))
     for artifact in runner.done:
         artifact.prove()
     results = [_result(method, these, free, runner.ledger) for method, these in trials.items()]
@@ -103,20 +113,46 @@ def improve_by_each(recipe: Recipe, runner: Runner, methods: Sequence[str], seed
     )
 
 
-def free_baselines(
+def measured_instruct(
     recipe: Recipe, runner: Runner, family: Family, start: Start, current: Round
-) -> dict[str, dict[str, float]]:
-    """The judge's scores of the champion on the gate's prompts, by their keys, in each way that costs nothing."""
+) -> Artifact[Measurements]:
+    """The champion on the gate's prompts, in each way that costs nothing."""
     reward = current.reward.scorer if current.reward else None
     decoding = deployed(recipe, runner, family, start, start.instruct, "decoding/instruct", reward)
     config = recipe.evaluate.measurement.model_copy(update={"prompts": recipe.gate.answering.prompts})
-    measured = runner.run(
+    return runner.run(
         "compare/instruct", measure, config, model=start.instruct, data=start.data, judge=start.judge,
         decoding=decoding, split="gate",
     )
+
+
+def free_baselines(measured: Artifact[Measurements]) -> dict[str, dict[str, float]]:
+    """The judge's scores in each way that costs nothing, by the prompts' keys."""
     rows = tested_prompts(measured)
     return {decoded_as(way): {row.key: row.decodings[way].judge for row in rows}
             for way in measured.result.decodings}
+
+
+def _scores(
+    recipe: Recipe, runner: Runner, family: Family, start: Start, current: Round, tried: Round, name: str,
+    beside: Artifact[Measurements],
+) -> Mapping[str, float]:
+    """The judge's scores of a candidate on the gate's prompts, by their keys.
+
+    A judge that compares has compared it with the champion there, which is another scale than that of the baselines.
+    """
+    assert tried.candidate
+    assert tried.gate
+    if not compares(start.judge):
+        return {row.key: row.after for row in gate_scores(tried.gate)}
+    reward = current.reward.scorer if current.reward else None
+    config = recipe.evaluate.measurement.model_copy(update={"prompts": recipe.gate.answering.prompts})
+    measured = runner.run(
+        f"{name}/scores", measure, config, model=tried.candidate, data=start.data, judge=start.judge,
+        decoding=deployed(recipe, runner, family, start, tried.candidate, f"{name}/decoding", reward), split="gate",
+        only_deployed=True, beside=beside,
+    )
+    return {row.key: row.deployed.judge for row in tested_prompts(measured)}
 
 
 def strongest(free: Mapping[str, Mapping[str, float]]) -> str:
@@ -151,7 +187,7 @@ def _result(
     method: str, trials: Sequence[Trial], free: Mapping[str, Mapping[str, float]], ledger: Ledger
 ) -> MethodResult:
     rival = strongest(free)
-    scored = [{row.key: row.after for row in gate_scores(trial.gate)} for trial in trials]
+    scored = [trial.scores for trial in trials]
     keys = [key for key in scored[0] if key in free[rival]]  # of every seed the same
     after = [[scores[key] for key in keys] for scores in scored]
     spent = ledger.seconds()

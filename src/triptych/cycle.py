@@ -273,6 +273,11 @@ def improve_and_gate(
     )
     if gate.result.people:
         runner.progress.say(gate.result.people.sentence)
+    if not compared and current.number == 1 and runner.outside(runner.ledger.compared, planned=False):
+        runner.progress.say(
+            "note: methods were compared on these prompts of the gate before. Where one was chosen by that, the gate's "
+            "chance of error is larger than it says; the test prompts chose nothing"
+        )
     runner.progress.say(f"{gate.result.decision}: {gate.result.reason}")
 
 

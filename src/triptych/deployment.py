@@ -35,10 +35,12 @@ def watcher(recipe: Recipe, judge: Scorer, reward: Scorer | None) -> Scorer | No
     """Who may watch and choose before the gate, where whoever decides may have chosen nothing.
 
     The exact judge and rules hold on any prompts, and the validation prompts are not the gate's. A learned judge and a
-    language model err in ways that a choice by them would find, so the round's reward watches in their place; unless
-    people decide, beside whom the judge is another one. Nobody may where there is no reward either.
+    language model err in ways that a choice by them would find, so the round's reward watches in their place: where
+    people decide at the gate, too, for the judge says at the end what was gained. Without a reward such a judge may
+    choose only where people decide.
     """
     config = recipe.gate.judging
     sound = config is None or config.holds_anywhere
     at_the_end = reward is None and recipe.rewarded  # no gate comes any more
-    return judge if sound or recipe.gate.people is not None or at_the_end else reward
+    by_people = reward is None and recipe.gate.people is not None
+    return judge if sound or by_people or at_the_end else reward

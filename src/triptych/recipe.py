@@ -671,6 +671,16 @@ class Recipe(Config):
         return values | {"improve": {"pairs": "comparisons"} | improve}
 
     @property
+    def judged_by_reward(self) -> bool:
+        """Whether a rule of the gate's judge is one of the reward's, too."""
+        rewarding = [part for part in self.reward.model.within if isinstance(part, RulesReward)]
+        judging = self.gate.judge
+        if not isinstance(judging, RulesReward):
+            return False
+        known = [rule.model_copy(update={"weight": 1.0, "name": None}) for part in rewarding for rule in part.rules]
+        return any(rule.model_copy(update={"weight": 1.0, "name": None}) in known for rule in judging.rules)
+
+    @property
     def trained_whole(self) -> list[str]:
         """Which of the stages that the released models come from are trained without `lora`."""
         trained: list[tuple[str, object]] = [("instruct", self.finetuning)]

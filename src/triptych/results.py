@@ -48,6 +48,7 @@ from triptych.reward.taking import RewardTaken
 from triptych.reward.training import RewardTrained
 from triptych.statistics.intervals import Interval, mean_interval, wins
 from triptych.statistics.scores import PairedScore, paired_by_name
+from triptych.statistics.significance import chance
 from triptych.storage import read_object, replace_folder, write_whole
 
 SAMPLES = 12
@@ -58,6 +59,8 @@ OPENING = 8
 """So many words of a text has the Base's card."""
 POINTS = 200
 PLAIN = Sampling(1).name
+FEW = 30
+"""Prompts below which a percentile interval is too narrow (docs/decisions/0005)."""
 """Temperature 1, at which every model is measured."""
 Tests = Mapping[str, Sequence[TestedPrompt]]
 """Of each model that was tested, the prompts with its answers."""
@@ -149,6 +152,7 @@ def summarise(
     peak = max(ledger.peak(), peak_memory())
     return report.Summary(
         name=recipe.name, version=__version__, judge=family.judge.name if family.judge else "none",
+        judged_by_reward=recipe.judged_by_reward,
         verdict=verdict(recipe, family, answers, audits), base=_base(family.base.result), models=models, audits=audits,
         reward_order=reward_order(family, answers),
         judge_audit=_audit(recipe, 0, family.judging) if family.judging and family.judging.audit else None,
@@ -214,7 +218,10 @@ def verdict(
     equal, equal_interval = (None, None) if kept else controlled(won, *lengths) or (None, None)
     plain, plain_interval = _gain(*([row.decodings[PLAIN].judge for row in rows] for rows in (after, before)))
     final = report.FinalVerdict(
-        better=all(baseline.gain_interval[0] > 0 for baseline in free.values()), rival=rival.name,
+        better=all(
+            baseline.gain_interval[0] > 0 and surely(wins(scores, [row.judge for row in ways[called]]))
+            for called, baseline in free.items()
+        ), rival=rival.name,
         gain=rival.gain, gain_interval=rival.gain_interval, win_rate=rate, win_rate_interval=rate_interval,
         equal_length=equal, equal_length_interval=equal_interval,
         gain_at_temperature_1=plain, gain_at_temperature_1_interval=plain_interval,
@@ -224,6 +231,14 @@ def verdict(
         missed=[],
     )
     return final.model_copy(update={"missed": list(missed(recipe.goals, final, audits))})
+
+
+def surely(won: Sequence[float]) -> bool:
+    """Whether an exact test says "more often than not" of so few prompts that an interval by resampling is too narrow.
+
+    Of more than these it is True: the interval decides.
+    """
+    return len(won) >= FEW or chance(won) <= 0.025
 
 
 def _gain(after: Sequence[float], before: Sequence[float]) -> tuple[float, Interval]:
@@ -236,9 +251,13 @@ def missed(goals: Goals, final: report.FinalVerdict, audits: Sequence[report.Aud
     def shown(interval: Interval) -> str:
         return f"95% interval {interval[0]:.3f} to {interval[1]:.3f}"
 
-    if goals.gain is not None and (final.gain < goals.gain or not final.better):
+    if goals.gain is not None and final.gain < goals.gain:
         yield (f"the champion's gain over {final.rival} is {final.gain:.3f} ({shown(final.gain_interval)}), and the "
-               f"goal was {goals.gain:g} with an interval above zero")
+               f"goal was {goals.gain:g}")
+    elif goals.gain is not None and not final.better:
+        over = final.decisive
+        yield (f"the champion's gain over {over.name} is {over.gain:.3f} ({shown(over.gain_interval)}), which is not "
+               "surely above zero, and the goal was that over each baseline that costs nothing")
     plain, interval = final.gain_at_temperature_1, final.gain_at_temperature_1_interval
     if goals.gain_at_temperature_1 is not None and (plain < goals.gain_at_temperature_1 or interval[0] <= 0):
         yield (f"the champion's gain over Instruct at temperature 1 is {plain:.3f} ({shown(interval)}), and the goal "
@@ -566,6 +585,7 @@ def _round(made: Round, gate: Decided, candidate: Artifact[Improved]) -> report.
         prompts=gate.prompts, prompts_again=gate.prompts_again,
         decoding_before=gate.decoding_before, decoding_after=gate.decoding_after, kl=gate.kl,
         length_before=gate.length_before, length_after=gate.length_after,
+        cut_before=gate.cut_before, cut_after=gate.cut_after,
         length_controlled=gate.length_controlled, length_controlled_interval=gate.length_controlled_interval,
         bits_before=gate.bits_before, bits_after=gate.bits_after, tasks=gate.tasks,
         decided_by=gate.decided_by, judge_win_rate=gate.judge_win_rate, judge_interval=gate.judge_interval,

@@ -182,27 +182,55 @@ class PairwiseOnly(Protocol):
 
     @property
     def compares(self) -> bool:
-        """Whether it only does that."""
+        """Whether it, or a part of it, only does that."""
+
+    def facing(self, rivals: dict[str, str]) -> Scorer:
+        """The same, with something to compare each answer with; see :func:`facing`."""
 
 
-def against(
-    scorer: Scorer, conversations: Sequence[Conversation], rivals: dict[str, str]
-) -> Sequence[Conversation]:
-    """The conversations, for a scorer that only compares with something to be compared with.
+def compares(scorer: Scorer) -> bool:
+    """Whether the scorer, or a part of it, only says which of two answers is better."""
+    return isinstance(scorer, PairwiseOnly) and scorer.compares
 
-    That is the prompt's reference, where it has one, else the rival's answer.
+
+def facing(scorer: Scorer, rivals: dict[str, str]) -> Scorer:
+    """The scorer; one that only compares compares each answer with the prompt's reference, or else with the rival's.
 
     Args:
         rivals: an answer to each prompt, by its key; the first answer to one that has none becomes it.
     """
-    if not (isinstance(scorer, PairwiseOnly) and scorer.compares):
-        return conversations
-    return [
-        row if row.prompt.reference else Conversation(
-            replace(row.prompt, reference=rivals.setdefault(row.prompt.key, row.answer)), row.answer
-        )
-        for row in conversations
-    ]
+    return scorer.facing(rivals) if isinstance(scorer, PairwiseOnly) and scorer.compares else scorer
+
+
+@dataclass(frozen=True)
+class Facing:
+    """A scorer that only compares, with an answer of a rival's to each prompt; see :func:`facing`."""
+
+    scorer: Scorer
+    rivals: dict[str, str]
+
+    @property
+    def name(self) -> str:
+        """The scorer's."""
+        return self.scorer.name
+
+    @property
+    def identity(self) -> str:
+        """The scorer's."""
+        return self.scorer.identity
+
+    def score(self, conversations: Sequence[Conversation]) -> list[float]:
+        """The scorer's scores."""
+        return self.details(conversations).totals
+
+    def details(self, conversations: Sequence[Conversation]) -> Scores:
+        """The scorer's scores, and what it says of them."""
+        return scored(self.scorer, [
+            row if row.prompt.reference else Conversation(
+                replace(row.prompt, reference=self.rivals.setdefault(row.prompt.key, row.answer)), row.answer
+            )
+            for row in conversations
+        ])
 
 
 @runtime_checkable

@@ -55,6 +55,7 @@ class Pair:
     Attributes:
         before, after: the champion's answer and the candidate's.
         tokens_before, tokens_after: how many each has.
+        ended_before, ended_after: False of an answer that was cut at `max_tokens`.
     """
 
     prompt: Prompt
@@ -62,6 +63,8 @@ class Pair:
     after: str
     tokens_before: int
     tokens_after: int
+    ended_before: bool = True
+    ended_after: bool = True
 
     @property
     def conversations(self) -> tuple[Conversation, Conversation]:
@@ -81,6 +84,7 @@ class Answered(Result):
         prompts_again: the round whose prompts decide once more; None where these decided nothing before.
         kl: candidate from champion, nats per answer; None where only their answers are there.
         length_before, length_after: mean tokens per answer; words, where only the answers are there.
+        cut_before, cut_after: share of the answers that were cut at `max_tokens`; None where only answers are there.
         bits_before, bits_after: bits per byte of held-out plain text; None where there is none.
     """
 
@@ -91,6 +95,8 @@ class Answered(Result):
     decoding_after: str
     length_before: float
     length_after: float
+    cut_before: float | None = None
+    cut_after: float | None = None
     bits_before: float | None = None
     bits_after: float | None = None
 
@@ -137,6 +143,8 @@ def answer(
         decoding_after=candidate_decoding.name,
         length_before=sum(pair.tokens_before for pair in pairs) / len(pairs),
         length_after=sum(pair.tokens_after for pair in pairs) / len(pairs),
+        cut_before=sum(not pair.ended_before for pair in pairs) / len(pairs),
+        cut_after=sum(not pair.ended_after for pair in pairs) / len(pairs),
         bits_before=bits_before,
         bits_after=bits_after,
     )
@@ -163,8 +171,8 @@ def take(
     if lacking:
         raise DataError(lacking)
     pairs = [
-        Pair(row.prompt, row.answer, after[key].answer, count_words(row.answer), count_words(after[key].answer))
-        for key, row in before.items()
+        Pair(row.prompt, old, new, count_words(old), count_words(new)) for key, row in before.items()
+        for old, new in [(row.messages[-1].shown, after[key].messages[-1].shown)]
     ]
     _keep(context, pairs)
     return Answered(
@@ -199,7 +207,10 @@ def answered(folder: Folder) -> list[Pair]:
     """The pairs in the folder of the stage above."""
     prompts, rows = read_prompts(folder / FILE), read_rows(folder / FILE)
     return [
-        Pair(prompt, row["before"], row["after"], row["tokens_before"], row["tokens_after"])
+        Pair(
+            prompt, row["before"], row["after"], row["tokens_before"], row["tokens_after"],
+            row.get("ended_before", True), row.get("ended_after", True),
+        )
         for prompt, row in zip(prompts, rows, strict=True)
     ]
 
@@ -211,6 +222,7 @@ def _keep(context: StageContext, pairs: Sequence[Pair]) -> None:
             row = to_json(pair.prompt) | {
                 "before": pair.before, "after": pair.after,
                 "tokens_before": pair.tokens_before, "tokens_after": pair.tokens_after,
+                "ended_before": pair.ended_before, "ended_after": pair.ended_after,
             }
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
     write(
@@ -229,7 +241,10 @@ def _by_prompt(rows: Sequence[Conversation], file: str) -> dict[str, Conversatio
 
 
 def _pair(before: Rollout, after: Rollout) -> Pair:
-    return Pair(before.prompt, before.answer, after.answer, len(before.tokens), len(after.tokens))
+    return Pair(
+        before.prompt, before.answer, after.answer, len(before.tokens), len(after.tokens), before.finished,
+        after.finished,
+    )
 
 
 def _documents(data: DataFolder, count: int) -> list[Document]:

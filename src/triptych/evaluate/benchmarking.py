@@ -14,6 +14,7 @@ from triptych.errors import RecipeError
 from triptych.evaluate.benchmarks import HarnessScore, HarnessTasks, TaskData, is_task_file
 from triptych.pipeline.result import Result
 from triptych.pipeline.stage import StageContext
+from triptych.statistics.intervals import mean_interval
 from triptych.statistics.scores import BenchmarkChange, PairedScore
 from triptych.storage import Folder, read_rows
 
@@ -135,8 +136,10 @@ def change(
     if not before.values or len(before.values) != len(after.values):
         return None
     paired = PairedScore.of(before.values, after.values)
+    differences = [new - old for new, old in zip(after.values, before.values, strict=True)]
     return BenchmarkChange(
-        **dict(paired), measure=before.name, higher_is_better=before.higher_is_better is not False, max_loss=max_loss
+        **dict(paired), measure=before.name, higher_is_better=before.higher_is_better is not False, max_loss=max_loss,
+        bounds=mean_interval([*differences, 1.0, -1.0])[1] if paired.share else None,
     )
 
 

@@ -15,7 +15,7 @@ from triptych.configuration import Config
 from triptych.data.folder import DataFolder
 from triptych.engine.rollout import Policy
 from triptych.engine.sampling import Sampling
-from triptych.engine.scoring import Scorer, against
+from triptych.engine.scoring import Scorer, facing
 from triptych.pipeline.result import Result
 from triptych.pipeline.stage import StageContext
 from triptych.records import Conversation
@@ -103,7 +103,7 @@ def choose(
         sampling = replace(config.at(temperature), seed=context.seed + SEEDS)
         groups = policy.write(prompts, sampling, progress=context.progress)
         rows = [Conversation(rollout.prompt, rollout.answer) for (rollout,) in groups]
-        scores[temperature] = chooser.score(against(chooser, rows, rivals))
+        scores[temperature] = facing(chooser, rivals).score(rows)
     means = {temperature: mean_interval(these) for temperature, these in scores.items()}
     best = max(means, key=lambda temperature: means[temperature][0])  # of equals the first, which is the lowest
     context.progress.say(f"decoded at {config.at(best).name}, the best of {len(means)} by {chooser.name}")

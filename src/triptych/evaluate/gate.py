@@ -9,7 +9,7 @@ costs. The win rate at equal length stands beside it.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, Self
 
@@ -38,6 +38,9 @@ REJECTED: Decision = "rejected"
 UNDECIDED: Decision = "too few prompts to tell"
 
 SCORES = "scores.jsonl"
+
+CUT, UNREADABLE, INCONSISTENT = 0.1, 0.05, 0.25
+"""Shares of answers that were cut, of replies that are none and of verdicts that go with the place, that are told."""
 
 
 class Gate(Config):
@@ -208,6 +211,8 @@ def decide(
         decoding_after=measured.decoding_after,
         length_before=measured.length_before,
         length_after=measured.length_after,
+        cut_before=measured.cut_before,
+        cut_after=measured.cut_after,
         bits_before=measured.bits_before,
         bits_after=measured.bits_after,
         win_rate=rate,
@@ -241,7 +246,24 @@ def decide(
     decision, reason = verdict(config, numbers, won)
     if numbers.prompts_again is not None:
         reason += f"; the prompts of round {numbers.prompts_again} decide again"
+    for doubt in doubts(numbers):
+        reason += f"; {doubt}"
     return numbers.model_copy(update={"decision": decision, "reason": reason})
+
+
+def doubts(numbers: Decided) -> Iterator[str]:
+    """What makes a gate's numbers worth less than they look, each in words."""
+    if max(numbers.cut_before or 0.0, numbers.cut_after or 0.0) > CUT:
+        yield (
+            f"{numbers.cut_after:.0%} of the candidate's answers were cut at max_tokens and {numbers.cut_before:.0%} "
+            "of the champion's, and are judged as far as they go"
+        )
+    asked = numbers.judge_counts.get("asked", 0)
+    unreadable, inconsistent = (numbers.judge_counts.get(name, 0) for name in ("unreadable", "inconsistent"))
+    if unreadable > UNREADABLE * asked:
+        yield f"{unreadable:,} of {asked:,} replies of {numbers.judge} cannot be read, and count as the middle"
+    if inconsistent > INCONSISTENT * asked:
+        yield f"{inconsistent:,} of {asked:,} verdicts of {numbers.judge} went with the place and not with the answer"
 
 
 def _at_equal_length(numbers: Decided) -> str:
@@ -282,6 +304,8 @@ def verdict(config: Gate, numbers: Decided, won: Sequence[float]) -> tuple[Decis
     ratio = numbers.length_after / max(numbers.length_before, 1e-9)
     if config.max_kl is not None and numbers.kl is not None and not numbers.kl <= config.max_kl:  # NaN is over it too
         return REJECTED, f"KL of {numbers.kl:.1f} nats per answer is over the budget of {config.max_kl:g}"
+    if not numbers.length_before and not numbers.length_after:
+        ratio = 1.0  # neither says anything
     if ratio > config.max_length_ratio:
         return REJECTED, f"answers are {ratio:.2f} times as long, over the budget of {config.max_length_ratio:g}"
     if config.min_length_ratio is not None and ratio < config.min_length_ratio:
@@ -302,8 +326,8 @@ def verdict(config: Gate, numbers: Decided, won: Sequence[float]) -> tuple[Decis
         if not change.holds:
             return REJECTED, (
                 f"{name} may be lost: {change.measure} is {change.before:.3f} with the champion and "
-                f"{change.after:.3f} with the candidate ({change.gain:+.3f}, 95% interval {change.interval[0]:+.3f} to "
-                f"{change.interval[1]:+.3f}), and its max_loss is {change.max_loss:g}"
+                f"{change.after:.3f} with the candidate ({change.gain:+.3f}; by the 95% interval it may have lost "
+                f"{change.most_lost:.3f}), and its max_loss is {change.max_loss:g}"
             )
     for task, p in numbers.lost_tasks.items():
         score = numbers.tasks[task]

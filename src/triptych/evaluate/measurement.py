@@ -15,7 +15,7 @@ from triptych.configuration import Config
 from triptych.data.folder import DataFolder, PromptSplit
 from triptych.engine.rollout import Policy, Render, divergence
 from triptych.engine.sampling import Sampling
-from triptych.engine.scoring import Scorer, Scores, against, scored
+from triptych.engine.scoring import Scorer, Scores, facing, scored
 from triptych.evaluate.preamble import read_preamble, rendered_behind
 from triptych.evaluate.prompting import WITH_PROMPT
 from triptych.instructions.following import followed_by_kind
@@ -208,8 +208,8 @@ def measure(
 
     def judged(rollouts: Sequence[Rollout], reward: Scorer | None = None, drawn: int = 1) -> ScoredAnswers:
         conversations = [Conversation(rollout.prompt, rollout.answer) for rollout in rollouts]
-        rewarded = scored(reward, against(reward, conversations, rivals)) if reward else None
-        judgement = scored(judge, against(judge, conversations, rivals))
+        rewarded = scored(facing(reward, rivals), conversations) if reward else None
+        judgement = scored(facing(judge, rivals), conversations)
         for who, scores in (("reward", rewarded), ("judge", judgement)):
             for name, note in scores.notes.items() if scores else ():
                 context.progress.say(f"{who}: {name} {note}")

@@ -10,7 +10,7 @@ from triptych.data.template import prompt_tokens
 from triptych.display import one_line
 from triptych.engine.rollout import Policy, Render
 from triptych.engine.sampling import Sampling
-from triptych.engine.scoring import Scorer, against, scored
+from triptych.engine.scoring import Scorer, facing, scored
 from triptych.progress import Progress
 from triptych.records import Conversation, Message, Messages, Prompt
 from triptych.storage import Folder, read_object
@@ -123,7 +123,7 @@ class Examinee:
         self.written += written
         self.answers += len(rollouts)
         rows = [Conversation(rollout.prompt, rollout.answer) for rollout in rollouts]
-        scores = scored(self.chooser, against(self.chooser, rows, self.rivals))
+        scores = scored(facing(self.chooser, self.rivals), rows)
         columns = scores.parts.items()
         return [
             Attempt(row, total, {name: value for name, values in columns if (value := values[place]) is not None})

@@ -15,7 +15,6 @@ from typing import Any, Literal, TypeVar
 import torch
 from pydantic import Field
 from torch import Tensor
-from transformers import GenerationConfig
 
 from triptych.data.folder import DataFolder
 from triptych.engine import attention, distributed
@@ -28,7 +27,7 @@ from triptych.engine.models import load_policy, load_tokenizer, save
 from triptych.engine.rollout import Policy, divergence, sampler_mismatch
 from triptych.engine.sampler import Sampler, SlotSampler
 from triptych.engine.sampling import Sampling
-from triptych.engine.scoring import Scorer, Scores, against, scored
+from triptych.engine.scoring import Scorer, Scores, facing, scored
 from triptych.engine.training import GradientAccumulation, Loss, Step, shuffled, train
 from triptych.engine.vllm import SamplerPlace, VllmSampler
 from triptych.errors import ModelError
@@ -346,7 +345,7 @@ class Loop:
         for alarm in self.checkpoints.alarms():
             context.progress.say(alarm)
         save(
-            self.model, self.tokenizer, context.output / "model", GenerationConfig(do_sample=True, temperature=1.0),
+            self.model, self.tokenizer, context.output / "model",
             trunk=context.name(trunk_of(self.folder)),
         )
         return curve
@@ -368,7 +367,7 @@ class Loop:
         if self.config.sampler != "slots":
             numbers["validation_mismatch"] = self._compared(groups)
         if self.reward is not None:
-            rewards = torch.tensor([self.reward.score(against(self.reward, conversations, self.rivals))], device="cpu")
+            rewards = torch.tensor([facing(self.reward, self.rivals).score(conversations)], device="cpu")
             if isinstance(self.config, Contrast):
                 rewards = self.config.learnt(Answers([[group[0] for group in groups]], rewards))
             numbers[REWARDED] = rewards[0].tolist()
@@ -376,7 +375,7 @@ class Loop:
         else:
             numbers |= heldout()
         if self.judge is not None:
-            numbers[JUDGED] = self.judge.score(against(self.judge, conversations, self.rivals))
+            numbers[JUDGED] = facing(self.judge, self.rivals).score(conversations)
             numbers["validation_judge"] = sum(numbers[JUDGED]) / len(groups)
         self.policy.release()  # what learns from given answers samples no more until it is measured again
         give_back()

@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from pydantic import Field
-from transformers import GenerationConfig
 
 from triptych.data.folder import DataFolder
 from triptych.data.lengths import LearntTurns, Overlong, TokenizedConversation, fit_turns
@@ -102,7 +101,7 @@ def finetune(context: StageContext, config: Finetuning, base: Folder, data: Fold
     )
     write_curve(context.output / "curve.jsonl", curve)
     save(
-        model, tokenizer, context.output / "model", GenerationConfig(do_sample=True, temperature=1.0),
+        model, tokenizer, context.output / "model",
         trunk=context.name(trunk_of(folder)),
     )
     return Finetuned(

@@ -65,6 +65,13 @@ class Ledger:
         """
         return read_rows(self.path, REMEDY)
 
+    def compared(self) -> bool:
+        """Whether `triptych compare` has had its candidates judged here."""
+        return any(
+            row["event"] == "finished" and str(row.get("stage")).startswith("compare-")
+            and str(row.get("stage")).endswith("/gate") for row in self.events()
+        )
+
     def digest(self, fingerprint: str) -> str | None:
         """Of the artifact with this fingerprint, as it was last written; None where that is not known."""
         known = [event["digest"] for event in self.events()

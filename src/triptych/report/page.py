@@ -220,10 +220,7 @@ def headline(summary: Summary) -> Headline:
         return Headline(
             f"{word}: round {last.round}'s candidate is preferred to the champion on {rate} ({confidence}).", "open"
         )
-    # Where it beats the strongest baseline but not each of them, the line is about one that it does not beat.
-    free = [baseline for baseline in verdict.baselines if baseline.free]
-    rival = next((baseline for baseline in free if baseline.gain_interval[0] <= 0), None)
-    rival = rival or next(baseline for baseline in free if baseline.name == verdict.rival)
+    rival = verdict.decisive
     digits = _digits(rival.gain_interval)
     gain, interval = number(rival.gain, digits, sign=True), interval_text(rival.gain_interval, digits)
     if verdict.better:

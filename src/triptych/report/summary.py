@@ -27,7 +27,8 @@ class FinalVerdict(StrictModel):
     The champion is decoded as it is deployed; so is everything that is told of it but the gain at temperature 1.
 
     Attributes:
-        better: True where the champion beats each baseline that costs nothing, the interval excluding zero.
+        better: True where the champion beats each baseline that costs nothing, the interval excluding zero; of few
+            prompts an exact test must say so too.
         rival: the strongest of those, by its score on the test prompts.
         gain: champion minus rival, in judge scores, on the test prompts, with its interval.
         win_rate: share of the test prompts where the judge prefers the champion's answer to the rival's, ties counted
@@ -54,6 +55,13 @@ class FinalVerdict(StrictModel):
     parts: dict[str, PairedScore] = Field(default_factory=dict)
     instructions: dict[str, PairedScore] = Field(default_factory=dict)
     missed: list[str]
+
+    @property
+    def decisive(self) -> Baseline:
+        """The baseline that says most: one that is not beaten where there is one, else the strongest."""
+        free = [baseline for baseline in self.baselines if baseline.free]
+        unbeaten = [baseline for baseline in free if baseline.gain_interval[0] <= 0]
+        return next(iter(unbeaten), None) or next(one for one in free if one.name == self.rival)
 
 
 RIVALS = {"instruct": "Instruct", "base": "Base", "base, few-shot": "few-shot Base"}
@@ -264,6 +272,7 @@ class RoundSummary(StrictModel):
         prompts_again: the round whose prompts decide once more; None where these decided nothing before.
         kl: candidate from the round's reference, nats per answer, on the gate's prompts.
         length_before, length_after: mean tokens per answer.
+        cut_before, cut_after: share of the answers that were cut at `max_tokens`; None in runs of before it was told.
         length_controlled: the win rate at equal length, with its interval; None where lengths hardly overlap.
         bits_before, bits_after: bits per byte of held-out plain text; None where the recipe names none.
         tasks: the win rate on each task's prompts, where prompts name their task.
@@ -302,6 +311,8 @@ class RoundSummary(StrictModel):
     kl: float
     length_before: float
     length_after: float
+    cut_before: float | None = None
+    cut_after: float | None = None
     length_controlled: float | None = None
     length_controlled_interval: Interval | None = None
     bits_before: float | None = None
@@ -452,6 +463,7 @@ class Summary(StrictModel):
         tasks: the models on each task of the recipe.
         benchmarks: the models on each benchmark of the recipe.
         reward_benchmarks: each round's reward, where it is a new one, on each benchmark of rewards.
+        judged_by_reward: whether a rule of the gate's judge is one of the reward's, too.
         judge_audit: of the gate's judge, where that is a second reward model; its `round` is 0.
         preferences_audit: of the reward model that says whether preferences hold, where the judge is another.
         units: what a training's losses are means over, and its points count as `seen`, by its stage.
@@ -462,6 +474,7 @@ class Summary(StrictModel):
     name: str
     version: str
     judge: str
+    judged_by_reward: bool = False
     verdict: FinalVerdict | None
     base: Base
     models: list[ModelScore]

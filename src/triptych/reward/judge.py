@@ -28,7 +28,7 @@ from triptych.engine.endpoint import Endpoint
 from triptych.engine.forward import next_token_logits
 from triptych.engine.models import load_policy, load_tokenizer
 from triptych.engine.packing import Pack, Segment
-from triptych.engine.scoring import Scores, ShardMap, unsharded
+from triptych.engine.scoring import Facing, Scorer, Scores, ShardMap, unsharded
 from triptych.errors import RewardError
 from triptych.pipeline.artifact import Artifact
 from triptych.pipeline.result import Result
@@ -165,6 +165,10 @@ class LanguageJudge:
     def compares(self) -> bool:
         """See `PairwiseOnly`."""
         return self.config.ask == "compare"
+
+    def facing(self, rivals: dict[str, str]) -> Scorer:
+        """See `PairwiseOnly`."""
+        return Facing(self, rivals)
 
     def __init__(
         self, config: JudgeReward, judge: Choosing, template: str, *, name: str = "language judge", identity: str = "",

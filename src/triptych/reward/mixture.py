@@ -4,14 +4,24 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
 from triptych.configuration import Config, tagged
-from triptych.engine.scoring import Limited, Scorer, Scores, applies, learns, learnt_elsewhere, scored
+from triptych.engine.scoring import (
+    Limited,
+    Scorer,
+    Scores,
+    applies,
+    compares,
+    facing,
+    learns,
+    learnt_elsewhere,
+    scored,
+)
 from triptych.pipeline.artifact import Artifact
 from triptych.pipeline.result import Result
 from triptych.pipeline.stage import StageContext
@@ -114,6 +124,16 @@ class Mixture:
     def learnt_elsewhere(self) -> bool:
         """See `Unknown`: whether a part did."""
         return any(learnt_elsewhere(weighted.scorer) for weighted in self.parts)
+
+    @property
+    def compares(self) -> bool:
+        """See `PairwiseOnly`: whether a part does."""
+        return any(compares(weighted.scorer) for weighted in self.parts)
+
+    def facing(self, rivals: dict[str, str]) -> Mixture:
+        """See `PairwiseOnly`: of the parts those that only compare are given something to compare with."""
+        parts = [replace(weighted, scorer=facing(weighted.scorer, rivals)) for weighted in self.parts]
+        return Mixture(parts, identity=self.identity)
 
     def applies(self, prompt: Prompt) -> bool:
         """See `Limited`: whether a part does."""

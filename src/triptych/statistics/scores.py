@@ -72,16 +72,21 @@ class BenchmarkChange(PairedScore):
         measure: as "ifeval/prompt_level_strict_acc".
         higher_is_better: else a gain is a loss.
         max_loss: what the second model may lose; None where it may lose anything.
+        bounds: of rates, the interval with a document won and one lost besides (Bonett and Price 2012, *Adjusted Wald
+            Confidence Interval for a Difference of Binomial Proportions Based on Paired Data*): that few documents
+            agree does not show that all do. A loss is bounded by it.
     """
 
     measure: str
     higher_is_better: bool = True
     max_loss: float | None = None
 
+    bounds: Interval | None = None
+
     @property
     def most_lost(self) -> float:
-        """What the second model may have lost, by the worse end of the interval; below zero it has gained."""
-        low, high = self.interval
+        """What the second model may have lost, by the worse end of the bounds; below zero it has gained."""
+        low, high = self.bounds or self.interval
         return -low if self.higher_is_better else high
 
     @property
