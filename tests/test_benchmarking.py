@@ -168,7 +168,7 @@ def test_a_candidate_that_forgets_is_rejected_by_name(ran: Ran) -> None:
         f"{change.after:.3f} with the candidate ({change.gain:+.3f}; by the 95% interval it may have lost "
         f"{change.most_lost:.3f}), and its max_loss is 0.05"
     ).split(";"))
-    assert gate.reason.endswith("answers were cut at max_tokens and 100% of the champion's, and are judged as far as they go")
+    assert gate.reason.endswith("cut at max_tokens and 100% of the champion's, and are judged as far as they go")
 
 
 def test_the_rounds_reward_is_measured_as_its_benchmark_has_it(ran: Ran) -> None:
