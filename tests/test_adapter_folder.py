@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from conftest import with_our_attention
 from test_adapters import learn_something, logprobs
 from triptych.engine import attention
-from triptych.engine.adapter_folder import model_digests, read_adapters
+from triptych.engine.adapter_folder import is_model, model_digest, model_digests, read_adapters
 from triptych.engine.adapters import Lora, adapt
 from triptych.engine.device import compute_dtype
 from triptych.engine.forward import head_outputs
@@ -252,6 +252,21 @@ def test_a_model_of_adapters_is_told_from_the_same_adapters_over_another_trunk(t
     save_file({name: tensor + 1 for name, tensor in whole.items()}, trunk / "model.safetensors")
     after = model_digests(folder)
     assert {name for name in before if before[name] != after[name]} == {"adapter_config.json: model.safetensors"}
+
+
+def test_a_models_digest_is_of_what_is_read_and_of_its_trunk(trunk: Path) -> None:
+    policy(trunk)
+    folder = trunk.parent / "instruct"
+    before = model_digest(folder)
+    (folder / "README.md").write_text("a card")
+    (folder / "checkpoint-1").mkdir()
+    (folder / "checkpoint-1" / "optimizer.safetensors").write_bytes(b"moments")
+    assert model_digest(folder) == before
+    whole = load_file(trunk / "model.safetensors")
+    save_file({name: tensor + 1 for name, tensor in whole.items()}, trunk / "model.safetensors")
+    assert model_digest(folder) != before
+    assert is_model(folder)
+    assert is_model(trunk)
 
 
 def test_an_artifact_names_its_trunk_by_its_place_in_the_run(tmp_path: Path) -> None:

@@ -240,7 +240,7 @@ def change(before: list[float], after: list[float], max_loss: float | None = Non
         HarnessScore(task="arc", metric="acc", value=sum(side) / len(side), documents=len(side), values=tuple(side))
         for side in (before, after)
     ]
-    made = benchmarking.change(*sides, max_loss)
+    made = benchmarking.change(sides[0], sides[1], max_loss)
     assert made is not None
     return made
 
@@ -251,6 +251,7 @@ def test_the_worse_end_of_the_interval_counts() -> None:
     low, high = few_lost.interval
     assert low == pytest.approx(-0.07)
     assert high == 0
+    assert few_lost.bounds is not None
     lost, won = few_lost.bounds
     assert lost < low < high < won
     for bound, holds in ((0.02, False), (-lost - 1e-6, False), (-lost, True), (None, True)):

@@ -16,7 +16,8 @@ from triptych.cli.app import app
 from triptych.errors import RecipeError
 from triptych.preflight import check, fitting
 from triptych.preflight.costs import Cost
-from triptych.preflight.fitting import fit
+from triptych.preflight.fitting import fit, sections_of
+from triptych.recipe import load
 from triptych.yaml_edit import set_value
 
 RECIPE = """\
@@ -76,6 +77,24 @@ def test_moments_of_a_byte_are_tried_before_adapters_where_a_device_has_their_ke
         return [Cost("instruct", 0, 0.0, 2.0 if helps else 4.0)]
 
     assert fit(load, costs, 3.0) == settings
+
+
+def test_the_parts_of_a_mixture_and_what_watches_preferences_are_made_smaller_too(tmp_path: Path) -> None:
+    rules = {"kind": "rules", "rules": [{"rule": "length"}]}
+    recipe = load(write_recipe(
+        tmp_path, comparisons=200, gate={"judge": rules, "preferences": {"share_of_feedback": 0.4}},
+        reward={"kind": "mixture", "parts": [
+            {"name": "form", "weight": 1, "reward": rules}, {"name": "people", "weight": 1, "reward": {}},
+        ]},
+    ))
+    stages = ("preferences", "round-1/reward/people")
+    wanted = ["gate.preferences.micro_batch=1024", "reward.parts.1.reward.micro_batch=1024"]
+
+    def costs(given: Any) -> list[Cost]:
+        return [Cost(stage, 0, 0.0, 1.0 if setting in given else 4.0)
+                for stage, setting in zip(stages, wanted, strict=True)]
+
+    assert fit(lambda settings: settings, costs, 3.0, sections_of(recipe)) == wanted  # type: ignore[arg-type,return-value]
 
 
 def test_settings_that_change_least_are_tried_first_and_kept_only_where_they_help() -> None:

@@ -56,6 +56,21 @@ def padded(family: str, **more: Any) -> tuple[Any, Any]:
     return plain, ours
 
 
+@pytest.mark.parametrize(("family", "more"), [
+    ("qwen2_moe", {"use_sliding_window": True, "max_window_layers": 2}), ("phimoe", {}),
+])
+def test_a_window_that_only_a_mask_knows_is_seen(family: str, more: dict[str, Any]) -> None:
+    _, ours = padded(family, sliding_window=64, **more)
+    assert ours.config.sliding_window == 64
+
+
+def test_a_window_that_attention_is_told_is_packed() -> None:
+    for family in ("mistral", "gemma3_text", "qwen2"):
+        ours = tiny(family, sliding_window=64, **({"use_sliding_window": True} if family == "qwen2" else {}))
+        take_attention(ours)
+        assert packs(ours)
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     torch.manual_seed(0)

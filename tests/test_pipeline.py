@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import importlib
 import json
 import os
 import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,7 @@ import torch
 import triptych
 from triptych import storage
 from triptych.configuration import Config
-from triptych.engine.checkpoint import Checkpoint
+from triptych.engine.checkpoint import Checkpoint, write_tensors
 from triptych.engine.device import compute_dtype
 from triptych.errors import RunError
 from triptych.pipeline import fingerprint as fingerprints
@@ -135,6 +137,22 @@ def test_what_a_source_holds_counts_and_not_where_it_lies(tmp_path: Path) -> Non
     (tmp_path / "a.txt").write_text("two")
     assert words(tmp_path, sources={"mine.txt": tmp_path / "a.txt"}).folder == c.folder
     assert len(calls) == 2
+
+
+def test_a_file_that_changes_while_it_is_read_makes_no_artifact(tmp_path: Path) -> None:
+    mine = tmp_path / "mine.txt"
+    mine.write_text("one")
+
+    def work(context: StageContext, config: Words, sources: Mapping[str, str | Path]) -> Nothing:
+        mine.write_text("two")
+        (context.output / "copy.txt").write_text(mine.read_text())
+        return Nothing()
+
+    with pytest.raises(RunError, match=r"words: one of mine.txt was changed while it was read"):
+        runner(tmp_path).run("words", work, Words(), UserFiles({"mine.txt": mine}))
+    mine.write_text("one")
+    assert words(tmp_path, sources={"mine.txt": mine}).manifest["sources"]
+    assert calls == ["hello"]  # nothing was found that had been made of the other content
 
 
 def test_another_seed_is_another_artifact(tmp_path: Path) -> None:
@@ -372,6 +390,45 @@ def test_a_disk_that_fills_up_during_the_work_is_said_plainly(tmp_path: Path) ->
 
     with pytest.raises(RunError, match="the disk is full"):
         runner(tmp_path).run("words", work, Words())
+
+
+@pytest.mark.parametrize("error", [
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"), MemoryError(),
+    RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes"),
+])
+def test_memory_that_is_lacking_is_said_with_the_way_out(tmp_path: Path, error: BaseException) -> None:
+    with pytest.raises(RunError, match=r"words needs more memory than there is .*--fit"):
+        runner(tmp_path).run("words", failing(error), Words())
+    with pytest.raises(RuntimeError, match=r"^something else$"):
+        runner(tmp_path).run("words", failing(RuntimeError("something else")), Words())
+
+
+def test_a_checkpoint_that_cannot_be_written_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(error: RuntimeError) -> None:
+        def save(content: object, file: Any) -> None:
+            file.write(b"some")
+            raise error
+
+        monkeypatch.setattr(torch, "save", save)
+
+    fails(RuntimeError("[enforce fail at inline_container.cc:783] . PytorchStreamWriter failed writing file data/1"))
+    with pytest.raises(OSError, match="could not be written") as full:
+        write_tensors(tmp_path / "training.pt", {})
+    assert full.value.errno == errno.ENOSPC
+    fails(torch.OutOfMemoryError("CUDA out of memory"))
+    with pytest.raises(torch.OutOfMemoryError):
+        write_tensors(tmp_path / "training.pt", {})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_whoever_looks_at_a_run_does_not_keep_it(tmp_path: Path) -> None:
+    with claimed(tmp_path):
+        pass
+    with open(tmp_path / "lock", encoding="ascii") as lock:
+        fcntl.flock(lock, fcntl.LOCK_SH)
+        threading.Timer(0.15, lambda: fcntl.flock(lock, fcntl.LOCK_UN)).start()
+        with claimed(tmp_path):
+            pass
 
 
 def test_other_errors_of_the_system_stay_what_they_are(tmp_path: Path) -> None:

@@ -261,6 +261,18 @@ def test_a_mixture_is_the_weighted_sum_of_its_parts_by_task(members: list[Path],
     assert found.parts["preference"] == pytest.approx(alone)
 
 
+def test_two_judges_of_a_mixture_are_told_apart_by_their_models_names() -> None:
+    def mixture(*models: str) -> dict[str, Any]:
+        return {"parts": [{"name": f"p{i}", "weight": 1, "reward": {"kind": "judge", "model": model}}
+                          for i, model in enumerate(models)]}
+
+    MixtureReward.model_validate(mixture("facts/one", "style/two", "style/two"))
+    with pytest.raises(ValueError, match="facts/model and style/model have the same last name"):
+        MixtureReward.model_validate(mixture("facts/model", "style/model"))
+    with pytest.raises(ValueError, match="policy and other/policy have the same last name"):
+        MixtureReward.model_validate(mixture("policy", "other/policy"))
+
+
 def test_a_mixtures_parts_that_score_no_prompt_are_left_out() -> None:
     class Constant:
         name = identity = "constant"

@@ -106,7 +106,10 @@ class Allowed:
     def _models(self, policy: Path | None) -> dict[str, Path]:
         from triptych.reward.judge import POLICY
 
-        return {place.name: place for place in self.models or ()} | ({POLICY: policy} if policy else {})
+        models = {place.name: place for place in self.models or ()}
+        if len(models) < len(set(self.models or ())):
+            raise RewardError("two models of --allow-model have the same last name, by which a reward knows them")
+        return models | ({POLICY: policy} if policy else {})
 
     @property
     def _trust(self) -> Trust:

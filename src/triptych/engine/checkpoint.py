@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -23,6 +24,8 @@ from torch.optim import Optimizer
 from triptych.engine import distributed
 from triptych.errors import RunError
 from triptych.storage import PARTIAL, make_folder, sync
+
+_WRITING = re.compile(r"PytorchStreamWriter|inline_container|unexpected pos")
 
 SHARE = 0.02
 """Of the time, at most, that saving takes."""
@@ -110,13 +113,17 @@ def write_tensors(path: Path, content: object) -> None:
         return
     make_folder(path.parent)
     partial = path.with_suffix(PARTIAL)
-    with open(partial, "wb") as file:
-        try:
+    try:
+        with open(partial, "wb") as file:
             torch.save(content, file)
-        except RuntimeError as error:  # so torch says that a write failed
+            file.flush()
+            os.fsync(file.fileno())
+    except BaseException as error:
+        partial.unlink(missing_ok=True)  # on a full disk the report needs its room
+        # So torch says that a write failed; what a device lacks is no disk's fault.
+        if isinstance(error, RuntimeError) and _WRITING.search(str(error)):
             raise OSError(errno.ENOSPC, f"{partial} could not be written: {error}") from error
-        file.flush()
-        os.fsync(file.fileno())
+        raise
     os.replace(partial, path)
     sync(path.parent)
 

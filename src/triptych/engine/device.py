@@ -51,6 +51,11 @@ def hardware() -> str:
     return f"{os.cpu_count()} cores of {named or platform.machine() or 'a processor'}"
 
 
+def lacks_memory(error: BaseException) -> bool:
+    """Whether it says that the device or the machine had no more memory to give."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
+
+
 def settle() -> None:
     """Uses the cores there are in equal parts, and only algorithms whose result does not change."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -187,8 +187,10 @@ class EndpointClient:
         if self.config.key_env:
             headers["Authorization"] = f"Bearer {key_in(self.config.key_env)}"
         # A proxy of the environment sees of https the host alone; what stays on this machine needs none.
+        most = self.config.parallel  # httpx2 would hold back those above 100, and count their wait as the server's
         return httpx2.AsyncClient(
-            headers=headers, timeout=None, follow_redirects=False, trust_env=not _is_here(self.config.url)
+            headers=headers, timeout=None, follow_redirects=False, trust_env=not _is_here(self.config.url),
+            limits=httpx2.Limits(max_connections=most, max_keepalive_connections=most),
         )
 
     def ask_all(

@@ -8,6 +8,8 @@ own attention, and its sequences are computed as a padded batch.
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -20,6 +22,9 @@ from triptych.engine.sampling import Sampling
 from triptych.engine.trunk import Float32Products
 from triptych.errors import ModelError
 
+SHORT = 4
+"""Tokens of a window."""
+
 TOLERANCE = 1e-3
 """Largest difference of a log-probability, and of a hidden state as a share of its norm; in float32."""
 
@@ -29,17 +34,35 @@ def take_attention(model: Any) -> None:
     """Gives the model our attention, if it computes a packed prompt with two answers as it does each of them alone."""
     packed = pack_answers([_some_tokens(model)], model.device).pack
     own, count = model.config._attn_implementation, int(packed.ends[-1]) + 1
-    with Float32Products():
+    with Float32Products(), _short_windows(model):
         alone = hidden_states(model, packed)[:count]
     model.set_attn_implementation(attention.NAME)
     try:
-        with Float32Products():
+        with Float32Products(), _short_windows(model):
             difference = hidden_states(model, packed)[:count] - alone
         same = bool((difference.norm(dim=-1) < TOLERANCE * alone.norm(dim=-1)).all())
     except (AssertionError, AttributeError, RuntimeError, TypeError, ValueError):  # it cannot be called this way
         same = False
     if not same:
         model.set_attn_implementation(own)
+
+
+@contextmanager
+def _short_windows(model: Any) -> Iterator[None]:
+    """Windows of attention that are shorter than the tokens which are tried, so that it is seen whether they are kept.
+
+    Some architectures tell them to their mask alone, which ours does not have.
+    """
+    holders = {id(holder): holder for holder in (model.config, model.config.get_text_config(), *model.modules())}
+    places = [(holder, name, size) for holder in holders.values() for name in ("sliding_window", "attention_chunk_size")
+              if type(size := getattr(holder, name, None)) is int and size]
+    for holder, name, _ in places:
+        setattr(holder, name, SHORT)
+    try:
+        yield
+    finally:
+        for holder, name, size in places:
+            setattr(holder, name, size)
 
 
 def as_in_transformers(model: Any) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +13,8 @@ from triptych.errors import RunError
 from triptych.storage import make_folder
 
 FILE = "lock"
+TRIES, WAIT = 5, 0.1
+"""How often a lock is asked for that another process has, and seconds between."""
 
 
 @contextmanager
@@ -27,15 +30,19 @@ def claimed(folder: Path) -> Iterator[None]:
     except OSError as error:
         raise RunError(f"{folder} cannot be written: {error.strerror}") from None
     with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        for _ in range(TRIES):  # whoever only looks holds it for an instant
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except OSError:
+                time.sleep(WAIT)
+        else:
             lock.seek(0)
             holder = lock.read().strip() or "unknown"
             raise RunError(
                 f"{folder} is in use by another process (pid {holder}); wait for it, stop it, or give this run "
                 "another name with --set name=..."
-            ) from None
+            )
         lock.truncate(0)
         lock.write(str(os.getpid()))
         lock.flush()

@@ -26,9 +26,10 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 from triptych import __version__
 from triptych.configuration import Config
 from triptych.data.files import digest
-from triptych.display import duration
+from triptych.display import duration, one_line
 from triptych.engine import distributed
-from triptych.engine.device import forget_peak, give_back, peak_memory
+from triptych.engine.adapter_folder import is_model, model_digest
+from triptych.engine.device import forget_peak, give_back, lacks_memory, peak_memory
 from triptych.errors import RunError
 from triptych.pipeline.artifact import Artifact, folder_name, publish, seal
 from triptych.pipeline.call import StageCall
@@ -101,6 +102,14 @@ class Runner:
                     "same command again; everything finished is kept"
                 ) from error
             raise
+        except (MemoryError, RuntimeError) as error:
+            if not lacks_memory(error):
+                raise
+            raise RunError(
+                f"{stage.name} needs more memory than there is ({one_line(str(error))[:200]}). `triptych check RECIPE "
+                "--fit` names the settings with which it fits: a smaller micro_batch, activation_checkpointing, lora, "
+                "quantization. Everything finished is kept"
+            ) from error
         self.done.append(artifact)
         return artifact
 
@@ -154,8 +163,9 @@ class Runner:
         if distributed.rank() == 0:
             self.ledger.add(event, stage.name, **details)
 
-    def _fingerprint(self, stage: StageCall[Any]) -> str:
-        inputs = {name: artifact.digest for name, artifact in stage.parents.items()} | _digests(stage.sources)
+    def _fingerprint(self, stage: StageCall[Any], sources: dict[str, str] | None = None) -> str:
+        read = _digests(stage.sources) if sources is None else sources
+        inputs = {name: artifact.digest for name, artifact in stage.parents.items()} | read
         config = [stage.name, self.seed, stage.config.model_dump(mode="json"), stage.values]
         return fingerprint(config, inputs, code_version(*stage.modules))
 
@@ -183,10 +193,16 @@ class Runner:
                     result = stage.carried_out(context)
             distributed.barrier()
             if first:
+                sources = _digests(stage.sources)
+                if self._fingerprint(stage, sources) != mark:
+                    raise RunError(
+                        f"{stage.name}: one of {', '.join(sorted(sources))} was changed while it was read, so that "
+                        "nobody knows which content this was made of; give the same command again"
+                    )
                 for problem in result.problems:
                     self._record("warned", stage, fingerprint=mark, what=problem)
                 # Its digest is kept before it gets its place: no artifact is there that the ledger does not know.
-                finish("finished", digest=seal(output, self._manifest(stage, mark, result)))
+                finish("finished", digest=seal(output, self._manifest(stage, mark, sources, result)))
                 publish(output, destination)
         except KeyboardInterrupt:
             finish("stopped")
@@ -205,7 +221,7 @@ class Runner:
             raise RunError(f"{destination} is not to be seen from every machine; ranks need one folder for the run")
         return artifact
 
-    def _manifest(self, stage: StageCall[R], mark: str, result: R) -> dict[str, Any]:
+    def _manifest(self, stage: StageCall[R], mark: str, sources: Mapping[str, str], result: R) -> dict[str, Any]:
         import torch
         import transformers
 
@@ -219,7 +235,7 @@ class Runner:
                 name: {"stage": artifact.name, "digest": artifact.digest}
                 for name, artifact in stage.parents.items()
             },
-            "sources": _digests(stage.sources),
+            "sources": dict(sources),
             "metrics": result.model_dump(mode="json"),
             "headline": result.headline,
             "versions": {
@@ -233,7 +249,9 @@ class Runner:
 
 def _digests(sources: Mapping[str, str | Path]) -> dict[str, str]:
     """What the user's files hold; a name that is no file (a dataset, a Hub model) stands for itself."""
-    return {
-        name: digest(path) if isinstance(path, Path) and path.exists() else str(path)
-        for name, path in sorted(sources.items())
-    }
+    def held(path: str | Path) -> str:
+        if not isinstance(path, Path) or not path.exists():
+            return str(path)
+        return model_digest(path) if is_model(path) else digest(path)
+
+    return {name: held(path) for name, path in sorted(sources.items())}

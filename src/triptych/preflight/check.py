@@ -63,7 +63,7 @@ from triptych.preflight.costs import (
     from_scratch,
     this_machine,
 )
-from triptych.preflight.fitting import fit
+from triptych.preflight.fitting import fit, sections_of
 from triptych.preflight.memory import Architecture
 from triptych.preflight.network import out_of_reach
 from triptych.preflight.trial import try_rewards
@@ -722,7 +722,7 @@ def estimate(
     most, there = max(cost.gib for cost in findings.costs), memory() / GIB
     if most > there:
         stage = max(findings.costs, key=lambda cost: cost.gib).stage
-        settings = fit(opened, costs_of, there)
+        settings = fit(opened, costs_of, there, sections_of(recipe))
         findings.settings = settings or []
         findings.problems.append(
             f"{stage} needs about {most:.1f} GiB of memory and {_memory_of()} has {there:.1f}: "

@@ -19,10 +19,10 @@ import torch
 from jinja2 import StrictUndefined
 from pydantic import Field, model_validator
 
-from triptych.data.files import digest
 from triptych.data.rendering import Environment, RenderingError, limited
 from triptych.data.template import answer_tokens, opening_tokens
 from triptych.engine import attention
+from triptych.engine.adapter_folder import model_digest
 from triptych.engine.device import autocast
 from triptych.engine.endpoint import Endpoint
 from triptych.engine.forward import next_token_logits
@@ -280,7 +280,7 @@ def keep_judge(
     content = config.model_dump(mode="json")
     if config.model in config.named:
         # Its name and what it holds, and no path of this machine.
-        content |= {"model": Path(config.model).name, "model_digest": digest(Path(given[config.model]))}
+        content |= {"model": Path(config.model).name, "model_digest": model_digest(Path(given[config.model]))}
     path = context.output / "reward.json"
     path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     return JudgeKept()

@@ -88,6 +88,12 @@ class MixtureReward(RewardConfig):
     def _names_differ(cls, parts: tuple[MixedPart, ...]) -> tuple[MixedPart, ...]:
         if len({part.name for part in parts}) < len(parts):
             raise ValueError("each part needs a name of its own")
+        models: dict[str, str] = {}
+        for judge in (part.reward for part in parts if isinstance(part.reward, JudgeReward)):
+            other = models.setdefault(Path(judge.model).name, judge.model)
+            if judge.model in judge.named and other != judge.model:
+                raise ValueError(f"{other} and {judge.model} have the same last name, by which a judge's model is "
+                                 "known: rename one of the folders")
         return parts
 
 
