@@ -18,10 +18,11 @@ from safetensors.torch import load_file, save_file
 from conftest import with_our_attention
 from test_adapters import learn_something, logprobs
 from triptych.engine import attention
-from triptych.engine.adapter_folder import is_model, model_digest, model_digests, read_adapters
+from triptych.engine.adapter_folder import model_digests, read_adapters
 from triptych.engine.adapters import Lora, adapt
 from triptych.engine.device import compute_dtype
 from triptych.engine.forward import head_outputs
+from triptych.engine.identity import is_model, model_digest
 from triptych.engine.inspection import ADAPTER, inspect, trunk_of
 from triptych.engine.merging import merge
 from triptych.engine.models import load_policy, load_reward, load_tokenizer, save

@@ -65,6 +65,10 @@ def test_no_cut_answer_is_learnt_as_the_better_one() -> None:
     found, cut = _compared([answers], Digits(), ExactLabelling(noise=0.0), 1)
     assert {(row.chosen, row.rejected) for row in found} == {("3", "1"), ("3", "2")}
     assert cut == 1
+    turned = ExactLabelling().model_copy(update={"noise": 1.0})
+    found, cut = _compared([answers], Digits(), turned, 1)
+    assert {(row.chosen, row.rejected) for row in found} == {("1", "3"), ("1", "2")}
+    assert cut == 1
 
 
 def test_the_same_seed_gives_the_same_labels_and_another_other_ones() -> None:

@@ -157,6 +157,15 @@ def test_top_p_leaves_the_smallest_set_that_reaches_it() -> None:
     torch.testing.assert_close(shares[likely], expected[likely] / expected[likely].sum(), rtol=0, atol=0.01)
 
 
+@pytest.mark.parametrize("temperature", [1e-6, 1e-40])
+def test_a_tiny_temperature_is_greedy(temperature: float) -> None:
+    logits = torch.randn(3, 50, generator=torch.Generator().manual_seed(4)) * 20
+    noise = torch.tensor([0.1, 0.5, 0.999])
+    cold, greedy = (draw(logits, noise, Sampling(1, temperature=value)) for value in (temperature, 0.0))
+    assert cold[0].tolist() == greedy[0].tolist()
+    assert torch.equal(cold[1], greedy[1])
+
+
 def test_a_tiny_top_p_is_greedy() -> None:
     assert drawn(LOGITS, Sampling(1, top_p=1e-6), count=500)[2] == 1.0
 

@@ -79,6 +79,11 @@ def test_a_prompts_own_system_prompt_stays() -> None:
     assert [turn.content for turn in behind(preamble, PROMPTS[0]).messages] == [
         "be brief", "what of cat", "a cat", "a cat saw 0 dogs"
     ]
+    later = Prompt((*user("hello"), Message("assistant", "hi"), Message("system", "now"), *user("go on")))
+    assert behind((), later) == later
+    assert [turn.content for turn in behind(preamble, later).messages] == [
+        "be brief", "what of cat", "a cat", "hello", "hi", "now", "go on"
+    ]
 
 
 @pytest.mark.parametrize("tokens", [1000, 100_000])

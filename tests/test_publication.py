@@ -183,6 +183,15 @@ def test_a_folder_that_is_not_as_released_is_not_pushed(hub: StandIn, made: Path
     assert hub.requests == []
 
 
+def test_what_is_changed_while_it_is_pushed_is_not_sent(hub: StandIn, made: Path) -> None:
+    class Changing(Silent):
+        def say(self, text: str) -> None:  # the first thing that is said is that it was verified
+            (made / "instruct" / "generation_config.json").write_text("{}")
+
+    with pytest.raises(ReleaseError, match=r"generation_config.json: was changed since the release was verified"):
+        push(made, "me/tiny", Changing())
+
+
 def test_what_can_be_seen_beforehand_is_said_before_any_work(
     hub: StandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -50,6 +50,7 @@ from triptych.release.verification import verify
 from triptych.report.summary import (
     AuditSummary,
     Base,
+    Baseline,
     FinalVerdict,
     ModelScore,
     RoundSummary,
@@ -185,7 +186,11 @@ def summary(seconds: float = 98765.4321) -> Summary:
         judge="exact judge",
         verdict=FinalVerdict(
             better=True, rival="Instruct at temperature 0.5", gain=0.2222, gain_interval=(0.15, 0.29),
-            gain_at_temperature_1=0.3, gain_at_temperature_1_interval=(0.2, 0.4), baselines=[], missed=["too slow"],
+            gain_at_temperature_1=0.3, gain_at_temperature_1_interval=(0.2, 0.4), missed=["too slow"],
+            baselines=[Baseline(
+                name="Instruct at temperature 0.5", free=True, drawn=1, score=0.5, interval=(0.4, 0.6), gain=0.2222,
+                gain_interval=(0.15, 0.29),
+            )],
         ),
         base=Base(
             source="trained from scratch",

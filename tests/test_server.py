@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import json
 import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +41,7 @@ from triptych.reward.ensemble import Ensemble
 from triptych.reward.judge import LocalJudge
 from triptych.server import application
 from triptych.server.application import by_key, from_here
-from triptych.server.served import ServedFamily, ServedReward, open_model
+from triptych.server.served import RequestError, ServedFamily, ServedModel, ServedReward, open_model
 from triptych.server.text import TextStream
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -287,6 +289,111 @@ def test_a_reward_scores_in_every_form(address: str, client: openai.OpenAI, rewa
     (token,) = chat.choices[0].logprobs.content or []
     assert token.token == "reward"
     assert token.logprob == pytest.approx(expected[1], abs=1e-5)
+
+
+def test_a_text_of_another_trainer_is_scored_as_it_would_end(address: str, reward_folder: Path) -> None:
+    """Cut, padded or ended: OpenRLHF's own server makes the same of them."""
+    model = RewardModel(reward_folder)
+    row = Conversation(Prompt.of("a small cat"), "saw a dog")
+    turns = [{"role": turn.role, "content": turn.content} for turn in row.messages]
+    text = str(model.tokenizer.apply_chat_template(turns, tokenize=False)).rstrip("\n")
+    end, pad = model.tokenizer.eos_token, model.tokenizer.pad_token
+    assert text.endswith(end)
+    forms = [text, text + "\n", text.removesuffix(end), text + end, text + pad * 3]
+    assert post(address + "/get_reward", {"query": forms})["rewards"] == pytest.approx(model.score([row]) * 5, abs=1e-5)
+    whole = post(address + "/pooling", {"messages": turns})["data"][0]["data"]
+    assert post(address + "/pooling", {"input": text})["data"][0]["data"] == pytest.approx(whole, abs=1e-5)
+    many = post(address + "/v1/score", {"text_1": ["a small cat"], "text_2": ["saw a dog", "sat"]})["data"]
+    assert many[0]["score"] == pytest.approx(model.score([row])[0], abs=1e-5)
+
+
+def test_what_is_null_is_as_it_is_by_default(address: str) -> None:
+    body = {"messages": QUESTION, "max_tokens": 4, "temperature": 1.0}
+    plain = post(address + "/v1/chat/completions", body | {"seed": 2**63 - 5})
+    nulls = body | {"n": None, "stream": None, "stop": None, "logprobs": None, "seed": -5}
+    assert post(address + "/v1/chat/completions", nulls)["choices"] == plain["choices"]
+
+
+def test_no_conversation_is_put_into_another_order(address: str, policy: Policy) -> None:
+    turns = [("user", "a cat"), ("assistant", "sat"), ("system", "a mat"), ("user", "a dog")]
+    messages = tuple(Message(role, text) for role, text in turns)  # type: ignore[arg-type]
+    ((rollout,),) = policy.write([Prompt(messages)], Sampling(4, temperature=0))
+    asked = [{"role": role, "content": text} for role, text in turns]
+    reply = post(address + "/v1/chat/completions", {"messages": asked, "max_tokens": 4, "temperature": 0})
+    assert reply["usage"]["prompt_tokens"] == len(rollout.prompt_tokens)
+    assert reply["choices"][0]["message"]["content"] == rollout.answer
+
+
+def test_more_than_can_wait_is_refused_before_anything_is_made_of_it(
+    address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ServedModel, "requests", lambda *_: pytest.fail("a request was made"))
+    for prompt in ([[1]] * 900, ["a"] * 900):
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            post(address + "/v1/completions", {"prompt": prompt, "n": 128})
+        assert "115200 answers at once are more than 8 slots" in json.loads(refused.value.read())["error"]["message"]
+
+
+@pytest.mark.parametrize("body", [
+    {"prompt": "\ud800"}, {"messages": [{"role": "user", "content": "\udfff"}]}, {"query": ["a", "\ud800"]},
+    {"messages": QUESTION, "answer": "\ud83d", "label": True},
+])
+def test_half_a_character_is_refused(address: str, body: Any) -> None:
+    where = "/get_reward" if "query" in body else "/thumb" if "label" in body else "/v1/completions" \
+        if "prompt" in body else "/v1/chat/completions"
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        post(address + where, body)
+    assert refused.value.code == 400
+    assert "half of a surrogate pair" in json.loads(refused.value.read())["error"]["message"]
+
+
+def test_a_server_that_ends_leaves_no_thread_behind(alone: ServedFamily) -> None:
+    class Slow:
+        name, identity = "slow", ""
+
+        def score(self, conversations: Any) -> list[float]:
+            return [0.0] * len(conversations)
+
+    before = set(threading.enumerate())
+    with served(replace(alone, reward=ServedReward(Slow()))) as place:
+        post(place + "/v1/score", {"text_1": "a", "text_2": "b"})
+        post(place + "/v1/chat/completions", {"messages": QUESTION, "max_tokens": 2})
+    until = time.monotonic() + 10
+    while (left := [one.name for one in set(threading.enumerate()) - before if "decoding" in one.name
+                    or "scoring" in one.name]) and time.monotonic() < until:
+        time.sleep(0.05)
+    assert left == []
+
+
+def test_scores_that_nobody_waits_for_are_not_computed() -> None:
+    began, go = threading.Event(), threading.Event()
+    scored: list[str] = []
+
+    class Slow:
+        name, identity = "slow", ""
+
+        def score(self, conversations: Sequence[Conversation]) -> list[float]:
+            began.set()
+            go.wait(10)
+            scored.extend(row.answer for row in conversations)
+            return [0.0] * len(conversations)
+
+    async def several() -> None:
+        reward = ServedReward(Slow())
+        reward.most = 2
+        rows = [[Conversation(Prompt.of("a"), name)] for name in ("first", "second", "third")]
+        first, second = (asyncio.create_task(reward.score(row)) for row in rows[:2])
+        await asyncio.to_thread(began.wait, 10)
+        with pytest.raises(RequestError, match="too many requests wait to be scored"):
+            await reward.score(rows[2])
+        second.cancel()
+        await asyncio.sleep(0)
+        go.set()
+        await first
+        reward.close()
+
+    asyncio.run(several())
+    assert scored == ["first"]
 
 
 @pytest.mark.parametrize(("where", "body", "why"), [

@@ -352,7 +352,9 @@ def release(
         "base": Lineage(base.fingerprint, origin, _data(family.data, "text") if learnt_text else ()),
         "instruct": Lineage(
             champion.fingerprint,
-            (Parent("base", base.digest), *(_reward_parents(trained_by) if trained_by else ())),
+            (Parent("base", base.digest), *(
+                _reward_parents(trained_by) if trained_by and recipe.improve.method.needs_reward else ()
+            )),
             _data(family.data, "demonstrations") + _learnt_in(recipe, family, trained_by),
         ),
     }
@@ -370,7 +372,7 @@ def release(
             dataset[0] for name in recipe.trained_on(text=learnt_text) if (dataset := dataset_name(name))
         }),
         decoding=family.decoding_of(champion, recipe.decoding), dtype=dtype, form=recipe.release.form,
-        signing=recipe.release.sign, prompt=_better_prompt(family),
+        signing=recipe.release.sign, prompt=_better_prompt(family), tuned=base.result.tuned,
     )
     prove(artifacts)  # what was copied is what was written
     replace_folder(partial, folder)

@@ -7,11 +7,9 @@ name is a whole path, or one below the folder itself or below any folder above i
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +18,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from triptych.display import one_line
-from triptych.engine.hub import HUB_FILES, downloaded
-from triptych.engine.inspection import (
-    ADAPTER,
-    ADAPTER_WEIGHTS,
-    PREFIX,
-    adapter_settings,
-    inspect_adapter,
-    trunk_of,
-)
+from triptych.engine.inspection import ADAPTER, ADAPTER_WEIGHTS, PREFIX, inspect_adapter, trunk_of
 from triptych.errors import ModelError
-from triptych.storage import digests, sha256_all
+from triptych.storage import digests
 
 ROWS = ".token_adapter.trainable_tokens_delta"
 """How peft names the rows of an embedding that are trained."""
@@ -212,31 +202,6 @@ def model_digests(folder: Path) -> dict[str, str]:
         trunk = trunk_of(folder / Path(file).parent)
         own |= {f"{file}: {name}": digest for name, digest in digests(trunk).items()}
     return own
-
-
-def model_digest(folder: Path) -> str:
-    """One digest of what a model is computed by: the files of its folder that are read, and those of its trunk.
-
-    Raises:
-        ModelError: it has adapters, and their trunk is not there.
-    """
-    own = sha256_all(folder, (file for file in folder.iterdir() if any(fnmatch(file.name, name) for name in HUB_FILES)))
-    if not (folder / ADAPTER).exists():
-        return own
-    name = str(adapter_settings(folder)["base_model_name_or_path"])
-    try:
-        trunk = trunk_of(folder)
-    except ModelError:
-        taken = Path(name).expanduser() if (Path(name).expanduser() / "config.json").is_file() else downloaded(name)
-        if taken is None:
-            raise
-        trunk = taken
-    return hashlib.sha256(f"{own} {model_digest(trunk)}".encode()).hexdigest()
-
-
-def is_model(path: Path) -> bool:
-    """Whether a folder holds a model's weights or adapters, and nothing that is more than one."""
-    return any((path / name).is_file() for name in ("config.json", ADAPTER)) and not (path / "reward.json").exists()
 
 
 def rename_trunk(folder: Path, trunk: str) -> None:

@@ -37,6 +37,9 @@ def ending(end: End) -> Collection[int]:
     return (end,) if isinstance(end, int) else end
 
 
+COLDEST = 1e-5
+"""A temperature below is 0: logits divided by it are no numbers any more."""
+
 MAX_TOKENS = 256
 """Of an answer, where a model's folder does not say."""
 
@@ -133,7 +136,7 @@ def draw(logits: Tensor, noise: Tensor, sampling: Sampling) -> tuple[Tensor, Ten
 
 
 def _draw(logits: Tensor, noise: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
-    if sampling.temperature == 0.0:
+    if sampling.temperature < COLDEST:
         tokens = logits.argmax(dim=-1)
         scores = logits.float()
         return tokens, scores.gather(1, tokens[:, None])[:, 0] - scores.logsumexp(dim=-1)

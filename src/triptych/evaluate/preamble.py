@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import takewhile
 from pathlib import Path
 
 from triptych.data.template import prompt_tokens
@@ -48,11 +49,14 @@ class Preamble:
 
 
 def behind(preamble: Messages, prompt: Prompt) -> Prompt:
-    """A prompt behind other turns; where it has a system prompt of its own, that stands first, in place of theirs."""
-    own = tuple(turn for turn in prompt.messages if turn.role == "system")
+    """A prompt behind other turns; where it begins with a system prompt of its own, that stands in place of theirs.
+
+    System turns further down stay where they are.
+    """
+    own = tuple(takewhile(lambda turn: turn.role == "system", prompt.messages))
     first = own or tuple(turn for turn in preamble if turn.role == "system")
     shown = tuple(turn for turn in preamble if turn.role != "system")
-    return replace(prompt, messages=(*first, *shown, *(turn for turn in prompt.messages if turn.role != "system")))
+    return replace(prompt, messages=(*first, *shown, *prompt.messages[len(own) :]))
 
 
 def rendered_behind(preamble: Messages, policy: Policy, max_tokens: int, context: int | None = None) -> Render:

@@ -140,10 +140,10 @@ def _compared(
             if alike or not a.answer.strip() or not b.answer.strip():
                 continue
             better, worse = (a, b) if score_a > score_b else (b, a)
+            if fraction("flip", f"{place} {a.prompt.key}", seed) < noise:
+                better, worse = worse, better
             if not better.finished:
                 cut += 1
                 continue
-            if fraction("flip", f"{place} {a.prompt.key}", seed) < noise:
-                better, worse = worse, better
             comparisons.append(Comparison(a.prompt, better.answer, worse.answer, source=judge.name))
     return comparisons, cut

@@ -79,6 +79,8 @@ class Guard:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers a request, or has the application do it."""
+        if scope["type"] == "lifespan":
+            await self.application(scope, receive, send)
         if scope["type"] != "http":
             return
         begun = False

@@ -28,8 +28,8 @@ from triptych.configuration import Config
 from triptych.data.files import digest
 from triptych.display import duration, one_line
 from triptych.engine import distributed
-from triptych.engine.adapter_folder import is_model, model_digest
 from triptych.engine.device import forget_peak, give_back, lacks_memory, peak_memory
+from triptych.engine.identity import is_model, model_digest
 from triptych.errors import RunError
 from triptych.pipeline.artifact import Artifact, folder_name, publish, seal
 from triptych.pipeline.call import StageCall

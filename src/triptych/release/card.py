@@ -67,6 +67,7 @@ class ReleasedFamily:
     held_out: bool = True
     adapted: tuple[Role, ...] = ()
     behind: bool = False
+    tuned: bool | None = None
 
     @property
     def champion(self) -> ModelScore | None:
@@ -80,8 +81,20 @@ class ReleasedFamily:
 
     @property
     def few_shot(self) -> bool:
-        """Whether the Base was asked behind examples, for it is not tuned."""
+        """Whether the Base is asked behind examples, for it is not tuned."""
+        if self.tuned is not None:
+            return not self.tuned
         return self.prompted is None or self.prompted.name != "base"
+
+    @property
+    def improved(self) -> bool:
+        """Whether a round made the released Instruct."""
+        return any(round.decision == "promoted" for round in self.summary.rounds)
+
+    @property
+    def by_reward(self) -> bool:
+        """Whether that round learnt from a reward, and not from pairs or thumbs as they were given."""
+        return any(parent.name.startswith("reward") for parent in self.lineage["instruct"].parents)
 
     @property
     def finetuned(self) -> bool:

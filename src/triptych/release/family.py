@@ -82,6 +82,7 @@ def assemble(
     form: ReleaseForm = "merged",
     signing: Signing | None = None,
     prompt: Path | None = None,
+    tuned: bool | None = None,
 ) -> None:
     """Write the release into `folder`; the same models and numbers give the same bytes.
 
@@ -103,6 +104,8 @@ def assemble(
         form: of models that are adapters; these stay in float32.
         signing: how the whole is signed, last; two signatures of equal bytes differ.
         prompt: a file of turns that Instruct answers better behind, which is put beside it.
+        tuned: whether the Base came with a chat template by which it is asked; by default it is looked up in what was
+            measured of it.
 
     Raises:
         ReleaseError: if a role is missing, the folder is not empty, the models do not share one tokenizer, adapters
@@ -145,7 +148,7 @@ def assemble(
         continuation=examples.continuation(folder / "base", shown.opening) if shown.opening else None,
         opening=shown.opening, decoding=decoding, datasets=tuple(datasets), hardware=hardware(),
         held_out=shown.held_out, adapted=tuple(role for role in roles if any((folder / role).rglob(ADAPTER))),
-        behind=prompt is not None,
+        behind=prompt is not None, tuned=tuned,
     )
     if family.audit is not None:
         record = AuditRecord.model_validate({name: getattr(family.audit, name) for name in AuditRecord.model_fields})

@@ -185,7 +185,7 @@ def push(
     collection = _collect(release, hub, private=bool(stands["instruct"].private), change=public is not None)
     commits: dict[Role, str] = {}
     for role, before in stands.items():
-        commits[role] = _send(hub, before, release.content(role, collection), release.manifest)
+        commits[role] = _send(hub, before, role, release.content(role, collection), release.manifest)
         is_new = commits[role] != before.sha
         state = f"sent, commit {commits[role][:12]}" if is_new else "everything was there, no commit was made"
         progress.say(f"{hub.endpoint}/{release.repository(role)} ({_seen_by(before)}): {state}")
@@ -240,14 +240,22 @@ def _collect(release: HubRelease, hub: HfApi, private: bool, change: bool) -> st
     return collection.url
 
 
-def _send(hub: HfApi, stands: ModelInfo, content: Mapping[str, Path | bytes], manifest: Manifest) -> str:
+def _send(
+    hub: HfApi, stands: ModelInfo, role: Role, content: Mapping[str, Path | bytes], manifest: Manifest
+) -> str:
     """Commits what the repository lacks, and takes out what an earlier release left of a model there."""
     there = [file.rfilename for file in stands.siblings or ()]
     left = [name for name in there if name not in content and _is_released(name, DESCRIBING[0] in there)]
+    added = [CommitOperationAdd(name, source) for name, source in content.items()]
+    for one in added:  # since it was verified others may have been sent for an hour
+        if isinstance(source := content[one.path_in_repo], Path):
+            verified = manifest.files[f"{role}/{one.path_in_repo}"].sha256
+            if one.upload_info.sha256.hex() != verified:
+                raise ReleaseError(f"{source}: was changed since the release was verified; give the same command again")
     try:
         commit = hub.create_commit(
             stands.id,
-            [*(CommitOperationAdd(name, source) for name, source in content.items()),
+            [*added,
              *(CommitOperationDelete(name) for name in left)],
             commit_message=f"{one_line(manifest.name)} {one_line(manifest.version)}", parent_commit=stands.sha,
         )

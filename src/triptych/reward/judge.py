@@ -22,10 +22,10 @@ from pydantic import Field, model_validator
 from triptych.data.rendering import Environment, RenderingError, limited
 from triptych.data.template import answer_tokens, opening_tokens
 from triptych.engine import attention
-from triptych.engine.adapter_folder import model_digest
 from triptych.engine.device import autocast
 from triptych.engine.endpoint import Endpoint
 from triptych.engine.forward import next_token_logits
+from triptych.engine.identity import model_digest
 from triptych.engine.models import load_policy, load_tokenizer
 from triptych.engine.packing import Pack, Segment
 from triptych.engine.scoring import Facing, Scorer, Scores, ShardMap, unsharded

@@ -83,11 +83,7 @@ class PendingReply(ABC):
         Raises:
             RequestError: too many requests wait, or nothing here says which answer is best.
         """
-        slots, wanted = self.model.batch.cache.slots.rows, sum(map(len, self.requests))
-        if wanted > queue + slots:
-            raise RequestError(f"{wanted} answers at once are more than {slots} slots and a queue of {queue} take")
-        if self.worker.waiting + wanted - (slots - len(self.model.batch.running)) > queue:
-            raise RequestError("too many requests wait; ask again in a moment", 429, "rate_limit_exceeded")
+        require_room(self.model, self.worker, self.body, queue)
         if self.body.written > self.body.n and (self.prompt is None or self.family.reward is None):
             why = "plain text has no reward" if self.family.reward else "there is no reward here"
             raise RequestError(f"best_of chooses by the reward, and {why}", field="best_of")
@@ -262,6 +258,22 @@ class TextReply(PendingReply):
 
 def _event(content: dict[str, Any]) -> str:
     return f"data: {json.dumps(content, ensure_ascii=False)}\n\n"
+
+
+def require_room(model: ServedModel, worker: Worker, body: DecodingBody, queue: int) -> None:
+    """Refuses a request whose answers cannot wait, before anything is made of it.
+
+    Args:
+        queue: so many answers may wait for a slot.
+
+    Raises:
+        RequestError: there are too many.
+    """
+    slots, wanted = model.batch.cache.slots.rows, body.prompted * body.written
+    if wanted > queue + slots:
+        raise RequestError(f"{wanted} answers at once are more than {slots} slots and a queue of {queue} take")
+    if worker.waiting + wanted - (slots - len(model.batch.running)) > queue:
+        raise RequestError("too many requests wait; ask again in a moment", 429, "rate_limit_exceeded")
 
 
 def chat(family: ServedFamily, worker: Worker, body: ChatBody) -> ChatReply:

@@ -26,6 +26,7 @@ from triptych.server.served import RequestError, ServedFamily
 from triptych.server.worker import Worker
 
 Result = TypeVar("Result")
+B = TypeVar("B", ChatBody, CompletionBody)
 
 HTML = Path(__file__).with_name("page.html")
 
@@ -107,34 +108,39 @@ class Service:
     async def chat(self, body: ChatBody, request: Request) -> Response | dict[str, Any]:
         """Answers to a conversation; of the reward, what it gives the conversation's last turn."""
         if self.family.is_reward(body.model):
-            return await scores.reward_chat(self.family.scoring(body.model), body)
-        return await self._answer(answers.chat(self.family, self.worker, body), request)
+            return await _unless_gone(request, scores.reward_chat(self.family.scoring(body.model), body))
+        return await self._answer(answers.chat, body, request)
 
     async def complete(self, body: CompletionBody, request: Request) -> Response | dict[str, Any]:
         """Text that is gone on with."""
-        return await self._answer(answers.complete(self.family, self.worker, body), request)
+        return await self._answer(answers.complete, body, request)
 
-    async def score(self, body: ScoreBody) -> dict[str, Any]:
+    async def score(self, body: ScoreBody, request: Request) -> dict[str, Any]:
         """Rewards of answers, as everywhere in a run."""
-        return await scores.score(self.family.scoring(body.model), body)
+        return await _unless_gone(request, scores.score(self.family.scoring(body.model), body))
 
-    async def classify(self, body: PoolingBody) -> dict[str, Any]:
+    async def classify(self, body: PoolingBody, request: Request) -> dict[str, Any]:
         """Probabilities, as vLLM has them."""
-        return await scores.classify(self.family.scoring(body.model), body)
+        return await _unless_gone(request, scores.classify(self.family.scoring(body.model), body))
 
-    async def pool(self, body: PoolingBody) -> dict[str, Any]:
+    async def pool(self, body: PoolingBody, request: Request) -> dict[str, Any]:
         """The head's outputs, as vLLM has them."""
-        return await scores.pool(self.family.scoring(body.model), body)
+        return await _unless_gone(request, scores.pool(self.family.scoring(body.model), body))
 
-    async def remote(self, body: RemoteBody) -> dict[str, Any]:
+    async def remote(self, body: RemoteBody, request: Request) -> dict[str, Any]:
         """Rewards of whole texts, as OpenRLHF asks for them."""
-        return await scores.remote(self.family.scoring(None), body)
+        return await _unless_gone(request, scores.remote(self.family.scoring(None), body))
 
     def add_thumb(self, body: ThumbBody) -> dict[str, Any]:
         """Adds what somebody thinks of an answer to the file."""
         return {"added": True, "set_aside": self.family.add_thumb(Thumb(body.prompt, body.answer, body.label))}
 
-    async def _answer(self, reply: PendingReply, request: Request) -> Response | dict[str, Any]:
+    async def _answer(
+        self, prepare: Callable[[ServedFamily, Worker, B], PendingReply], body: B, request: Request
+    ) -> Response | dict[str, Any]:
+        answers.require_room(self.family.model(body.model), self.worker, body, self.queue)
+        # To render and to read tokens takes time, in which others are answered.
+        reply = await asyncio.to_thread(prepare, self.family, self.worker, body)
         reply.check(self.queue)
         if reply.body.stream:
             return StreamingResponse(reply.events(), media_type="text/event-stream")
@@ -156,6 +162,8 @@ def serve(family: ServedFamily, key: str | None = None, queue: int = 256) -> uvi
     async def lifespan(application: FastAPI) -> AsyncIterator[None]:
         yield
         service.worker.close()
+        if family.reward:
+            family.reward.close()
 
     # No documentation pages: they would load scripts from elsewhere.
     application = FastAPI(title="Triptych", docs_url=None, redoc_url=None, openapi_url=None, lifespan=lifespan)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from triptych.records import Message, Prompt
 
@@ -20,6 +20,15 @@ NEUTRAL: dict[str, Any] = {
 """Fields of OpenAI's that are not built, and the value with which they change nothing; null changes nothing either."""
 UNSAID = ("refusal", "tool_calls", "function_call", "audio", "annotations")
 """Fields of a turn that a reply has, mostly null or empty, and that clients send back with it."""
+
+
+def has_half_characters(given: Any) -> bool:
+    """Whether a text in it has half of a surrogate pair: JSON can say one, and no text can hold it."""
+    if isinstance(given, str):
+        return any("\ud800" <= letter <= "\udfff" for letter in given)
+    if isinstance(given, dict):
+        return any(map(has_half_characters, (*given, *given.values())))
+    return isinstance(given, list) and any(map(has_half_characters, given))
 
 
 class Body(BaseModel):
@@ -37,7 +46,10 @@ class Body(BaseModel):
         for name, neutral in NEUTRAL.items():
             if given.get(name) not in (None, neutral):
                 raise ValueError(f"{name} is not built here; leave it out")
-        return {name: value for name, value in given.items() if name not in PASSED_OVER and name not in NEUTRAL}
+        if has_half_characters(given):
+            raise ValueError("a text has half of a surrogate pair, which is no character")
+        return {name: value for name, value in given.items()
+                if name not in PASSED_OVER and name not in NEUTRAL and value is not None}
 
 
 class TextPart(BaseModel):
@@ -106,8 +118,8 @@ class StreamOptions(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    include_usage: bool = False
-    include_obfuscation: bool = False
+    include_usage: bool | None = False
+    include_obfuscation: bool | None = False
 
 
 class DecodingBody(Body):
@@ -127,7 +139,7 @@ class DecodingBody(Body):
     n: int = Field(default=1, ge=1, le=128)
     best_of: Annotated[int, Field(ge=1, le=128)] | None = None
     stop: str | Annotated[list[str], Field(max_length=16)] | None = None
-    seed: Annotated[int, Field(ge=0, lt=2**63)] | None = None
+    seed: Annotated[int, Field(gt=-(2**63), lt=2**63), AfterValidator(lambda seed: seed % 2**63)] | None = None
     stream: bool = False
     stream_options: StreamOptions | None = None
     response_format: ResponseFormat | None = None
@@ -151,6 +163,11 @@ class DecodingBody(Body):
     def written(self) -> int:
         """How many answers are written."""
         return self.best_of or self.n
+
+    @property
+    def prompted(self) -> int:
+        """How many prompts there are."""
+        return 1
 
     @property
     def alternatives(self) -> int | None:
@@ -186,6 +203,12 @@ class CompletionBody(DecodingBody):
     def alternatives(self) -> int | None:
         """See :class:`DecodingBody`."""
         return self.logprobs
+
+    @property
+    def prompted(self) -> int:
+        """See :class:`DecodingBody`."""
+        many = isinstance(self.prompt, list) and not (self.prompt and isinstance(self.prompt[0], int))
+        return len(self.prompt) if many else 1
 
     @property
     def prompts(self) -> list[str | list[int]]:
@@ -227,18 +250,18 @@ class PoolingBody(Body):
     use_activation: bool | None = None
 
 
-class RemoteBody(BaseModel):
+class RemoteBody(Body):
     """OpenRLHF's `remote_rm_url`: `query` is a prompt with its answer, as text; what else it sends is passed over."""
+
+    model_config = ConfigDict(extra="ignore")
 
     query: list[str]
     prompts: list[str] | None = None
     labels: list[Any] | None = None
 
 
-class ThumbBody(BaseModel):
+class ThumbBody(Body):
     """What somebody at the page thinks of an answer."""
-
-    model_config = ConfigDict(extra="forbid")
 
     messages: list[ChatTurn] = Field(min_length=1)
     answer: str

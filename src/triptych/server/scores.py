@@ -49,7 +49,7 @@ def _conversations(body: ScoreBody) -> list[Conversation]:
     if body.conversations is not None:
         return _read("conversations", body.conversations, partial(parse_conversation, may_be_empty=True))
     prompts, answers = ([text] if isinstance(text, str) else text or [] for text in (body.text_1, body.text_2))
-    prompts = prompts * len(answers) if isinstance(body.text_1, str) else prompts
+    prompts = prompts * len(answers) if len(prompts) == 1 else prompts
     if len(prompts) != len(answers):
         raise RequestError(f"text_1 has {len(prompts)} prompts and text_2 {len(answers)} answers", field="text_1")
     return [Conversation(Prompt(user(prompt)), answer) for prompt, answer in zip(prompts, answers, strict=True)]
@@ -103,9 +103,10 @@ async def classify(reward: ServedReward, body: PoolingBody) -> dict[str, Any]:
     """
     if body.use_activation is False:
         raise RequestError("/classify makes probabilities; /pooling gives outputs as they are", field="use_activation")
-    names = reward.model.model.config.id2label
     rows = []
-    for outputs in await _outputs(reward, body):
+    given = await _outputs(reward, body)
+    names = reward.model.model.config.id2label
+    for outputs in given:
         several = torch.tensor(outputs, dtype=torch.float64, device="cpu")
         probabilities = several.softmax(0).tolist() if len(outputs) > 1 else several.sigmoid().tolist()
         best = max(range(len(outputs)), key=probabilities.__getitem__)
@@ -127,8 +128,8 @@ async def remote(reward: ServedReward, body: RemoteBody) -> dict[str, Any]:
     Raises:
         RequestError: the reward is not one model.
     """
+    outputs = torch.tensor(await reward.whole_outputs(body.query), device="cpu")
     scale = reward.model.scale
-    outputs = torch.tensor(await reward.outputs(body.query), device="cpu")
     rewards = scale.normalised(scale.raw(outputs)).tolist()
     return {"rewards": rewards, "scores": rewards, "extra_logs": {}}
 

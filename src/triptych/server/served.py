@@ -19,7 +19,7 @@ from triptych.data.files import faults_of, json_line
 from triptych.engine.continuous import ContinuousBatch, StreamedRequest
 from triptych.engine.grammar import Grammars
 from triptych.engine.rollout import Policy
-from triptych.engine.sampling import Sampling, own_sampling
+from triptych.engine.sampling import COLDEST, Sampling, own_sampling
 from triptych.engine.scoring import RewardModel, Scorer, Scores, scored
 from triptych.errors import ModelError
 from triptych.evaluate.preamble import rendered_behind
@@ -102,7 +102,7 @@ class ServedModel:
             self.own.top_p if body.top_p is None else body.top_p,
             secrets.randbits(31) if body.seed is None else body.seed,
         )
-        if sampling.temperature == 0 and body.written > 1:
+        if sampling.temperature < COLDEST and body.written > 1:
             raise RequestError(
                 "greedy answers are all the same: give a temperature above 0 with n or best_of", field="temperature"
             )
@@ -131,12 +131,16 @@ class ServedReward:
     Attributes:
         name: by which it is asked for.
         audit: what is known of its worth, where it lies beside it.
+        waiting: requests that are not answered yet, of which there may be `most`.
     """
+
+    most = 256
 
     def __init__(self, scorer: Scorer, name: str = "reward", audit: AuditRecord | None = None) -> None:
         self.scorer = scorer
         self.name = name
         self.audit = audit
+        self.waiting = 0
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="scoring")
 
     async def score(self, conversations: Sequence[Conversation]) -> Scores:
@@ -153,8 +157,38 @@ class ServedReward:
         Raises:
             RequestError: the reward is more, or less, than one model.
         """
+        return _rows(await self._compute(lambda: self._outputs(texts)))
+
+    async def whole_outputs(self, texts: Sequence[str]) -> list[list[float]]:
+        """The same of texts that may be padded or cut, each ended as a conversation is, as OpenRLHF's own server does.
+
+        Raises:
+            RequestError: the reward is more, or less, than one model.
+        """
+        return _rows(await self._compute(lambda: self._outputs([self._ended(text) for text in texts])))
+
+    async def conversation_outputs(self, conversations: Sequence[Conversation]) -> list[list[float]]:
+        """The same at the end of each conversation, as the chat template writes it.
+
+        Raises:
+            RequestError: the reward is more, or less, than one model.
+        """
+        return _rows(await self._compute(lambda: self.model.outputs(conversations)))
+
+    def _ended(self, text: str) -> str:
+        tokenizer = self.model.tokenizer
+        end, pad = str(tokenizer.eos_token), str(tokenizer.pad_token or tokenizer.eos_token)
+        while text != (shorter := text.removesuffix(pad).removesuffix(end).rstrip("\n")):
+            text = shorter
+        return text + end
+
+    def _outputs(self, texts: Sequence[str]) -> Tensor:
         model = self.model
-        rows = [model.tokenizer(text)["input_ids"] for text in texts]
+        begin = model.tokenizer.bos_token
+        rows = [
+            model.tokenizer(text, add_special_tokens=not (begin and text.startswith(begin)))["input_ids"]
+            for text in texts
+        ]
         if not rows or not all(rows):
             raise RequestError("a text is empty" if rows else "there is no text", field="input")
         positions, longest = getattr(model.model.config, "max_position_embeddings", None), max(map(len, rows))
@@ -163,16 +197,7 @@ class ServedReward:
                 f"a text has {longest} tokens, and the reward model knows {positions} positions",
                 code="context_length_exceeded", field="input",
             )
-        return _rows(await self._compute(lambda: model.token_outputs(rows)))
-
-    async def conversation_outputs(self, conversations: Sequence[Conversation]) -> list[list[float]]:
-        """The same at the end of each conversation, as the chat template writes it.
-
-        Raises:
-            RequestError: the reward is more, or less, than one model.
-        """
-        model = self.model
-        return _rows(await self._compute(lambda: model.outputs(conversations)))
+        return model.token_outputs(rows)
 
     @property
     def model(self) -> RewardModel:
@@ -185,8 +210,23 @@ class ServedReward:
             raise RequestError(f"a {self.scorer.name} scores conversations and not texts: ask /v1/score")
         return self.scorer
 
+    def close(self) -> None:
+        """Computes nothing more."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
     async def _compute(self, work: Callable[[], Result]) -> Result:
-        return await asyncio.get_running_loop().run_in_executor(self._pool, work)
+        """What the work gives; what nobody waits for any more is not begun.
+
+        Raises:
+            RequestError: too many requests wait.
+        """
+        if self.waiting >= self.most:
+            raise RequestError("too many requests wait to be scored; ask again in a moment", 429, "rate_limit_exceeded")
+        self.waiting += 1
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._pool, work)
+        finally:
+            self.waiting -= 1
 
 
 @dataclass
