@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
 from triptych.audit.stage import Audit
-from triptych.configuration import UserFile
+from triptych.configuration import UserFile, identity_of
 from triptych.cycle import plan
 from triptych.errors import RecipeError
 from triptych.evaluate.answers import Answering
@@ -156,3 +158,21 @@ def test_a_line_of_the_file_is_named(path: Path) -> None:
         f"{path}:14: improve.nl: unknown field; did you mean nll?",
         f"{path}:16: gate.eror: unknown field; did you mean error?",
     ]
+
+
+def test_how_patiently_something_is_done_is_no_part_of_what_it_is(tmp_path: Path) -> None:
+    tiny = Path(__file__).parent / "tiny.yaml"
+    judge = "{kind: judge, ask: score, endpoint: {url: 'http://127.0.0.1:9/v1', model: m%s}}"
+
+    def identities(pace: str, *more: str) -> list[Any]:
+        mixture = f"reward={{kind: mixture, parts: [{{name: a, weight: 1, reward: {judge % pace}}}]}}"
+        recipe = load(tiny, [mixture, "reward.audit.required=false", *more])
+        return [identity_of(recipe.reward.model), identity_of(recipe.improve), identity_of(recipe)]
+
+    plain = identities("")
+    assert identities(", parallel: 9, retries: 1, seconds: 5, requests_per_minute: 7", "improve.patience=9") == plain
+    assert identities(", key_env: KEY") != plain
+    assert identities("", "improve.learning_rate=1e-6") != plain
+    assert "patience" not in json.dumps(plain)
+    kept = load(tiny, ["improve.patience=9"]).improve.model_dump(mode="json")
+    assert kept["patience"] == 9  # the recipe itself is written down whole

@@ -16,19 +16,23 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from triptych.data.files import write
 from triptych.data.folder import DataFolder
+from triptych.engine.endpoint import Endpoint
 from triptych.engine.models import load_reward, load_tokenizer, save
 from triptych.engine.scoring import Facing, Output, RewardModel, Scale, Scores, compares, facing, log_odds, scored
 from triptych.errors import ModelError, RewardError
 from triptych.pipeline.stage import StageContext
 from triptych.progress import Silent
 from triptych.records import Comparison, Conversation, Prompt, Rating, user
+from triptych.reward.endpoint import EndpointJudge
 from triptych.reward.ensemble import Ensemble, EnsembleReward, join
+from triptych.reward.judge import JudgeReward, LanguageJudge, keep_judge
 from triptych.reward.losses import bradley_terry, squared_error
 from triptych.reward.mixture import Mixture, MixtureReward, Part, Weighted, mix
 from triptych.reward.registry import open_reward
 from triptych.reward.regression import RegressionReward, fitted_weights, train_regression
 from triptych.reward.rules import Rules, RulesReward
 from triptych.reward.training import PairwiseReward, train_reward, with_margins
+from triptych.reward.trust import Trust
 
 WORDS = ("cat", "dog", "mat")
 
@@ -259,6 +263,21 @@ def test_a_mixture_is_the_weighted_sum_of_its_parts_by_task(members: list[Path],
     assert found.parts["form"] == [0.0, None]
     assert found.parts["form.length"] == [0.0, None]
     assert found.parts["preference"] == pytest.approx(alone)
+
+
+def test_a_judge_is_asked_as_patiently_as_the_users_recipe_says(tmp_path: Path) -> None:
+    def endpoint(**pace: Any) -> Endpoint:
+        return Endpoint.model_validate({"url": "http://127.0.0.1:9/v1", "model": "m"} | pace)
+
+    context, config = desk_at(tmp_path), JudgeReward(endpoint=endpoint(seconds=5), ask="score")
+    keep_judge(context, config)
+    trust = Trust.in_recipe([config])
+    as_kept = open_reward(context.output, trust=trust)
+    mine = open_reward(context.output, trust=trust, endpoints=[endpoint(seconds=600, parallel=2)])
+    for scorer, seconds in ((as_kept, 5), (mine, 600)):
+        assert isinstance(scorer, LanguageJudge)
+        assert isinstance(scorer._judge, EndpointJudge)
+        assert scorer._judge.config.seconds == seconds
 
 
 def test_two_judges_of_a_mixture_are_told_apart_by_their_models_names() -> None:

@@ -33,7 +33,7 @@ from triptych import __version__, comparison
 from triptych.audit.benchmarks import BenchmarkData, Remembered, read_benchmark
 from triptych.audit.record import AUDIT, Agreement, AuditRecord
 from triptych.audit.stage import Audit, Evidence, agree, examine
-from triptych.configuration import Config, complaints
+from triptych.configuration import Config, complaints, identity_of
 from triptych.data import files
 from triptych.data.folder import DataFolder
 from triptych.data.rows import Place as Position
@@ -740,7 +740,7 @@ class _Work:
             for name, place in models.items() for file, digest in model_digests(_model(place)).items()
         }
         rows = {name: [files.json_line(row) for row in rows] for name, rows in content.items()}
-        asked = [stage, seed, config.model_dump(mode="json"), rows, values]
+        asked = [stage, seed, identity_of(config), rows, values]
         self.mark = fingerprint(asked, weights, code_version(__name__))
         self.folder = self.output.with_name(f".{self.output.name}-{self.mark[:12]}")
         self.data = self.folder / "data"

@@ -9,11 +9,11 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin
 
 from pydantic import (
     BaseModel,
@@ -44,9 +44,33 @@ Flat = Annotated[S, _FLAT]
 
 
 class Config(BaseModel):
-    """What a stage can be told: unknown fields are refused, and nothing changes after reading."""
+    """What a stage can be told: unknown fields are refused, and nothing changes after reading.
+
+    Attributes:
+        pace: fields that say how patiently or how fast something is done, and change no result.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    pace: ClassVar[frozenset[str]] = frozenset()
+
+
+def identity_of(config: Config) -> dict[str, Any]:
+    """The settings that a result depends on, as JSON: all but those of pace."""
+    return config.model_dump(mode="json", exclude=_pace_within(config))
+
+
+def _pace_within(value: object) -> dict[Any, Any]:
+    """The fields of pace of settings and of those within, as pydantic's `exclude`."""
+    parts: Iterable[tuple[Any, Any]] = ()
+    if isinstance(value, BaseModel):
+        parts = [(name, getattr(value, name)) for name in type(value).model_fields]
+    elif isinstance(value, Mapping):
+        parts = value.items()
+    elif isinstance(value, list | tuple):
+        parts = enumerate(value)
+    own = dict.fromkeys(value.pace, True) if isinstance(value, Config) else {}
+    return own | {name: within for name, part in parts if (within := _pace_within(part))}
 
 
 class Composed(Config):

@@ -67,6 +67,8 @@ class Endpoint(Config):
         seconds: in which a whole reply must have arrived.
     """
 
+    pace = frozenset({"parallel", "requests_per_minute", "retries", "seconds"})
+
     url: str
     model: str
     key_env: str | None = Field(default=None, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")

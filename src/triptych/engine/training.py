@@ -56,6 +56,8 @@ class Optimization(Config):
             et al. 2016): less memory, more time.
     """
 
+    pace = frozenset({"patience"})
+
     learning_rate: float = Field(gt=0)
     muon_learning_rate: float | None = Field(default=None, gt=0)
     optimizer: Literal["adamw", "adamw_8bit"] = "adamw"

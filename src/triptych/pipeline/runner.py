@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from triptych import __version__
-from triptych.configuration import Config
+from triptych.configuration import Config, identity_of
 from triptych.data.files import digest
 from triptych.display import duration, one_line
 from triptych.engine import distributed
@@ -166,7 +166,7 @@ class Runner:
     def _fingerprint(self, stage: StageCall[Any], sources: dict[str, str] | None = None) -> str:
         read = _digests(stage.sources) if sources is None else sources
         inputs = {name: artifact.digest for name, artifact in stage.parents.items()} | read
-        config = [stage.name, self.seed, stage.config.model_dump(mode="json"), stage.values]
+        config = [stage.name, self.seed, identity_of(stage.config), stage.values]
         return fingerprint(config, inputs, code_version(*stage.modules))
 
     def _compute(self, stage: StageCall[R], mark: str, work: Path, destination: Path) -> Artifact[R]:

@@ -93,7 +93,7 @@ class JudgeReward(RewardConfig):
             RewardError: it is a model, and none was given.
         """
         if self.endpoint is not None:
-            judge: Choosing = EndpointJudge(self.endpoint, opening.cache, opening.shard_map)
+            judge: Choosing = EndpointJudge(opening.as_asked(self.endpoint), opening.cache, opening.shard_map)
         elif (model := opening.models.get(self.model)) is not None:
             judge = LocalJudge(model, opening.shard_map)
         else:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal, Self
 from pydantic import PrivateAttr, ValidationInfo, model_validator
 
 from triptych.configuration import Config, located
+from triptych.engine.endpoint import Endpoint
 from triptych.engine.scoring import Scorer, ShardMap, unsharded
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ class Opening:
         cache: the folder in which an endpoint's replies are kept.
         parts: the scorers of a mixture's parts, in their order.
         shard_map: how its work is shared out.
+        endpoints: as the user's recipe has them asked; how fast and how patiently is no part of what a folder is.
     """
 
     folder: Path
@@ -40,6 +42,11 @@ class Opening:
     cache: Path | None
     parts: Sequence[Scorer]
     shard_map: ShardMap = unsharded
+    endpoints: Sequence[Endpoint] = ()
+
+    def as_asked(self, endpoint: Endpoint) -> Endpoint:
+        """The endpoint of a folder as the user has it asked."""
+        return next((own for own in self.endpoints if (own.url, own.model) == (endpoint.url, endpoint.model)), endpoint)
 
 
 class RewardConfig(Config):

@@ -16,7 +16,7 @@ none                    nothing: there is none
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -24,6 +24,7 @@ from pydantic import Field
 
 from triptych.configuration import tagged
 from triptych.engine.distributed import shard_map as over_ranks
+from triptych.engine.endpoint import Endpoint
 from triptych.engine.scoring import RewardModel, Scorer, ShardMap, unsharded
 from triptych.pipeline.artifact import Artifact
 from triptych.pipeline.result import Result
@@ -52,6 +53,7 @@ Reward = Annotated[
 def open_reward(
     folder: Path, *, identity: str = "", name: str | None = None, models: Mapping[str, Path] | None = None,
     cache: Path | None = None, trust: Trust | None = None, shard_map: ShardMap = unsharded,
+    endpoints: Sequence[Endpoint] = (),
 ) -> Scorer:
     """The reward in an artifact's folder, or in a released one, as a scorer.
 
@@ -65,6 +67,7 @@ def open_reward(
         cache: the folder in which an endpoint's replies are kept.
         trust: what the user named of that which the folder names; nothing by default.
         shard_map: how its work is shared out, where several ranks score together.
+        endpoints: how fast and how patiently the user has those asked that the folder names; else as the folder says.
 
     Raises:
         RewardError: the folder holds no reward that is known here, or one that may not or cannot be used.
@@ -72,21 +75,24 @@ def open_reward(
     described = Description.of(folder)
     given = models or {}
     (trust or Trust()).require(described, given)
-    scorer = _opened(described, identity, given, cache, shard_map)
+    scorer = _opened(described, identity, given, cache, shard_map, endpoints)
     if name:
         scorer.name = name  # type: ignore[misc]
     return scorer
 
 
 def _opened(
-    described: Description, identity: str, models: Mapping[str, Path], cache: Path | None, shard_map: ShardMap
+    described: Description, identity: str, models: Mapping[str, Path], cache: Path | None, shard_map: ShardMap,
+    endpoints: Sequence[Endpoint],
 ) -> Scorer:
     """The scorer of a description that is trusted."""
     folder = described.folder
     if described.content is None:
         return RewardModel(described.models[0], identity=identity, shard_map=shard_map)
-    parts = [_opened(part, "", models, cache, shard_map) for part in described.parts]
-    return described.content.open(Opening(folder, identity, described.template, models, cache, parts, shard_map))
+    parts = [_opened(part, "", models, cache, shard_map, endpoints) for part in described.parts]
+    return described.content.open(
+        Opening(folder, identity, described.template, models, cache, parts, shard_map, endpoints)
+    )
 
 
 def scorer_of(
@@ -102,7 +108,8 @@ def scorer_of(
     models = {Path(name).name: path for name, path in config.files.items()}
     if champion:
         models[POLICY] = champion.folder / "model"
+    endpoints = [part.endpoint for part in config.within if isinstance(part, JudgeReward | RemoteReward)]
     return ArtifactScorer(reward, lambda: open_reward(
         reward.folder, identity=reward.digest, name=name, models=models, cache=runner.folder / "cache",
-        trust=Trust.in_recipe(config.within), shard_map=over_ranks,
+        trust=Trust.in_recipe(config.within), shard_map=over_ranks, endpoints=[one for one in endpoints if one],
     ))

@@ -143,7 +143,8 @@ class RemoteReward(RewardConfig):
 
     def open(self, opening: Opening) -> RemoteScorer:
         """What is there as a scorer."""
-        return RemoteScorer(self, opening.cache, opening.shard_map, identity=opening.identity)
+        asked = self.model_copy(update={"endpoint": opening.as_asked(self.endpoint)})
+        return RemoteScorer(asked, opening.cache, opening.shard_map, identity=opening.identity)
 
 
 @dataclass(frozen=True, slots=True)
