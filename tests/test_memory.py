@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 from transformers import LlamaConfig, LlamaForCausalLM
 
+import test_families
 from conftest import FAMILIES, some_tokens, tiny, with_our_attention
 from test_check import write_recipe
 from triptych.engine import attention, nf4, sampler, trunk
@@ -20,6 +22,8 @@ from triptych.engine.forward import answer_logprobs, hidden_states, pack_answers
 from triptych.engine.models import parameters
 from triptych.engine.packing import Pack, Segment
 from triptych.engine.training import Loss, Optimization, Step, train
+from triptych.engine.trunk import in_experts, quantize, share_frozen, widen
+from triptych.errors import ModelError
 from triptych.preflight import memory
 from triptych.preflight.costs import disk_space
 from triptych.preflight.memory import Architecture
@@ -177,6 +181,28 @@ def test_a_sampler_of_a_model_with_adapters_holds_weights_of_its_own(
     counted = Architecture.of(model.config, parameters(model))
     assert own == memory.sampler(counted, adapted=lora is not None)
     assert own == (0 if lora is None else 4 * parameters(model))
+
+
+@pytest.mark.parametrize("family", ["mixtral", "qwen3_moe"])
+def test_experts_are_counted_as_they_are_held(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (trunk, memory):
+        monkeypatch.setattr(module, "compute_dtype", lambda: torch.bfloat16)
+    model = with_our_attention(test_families.tiny(family).bfloat16())
+    experts = in_experts(model)
+    counted = Architecture.of(model.config, parameters(model), stored=2, experts=experts)
+    assert counted.experts > counted.parameters / 4
+    assert counted.active == counted.parameters - experts + experts * model.config.num_experts_per_tok \
+        / getattr(model.config, "num_experts", model.config.num_local_experts)
+    widen(model)
+    share_frozen(model, None)
+    assert sum(weight.nbytes for weight in model.parameters()) == pytest.approx(memory.frozen(counted), rel=0.02)
+    assert memory.frozen(replace(counted, packed=False)) == 4 * counted.parameters
+
+
+def test_experts_are_not_rounded_to_four_bits_without_a_word() -> None:
+    model = test_families.tiny("mixtral")
+    with pytest.raises(ModelError, match="of its numbers in experts, which are not held in NF4 here"):
+        quantize(model)
 
 
 def test_a_base_in_four_bits_is_counted_as_it_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,6 +24,7 @@ from triptych.engine.device import compute_dtype, device
 from triptych.engine.forward import Model, packs
 from triptych.engine.inspection import trunk_of
 from triptych.engine.nf4 import pack, round_to_nf4
+from triptych.errors import ModelError
 
 _held: WeakValueDictionary[tuple[Any, ...], nn.Parameter] = WeakValueDictionary()
 """The weights in memory, by the files that they were read from, their names and their types."""
@@ -54,11 +55,24 @@ def quantize(model: Model) -> int:
     """Rounds the matrices of the model's layers, not embeddings and head, to what NF4 holds; says how many.
 
     They are held in bfloat16 from there on, in which such numbers are exact.
+
+    Raises:
+        ModelError: most of its numbers are experts', which are no matrices of layers, and would stay as they are.
     """
     weights = [layer.weight for _, layer in linear_layers(model)]
+    if (inside := in_experts(model)) > sum(weight.numel() for weight in weights):
+        raise ModelError(
+            f"{type(model).__name__} has {inside:,} of its numbers in experts, which are not held in NF4 here: leave "
+            "base.quantization out"
+        )
     for weight in weights:
         weight.data = round_to_nf4(weight)
     return len(weights)
+
+
+def in_experts(model: Model) -> int:
+    """The numbers in a mixture's experts, all of a layer's in one tensor each; they stay in float32."""
+    return sum(weight.numel() for weight in model.parameters() if weight.ndim == 3)
 
 
 def linear_layers(model: Model) -> Iterator[tuple[str, nn.Linear]]:

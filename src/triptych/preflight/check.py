@@ -42,6 +42,7 @@ from triptych.engine.device import compute_dtype, device
 from triptych.engine.forward import packs
 from triptych.engine.inspection import inspect
 from triptych.engine.parity import take_attention
+from triptych.engine.trunk import in_experts
 from triptych.engine.vllm import verify_place
 from triptych.errors import DataError, Fault, ModelError, RecipeError, ReleaseError, TriptychError
 from triptych.evaluate.answers import portions_of
@@ -471,7 +472,10 @@ def open_model(
     grows = len(tokenizer) > known
     if model is None:
         config = models.load_config(path)
-        return tokenizer, Architecture.of(config.get_text_config(), parameters, grows=grows, stored=stored), config
+        experts = sum(math.prod(tensor.shape) for name, tensor in tensors.items() if ".experts." in name)
+        return tokenizer, Architecture.of(
+            config.get_text_config(), parameters, grows=grows, stored=stored, experts=experts
+        ), config
     with models.quiet():
         take_attention(model)
     if not packs(model):
@@ -481,7 +485,8 @@ def open_model(
         )
     config, parameters = model.config, models.parameters(model)
     architecture = Architecture.of(
-        config.get_text_config(), parameters, grows=grows, packed=packs(model), stored=stored
+        config.get_text_config(), parameters, grows=grows, packed=packs(model), stored=stored,
+        experts=in_experts(model),
     )
     return tokenizer, architecture, config
 

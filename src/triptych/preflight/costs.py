@@ -78,7 +78,7 @@ class Machine:
     def applying(self, model: Architecture, tokens: int) -> float:
         """Seconds of a forward pass: 2 for each parameter."""
         reached = min(EFFICIENCY, model.width / (model.width + HALF))
-        return 2 * model.parameters * tokens / (reached * self.rate)
+        return 2 * model.active * tokens / (reached * self.rate)
 
     def decoding(self, model: Architecture, tokens: int, together: int) -> float:
         """Seconds of writing tokens, so many sequences together: each step reads all weights once."""

@@ -47,6 +47,8 @@ class Architecture:
         stored: bytes of a number in its folder.
         tables: embedding tables: 2 where input and output have one each.
         quantized: whether what is only read holds its layers' matrices in NF4.
+        experts: numbers in a mixture's experts, which are held in float32.
+        chosen: the share of its experts that a token is computed by.
     """
 
     parameters: int
@@ -63,16 +65,19 @@ class Architecture:
     stored: int = 4
     tables: int = 1
     quantized: bool = False
+    experts: int = 0
+    chosen: float = 1.0
 
     @classmethod
     def of(
-        cls, config: Any, parameters: int, grows: bool = False, packed: bool = True, stored: int = 4
+        cls, config: Any, parameters: int, grows: bool = False, packed: bool = True, stored: int = 4,
+        experts: int = 0,
     ) -> Architecture:
         """Read from a transformers configuration.
 
         Args:
             grows: whether tokens will be added to its vocabulary; it says itself which were.
-            packed, stored: as the attributes.
+            packed, stored, experts: as the attributes.
         """
         width = int(config.hidden_size)
         heads = int(getattr(config, "num_attention_heads", 0) or 1)
@@ -84,8 +89,21 @@ class Architecture:
             int(config.num_hidden_layers), heads, heads * head_width, key_value_heads * head_width,
             getattr(config, "max_position_embeddings", None),
             tables if grows or getattr(config, "added_tokens", None) else 0,
-            packed, stored, tables,
+            packed, stored, tables, experts=experts, chosen=_chosen(config),
         )
+
+    @property
+    def active(self) -> int:
+        """The parameters that a token is computed by."""
+        return self.parameters - round(self.experts * (1 - self.chosen))
+
+
+def _chosen(config: Any) -> float:
+    """The share of a mixture's experts that a token is given to."""
+    names = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+    there = next((int(count) for name in names if (count := getattr(config, name, None))), 0)
+    taken = int(getattr(config, "num_experts_per_tok", None) or getattr(config, "moe_top_k", None) or there)
+    return min(1.0, taken / there) if there else 1.0
 
 
 def files(model: Architecture) -> int:
@@ -99,15 +117,18 @@ def weights(model: Architecture) -> int:
 
 
 def frozen(model: Architecture) -> int:
-    """A model that is only read: its matrices in the compute type, the input's embeddings in float32.
+    """A model that is only read: its matrices in the compute type, the input's embeddings and experts in float32.
 
-    In NF4 the layers' matrices take half a byte a number and a scale for each block; one is whole while it multiplies.
+    One that does not pack is all in float32. In NF4 the layers' matrices take half a byte a number and a scale for each
+    block; one is whole while it multiplies.
     """
     embedding = model.vocabulary * model.width
+    if not model.packed:
+        return 4 * model.parameters
     if not model.quantized:
-        return 4 * embedding + itemsize() * (model.parameters - embedding)
-    tables = (4 + itemsize() * (model.tables - 1)) * embedding
-    matrices = model.parameters - model.tables * embedding
+        return 4 * (embedding + model.experts) + itemsize() * (model.parameters - embedding - model.experts)
+    tables = (4 + itemsize() * (model.tables - 1)) * embedding + 4 * model.experts
+    matrices = model.parameters - model.tables * embedding - model.experts
     return tables + matrices // 2 + 2 * matrices // NF4_BLOCK + itemsize() * model.width * model.inner
 
 
