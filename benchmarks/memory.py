@@ -310,7 +310,7 @@ def stage(recipe: dict[str, Any], folder: str, name: str) -> dict[str, float]:
     def take_base() -> None:
         origin = loaded.base
         assert isinstance(origin, recipes.TakenBase)
-        config = BaseImport(name=origin.from_.name, reward_head=True, quantization=origin.quantization)
+        config = BaseImport(name=origin.from_.name, quantization=origin.quantization)
         import_base(context("base"), config, data, {origin.from_.name: origin.from_.path})
 
     data, base, reward = place / "data", place / "base", place / "round-1-reward"

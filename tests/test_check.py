@@ -24,7 +24,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from triptych.base.pretrained import BaseImport, import_base
+from triptych.base.pretrained import require_reward_head
 from triptych.base.pretraining import Pretraining, architecture
 from triptych.cycle import cycle, plan
 from triptych.data import lengths, template
@@ -35,7 +35,6 @@ from triptych.engine.device import device
 from triptych.errors import DataError, ModelError, RecipeError
 from triptych.family import Family
 from triptych.pipeline.runner import Runner
-from triptych.pipeline.stage import StageContext
 from triptych.preflight import check, memory
 from triptych.preflight.costs import DISPATCH, EFFICIENCY, HALF, Machine, from_scratch
 from triptych.preflight.memory import Architecture
@@ -266,10 +265,8 @@ def test_a_base_that_can_have_no_reward_head_is_a_problem(tmp_path: Path) -> Non
     why = "transformers has no sequence classification for Granite; no reward model can be trained on it, so take rules"
     (problem,) = check.check(path).problems
     assert problem.startswith(f"base.from: {why}")
-    config = BaseImport(name="model", reward_head=True)
-    desk = StageContext(tmp_path / "base", tmp_path / "base", Silent(), 1, 60.0)
     with pytest.raises(ModelError, match=f"^model: {why}"):
-        import_base(desk, config, tmp_path, {"model": tmp_path / "model"})
+        require_reward_head(tmp_path, "model")
 
 
 def test_what_a_hub_that_does_not_answer_should_give_is_one_problem(

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from triptych.base.continuing import continue_pretraining
-from triptych.base.pretrained import BaseImport, import_base
+from triptych.base.pretrained import BaseImport, import_base, require_reward_head
 from triptych.base.pretraining import pretrain
 from triptych.base.record import BaseRecord
 from triptych.benchmarks import bounded_benchmarks, budgets, measure_benchmarks, measure_rewards, open_benchmarks
@@ -94,6 +94,9 @@ def begin(recipe: Recipe, runner: Runner, family: Family) -> Start:
     runner.outside(lambda: require_unseen(recipe, data, runner.progress), planned=None)
     family.tasks = [prompts_of(recipe, runner, task, data) for task in recipe.evaluate.tasks]
     family.base = base = make_base(recipe, runner, data)
+    if recipe.trains_reward and not isinstance(recipe.base, TrainedBase):
+        taken_from = recipe.base.from_.name
+        runner.outside(lambda: require_reward_head(base.folder, taken_from), planned=None)
     if recipe.finetuning:  # else the two are one; what a benchmark asks of a model that it cannot is known here
         measure_benchmarks(recipe, runner, family, "base", base, chat_template=base.result.tuned)
     taken = take_rewards(runner, recipe.taken, base)
@@ -129,7 +132,7 @@ def make_base(recipe: Recipe, runner: Runner, data: Artifact[Result]) -> Artifac
         sources[template.name] = template.path
     config = BaseImport(
         name=origin.from_.name, chat_template=template.name if template else None, template=origin.template,
-        tokens=origin.tokens, reward_head=recipe.trains_reward, quantization=origin.quantization,
+        tokens=origin.tokens, quantization=origin.quantization,
         measured=origin.train is None,
     )
     if origin.train is None:

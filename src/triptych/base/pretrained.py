@@ -16,7 +16,7 @@ from triptych.data.template import Argument
 from triptych.engine import attention
 from triptych.engine.device import give_back
 from triptych.engine.forward import packs
-from triptych.engine.models import load_policy, load_tokenizer, reward_fault
+from triptych.engine.models import load_config, load_policy, load_tokenizer, reward_fault
 from triptych.engine.parity import as_in_transformers, verify_parity
 from triptych.engine.perplexity import bits_per_byte
 from triptych.errors import ModelError
@@ -42,7 +42,6 @@ class BaseImport(Config):
         chat_template: "chatml" or a .jinja file, or the model's own.
         template: arguments of the chat template, such as `enable_thinking`, by name; they become its defaults.
         tokens: tokens of the model that are such in the texts of messages too, as `<think>`.
-        reward_head: a reward model will be trained on it, or on what becomes of it.
         quantization: its layers' matrices are rounded to what NF4 holds, see :mod:`triptych.engine.nf4`.
         context: tokens in a piece of text when bits per byte are measured.
         measured: whether they are; where it is trained further they are measured there.
@@ -52,10 +51,22 @@ class BaseImport(Config):
     chat_template: str | None = None
     template: dict[str, Argument] = Field(default_factory=dict)
     tokens: tuple[str, ...] = ()
-    reward_head: bool = False
     quantization: Quantization | None = None
     context: int = 1024
     measured: bool = True
+
+
+def require_reward_head(base: Folder, name: str) -> None:
+    """Refuses a Base on which no reward model can be trained, before what is trained on it.
+
+    Args:
+        name: as the recipe has it.
+
+    Raises:
+        ModelError: transformers has no reward model of its architecture.
+    """
+    if fault := reward_fault(load_config(base / "model")):
+        raise ModelError(f"{name}: {fault}; {NO_REWARD}")
 
 
 @alone
@@ -72,8 +83,6 @@ def import_base(
         context.progress.say(change)
     give_back()  # what was read of the source
     model: Any = load_policy(context.output / "model", attention=attention.NAME, frozen=True)
-    if config.reward_head and (fault := reward_fault(model.config)):
-        raise ModelError(f"{config.name}: {fault}; {NO_REWARD}")
     try:
         verify_parity(model, as_in_transformers(model))
     except ModelError as error:
