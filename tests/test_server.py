@@ -18,11 +18,13 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import openai
 import pytest
 import torch
+from transformers import AutoTokenizer
 
 from test_page import CHROMIUM, person, running
 from triptych.audit.record import Coverage, audit_beside
@@ -40,9 +42,12 @@ from triptych.reward.endpoint import EndpointJudge
 from triptych.reward.ensemble import Ensemble
 from triptych.reward.judge import LocalJudge
 from triptych.server import application
+from triptych.server.answers import ChatReply, StreamedChoice
 from triptych.server.application import by_key, from_here
+from triptych.server.bodies import ChatBody
 from triptych.server.served import RequestError, ServedFamily, ServedModel, ServedReward, open_model
 from triptych.server.text import TextStream
+from triptych.server.worker import Worker
 
 ROOT = Path(__file__).resolve().parents[1]
 QUESTION: Any = [{"role": "user", "content": "a small cat"}]
@@ -305,6 +310,22 @@ def test_a_text_of_another_trainer_is_scored_as_it_would_end(address: str, rewar
     assert post(address + "/pooling", {"input": text})["data"][0]["data"] == pytest.approx(whole, abs=1e-5)
     many = post(address + "/v1/score", {"text_1": ["a small cat"], "text_2": ["saw a dog", "sat"]})["data"]
     assert many[0]["score"] == pytest.approx(model.score([row])[0], abs=1e-5)
+
+
+def test_tokens_are_told_with_the_blank_that_stands_before_them(
+    policy_folder: Path, alone: ServedFamily, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Decoders of Llama-2's kind leave out the blank that a text begins with."""
+    plain = AutoTokenizer.from_pretrained(policy_folder / "model")
+    tokens = plain(" a small cat", add_special_tokens=False)["input_ids"]
+    body = ChatBody.model_validate({"messages": QUESTION, "logprobs": True})
+    reply = ChatReply(alone, Worker([]), alone.models["instruct"], body, [])
+    written = SimpleNamespace(tokens=tokens)
+    request: Any = SimpleNamespace(completion=written, likeliest=[(0.0, [])] * len(tokens), alternatives=0)
+    decode = type(plain).decode
+    monkeypatch.setattr(type(plain), "decode", lambda self, ids: decode(self, ids).removeprefix(" "))
+    shown = reply.shaped(StreamedChoice(0, request, tokens=len(tokens)), streamed=False)
+    assert "".join(entry["token"] for entry in shown["logprobs"]["content"]) == " a small cat"
 
 
 def test_what_is_null_is_as_it_is_by_default(address: str) -> None:

@@ -10,6 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import accumulate
 from typing import Any, ClassVar
 
@@ -20,6 +21,8 @@ from triptych.server.bodies import ChatBody, CompletionBody, DecodingBody
 from triptych.server.served import RequestError, ServedFamily, ServedModel, finite
 from triptych.server.text import UNKNOWN, TextStream
 from triptych.server.worker import Worker
+
+LETTER = "a"
 
 
 @dataclass(slots=True)
@@ -207,8 +210,17 @@ class PendingReply(ABC):
         """Of the tokens from one on."""
 
     def _word(self, token: int) -> str:
-        word: str = self.model.policy.tokenizer.decode([token])
-        return word
+        # Behind a letter: some decoders leave out the blank that a text's first token begins with.
+        letter = self._letter
+        word: str = self.model.policy.tokenizer.decode([*letter, token])
+        return word.removeprefix(LETTER) if letter else word
+
+    @cached_property
+    def _letter(self) -> list[int]:
+        """A letter's tokens; none where it does not come back as it was."""
+        tokenizer = self.model.policy.tokenizer
+        tokens: list[int] = tokenizer(LETTER, add_special_tokens=False)["input_ids"]
+        return tokens if tokenizer.decode(tokens) == LETTER else []
 
 
 class ChatReply(PendingReply):
