@@ -514,7 +514,7 @@ class Rules:
         """The rewards and each rule's value; None where a rule does not apply.
 
         Raises:
-            DataError: a reference cannot be used.
+            DataError: a reference cannot be used, or is missing where nothing else applies.
             RewardError: a user's own function works on no answer.
         """
         totals = [0.0] * len(conversations)
@@ -527,6 +527,11 @@ class Rules:
         for (_, rule, _), these in zip(self._rules, applied, strict=True):
             for i in these:
                 rule.require_reference(conversations[i])
+        reached = set().union(*applied)
+        for row in (row for place, row in enumerate(conversations) if place not in reached):
+            for rule in self.config.rules:
+                if rule.is_for(row.prompt) and rule.fault(row.prompt) == MISSING:  # a score of nothing would be none
+                    rule.require_reference(row)
         for (name, rule, value), these in zip(self._rules, applied, strict=True):
             part: list[float | None] = [None] * len(conversations)
             # Each once: code that is stopped at a limit need not come out the same on another rank.
