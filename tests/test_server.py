@@ -306,6 +306,11 @@ def test_a_text_of_another_trainer_is_scored_as_it_would_end(address: str, rewar
     assert text.endswith(end)
     forms = [text, text + "\n", text.removesuffix(end), text + end, text + pad * 3]
     assert post(address + "/get_reward", {"query": forms})["rewards"] == pytest.approx(model.score([row]) * 5, abs=1e-5)
+    lined = [Conversation(row.prompt, row.answer + "\n")]  # an answer's own line end is a part of it
+    broken = text.removesuffix(end) + "\n"
+    assert post(address + "/get_reward", {"query": [broken, broken + end]})["rewards"] == pytest.approx(
+        model.score(lined) * 2, abs=1e-5
+    )
     whole = post(address + "/pooling", {"messages": turns})["data"][0]["data"]
     assert post(address + "/pooling", {"input": text})["data"][0]["data"] == pytest.approx(whole, abs=1e-5)
     many = post(address + "/v1/score", {"text_1": ["a small cat"], "text_2": ["saw a dog", "sat"]})["data"]

@@ -193,7 +193,12 @@ def test_the_baseline_that_is_not_beaten_is_named() -> None:
         for name, score, bounds in (("greedy Instruct", 0.6, (0.01, 0.2)), ("greedy Base", 0.2, (-0.01, 0.9)))
     )
     costly = strong.model_copy(update={"name": "best of 8", "free": False, "score": 0.9, "gain_interval": (-1, -1)})
-    assert reached(baselines=[strong, weak, costly]).decisive is weak
+    found = reached(baselines=[strong, weak, costly], better=False)
+    assert found.decisive is weak
+    assert found.claim == "no better than"
+    few = reached(baselines=[strong], better=False)
+    assert few.claim == "not surely better, on so few prompts, than"
+    assert reached(baselines=[strong]).claim == "better than"
     assert reached(baselines=[weak.model_copy(update={"gain_interval": (0.1, 1)}), strong, costly]).decisive is strong
 
 

@@ -225,8 +225,8 @@ def headline(summary: Summary) -> Headline:
     gain, interval = number(rival.gain, digits, sign=True), interval_text(rival.gain_interval, digits)
     if verdict.better:
         return Headline(f"Promoted: judge score {gain} over {rival.name} ({interval}).", "good")
-    but, tone = ("but worse than", "bad") if rival.gain_interval[1] < 0 else ("but no better than", "open")
-    return Headline(f"Promoted at the gate, {but} {rival.name}: judge score {gain} ({interval}).", tone)
+    claim, tone = ("worse than", "bad") if rival.gain_interval[1] < 0 else (verdict.claim, "open")
+    return Headline(f"Promoted at the gate, but {claim} {rival.name}: judge score {gain} ({interval}).", tone)
 
 
 def _confidence(round_: RoundSummary) -> float:

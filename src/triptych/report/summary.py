@@ -63,6 +63,14 @@ class FinalVerdict(StrictModel):
         unbeaten = [baseline for baseline in free if baseline.gain_interval[0] <= 0]
         return next(iter(unbeaten), None) or next(one for one in free if one.name == self.rival)
 
+    @property
+    def claim(self) -> str:
+        """What may be said of the champion beside the decisive baseline."""
+        if self.better:
+            return "better than"
+        few = self.decisive.gain_interval[0] > 0
+        return "not surely better, on so few prompts, than" if few else "no better than"
+
 
 RIVALS = {"instruct": "Instruct", "base": "Base", "base, few-shot": "few-shot Base"}
 """Models that a champion must beat however they are decoded, and what they are called: round 0's Instruct, and the Base

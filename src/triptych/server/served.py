@@ -177,9 +177,10 @@ class ServedReward:
 
     def _ended(self, text: str) -> str:
         tokenizer = self.model.tokenizer
-        end, pad = str(tokenizer.eos_token), str(tokenizer.pad_token or tokenizer.eos_token)
-        while text != (shorter := text.removesuffix(pad).removesuffix(end).rstrip("\n")):
-            text = shorter
+        end, pad = tokenizer.eos_token or "", tokenizer.pad_token or ""
+        marks = tuple(filter(None, (pad, end, end and end + "\n")))
+        while marks and text.endswith(marks):
+            text = text.removesuffix(next(mark for mark in marks if text.endswith(mark)))
         return text + end
 
     def _outputs(self, texts: Sequence[str]) -> Tensor:
