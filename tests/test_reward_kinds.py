@@ -19,7 +19,7 @@ from triptych.data.folder import DataFolder
 from triptych.engine.endpoint import Endpoint
 from triptych.engine.models import load_reward, load_tokenizer, save
 from triptych.engine.scoring import Facing, Output, RewardModel, Scale, Scores, compares, facing, log_odds, scored
-from triptych.errors import ModelError, RewardError
+from triptych.errors import DataError, ModelError, RewardError
 from triptych.pipeline.stage import StageContext
 from triptych.progress import Silent
 from triptych.records import Comparison, Conversation, Prompt, Rating, user
@@ -278,6 +278,20 @@ def test_a_judge_is_asked_as_patiently_as_the_users_recipe_says(tmp_path: Path) 
         assert isinstance(scorer, LanguageJudge)
         assert isinstance(scorer._judge, EndpointJudge)
         assert scorer._judge.config.seconds == seconds
+
+
+def test_a_part_that_lacks_its_reference_is_passed_over_where_another_says_something() -> None:
+    def rules(*names: str) -> Rules:
+        return Rules(RulesReward.model_validate({"rules": [{"rule": name} for name in names]}), Path())
+
+    row = Conversation(Prompt(user("say it")), "a cat")
+    parts = [Weighted(Part(name="near", weight=1), rules("f1")), Weighted(Part(name="form", weight=1), rules("length"))]
+    assert Mixture(parts).details([row]).parts == {"form": [1.0], "form.length": [1.0]}
+    with pytest.raises(DataError, match="a rule compares answers with it"):
+        Mixture(parts[:1]).score([row])
+    with pytest.raises(DataError, match="a rule compares answers with it"):
+        rules("f1", "instructions").score([row])
+    assert rules("f1", "repetition").details([row]).parts == {"f1": [None], "repetition": [1.0]}
 
 
 def test_two_judges_of_a_mixture_are_told_apart_by_their_models_names() -> None:

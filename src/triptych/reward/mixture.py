@@ -161,9 +161,13 @@ class Mixture:
         columns: dict[str, list[float | None]] = {}
         counts: dict[str, int] = {}
         notes: dict[str, str] = {}
+        silent = [not self.applies(row.prompt) for row in conversations]  # then each part says what it lacks
         for weighted in self.parts:
             part = weighted.part
-            these = [i for i, row in enumerate(conversations) if weighted.scores(row.prompt)]
+            these = [
+                i for i, row in enumerate(conversations)
+                if weighted.scores(row.prompt) and (silent[i] or applies(weighted.scorer, row.prompt))
+            ]
             if not these:
                 continue
             scores = scored(weighted.scorer, [conversations[i] for i in these])
