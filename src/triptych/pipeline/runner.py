@@ -121,12 +121,13 @@ class Runner:
         return distributed.on_first(act)
 
     def _found_or_computed(self, stage: StageCall[R]) -> Artifact[R]:
-        mark = self._fingerprint(stage)
+        sources = _digests(stage.sources)
+        mark = self._fingerprint(stage, sources)
         label = folder_name(stage.name, mark)
         destination = self.folder / "artifacts" / label
         artifact = Artifact.open(stage.name, destination, stage.kind)
         if distributed.broadcast(artifact is None):
-            return self._compute(stage, mark, self.folder / "work" / label, destination)
+            return self._compute(stage, mark, sources, self.folder / "work" / label, destination)
         if artifact is None:
             raise RunError(f"{destination} is not to be seen from every machine; ranks need one folder for the run")
         if distributed.rank() == 0:
@@ -163,13 +164,14 @@ class Runner:
         if distributed.rank() == 0:
             self.ledger.add(event, stage.name, **details)
 
-    def _fingerprint(self, stage: StageCall[Any], sources: dict[str, str] | None = None) -> str:
-        read = _digests(stage.sources) if sources is None else sources
-        inputs = {name: artifact.digest for name, artifact in stage.parents.items()} | read
+    def _fingerprint(self, stage: StageCall[Any], sources: dict[str, str]) -> str:
+        inputs = {name: artifact.digest for name, artifact in stage.parents.items()} | sources
         config = [stage.name, self.seed, identity_of(stage.config), stage.values]
         return fingerprint(config, inputs, code_version(*stage.modules))
 
-    def _compute(self, stage: StageCall[R], mark: str, work: Path, destination: Path) -> Artifact[R]:
+    def _compute(
+        self, stage: StageCall[R], mark: str, sources: Mapping[str, str], work: Path, destination: Path
+    ) -> Artifact[R]:
         """Does the stage's work; every rank takes part in it, and the first one's output becomes the artifact."""
         first = distributed.rank() == 0
         whole = not work.exists()  # else it goes on where it was interrupted
@@ -193,11 +195,11 @@ class Runner:
                     result = stage.carried_out(context)
             distributed.barrier()
             if first:
-                sources = _digests(stage.sources)
-                if self._fingerprint(stage, sources) != mark:
+                now = _digests(stage.sources)
+                if changed := [name for name in sources if now[name] != sources[name]]:
                     raise RunError(
-                        f"{stage.name}: one of {', '.join(sorted(sources))} was changed while it was read, so that "
-                        "nobody knows which content this was made of; give the same command again"
+                        f"{stage.name}: {', '.join(changed)} was changed while it was read, so that nobody knows which "
+                        "content this was made of; give the same command again"
                     )
                 for problem in result.problems:
                     self._record("warned", stage, fingerprint=mark, what=problem)
