@@ -120,6 +120,21 @@ def test_a_good_recipe_has_no_problem_and_its_numbers_are_right(tmp_path: Path) 
     assert "GFLOP/s" in found.assumption
 
 
+def test_an_audit_costs_what_it_scores_and_not_what_is_learnt(tmp_path: Path) -> None:
+    path = write_recipe(tmp_path, **UNAUDITED)
+    with (tmp_path / "preferences.jsonl").open("a", encoding="utf-8") as file:
+        for i in range(100):
+            row = {"prompt": f"Tell me of {i}!", "chosen": f"It is {i} " + "and so on " * 20, "rejected": "No."}
+            file.write(json.dumps(row) + "\n")
+
+    def tokens(context: int) -> dict[str, int]:
+        return {cost.stage: cost.tokens for cost in check.check(path, [f"reward.context={context}"]).costs}
+
+    long, short = tokens(512), tokens(64)
+    assert short["round-1/reward"] < long["round-1/reward"] / 2  # the long ones are left out
+    assert short["round-1/audit"] == long["round-1/audit"] > 10_000  # but audited all the same
+
+
 def test_a_round_costs_what_its_method_computes(tmp_path: Path) -> None:
     path = write_recipe(tmp_path, comparisons=200)
 

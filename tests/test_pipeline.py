@@ -31,7 +31,7 @@ from triptych.pipeline.ledger import Ledger
 from triptych.pipeline.lock import claimed
 from triptych.pipeline.result import Result
 from triptych.pipeline.runner import Runner, Until
-from triptych.pipeline.stage import StageContext, UserFiles
+from triptych.pipeline.stage import StageContext, UserFiles, reads
 from triptych.progress import Silent
 from triptych.storage import Folder, sha256
 
@@ -129,6 +129,31 @@ def test_a_changed_input_or_tool_runs_what_depends_on_it(tmp_path: Path) -> None
     assert loud.manifest["parents"] == {"words": {"stage": "words", "digest": words(tmp_path).digest}}
 
 
+def write_splits(context: StageContext, config: Words, other: str) -> Nothing:
+    for name, text in {"text.jsonl": config.text, "prompts_test.jsonl": other}.items():
+        (context.output / name).write_text(text)
+    return Nothing()
+
+
+@reads(data=("text",))
+def read_text(context: StageContext, config: Words, data: Folder, name: str = "text.jsonl") -> Nothing:
+    calls.append((data / name).read_text())
+    return Nothing()
+
+
+def test_of_what_a_stage_reads_a_part_of_the_rest_does_not_count(tmp_path: Path) -> None:
+    def learnt(text: str, other: str, **more: str) -> Artifact[Nothing]:
+        data = runner(tmp_path).run("data", write_splits, Words(text=text), other)
+        return runner(tmp_path).run("read", read_text, Words(), data=data, **more)
+
+    first = learnt("one", "prompts")
+    assert learnt("one", "other prompts").digest == first.digest
+    assert learnt("two", "prompts").folder != first.folder
+    assert calls == ["one", "two"]
+    with pytest.raises(AssertionError, match=r"prompts_test.jsonl is no part of \('text',\)"):
+        learnt("one", "prompts", name="prompts_test.jsonl")  # what does not count cannot be read
+
+
 def test_what_a_source_holds_counts_and_not_where_it_lies(tmp_path: Path) -> None:
     for name, text in {"a": "one", "b": "one", "c": "two"}.items():
         (tmp_path / f"{name}.txt").write_text(text)
@@ -206,6 +231,20 @@ def test_the_ledger_knows_how_much_memory_a_run_has_taken(tmp_path: Path) -> Non
     ledger.add("finished", "earlier", fingerprint="f", seconds=1.0, peak_gib=512.5)
     words(tmp_path)  # reused by a process that took less
     assert ledger.peak() == 512.5
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="this system forgets no peak")
+def test_the_memory_of_a_stage_is_its_own(tmp_path: Path) -> None:
+    def hold(context: StageContext, config: Words) -> Nothing:
+        assert any(bytearray(b"1") * (512 << 20))
+        return Nothing()
+
+    runner(tmp_path).run("large", hold, Words())
+    words(tmp_path)
+    large, small = (
+        event["peak_gib"] for event in Ledger(tmp_path / "ledger.jsonl").events() if event["event"] == "finished"
+    )
+    assert large - small == pytest.approx(0.5, abs=0.2)
 
 
 def test_what_a_stage_kept_in_its_scratch_survives_a_crash(tmp_path: Path) -> None:

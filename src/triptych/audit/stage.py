@@ -21,7 +21,7 @@ from triptych.audit.words import bag_of_words
 from triptych.configuration import Config
 from triptych.data.folder import TRAINED, AuditedOn, DataFolder
 from triptych.engine.scoring import RewardModel, Scorer, learns, learnt_elsewhere, log_odds
-from triptych.pipeline.stage import StageContext
+from triptych.pipeline.stage import StageContext, reads
 from triptych.records import Comparison, Conversation
 from triptych.statistics.intervals import mean_interval
 from triptych.storage import Folder
@@ -76,6 +76,7 @@ class Evidence:
     unseen: bool = True
 
 
+@reads(comparisons=("comparisons",))
 def audit(
     context: StageContext, config: Audit, /, comparisons: Folder, reward: Scorer, share: AuditedOn = "heldout",
     predecessor: Scorer | None = None, unknown: bool = False, **folds: Scorer,

@@ -24,7 +24,7 @@ from triptych.engine.merging import merge
 from triptych.engine.models import load_policy, load_tokenizer, save
 from triptych.engine.perplexity import bits_per_byte
 from triptych.engine.training import GradientAccumulation
-from triptych.pipeline.stage import StageContext
+from triptych.pipeline.stage import StageContext, reads
 from triptych.records import Document
 from triptych.storage import Folder
 
@@ -50,6 +50,7 @@ class ContinuedPretraining(GradientAccumulation):
     weight_decay: float = Field(default=0.1, ge=0)
 
 
+@reads(data=("text",))
 def continue_pretraining(
     context: StageContext, config: ContinuedPretraining, base: Folder, origin: BaseRecord, data: Folder,
     weights: Mapping[str, float] | None = None,

@@ -20,7 +20,7 @@ from triptych.engine.models import load_config, load_policy, load_tokenizer, rew
 from triptych.engine.parity import as_in_transformers, verify_parity
 from triptych.engine.perplexity import bits_per_byte
 from triptych.errors import ModelError
-from triptych.pipeline.stage import StageContext, alone
+from triptych.pipeline.stage import StageContext, alone, reads
 from triptych.records import split_reasoning
 from triptych.storage import Folder
 
@@ -70,6 +70,7 @@ def require_reward_head(base: Folder, name: str) -> None:
 
 
 @alone
+@reads(data=("text_heldout", "demonstrations"))
 def import_base(
     context: StageContext, config: BaseImport, data: Folder, sources: Mapping[str, str | Path]
 ) -> BaseRecord:

@@ -23,7 +23,7 @@ from triptych.engine.device import device
 from triptych.engine.models import parameters, save
 from triptych.engine.perplexity import bits_per_byte
 from triptych.engine.training import Optimization
-from triptych.pipeline.stage import StageContext
+from triptych.pipeline.stage import StageContext, reads
 from triptych.storage import Folder
 
 
@@ -57,6 +57,7 @@ class Pretraining(Optimization):
             raise ValueError("adapters need a model that was trained before; a Base from scratch is trained whole")
 
 
+@reads(data=("text",))
 def pretrain(
     context: StageContext, config: Pretraining, data: Folder, weights: Mapping[str, float] | None = None
 ) -> BaseRecord:

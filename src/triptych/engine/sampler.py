@@ -18,7 +18,7 @@ from torch.utils.weak import TensorWeakRef
 
 from triptych.engine import distributed
 from triptych.engine.adapters import adapted, plain_copy, take_over
-from triptych.engine.device import autocast, compute_dtype
+from triptych.engine.device import autocast, compute_dtype, give_back
 from triptych.engine.forward import Model, packs
 from triptych.engine.generation import generate
 from triptych.engine.nf4 import holds_nf4
@@ -122,4 +122,6 @@ class SlotSampler(Sampler):
     ) -> list[list[Completion]]:
         """See :class:`Sampler`."""
         with autocast(enabled=self.model.dtype != compute_dtype()):
-            return generate(self.model, prompts, end, sampling, n=n, numbers=numbers, watch=watch)
+            completions = generate(self.model, prompts, end, sampling, n=n, numbers=numbers, watch=watch)
+        give_back()  # the cache, into whose pieces what comes next may not fit
+        return completions

@@ -23,7 +23,7 @@ from triptych.engine.sampling import Sampling
 from triptych.errors import DataError, Fault
 from triptych.instructions.text import count_words
 from triptych.pipeline.result import Result
-from triptych.pipeline.stage import StageContext
+from triptych.pipeline.stage import StageContext, reads
 from triptych.records import Conversation, Document, Prompt, Question, Rollout, differ, to_json
 from triptych.storage import Folder, read_rows
 
@@ -101,6 +101,7 @@ class Answered(Result):
     bits_after: float | None = None
 
 
+@reads(data=("prompts_gate", "text_heldout"))
 def answer(
     context: StageContext, config: Answering, candidate: Folder, champion: Folder, data: Folder,
     candidate_decoding: Sampling, champion_decoding: Sampling, round: int = 1,
@@ -118,16 +119,16 @@ def answer(
     prompts, again = of_round(prompts, config.prompts, round)
     # Independent noise for the two: equal models must not tie on every prompt by writing the same.
     seed = (context.seed * 1000 + round) * 10
-    before, after = (
-        policy.write(prompts, replace(decoding, seed=seed + place), progress=context.progress)
-        for place, (policy, decoding) in enumerate(zip(policies, decodings, strict=True))
-    )
+    before = policies[0].write(prompts, replace(champion_decoding, seed=seed), progress=context.progress)
+    policies[0].release()  # it writes no more
+    after = policies[1].write(prompts, replace(candidate_decoding, seed=seed + 1), progress=context.progress)
     # KL is the distance of the two policies, whatever they are decoded at: its estimate needs answers of the
     # candidate's own distribution, and those that were drawn at another temperature are of another one.
     plain = Sampling(candidate_decoding.max_tokens, seed=seed + 1)
     own = after if candidate_decoding.name == plain.name else policies[1].write(
         prompts, plain, progress=context.progress
     )
+    policies[1].release()
     pairs = [_pair(*one, *other) for one, other in zip(before, after, strict=True)]
     _keep(context, pairs)
     documents = _documents(DataFolder(data), config.documents)

@@ -17,7 +17,7 @@ from triptych.engine.rollout import Policy
 from triptych.engine.sampling import Sampling
 from triptych.engine.scoring import Scorer, facing
 from triptych.pipeline.result import Result
-from triptych.pipeline.stage import StageContext
+from triptych.pipeline.stage import StageContext, reads
 from triptych.records import Conversation
 from triptych.statistics.intervals import Interval, mean_interval
 from triptych.storage import Folder
@@ -88,6 +88,7 @@ SEEDS = 1_000_003
 which would be the best of the temperatures for that alone."""
 
 
+@reads(data=("prompts_validation",))
 def choose(
     context: StageContext, config: Decoding, model: Folder, data: Folder, chooser: Scorer
 ) -> Chosen:

@@ -20,7 +20,7 @@ from triptych.evaluate.preamble import read_preamble, rendered_behind
 from triptych.evaluate.prompting import WITH_PROMPT
 from triptych.instructions.following import followed_by_kind
 from triptych.pipeline.result import Result
-from triptych.pipeline.stage import StageContext
+from triptych.pipeline.stage import StageContext, reads
 from triptych.records import Conversation, Prompt, Rollout
 from triptych.statistics.intervals import Interval, mean_interval
 from triptych.statistics.scores import DecodedScore, TaskScore
@@ -161,6 +161,7 @@ class Measurements(Result):
         return f"score {self.score:.3f}"
 
 
+@reads(data=("prompts_test", "prompts_gate", "prompts_validation", "examples"))
 def measure(
     context: StageContext, config: Measurement, model: Folder, data: Folder, judge: Scorer, decoding: Sampling,
     reference: Folder | None = None, reward: Scorer | None = None, style: Style = "chat",

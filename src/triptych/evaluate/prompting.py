@@ -31,7 +31,7 @@ from triptych.errors import ModelError
 from triptych.evaluate.preamble import FOUND, Examinee, Preamble
 from triptych.evaluate.reflection import KEPT, Reflection, Rewritten, reflector_of, rewrite
 from triptych.pipeline.result import Result
-from triptych.pipeline.stage import StageContext
+from triptych.pipeline.stage import StageContext, reads
 from triptych.progress import Progress
 from triptych.records import Conversation, Prompt, turns
 from triptych.statistics.intervals import Interval, mean_interval
@@ -138,6 +138,7 @@ class PromptFound(Result):
         return cls.model_construct(system=SYSTEMS[0], examples=0)
 
 
+@reads(data=("prompts_validation", "examples"))
 def search_prompt(
     context: StageContext, config: Prompting, model: Folder, data: Folder, chooser: Scorer, decoding: Sampling,
     sources: Mapping[str, str | Path] | None = None,

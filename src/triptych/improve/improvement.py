@@ -13,7 +13,7 @@ from triptych.improve.loop import Improvement, Loop
 from triptych.improve.overoptimisation import Overoptimisation
 from triptych.improve.registry import method_of
 from triptych.pipeline.result import Result
-from triptych.pipeline.stage import StageContext
+from triptych.pipeline.stage import StageContext, reads
 from triptych.storage import Folder
 
 
@@ -46,6 +46,7 @@ class Improved(Result):
         return self.alarms
 
 
+@reads(data=("prompts_improve", "prompts_validation", "thumbs"), feedback=("comparisons", "thumbs"))
 def improve(
     context: StageContext, config: Improvement, champion: Folder, data: Folder, reward: Scorer | None,
     judge: Scorer | None, round: int = 1, limits: Limits = UNLIMITED, feedback: Folder | None = None,

@@ -26,7 +26,7 @@ from triptych.engine.packing import fill
 from triptych.engine.training import GradientAccumulation, Loss, Step, shuffled, train
 from triptych.errors import TrainingError
 from triptych.pipeline.result import Result
-from triptych.pipeline.stage import StageContext
+from triptych.pipeline.stage import StageContext, reads
 from triptych.storage import Folder
 
 
@@ -65,6 +65,7 @@ class Finetuned(Result):
     heldout_loss: float
 
 
+@reads(data=("demonstrations",))
 def finetune(context: StageContext, config: Finetuning, base: Folder, data: Folder) -> Finetuned:
     """Trains on `data/demonstrations.jsonl`; the loss on `data/demonstrations_heldout.jsonl` is measured."""
     tokenizer = load_tokenizer(base / "model")

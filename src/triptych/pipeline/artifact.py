@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -45,8 +45,9 @@ class Artifact(Generic[R_co]):
         name: the stage's name, as "round-1/reward".
         folder: where it is.
         manifest: what it holds and came from.
-        digest: sha256 of the manifest's file, which holds every other file's digest.
+        digest: sha256 of the manifest's file, which holds every other file's digest; of a part, of its files' digests.
         result: what the stage found.
+        beginnings: of the names of the files of a part; None of the whole.
     """
 
     name: str
@@ -54,6 +55,7 @@ class Artifact(Generic[R_co]):
     manifest: Mapping[str, Any]
     digest: str
     result: R_co
+    beginnings: tuple[str, ...] | None = None
 
     @staticmethod
     def open(name: str, folder: Path, kind: type[R]) -> Artifact[R] | None:
@@ -84,8 +86,16 @@ class Artifact(Generic[R_co]):
         return Artifact(name, folder, manifest, sha256(path), result)
 
     def __truediv__(self, name: str) -> Path:
-        """What its folder holds under this name."""
+        """What its folder holds under this name, which is one of the part's."""
+        assert self.beginnings is None or name.startswith(self.beginnings), f"{name} is no part of {self.beginnings}"
         return self.folder / name
+
+    def part(self, beginnings: tuple[str, ...]) -> Artifact[R_co]:
+        """The files of it whose names begin so: whatever the others hold, it is the same."""
+        files = self.manifest.get("files", {})  # a planned one has none
+        held = {name: files[name]["sha256"] for name in sorted(files) if name.startswith(beginnings)}
+        digest = hashlib.sha256(json.dumps(held).encode()).hexdigest()
+        return replace(self, digest=digest, beginnings=beginnings)
 
     def __fspath__(self) -> str:
         """Where it is."""

@@ -36,7 +36,7 @@ class StageCall(Generic[R]):
     ==================  ==========================================================================
     argument            what it is
     ==================  ==========================================================================
-    `Artifact`          an input: a parent, and its digest counts
+    `Artifact`          an input: a parent, and its digest counts, or that of the part which the stage `reads`
     `UserFiles`         the user's files: their content counts
     `ArtifactScorer`    a scorer: the artifact that it was opened from is a parent
     any with identity   a scorer of no artifact: its identity counts
@@ -65,6 +65,9 @@ class StageCall(Generic[R]):
                 arguments |= value
             elif place > 1:
                 arguments[parameter] = value
+        for parameter, beginnings in getattr(work, "reads", {}).items():
+            if isinstance(whole := arguments.get(parameter), Artifact):
+                arguments[parameter] = whole.part(beginnings)
         return cls(name, work, config, arguments)
 
     @property

@@ -51,6 +51,20 @@ class UserFiles(dict[str, str | Path]):
     """
 
 
+def reads(**files: tuple[str, ...]) -> Callable[[Callable[P, T]], Callable[P, T]]:
+    """Says what a stage reads of an artifact that is given to it, by the parameter's name: no other file counts.
+
+    Args:
+        files: what their names begin with; `("prompts_test",)`.
+    """
+
+    def mark(work: Callable[P, T]) -> Callable[P, T]:
+        work.reads = files  # type: ignore[attr-defined]
+        return work
+
+    return mark
+
+
 def alone(work: Callable[P, T]) -> Callable[P, T]:
     """Marks a stage that the first rank does while the others wait: one in which models hardly compute."""
     work.alone = True  # type: ignore[attr-defined]

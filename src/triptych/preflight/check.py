@@ -31,7 +31,7 @@ from triptych.benchmarks import OpenedBenchmark, open_benchmark
 from triptych.configuration import Config, UserFile, beside, field_names
 from triptych.cycle import plan
 from triptych.data.files import READERS, GoodRows, good_rows
-from triptych.data.folder import DataFolder
+from triptych.data.folder import HELD_OUT, DataFolder
 from triptych.data.lengths import LearntTurns, LengthReport, tokenized, tokenized_turns
 from triptych.data.splits import prompt_of
 from triptych.data.template import conventions_of, prompt_tokens
@@ -563,6 +563,10 @@ def try_taken(recipe: Recipe, folder: Path, offers: Mapping[str, OfferedReward],
             findings.problems.append(f"{'gate.judge' if place == 'judge' else place}: {error}")
 
 
+AUDITED = {f"comparisons_{trained}": f"comparisons_{audited}" for trained, audited in HELD_OUT.items()}
+"""For the comparisons that train a reward model those that it is audited on."""
+
+
 def check_lengths(
     recipe: Recipe, folder: Path, tokenizer: Any, model: Architecture, findings: Findings,
     tasks: Mapping[str, Path] | None = None, most: int | None = None,
@@ -615,6 +619,10 @@ def check_lengths(
         if name == "demonstrations":
             learnt = [answers[place] for place in fits]
             texts["answers"] = Texts.of(learnt, learnt)
+        elif rows:
+            audited = DataFolder(folder).named(AUDITED[name]).read_any() or rows  # cross-fitted: all of them
+            lengths, sizes, _ = measured(audited[:most], tokenizer)  # no limit holds for what is only scored
+            texts[AUDITED[name]] = Texts.of(sizes, lengths, len(lengths) / len(audited))
     if recipe.thumb_files:
         thumbs = DataFolder(folder).thumbs.read_any()
         lengths, sizes, _ = measured([thumb.question for thumb in thumbs[:most]], tokenizer)

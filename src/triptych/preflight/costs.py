@@ -335,8 +335,8 @@ def of_audit(config: Audit, given: Circumstances) -> Workload | None:
     judging = not given.stage.name.startswith("round-")
     if not (given.judging if judging else given.scoring):
         return None
-    compared = given.texts.get("comparisons_judge" if judging else "comparisons_train", Texts())
-    rows = compared.rows // 4 + 5 * config.perturbed  # held out, as by default; changed answers beside the chosen ones
+    compared = given.texts.get("comparisons_judge_heldout" if judging else "comparisons_heldout", Texts())
+    rows = compared.rows + 5 * config.perturbed  # changed answers beside the chosen ones
     # One that was trained whole was written in float32.
     held = memory.loading(given.model if given.adapters else replace(given.model, stored=4))
     whole = 0 if given.adapters else given.weights

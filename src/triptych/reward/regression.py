@@ -16,7 +16,7 @@ from triptych.engine.scoring import Output, Scale
 from triptych.errors import RewardError
 from triptych.pipeline.artifact import Artifact
 from triptych.pipeline.result import Result
-from triptych.pipeline.stage import StageContext
+from triptych.pipeline.stage import StageContext, reads
 from triptych.records import Comparison, Conversation, Rating
 from triptych.reward.kind import Material
 from triptych.reward.making import Making, given
@@ -76,6 +76,7 @@ class RegressionTrained(RewardTrained):
     weights_fitted_on: int
 
 
+@reads(ratings=("ratings",), comparisons=("comparisons",))
 def train_regression(
     context: StageContext, config: RegressionReward, start: Folder, ratings: Folder, comparisons: Folder | None = None,
     share: TrainedOn = "train",

@@ -31,7 +31,7 @@ from triptych.engine.training import GradientAccumulation, Loss, Step, shuffled,
 from triptych.errors import AuditError
 from triptych.pipeline.artifact import Artifact
 from triptych.pipeline.result import Result
-from triptych.pipeline.stage import StageContext
+from triptych.pipeline.stage import StageContext, reads
 from triptych.records import Comparison, Conversation, Rating
 from triptych.reward.kind import Material, RewardConfig
 from triptych.reward.losses import bradley_terry, squared_error
@@ -107,6 +107,7 @@ SEEDS: Mapping[TrainedOn, int] = {"train": 0, "judge": 500_000}
 optimised along would be a direction that the two have in common, whatever either learnt."""
 
 
+@reads(comparisons=("comparisons",))
 def train_reward(
     context: StageContext, config: PairwiseReward, start: Folder, comparisons: Folder, share: TrainedOn = "train",
     member: int = 0,
