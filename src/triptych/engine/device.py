@@ -14,6 +14,10 @@ import torch
 
 from triptych.engine import distributed
 
+KERNELS = 128
+"""Kernels for shapes of matrices that are kept on a processor at the most: of oneDNN's thousand, each some hundred KiB in
+bfloat16, a training of rows of all lengths uses most only once."""
+
 
 @cache
 def device() -> torch.device:
@@ -61,6 +65,8 @@ def settle() -> None:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     torch.set_num_threads(max(1, cores // distributed.local_world_size()))
     _keep_memory()
+    for capacity in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):  # oneDNN's own, and torch's beside it
+        os.environ.setdefault(capacity, str(KERNELS))
     if device().type == "cuda":
         torch.cuda.set_device(device())
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # its products repeat

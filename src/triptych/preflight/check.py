@@ -679,10 +679,13 @@ def measured(
     """For each record its length, as it counts against a context, and the tokens that are computed for it; for each
     conversation besides the tokens of its last answer.
 
+    A prompt that several comparisons have, and an answer to it, are computed for the first of them.
+
     Args:
         learn: which turns of a conversation are learnt.
     """
     lengths, sizes, answers = [], [], []
+    computed: dict[tuple[int, ...], set[tuple[int, ...]]] = {}
     for record in records:
         if isinstance(record, Prompt):
             lengths.append(len(prompt_tokens(tokenizer, record)))
@@ -691,7 +694,10 @@ def measured(
         if isinstance(record, Comparison):
             pair = tokenized(record, tokenizer, scored=True)
             lengths.append(pair.length)
-            sizes.append(len(pair.prompt) + len(pair.chosen) + len(pair.rejected))
+            known = computed.setdefault(tuple(pair.prompt), set())
+            new = {tuple(pair.chosen), tuple(pair.rejected)} - known
+            sizes.append((0 if known else len(pair.prompt)) + sum(map(len, new)))
+            known |= new
             continue
         rows = tokenized_turns(record, tokenizer, learn)
         lengths.append(max(row.length for row in rows))
