@@ -15,8 +15,8 @@ import torch
 from triptych.engine import distributed
 
 KERNELS = 128
-"""Kernels for shapes of matrices that are kept on a processor at the most: of oneDNN's thousand, each some hundred KiB in
-bfloat16, a training of rows of all lengths uses most only once."""
+"""Kernels for shapes of matrices that are kept on a processor at the most: of oneDNN's thousand, each some hundred KiB
+in bfloat16, a training of rows of all lengths uses most only once."""
 
 
 @cache
