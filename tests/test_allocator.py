@@ -8,8 +8,10 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 from triptych.allocator import TUNABLES, VARIABLE
+from triptych.engine.device import compute_dtype
 
 PROGRAM = f"""
 import os
@@ -69,3 +71,32 @@ print(*(arena() for _ in range(8)))
                            capture_output=True, text=True, check=True)
     first, second, *_, last = map(int, ended.stdout.split())
     assert last < 1.01 * second < 2.1 * first  # with its caches glibc 2.36 grows in each round, to eight times as much
+
+
+KERNELS = """
+import torch
+from triptych.engine.device import settle
+settle()
+def memory():
+    with open("/proc/self/status", encoding="ascii") as file:
+        return next(int(line.split()[1]) for line in file if line.startswith("VmRSS"))
+weights = torch.ones(64, 64, dtype=torch.bfloat16)
+for rows in range(1, 200):
+    torch.ones(rows, 64, dtype=torch.bfloat16) @ weights
+before = memory()
+for rows in range(200, 1000):
+    torch.ones(rows, 64, dtype=torch.bfloat16) @ weights
+print(memory() - before)
+"""
+
+
+@pytest.mark.skipif(compute_dtype() != torch.bfloat16, reason="this processor has no kernels for bfloat16")
+def test_kernels_of_shapes_that_were_met_once_are_not_kept() -> None:
+    def grown(**environment: str) -> int:
+        ended = subprocess.run(
+            [sys.executable, "-c", KERNELS], env=os.environ | environment, capture_output=True, text=True, check=True
+        )
+        return int(ended.stdout)
+
+    everything = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "1024", "LRU_CACHE_CAPACITY": "1024"}
+    assert grown() < grown(**everything) / 2
