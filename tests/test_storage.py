@@ -201,7 +201,7 @@ FLUSHED_ELSEWHERE = {
     "release/family.py", "release/verification.py", "engine/merging.py",
     # torch writes into an open file, which is flushed there.
     "engine/checkpoint.py",
-    # Nobody is told of the lock, nor of a tracker's log; the channel is a pipe, the peak of memory a word to the system.
+    # Nobody is told of the lock, nor of a tracker's log; the channel is a pipe, a process's own memory a word to Linux.
     "pipeline/lock.py", "trackers/process.py", "reward/sandboxed/channel.py", "engine/device.py",
 }
 WRITES = {"write_text", "write_bytes", "rename", "replace", "truncate"}
