@@ -290,7 +290,7 @@ def test_a_reward_scores_in_every_form(address: str, client: openai.OpenAI, rewa
     said: Any = turns[1]
     chat = client.chat.completions.create(model="reward", messages=said)
     named, _, number = str(chat.choices[0].message.content).partition(":")
-    assert named == "reward"
+    assert (named, number) == ("reward", f"{float(number):.6g}")
     assert float(number) == pytest.approx(expected[1], abs=1e-5)
     assert chat.choices[0].logprobs is not None
     (token,) = chat.choices[0].logprobs.content or []
