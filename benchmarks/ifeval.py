@@ -1,8 +1,9 @@
 """`python -m benchmarks.ifeval MODEL ...`: models on IFEval, scored by lm-evaluation-harness's own code.
 
 The first model is what the others are compared with, on the same prompts (Zhou et al. 2023, *Instruction-Following
-Evaluation for Large Language Models*). The harness wants nltk's model of sentences, which is a download; sentences are
-cut by a regular expression here, for all models alike, and words by nltk within them.
+Evaluation for Large Language Models*). The harness wants nltk's model of sentences (`python -m nltk.downloader
+punkt_tab`). Without it sentences are cut by a regular expression, for all models alike, and words by nltk within them;
+the first line says which.
 
 Each answer is scored as the harness scores it ("strict"): an answer's accuracy is 1 where every instruction of its
 prompt is followed.
@@ -16,6 +17,7 @@ import json
 import sys
 import time
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +54,7 @@ def main() -> None:
         rows = read(Source(file=asked.prompts) if asked.prompts else find_set("ifeval"))[:asked.first]
     except DataError as error:
         sys.exit(str(error))
+    print(f"sentences are cut by {'nltk' if has_punkt() else 'a regular expression'}", flush=True)
     sampling = Sampling(asked.max_tokens, asked.temperature, seed=asked.seed)
     before: list[list[bool]] | None = None
     for folder in asked.models:
@@ -104,16 +107,29 @@ def scored(row: dict[str, Any], answer: str) -> list[bool]:
     return [bool(one) for one in harness.test_instruction_following_strict(inputs, answer).follow_instruction_list]
 
 
+@cache
 def load_harness() -> Any:
-    """lm-evaluation-harness's module for IFEval, with sentences cut without nltk's download."""
+    """lm-evaluation-harness's module for IFEval; it cuts sentences as we do where nltk's model of them is missing."""
     import nltk
 
-    nltk.download = lambda *_, **__: True  # it asks for the model of sentences when it is imported
-    counting: Any = importlib.import_module("lm_eval.tasks.ifeval.instructions_util")
-    words = nltk.tokenize.NLTKWordTokenizer()
-    counting.count_sentences = lambda text: len(sentences(text))
-    nltk.word_tokenize = lambda text: [word for part in sentences(text) for word in words.tokenize(part)]
+    if not has_punkt():
+        nltk.download = lambda *_, **__: True  # it asks for the model of sentences when it is imported
+        counting: Any = importlib.import_module("lm_eval.tasks.ifeval.instructions_util")
+        words = nltk.tokenize.NLTKWordTokenizer()
+        counting.count_sentences = lambda text: len(sentences(text))
+        nltk.word_tokenize = lambda text: [word for part in sentences(text) for word in words.tokenize(part)]
     return importlib.import_module("lm_eval.tasks.ifeval.utils")
+
+
+def has_punkt() -> bool:
+    """Whether nltk's model of sentences is on this machine."""
+    import nltk
+
+    try:
+        nltk.data.find("tokenizers/punkt_tab")
+    except LookupError:
+        return False
+    return True
 
 
 def told(followed: list[list[bool]], before: list[list[bool]] | None) -> str:

@@ -113,18 +113,19 @@ def unconstrained(prompt: Prompt) -> Prompt:
 
 
 def _followed(conversation: Conversation, config: Constraining, rng: random.Random) -> Conversation:
-    answer, count = conversation.answer.strip(), rng.randint(config.least, config.most)
+    given, count = conversation.answer.strip(), rng.randint(config.least, config.most)
     request = conversation.prompt.messages[-1].content.strip()
-    words = _words(conversation.prompt, rng) + sorted(set(_WORD.findall(answer)))
+    words = _words(conversation.prompt, rng) + sorted(set(_WORD.findall(given)))
     own = [instruction(check.kind, check.arguments) for check in conversation.prompt.checks]
     kept: list[Instruction] = []
+    answer = given
     claimed = _claimed(conversation.prompt)
     for kind in rng.sample(config.kinds, k=len(config.kinds)):
         if len(kept) == count or claimed & INSTRUCTIONS[kind].claims or any(kind == one.kind for one in kept):
             continue
         for _ in range(TRIES):
             drawn = INSTRUCTIONS[kind].draw(rng, rng.sample(words, k=len(words)), request)
-            changed = drawn.rewrite(answer)
+            changed = _rewritten(given, [*kept, drawn])
             if changed.strip() and all(asked.follows(changed) for asked in (*own, *kept, drawn)):
                 kept, answer = [*kept, drawn], changed
                 claimed |= drawn.claims
@@ -132,6 +133,22 @@ def _followed(conversation: Conversation, config: Constraining, rng: random.Rand
     if not kept:
         return conversation
     return replace(conversation, prompt=_asking(conversation.prompt, kept, rng), answer=answer)
+
+
+def _rewritten(answer: str, instructions: Sequence[Instruction]) -> str:
+    """The answer in the form of all of them, whatever the order in which they were drawn."""
+    for asked in sorted(instructions, key=_turn):
+        answer = asked.rewrite(answer)
+    return answer
+
+
+def _turn(asked: Instruction) -> int:
+    """When the form of an answer is changed for it: first it is cut, then divided, marked, and put between marks."""
+    if "length" in asked.claims:
+        return 0
+    if {"begin", "end"} <= asked.claims:
+        return 3
+    return 1 if "layout" in asked.claims else 2
 
 
 def _constrained(prompt: Prompt, config: Constraining, rng: random.Random) -> Prompt:

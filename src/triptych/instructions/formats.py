@@ -10,7 +10,7 @@ from typing import ClassVar, Self
 from pydantic import Field
 
 from triptych.instructions.instruction import EVERYTHING, Instruction, Relation, compare, draw_bound
-from triptych.instructions.text import is_in, parts_of, points, sentences, tokens
+from triptych.instructions.text import holds_list, is_in, parts_of, points, sentences, tokens
 
 OPTIONS = ("My answer is yes.", "My answer is no.", "My answer is maybe.")
 """What IFEval's constrained response chooses from."""
@@ -81,8 +81,11 @@ class Postscript(Instruction):
 
     def rewrite(self, answer: str) -> str:
         """See `Instruction`."""
-        *body, last = sentences(answer)
-        return f"{' '.join(body)}\n\n{self.postscript_marker} {last}"
+        *_, last = sentences(answer.rpartition("\n")[2]) or [""]
+        body = answer.removesuffix(last).rstrip()
+        if holds_list(answer) or not re.search(r"\w", body.rpartition("\n")[2]):
+            return answer  # a postscript stands behind something, and is no entry of a list
+        return f"{body}\n\n{self.postscript_marker} {last}"
 
     @classmethod
     def draw(cls, rng: random.Random, words: list[str], request: str) -> Self:
@@ -109,7 +112,7 @@ class Bullets(Instruction):
     def rewrite(self, answer: str) -> str:
         """See `Instruction`. What is a list already stays one of as many points."""
         listed = points(answer)
-        if listed and len(listed) != self.num_bullets:
+        if holds_list(answer) and len(listed) != self.num_bullets:
             return answer
         return "\n".join(f"* {part}" for part in listed or parts_of(answer, self.num_bullets))
 

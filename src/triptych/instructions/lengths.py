@@ -9,7 +9,7 @@ from typing import Self
 from pydantic import Field
 
 from triptych.instructions.instruction import Instruction, Relation, compare, draw_bound
-from triptych.instructions.text import count_words, first_sentences, parts_of, sentences
+from triptych.instructions.text import count_words, parts_of, sentences, shortened
 
 OPENINGS = (
     "However", "Then", "Indeed", "Well", "Moreover", "Finally", "Today", "Often", "Still", "Besides", "Meanwhile",
@@ -48,7 +48,7 @@ class NumberOfWords(Instruction):
 
     def rewrite(self, answer: str) -> str:
         """See `Instruction`."""
-        return answer if self.relation == "at least" else first_sentences(answer, self.follows)
+        return answer if self.relation == "at least" else shortened(answer, self.follows)
 
     @classmethod
     def draw(cls, rng: random.Random, words: list[str], request: str) -> Self:
@@ -77,7 +77,7 @@ class NumberOfSentences(Instruction):
 
     def rewrite(self, answer: str) -> str:
         """See `Instruction`."""
-        return answer if self.relation == "at least" else first_sentences(answer, self.follows)
+        return answer if self.relation == "at least" else shortened(answer, self.follows)
 
     @classmethod
     def draw(cls, rng: random.Random, words: list[str], request: str) -> Self:
