@@ -39,7 +39,7 @@ CASES: list[tuple[str, dict[str, Any], str, str]] = [
     ("language:response_language", {"language": "de"}, "Das ist ein Haus und hier wohnen wir alle.",
      "That is a house, and all of us live here."),
     ("length_constraints:number_sentences", {"num_sentences": 2, "relation": "at least"}, "Dr. A came. He sat.",
-     "Dr. A came by e.g. train."),
+     "Dr. A came by train."),
     ("length_constraints:number_paragraphs", {"num_paragraphs": 2}, "one\n***\ntwo\n***", "one\n***\n***\ntwo"),
     ("length_constraints:number_words", {"num_words": 3, "relation": "less than"}, "two words", "there are three"),
     ("length_constraints:nth_paragraph_first_word", {"num_paragraphs": 2, "nth_paragraph": 2, "first_word": "Then"},
@@ -103,6 +103,23 @@ def test_a_right_answer_follows_and_a_wrong_one_does_not(
 def test_every_kind_is_tried() -> None:
     assert {kind for kind, _, _, _ in CASES} == set(INSTRUCTIONS)
     assert len(IFEVAL) == 25
+
+
+@pytest.mark.parametrize(("text", "count"), [
+    ("Dear Ann,\n\nI am well. It rains.", 2), ("It rains.\n\nP.S. Call me.", 3), ("1. Eggs\n2. Milk\n3. Bread", 4),
+    ("Who wins? #ourtown", 2), ("We won! and how", 2), ("He knows Dr. Brown. She does not.", 2),
+    ("It is cold (i.e. below zero). Stay in.", 3), ("The book is by J. Smith. Read it.", 2),
+    ('He said "No." Then he left.', 2), ("It grows.\n* It wilts.\n* It dies.", 3), ("Wait... What? Yes.", 2),
+    ("It costs 3.50 euros. Cheap.", 2), ("no capital. here either. none", 3),
+])
+def test_sentences_are_as_many_as_nltks_punkt_finds(text: str, count: int) -> None:
+    assert len(sentences(text)) == count
+    nltk = pytest.importorskip("nltk")
+    try:
+        found = nltk.sent_tokenize(text)
+    except LookupError:
+        return  # its model is a download; the counts are its own
+    assert len(found) == count
 
 
 def answers() -> list[str]:
@@ -301,6 +318,43 @@ def test_a_list_becomes_bullets_of_as_many_entries(answer: str, bullets: str | N
     changed = asked.rewrite(answer)
     assert asked.follows(changed) == (bullets is not None)
     assert bullets is None or changed == bullets
+
+
+def test_a_list_is_cut_between_its_lines_alone() -> None:
+    asked = instruction("length_constraints:number_paragraphs", {"num_paragraphs": 2})
+    assert asked.rewrite("1. Wash.\n2. Cook it. Stir.\n3. Serve.") == "1. Wash.\n2. Cook it. Stir.\n***\n3. Serve."
+    assert asked.rewrite("Wash it. Cook it.\n\nStir. Stir.\nServe.") == "Wash it. Cook it.\n***\nStir. Stir.\nServe."
+    assert not asked.follows(asked.rewrite("Wash it."))
+    shorter = instruction("length_constraints:number_words", {"num_words": 5, "relation": "less than"})
+    assert shorter.rewrite("1. Wash it.\n2. Cook it. Stir.") == "1. Wash it."
+
+
+@pytest.mark.parametrize(("answer", "changed"), [
+    ("It rains. Bring a coat.", "It rains.\n\nP.S. Bring a coat."),
+    ("One.\n\nTwo. Three.", "One.\n\nTwo.\n\nP.S. Three."),
+    ("It rains.", None),
+    ("It rains.\n***\nBring a coat.", None),
+    ("Bring:\n- a coat\n- a hat", None),
+])
+def test_a_postscript_stands_behind_something(answer: str, changed: str | None) -> None:
+    asked = instruction("detectable_content:postscript", {"postscript_marker": "P.S."})
+    assert asked.rewrite(answer) == (changed or answer)
+    assert asked.follows(asked.rewrite(answer)) == (changed is not None)
+
+
+def test_the_order_of_the_draw_does_not_change_where_things_stand() -> None:
+    answer = "Yesterday it rained. The sea is high. Boats stay inside. Bring something warm. Come soon. We wait."
+    kinds = ("detectable_content:postscript", "length_constraints:number_paragraphs", "startend:quotation",
+             "detectable_content:number_placeholders", "detectable_format:json_format")
+    drawn = [constrain_answers([Conversation(Prompt.of("What is new?"), answer)],
+                               Constraining(least=3, most=3, only=kinds, seed=seed))[0] for seed in range(60)]
+    asked = [[check.kind for check in made.prompt.checks] for made in drawn]
+    both = [made for made, found in zip(drawn, asked, strict=True) if set(kinds[:2]) <= set(found)]
+    assert len({found.index(kinds[0]) < found.index(kinds[1]) for found in asked if set(kinds[:2]) <= set(found)}) == 2
+    assert all("\n\nP." in made.answer.rpartition("***")[2] for made in both)
+    marked = [made for made, found in zip(drawn, asked, strict=True) if {kinds[3], kinds[4]} <= set(found)]
+    assert marked
+    assert all(made.answer.startswith('{"answer": ') for made in marked)
 
 
 def test_rows_hold_instructions_in_several_forms(tmp_path: Path) -> None:

@@ -7,8 +7,10 @@ from collections.abc import Callable
 from itertools import pairwise
 
 _WORD = re.compile(r"\w+")
-_END = re.compile(r"(?<=\.)[\"'”’)\]*]*\s+(?=[^a-z])|(?<=[!?])[\"'”’)\]*]*\s+")
-_ABBREVIATION = re.compile(r"(?:\b(?:Mr|Mrs|Ms|Dr|Prof|St|Jr|Sr|vs|e\.g|No|Inc|Ltd|Co)|(?<!\.)\b[A-HJ-Z])\.$")
+_END = re.compile(r"(?<=[.!?])(?<!\.\.)[\"'”’)\]*]*\s+")
+_ABBREVIATION = re.compile(
+    r"(?:\b(?:[Mm]r|[Mm]rs|[Mm]s|[Dd]r|St|Jr|Sr|[Vv]s|Inc|Ltd|Co|Corp|Gen|Col|Sen|Rep|Gov|Lt|Sgt)|(?<!\.)\b[A-HJ-Z])\.$"
+)
 _PARAGRAPH = re.compile(r"\n\s*\n")
 _MARK = re.compile(r"^(?:\(?\d{1,2}[.):]|[-*•–])\s+")
 _PUNCTUATION = re.compile(r"\.\.\.|--|[;@#$%&?!,:\[\](){}<>\"“”«»`]|''|(?<=\w)'(?=(?:s|m|d|ll|re|ve)\b)", re.IGNORECASE)
@@ -26,10 +28,10 @@ def count_words(text: str) -> int:
 
 
 def sentences(text: str) -> list[str]:
-    """The sentences of an English text: cut after `!` and `?`, and after `.` before what is no small letter.
+    """The sentences of an English text, cut after `.`, `!` and `?`.
 
-    IFEval takes the Punkt tokenizer, whose model is a download: of 4,396 answers 98% have as many sentences by it. As
-    there common abbreviations and initials end none, and an empty line ends none by itself.
+    IFEval takes the Punkt tokenizer, whose model is a download; of 4,396 answers 98.8% have as many sentences by it. As
+    there a title, an initial and three dots end none, a number does, and an empty line by itself ends none.
     """
     parts: list[str] = []
     for piece in _END.split(text):
