@@ -49,6 +49,8 @@ def found(**changed: Any) -> Diagnosed:
     ({"passed": share(0.2), "passed_taught": share(0.25), "ranked": share(0.5)}, REJECTED, "base", "on 20% (95%"),
     ({"passed": share(0.2), "passed_taught": None}, UNDECIDED, "base", "improvement finds no better answer"),
     ({"passed": share(0.2)}, UNDECIDED, "instructions", "on 80% (95% interval 70% to 90%, 48 prompts) of those"),
+    ({"passed": share(0.1), "passed_taught": share(0.58, 0.15)}, UNDECIDED, "instructions", "on 58%"),
+    ({"passed": share(0.45), "passed_taught": share(0.58, 0.15)}, UNDECIDED, "base", "on 45%"),
     ({"ranked": share(0.55, 0.03)}, REJECTED, "reward", "prefers the judge's in 55%"),
     ({"ranked": share(0.62, 0.15), "judge": change(-0.1)}, REJECTED, "reward", "62%"),
     ({"ranked": share(0.65), "judge": change(-0.1)}, REJECTED, "reward", "the judge fell (0.500 to 0.400"),

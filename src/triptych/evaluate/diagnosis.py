@@ -182,7 +182,7 @@ def blame(diagnosed: Diagnosed, decided: Decided) -> tuple[Bottleneck | None, st
     passed, taught, ranked = diagnosed.passed, diagnosed.passed_taught, diagnosed.ranked
     if passed is not None and passed.score < ENOUGH:
         of = f"one of {diagnosed.answers} answers is as good as the best quarter of the demonstrations on"
-        if taught is not None and taught.interval[0] > max(passed.interval[1], ENOUGH):
+        if taught is not None and taught.score > ENOUGH and taught.interval[0] > passed.interval[1]:
             return "instructions", (
                 f"{of} {_shown(passed)} of the prompts to improve on, and on {_shown(taught)} of those that Instruct "
                 "was taught to answer: the model can do it, and does not where it is asked so"
