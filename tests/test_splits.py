@@ -182,6 +182,14 @@ def test_a_request_under_other_instructions_that_were_added_asks_the_same() -> N
     assert sum(form(row) == form(plain) for rows in parts.values() for row in rows) <= 1
 
 
+def test_parts_with_fewer_prompts_than_asked_for_are_told() -> None:
+    prepared = Prepared.model_construct(prompts_test=20, prompts_gate=10, prompts_validation=7)
+    asked = DataPreparation.model_construct(test=400, gate=10, validation=8)
+    (line,) = preparation.fewer_set_apart(prepared, asked)
+    assert line.startswith("prompts set apart: 20 of 400 for test, 7 of 8 for validation, for each takes at most a")
+    assert preparation.fewer_set_apart(prepared, DataPreparation.model_construct(test=20, gate=9, validation=7)) == []
+
+
 def test_all_turns_count() -> None:
     def turns(*texts: str, system: str = "") -> Prompt:
         roles = ("user", "assistant")

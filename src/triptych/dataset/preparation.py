@@ -316,7 +316,7 @@ def prepare_data(context: StageContext, config: DataPreparation, sources: Mappin
             for why in fields(left) if (rows := getattr(left, why.name))
         },
     )
-    for line in left_out(prepared):
+    for line in (*left_out(prepared), *fewer_set_apart(prepared, config)):
         context.progress.say(f"data: {line}")
     return prepared
 
@@ -360,6 +360,17 @@ def left_out(prepared: Prepared) -> list[str]:
     return lines
 
 
+def fewer_set_apart(prepared: Prepared, asked: Splits) -> list[str]:
+    """Which parts have fewer prompts than asked for, as one line; none where each has as many."""
+    parts = [
+        f"{count:,} of {wanted:,} for {name}" for name, wanted in _measured(asked)
+        if (count := getattr(prepared, f"prompts_{name}")) < wanted
+    ]
+    if not parts:
+        return []
+    return [f"prompts set apart: {', '.join(parts)}, for each takes at most a fifth of those that ask different things"]
+
+
 def set_apart(prompts: Sequence[Prompt], config: DataPreparation, seed: int) -> dict[str, list[Prompt]]:
     """The prompts of test, gate and validation, each at most a fifth of those that ask different things.
 
@@ -371,11 +382,16 @@ def set_apart(prompts: Sequence[Prompt], config: DataPreparation, seed: int) -> 
         groups[form(prompt)] = min(first, prompt, key=lambda row: row.key)
     ordered = sorted(groups, key=lambda key: fraction("hold out prompts", key, seed))
     parts = {}
-    for name, count in (("test", config.test), ("gate", config.gate), ("validation", config.validation)):
+    for name, count in _measured(config):
         taken = ordered[: max(1, min(count, len(groups) // 5))]
         ordered = ordered[len(taken) :]
         parts[f"prompts_{name}"] = [groups[key] for key in taken]
     return parts
+
+
+def _measured(splits: Splits) -> tuple[tuple[str, int], ...]:
+    """The parts that measure, and how many prompts each is to have."""
+    return ("test", splits.test), ("gate", splits.gate), ("validation", splits.validation)
 
 
 def divided(

@@ -35,7 +35,7 @@ from triptych.data.folder import HELD_OUT, DataFolder
 from triptych.data.lengths import LearntTurns, LengthReport, tokenized, tokenized_turns
 from triptych.data.splits import prompt_of
 from triptych.data.template import conventions_of, prompt_tokens
-from triptych.dataset.preparation import Prepared, left_out, prepare_data
+from triptych.dataset.preparation import Prepared, fewer_set_apart, left_out, prepare_data
 from triptych.dataset.tasks import prepare_task
 from triptych.engine import models
 from triptych.engine.device import compute_dtype, device
@@ -380,7 +380,7 @@ def split_tasks(recipe: Recipe, folder: Path, findings: Findings) -> bool:
 
 def judge_splits(recipe: Recipe, counts: Prepared, findings: Findings) -> None:
     """What the counts of the preparation mean for the run."""
-    findings.notes += left_out(counts)
+    findings.notes += [*left_out(counts), *fewer_set_apart(counts, recipe.splits)]
     needed = least(level(recipe.gate.decision.error, failures=0))
     prompts = sum(getattr(counts, f"prompts_{name}") for name in ("test", "gate", "validation", "improve"))
     for name in ("test", "gate") if recipe.improve.rounds else ("test",):
