@@ -122,6 +122,12 @@ def test_sentences_are_as_many_as_nltks_punkt_finds(text: str, count: int) -> No
     assert len(found) == count
 
 
+def test_sentences_are_whole() -> None:
+    text = 'He said "No."  Then (she left.) *Why?* Dr.  Brown knows.'
+    assert sentences(text) == ['He said "No."', "Then (she left.)", "*Why?*", "Dr.  Brown knows."]
+    assert "".join(sentences(text)).replace(" ", "") == text.replace(" ", "")
+
+
 def answers() -> list[str]:
     """Texts of many forms: two bodies in each of a dozen shapes."""
     bodies = (

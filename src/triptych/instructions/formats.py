@@ -81,6 +81,7 @@ class Postscript(Instruction):
 
     def rewrite(self, answer: str) -> str:
         """See `Instruction`."""
+        answer = answer.rstrip()
         *_, last = sentences(answer.rpartition("\n")[2]) or [""]
         body = answer.removesuffix(last).rstrip()
         if holds_list(answer) or not re.search(r"\w", body.rpartition("\n")[2]):
