@@ -363,6 +363,24 @@ def test_the_order_of_the_draw_does_not_change_where_things_stand() -> None:
     assert all(made.answer.startswith('{"answer": ') for made in marked)
 
 
+def test_instructions_without_a_choice_give_one_answer_in_any_order() -> None:
+    row = Conversation(Prompt.of("What is new?"), "Yesterday, it rained. Everybody stayed inside. Bring a coat.")
+    kinds = ("detectable_format:title", "change_case:english_lowercase", "punctuation:no_comma")
+    made = [constrain_answers([row], Constraining(least=3, most=3, only=kinds, seed=seed))[0] for seed in range(60)]
+    assert len({tuple(check.kind for check in one.prompt.checks) for one in made}) == 6
+    (answer,) = {one.answer for one in made}
+    assert answer == "<<yesterday it rained everybody stayed>>\n\n" + row.answer.replace(",", "").lower()
+
+
+def test_an_answer_is_put_into_small_letters_last() -> None:
+    row = Conversation(Prompt.of("What is new?"), "It rained. Everybody stayed inside. Bring something warm.")
+    kinds = ("detectable_content:postscript", "change_case:english_lowercase")
+    for seed in range(10):
+        (made,) = constrain_answers([row], Constraining(least=2, most=2, only=kinds, seed=seed))
+        assert len(made.prompt.checks) == 2
+        assert made.answer.islower()
+
+
 def test_rows_hold_instructions_in_several_forms(tmp_path: Path) -> None:
     path = tmp_path / "p.jsonl"
     checks = (Check("punctuation:no_comma"), Check("length_constraints:number_words",

@@ -118,7 +118,6 @@ def _followed(conversation: Conversation, config: Constraining, rng: random.Rand
     words = _words(conversation.prompt, rng) + sorted(set(_WORD.findall(given)))
     own = [instruction(check.kind, check.arguments) for check in conversation.prompt.checks]
     kept: list[Instruction] = []
-    answer = given
     claimed = _claimed(conversation.prompt)
     for kind in rng.sample(config.kinds, k=len(config.kinds)):
         if len(kept) == count or claimed & INSTRUCTIONS[kind].claims or any(kind == one.kind for one in kept):
@@ -127,12 +126,12 @@ def _followed(conversation: Conversation, config: Constraining, rng: random.Rand
             drawn = INSTRUCTIONS[kind].draw(rng, rng.sample(words, k=len(words)), request)
             changed = _rewritten(given, [*kept, drawn])
             if changed.strip() and all(asked.follows(changed) for asked in (*own, *kept, drawn)):
-                kept, answer = [*kept, drawn], changed
+                kept.append(drawn)
                 claimed |= drawn.claims
                 break
     if not kept:
         return conversation
-    return replace(conversation, prompt=_asking(conversation.prompt, kept, rng), answer=answer)
+    return replace(conversation, prompt=_asking(conversation.prompt, kept, rng), answer=_rewritten(given, kept))
 
 
 def _rewritten(answer: str, instructions: Sequence[Instruction]) -> str:
@@ -142,13 +141,18 @@ def _rewritten(answer: str, instructions: Sequence[Instruction]) -> str:
     return answer
 
 
-def _turn(asked: Instruction) -> int:
-    """When the form of an answer is changed for it: first it is cut, then divided, marked, and put between marks."""
+def _turn(asked: Instruction) -> tuple[int, str]:
+    """When the form of an answer is changed for it: first it is cut, then divided, marked, put into capitals or none,
+    and put between marks; what is left by name."""
     if "length" in asked.claims:
-        return 0
-    if {"begin", "end"} <= asked.claims:
-        return 3
-    return 1 if "layout" in asked.claims else 2
+        turn = 0
+    elif {"begin", "end"} <= asked.claims:
+        turn = 4
+    elif "layout" in asked.claims:
+        turn = 1
+    else:
+        turn = 3 if "case" in asked.claims else 2
+    return turn, asked.kind
 
 
 def _constrained(prompt: Prompt, config: Constraining, rng: random.Random) -> Prompt:
